@@ -1,0 +1,189 @@
+"""Time candidates against a reference, fairly: interleaved, in random order, as ratios per round.
+
+A file of this package that defines `questions(quick)` is picked up by the runner:
+
+    def questions(quick: bool) -> Iterator[Question]:
+        yield Question(
+            "sum of 1,000 numbers",
+            Candidate("builtin sum", lambda: sum(numbers)),
+            [Candidate("loop", lambda: loop(numbers), limit=3.0)],
+            check=equal,
+        )
+
+Machines are noisy and drift, so a ratio is taken inside each round, where both sides met the same
+weather, and the median of the rounds is reported with its inter-quartile range. The reference is
+timed twice in every round; the row it gives of itself shows what difference means nothing here.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import repeat
+from time import perf_counter
+from typing import Any
+
+NOISE = "the reference again"
+
+_MOST_CALLS = 100_000
+# With a setup every call needs an argument of its own, all alive at once.
+_MOST_SETUPS = 100
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to do the thing.
+
+    Attributes:
+        name: What the row is called.
+        run: The call to time. It gets what `setup` returned, if there is a setup.
+        setup: Makes a fresh argument for every call, outside the clock.
+        per: How many equal pieces of work a call does; times and ratios are of one piece.
+        limit: The ratio to the reference that must not be exceeded.
+        self_timed: `run` measures itself and returns seconds.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    setup: Callable[[], object] | None = None
+    per: int = 1
+    limit: float | None = None
+    self_timed: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """A reference and the candidates that are measured against it.
+
+    Attributes:
+        name: What is asked, in a few words.
+        reference: Whose time is 1.
+        candidates: What is compared with it.
+        check: Called with the reference's result and a candidate's, before anything is timed;
+            raises where they do not agree.
+        context: Entered around the checks and the timing.
+        most_rounds: Fewer rounds than usual, for calls that take seconds.
+    """
+
+    name: str
+    reference: Candidate
+    candidates: Sequence[Candidate]
+    check: Callable[[Any, Any], object] | None = None
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
+    most_rounds: int = sys.maxsize
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the answer; ratios are to the reference, `low` and `high` are their quartiles."""
+
+    name: str
+    seconds: float
+    ratio: float
+    low: float
+    high: float
+    limit: float | None
+
+    @property
+    def verdict(self) -> str:
+        if self.limit is None:
+            return ""
+        return "ok" if self.ratio <= self.limit else "OVER"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to look: rounds, and the seconds that one slice of a round should take."""
+
+    rounds: int
+    slice_seconds: float
+
+
+QUICK = Effort(rounds=3, slice_seconds=0.001)
+FULL = Effort(rounds=31, slice_seconds=0.008)
+
+Watch = Callable[[Iterable[int], int, str], Iterable[int]]
+
+
+def measure(question: Question, effort: Effort, watch: Watch) -> list[Row]:
+    """Check the candidates, warm them up, time them, and sum up.
+
+    Args:
+        question: What to measure.
+        effort: How long.
+        watch: Wraps the rounds, to show progress.
+
+    Returns:
+        The reference's row, its noise row, and one row for every candidate.
+    """
+    again = replace(question.reference, name=NOISE)
+    candidates = [question.reference, again, *question.candidates]
+    with question.context():
+        _check(question)
+        calls = [_calls_per_slice(candidate, effort) for candidate in candidates]
+        times: list[list[float]] = [[] for _ in candidates]
+        rounds = min(effort.rounds, question.most_rounds)
+        for _ in watch(range(rounds), rounds, question.name):
+            for i in random.sample(range(len(candidates)), len(candidates)):
+                times[i].append(_slice(candidates[i], calls[i]) / calls[i] / candidates[i].per)
+    return [_row(c, t, times[0]) for c, t in zip(candidates, times, strict=True)]
+
+
+def _check(question: Question) -> None:
+    if question.check is None:
+        return
+    expected = _once(question.reference)
+    for candidate in question.candidates:
+        try:
+            question.check(expected, _once(candidate))
+        except AssertionError as error:
+            where = f"{question.name}: {candidate.name!r} disagrees with the reference"
+            raise AssertionError(f"{where}: {error}") from error
+
+
+def _once(candidate: Candidate) -> object:
+    return candidate.run(candidate.setup()) if candidate.setup else candidate.run()
+
+
+def _calls_per_slice(candidate: Candidate, effort: Effort) -> int:
+    """Warm up, and find how many calls fill a slice."""
+    most = _MOST_SETUPS if candidate.setup else _MOST_CALLS
+    calls = 1
+    while calls < most:
+        seconds = _slice(candidate, calls)
+        if seconds >= effort.slice_seconds:
+            break
+        calls = min(most, 1 + int(calls * min(10.0, effort.slice_seconds / max(seconds, 1e-9))))
+    return calls
+
+
+def _slice(candidate: Candidate, calls: int) -> float:
+    """Time a number of calls, with the garbage collector at rest."""
+    run = candidate.run
+    if candidate.self_timed:
+        seconds: float = sum(run() for _ in range(calls))
+        return seconds
+    arguments = [candidate.setup() for _ in range(calls)] if candidate.setup else None
+    gc.disable()
+    try:
+        start = perf_counter()
+        if arguments is None:
+            for _ in repeat(None, calls):
+                run()
+        else:
+            for argument in arguments:
+                run(argument)
+        return perf_counter() - start
+    finally:
+        gc.enable()
+
+
+def _row(candidate: Candidate, times: list[float], reference: list[float]) -> Row:
+    ratios = [mine / theirs for mine, theirs in zip(times, reference, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Row(candidate.name, statistics.median(times), middle, low, high, candidate.limit)

@@ -1,0 +1,43 @@
+"""What does `import parallax` add to `import torch`?"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from benchmarks.harness import Candidate, Question
+
+BUDGET_SECONDS = 0.060
+
+
+def questions(quick: bool) -> Iterator[Question]:
+    del quick
+    yield Question(
+        "import, in a new process each time",
+        _candidate(f"a budget of {BUDGET_SECONDS * 1e3:.0f} ms", lambda: BUDGET_SECONDS),
+        [
+            _candidate("parallax, after torch", partial(_seconds, "parallax", "torch"), limit=1.0),
+            _candidate("torch", partial(_seconds, "torch", "sys")),
+        ],
+        most_rounds=9,
+    )
+
+
+def _candidate(name: str, run: Callable[[], float], limit: float | None = None) -> Candidate:
+    return Candidate(name, run, limit=limit, self_timed=True)
+
+
+def _seconds(module: str, after: str) -> float:
+    """Import a module in a fresh interpreter that has imported another one, and time it there."""
+    program = (
+        f"import {after}, time\n"
+        "start = time.perf_counter()\n"
+        f"import {module}\n"
+        "print(time.perf_counter() - start)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    return float(done.stdout)

@@ -1,0 +1,163 @@
+"""What do taking a module apart, putting it together and mapping over it cost?
+
+The references work on nested dicts of the same leaves: optree's traversal is written in C++;
+torch's own, in Python, is the one that `torch.func` and `torch.compile` use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import optree
+from torch import Tensor
+from torch.utils import _pytree as torch_pytree
+
+from benchmarks.harness import Candidate, Question
+from benchmarks.models import BLOCKS, NnGPT, NnMLP, as_dict, mirror, rebuild
+from parallax import Module, tree
+
+T = TypeVar("T")
+
+# The size that the limits are for.
+GPT = 150
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model as a module and as nested dicts of the same leaves."""
+
+    leaves: int
+    module: Module
+    plain: Any
+
+    def limit(self, ratio: float) -> float | None:
+        return ratio if self.leaves == GPT else None
+
+
+def questions(quick: bool) -> Iterator[Question]:
+    subjects = [_subject(leaves) for leaves in ((6, GPT) if quick else (6, *BLOCKS))]
+    for subject in subjects:
+        yield _flatten(subject)
+        yield _unflatten(subject)
+        yield _map(subject)
+        yield _map_of_torch(subject)
+    if not quick:
+        yield _flatness(subjects)
+
+
+def _subject(leaves: int) -> Subject:
+    # Narrow where there are many leaves: their size is not what is measured here.
+    model = NnGPT(BLOCKS[leaves], width=8) if leaves in BLOCKS else NnMLP((8, 8, 8, 8))
+    module = mirror(model)
+    # A registry that does not know the module would call it one leaf, and win every race.
+    for all_leaves in (tree.leaves, optree.tree_leaves, torch_pytree.tree_leaves):
+        assert len(all_leaves(module)) == leaves
+    return Subject(leaves, module, as_dict(module))
+
+
+def _flatten(subject: Subject) -> Question:
+    def fresh() -> Module:
+        return rebuild(subject.module)
+
+    return Question(
+        f"flatten, {subject.leaves} leaves",
+        Candidate("optree, nested dict", lambda: optree.tree_flatten(subject.plain)),
+        [
+            Candidate(
+                "optree, fresh module", optree.tree_flatten, fresh, limit=subject.limit(0.75)
+            ),
+            Candidate("tree.flatten, fresh module", tree.flatten, fresh),
+            Candidate("tree.flatten, again", lambda: tree.flatten(subject.module)),
+            Candidate(
+                "tree.leaves, again",
+                lambda: (tree.leaves(subject.module), None),
+                limit=subject.limit(0.05),
+            ),
+        ],
+        check=lambda plain, flat: _same_leaves(plain[0], flat[0]),
+    )
+
+
+def _unflatten(subject: Subject) -> Question:
+    dict_leaves, dict_structure = optree.tree_flatten(subject.plain)
+    leaves, structure = tree.flatten(subject.module)
+    return Question(
+        f"unflatten, {subject.leaves} leaves",
+        Candidate(
+            "optree, nested dict", lambda: optree.tree_unflatten(dict_structure, dict_leaves)
+        ),
+        [Candidate("tree.unflatten", lambda: tree.unflatten(structure, leaves))],
+        check=_same_tree,
+    )
+
+
+def _map(subject: Subject) -> Question:
+    module, other = subject.module, rebuild(subject.module)
+    return Question(
+        f"map of the identity, {subject.leaves} leaves",
+        Candidate("optree, nested dict", lambda: optree.tree_map(_identity, subject.plain)),
+        [
+            Candidate("tree.map", lambda: tree.map(_identity, module), limit=subject.limit(0.45)),
+            Candidate(
+                "tree.map, two trees",
+                lambda: tree.map(_first, module, other),
+                limit=subject.limit(0.55),
+            ),
+            Candidate("optree, module", lambda: optree.tree_map(_identity, module)),
+        ],
+        check=_same_tree,
+    )
+
+
+def _map_of_torch(subject: Subject) -> Question:
+    module = subject.module
+    return Question(
+        f"map of the identity, {subject.leaves} leaves, against torch",
+        Candidate("torch pytree, dict", lambda: torch_pytree.tree_map(_identity, subject.plain)),
+        [
+            Candidate("tree.map", lambda: tree.map(_identity, module), limit=subject.limit(0.12)),
+            Candidate(
+                "torch pytree, module",
+                lambda: torch_pytree.tree_map(_identity, module),
+                limit=subject.limit(0.50),
+            ),
+        ],
+        check=_same_tree,
+    )
+
+
+def _flatness(subjects: list[Subject]) -> Question:
+    """Does a leaf of a large model cost what a leaf of a small one does?"""
+
+    def mapping(subject: Subject) -> Candidate:
+        module, many = subject.module, subject.leaves > GPT
+        return Candidate(
+            f"{subject.leaves} leaves",
+            lambda: tree.map(_identity, module),
+            per=subject.leaves,
+            limit=1.25 if many else None,
+        )
+
+    _, reference, *larger = subjects
+    return Question("tree.map, per leaf", mapping(reference), [mapping(s) for s in larger])
+
+
+def _identity(leaf: T) -> T:
+    return leaf
+
+
+def _first(leaf: T, other: object) -> T:
+    del other
+    return leaf
+
+
+def _same_tree(plain: object, module: Module) -> None:
+    """A result of the module's kind holds the tensors that the dicts hold."""
+    _same_leaves(optree.tree_leaves(plain), tree.leaves(module))
+
+
+def _same_leaves(plain: list[Tensor], leaves: list[Tensor]) -> None:
+    # optree sorts dicts and modules keep the order of their fields: compare without order.
+    assert sorted(map(id, plain)) == sorted(map(id, leaves))

@@ -1,0 +1,198 @@
+"""From a class statement to its fields: collecting, checking names, writing ``__init__``."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import types
+from typing import Any
+
+from parallax.fields import MISSING, Field
+from parallax.kinds import is_class_variable, kind_of
+from parallax.layout import Layout
+
+__all__ = ["Scope", "collect_fields", "resolve", "write_init"]
+
+_OWN = "__own_fields__"
+_IMMUTABLE = (int, float, complex, str, bool, bytes, type(None))
+
+
+class Scope:
+    """The function a class was defined in, for annotations that name its local variables.
+
+    Attributes:
+        names: the variables that the annotations mention and that existed then.
+    """
+
+    def __init__(self, module: str, annotations: dict[str, Any]) -> None:
+        self.code: types.CodeType | None = None
+        self.names: dict[str, Any] = {}
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_globals.get("__name__") != module:
+            frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
+        if frame is not None and frame.f_locals is not frame.f_globals:
+            # The class body's own frame is gone by now; this one is the enclosing function.
+            self.code = frame.f_code
+            self.wanted = {
+                word
+                for text in annotations.values()
+                if isinstance(text, str)
+                for word in re.findall(r"\w+", text)
+            }
+            self._take(frame)
+
+    def _take(self, frame: types.FrameType) -> None:
+        self.names |= {n: v for n, v in frame.f_locals.items() if n in self.wanted}
+
+    def look_again(self) -> None:
+        """Reads the variables once more, if the function that defined the class still runs."""
+        frame: types.FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code is self.code:
+                self._take(frame)
+                return
+            frame = frame.f_back
+
+
+def collect_fields(
+    name: str,
+    bases: tuple[type, ...],
+    namespace: dict[str, Any],
+    reserved: frozenset[str],
+    kw_only: bool,
+) -> dict[str, Field]:
+    """The fields a class body declares itself; their defaults leave the namespace.
+
+    Raises:
+        TypeError: if a field has the name of a verb of ``Module``.
+    """
+    own: dict[str, Field] = {}
+    inherited = inherited_fields(bases)
+    for key, annotation in namespace.get("__annotations__", {}).items():
+        if annotation is dataclasses.KW_ONLY or str(annotation).endswith("KW_ONLY"):
+            kw_only = True
+            continue
+        if is_class_variable(annotation):
+            continue
+        _check_name(name, key, reserved)
+        default = namespace.pop(key, MISSING)
+        declared = default if isinstance(default, Field) else Field(default=default)
+        declared.name = key
+        declared.annotation = annotation
+        if declared.kw_only is None:
+            declared.kw_only = kw_only
+        own[key] = declared
+    for key in [k for k in namespace if k in inherited and k not in own]:
+        if callable(namespace[key]) or hasattr(namespace[key], "__get__"):
+            continue  # a method or property takes the place of the inherited field
+        own[key] = _redefault(inherited[key], namespace.pop(key))
+    return own
+
+
+def _check_name(cls: str, key: str, reserved: frozenset[str]) -> None:
+    if key in reserved:
+        raise TypeError(
+            f"{cls}.{key}: '{key}' is a verb or attribute of every Module and cannot be a field. "
+            f"Choose another name, such as '{key}_'."
+        )
+    if key.startswith("__"):
+        raise TypeError(f"{cls}.{key}: a field's name must not start with two underscores")
+
+
+def _redefault(inherited: Field, default: Any) -> Field:
+    declared = Field(
+        default=default,
+        init=inherited.init,
+        kw_only=inherited.kw_only,
+        converter=inherited.converter,
+        static=inherited.static,
+    )
+    declared.name = inherited.name
+    declared.annotation = inherited.annotation
+    declared.owner = inherited.owner
+    return declared
+
+
+def inherited_fields(bases: tuple[type, ...]) -> dict[str, Field]:
+    """The fields of all bases, in the order of the MRO that a class of these bases has."""
+    if not bases:
+        return {}
+    mro = bases[0].__mro__ if len(bases) == 1 else type("_", bases, {}).__mro__[1:]
+    return fields_of(mro)
+
+
+def fields_of(mro: tuple[type, ...]) -> dict[str, Field]:
+    """All fields along an MRO, base classes first; an override keeps its place."""
+    fields: dict[str, Field] = {}
+    for cls in reversed(mro):
+        own = cls.__dict__.get(_OWN, {})
+        for key in list(fields):
+            if key not in own and key in cls.__dict__ and key != "__annotations__":
+                del fields[key]
+        fields.update(own)
+    return fields
+
+
+def resolve(cls: type) -> Layout:
+    """The layout of a class, every annotation evaluated.
+
+    Raises:
+        NameError: if an annotation names something that does not exist; the message says which.
+        TypeError: if an annotation is none a module can hold.
+    """
+    fields = fields_of(cls.__mro__)
+    for key, declared in fields.items():
+        if declared.kind is not None:
+            continue
+        where = f"{declared.owner.__name__}.{key}"
+        scope: Scope = declared.owner.__scope__  # type: ignore[attr-defined]  # set by the metaclass
+        try:
+            declared.kind = kind_of(declared.annotation, declared.owner, scope.names, where)
+        except NameError as error:
+            raise NameError(
+                f"{where} is annotated {declared.annotation!r}, and {error}. Define the name "
+                f"before the first {cls.__name__} is made, or import it at run time."
+            ) from None
+    return Layout(cls, fields)
+
+
+def write_init(cls: type, fields: dict[str, Field]) -> Any:
+    """A generated ``__init__`` that takes the fields as arguments, in order."""
+    taken = [f for f in fields.values() if f.init]
+    positional = [f for f in taken if not f.kw_only]
+    for before, after in zip(positional, positional[1:], strict=False):
+        if before.has_default and not after.has_default:
+            raise TypeError(
+                f"{cls.__name__}.{after.name} has no default but follows {before.name}, which "
+                f"has one. Give it a default, or write field(kw_only=True)."
+            )
+    scope: dict[str, Any] = {"MISSING": MISSING, "put": object.__setattr__}
+    parts = [_argument(f, scope) for f in positional]
+    keywords = [_argument(f, scope) for f in taken if f.kw_only]
+    if keywords:
+        parts += ["*", *keywords]
+    lines = [
+        f"    if {f.name} is not MISSING: put(self, {f.name!r}, {f.name})"
+        if f.has_default
+        else f"    put(self, {f.name!r}, {f.name})"
+        for f in taken
+    ]
+    if hasattr(cls, "__post_init__"):
+        lines.append("    self.__post_init__()")
+    head = f"def __init__({', '.join(['self', *parts])}):"
+    exec("\n".join([head, *(lines or ["    pass"])]), scope)
+    made = scope["__init__"]
+    made.__qualname__ = f"{cls.__qualname__}.__init__"
+    made.__module__ = cls.__module__
+    made.__annotations__ = {f.name: f.annotation for f in taken} | {"return": None}
+    return made
+
+
+def _argument(declared: Field, scope: dict[str, Any]) -> str:
+    if not declared.has_default:
+        return declared.name
+    if type(declared.default) in _IMMUTABLE:
+        scope[f"default_{declared.name}"] = declared.default
+        return f"{declared.name}=default_{declared.name}"
+    return f"{declared.name}=MISSING"

@@ -1,0 +1,1 @@
+"""Things to run: small, complete programs written with Parallax."""

@@ -1,0 +1,190 @@
+"""From an annotation to a kind: which values a field holds, and which of them are leaves.
+
+The annotation alone decides. ``Parameter`` and ``Buffer`` are leaves, modules and registered
+nodes are children, everything else is a constant; ``tuple``, ``list``, ``dict`` and named tuples
+of leaves or children are containers of them.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import sys
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, TypeVar, Union
+
+import torch
+import typing_extensions
+from torch import Tensor
+
+from parallax.fields import Buffer, Parameter
+from parallax.nodes import is_node
+
+__all__ = ["Kind", "evaluate", "is_class_variable", "kind_of"]
+
+_SEQUENCES = (tuple, list, collections.abc.Sequence, collections.abc.Iterable,
+              collections.abc.Collection)  # fmt: skip
+_MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value of a field may be; several at once for a union."""
+
+    leaf: type | None = None
+    child: bool = False
+    constant: bool = False
+    optional: bool = False
+    items: tuple[Kind, ...] | None = None
+    variadic: bool = False
+    mapping: Kind | None = None
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the value takes part in the tree at all."""
+        return bool(self.leaf or self.child or self.items is not None or self.mapping)
+
+    def item(self, index: int) -> Kind:
+        """The kind of the ``index``-th item of a sequence."""
+        assert self.items is not None
+        return self.items[0] if self.variadic else self.items[index]
+
+
+CONSTANT = Kind(constant=True)
+
+
+def is_class_variable(annotation: Any) -> bool:
+    """Whether an annotation, or its text, declares a class variable rather than a field."""
+    if isinstance(annotation, str):
+        head = annotation.split("[")[0].strip()
+        return head.rsplit(".", 1)[-1] == "ClassVar"
+    return annotation is typing.ClassVar or typing.get_origin(annotation) is typing.ClassVar
+
+
+def evaluate(annotation: Any, owner: type, local_names: dict[str, Any]) -> Any:
+    """The object that an annotation's text stands for.
+
+    Args:
+        annotation: an annotation; only strings and forward references are evaluated.
+        owner: the class the annotation was written in.
+        local_names: names of the function that defined the class.
+
+    Returns:
+        The evaluated annotation.
+
+    Raises:
+        NameError: if the text names something that does not exist (yet).
+    """
+    if isinstance(annotation, typing.ForwardRef):
+        annotation = annotation.__forward_arg__
+    if not isinstance(annotation, str):
+        return annotation
+    module = sys.modules.get(owner.__module__)
+    scope = {**vars(typing), **(vars(module) if module else {}), **local_names}
+    scope.setdefault(owner.__name__, owner)
+    return eval(annotation, scope, dict(vars(owner)))
+
+
+def kind_of(annotation: Any, owner: type, local_names: dict[str, Any], where: str) -> Kind:
+    """The kind that an annotation declares.
+
+    Args:
+        annotation: the annotation, or its text.
+        owner: the class it was written in; ``Self`` and its own name mean this class.
+        local_names: names of the function that defined the class.
+        where: the field, for error messages, as ``Class.field``.
+
+    Returns:
+        The kind.
+
+    Raises:
+        NameError: if a name in the annotation cannot be resolved.
+        TypeError: if the annotation is none a module can hold.
+    """
+
+    def resolve(hint: Any) -> Kind:
+        return kind_of(hint, owner, local_names, where)
+
+    hint = evaluate(annotation, owner, local_names)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is None or hint is type(None):
+        return Kind(optional=True)
+    if origin in (typing.Annotated, typing.Final, typing_extensions.Annotated):
+        return resolve(args[0])
+    if hint is typing_extensions.Self:
+        return resolve(owner)
+    if isinstance(hint, TypeVar):
+        bounds = hint.__constraints__ or ((hint.__bound__,) if hint.__bound__ else ())
+        return _union([resolve(bound) for bound in bounds], where) if bounds else CONSTANT
+    if hasattr(hint, "__supertype__"):  # a NewType
+        return resolve(hint.__supertype__)
+    if isinstance(hint, dataclasses.InitVar):
+        raise TypeError(f"{where}: InitVar is not supported; write an __init__ that takes it")
+    if origin in (Union, types.UnionType):
+        return _union([resolve(arg) for arg in args], where)
+    if origin in _SEQUENCES and args:
+        variadic = origin is not tuple or (len(args) == 2 and args[1] is Ellipsis)
+        kinds = tuple(resolve(arg) for arg in args if arg is not Ellipsis and arg != ())
+        return _container(Kind(items=kinds, variadic=variadic), kinds)
+    if origin in _MAPPINGS and len(args) == 2:
+        value = resolve(args[1])
+        return _container(Kind(mapping=value), (value,))
+    return _class_kind(origin if isinstance(origin, type) else hint, where, resolve)
+
+
+def _class_kind(cls: Any, where: str, resolve: Any) -> Kind:
+    if cls is Parameter or cls is Buffer:
+        return Kind(leaf=cls)
+    if not isinstance(cls, type):
+        return CONSTANT
+    name = where.rsplit(".", 1)[-1]
+    if issubclass(cls, Tensor):
+        raise TypeError(
+            f"{where} is annotated {cls.__name__}, which does not say whether it is trained. "
+            f"Write '{name}: Parameter' (trained) or '{name}: Buffer' (never trained)."
+        )
+    if issubclass(cls, torch.nn.Module):
+        raise TypeError(
+            f"{where} is annotated {cls.__name__}, a mutable torch.nn.Module. A tree holds "
+            f"immutable modules: write '{name}: Module' and assign a parallax.Module."
+        )
+    if is_node(cls):
+        return Kind(child=True)
+    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
+        hints = getattr(cls, "__annotations__", {})
+        kinds = tuple(resolve(hints[n]) if n in hints else CONSTANT for n in cls._fields)
+        return _container(Kind(items=kinds), kinds)
+    return CONSTANT
+
+
+def _container(kind: Kind, inner: tuple[Kind, ...]) -> Kind:
+    """The container kind, or a constant when nothing inside it takes part in the tree."""
+    return kind if any(item.dynamic for item in inner) else CONSTANT
+
+
+def _union(kinds: list[Kind], where: str) -> Kind:
+    leaves = {kind.leaf for kind in kinds if kind.leaf}
+    sequences = {(kind.items, kind.variadic) for kind in kinds if kind.items is not None}
+    mappings = {kind.mapping for kind in kinds if kind.mapping}
+    constant = any(kind.constant for kind in kinds)
+    if len(leaves) > 1:
+        raise TypeError(f"{where}: a leaf is either a Parameter or a Buffer, not both; use two fields")
+    if leaves and constant:
+        raise TypeError(
+            f"{where} mixes a leaf with a constant, so its kind would depend on the value. "
+            f"Use 'Parameter | None' (or 'Buffer | None') and a second field for the constant."
+        )
+    if len(sequences) > 1 or len(mappings) > 1:
+        raise TypeError(f"{where}: a union of two containers is ambiguous; use two fields")
+    items, variadic = sequences.pop() if sequences else (None, False)
+    return Kind(
+        leaf=leaves.pop() if leaves else None,
+        child=any(kind.child for kind in kinds),
+        constant=constant,
+        optional=any(kind.optional for kind in kinds),
+        items=items,
+        variadic=variadic,
+        mapping=mappings.pop() if mappings else None,
+    )

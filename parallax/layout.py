@@ -1,0 +1,319 @@
+"""The layout of one module class: its fields, resolved, and how an instance is sealed.
+
+Sealing ends construction: defaults and converters are applied, every value is checked against
+its field's kind, lists and dicts of children are frozen, ties are found, and the structure is
+attached. From then on the module never changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from parallax.constants import constant_key
+from parallax.fields import MISSING, Field, Lazy, Parameter
+from parallax.frozendict import FrozenDict
+from parallax.kinds import Kind
+from parallax.nodes import NODES, is_module
+from parallax.structure import (
+    BUFFER,
+    PARAMETER,
+    PLAIN,
+    SLOT,
+    Local,
+    Note,
+    Static,
+    Structure,
+    local_of,
+    structure_of,
+)
+
+__all__ = ["BUILDING", "Layout", "find_ties", "leaves_of", "spec_of"]
+
+BUILDING: Any = "building"  # what a module's memo holds while __init__ runs
+_set = object.__setattr__
+_ANY = Kind(leaf=Tensor, child=True, optional=True)  # inside a registered node
+_ROLES = {Parameter: PARAMETER, Tensor: SLOT}
+
+
+class Layout:
+    """The resolved fields of a class.
+
+    Attributes:
+        cls: the class.
+        fields: all fields by name, inherited ones first.
+        children: the names whose values are leaves, modules or containers of them.
+        constants: the names whose values belong to the structure.
+    """
+
+    def __init__(self, cls: type, fields: dict[str, Field]) -> None:
+        self.cls = cls
+        self.fields = fields
+        self.children = tuple(n for n, f in fields.items() if f.kind.dynamic and not f.static)
+        self.constants = tuple(n for n in fields if n not in self.children)
+        self.kinds = {name: fields[name].kind for name in self.children}
+
+    def template(self, constants: tuple[Any, ...], children: tuple[Any, ...]) -> dict[str, Any]:
+        """The attributes of a module of this class, in field order, without its leaves."""
+        known = dict(zip(self.constants, constants, strict=True))
+        for name, child in zip(self.children, children, strict=True):
+            known[name] = child.value if type(child) is Static else None
+        return {name: known[name] for name in self.fields}
+
+    def seal(self, module: Any, note: Note = PLAIN) -> None:
+        """Checks a constructed module and attaches its structure; then it is frozen.
+
+        Raises:
+            TypeError: if a field was never set, or holds a value its annotation does not allow.
+        """
+        constants, keys, children, leaves = [], [], [], []
+        for name, field in self.fields.items():
+            value = self._final(module, name, field)
+            where = f"{self.cls.__name__}.{name}"
+            if name in self.kinds:
+                admitted, entry = enter(value, field.kind, where)
+                if admitted is not value:
+                    _set(module, name, admitted)
+                children.append(entry)
+                _gather(admitted, entry, leaves)
+            else:
+                constants.append(value)
+                keys.append(constant_key(value, where))
+        local = local_of(self.cls, tuple(constants), tuple(keys), note)
+        structure, unique = find_ties(local, tuple(children), leaves)
+        _set(module, "_local", local)
+        _set(module, "_spec", structure)
+        _set(module, "_leaves", unique)
+
+    def check_set(self, module: Any) -> None:
+        """All of ``seal`` that can be traced: defaults, and that every field was set."""
+        for name, field in self.fields.items():
+            self._final(module, name, field)
+
+    def _final(self, module: Any, name: str, field: Field) -> Any:
+        """The field's value with its default and converter applied, set on the module."""
+        value = old = getattr(module, name, MISSING)
+        if value is MISSING:
+            if not field.has_default:
+                raise TypeError(self._unset(module))
+            value = field.make_default()
+        if field.converter is not None:
+            value = field.converter(value)
+        if value is not old:
+            _set(module, name, value)
+        return value
+
+    def _unset(self, module: Any) -> str:
+        cls = self.cls.__name__
+        missing = [
+            name
+            for name, field in self.fields.items()
+            if not field.has_default and getattr(module, name, MISSING) is MISSING
+        ]
+        lines = "; ".join(f"self.{name} = ..." for name in missing)
+        return (
+            f"{cls}.{missing[0]} was never set. Every declared field needs a value by the end of "
+            f"{cls}.__init__: write {lines} there, or give a default: field(default=...)"
+        )
+
+    def local(self, module: Any, note: Note = PLAIN) -> Local:
+        """The local part of a module that optree rebuilt, constants read from its attributes."""
+        constants = tuple(getattr(module, name) for name in self.constants)
+        keys = (constant_key(value, self.cls.__name__) for value in constants)
+        return local_of(self.cls, constants, tuple(keys), note)
+
+
+def find_ties(
+    local: Local, children: tuple[Any, ...], places: list[Any]
+) -> tuple[Structure, tuple[Any, ...]]:
+    """The structure over ``places`` and the unique leaves: one object in two places is a tie."""
+    present = [id(leaf) for leaf in places if leaf is not None]
+    if len(set(present)) == len(present):
+        return structure_of(local, children), tuple(places)
+    index: dict[int, int] = {}
+    unique, expand = [], []
+    for leaf in places:
+        known = index.get(id(leaf)) if leaf is not None else None
+        if known is None:
+            known = index[id(leaf)] = len(unique)
+            unique.append(leaf)
+        expand.append(known)
+    return structure_of(local, children, tuple(expand)), tuple(unique)
+
+
+def _gather(value: Any, entry: Any, leaves: list[Any]) -> None:
+    if type(entry) is not Structure:
+        if type(entry) is not Static:
+            leaves.append(value)
+    elif is_module(value):
+        unique = leaves_of(value)
+        expand = entry.expand
+        leaves.extend(unique if expand is None else [unique[k] for k in expand])
+    else:
+        leaves.extend(entry.shape.collect(value))
+
+
+def leaves_of(module: Any) -> tuple[Any, ...]:
+    """The unique leaves of a module, collected once and kept on it."""
+    try:
+        leaves = module._leaves
+    except AttributeError:
+        leaves = spec_of(module).collect(module)
+        _set(module, "_leaves", leaves)
+    return leaves  # type: ignore[no-any-return]  # a slot of the module
+
+
+def spec_of(module: Any) -> Structure:
+    """The structure of a module; one that raw optree rebuilt is described here first."""
+    spec: Structure | None = module._spec
+    return describe(module) if spec is None else spec
+
+
+def describe(module: Any) -> Structure:
+    """Finds the structure of a module whose leaves came from outside, and keeps it on it."""
+    layout: Layout = type(module).__layout__
+    leaves: list[Any] = []
+    children = []
+    for name in layout.children:
+        value = getattr(module, name)
+        entry = _describe(value, layout.kinds[name], name)
+        children.append(entry)
+        _gather(value, entry, leaves)
+    local = module._local
+    if local is None:  # made while tracing
+        local = layout.local(module)
+        _set(module, "_local", local)
+    structure, unique = find_ties(local, tuple(children), leaves)
+    _set(module, "_spec", structure)
+    _set(module, "_leaves", unique)
+    return structure
+
+
+def _describe(value: Any, kind: Kind, where: str) -> Any:
+    """As ``enter``, for values that passed it once: whatever stands in a leaf's place is a leaf."""
+    if is_module(value):
+        return spec_of(value)
+    if type(value) in NODES:
+        return _enter_node(value, where, _describe)
+    if kind.items is not None and isinstance(value, tuple):
+        parts = [_describe(v, kind.item(k), where) for k, v in enumerate(value)]
+        return _container(type(value), (), parts)
+    if kind.mapping is not None and isinstance(value, FrozenDict):
+        parts = [_describe(v, kind.mapping, where) for v in value.values()]
+        return _container(FrozenDict, (tuple(value),), parts)
+    if kind.constant and value is not None and not isinstance(value, (Tensor, Lazy)):
+        return Static(value, where)
+    return _role(kind)
+
+
+def _role(kind: Kind) -> Any:
+    return SLOT if kind.leaf is None else _ROLES.get(kind.leaf, BUFFER)
+
+
+def enter(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
+    """Admits a value to a child field.
+
+    Args:
+        value: what was assigned.
+        kind: what the annotation allows.
+        where: the field, for error messages, as ``Class.field``.
+
+    Returns:
+        The value with its containers frozen, and its entry in the structure.
+
+    Raises:
+        TypeError: if the annotation does not allow the value.
+        ValueError: if the value is a module that is still being constructed, hence a cycle.
+    """
+    if kind.leaf is not None and isinstance(value, (Tensor, Lazy)):
+        return _enter_leaf(value, kind, where)
+    if value is None:
+        if kind.optional:
+            return None, _role(kind)
+        if kind.constant and not kind.dynamic:
+            return None, Static(None, where)
+    elif is_module(value):
+        if kind.child:
+            return value, _enter_module(value, where)
+    elif type(value) in NODES:
+        if kind.child:
+            return value, _enter_node(value, where, lambda v, k, w: enter(v, k, w)[1])
+    elif kind.items is not None and isinstance(value, (tuple, list)):
+        return _enter_sequence(value, kind, where)
+    elif kind.mapping is not None and isinstance(value, Mapping):
+        pairs = {key: enter(item, kind.mapping, f"{where}[{key!r}]") for key, item in value.items()}
+        frozen = FrozenDict({key: admitted for key, (admitted, _) in pairs.items()})
+        entries = [entry for _, entry in pairs.values()]
+        return frozen, _container(FrozenDict, (tuple(frozen),), entries)
+    if kind.constant and not is_module(value):
+        return value, Static(value, where)
+    raise TypeError(_unexpected(value, kind, where))
+
+
+def _enter_leaf(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
+    if isinstance(value, Lazy):
+        if kind.leaf is not Tensor and type(value) is not kind.leaf:
+            assert kind.leaf is not None
+            given, name = type(value).__name__, where.rsplit(".", 1)[-1]
+            raise TypeError(
+                f"{where} is annotated {kind.leaf.__name__} and was given a {given} declaration. "
+                f"Write '{name}: {given}', or assign {kind.leaf.__name__}(shape, init)."
+            )
+        value.owner = value.owner or where
+    return value, _role(kind)
+
+
+def _enter_module(value: Any, where: str) -> Structure:
+    if getattr(value, "_leaves", None) is BUILDING:
+        raise ValueError(
+            f"{where} was given {type(value).__name__} while that is still being constructed: "
+            f"a module cannot contain itself. Pass what the child needs as arguments instead."
+        )
+    return spec_of(value)
+
+
+def _enter_node(value: Any, where: str, enter_child: Callable[[Any, Kind, str], Any]) -> Structure:
+    children, aux = NODES[type(value)].flatten(value)
+    entries = [enter_child(child, _ANY, f"{where}[{k}]") for k, child in enumerate(children)]
+    return _container(type(value), (aux,), entries)
+
+
+def _enter_sequence(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
+    assert kind.items is not None
+    if not kind.variadic and len(value) != len(kind.items):
+        raise TypeError(f"{where} is a tuple of {len(kind.items)} items, got {len(value)}")
+    pairs = [enter(item, kind.item(k), f"{where}[{k}]") for k, item in enumerate(value)]
+    items, entries = [item for item, _ in pairs], [entry for _, entry in pairs]
+    cls = type(value) if hasattr(value, "_fields") else tuple
+    frozen = cls(*items) if hasattr(cls, "_fields") else tuple(items)
+    if type(value) is cls and all(a is b for a, b in zip(frozen, value, strict=True)):
+        frozen = value
+    return frozen, _container(cls, (), entries)
+
+
+def _container(cls: type, constants: tuple[Any, ...], entries: list[Any]) -> Structure:
+    key = tuple(constant_key(value, cls.__name__) for value in constants)
+    return structure_of(local_of(cls, constants, key), tuple(entries))
+
+
+def _unexpected(value: Any, kind: Kind, where: str) -> str:
+    name = where.rsplit(".", 1)[-1].split("[")[0]
+    got = "None" if value is None else type(value).__name__
+    if value is None:
+        return f"{where} got None. Write '{name}: ... | None' to allow it."
+    if kind.leaf is not None:
+        role = kind.leaf.__name__
+        return (
+            f"{where} is a {role} and was given {got}. "
+            f"Assign a tensor, or declare one: self.{name} = {role}(shape, init)"
+        )
+    if isinstance(value, (list, tuple)):
+        return f"{where} holds one module and was given a {got}. Write '{name}: tuple[Module, ...]'."
+    if isinstance(value, Mapping):
+        return f"{where} holds one module and was given a {got}. Write '{name}: dict[str, Module]'."
+    return (
+        f"{where} is a child and was given {got}, which is no parallax.Module. "
+        f"Assign a module, or write '{name}: Module | {got}' to allow a constant too."
+    )

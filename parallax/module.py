@@ -1,0 +1,583 @@
+"""``Module``: declare fields, compute in ``forward``, and never change after construction."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import FrozenInstanceError
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+
+import torch
+import typing_extensions
+from torch import Tensor
+from typing_extensions import Self, dataclass_transform
+
+from parallax import _compat, initialize, random, registry
+from parallax.declare import Scope, collect_fields, fields_of, resolve, write_init
+from parallax.display import html_of, repr_of
+from parallax.fields import Lazy, UninitializedError, field
+from parallax.layout import BUILDING, Layout, spec_of
+from parallax.nodes import Instance
+from parallax.registry import flatten_module, unflatten_module
+from parallax.structure import Structure, local_of, structure_of
+from parallax.tree import core
+
+__all__ = ["Module"]
+
+_set = object.__setattr__
+M = TypeVar("M")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+class ModuleMeta(type(typing_extensions.Protocol)):  # type: ignore[misc]  # so that protocols, generics and ABCs mix in
+    """Turns a class body into fields, registers the class, and seals what its calls make."""
+
+    __layout__: Layout | None
+
+    def __new__(
+        mcs,
+        name: str,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        *,
+        kw_only: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        own = collect_fields(name, bases, namespace, _reserved(bases), kw_only)
+        scope = Scope(namespace.get("__module__", ""), namespace.get("__annotations__", {}))
+        has_init = "__init__" in namespace
+        cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
+        for declared in own.values():
+            declared.owner = cls if declared.owner is object else declared.owner
+        type.__setattr__(cls, "__own_fields__", own)
+        type.__setattr__(cls, "__scope__", scope)
+        type.__setattr__(cls, "__layout__", None)
+        fields = fields_of(cls.__mro__)
+        type.__setattr__(cls, "__field_names__", frozenset(fields))
+        generate = not has_init and _generates_init(cls)
+        type.__setattr__(cls, "__generated_init__", generate)
+        if generate:
+            type.__setattr__(cls, "__init__", write_init(cls, fields))
+        _alias_call(cls)
+        try:
+            _finish(cls)
+        except NameError:
+            pass  # a forward reference; resolved when the first instance is made
+        return cls
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **_: Any):
+        super().__init__(name, bases, namespace)
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        layout = cls.__layout__
+        if layout is None:
+            layout = _finish(cls)
+        module = cls.__new__(cls)
+        object.__setattr__(module, "_leaves", BUILDING)
+        module.__init__(*args, **kwargs)
+        _seal(layout, module)
+        return module
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "forward":
+            _alias_call_below(cls)
+
+    def __delattr__(cls, name: str) -> None:
+        super().__delattr__(name)
+        if name == "forward":
+            _alias_call_below(cls)
+
+
+def _reserved(bases: tuple[type, ...]) -> frozenset[str]:
+    for base in bases:
+        if isinstance(base, ModuleMeta):
+            return _VERBS
+    return frozenset()
+
+
+def _generates_init(cls: Any) -> bool:
+    """Whether no class between this one and ``Module`` has an ``__init__`` that a user wrote."""
+    for base in cls.__mro__[1:]:
+        if isinstance(base, ModuleMeta):
+            return base is Module or bool(base.__dict__["__generated_init__"])
+        if "__init__" in base.__dict__ and base.__module__ not in ("typing", "typing_extensions"):
+            return False
+    return False
+
+
+def _alias_call(cls: Any) -> None:
+    """Makes ``__call__`` the very function ``forward``: no packing of arguments, no hop."""
+    if "__call__" in cls.__dict__ and "__aliased__" not in cls.__dict__:
+        return
+    forward = next((b.__dict__["forward"] for b in cls.__mro__ if "forward" in b.__dict__), None)
+    if forward is not None:
+        type.__setattr__(cls, "__call__", forward)
+        type.__setattr__(cls, "__aliased__", True)
+
+
+def _alias_call_below(cls: Any) -> None:
+    _alias_call(cls)
+    for sub in type.__subclasses__(cls):
+        _alias_call_below(sub)
+
+
+def _finish(cls: Any) -> Layout:
+    """Resolves the annotations and registers the class, once."""
+    for owner in cls.__mro__:
+        if isinstance(owner, ModuleMeta):
+            owner.__scope__.look_again()
+    layout = resolve(cls)
+    type.__setattr__(cls, "__layout__", layout)
+    if not _compat.is_torch_node(cls):
+        registry.register_module(layout)
+    return layout
+
+
+def _seal(layout: Layout, module: Any) -> None:
+    if _compat.is_compiling():
+        layout.check_set(module)
+        object.__setattr__(module, "_leaves", None)
+    else:
+        layout.seal(module)
+    for base in reversed(type(module).__mro__):
+        check = base.__dict__.get("__check_init__")
+        if check is not None:
+            check(module)
+
+
+class Module(Instance, metaclass=ModuleMeta):
+    """An immutable tree of parameters, buffers, constants and other modules.
+
+    Declare every field with an annotation; the annotation decides what the field is. Set the
+    fields in ``__init__`` (or let one be generated), compute in ``forward``, call the module.
+    After construction nothing about it changes: every verb returns a new module.
+
+    Raises:
+        TypeError: at construction, if a field is not set or holds what its annotation excludes.
+        dataclasses.FrozenInstanceError: on setting or deleting an attribute afterwards.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter
+        >>> class Dense(Module):
+        ...     weight: Parameter
+        ...     bias: Parameter
+        ...     def __init__(self, n_in, n_out):
+        ...         super().__init__()
+        ...         self.weight = Parameter((n_out, n_in), torch.nn.init.xavier_normal_)
+        ...         self.bias = Parameter((n_out,), torch.nn.init.zeros_)
+        ...     def forward(self, x):
+        ...         return self.weight @ x + self.bias
+        >>> dense = Dense(3, 2).initialize(0)
+        >>> dense(torch.ones(3)).shape
+        torch.Size([2])
+    """
+
+    __slots__ = ()
+
+    __aliased__: ClassVar[bool] = True
+
+    if TYPE_CHECKING:
+        forward: Callable[..., Any]
+        __call__: Callable[..., Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    # -- frozen -------------------------------------------------------------------------------
+
+    if not TYPE_CHECKING:  # type checkers freeze by dataclass_transform; this would hide typos
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            cls = type(self)
+            if getattr(self, "_leaves", None) is not BUILDING:
+                raise FrozenInstanceError(
+                    f"cannot set {cls.__name__}.{name}: modules are immutable. "
+                    f"Make a changed copy: module = module.replace({name}=...)"
+                )
+            if name in cls.__field_names__:
+                object.__setattr__(self, name, value)
+            elif hasattr(getattr(cls, name, None), "__set__"):
+                object.__setattr__(self, name, value)  # a property's setter, during __init__
+            else:
+                raise AttributeError(_undeclared(cls, name, value))
+
+        def __delattr__(self, name: str) -> None:
+            if getattr(self, "_leaves", None) is not BUILDING:
+                raise FrozenInstanceError(
+                    f"cannot delete {type(self).__name__}.{name}: modules are immutable. "
+                    f"Make a changed copy: module = module.replace({name}=...)"
+                )
+            object.__delattr__(self, name)
+
+    def replace(self, **fields: Any) -> Self:
+        """A copy with other values in some fields; ``__init__`` does not run, the checks do.
+
+        Args:
+            **fields: new values by field name.
+
+        Returns:
+            The new module, in the same mode and with the same rng.
+
+        Raises:
+            AttributeError: if a name is no field of the class.
+            TypeError: if a value is not what the field's annotation allows.
+
+        Example:
+            >>> from parallax import Module
+            >>> class Dropout(Module):
+            ...     rate: float
+            >>> Dropout(0.5).replace(rate=0.1).rate
+            0.1
+        """
+        cls: Any = type(self)
+        layout: Layout = cls.__layout__
+        for name, value in fields.items():
+            if name not in layout.fields:
+                raise AttributeError(_undeclared(cls, name, value))
+        module = object.__new__(cls)
+        _set(module, "_leaves", BUILDING)
+        for name in layout.fields:
+            _set(module, name, fields[name] if name in fields else getattr(self, name))
+        layout.seal(module)
+        _set(module, "_spec", _carry_note(spec_of(self), module._spec, fields))
+        _set(module, "_local", module._spec.local)
+        if self._rng is not None:
+            _set(module, "_rng", self._rng)
+        for base in reversed(cls.__mro__):
+            if "__check_init__" in base.__dict__:
+                base.__dict__["__check_init__"](module)
+        return module  # type: ignore[no-any-return]  # an instance of this class
+
+    # -- the original's verbs -------------------------------------------------------------------
+
+    def initialize(
+        self,
+        rng: random.Rng,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Gives every declared parameter and buffer its value.
+
+        A value depends on the seed and the leaf's path only: adding a layer does not change the
+        others. The global RNG is left as it was found.
+
+        Args:
+            rng: an int seed, a ``torch.Generator`` or its state as a ByteTensor; only read.
+            device: where the tensors go; ``"meta"`` allocates nothing.
+            dtype: the dtype of floating leaves, in place of each one's own.
+
+        Returns:
+            The module with tensors in place of declarations; leaves that had a value keep it.
+
+        Raises:
+            RuntimeError: if nothing is left to initialise.
+            TypeError: if ``rng``, ``device`` or ``dtype`` is none, or an initializer returns
+                something else than a tensor of the declared shape.
+
+        Example:
+            >>> import torch
+            >>> from parallax import Module, Parameter
+            >>> class Bias(Module):
+            ...     value: Parameter
+            >>> Bias(Parameter((2,), torch.nn.init.ones_)).initialize(0).value
+            tensor([1., 1.])
+        """
+        return initialize.initialize(self, rng, device=device, dtype=dtype)
+
+    def reset(self, rng: random.Rng, mode: str = "train") -> Self:
+        """Prepares one step on autograd's tape.
+
+        Trainable leaves are fresh tensors that require grad and have no ``.grad``; rng and mode
+        are handed to every module below. For ``loss.backward()`` followed by ``grad()``.
+
+        Args:
+            rng: an int seed, a ``torch.Generator`` or its state as a ByteTensor; only read.
+            mode: what ``self.mode`` says inside, ``"train"`` or ``"eval"``.
+
+        Returns:
+            The prepared module.
+
+        Warns:
+            UserWarning: if ``rng`` is the very state the tree already has, which repeats all
+                its random numbers.
+
+        Example:
+            >>> import torch
+            >>> from parallax import Module, Parameter
+            >>> class Scale(Module):
+            ...     by: Parameter
+            ...     def forward(self, x):
+            ...         return (self.by * x).sum()
+            >>> scale = Scale(torch.ones(2)).reset(0)
+            >>> scale(torch.tensor([1.0, 2.0])).backward()
+            >>> scale.grad().by
+            tensor([1., 2.])
+        """
+        leaves, structure = flatten_module(self)
+        _require_values(leaves, structure, "reset")
+        structure = _distribute(structure, mode)
+        source = random.source_of(rng)
+        source.warn_if_same(self._rng)
+        fresh = [
+            leaf
+            if leaf is None
+            else leaf.detach().requires_grad_(train and _differentiable(leaf))
+            for leaf, train in zip(leaves, structure.trainable, strict=True)
+        ]
+        return unflatten_module(structure, fresh, source)  # type: ignore[no-any-return]  # of this class
+
+    def train(self, rng: random.Rng | None = None) -> Self:
+        """The module in mode ``"train"``, its leaves untouched; belongs with ``func.grad``.
+
+        Args:
+            rng: handed to every module below as in ``reset``; by default the rng stays.
+
+        Returns:
+            The module in the new mode.
+        """
+        return self._in_mode("train", rng)
+
+    def eval(self) -> Self:
+        """The module in mode ``"eval"``, its leaves untouched and without an rng.
+
+        Returns:
+            The module in the new mode.
+        """
+        leaves, structure = flatten_module(self)
+        return unflatten_module(_distribute(structure, "eval"), leaves)  # type: ignore[no-any-return]  # of this class
+
+    def _in_mode(self, mode: str, rng: Any) -> Self:
+        leaves, structure = flatten_module(self)
+        source = self._rng if rng is None else random.source_of(rng)
+        return unflatten_module(_distribute(structure, mode), leaves, source)  # type: ignore[no-any-return]  # of this class
+
+    def split(self, n: int) -> tuple[Self, ...]:
+        """Copies that share every leaf and differ in their random numbers.
+
+        Shared or recurrent use of a module needs one copy per use, as an RNG key does.
+
+        Args:
+            n: how many copies, at least one.
+
+        Returns:
+            The copies; gradients reach the one set of leaves they share.
+
+        Raises:
+            ValueError: if ``n`` is less than one.
+
+        Example:
+            >>> from parallax import Module
+            >>> class Identity(Module):
+            ...     def forward(self, x):
+            ...         return x
+            >>> first, second = Identity().split(2)
+            >>> second(first(1))
+            1
+        """
+        if not isinstance(n, int) or n < 1:
+            raise ValueError(f"split(n): n must be a positive int, got {n!r}")
+        leaves, structure = flatten_module(self)
+        return tuple(
+            unflatten_module(_split_copy(structure, k), leaves, self._rng) for k in range(n)
+        )
+
+    def grad(self) -> Self:
+        """The gradients that ``backward`` left on the leaves, as a tree of this module's shape.
+
+        Returns:
+            A module with ``leaf.grad`` in the place of each leaf, holes (``None``) where a leaf
+            has none. It has no graph unless ``backward(create_graph=True)`` made one.
+
+        Raises:
+            RuntimeError: if no leaf has a gradient.
+        """
+        leaves, structure = flatten_module(self)
+        grads = [leaf.grad if isinstance(leaf, Tensor) and leaf.is_leaf else None for leaf in leaves]
+        if all(grad is None for grad in grads):
+            raise RuntimeError(
+                f"{type(self).__name__} has no gradients. Prepare the leaves, run backward on "
+                f"what this very module computed, then ask: "
+                f"module = module.reset(rng); module(x).sum().backward(); module.grad()"
+            )
+        return unflatten_module(structure, grads)  # type: ignore[no-any-return]  # of this class
+
+    def update(self, fn: Callable[..., Any], *trees: Any) -> Self:
+        """``fn`` of each leaf and the leaves in the same place of ``trees``.
+
+        A graph is recorded only when a later tree carries one: meta-learning stays exact, and
+        an ordinary loop never grows a graph.
+
+        Args:
+            fn: takes a leaf of this module and one of each tree to a new leaf.
+            *trees: modules of this one's skeleton; where one has a hole, the leaf stays.
+
+        Returns:
+            The module of new leaves.
+
+        Raises:
+            ValueError: if a tree has another skeleton; the message names the first path.
+
+        Example:
+            >>> import torch
+            >>> from parallax import Module, Parameter
+            >>> class Point(Module):
+            ...     at: Parameter
+            >>> p, g = Point(torch.ones(2)), Point(torch.full((2,), 0.5))
+            >>> p.update(lambda p, g: p - g, g).at
+            tensor([0.5000, 0.5000])
+        """
+        return core.update(fn, self, *trees)  # type: ignore[no-any-return]  # of this class
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it, parents first, each object once.
+
+        Returns:
+            An iterator over modules.
+        """
+        seen: set[int] = set()
+        stack: list[Any] = [self]
+        while stack:
+            value = stack.pop()
+            if isinstance(value, Module):
+                if id(value) in seen:
+                    continue
+                seen.add(id(value))
+                yield value
+                layout: Layout = type(value).__layout__
+                below: Any = [getattr(value, name) for name in layout.children]
+            elif isinstance(value, dict):
+                below = list(value.values())
+            else:
+                below = list(value) if isinstance(value, tuple) else []
+            stack += reversed(below)
+
+    def extra_repr(self) -> str:
+        """What stands between the brackets of this module's line in ``repr``.
+
+        Returns:
+            Text; override it. By default the constants.
+        """
+        layout: Layout = type(self).__layout__
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in layout.constants)
+
+    # -- what a module knows --------------------------------------------------------------------
+
+    @property
+    def mode(self) -> str:
+        """``"train"`` or ``"eval"``, as the last ``reset``, ``train`` or ``eval`` said."""
+        return spec_of(self).local.note.mode
+
+    @property
+    def rng(self) -> Any:
+        """This module's own random state, of the kind that ``reset`` or ``train`` was given.
+
+        Raises:
+            RuntimeError: if no rng was handed out.
+        """
+        if self._rng is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.rng: no random state was handed to this tree. "
+                f"Hand one out first: module = module.reset(rng) or module.train(rng)"
+            )
+        return self._rng.of(spec_of(self).local.note.stream or 0)
+
+    # -- Python's protocols ----------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return repr_of(self)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def __reduce__(self) -> Any:
+        leaves, structure = flatten_module(self)
+        return _restore, (structure, leaves, self._rng)
+
+    def __copy__(self) -> Self:
+        leaves, structure = flatten_module(self)
+        return unflatten_module(structure, leaves, self._rng)  # type: ignore[no-any-return]  # of this class
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        leaves, structure = flatten_module(self)
+        copies = [copy.deepcopy(leaf, memo) for leaf in leaves]
+        return unflatten_module(structure, copies, self._rng)  # type: ignore[no-any-return]  # of this class
+
+
+def _distribute(structure: Structure, mode: str) -> Structure:
+    """The structure with ``mode`` everywhere and a random stream per module, by its path."""
+    if mode not in ("train", "eval"):
+        raise ValueError(f"mode must be 'train' or 'eval', got {mode!r}")
+    found = structure.variants.get(mode)
+    if found is None:
+        paths = [path for path, node in structure.walk() if type(node) is Structure]
+        found = structure.renote(
+            lambda index, node: node.local.note._replace(
+                mode=mode, stream=random.derive(0, "stream", *paths[index])
+            )
+        )
+        structure.variants[mode] = found.variants[mode] = found
+    return found
+
+
+def _split_copy(structure: Structure, k: int) -> Structure:
+    """The structure with every random stream exchanged for its ``k``-th child."""
+    found = structure.variants.get(("split", k))
+    if found is None:
+        found = structure.renote(
+            lambda index, node: node.local.note._replace(
+                stream=random.derive(node.local.note.stream or index, "split", k)
+            )
+        )
+        structure.variants["split", k] = found
+    return found
+
+
+def _carry_note(old: Structure, new: Structure, changed: Any) -> Structure:
+    """``new`` with the note of ``old``; marks on the leaves of changed fields are dropped."""
+    note = old.local.note
+    if note.frozen:
+        kept: list[int] = []
+        begin = dict(zip(new.keys(), new.starts(), strict=True))
+        for key, child, start in zip(old.keys(), old.children, old.starts(), strict=True):
+            if key not in changed:
+                size = child.n_places if type(child) is Structure else 1
+                kept += [k - start + begin[key] for k in note.frozen if start <= k < start + size]
+        note = note._replace(frozen=tuple(kept))
+    local = local_of(new.cls, new.local.constants, new.local.key, note)
+    return structure_of(local, new.children, new.expand)
+
+
+def _differentiable(leaf: Any) -> bool:
+    return leaf.is_floating_point() or leaf.is_complex()
+
+
+def _require_values(leaves: tuple[Any, ...], structure: Structure, verb: str) -> None:
+    for leaf, path in zip(leaves, structure.paths, strict=True):
+        if isinstance(leaf, Lazy):
+            raise UninitializedError(
+                f"{structure.cls.__name__}.{path} is not initialized, so {verb}() has nothing to "
+                f"work on. Initialize first: module = module.initialize(rng)"
+            )
+
+
+_VERBS = frozenset(name for name in vars(Module) if not name.startswith("__")) | {"forward"}
+
+
+def _restore(structure: Structure, leaves: tuple[Any, ...], rng: Any) -> Any:
+    return unflatten_module(structure, leaves, rng)
+
+
+def _undeclared(cls: type, name: str, value: Any) -> str:
+    if isinstance(value, Tensor):
+        kind = "Parameter"
+    elif isinstance(value, Module):
+        kind = type(value).__name__
+    else:
+        kind = type(value).__name__ if not hasattr(value, "shape") else "Parameter"
+    return (
+        f"{cls.__name__} declares no field {name!r}. Declare it in the class body: "
+        f"'{name}: {kind}'"
+    )

@@ -1,0 +1,47 @@
+"""Which classes are nodes of a tree, and how each is taken apart and put together.
+
+Only the table is here, so that everything above can ask; ``registry`` fills it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+__all__ = ["NODES", "Instance", "Node", "is_module", "is_node"]
+
+
+class Node(NamedTuple):
+    """How one registered class flattens and unflattens, in optree's order of arguments."""
+
+    flatten: Callable[[Any], tuple[Iterable[Any], Any]]
+    unflatten: Callable[[Any, Any], Any]
+
+
+class Instance:
+    """The memory of a module: an attribute dict, and a slot for the memo of its leaves.
+
+    The memo has a slot because writing it into the dict of a constructed module would slow every
+    later attribute read on CPython 3.11. What generated code writes is in the dict, where a write
+    costs a third: the structure, its local part (optree's metadata), and the rng.
+    """
+
+    __slots__ = ("__dict__", "__weakref__", "_leaves")
+
+    _spec: Any = None
+    _local: Any = None
+    _rng: Any = None
+
+
+NODES: dict[type, Node] = {}
+"""Classes that users registered; modules are recognised by their layout instead."""
+
+
+def is_module(value: Any) -> bool:
+    """Whether a value is a module: one attribute read, where ``isinstance`` asks a metaclass."""
+    return hasattr(type(value), "__layout__")
+
+
+def is_node(cls: Any) -> bool:
+    """Whether a class is a module class or a registered one."""
+    return hasattr(cls, "__layout__") or cls in NODES

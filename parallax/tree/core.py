@@ -1,0 +1,307 @@
+"""Flatten, unflatten and map over modules and over any pytree that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import optree
+import torch
+from torch import Tensor
+
+from parallax import _compat, tracing
+from parallax.nodes import is_module
+from parallax.registry import NAMESPACE, flatten_module, unflatten_module
+from parallax.tree.align import align
+
+__all__ = ["TreeSpec", "flatten", "leaves", "map", "map_with_path", "named_leaves", "structure",
+           "unflatten", "update"]  # fmt: skip
+
+T = TypeVar("T")
+
+
+class TreeSpec:
+    """The structure of a tree: a module, or any pytree whose leaves may be modules.
+
+    Two are equal when classes, constants, containers, ties, modes and frozen marks are; hashable.
+    """
+
+    __slots__ = ("outer", "parts", "rngs")
+
+    def __init__(self, outer: Any, parts: tuple[Any, ...], rngs: tuple[Any, ...]) -> None:
+        self.outer = outer  # optree's spec of what stands around the modules; None for none
+        self.parts = parts  # per module its structure, per other leaf None
+        self.rngs = rngs
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return (
+            type(other) is TreeSpec and self.parts == other.parts and self.outer == other.outer
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.parts)
+
+    def __repr__(self) -> str:
+        return repr(self.parts[0]) if self.outer is None else f"TreeSpec({self.outer}, {self.parts})"
+
+    @property
+    def num_leaves(self) -> int:
+        """How many leaves a tree of this structure has, holes included, ties once."""
+        return sum(1 if part is None else len(part.first) for part in self.parts)
+
+
+def _open(module: Any) -> tuple[Sequence[Any], Any]:
+    """The unique leaves of a module and its structure (its outline while tracing)."""
+    return tracing.take_apart(module) if _compat.is_compiling() else flatten_module(module)
+
+
+def _close(part: Any, leaves: Iterable[Any], rng: Any) -> Any:
+    if type(part) is tracing.Outline:
+        return tracing.rebuild(part, leaves)
+    return unflatten_module(part, leaves, rng)
+
+
+def _outer(tree: Any) -> tuple[list[Any], Any]:
+    return optree.tree_flatten(tree, is_leaf=is_module, none_is_leaf=True, namespace=NAMESPACE)
+
+
+def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
+    """Takes a tree apart.
+
+    Args:
+        tree: a module, or any pytree that holds modules and tensors.
+
+    Returns:
+        The leaves and the structure. A leaf that stands in several places of a module comes
+        once; a hole comes as ``None``.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, tree
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> leaves, spec = tree.flatten({"p": Point(torch.ones(2))})
+        >>> tree.unflatten(spec, [2 * leaf for leaf in leaves])["p"].at
+        tensor([2., 2.])
+    """
+    if is_module(tree):
+        found, part = _open(tree)
+        return list(found), TreeSpec(None, (part,), (tree._rng,))
+    items, outer = _outer(tree)
+    out: list[Any] = []
+    parts, rngs = [], []
+    for item in items:
+        if is_module(item):
+            found, part = _open(item)
+            out.extend(found)
+            parts.append(part)
+            rngs.append(item._rng)
+        else:
+            out.append(item)
+            parts.append(None)
+            rngs.append(None)
+    return out, TreeSpec(outer, tuple(parts), tuple(rngs))
+
+
+def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
+    """The tree of a structure around leaves; the inverse of ``flatten``.
+
+    Args:
+        spec: what ``flatten`` or ``structure`` returned.
+        leaves: as many leaves as it has places.
+
+    Returns:
+        A tree; no ``__init__``, converter or check of any module runs.
+
+    Raises:
+        ValueError: if the number of leaves is another.
+    """
+    given = list(leaves)
+    counts = [1 if part is None else len(_places(part)) for part in spec.parts]
+    if sum(counts) != len(given):
+        raise ValueError(f"unflatten: the structure has {sum(counts)} leaves, got {len(given)}")
+    items, start = [], 0
+    for part, count, rng in zip(spec.parts, counts, spec.rngs, strict=True):
+        chunk = given[start : start + count]
+        items.append(chunk[0] if part is None else _close(part, chunk, rng))
+        start += count
+    return items[0] if spec.outer is None else optree.tree_unflatten(spec.outer, items)
+
+
+def _places(part: Any) -> Sequence[Any]:
+    return part.present if type(part) is tracing.Outline else part.first  # type: ignore[no-any-return]  # both are tuples
+
+
+def leaves(tree: Any) -> list[Any]:
+    """The leaves of a tree, holes left out and tied ones once.
+
+    Args:
+        tree: a module, or any pytree that holds modules and tensors.
+
+    Returns:
+        A list of leaves, in the order of the fields.
+    """
+    found = _open(tree)[0] if is_module(tree) else flatten(tree)[0]
+    return [leaf for leaf in found if leaf is not None]
+
+
+def structure(tree: Any) -> TreeSpec:
+    """The structure of a tree.
+
+    Args:
+        tree: a module, or any pytree that holds modules and tensors.
+
+    Returns:
+        A hashable value; equal for trees that differ in their leaves alone.
+    """
+    return flatten(tree)[1]
+
+
+def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
+    """``fn`` of every leaf, in a tree of the same structure.
+
+    Args:
+        fn: takes a leaf of ``tree`` and one of each further tree to a new leaf.
+        tree: a module, or any pytree that holds modules and tensors.
+        *rest: trees of the same skeleton. Modes and frozen marks may differ; ``tree``'s stay.
+
+    Returns:
+        The tree of results. ``fn`` is not called on a hole, which stays one; where a later tree
+        has a hole, the leaf of ``tree`` stays.
+
+    Raises:
+        ValueError: if a later tree has another skeleton; the message names the first path.
+
+    Example:
+        >>> import torch
+        >>> from parallax import tree
+        >>> tree.map(torch.add, {"a": torch.ones(1)}, {"a": torch.ones(1)})
+        {'a': tensor([2.])}
+    """
+    if is_module(tree):
+        found, part = _open(tree)
+        others = [align(part, other) for other in rest]
+        return _close(part, _apply(fn, found, others), tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
+    return _map_outer(fn, tree, rest)  # type: ignore[no-any-return]  # a tree of T
+
+
+def _apply(fn: Callable[..., Any], first: Sequence[Any], others: list[Sequence[Any]]) -> list[Any]:
+    if not others:
+        return [None if a is None else fn(a) for a in first]
+    if len(others) == 1:
+        return [
+            a if a is None or b is None else fn(a, b)
+            for a, b in zip(first, others[0])  # noqa: B905  # aligned; dynamo traces no strict=
+        ]
+    return [
+        a if a is None or any([b is None for b in bs]) else fn(a, *bs)
+        for a, *bs in zip(first, *others)  # noqa: B905  # as above
+    ]
+
+
+def _map_outer(fn: Callable[..., Any], tree: Any, rest: tuple[Any, ...]) -> Any:
+    items, outer = _outer(tree)
+    columns = [_up_to(outer, tree, other) for other in rest]
+    out = []
+    for index, item in enumerate(items):
+        others = [column[index] for column in columns]
+        if is_module(item):
+            out.append(map(fn, item, *others))
+        else:
+            out.append(_apply(fn, [item], [[other] for other in others])[0])
+    return optree.tree_unflatten(outer, out)
+
+
+def _up_to(outer: Any, tree: Any, other: Any) -> list[Any]:
+    try:
+        return outer.flatten_up_to(other)  # type: ignore[no-any-return]  # a list of subtrees
+    except ValueError as error:
+        raise ValueError(
+            f"the trees do not fit together: {str(error).splitlines()[0]}; "
+            f"the first is {type(tree).__name__}, the other {type(other).__name__}"
+        ) from None
+
+
+def update(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
+    """As ``map``, recording a graph only when a later tree carries one.
+
+    Args:
+        fn: takes a leaf of ``tree`` and one of each further tree to a new leaf.
+        tree: a module, or any pytree that holds modules and tensors.
+        *rest: trees of the same skeleton.
+
+    Returns:
+        The tree of results.
+
+    Raises:
+        ValueError: if a later tree has another skeleton.
+    """
+    carried = _compat.transform_active() or any(
+        isinstance(leaf, Tensor) and leaf.requires_grad for other in rest for leaf in leaves(other)
+    )
+    if carried:
+        return map(fn, tree, *rest)
+    with torch.no_grad():
+        return map(fn, tree, *rest)
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by dotted path, as ``named_parameters`` and ``named_buffers`` name them.
+
+    Args:
+        tree: a module, or any pytree that holds modules and tensors.
+
+    Returns:
+        Paths to leaves, holes left out; a tied leaf under its first path.
+
+    Example:
+        >>> import torch
+        >>> from parallax import tree
+        >>> tree.named_leaves({"a": [torch.zeros(())]})
+        {'a.0': tensor(0.)}
+    """
+    return {path: leaf for path, leaf in _with_paths(tree) if leaf is not None}
+
+
+def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
+    """As ``map``, with the dotted path of each leaf as ``fn``'s first argument.
+
+    Args:
+        fn: takes a path, a leaf of ``tree`` and one of each further tree to a new leaf.
+        tree: a module, or any pytree that holds modules and tensors.
+        *rest: trees of the same skeleton.
+
+    Returns:
+        The tree of results.
+
+    Raises:
+        ValueError: if a later tree has another skeleton.
+
+    Example:
+        >>> import torch
+        >>> from parallax import tree
+        >>> tree.map_with_path(lambda path, x: path, {"a": torch.ones(1)})
+        {'a': 'a'}
+    """
+    names = unflatten(structure(tree), [path for path, _ in _with_paths(tree)])
+    return map(lambda leaf, path, *others: fn(path, leaf, *others), tree, names, *rest)
+
+
+def _with_paths(tree: Any) -> list[tuple[str, Any]]:
+    """Every unique leaf or hole with its dotted path."""
+    if is_module(tree):
+        found, part = _open(tree)
+        paths = part.paths() if type(part) is tracing.Outline else part.paths
+        return list(zip(paths, found))  # noqa: B905  # dynamo traces no strict=
+    items, outer = _outer(tree)
+    pairs = []
+    for entries, item in zip(outer.paths(), items):  # noqa: B905  # as above
+        prefix = ".".join([str(entry) for entry in entries])
+        if is_module(item):
+            inner = _with_paths(item)
+            pairs += [(f"{prefix}.{path}" if prefix else path, leaf) for path, leaf in inner]
+        else:
+            pairs.append((prefix, item))
+    return pairs

@@ -1,0 +1,94 @@
+"""The main job and what it is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+
+from parallax import tree
+from parallax.__main__ import main
+from parallax.examples import progress
+from parallax.examples.digits import load
+from parallax.examples.digits_net import DigitsNet, accuracy, train
+
+
+def test_digits_are_all_there_and_split_by_class() -> None:
+    digits = load()
+    x, y = torch.cat([digits.train_x, digits.test_x]), torch.cat([digits.train_y, digits.test_y])
+    assert x.shape == (1797, 64) and y.shape == (1797,)
+    assert x.dtype == torch.float32 and y.dtype == torch.int64
+    assert x.min() == 0 and x.max() == 1
+    shares = digits.test_y.bincount() / y.bincount()
+    assert ((shares > 0.19) & (shares < 0.21)).all()
+
+
+def test_digits_are_the_same_at_every_load() -> None:
+    def digest() -> str:
+        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in load())).hexdigest()
+
+    assert digest() == digest()
+
+
+def _trained(seed: int, epochs: int = 2) -> DigitsNet:
+    *_, last = train(DigitsNet().initialize(seed), load(), epochs=epochs, seed=seed)
+    return last.net
+
+
+def test_same_seed_same_network_bit_for_bit() -> None:
+    assert tree.equal(_trained(0), _trained(0))
+    assert not tree.equal(_trained(0), _trained(1))
+
+
+def test_training_leaves_the_global_rng_and_the_first_network_alone() -> None:
+    net = DigitsNet().initialize(0)
+    before, rng = [leaf.clone() for leaf in tree.leaves(net)], torch.get_rng_state()
+    list(train(net, load(), epochs=1, seed=0))
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(map(torch.equal, before, tree.leaves(net)))
+
+
+def test_loss_falls() -> None:
+    losses = [loss for _, loss in train(DigitsNet().initialize(0), load(), epochs=4, seed=0)]
+    assert all(later < earlier for earlier, later in pairwise(losses))
+
+
+def test_reaches_ninety_five_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    out = capsys.readouterr().out
+    assert float(out.rsplit("test accuracy: ", 1)[1].rstrip("%\n")) >= 95
+    assert "dense1.weight" in out
+
+
+def test_an_untrained_network_guesses() -> None:
+    digits = load()
+    assert accuracy(DigitsNet().initialize(0), digits.test_x, digits.test_y) < 0.5
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--epochs", "0"], ["--epochs", "-3"], ["--epochs", "x"], ["--seed", "-1"]]
+)
+def test_bad_arguments_are_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert f"{arguments[0]}: must be a whole number" in capsys.readouterr().err
+
+
+def test_progress_without_tqdm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", -1.0)
+    assert list(progress.progress("ab", 2, "letters")) == ["a", "b"]
+    assert capsys.readouterr().err == "letters: 1/2\nletters: 2/2\n"
+
+
+def test_runs_as_a_program() -> None:
+    command = [sys.executable, "-m", "parallax", "--epochs", "1"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "test accuracy" in done.stdout
