@@ -19,8 +19,10 @@ _OPTREE_GLOBAL: Any = vars(optree.registry)["__GLOBAL_NAMESPACE"]
 Context = Any
 KeyPath = Any
 
-is_compiling: Callable[[], bool] = torch.compiler.is_compiling
-"""True while dynamo traces; dynamo folds the call to a constant."""
+is_compiling: Callable[[], bool] = torch.compiler.is_dynamo_compiling
+"""True while dynamo traces, which folds the call to a constant; a third of ``is_compiling``'s time.
+
+Not true in a non-strict ``torch.export``, which runs Python as it is and wants the eager path."""
 
 
 def is_torch_node(cls: type) -> bool:

@@ -46,6 +46,13 @@ class Kind:
         """Whether the value takes part in the tree at all."""
         return bool(self.leaf or self.child or self.items is not None or self.mapping)
 
+    @property
+    def flat(self) -> bool:
+        """Whether it is a leaf or a hole and nothing else."""
+        return self.leaf is not None and not (
+            self.child or self.constant or self.items is not None or self.mapping
+        )
+
     def item(self, index: int) -> Kind:
         """The kind of the ``index``-th item of a sequence."""
         assert self.items is not None

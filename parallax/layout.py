@@ -30,9 +30,9 @@ from parallax.structure import (
     structure_of,
 )
 
-__all__ = ["BUILDING", "Layout", "find_ties", "leaves_of", "spec_of"]
+__all__ = ["TRACED", "Layout", "find_ties", "leaves_of", "spec_of"]
 
-BUILDING: Any = "building"  # what a module's memo holds while __init__ runs
+TRACED: Any = False  # the spec of a module made while tracing, until it is described
 _set = object.__setattr__
 _ANY = Kind(leaf=Tensor, child=True, optional=True)  # inside a registered node
 _ROLES = {Parameter: PARAMETER, Tensor: SLOT}
@@ -83,7 +83,6 @@ class Layout:
                 keys.append(constant_key(value, where))
         local = local_of(self.cls, tuple(constants), tuple(keys), note)
         structure, unique = find_ties(local, tuple(children), leaves)
-        _set(module, "_local", local)
         _set(module, "_spec", structure)
         _set(module, "_leaves", unique)
 
@@ -118,11 +117,13 @@ class Layout:
             f"{cls}.__init__: write {lines} there, or give a default: field(default=...)"
         )
 
-    def local(self, module: Any, note: Note = PLAIN) -> Local:
-        """The local part of a module that optree rebuilt, constants read from its attributes."""
+    def local(self, module: Any) -> Local:
+        """The local part of a module without a structure: optree carried it, or it is read off."""
+        if type(module._spec) is Local:
+            return module._spec
         constants = tuple(getattr(module, name) for name in self.constants)
         keys = (constant_key(value, self.cls.__name__) for value in constants)
-        return local_of(self.cls, constants, tuple(keys), note)
+        return local_of(self.cls, constants, tuple(keys))
 
 
 def find_ties(
@@ -167,8 +168,8 @@ def leaves_of(module: Any) -> tuple[Any, ...]:
 
 def spec_of(module: Any) -> Structure:
     """The structure of a module; one that raw optree rebuilt is described here first."""
-    spec: Structure | None = module._spec
-    return describe(module) if spec is None else spec
+    spec = module._spec
+    return spec if type(spec) is Structure else describe(module)
 
 
 def describe(module: Any) -> Structure:
@@ -181,10 +182,14 @@ def describe(module: Any) -> Structure:
         entry = _describe(value, layout.kinds[name], name)
         children.append(entry)
         _gather(value, entry, leaves)
-    local = module._local
-    if local is None:  # made while tracing
+    local = module._spec
+    if local is None:
+        raise RuntimeError(
+            f"{type(module).__name__} is still being constructed: it is a tree from the end of "
+            f"__init__ on. Work on the fields, or on the finished module."
+        )
+    if local is TRACED:
         local = layout.local(module)
-        _set(module, "_local", local)
     structure, unique = find_ties(local, tuple(children), leaves)
     _set(module, "_spec", structure)
     _set(module, "_leaves", unique)
@@ -266,7 +271,7 @@ def _enter_leaf(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
 
 
 def _enter_module(value: Any, where: str) -> Structure:
-    if getattr(value, "_leaves", None) is BUILDING:
+    if value._spec is None:
         raise ValueError(
             f"{where} was given {type(value).__name__} while that is still being constructed: "
             f"a module cannot contain itself. Pass what the child needs as arguments instead."

@@ -13,26 +13,39 @@ from torch import Tensor
 from typing_extensions import Self, dataclass_transform
 
 from parallax import _compat, initialize, random, registry
+from parallax._compat import is_compiling
 from parallax.declare import Scope, collect_fields, fields_of, resolve, write_init
 from parallax.display import html_of, repr_of
 from parallax.fields import Lazy, UninitializedError, field
-from parallax.layout import BUILDING, Layout, spec_of
+from parallax.layout import TRACED, Layout, spec_of
 from parallax.nodes import Instance
 from parallax.registry import flatten_module, unflatten_module
+from parallax.sealing import write_seal
 from parallax.structure import Structure, local_of, structure_of
 from parallax.tree import core
 
 __all__ = ["Module"]
 
 _set = object.__setattr__
-M = TypeVar("M")
+# What constructing an instance needs: ``__new__``, the seal, and every ``__check_init__``.
+_Ready = tuple[Callable[..., Any], Callable[[Any], None], tuple[Callable[[Any], None], ...]]
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
-class ModuleMeta(type(typing_extensions.Protocol)):  # type: ignore[misc]  # so that protocols, generics and ABCs mix in
+# Protocol's metaclass, so that protocols, generics and ABCs mix in; it derives from ABCMeta, which
+# is what type checkers know of it.
+if TYPE_CHECKING:
+    from abc import ABCMeta as _ProtocolMeta
+else:
+    _ProtocolMeta = type(typing_extensions.Protocol)
+
+
+# Not frozen_default: checkers would refuse `self.weight = ...` in __init__, too.
+@dataclass_transform(field_specifiers=(field,))
+class ModuleMeta(_ProtocolMeta):
     """Turns a class body into fields, registers the class, and seals what its calls make."""
 
-    __layout__: Layout | None
+    __layout__: Layout
+    __ready__: _Ready | None
 
     def __new__(
         mcs,
@@ -45,15 +58,17 @@ class ModuleMeta(type(typing_extensions.Protocol)):  # type: ignore[misc]  # so 
     ) -> Any:
         own = collect_fields(name, bases, namespace, _reserved(bases), kw_only)
         scope = Scope(namespace.get("__module__", ""), namespace.get("__annotations__", {}))
-        has_init = "__init__" in namespace
+        has_init, has_setattr = "__init__" in namespace, "__setattr__" in namespace
         cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
         for declared in own.values():
             declared.owner = cls if declared.owner is object else declared.owner
         type.__setattr__(cls, "__own_fields__", own)
         type.__setattr__(cls, "__scope__", scope)
         type.__setattr__(cls, "__layout__", None)
+        type.__setattr__(cls, "__ready__", None)
         fields = fields_of(cls.__mro__)
-        type.__setattr__(cls, "__field_names__", frozenset(fields))
+        if not has_setattr:
+            type.__setattr__(cls, "__setattr__", _setter(frozenset(fields)))
         generate = not has_init and _generates_init(cls)
         type.__setattr__(cls, "__generated_init__", generate)
         if generate:
@@ -69,13 +84,17 @@ class ModuleMeta(type(typing_extensions.Protocol)):  # type: ignore[misc]  # so 
         super().__init__(name, bases, namespace)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        layout = cls.__layout__
-        if layout is None:
-            layout = _finish(cls)
-        module = cls.__new__(cls)
-        object.__setattr__(module, "_leaves", BUILDING)
+        make, seal, checks = cls.__ready__ or _finish(cls)
+        module = make(cls)
         module.__init__(*args, **kwargs)
-        _seal(layout, module)
+        if is_compiling():
+            cls.__layout__.check_set(module)
+            object.__setattr__(module, "_spec", TRACED)
+        else:
+            seal(module)
+        if checks:
+            for check in checks:
+                check(module)
         return module
 
     def __setattr__(cls, name: str, value: Any) -> None:
@@ -87,6 +106,32 @@ class ModuleMeta(type(typing_extensions.Protocol)):  # type: ignore[misc]  # so 
         super().__delattr__(name)
         if name == "forward":
             _alias_call_below(cls)
+
+
+def _setter(names: frozenset[str]) -> Callable[[Any, str, Any], None]:
+    """``__setattr__`` of one class; with the names in a cell it takes a fifth less time."""
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        # A module is under construction until it has a structure.
+        if name in names and self._spec is None:
+            object.__setattr__(self, name, value)
+        else:
+            _set_other(self, name, value)
+
+    return __setattr__
+
+
+def _set_other(module: Any, name: str, value: Any) -> None:
+    """Setting what is no field under construction: a property's setter, or an error."""
+    cls = type(module)
+    if module._spec is not None:
+        raise FrozenInstanceError(
+            f"cannot set {cls.__name__}.{name}: modules are immutable. "
+            f"Make a changed copy: module = module.replace({name}=...)"
+        )
+    if not hasattr(getattr(cls, name, None), "__set__"):
+        raise AttributeError(_undeclared(cls, name, value))
+    object.__setattr__(module, name, value)
 
 
 def _reserved(bases: tuple[type, ...]) -> frozenset[str]:
@@ -122,8 +167,8 @@ def _alias_call_below(cls: Any) -> None:
         _alias_call_below(sub)
 
 
-def _finish(cls: Any) -> Layout:
-    """Resolves the annotations and registers the class, once."""
+def _finish(cls: Any) -> _Ready:
+    """Resolves the annotations and registers the class, once; returns what a call needs."""
     for owner in cls.__mro__:
         if isinstance(owner, ModuleMeta):
             owner.__scope__.look_again()
@@ -131,19 +176,10 @@ def _finish(cls: Any) -> Layout:
     type.__setattr__(cls, "__layout__", layout)
     if not _compat.is_torch_node(cls):
         registry.register_module(layout)
-    return layout
-
-
-def _seal(layout: Layout, module: Any) -> None:
-    if _compat.is_compiling():
-        layout.check_set(module)
-        object.__setattr__(module, "_leaves", None)
-    else:
-        layout.seal(module)
-    for base in reversed(type(module).__mro__):
-        check = base.__dict__.get("__check_init__")
-        if check is not None:
-            check(module)
+    checks = [b.__dict__["__check_init__"] for b in cls.__mro__ if "__check_init__" in b.__dict__]
+    ready = cls.__new__, write_seal(layout), tuple(reversed(checks))
+    type.__setattr__(cls, "__ready__", ready)
+    return ready
 
 
 class Module(Instance, metaclass=ModuleMeta):
@@ -179,32 +215,16 @@ class Module(Instance, metaclass=ModuleMeta):
     __aliased__: ClassVar[bool] = True
 
     if TYPE_CHECKING:
-        forward: Callable[..., Any]
-        __call__: Callable[..., Any]
-
-    def __init__(self) -> None:
-        super().__init__()
+        # Methods, not attributes: those would be fields.
+        def forward(self, *args: Any, **kwargs: Any) -> Any: ...
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     # -- frozen -------------------------------------------------------------------------------
 
-    if not TYPE_CHECKING:  # type checkers freeze by dataclass_transform; this would hide typos
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            cls = type(self)
-            if getattr(self, "_leaves", None) is not BUILDING:
-                raise FrozenInstanceError(
-                    f"cannot set {cls.__name__}.{name}: modules are immutable. "
-                    f"Make a changed copy: module = module.replace({name}=...)"
-                )
-            if name in cls.__field_names__:
-                object.__setattr__(self, name, value)
-            elif hasattr(getattr(cls, name, None), "__set__"):
-                object.__setattr__(self, name, value)  # a property's setter, during __init__
-            else:
-                raise AttributeError(_undeclared(cls, name, value))
+    if not TYPE_CHECKING:  # type checkers freeze by dataclass_transform; these would hide typos
 
         def __delattr__(self, name: str) -> None:
-            if getattr(self, "_leaves", None) is not BUILDING:
+            if self._spec is not None:
                 raise FrozenInstanceError(
                     f"cannot delete {type(self).__name__}.{name}: modules are immutable. "
                     f"Make a changed copy: module = module.replace({name}=...)"
@@ -237,17 +257,14 @@ class Module(Instance, metaclass=ModuleMeta):
             if name not in layout.fields:
                 raise AttributeError(_undeclared(cls, name, value))
         module = object.__new__(cls)
-        _set(module, "_leaves", BUILDING)
         for name in layout.fields:
             _set(module, name, fields[name] if name in fields else getattr(self, name))
         layout.seal(module)
         _set(module, "_spec", _carry_note(spec_of(self), module._spec, fields))
-        _set(module, "_local", module._spec.local)
         if self._rng is not None:
             _set(module, "_rng", self._rng)
-        for base in reversed(cls.__mro__):
-            if "__check_init__" in base.__dict__:
-                base.__dict__["__check_init__"](module)
+        for check in cls.__ready__[2]:
+            check(module)
         return module  # type: ignore[no-any-return]  # an instance of this class
 
     # -- the original's verbs -------------------------------------------------------------------

@@ -36,7 +36,7 @@ _set = object.__setattr__
 def flatten_module(module: Any) -> tuple[tuple[Any, ...], Structure]:
     """The unique leaves and the structure of a module; both are kept on it."""
     spec = module._spec
-    if spec is None:
+    if type(spec) is not Structure:
         spec = spec_of(module)
     return leaves_of(module), spec
 
@@ -155,9 +155,8 @@ def _optree_functions(layout: Layout) -> tuple[Callable[..., Any], Callable[...,
     constants = "".join(f"d[{name!r}], " for name in layout.constants)
     source = f"""
 def flatten(m):
-    local = m._local
-    if local is None:
-        local = local_of(m)
+    local = m._spec
+    local = local.local if type(local) is Structure else local_of(m)
     if m._rng is not None:
         local = Carried(local, m._rng)
     return ({children}), local, entries
@@ -168,7 +167,7 @@ def unflatten(local, children):
     if type(local) is Carried:
         d["_rng"] = local.rng
         local = local.local
-    d["_local"] = local
+    d["_spec"] = local
     {f"{targets} = children" if layout.children else "pass"}
     {f"{constants} = local.constants" if layout.constants else "pass"}
     {"; ".join(f"d[{name!r}] = unwrap(d[{name!r}])" for name in sorted(mixed)) or "pass"}
@@ -176,6 +175,7 @@ def unflatten(local, children):
 """
     scope: dict[str, Any] = {
         "Carried": Carried,
+        "Structure": Structure,
         "cls": layout.cls,
         "entries": layout.children,
         "local_of": layout.local,

@@ -198,7 +198,6 @@ class Structure:
                 return [c.value if type(c) is Static else None for c in self.children]
             return self.local.constants
         template = layout.template(self.local.constants, self.children)
-        template["_local"] = self.local
         template["_spec"] = self
         return template.copy
 

@@ -17,6 +17,7 @@ from parallax.fields import Lazy
 from parallax.frozendict import FrozenDict
 from parallax.kinds import Kind
 from parallax.nodes import NODES
+from parallax.structure import Structure
 
 __all__ = ["Outline", "flatten", "rebuild", "take_apart", "unflatten"]
 
@@ -79,7 +80,7 @@ def take_apart(module: Any) -> tuple[list[Any], Outline]:
     specs: list[Any] = []
     skeleton = _walk(module, _ANY, places, specs)
     spec = module._spec
-    expand = None if spec is None else spec.expand
+    expand = spec.expand if type(spec) is Structure else None
     if expand is None:
         leaves = places
     else:
@@ -115,7 +116,7 @@ def _walk(value: Any, kind: Kind, places: list[Any], specs: list[Any]) -> Any:
     cls = type(value)
     if hasattr(cls, "__layout__"):
         layout = cls.__layout__
-        specs.append((value._spec, value._local))
+        specs.append(value._spec)
         constants = tuple([getattr(value, name) for name in layout.constants])
         children = tuple(
             [_walk(getattr(value, n), layout.kinds[n], places, specs) for n in layout.children]
@@ -148,7 +149,7 @@ def _make(skeleton: Any, leaves: Iterator[Any], specs: Iterator[Any], rng: Any) 
         layout = cls.__layout__
         module = object.__new__(cls)
         attributes = module.__dict__
-        attributes["_spec"], attributes["_local"] = next(specs)
+        attributes["_spec"] = next(specs)
         if rng is not None:
             attributes["_rng"] = rng
         for name, constant in zip(layout.constants, constants):  # noqa: B905  # dynamo traces no strict=
