@@ -12,7 +12,7 @@ from parallax.fields import MISSING, Field
 from parallax.kinds import is_class_variable, kind_of
 from parallax.layout import Layout
 
-__all__ = ["Scope", "collect_fields", "resolve", "write_init"]
+__all__ = ["Scope", "collect_fields", "collect_overrides", "fields_of", "resolve", "write_init"]
 
 _OWN = "__own_fields__"
 _IMMUTABLE = (int, float, complex, str, bool, bytes, type(None))
@@ -62,13 +62,12 @@ def collect_fields(
     reserved: frozenset[str],
     kw_only: bool,
 ) -> dict[str, Field]:
-    """The fields a class body declares itself; their defaults leave the namespace.
+    """The fields a class body annotates; their defaults leave the namespace.
 
     Raises:
         TypeError: if a field has the name of a verb of ``Module``.
     """
     own: dict[str, Field] = {}
-    inherited = inherited_fields(bases)
     for key, annotation in namespace.get("__annotations__", {}).items():
         if annotation is dataclasses.KW_ONLY or str(annotation).endswith("KW_ONLY"):
             kw_only = True
@@ -83,11 +82,27 @@ def collect_fields(
         if declared.kw_only is None:
             declared.kw_only = kw_only
         own[key] = declared
-    for key in [k for k in namespace if k in inherited and k not in own]:
-        if callable(namespace[key]) or hasattr(namespace[key], "__get__"):
-            continue  # a method or property takes the place of the inherited field
-        own[key] = _redefault(inherited[key], namespace.pop(key))
+        if any(hasattr(base, key) for base in bases):
+            # A method or property of a base would be found where the field is not set (yet).
+            namespace[key] = MISSING
     return own
+
+
+def collect_overrides(cls: type, own: dict[str, Field]) -> None:
+    """Adds the inherited fields that a class body gives another default, without annotation."""
+    inherited = fields_of(cls.__mro__[1:])
+    for key in [key for key in vars(cls) if key in inherited and key not in own]:
+        default = vars(cls)[key]
+        if not _takes_place(cls, key, default):
+            own[key] = _redefault(inherited[key], default)
+            type.__delattr__(cls, key)
+
+
+def _takes_place(cls: type, key: str, value: Any) -> bool:
+    """Whether a value in a class body is a method or descriptor rather than a default."""
+    if isinstance(value, types.FunctionType):
+        return value.__qualname__ == f"{cls.__qualname__}.{key}"
+    return hasattr(value, "__get__") and not isinstance(value, type)
 
 
 def _check_name(cls: str, key: str, reserved: frozenset[str]) -> None:
@@ -101,25 +116,20 @@ def _check_name(cls: str, key: str, reserved: frozenset[str]) -> None:
 
 
 def _redefault(inherited: Field, default: Any) -> Field:
-    declared = Field(
-        default=default,
-        init=inherited.init,
-        kw_only=inherited.kw_only,
-        converter=inherited.converter,
-        static=inherited.static,
-    )
+    declared = default
+    if not isinstance(default, Field):
+        declared = Field(
+            default=default,
+            init=inherited.init,
+            converter=inherited.converter,
+            static=inherited.static,
+        )
+    if declared.kw_only is None:
+        declared.kw_only = inherited.kw_only
     declared.name = inherited.name
     declared.annotation = inherited.annotation
     declared.owner = inherited.owner
     return declared
-
-
-def inherited_fields(bases: tuple[type, ...]) -> dict[str, Field]:
-    """The fields of all bases, in the order of the MRO that a class of these bases has."""
-    if not bases:
-        return {}
-    mro = bases[0].__mro__ if len(bases) == 1 else type("_", bases, {}).__mro__[1:]
-    return fields_of(mro)
 
 
 def fields_of(mro: tuple[type, ...]) -> dict[str, Field]:

@@ -191,7 +191,7 @@ class Gated(Module):
         self.gates = Gates(Dense(), Parameter((SIZE,), init.ones_), 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gates.gain * self.gates.inner(x) ** self.gates.power
+        return self.gates.gain * self.gates.inner(x) ** self.gates.power  # type: ignore[no-any-return]  # a call of a module is Any
 
 
 class Nested(Module):
@@ -378,8 +378,7 @@ class Square(Named, Layer, Sized):
     weight: Parameter
 
     def __init__(self, n: int = SIZE) -> None:
-        super().__init__()
-        self.n = n
+        super().__init__(n)
         self.weight = Parameter((n, n), init.eye_)
 
     def width(self) -> int:
@@ -455,7 +454,7 @@ class Foreign:
 registry.register(
     Foreign,
     lambda pair: ((pair.left, pair.right), pair.tag),
-    lambda tag, children: Foreign(*children, tag),
+    lambda tag, children: Foreign(children[0], children[1], tag),
     name="tests.Foreign",
 )
 
@@ -551,7 +550,7 @@ class Case:
     Attributes:
         name: what pytest shows.
         declare: makes the module, uninitialised.
-        nn: makes its twin in ``torch.nn``, of equal names and shapes.
+        make_twin: makes its twin in ``torch.nn``, of equal names and shapes.
         real: whether every leaf is a real float and the module can be called.
         tied: whether one leaf stands in two places.
         change: what is done to the module after ``initialize``.
@@ -559,7 +558,7 @@ class Case:
 
     name: str
     declare: Callable[[], Module]
-    nn: Callable[[], nn.Module] | None = None
+    make_twin: Callable[[], nn.Module] | None = None
     real: bool = True
     tied: bool = False
     change: Callable[[Any], Any] = field(default=lambda module: module)
@@ -572,8 +571,8 @@ class Case:
 
     def twin(self, module: Module) -> nn.Module:
         """The ``torch.nn`` module that holds copies of ``module``'s leaves."""
-        assert self.nn is not None
-        made, leaves = self.nn(), tree.named_leaves(module)
+        assert self.make_twin is not None
+        made, leaves = self.make_twin(), tree.named_leaves(module)
         targets = dict(made.named_parameters()) | dict(made.named_buffers())
         assert set(targets) == set(leaves)
         with torch.no_grad():
@@ -620,9 +619,11 @@ MODULES: list[Case] = [
     Case("tied_module", TiedModule, _TiedModule, tied=True),
     Case("foreign", Holder),
     Case("in_eval", MLP, _MLP, change=lambda module: module.eval()),
-    Case("with_rng", Sequential, change=lambda module: module.train(3)),
+    Case(
+        "with_rng", lambda: Sequential(Dense(), torch.relu), change=lambda module: module.train(3)
+    ),
 ]
 
 FLOAT = [case for case in MODULES if case.real]
-TWINS = [case for case in MODULES if case.nn is not None]
+TWINS = [case for case in MODULES if case.make_twin is not None]
 TIED = [case for case in MODULES if case.tied]
