@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import sys
 import types
@@ -171,7 +172,7 @@ def write_init(cls: type, fields: dict[str, Field]) -> Any:
     """A generated ``__init__`` that takes the fields as arguments, in order."""
     taken = [f for f in fields.values() if f.init]
     positional = [f for f in taken if not f.kw_only]
-    for before, after in zip(positional, positional[1:], strict=False):
+    for before, after in itertools.pairwise(positional):
         if before.has_default and not after.has_default:
             raise TypeError(
                 f"{cls.__name__}.{after.name} has no default but follows {before.name}, which "

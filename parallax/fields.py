@@ -156,11 +156,12 @@ def _refuse(self: Lazy, *_: Any) -> NoReturn:
     self.refuse()
 
 
-for _name in (
-    "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift radd rsub rmul rtruediv "
-    "rfloordiv rmod rpow rmatmul neg pos abs invert lt le gt ge len iter getitem setitem bool "
-    "float int complex index array contains"
-).split():
+_OPERATORS = """
+    add sub mul truediv floordiv mod pow matmul and or xor lshift rshift radd rsub rmul rtruediv
+    rfloordiv rmod rpow rmatmul neg pos abs invert lt le gt ge len iter getitem setitem bool float
+    int complex index array contains
+"""
+for _name in _OPERATORS.split():
     setattr(Lazy, f"__{_name}__", _refuse)
 
 
@@ -177,7 +178,7 @@ if TYPE_CHECKING:
         def __set__(self, obj: Any, value: Tensor | None) -> None: ...
 
     class Parameter(_LeafField):
-        """A trained leaf: annotate a field with it, and declare it as ``Parameter(shape, init)``."""
+        """A trained leaf: annotate a field with it; declare it as ``Parameter(shape, init)``."""
 
         def __init__(
             self,

@@ -48,10 +48,9 @@ class Kind:
 
     @property
     def flat(self) -> bool:
-        """Whether it is a leaf or a hole and nothing else."""
-        return self.leaf is not None and not (
-            self.child or self.constant or self.items is not None or self.mapping
-        )
+        """Whether it is one leaf or one module (or a hole): no container and no constant."""
+        one = (self.leaf is not None) != self.child
+        return one and not (self.constant or self.items is not None or self.mapping)
 
     def item(self, index: int) -> Kind:
         """The kind of the ``index``-th item of a sequence."""
@@ -177,7 +176,9 @@ def _union(kinds: list[Kind], where: str) -> Kind:
     mappings = {kind.mapping for kind in kinds if kind.mapping}
     constant = any(kind.constant for kind in kinds)
     if len(leaves) > 1:
-        raise TypeError(f"{where}: a leaf is either a Parameter or a Buffer, not both; use two fields")
+        raise TypeError(
+            f"{where}: a leaf is either a Parameter or a Buffer, not both; use two fields"
+        )
     if leaves and constant:
         raise TypeError(
             f"{where} mixes a leaf with a constant, so its kind would depend on the value. "

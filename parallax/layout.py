@@ -304,7 +304,7 @@ def _container(cls: type, constants: tuple[Any, ...], entries: list[Any]) -> Str
 
 
 def _unexpected(value: Any, kind: Kind, where: str) -> str:
-    name = where.rsplit(".", 1)[-1].split("[")[0]
+    name = where.rsplit(".", 1)[-1].split("[", maxsplit=1)[0]
     got = "None" if value is None else type(value).__name__
     if value is None:
         return f"{where} got None. Write '{name}: ... | None' to allow it."
@@ -315,9 +315,9 @@ def _unexpected(value: Any, kind: Kind, where: str) -> str:
             f"Assign a tensor, or declare one: self.{name} = {role}(shape, init)"
         )
     if isinstance(value, (list, tuple)):
-        return f"{where} holds one module and was given a {got}. Write '{name}: tuple[Module, ...]'."
+        return f"{where} holds one module and got a {got}. Write '{name}: tuple[Module, ...]'."
     if isinstance(value, Mapping):
-        return f"{where} holds one module and was given a {got}. Write '{name}: dict[str, Module]'."
+        return f"{where} holds one module and got a {got}. Write '{name}: dict[str, Module]'."
     return (
         f"{where} is a child and was given {got}, which is no parallax.Module. "
         f"Assign a module, or write '{name}: Module | {got}' to allow a constant too."

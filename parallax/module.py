@@ -5,181 +5,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-import typing_extensions
 from torch import Tensor
-from typing_extensions import Self, dataclass_transform
 
-from parallax import _compat, initialize, random, registry
-from parallax._compat import is_compiling
-from parallax.declare import Scope, collect_fields, fields_of, resolve, write_init
+from parallax import initialize, notes, random
 from parallax.display import html_of, repr_of
-from parallax.fields import Lazy, UninitializedError, field
-from parallax.layout import TRACED, Layout, spec_of
+from parallax.fields import Lazy, UninitializedError
+from parallax.layout import Layout, spec_of
+from parallax.metaclass import ModuleMeta, undeclared
 from parallax.nodes import Instance
 from parallax.registry import flatten_module, unflatten_module
-from parallax.sealing import write_seal
-from parallax.structure import Structure, local_of, structure_of
+from parallax.structure import Structure
 from parallax.tree import core
 
 __all__ = ["Module"]
 
 _set = object.__setattr__
-# What constructing an instance needs: ``__new__``, the seal, and every ``__check_init__``.
-_Ready = tuple[Callable[..., Any], Callable[[Any], None], tuple[Callable[[Any], None], ...]]
-
-
-# Protocol's metaclass, so that protocols, generics and ABCs mix in; it derives from ABCMeta, which
-# is what type checkers know of it.
-if TYPE_CHECKING:
-    from abc import ABCMeta as _ProtocolMeta
-else:
-    _ProtocolMeta = type(typing_extensions.Protocol)
-
-
-# Not frozen_default: checkers would refuse `self.weight = ...` in __init__, too.
-@dataclass_transform(field_specifiers=(field,))
-class ModuleMeta(_ProtocolMeta):
-    """Turns a class body into fields, registers the class, and seals what its calls make."""
-
-    __layout__: Layout
-    __ready__: _Ready | None
-
-    def __new__(
-        mcs,
-        name: str,
-        bases: tuple[type, ...],
-        namespace: dict[str, Any],
-        *,
-        kw_only: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        own = collect_fields(name, bases, namespace, _reserved(bases), kw_only)
-        scope = Scope(namespace.get("__module__", ""), namespace.get("__annotations__", {}))
-        has_init, has_setattr = "__init__" in namespace, "__setattr__" in namespace
-        cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
-        for declared in own.values():
-            declared.owner = cls if declared.owner is object else declared.owner
-        type.__setattr__(cls, "__own_fields__", own)
-        type.__setattr__(cls, "__scope__", scope)
-        type.__setattr__(cls, "__layout__", None)
-        type.__setattr__(cls, "__ready__", None)
-        fields = fields_of(cls.__mro__)
-        if not has_setattr:
-            type.__setattr__(cls, "__setattr__", _setter(frozenset(fields)))
-        generate = not has_init and _generates_init(cls)
-        type.__setattr__(cls, "__generated_init__", generate)
-        if generate:
-            type.__setattr__(cls, "__init__", write_init(cls, fields))
-        _alias_call(cls)
-        try:
-            _finish(cls)
-        except NameError:
-            pass  # a forward reference; resolved when the first instance is made
-        return cls
-
-    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **_: Any):
-        super().__init__(name, bases, namespace)
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        make, seal, checks = cls.__ready__ or _finish(cls)
-        module = make(cls)
-        module.__init__(*args, **kwargs)
-        if is_compiling():
-            cls.__layout__.check_set(module)
-            object.__setattr__(module, "_spec", TRACED)
-        else:
-            seal(module)
-        if checks:
-            for check in checks:
-                check(module)
-        return module
-
-    def __setattr__(cls, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "forward":
-            _alias_call_below(cls)
-
-    def __delattr__(cls, name: str) -> None:
-        super().__delattr__(name)
-        if name == "forward":
-            _alias_call_below(cls)
-
-
-def _setter(names: frozenset[str]) -> Callable[[Any, str, Any], None]:
-    """``__setattr__`` of one class; with the names in a cell it takes a fifth less time."""
-
-    def __setattr__(self: Any, name: str, value: Any) -> None:
-        # A module is under construction until it has a structure.
-        if name in names and self._spec is None:
-            object.__setattr__(self, name, value)
-        else:
-            _set_other(self, name, value)
-
-    return __setattr__
-
-
-def _set_other(module: Any, name: str, value: Any) -> None:
-    """Setting what is no field under construction: a property's setter, or an error."""
-    cls = type(module)
-    if module._spec is not None:
-        raise FrozenInstanceError(
-            f"cannot set {cls.__name__}.{name}: modules are immutable. "
-            f"Make a changed copy: module = module.replace({name}=...)"
-        )
-    if not hasattr(getattr(cls, name, None), "__set__"):
-        raise AttributeError(_undeclared(cls, name, value))
-    object.__setattr__(module, name, value)
-
-
-def _reserved(bases: tuple[type, ...]) -> frozenset[str]:
-    for base in bases:
-        if isinstance(base, ModuleMeta):
-            return _VERBS
-    return frozenset()
-
-
-def _generates_init(cls: Any) -> bool:
-    """Whether no class between this one and ``Module`` has an ``__init__`` that a user wrote."""
-    for base in cls.__mro__[1:]:
-        if isinstance(base, ModuleMeta):
-            return base is Module or bool(base.__dict__["__generated_init__"])
-        if "__init__" in base.__dict__ and base.__module__ not in ("typing", "typing_extensions"):
-            return False
-    return False
-
-
-def _alias_call(cls: Any) -> None:
-    """Makes ``__call__`` the very function ``forward``: no packing of arguments, no hop."""
-    if "__call__" in cls.__dict__ and "__aliased__" not in cls.__dict__:
-        return
-    forward = next((b.__dict__["forward"] for b in cls.__mro__ if "forward" in b.__dict__), None)
-    if forward is not None:
-        type.__setattr__(cls, "__call__", forward)
-        type.__setattr__(cls, "__aliased__", True)
-
-
-def _alias_call_below(cls: Any) -> None:
-    _alias_call(cls)
-    for sub in type.__subclasses__(cls):
-        _alias_call_below(sub)
-
-
-def _finish(cls: Any) -> _Ready:
-    """Resolves the annotations and registers the class, once; returns what a call needs."""
-    for owner in cls.__mro__:
-        if isinstance(owner, ModuleMeta):
-            owner.__scope__.look_again()
-    layout = resolve(cls)
-    type.__setattr__(cls, "__layout__", layout)
-    if not _compat.is_torch_node(cls):
-        registry.register_module(layout)
-    checks = [b.__dict__["__check_init__"] for b in cls.__mro__ if "__check_init__" in b.__dict__]
-    ready = cls.__new__, write_seal(layout), tuple(reversed(checks))
-    type.__setattr__(cls, "__ready__", ready)
-    return ready
 
 
 class Module(Instance, metaclass=ModuleMeta):
@@ -212,12 +55,19 @@ class Module(Instance, metaclass=ModuleMeta):
 
     __slots__ = ()
 
-    __aliased__: ClassVar[bool] = True
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What calling the module computes; every module that is called defines its own.
+
+        Raises:
+            TypeError: always, here.
+        """
+        raise TypeError(
+            f"{type(self).__name__} defines no forward, so it cannot be called. "
+            f"Write: def forward(self, x): ..."
+        )
 
     if TYPE_CHECKING:
-        # Methods, not attributes: those would be fields.
-        def forward(self, *args: Any, **kwargs: Any) -> Any: ...
-        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+        __call__ = forward
 
     # -- frozen -------------------------------------------------------------------------------
 
@@ -255,12 +105,12 @@ class Module(Instance, metaclass=ModuleMeta):
         layout: Layout = cls.__layout__
         for name, value in fields.items():
             if name not in layout.fields:
-                raise AttributeError(_undeclared(cls, name, value))
+                raise AttributeError(undeclared(cls, name, value))
         module = object.__new__(cls)
         for name in layout.fields:
             _set(module, name, fields[name] if name in fields else getattr(self, name))
         layout.seal(module)
-        _set(module, "_spec", _carry_note(spec_of(self), module._spec, fields))
+        _set(module, "_spec", notes.carry_note(spec_of(self), module._spec, fields))
         if self._rng is not None:
             _set(module, "_rng", self._rng)
         for check in cls.__ready__[2]:
@@ -335,13 +185,11 @@ class Module(Instance, metaclass=ModuleMeta):
         """
         leaves, structure = flatten_module(self)
         _require_values(leaves, structure, "reset")
-        structure = _distribute(structure, mode)
+        structure = notes.distribute(structure, mode)
         source = random.source_of(rng)
         source.warn_if_same(self._rng)
         fresh = [
-            leaf
-            if leaf is None
-            else leaf.detach().requires_grad_(train and _differentiable(leaf))
+            leaf if leaf is None else leaf.detach().requires_grad_(train and _differentiable(leaf))
             for leaf, train in zip(leaves, structure.trainable, strict=True)
         ]
         return unflatten_module(structure, fresh, source)  # type: ignore[no-any-return]  # of this class
@@ -364,12 +212,12 @@ class Module(Instance, metaclass=ModuleMeta):
             The module in the new mode.
         """
         leaves, structure = flatten_module(self)
-        return unflatten_module(_distribute(structure, "eval"), leaves)  # type: ignore[no-any-return]  # of this class
+        return unflatten_module(notes.distribute(structure, "eval"), leaves)  # type: ignore[no-any-return]  # of this class
 
     def _in_mode(self, mode: str, rng: Any) -> Self:
         leaves, structure = flatten_module(self)
         source = self._rng if rng is None else random.source_of(rng)
-        return unflatten_module(_distribute(structure, mode), leaves, source)  # type: ignore[no-any-return]  # of this class
+        return unflatten_module(notes.distribute(structure, mode), leaves, source)  # type: ignore[no-any-return]  # of this class
 
     def split(self, n: int) -> tuple[Self, ...]:
         """Copies that share every leaf and differ in their random numbers.
@@ -398,7 +246,7 @@ class Module(Instance, metaclass=ModuleMeta):
             raise ValueError(f"split(n): n must be a positive int, got {n!r}")
         leaves, structure = flatten_module(self)
         return tuple(
-            unflatten_module(_split_copy(structure, k), leaves, self._rng) for k in range(n)
+            unflatten_module(notes.split_copy(structure, k), leaves, self._rng) for k in range(n)
         )
 
     def grad(self) -> Self:
@@ -412,7 +260,9 @@ class Module(Instance, metaclass=ModuleMeta):
             RuntimeError: if no leaf has a gradient.
         """
         leaves, structure = flatten_module(self)
-        grads = [leaf.grad if isinstance(leaf, Tensor) and leaf.is_leaf else None for leaf in leaves]
+        grads = [
+            leaf.grad if isinstance(leaf, Tensor) and leaf.is_leaf else None for leaf in leaves
+        ]
         if all(grad is None for grad in grads):
             raise RuntimeError(
                 f"{type(self).__name__} has no gradients. Prepare the leaves, run backward on "
@@ -523,50 +373,6 @@ class Module(Instance, metaclass=ModuleMeta):
         return unflatten_module(structure, copies, self._rng)  # type: ignore[no-any-return]  # of this class
 
 
-def _distribute(structure: Structure, mode: str) -> Structure:
-    """The structure with ``mode`` everywhere and a random stream per module, by its path."""
-    if mode not in ("train", "eval"):
-        raise ValueError(f"mode must be 'train' or 'eval', got {mode!r}")
-    found = structure.variants.get(mode)
-    if found is None:
-        paths = [path for path, node in structure.walk() if type(node) is Structure]
-        found = structure.renote(
-            lambda index, node: node.local.note._replace(
-                mode=mode, stream=random.derive(0, "stream", *paths[index])
-            )
-        )
-        structure.variants[mode] = found.variants[mode] = found
-    return found
-
-
-def _split_copy(structure: Structure, k: int) -> Structure:
-    """The structure with every random stream exchanged for its ``k``-th child."""
-    found = structure.variants.get(("split", k))
-    if found is None:
-        found = structure.renote(
-            lambda index, node: node.local.note._replace(
-                stream=random.derive(node.local.note.stream or index, "split", k)
-            )
-        )
-        structure.variants["split", k] = found
-    return found
-
-
-def _carry_note(old: Structure, new: Structure, changed: Any) -> Structure:
-    """``new`` with the note of ``old``; marks on the leaves of changed fields are dropped."""
-    note = old.local.note
-    if note.frozen:
-        kept: list[int] = []
-        begin = dict(zip(new.keys(), new.starts(), strict=True))
-        for key, child, start in zip(old.keys(), old.children, old.starts(), strict=True):
-            if key not in changed:
-                size = child.n_places if type(child) is Structure else 1
-                kept += [k - start + begin[key] for k in note.frozen if start <= k < start + size]
-        note = note._replace(frozen=tuple(kept))
-    local = local_of(new.cls, new.local.constants, new.local.key, note)
-    return structure_of(local, new.children, new.expand)
-
-
 def _differentiable(leaf: Any) -> bool:
     return leaf.is_floating_point() or leaf.is_complex()
 
@@ -580,21 +386,5 @@ def _require_values(leaves: tuple[Any, ...], structure: Structure, verb: str) ->
             )
 
 
-_VERBS = frozenset(name for name in vars(Module) if not name.startswith("__")) | {"forward"}
-
-
 def _restore(structure: Structure, leaves: tuple[Any, ...], rng: Any) -> Any:
     return unflatten_module(structure, leaves, rng)
-
-
-def _undeclared(cls: type, name: str, value: Any) -> str:
-    if isinstance(value, Tensor):
-        kind = "Parameter"
-    elif isinstance(value, Module):
-        kind = type(value).__name__
-    else:
-        kind = type(value).__name__ if not hasattr(value, "shape") else "Parameter"
-    return (
-        f"{cls.__name__} declares no field {name!r}. Declare it in the class body: "
-        f"'{name}: {kind}'"
-    )

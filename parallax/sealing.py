@@ -1,24 +1,22 @@
 """The generated fast path of sealing: one straight check for the fields that most classes have.
 
-It covers leaves that are tensors, declarations or holes, and constants that are numbers, strings,
-functions or classes. Whatever it does not recognise, an error included, it leaves to
-``Layout.seal``, so that meaning and messages live in one place. For four fields it takes 0.5 us
-where the general path takes 5.
+It covers leaves that are tensors, declarations or holes, modules in fields of their own, and
+constants that are numbers, strings, functions or classes. Whatever it does not recognise, an
+error included, it leaves to ``Layout.seal``, so that meaning and messages live in one place. For
+four fields it takes 0.5 us where the general path takes 5.
 """
 
 from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from parallax.fields import Buffer, Lazy, Parameter
+from parallax.layout import Layout, leaves_of
 from parallax.structure import Structure
-
-if TYPE_CHECKING:
-    from parallax.layout import Layout
 
 __all__ = ["write_seal"]
 
@@ -40,35 +38,45 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
         The generated function, or the general ``layout.seal`` for a class it does not suit.
     """
     kinds = layout.kinds
-    simple = all(kind.leaf in (Parameter, Buffer) and kind.flat for kind in kinds.values())
+    simple = all(kind.flat and kind.leaf in (Parameter, Buffer, None) for kind in kinds.values())
     if not simple or any(field.converter for field in layout.fields.values()):
         return layout.seal
     names = list(layout.fields)
     values = [f"v{index}" for index in range(len(names))]
-    leaves = [v for v, name in zip(values, names, strict=True) if name in kinds]
+    leaves = [
+        v for v, name in zip(values, names, strict=True) if name in kinds and kinds[name].leaf
+    ]
+    modules = [
+        v for v, name in zip(values, names, strict=True) if name in kinds and kinds[name].child
+    ]
     constants = [v for v, name in zip(values, names, strict=True) if name not in kinds]
     scope: dict[str, Any] = {
         "Lazy": Lazy, "PLAIN": _PLAIN, "Tensor": Tensor, "known": {}, "layout": layout,
-        "learn": _learn, "slow": layout.seal,
+        "leaves_of": leaves_of, "learn": _learn, "slow": layout.seal, "Structure": Structure,
     }  # fmt: skip
     lines = ["def seal(module):"]
     if names:
         reads = [f"        {v} = module.{name}" for v, name in zip(values, names, strict=True)]
         lines += ["    try:", *reads, "    except AttributeError:", "        return slow(module)"]
     for value, name in zip(values, names, strict=True):
-        if name in kinds:
+        if name in kinds and kinds[name].leaf:
             lines += _leaf_check(value, name, layout, scope)
-    lines += _tie_check(leaves)
+    lines += _module_checks(modules) + _tie_check(leaves, modules)
     types_of = [f"t{v}" for v in constants]
     lines += [f"    t{v} = type({v})" for v in constants]
     lines += [
         f"    if t{v} not in PLAIN or (t{v} is float and not {v}): return slow(module)"
         for v in constants
     ]
-    key = f"({''.join(f'{part}, ' for part in [*types_of, *constants])})"
+    # The entry's structure holds its children's, so that their ids stay theirs.
+    parts = [*types_of, *constants, *(f"id(s{v})" for v in modules)]
+    if parts:
+        key = f"({''.join(f'{part}, ' for part in parts)})"
+        lines += [f"    key = {key}", "    found = known.get(key)"]
+    else:
+        scope["known"] = [None]
+        lines += ["    key = 0", "    found = known[0]"]
     lines += [
-        f"    key = {key}",
-        "    found = known.get(key)",
         "    if found is None: return learn(layout, known, key, module)",
         "    object.__setattr__(module, '_spec', found)",
     ]
@@ -91,11 +99,29 @@ def _leaf_check(value: str, name: str, layout: Layout, scope: dict[str, Any]) ->
     ]
 
 
-def _tie_check(leaves: list[str]) -> list[str]:
-    """Lines that leave a module with one tensor in two fields to the general path."""
-    if len(leaves) < 2:  # noqa: PLR2004  # one leaf is tied to nothing
+def _module_checks(modules: list[str]) -> list[str]:
+    """Lines that let modules without ties of their own pass, and bind what they hold."""
+    lines = []
+    for v in modules:
+        lines += [
+            f"    s{v} = getattr({v}, '_spec', None)",
+            f"    if type(s{v}) is not Structure or s{v}.expand is not None: return slow(module)",
+            f"    l{v} = leaves_of({v})",
+        ]
+    return lines
+
+
+def _tie_check(leaves: list[str], modules: list[str]) -> list[str]:
+    """Lines that leave a module with one tensor in two places to the general path."""
+    if modules:
+        ids = ", ".join(
+            [*(f"*map(id, l{v})" for v in modules), *(f"id({leaf})" for leaf in leaves)]
+        )
+        total = " + ".join([*(f"len(l{v})" for v in modules), str(len(leaves))])
+        return [f"    if len({{{ids}}}) < {total}: return slow(module)"]
+    if len(leaves) < 2:  # one leaf is tied to nothing
         return []
-    if len(leaves) <= 3:  # noqa: PLR2004  # at most three comparisons
+    if len(leaves) <= 3:  # at most three comparisons
         pairs = [f"{a} is {b}" for k, a in enumerate(leaves) for b in leaves[k + 1 :]]
         return [f"    if {' or '.join(pairs)}: return slow(module)"]
     ids = ", ".join(f"id({leaf})" for leaf in leaves)
@@ -103,7 +129,7 @@ def _tie_check(leaves: list[str]) -> list[str]:
 
 
 def _learn(
-    layout: Layout, known: dict[Any, Structure], key: Any, module: Any
+    layout: Layout, known: dict[Any, Structure] | list[Structure], key: Any, module: Any
 ) -> None:
     """Seals by the general path, and remembers the structure for these constants."""
     layout.seal(module)

@@ -145,10 +145,11 @@ class Structure:
         children: one entry per child: a ``Leaf``, a ``Static`` or a ``Structure``.
         expand: for each place of a leaf, the index of its tensor among the unique leaves; ``None``
             when no two places share one.
+        ties: the same as pairs ``(place, first place)``: little to guard while tracing.
         shape: the classes alone, with the generated code that builds and collects such trees.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "children", "depth", "expand", "local", "shape")
+    __slots__ = ("__dict__", "__weakref__", "children", "depth", "expand", "local", "shape", "ties")
 
     def __init__(
         self, local: Local, children: tuple[Child, ...], expand: tuple[int, ...] | None = None
@@ -156,6 +157,7 @@ class Structure:
         self.local = local
         self.children = children
         self.expand = expand
+        self.ties = () if expand is None else _ties(expand)
         below = [child.depth for child in children if type(child) is Structure]
         self.depth = 1 + max(below, default=0)
         if self.depth > MAX_DEPTH:
@@ -167,7 +169,9 @@ class Structure:
             local.cls,
             local.constants[0] if local.cls is FrozenDict else None,
             tuple(
-                child.shape if type(child) is Structure else STATIC if type(child) is Static else None
+                child.shape
+                if type(child) is Structure
+                else (STATIC if type(child) is Static else None)
                 for child in children
             ),
         )
@@ -264,9 +268,7 @@ class Structure:
     @cached_property
     def place_paths(self) -> tuple[str, ...]:
         """The dotted path of every place."""
-        return tuple(
-            ".".join(map(str, path)) for path, node in self.walk() if type(node) is Leaf
-        )
+        return tuple(".".join(map(str, path)) for path, node in self.walk() if type(node) is Leaf)
 
     @cached_property
     def paths(self) -> tuple[str, ...]:
@@ -390,6 +392,12 @@ class Structure:
             )
             for node in self.nodes()
         )
+
+
+def _ties(expand: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    first: dict[int, int] = {}
+    places = [(place, first.setdefault(leaf, place)) for place, leaf in enumerate(expand)]
+    return tuple((place, earlier) for place, earlier in places if place != earlier)
 
 
 def _mark(child: Child) -> Any:

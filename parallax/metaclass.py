@@ -1,0 +1,204 @@
+"""The metaclass: what happens when a module class is defined, called or changed."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from typing import TYPE_CHECKING, Any
+
+import typing_extensions
+from torch import Tensor
+from typing_extensions import dataclass_transform
+
+from parallax import registry
+from parallax._compat import is_compiling
+from parallax.declare import (
+    Scope,
+    collect_fields,
+    collect_overrides,
+    fields_of,
+    resolve,
+    write_init,
+)
+from parallax.fields import Lazy, field
+from parallax.layout import TRACED, Layout
+from parallax.sealing import write_seal
+
+__all__ = ["ModuleMeta", "undeclared"]
+
+_finishing = threading.RLock()
+# What constructing an instance needs: ``__new__``, the seal, and every ``__check_init__``.
+_Ready = tuple[Callable[..., Any], Callable[[Any], None], tuple[Callable[[Any], None], ...]]
+
+
+# Protocol's metaclass, so that protocols, generics and ABCs mix in; it derives from ABCMeta, which
+# is what type checkers know of it.
+if TYPE_CHECKING:
+    from abc import ABCMeta as _ProtocolMeta
+else:
+    _ProtocolMeta = type(typing_extensions.Protocol)
+
+
+# Not frozen_default: checkers would refuse `self.weight = ...` in __init__, too.
+@dataclass_transform(field_specifiers=(field,))
+class ModuleMeta(_ProtocolMeta):
+    """Turns a class body into fields, registers the class, and seals what its calls make."""
+
+    __layout__: Layout
+    __ready__: _Ready | None
+
+    def __new__(
+        mcs,
+        name: str,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        *,
+        kw_only: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        root = _root(bases)
+        own = collect_fields(name, bases, namespace, _reserved(root), kw_only)
+        scope = Scope(namespace.get("__module__", ""), namespace.get("__annotations__", {}))
+        has_init, has_setattr = "__init__" in namespace, "__setattr__" in namespace
+        cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
+        collect_overrides(cls, own)
+        for declared in own.values():
+            declared.owner = cls if declared.owner is object else declared.owner
+        type.__setattr__(cls, "__own_fields__", own)
+        type.__setattr__(cls, "__scope__", scope)
+        type.__setattr__(cls, "__layout__", None)
+        type.__setattr__(cls, "__ready__", None)
+        fields = fields_of(cls.__mro__)
+        if not has_setattr:
+            type.__setattr__(cls, "__setattr__", _setter(frozenset(fields)))
+        written = has_init or _inherits_init(cls, root)
+        type.__setattr__(cls, "__written_init__", written)
+        if not written:
+            type.__setattr__(cls, "__init__", write_init(cls, fields))
+        _alias_call(cls)
+        with contextlib.suppress(NameError):  # a forward reference waits for the first instance
+            _finish(cls)
+        return cls
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **_: Any):
+        super().__init__(name, bases, namespace)
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        make, seal, checks = cls.__ready__ or _finish(cls)
+        module = make(cls)
+        module.__init__(*args, **kwargs)
+        if is_compiling():
+            cls.__layout__.check_set(module)
+            object.__setattr__(module, "_spec", TRACED)
+        else:
+            seal(module)
+        if checks:
+            for check in checks:
+                check(module)
+        return module
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "forward":
+            _alias_call_below(cls)
+
+    def __delattr__(cls, name: str) -> None:
+        super().__delattr__(name)
+        if name == "forward":
+            _alias_call_below(cls)
+
+
+def _setter(names: frozenset[str]) -> Callable[[Any, str, Any], None]:
+    """``__setattr__`` of one class; with the names in a cell it takes a fifth less time."""
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        # A module is under construction until it has a structure.
+        if name in names and self._spec is None:
+            object.__setattr__(self, name, value)
+        else:
+            _set_other(self, name, value)
+
+    return __setattr__
+
+
+def _set_other(module: Any, name: str, value: Any) -> None:
+    """Setting what is no field under construction: a property's setter, or an error."""
+    cls = type(module)
+    if module._spec is not None:
+        raise FrozenInstanceError(
+            f"cannot set {cls.__name__}.{name}: modules are immutable. "
+            f"Make a changed copy: module = module.replace({name}=...)"
+        )
+    if not hasattr(getattr(cls, name, None), "__set__"):
+        raise AttributeError(undeclared(cls, name, value))
+    object.__setattr__(module, name, value)
+
+
+def _root(bases: tuple[type, ...]) -> Any:
+    """``Module`` itself, as seen from the bases of a class; ``None`` for ``Module``."""
+    for base in bases:
+        if isinstance(base, ModuleMeta):
+            return [cls for cls in base.__mro__ if isinstance(cls, ModuleMeta)][-1]
+    return None
+
+
+def _reserved(root: Any) -> frozenset[str]:
+    """The verbs and attributes of every module, which no field may be named after."""
+    return (
+        frozenset(name for name in vars(root) if not name.startswith("__")) if root else frozenset()
+    )
+
+
+def _inherits_init(cls: Any, root: Any) -> bool:
+    """Whether a class above this one and below ``Module`` has an ``__init__`` that a user wrote."""
+    for base in cls.__mro__[1:]:
+        if base is root:
+            return False
+        if isinstance(base, ModuleMeta):
+            return bool(base.__dict__["__written_init__"])
+        if "__init__" in base.__dict__ and base.__module__ not in ("typing", "typing_extensions"):
+            return True
+    return True
+
+
+def _alias_call(cls: Any) -> None:
+    """Makes ``__call__`` the very function ``forward``: no packing of arguments, no hop."""
+    if "__call__" in cls.__dict__ and "__aliased__" not in cls.__dict__:
+        return
+    forward = next((b.__dict__["forward"] for b in cls.__mro__ if "forward" in b.__dict__), None)
+    if forward is not None:
+        type.__setattr__(cls, "__call__", forward)
+        type.__setattr__(cls, "__aliased__", True)
+
+
+def _alias_call_below(cls: Any) -> None:
+    _alias_call(cls)
+    for sub in type.__subclasses__(cls):
+        _alias_call_below(sub)
+
+
+def _finish(cls: Any) -> _Ready:
+    """Resolves the annotations and registers the class, once; returns what a call needs."""
+    with _finishing:
+        if cls.__ready__ is not None:  # another thread was first
+            return cls.__ready__  # type: ignore[no-any-return]  # set below
+        for owner in cls.__mro__:
+            if isinstance(owner, ModuleMeta):
+                owner.__scope__.look_again()
+        layout = resolve(cls)
+        type.__setattr__(cls, "__layout__", layout)
+        registry.register_module(layout)
+        checks = [b.__dict__["__check_init__"] for b in cls.__mro__ if "__check_init__" in vars(b)]
+        ready = cls.__new__, write_seal(layout), tuple(reversed(checks))
+        type.__setattr__(cls, "__ready__", ready)
+        return ready
+
+
+def undeclared(cls: type, name: str, value: Any) -> str:
+    """The message for an attribute that no annotation declares."""
+    kind = "Parameter" if isinstance(value, (Tensor, Lazy)) else type(value).__name__
+    return (
+        f"{cls.__name__} declares no field {name!r}. Declare it in the class body: '{name}: {kind}'"
+    )
