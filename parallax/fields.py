@@ -120,6 +120,14 @@ class Lazy:
             f"module = module.initialize(rng)"
         )
 
+    def __eq__(self, other: object) -> bool:
+        # With a value it is a computation; between declarations, as in a list's `in`, identity.
+        if isinstance(other, (Tensor, int, float, complex)):
+            self.refuse()
+        return self is other
+
+    __hash__ = object.__hash__
+
     def __repr__(self) -> str:
         dtype = f", dtype={self._dtype}" if self._dtype else ""
         return f"{type(self).__name__}({tuple(self._shape)}{dtype}, uninitialized)"
@@ -156,12 +164,12 @@ def _refuse(self: Lazy, *_: Any) -> NoReturn:
     self.refuse()
 
 
-_OPERATORS = """
-    add sub mul truediv floordiv mod pow matmul and or xor lshift rshift radd rsub rmul rtruediv
-    rfloordiv rmod rpow rmatmul neg pos abs invert lt le gt ge len iter getitem setitem bool float
-    int complex index array contains
+_BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift divmod"
+_OTHERS = """
+    lt le gt ge len iter getitem setitem contains neg pos abs invert bool float int complex index
+    round array
 """
-for _name in _OPERATORS.split():
+for _name in (*_BINARY.split(), *("r" + _name for _name in _BINARY.split()), *_OTHERS.split()):
     setattr(Lazy, f"__{_name}__", _refuse)
 
 
