@@ -87,7 +87,8 @@ def _refuse_hidden(value: Any, where: str) -> None:
 
 
 def _unhashable(value: Any, where: str) -> str:
-    hint = {list: "tuple", set: "frozenset"}.get(type(value))
+    hints: dict[type, str] = {list: "tuple", set: "frozenset"}
+    hint = hints.get(type(value))
     line = (
         f"{where.rsplit('.', 1)[-1]}: {hint} = field(converter={hint})"
         if hint

@@ -27,8 +27,8 @@ class FrozenDict(dict[K, V]):
             "module.replace(field={**module.field, key: value})"
         )
 
-    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]  # refused on purpose
-    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]  # likewise
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
 
     def __reduce__(self) -> Any:
         return FrozenDict, (dict(self),)

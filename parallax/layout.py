@@ -22,6 +22,7 @@ from parallax.structure import (
     PARAMETER,
     PLAIN,
     SLOT,
+    Leaf,
     Local,
     Note,
     Static,
@@ -35,7 +36,7 @@ __all__ = ["TRACED", "Layout", "find_ties", "leaves_of", "spec_of"]
 TRACED: Any = False  # the spec of a module made while tracing, until it is described
 _set = object.__setattr__
 _ANY = Kind(leaf=Tensor, child=True, optional=True)  # inside a registered node
-_ROLES = {Parameter: PARAMETER, Tensor: SLOT}
+_ROLES: dict[type, Leaf] = {Parameter: PARAMETER, Tensor: SLOT}
 
 
 class Layout:
@@ -68,7 +69,8 @@ class Layout:
         Raises:
             TypeError: if a field was never set, or holds a value its annotation does not allow.
         """
-        constants, keys, children, leaves = [], [], [], []
+        constants, keys, children = [], [], []
+        leaves: list[Any] = []
         for name, field in self.fields.items():
             value = self._final(module, name, field)
             where = f"{self.cls.__name__}.{name}"
@@ -134,7 +136,8 @@ def find_ties(
     if len(set(present)) == len(present):
         return structure_of(local, children), tuple(places)
     index: dict[int, int] = {}
-    unique, expand = [], []
+    unique: list[Any] = []
+    expand: list[int] = []
     for leaf in places:
         known = index.get(id(leaf)) if leaf is not None else None
         if known is None:

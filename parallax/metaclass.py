@@ -48,6 +48,7 @@ class ModuleMeta(_ProtocolMeta):
 
     __layout__: Layout
     __ready__: _Ready | None
+    __scope__: Scope
 
     def __new__(
         mcs,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import FrozenInstanceError
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -115,7 +115,7 @@ class Module(Instance, metaclass=ModuleMeta):
             _set(module, "_rng", self._rng)
         for check in cls.__ready__[2]:
             check(module)
-        return module  # type: ignore[no-any-return]  # an instance of this class
+        return cast(Self, module)
 
     # -- the original's verbs -------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ class Module(Instance, metaclass=ModuleMeta):
             >>> Bias(Parameter((2,), torch.nn.init.ones_)).initialize(0).value
             tensor([1., 1.])
         """
-        return initialize.initialize(self, rng, device=device, dtype=dtype)
+        return cast(Self, initialize.initialize(self, rng, device=device, dtype=dtype))
 
     def reset(self, rng: random.Rng, mode: str = "train") -> Self:
         """Prepares one step on autograd's tape.
@@ -192,7 +192,7 @@ class Module(Instance, metaclass=ModuleMeta):
             leaf if leaf is None else leaf.detach().requires_grad_(train and _differentiable(leaf))
             for leaf, train in zip(leaves, structure.trainable, strict=True)
         ]
-        return unflatten_module(structure, fresh, source)  # type: ignore[no-any-return]  # of this class
+        return self._built(structure, fresh, source)
 
     def train(self, rng: random.Rng | None = None) -> Self:
         """The module in mode ``"train"``, its leaves untouched; belongs with ``func.grad``.
@@ -212,12 +212,16 @@ class Module(Instance, metaclass=ModuleMeta):
             The module in the new mode.
         """
         leaves, structure = flatten_module(self)
-        return unflatten_module(notes.distribute(structure, "eval"), leaves)  # type: ignore[no-any-return]  # of this class
+        return self._built(notes.distribute(structure, "eval"), leaves)
+
+    def _built(self, structure: Structure, leaves: Iterable[Any], rng: Any = None) -> Self:
+        """A module of this one's class."""
+        return cast(Self, unflatten_module(structure, leaves, rng))
 
     def _in_mode(self, mode: str, rng: Any) -> Self:
         leaves, structure = flatten_module(self)
         source = self._rng if rng is None else random.source_of(rng)
-        return unflatten_module(notes.distribute(structure, mode), leaves, source)  # type: ignore[no-any-return]  # of this class
+        return self._built(notes.distribute(structure, mode), leaves, source)
 
     def split(self, n: int) -> tuple[Self, ...]:
         """Copies that share every leaf and differ in their random numbers.
@@ -242,11 +246,11 @@ class Module(Instance, metaclass=ModuleMeta):
             >>> second(first(1))
             1
         """
-        if not isinstance(n, int) or n < 1:
+        if type(n) is not int or n < 1:
             raise ValueError(f"split(n): n must be a positive int, got {n!r}")
         leaves, structure = flatten_module(self)
         return tuple(
-            unflatten_module(notes.split_copy(structure, k), leaves, self._rng) for k in range(n)
+            self._built(notes.split_copy(structure, k), leaves, self._rng) for k in range(n)
         )
 
     def grad(self) -> Self:
@@ -269,7 +273,7 @@ class Module(Instance, metaclass=ModuleMeta):
                 f"what this very module computed, then ask: "
                 f"module = module.reset(rng); module(x).sum().backward(); module.grad()"
             )
-        return unflatten_module(structure, grads)  # type: ignore[no-any-return]  # of this class
+        return self._built(structure, grads)
 
     def update(self, fn: Callable[..., Any], *trees: Any) -> Self:
         """``fn`` of each leaf and the leaves in the same place of ``trees``.
@@ -296,7 +300,7 @@ class Module(Instance, metaclass=ModuleMeta):
             >>> p.update(lambda p, g: p - g, g).at
             tensor([0.5000, 0.5000])
         """
-        return core.update(fn, self, *trees)  # type: ignore[no-any-return]  # of this class
+        return core.update(fn, self, *trees)
 
     def modules(self) -> Iterator[Module]:
         """This module and all below it, parents first, each object once.
@@ -365,15 +369,15 @@ class Module(Instance, metaclass=ModuleMeta):
 
     def __copy__(self) -> Self:
         leaves, structure = flatten_module(self)
-        return unflatten_module(structure, leaves, self._rng)  # type: ignore[no-any-return]  # of this class
+        return self._built(structure, leaves, self._rng)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         leaves, structure = flatten_module(self)
         copies = [copy.deepcopy(leaf, memo) for leaf in leaves]
-        return unflatten_module(structure, copies, self._rng)  # type: ignore[no-any-return]  # of this class
+        return self._built(structure, copies, self._rng)
 
 
-def _differentiable(leaf: Any) -> bool:
+def _differentiable(leaf: Tensor) -> bool:
     return leaf.is_floating_point() or leaf.is_complex()
 
 

@@ -159,7 +159,7 @@ class Structure:
         self.expand = expand
         self.ties = () if expand is None else _ties(expand)
         below = [child.depth for child in children if type(child) is Structure]
-        self.depth = 1 + max(below, default=0)
+        self.depth: int = 1 + max(below, default=0)
         if self.depth > MAX_DEPTH:
             raise RecursionError(
                 f"{local.cls.__name__} nests modules more than {MAX_DEPTH} deep. "

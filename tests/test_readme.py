@@ -1,0 +1,25 @@
+"""The README's tour runs, block after block, in one namespace."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_every_python_block_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(blocks) >= 4
+    # A module of its own, so that classes resolve their annotations as in a script.
+    scope: dict[str, Any] = {"__name__": "readme"}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), scope)
+
+
+def test_every_claim_of_speed_names_the_command_that_shows_it() -> None:
+    text = README.read_text()
+    claims = text.split("## What it costs")[1]
+    assert "python -m benchmarks call" in claims
+    assert "python -m benchmarks tree" in claims
