@@ -209,6 +209,8 @@ def _unwrap(value: Any) -> Any:
 def register_module(layout: Layout) -> None:
     """Registers a module class with both registries."""
     cls = layout.cls
+    for name, method in tracing.write_methods(layout).items():
+        type.__setattr__(cls, name, method)
     flatten, unflatten = _optree_functions(layout)
     _compat.register_optree_node(cls, flatten, unflatten, entry=optree.GetAttrEntry)
     _compat.register_torch_node(

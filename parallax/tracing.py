@@ -1,27 +1,39 @@
 """Flattening and building modules while dynamo traces.
 
-The eager code cannot be used there: memos would tie the graph to one instance, generated code
-cannot be made while tracing, and dynamo does not trace a write through the ``__dict__`` slot.
-This is the same meaning in plain recursion, with an outline (nested tuples) for a structure.
-Ties are those that eager code found and that the module carries; they are never looked for here.
+The eager code cannot be used there: memos would tie the graph to one instance, code cannot be
+generated while tracing, and dynamo does not trace a write through the ``__dict__`` slot. This is
+the same meaning in two methods per class, written when the class is registered:
+
+- ``__take__(places)`` appends the module's leaves to a list,
+- ``__make__(leaves, rng)`` makes another module of the same structure around other leaves.
+
+So the structure of a module under tracing is a module. Dynamo spends some 50 us on every bytecode
+it follows and a guard on every value it looks at; hence straight-line code without loops, and
+nothing is read that need not be: constants and the eager structure pass through unseen.
+
+Ties are those that eager code found and that the module carries. A module without a structure was
+made in the trace, where asking whether two tensors are one costs no guard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from parallax.constants import constant_key
 from parallax.fields import Lazy
 from parallax.frozendict import FrozenDict
 from parallax.kinds import Kind
 from parallax.nodes import NODES
 from parallax.structure import Structure
 
-__all__ = ["Outline", "flatten", "rebuild", "take_apart", "unflatten"]
+if TYPE_CHECKING:
+    from parallax.layout import Layout
 
-_LEAF = "leaf"
+__all__ = ["Outline", "flatten", "rebuild", "take_apart", "unflatten", "write_methods"]
+
 _ANY = Kind(leaf=Tensor, child=True, optional=True)
 
 
@@ -29,156 +41,238 @@ class Outline:
     """The structure of a module under tracing.
 
     Attributes:
-        skeleton: nested tuples of classes, constants and children; what is compared.
-        specs: the structures that the modules carry, in preorder; carried, not compared.
-        expand: for each place the index of its unique leaf, as in ``Structure``.
-        present: for each unique leaf whether it is there.
+        module: the module that was taken apart; its leaves are not looked at.
+        ties: pairs ``(place, first place)`` of the places that share a leaf with an earlier one.
+        n_places: how many places for leaves there are.
+        holes: the indices of the unique leaves that are missing, when ``flatten`` left them out.
         rng: what the modules hold as rng.
     """
 
     def __init__(
-        self,
-        skeleton: Any,
-        specs: list[Any],
-        expand: tuple[int, ...] | None,
-        present: tuple[bool, ...],
-        rng: Any,
+        self, module: Any, ties: tuple[tuple[int, int], ...], n_places: int, holes: tuple[int, ...]
     ) -> None:
-        self.skeleton = skeleton
-        self.specs = specs
-        self.expand = expand
-        self.present = present
-        self.rng = rng
+        self.module = module
+        self.ties = ties
+        self.n_places = n_places
+        self.holes = holes
+        self.rng = module._rng
 
     def __eq__(self, other: object) -> bool:
         return (
             type(other) is Outline
-            and self.present == other.present
-            and self.expand == other.expand
-            and self.skeleton == other.skeleton
+            and self.holes == other.holes
+            and self.ties == other.ties
+            and self.difference(other) is None
         )
 
     def __hash__(self) -> int:
-        return hash(self.skeleton)
+        return hash((type(self.module), self.n_places, self.ties, self.holes))
+
+    @property
+    def n_leaves(self) -> int:
+        """How many unique leaves there are, holes included."""
+        return self.n_places - len(self.ties)
+
+    def difference(self, other: Outline) -> str | None:
+        """The dotted path where the skeletons first differ, ties aside; ``None`` if nowhere."""
+        spec = self.module._spec
+        if spec is other.module._spec and type(spec) is Structure:
+            return None
+        return _difference(self.module, other.module, _ANY, "")
+
+    def place_paths(self) -> list[str]:
+        """The dotted path of every place."""
+        places: list[str] = []
+        _paths(self.module, _ANY, "", places)
+        return places
 
     def paths(self) -> list[str]:
         """The dotted path of every unique leaf."""
-        places: list[str] = []
-        _paths(self.skeleton, "", places)
-        if self.expand is None:
+        return self.unique(self.place_paths())
+
+    def unique(self, places: list[Any]) -> list[Any]:
+        """One entry per unique leaf, of a list with one entry per place."""
+        if not self.ties:
             return places
-        unique: list[str] = []
-        for place, index in enumerate(self.expand):
-            if index == len(unique):
-                unique.append(places[place])
-        return unique
+        later = dict(self.ties)
+        return [entry for place, entry in enumerate(places) if place not in later]
+
+    def expanded(self, leaves: list[Any]) -> list[Any]:
+        """One entry per place, of a list with one entry per unique leaf."""
+        if not self.ties:
+            return leaves
+        later, given = dict(self.ties), iter(leaves)
+        places: list[Any] = []
+        for place in range(self.n_places):
+            places.append(places[later[place]] if place in later else next(given))
+        return places
 
 
 def take_apart(module: Any) -> tuple[list[Any], Outline]:
     """The unique leaves, holes included, and the outline of a module."""
     places: list[Any] = []
-    specs: list[Any] = []
-    skeleton = _walk(module, _ANY, places, specs)
+    module.__take__(places)
     spec = module._spec
-    expand = spec.expand if type(spec) is Structure else None
-    if expand is None:
-        leaves = places
-    else:
-        leaves = []
-        for place, index in enumerate(expand):
-            if index == len(leaves):
-                leaves.append(places[place])
-    present = tuple([leaf is not None for leaf in leaves])
-    return leaves, Outline(skeleton, specs, expand, present, module._rng)
+    ties = spec.ties if type(spec) is Structure else _find_ties(places)
+    outline = Outline(module, ties, len(places), ())
+    return outline.unique(places), outline
 
 
 def rebuild(outline: Outline, leaves: Iterable[Any]) -> Any:
     """The module of an outline around unique leaves, holes included."""
-    leaves = list(leaves)
-    if outline.expand is not None:
-        leaves = [leaves[k] for k in outline.expand]
-    return _make(outline.skeleton, iter(leaves), iter(outline.specs), outline.rng)
+    places = outline.expanded(list(leaves)) if outline.ties else leaves
+    return outline.module.__make__(iter(places), outline.rng)
 
 
 def flatten(module: Any) -> tuple[list[Any], Outline]:
     """As torch's registry wants it: the present leaves, and a context."""
     leaves, outline = take_apart(module)
-    return [leaf for leaf in leaves if leaf is not None], outline
+    present = [leaf for leaf in leaves if leaf is not None]
+    if len(present) != len(leaves):
+        outline.holes = tuple([k for k, leaf in enumerate(leaves) if leaf is None])
+    return present, outline
 
 
 def unflatten(outline: Outline, children: Iterable[Any]) -> Any:
     """The inverse of ``flatten``."""
+    if not outline.holes:
+        return rebuild(outline, children)
     given = iter(children)
-    return rebuild(outline, [next(given) if here else None for here in outline.present])
+    return rebuild(
+        outline, [None if k in outline.holes else next(given) for k in range(outline.n_leaves)]
+    )
 
 
-def _walk(value: Any, kind: Kind, places: list[Any], specs: list[Any]) -> Any:
+def _find_ties(places: list[Any]) -> tuple[tuple[int, int], ...]:
+    first: dict[Any, int] = {}
+    ties = []
+    for place, leaf in enumerate(places):
+        if isinstance(leaf, Tensor):  # dynamo hashes a tensor by identity, as Python does
+            if leaf in first:
+                ties.append((place, first[leaf]))
+            else:
+                first[leaf] = place
+    return tuple(ties)
+
+
+# -- the methods of a class ---------------------------------------------------------------------
+
+
+def write_methods(layout: Layout) -> dict[str, Callable[..., Any]]:
+    """Writes ``__take__`` and ``__make__`` for one class.
+
+    ``object.__setattr__`` rather than ``o.__dict__`` stores the attributes: dynamo replays each
+    store when the compiled function returns, and reads of the result stay as fast as of any object.
+    """
+    scope: dict[str, Any] = {"take": _take, "make": _make}
+    taking, making = ["pass"], ["o = object.__new__(type(m))"]
+    for name in ("_spec", *layout.constants):
+        making.append(f"object.__setattr__(o, {name!r}, m.{name})")
+    making += ["if rng is not None:", "    object.__setattr__(o, '_rng', rng)"]
+    for name, kind in layout.kinds.items():
+        take, made = f"places.append(m.{name})", "next(leaves)"
+        if kind != Kind(leaf=kind.leaf, optional=kind.optional):
+            scope[f"kind_{name}"] = kind
+            take = f"take(m.{name}, kind_{name}, places)"
+            made = f"make(m.{name}, kind_{name}, leaves, rng)"
+        taking.append(take)
+        making.append(f"object.__setattr__(o, {name!r}, {made})")
+    body = "\n    ".join(["def __take__(m, places):", *taking])
+    body += "\n" + "\n    ".join(["def __make__(m, leaves, rng):", *making, "return o"])
+    exec(body, scope)
+    return {name: scope[name] for name in ("__take__", "__make__")}
+
+
+def _take(value: Any, kind: Kind, places: list[Any]) -> None:
+    if hasattr(value, "__take__"):
+        value.__take__(places)
+    elif kind.items is not None and isinstance(value, tuple):
+        for index, item in enumerate(value):
+            _take(item, kind.item(index), places)
+    elif kind.mapping is not None and isinstance(value, FrozenDict):
+        for item in value.values():
+            _take(item, kind.mapping, places)
+    elif type(value) in NODES:
+        for part in NODES[type(value)].flatten(value)[0]:
+            _take(part, _ANY, places)
+    elif not _is_constant(value, kind):
+        places.append(value)
+
+
+def _make(value: Any, kind: Kind, leaves: Iterator[Any], rng: Any) -> Any:
+    if hasattr(value, "__make__"):
+        return value.__make__(leaves, rng)
     cls = type(value)
-    if hasattr(cls, "__layout__"):
-        layout = cls.__layout__
-        specs.append(value._spec)
-        constants = tuple([getattr(value, name) for name in layout.constants])
-        children = tuple(
-            [_walk(getattr(value, n), layout.kinds[n], places, specs) for n in layout.children]
-        )
-        return cls, constants, children
     if kind.items is not None and isinstance(value, tuple):
-        return cls, (), tuple(
-            [_walk(item, kind.item(k), places, specs) for k, item in enumerate(value)]
-        )
+        items = [_make(v, kind.item(k), leaves, rng) for k, v in enumerate(value)]
+        return tuple(items) if cls is tuple else cls(*items)
     if kind.mapping is not None and isinstance(value, FrozenDict):
-        return cls, tuple(value), tuple(
-            [_walk(item, kind.mapping, places, specs) for item in value.values()]
-        )
+        return FrozenDict({k: _make(v, kind.mapping, leaves, rng) for k, v in value.items()})
     if cls in NODES:
         parts, aux = NODES[cls].flatten(value)
-        return cls, (aux,), tuple([_walk(part, _ANY, places, specs) for part in parts])
-    if kind.constant and value is not None and not isinstance(value, (Tensor, Lazy)):
-        return "constant", value, ()
-    places.append(value)
-    return _LEAF
+        return NODES[cls].unflatten(aux, tuple([_make(v, _ANY, leaves, rng) for v in parts]))
+    return value if _is_constant(value, kind) else next(leaves)
 
 
-def _make(skeleton: Any, leaves: Iterator[Any], specs: Iterator[Any], rng: Any) -> Any:
-    if skeleton is _LEAF:
-        return next(leaves)
-    cls, constants, parts = skeleton
-    if cls == "constant":
-        return constants
+def _is_constant(value: Any, kind: Kind) -> bool:
+    return kind.constant and value is not None and not isinstance(value, (Tensor, Lazy))
+
+
+# -- looking ------------------------------------------------------------------------------------
+
+
+def _parts(value: Any, kind: Kind) -> list[tuple[Any, Any, Kind]] | None:
+    """The keys, values and kinds below a node; ``None`` for what is no node."""
+    cls = type(value)
     if hasattr(cls, "__layout__"):
-        layout = cls.__layout__
-        module = object.__new__(cls)
-        attributes = module.__dict__
-        attributes["_spec"] = next(specs)
-        if rng is not None:
-            attributes["_rng"] = rng
-        for name, constant in zip(layout.constants, constants):  # noqa: B905  # dynamo traces no strict=
-            attributes[name] = constant
-        for name, part in zip(layout.children, parts):  # noqa: B905  # as above
-            attributes[name] = _make(part, leaves, specs, rng)
-        return module
-    values = [_make(part, leaves, specs, rng) for part in parts]
-    if cls is tuple:
-        return tuple(values)
-    if cls is FrozenDict:
-        return FrozenDict(zip(constants, values))  # noqa: B905  # as above
+        kinds = cls.__layout__.kinds
+        return [(name, getattr(value, name), kinds[name]) for name in cls.__layout__.children]
+    if kind.items is not None and isinstance(value, tuple):
+        names = getattr(cls, "_fields", None) or range(len(value))
+        return [(names[k], item, kind.item(k)) for k, item in enumerate(value)]
+    if kind.mapping is not None and isinstance(value, FrozenDict):
+        return [(key, item, kind.mapping) for key, item in value.items()]
     if cls in NODES:
-        return NODES[cls].unflatten(constants[0], tuple(values))
-    return cls(*values)
+        return [(k, part, _ANY) for k, part in enumerate(NODES[cls].flatten(value)[0])]
+    return None
 
 
-def _paths(skeleton: Any, path: str, places: list[str]) -> None:
-    if skeleton is _LEAF:
+def _paths(value: Any, kind: Kind, path: str, places: list[str]) -> None:
+    parts = _parts(value, kind)
+    if parts is not None:
+        for key, part, inner in parts:
+            _paths(part, inner, f"{path}.{key}" if path else str(key), places)
+    elif not _is_constant(value, kind):
         places.append(path)
-        return
-    cls, constants, parts = skeleton
-    if cls == "constant":
-        return
+
+
+def _difference(one: Any, two: Any, kind: Kind, path: str) -> str | None:
+    mine, theirs = _parts(one, kind), _parts(two, kind)
+    if mine is None or theirs is None:
+        same = mine is theirs
+        if _is_constant(one, kind) or _is_constant(two, kind):
+            same = same and _same(one, two)
+        return None if same else path
+    if type(one) is not type(two) or [key for key, _, _ in mine] != [key for key, _, _ in theirs]:
+        return path
+    for name, a, b in _constants(one, two):
+        if not _same(a, b):
+            return f"{path}.{name}" if path else name
+    for (key, a, inner), (_, b, _) in zip(mine, theirs):  # noqa: B905  # dynamo traces no strict=
+        found = _difference(a, b, inner, f"{path}.{key}" if path else str(key))
+        if found is not None:
+            return found
+    return None
+
+
+def _constants(one: Any, two: Any) -> list[tuple[str, Any, Any]]:
+    cls = type(one)
     if hasattr(cls, "__layout__"):
-        keys = cls.__layout__.children
-    elif cls is FrozenDict:
-        keys = constants
-    else:
-        keys = getattr(cls, "_fields", None) or tuple(range(len(parts)))
-    for key, part in zip(keys, parts):  # noqa: B905  # dynamo traces no strict=
-        _paths(part, f"{path}.{key}" if path else str(key), places)
+        return [(name, getattr(one, name), getattr(two, name)) for name in cls.__layout__.constants]
+    if cls in NODES:
+        return [("metadata", NODES[cls].flatten(one)[1], NODES[cls].flatten(two)[1])]
+    return []
+
+
+def _same(one: Any, two: Any) -> bool:
+    return constant_key(one, "") == constant_key(two, "")  # type: ignore[no-any-return]  # of tuples
