@@ -10,15 +10,16 @@ from parallax.nodes import is_module
 from parallax.registry import flatten_module
 from parallax.structure import Leaf, Static, Structure
 
-__all__ = ["align", "difference"]
+__all__ = ["align", "difference", "misfit"]
 
 
-def align(part: Any, other: Any) -> Sequence[Any]:
+def align(part: Any, other: Any, path: str = "") -> Sequence[Any]:
     """The leaves of ``other`` in the order of the unique leaves of ``part``.
 
     Args:
         part: the structure of the first tree (its outline while tracing).
         other: a module that should have its skeleton.
+        path: where the module stands in the whole tree, for error messages.
 
     Returns:
         One leaf or hole per unique leaf of ``part``.
@@ -27,62 +28,57 @@ def align(part: Any, other: Any) -> Sequence[Any]:
         ValueError: if the skeletons differ, or ``other`` has two values for one tied leaf.
     """
     if type(part) is tracing.Outline:
-        return _align_outline(part, other)
+        return _align_outline(part, other, path)
     if not is_module(other):
-        raise ValueError(_no_module(part.cls.__name__, other))
+        raise ValueError(_no_module(path, part.cls.__name__, other))
     leaves, theirs = flatten_module(other)
     if theirs is part or theirs.skeleton == part.skeleton:
         return leaves
     found = difference(part, theirs)
     if found is not None:
-        path, expected, got = found
-        where = f"{part.cls.__name__}.{path}" if path else part.cls.__name__
-        raise ValueError(
-            f"the trees do not fit together: at {where} the first has {expected}, "
-            f"the other has {got}"
-        )
+        below, expected, got = found
+        top = path or part.cls.__name__
+        raise ValueError(misfit(f"{top}.{below}" if below else top, expected, got))
     places = leaves if theirs.expand is None else [leaves[k] for k in theirs.expand]
-    return _unique(places, part.expand, part.first, part.place_paths)
+    for place, first in part.ties:
+        if places[place] is not places[first]:
+            raise ValueError(_untied(part.place_paths[first], part.place_paths[place]))
+    return [places[k] for k in part.first]
 
 
-def _unique(
-    places: Sequence[Any],
-    expand: tuple[int, ...] | None,
-    first: Sequence[int],
-    paths: Sequence[str] | None,
-) -> Sequence[Any]:
-    """The unique leaves among ``places``, which must agree wherever the first tree has a tie."""
-    if expand is None:
-        return places
-    for place, index in enumerate(expand):
-        if places[place] is not places[first[index]]:
-            one, two = (paths[first[index]], paths[place]) if paths else ("one place", "another")
-            raise ValueError(
-                f"the first tree has one tied leaf at {one} and {two}, and the other tree has a "
-                f"different value in each. Sum them onto the tie first: other = tree.tie(first, other)"
-            )
-    return [places[k] for k in first]
+def _untied(one: str, two: str) -> str:
+    return (
+        f"the first tree has one tied leaf at {one} and {two}, and the other tree has a "
+        f"different value in each. Sum them onto the tie first: other = tree.tie(first, other)"
+    )
 
 
-def _align_outline(part: Any, other: Any) -> Sequence[Any]:
+def misfit(path: str, expected: str, got: str) -> str:
+    """The message for two trees of different skeletons."""
+    where = path or "the root"
+    return f"the trees do not fit together: at {where} the first has {expected}, the other has {got}"
+
+
+def _align_outline(part: Any, other: Any, path: str) -> Sequence[Any]:
     if not is_module(other):
-        raise ValueError(_no_module("module", other))
+        raise ValueError(_no_module(path, "module", other))
     leaves, theirs = tracing.take_apart(other)
-    if part.skeleton != theirs.skeleton:
-        raise ValueError("the trees do not fit together: their classes or constants differ")
-    if part.expand == theirs.expand:
+    where = part.difference(theirs)
+    if where is not None:
+        raise ValueError(f"the trees do not fit together: they differ at {where or 'the top'}")
+    if part.ties == theirs.ties:
         return leaves
-    places = leaves if theirs.expand is None else [leaves[k] for k in theirs.expand]
-    first: list[int] = []
-    for place, index in enumerate(part.expand or ()):
-        if index == len(first):
-            first.append(place)
-    return _unique(places, part.expand, first, None)
+    places = theirs.expanded(leaves)
+    for place, first in part.ties:
+        if places[place] is not places[first]:
+            paths = part.place_paths()
+            raise ValueError(_untied(paths[first], paths[place]))
+    return part.unique(places)
 
 
-def _no_module(name: str, other: Any) -> str:
+def _no_module(path: str, name: str, other: Any) -> str:
     hint = "; pass the whole tree, with None where there is no value" if other is None else ""
-    return f"the trees do not fit together: the first is a {name}, the other {type(other).__name__}{hint}"
+    return misfit(path, f"a {name}", f"a {type(other).__name__}{hint}")
 
 
 def difference(one: Structure, two: Structure) -> tuple[str, str, str] | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from parallax import _compat, tracing
 from parallax.nodes import is_module
 from parallax.registry import NAMESPACE, flatten_module, unflatten_module
-from parallax.tree.align import align
+from parallax.tree.align import align, misfit
 
 __all__ = ["TreeSpec", "flatten", "leaves", "map", "map_with_path", "named_leaves", "structure",
            "unflatten", "update"]  # fmt: skip
@@ -49,12 +49,29 @@ class TreeSpec:
     @property
     def num_leaves(self) -> int:
         """How many leaves a tree of this structure has, holes included, ties once."""
-        return sum(1 if part is None else len(part.first) for part in self.parts)
+        return sum([1 if part is None else _count(part) for part in self.parts])
 
 
 def _open(module: Any) -> tuple[Sequence[Any], Any]:
     """The unique leaves of a module and its structure (its outline while tracing)."""
     return tracing.take_apart(module) if _compat.is_compiling() else flatten_module(module)
+
+
+def fit(one: Any, two: Any) -> bool:
+    """Whether two modules have one skeleton."""
+    mine, theirs = _open(one)[1], _open(two)[1]
+    if type(mine) is tracing.Outline:
+        return mine.ties == theirs.ties and mine.difference(theirs) is None
+    return bool(mine.skeleton == theirs.skeleton)
+
+
+def expand_of(part: Any) -> list[int]:
+    """For each place of a module (``None`` for a leaf outside of any) the index of its leaf."""
+    if part is None:
+        return [0]
+    if type(part) is tracing.Outline:
+        return part.expanded(list(range(part.n_leaves)))
+    return list(range(part.n_places) if part.expand is None else part.expand)
 
 
 def _close(part: Any, leaves: Iterable[Any], rng: Any) -> Any:
@@ -119,7 +136,7 @@ def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
         ValueError: if the number of leaves is another.
     """
     given = list(leaves)
-    counts = [1 if part is None else len(_places(part)) for part in spec.parts]
+    counts = [1 if part is None else _count(part) for part in spec.parts]
     if sum(counts) != len(given):
         raise ValueError(f"unflatten: the structure has {sum(counts)} leaves, got {len(given)}")
     items, start = [], 0
@@ -127,11 +144,16 @@ def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
         chunk = given[start : start + count]
         items.append(chunk[0] if part is None else _close(part, chunk, rng))
         start += count
+    return with_items(spec, items)
+
+
+def with_items(spec: TreeSpec, items: list[Any]) -> Any:
+    """A tree with other outermost modules and leaves."""
     return items[0] if spec.outer is None else optree.tree_unflatten(spec.outer, items)
 
 
-def _places(part: Any) -> Sequence[Any]:
-    return part.present if type(part) is tracing.Outline else part.first  # type: ignore[no-any-return]  # both are tuples
+def _count(part: Any) -> int:
+    return part.n_leaves if type(part) is tracing.Outline else len(part.first)
 
 
 def leaves(tree: Any) -> list[Any]:
@@ -201,27 +223,73 @@ def _apply(fn: Callable[..., Any], first: Sequence[Any], others: list[Sequence[A
     ]
 
 
-def _map_outer(fn: Callable[..., Any], tree: Any, rest: tuple[Any, ...]) -> Any:
-    items, outer = _outer(tree)
-    columns = [_up_to(outer, tree, other) for other in rest]
-    out = []
-    for index, item in enumerate(items):
-        others = [column[index] for column in columns]
-        if is_module(item):
-            out.append(map(fn, item, *others))
-        else:
-            out.append(_apply(fn, [item], [[other] for other in others])[0])
-    return optree.tree_unflatten(outer, out)
+def columns(tree: Any, rest: Sequence[Any]) -> tuple[TreeSpec, list[Any], list[list[Any]]]:
+    """Takes several trees of one skeleton apart, leaf beside leaf.
+
+    Args:
+        tree: a module, or any pytree that holds modules and tensors.
+        rest: trees of the same skeleton.
+
+    Returns:
+        The structure and the leaves of ``tree``, and of each further tree the leaves in that order.
+
+    Raises:
+        ValueError: if a later tree has another skeleton; the message names the first path.
+    """
+    found, spec = flatten(tree)
+    others: list[list[Any]] = []
+    for other in rest:
+        if spec.outer is None:
+            others.append(list(align(spec.parts[0], other)))
+            continue
+        row: list[Any] = []
+        for part, path, item in zip(spec.parts, _item_paths(spec.outer), _up_to(spec, tree, other)):  # noqa: B905  # dynamo traces no strict=
+            if part is not None:
+                row += align(part, item, path)
+            elif is_module(item) or not _is_leaf(item):
+                raise ValueError(misfit(path, "a leaf", f"a {type(item).__name__}"))
+            else:
+                row.append(item)
+        others.append(row)
+    return spec, found, others
 
 
-def _up_to(outer: Any, tree: Any, other: Any) -> list[Any]:
+def _up_to(spec: TreeSpec, tree: Any, other: Any) -> list[Any]:
+    """What ``other`` has in the place of each outermost module and leaf."""
     try:
-        return outer.flatten_up_to(other)  # type: ignore[no-any-return]  # a list of subtrees
-    except ValueError as error:
-        raise ValueError(
-            f"the trees do not fit together: {str(error).splitlines()[0]}; "
-            f"the first is {type(tree).__name__}, the other {type(other).__name__}"
-        ) from None
+        return spec.outer.flatten_up_to(other)  # type: ignore[no-any-return]  # a list of subtrees
+    except ValueError:
+        raise ValueError(_outer_misfit(tree, other)) from None
+
+
+def _is_leaf(item: Any) -> bool:
+    return optree.tree_is_leaf(item, none_is_leaf=True, namespace=NAMESPACE)
+
+
+def _outer_misfit(tree: Any, other: Any) -> str:
+    """Says where two pytrees first differ outside of modules."""
+    stack = [("", tree, other)]
+    while stack:
+        path, a, b = stack.pop()
+        if is_module(a) or _is_leaf(a):
+            continue
+        if type(a) is not type(b):
+            return misfit(path, f"a {type(a).__name__}", f"a {type(b).__name__}")
+        ours, theirs = (
+            optree.tree_flatten_one_level(t, none_is_leaf=True, namespace=NAMESPACE)
+            for t in (a, b)
+        )
+        if ours[1] != theirs[1] or ours[2] != theirs[2]:
+            kind = type(a).__name__
+            return misfit(path, f"a {kind} of {list(ours[2])}", f"a {kind} of {list(theirs[2])}")
+        below = zip(ours[2], ours[0], theirs[0], strict=True)
+        stack += reversed([(_join(path, str(key)), c, d) for key, c, d in below])
+    return misfit("", f"a {type(tree).__name__}", f"a {type(other).__name__}")
+
+
+def _map_outer(fn: Callable[..., Any], tree: Any, rest: tuple[Any, ...]) -> Any:
+    spec, found, others = columns(tree, rest)
+    return unflatten(spec, _apply(fn, found, others))
 
 
 def update(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
@@ -295,13 +363,24 @@ def _with_paths(tree: Any) -> list[tuple[str, Any]]:
         found, part = _open(tree)
         paths = part.paths() if type(part) is tracing.Outline else part.paths
         return list(zip(paths, found))  # noqa: B905  # dynamo traces no strict=
-    items, outer = _outer(tree)
     pairs = []
-    for entries, item in zip(outer.paths(), items):  # noqa: B905  # as above
-        prefix = ".".join([str(entry) for entry in entries])
-        if is_module(item):
-            inner = _with_paths(item)
-            pairs += [(f"{prefix}.{path}" if prefix else path, leaf) for path, leaf in inner]
-        else:
-            pairs.append((prefix, item))
+    for prefix, item in items_with_paths(tree):
+        inner = _with_paths(item) if is_module(item) else [("", item)]
+        pairs += [(_join(prefix, path), leaf) for path, leaf in inner]
     return pairs
+
+
+def items_with_paths(tree: Any) -> list[tuple[str, Any]]:
+    """The outermost modules and leaves of a tree, each with its dotted path."""
+    if is_module(tree):
+        return [("", tree)]
+    items, outer = _outer(tree)
+    return list(zip(_item_paths(outer), items))  # noqa: B905  # dynamo traces no strict=
+
+
+def _item_paths(outer: Any) -> list[str]:
+    return [".".join([str(entry) for entry in entries]) for entries in outer.paths()]
+
+
+def _join(prefix: str, path: str) -> str:
+    return f"{prefix}.{path}" if prefix and path else prefix or path

@@ -1,0 +1,51 @@
+"""Other nodes in a tree: each module on the way is remade by ``replace``, with its checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from parallax.frozendict import FrozenDict
+from parallax.nodes import NODES, is_module
+from parallax.tree import core
+from parallax.tree.places import Entry, Survey, child
+
+__all__ = ["rebuild"]
+
+
+def rebuild(survey: Survey, edits: list[tuple[Entry, Any]]) -> Any:
+    """The tree with some nodes and leaves replaced; the values of the edits hold none another.
+
+    Raises:
+        TypeError: if the annotation of a field does not allow a value.
+    """
+    items = [item for _, item in core.items_with_paths(survey.tree)]
+    for number, item in enumerate(items):
+        here = {entry.keys: value for entry, value in edits if entry.item == number}
+        if here:
+            items[number] = _replaced(item, here)
+    return core.with_items(survey.spec, items)
+
+
+def _replaced(node: Any, edits: dict[tuple[Any, ...], Any]) -> Any:
+    if () in edits:
+        return edits[()]
+    below: dict[Any, dict[tuple[Any, ...], Any]] = {}
+    for keys, value in edits.items():
+        below.setdefault(keys[0], {})[keys[1:]] = value
+    changed = {key: _replaced(child(node, key), inner) for key, inner in below.items()}
+    return _with_children(node, changed)
+
+
+def _with_children(node: Any, changed: dict[Any, Any]) -> Any:
+    cls = type(node)
+    if is_module(node):
+        return node.replace(**changed)
+    if hasattr(cls, "_fields"):
+        return node._replace(**changed)
+    if isinstance(node, FrozenDict):
+        return FrozenDict({**node, **changed})
+    if cls in NODES:
+        children, metadata = NODES[cls].flatten(node)
+        values = tuple([changed.get(k, value) for k, value in enumerate(children)])
+        return NODES[cls].unflatten(metadata, values)
+    return tuple([changed.get(k, value) for k, value in enumerate(node)])

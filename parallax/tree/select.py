@@ -1,0 +1,246 @@
+"""``select``: name some nodes or leaves of a tree, then read, replace, change or freeze them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+from parallax import _compat
+from parallax.fields import Lazy
+from parallax.nodes import is_module
+from parallax.tree import core
+from parallax.tree.freeze import marked
+from parallax.tree.match import find
+from parallax.tree.places import Entry, Survey
+from parallax.tree.rebuild import rebuild
+
+__all__ = ["Selection", "select"]
+
+T = TypeVar("T")
+_SHOWN = 20
+
+
+def select(tree: T, *what: Any) -> Selection[T]:
+    """Names some of a tree's nodes and leaves; everything else about the tree stays.
+
+    Args:
+        tree: a module, or any pytree that holds modules and tensors.
+        *what: conditions; what any of them matches is selected. Each is one of
+
+            - a dotted path, ``"encoder.layers.0.weight"``: a leaf, a module or a container;
+            - a glob over the segments of paths, ``"**.bias"`` or ``"blocks.*.norm"``: ``*`` is
+              any text in one segment, ``?`` one character, ``**`` any number of segments (at
+              the end, any *leaf* below);
+            - a role: ``"parameter"``, ``"buffer"``, ``"trainable"`` or ``"frozen"``;
+            - a class: modules of it; ``Parameter``, ``Buffer`` and ``Tensor`` mean leaves;
+            - a function of one argument, the tree: ``lambda m: m.head.weight``, or a tuple or
+              list of nodes;
+            - a function of two, the path and value of each leaf, that says whether it is meant:
+              ``lambda path, leaf: leaf.ndim == 2``.
+
+    Returns:
+        The selection. A tied leaf, or a module that stands in several places, is one thing
+        whichever path leads to it. Holes are selected only by their very path or a lambda.
+
+    Raises:
+        LookupError: if a condition matches nothing; near misses are listed.
+        TypeError: if a condition is none of the above.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, tree
+        >>> class Dense(Module):
+        ...     weight: Parameter
+        ...     bias: Parameter
+        >>> dense = Dense(torch.ones(2, 3), torch.ones(2))
+        >>> tree.select(dense, "*").paths
+        ('weight', 'bias')
+        >>> tree.select(dense, lambda m: m.bias).apply(torch.neg).bias
+        tensor([-1., -1.])
+        >>> tree.select(dense, "weihgt")
+        Traceback (most recent call last):
+        LookupError: select: nothing in Dense is at 'weihgt'. Near misses: weight
+    """
+    if not what:
+        raise TypeError("select(tree, *what): say what to select, for example '**.bias'")
+    survey = Survey(tree)
+    entries: list[Entry] = []
+    seen: list[Any] = []
+    single = len(what) == 1
+    for condition in what:
+        found, names_one = find(survey, condition)
+        single = single and names_one
+        for entry in found:
+            key = survey.identity(entry)
+            if key not in seen:
+                seen.append(key)
+                entries.append(entry)
+    return Selection(survey, entries, single)
+
+
+class Selection(Generic[T]):
+    """Some nodes and leaves of a tree; printing it shows which."""
+
+    def __init__(self, survey: Survey, entries: list[Entry], single: bool) -> None:
+        self._survey = survey
+        self._entries = entries
+        self._single = single
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The dotted path of each selected thing, a tied one's first."""
+        return tuple([entry.path for entry in self._entries])
+
+    def count(self) -> int:
+        """How many things are selected.
+
+        Returns:
+            Their number.
+        """
+        return len(self._entries)
+
+    def get(self) -> Any:
+        """What is selected.
+
+        Returns:
+            The node or leaf itself when the selection names one by its form (an exact path, or
+            a lambda that returns one node); a tuple in every other case, even of one.
+        """
+        values = tuple([entry.value for entry in self._entries])
+        return values[0] if self._single else values
+
+    def set(self, value: Any) -> T:
+        """The tree with other values there; the inverse of ``get``.
+
+        Args:
+            value: a value for all, or a list or tuple with one for each. One tensor or module
+                for several places is copied for each, so that they are not tied by accident;
+                give the same object twice in a list to tie them on purpose.
+
+        Returns:
+            The new tree. Where a module is replaced, the fields' annotations are checked, and
+            modes, frozen marks and ties elsewhere stay.
+
+        Raises:
+            TypeError: if an annotation does not allow a value.
+            ValueError: if the number of values is another, or one selected thing holds another.
+        """
+        if self._single:
+            return self._put([value])
+        if isinstance(value, (list, tuple)):
+            if len(value) != len(self._entries):
+                raise ValueError(
+                    f"set() got {len(value)} values for {len(self._entries)} selected things: "
+                    f"{', '.join(self.paths[:5])}{', ...' if len(self.paths) > 5 else ''}"
+                )
+            return self._put(list(value))
+        return self._put([value, *[_copy(value) for _ in self._entries[1:]]])
+
+    def apply(self, fn: Callable[[Any], Any]) -> T:
+        """The tree with ``fn`` of each selected thing in its place.
+
+        Args:
+            fn: takes a leaf or a node to a new one; it is not called on holes.
+
+        Returns:
+            The new tree.
+
+        Raises:
+            TypeError: if an annotation does not allow a value.
+            ValueError: if one selected thing holds another.
+        """
+        return self._put([None if e.value is None else fn(e.value) for e in self._entries])
+
+    def freeze(self) -> T:
+        """The tree with the selected parameters, and those below selected nodes, not trained.
+
+        It is an annotation: the skeleton is unchanged, so trees made before still fit.
+
+        Returns:
+            The tree; ``reset`` and gradients leave frozen parameters out.
+
+        Raises:
+            TypeError: if a selected leaf belongs to no module.
+        """
+        return self._mark(True)
+
+    def unfreeze(self) -> T:
+        """The tree with the selected parameters, and those below selected nodes, trained again.
+
+        Returns:
+            The tree.
+
+        Raises:
+            TypeError: if a selected leaf belongs to no module.
+        """
+        return self._mark(False)
+
+    def __repr__(self) -> str:
+        lines = [f"  {entry.path or '(the root)'}  {_shown(entry)}" for entry in self._entries]
+        if len(lines) > _SHOWN:
+            lines = [*lines[: _SHOWN - 1], f"  ... {len(lines) - _SHOWN + 1} more"]
+        tree = type(self._survey.tree).__name__
+        return "\n".join([f"Selection of {len(self._entries)} in {tree}:", *lines])
+
+    def _mark(self, frozen: bool) -> T:
+        survey = self._survey
+        chosen = {index for entry in self._entries for index in survey.unique(entry)}
+        return marked(survey, chosen, frozen)  # type: ignore[no-any-return]  # a tree of T
+
+    def _put(self, values: list[Any]) -> T:
+        self._check_apart()
+        survey, pairs = self._survey, list(zip(self._entries, values))  # noqa: B905  # dynamo traces no strict=
+        if all([_is_plain(entry, value) for entry, value in pairs]):
+            leaves = list(survey.leaves)
+            for entry, value in pairs:
+                leaves[survey.expand[entry.start]] = value
+            if _compat.is_compiling() or not _ties_anew(leaves, values):
+                return core.unflatten(survey.spec, leaves)  # type: ignore[no-any-return]  # a tree of T
+        edits = [(twin, value) for entry, value in pairs for twin in survey.twins(entry)]
+        return rebuild(survey, edits)  # type: ignore[no-any-return]  # a tree of T
+
+    def _check_apart(self) -> None:
+        """Raises if one selected node holds another, so that no value would win by chance."""
+        open_node: Entry | None = None
+        for entry in sorted(self._entries, key=lambda e: (e.item, e.start, -e.stop)):
+            if open_node is not None and _holds(open_node, entry):
+                raise ValueError(
+                    f"{entry.path} lies inside {open_node.path or 'the root'}, and both are "
+                    f"selected; select only one of them to set or apply"
+                )
+            open_node = entry
+
+
+def _holds(outer: Entry, inner: Entry) -> bool:
+    return outer.item == inner.item and outer.keys == inner.keys[: len(outer.keys)]
+
+
+def _is_plain(entry: Entry, value: Any) -> bool:
+    """Whether a value goes into a leaf's place without any question about its kind."""
+    if entry.kind != "leaf" or (entry.role == "slot" and entry.value is None):
+        return False
+    return isinstance(value, Tensor)
+
+
+def _ties_anew(leaves: list[Any], values: list[Any]) -> bool:
+    """Whether a new value is the tensor of another leaf."""
+    ids = [id(leaf) for leaf in leaves]
+    return any(ids.count(id(value)) > 1 for value in values)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, Lazy):
+        return value.copy()
+    return core.map(_copy, value) if is_module(value) else value
+
+
+def _shown(entry: Entry) -> str:
+    value = entry.value
+    if isinstance(value, (Tensor, Lazy)):
+        mark = ", uninitialized" if isinstance(value, Lazy) else ""
+        return f"{entry.role} {str(value.dtype).removeprefix('torch.')}{list(value.shape)}{mark}"
+    return "a hole" if value is None else type(value).__name__
