@@ -32,7 +32,7 @@ from parallax.structure import Structure
 if TYPE_CHECKING:
     from parallax.layout import Layout
 
-__all__ = ["Outline", "flatten", "rebuild", "take_apart", "unflatten", "write_methods"]
+__all__ = ["Outline", "count_places", "flatten", "rebuild", "take_apart", "unflatten", "write_methods"]
 
 _ANY = Kind(leaf=Tensor, child=True, optional=True)
 
@@ -143,6 +143,13 @@ def unflatten(outline: Outline, children: Iterable[Any]) -> Any:
     )
 
 
+def count_places(value: Any, kind: Kind) -> int:
+    """How many places for leaves a field's value has."""
+    places: list[Any] = []
+    _take(value, kind, places)
+    return len(places)
+
+
 def _find_ties(places: list[Any]) -> tuple[tuple[int, int], ...]:
     first: dict[Any, int] = {}
     ties = []
@@ -159,27 +166,30 @@ def _find_ties(places: list[Any]) -> tuple[tuple[int, int], ...]:
 
 
 def write_methods(layout: Layout) -> dict[str, Callable[..., Any]]:
-    """Writes ``__take__`` and ``__make__`` for one class.
-
-    ``object.__setattr__`` rather than ``o.__dict__`` stores the attributes: dynamo replays each
-    store when the compiled function returns, and reads of the result stay as fast as of any object.
-    """
+    """Writes ``__take__`` and ``__make__`` for one class, in as few bytecodes as they can have."""
     scope: dict[str, Any] = {"take": _take, "make": _make}
-    taking, making = ["pass"], ["o = object.__new__(type(m))"]
-    for name in ("_spec", *layout.constants):
-        making.append(f"object.__setattr__(o, {name!r}, m.{name})")
-    making += ["if rng is not None:", "    object.__setattr__(o, '_rng', rng)"]
+    taking, leaves = ["def __take__(m, places):", "pass"], ""
+    making = ["def __make__(m, leaves, rng):", "o = object.__new__(type(m))", "d = o.__dict__"]
+    making += [f"d[{name!r}] = m.{name}" for name in ("_spec", *layout.constants)]
+    making += ["if rng is not None: d['_rng'] = rng"]
     for name, kind in layout.kinds.items():
-        take, made = f"places.append(m.{name})", "next(leaves)"
-        if kind != Kind(leaf=kind.leaf, optional=kind.optional):
-            scope[f"kind_{name}"] = kind
-            take = f"take(m.{name}, kind_{name}, places)"
-            made = f"make(m.{name}, kind_{name}, leaves, rng)"
-        taking.append(take)
-        making.append(f"object.__setattr__(o, {name!r}, {made})")
-    body = "\n    ".join(["def __take__(m, places):", *taking])
-    body += "\n" + "\n    ".join(["def __make__(m, leaves, rng):", *making, "return o"])
-    exec(body, scope)
+        if kind == Kind(leaf=kind.leaf, optional=kind.optional):
+            leaves += f"m.{name}, "
+            making += [f"d[{name!r}] = next(leaves)"]
+            continue
+        if leaves:
+            taking, leaves = [*taking, f"places += ({leaves})"], ""
+        scope[f"kind_{name}"] = kind
+        take, made = f"take(v, kind_{name}, places)", f"make(v, kind_{name}, leaves, rng)"
+        if kind.child:  # saves a call for each module below
+            take = f"v.__take__(places) if hasattr(v, '__take__') else {take}"
+            made = f"v.__make__(leaves, rng) if hasattr(v, '__make__') else {made}"
+        taking += [f"v = m.{name}", take]
+        making += [f"v = m.{name}", f"d[{name!r}] = {made}"]
+    if leaves:
+        taking += [f"places += ({leaves})"]
+    source = "\n    ".join(taking) + "\n" + "\n    ".join([*making, "return o"])
+    exec(source, scope)
     return {name: scope[name] for name in ("__take__", "__make__")}
 
 
