@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax.fields import Lazy
+from parallax.nodes import NODES
+
 __all__ = ["constant_key"]
 
 _PLAIN = (int, str, bool, bytes, type(None), type(Ellipsis))
@@ -73,6 +76,17 @@ def _refuse_hidden(value: Any, where: str) -> None:
             f"{where} is declared as a constant and was given the module "
             f"{type(value).__name__}. Write '{name}: Module' "
             f"(or '{name}: {type(value).__name__}'; 'tuple[Module, ...]' for several)."
+        )
+    if isinstance(value, Lazy):
+        raise TypeError(
+            f"{where} is declared as a constant and was given a {type(value).__name__} "
+            f"declaration. Write '{name}: {type(value).__name__}'."
+        )
+    if type(value) in NODES:
+        raise TypeError(
+            f"{where} is declared as a constant and was given {type(value).__name__}, a "
+            f"registered node. Write '{name}: {type(value).__name__}', and register the class "
+            f"before the module class that names it."
         )
     if not isinstance(value, type) and hasattr(value, "__array__"):
         raise TypeError(

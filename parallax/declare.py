@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 import sys
 import types
 from typing import Any
@@ -20,40 +19,35 @@ _IMMUTABLE = (int, float, complex, str, bool, bytes, type(None))
 
 
 class Scope:
-    """The function a class was defined in, for annotations that name its local variables.
+    """Where a class was written, for annotations that are text.
 
-    Attributes:
-        names: the variables that the annotations mention and that existed then.
+    A class inside a function may name the function's variables, also ones set after it. So the
+    function's frame is kept, until the annotations of the class are resolved and no longer.
     """
 
-    def __init__(self, module: str, annotations: dict[str, Any]) -> None:
-        self.code: types.CodeType | None = None
-        self.names: dict[str, Any] = {}
-        frame = sys._getframe(1)
-        while frame is not None and frame.f_globals.get("__name__") != module:
-            frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
-        if frame is not None and frame.f_locals is not frame.f_globals:
-            # The class body's own frame is gone by now; this one is the enclosing function.
-            self.code = frame.f_code
-            self.wanted = {
-                word
-                for text in annotations.values()
-                if isinstance(text, str)
-                for word in re.findall(r"\w+", text)
-            }
-            self._take(frame)
-
-    def _take(self, frame: types.FrameType) -> None:
-        self.names |= {n: v for n, v in frame.f_locals.items() if n in self.wanted}
-
-    def look_again(self) -> None:
-        """Reads the variables once more, if the function that defined the class still runs."""
+    def __init__(self, module: str) -> None:
         frame: types.FrameType | None = sys._getframe(1)
-        while frame is not None:
-            if frame.f_code is self.code:
-                self._take(frame)
-                return
+        while frame is not None and frame.f_globals.get("__name__") != module:
             frame = frame.f_back
+        self.frame = frame
+        self.globals = frame.f_globals if frame is not None else {}
+
+    def names(self) -> dict[str, Any]:
+        """The names that are visible there, inner ones over outer ones."""
+        scopes = []
+        frame = self.frame
+        while frame is not None and frame.f_locals is not frame.f_globals:
+            scopes.append(frame.f_locals)
+            # The body of an outer class is not the end: a function may stand around it.
+            frame = frame.f_back if "__qualname__" in frame.f_locals else None
+        found = dict(self.globals)
+        for scope in reversed(scopes):
+            found |= scope
+        return found
+
+    def forget(self) -> None:
+        """Lets the frame go."""
+        self.frame = None
 
 
 def collect_fields(
@@ -159,12 +153,13 @@ def resolve(cls: type) -> Layout:
         where = f"{declared.owner.__name__}.{key}"
         scope: Scope = declared.owner.__scope__  # type: ignore[attr-defined]  # set by the metaclass
         try:
-            declared.kind = kind_of(declared.annotation, declared.owner, scope.names, where)
+            declared.kind = kind_of(declared.annotation, declared.owner, scope.names(), where)
         except NameError as error:
             raise NameError(
                 f"{where} is annotated {declared.annotation!r}, and {error}. Define the name "
                 f"before the first {cls.__name__} is made, or import it at run time."
             ) from None
+    cls.__scope__.forget()  # type: ignore[attr-defined]  # as above
     return Layout(cls, fields)
 
 

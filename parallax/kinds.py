@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ from torch import Tensor
 from parallax.fields import Buffer, Parameter
 from parallax.nodes import is_node
 
-__all__ = ["Kind", "evaluate", "is_class_variable", "kind_of"]
+__all__ = ["Kind", "is_class_variable", "kind_of"]
 
-_SEQUENCES = (tuple, list, collections.abc.Sequence, collections.abc.Iterable,
-              collections.abc.Collection)  # fmt: skip
+_SEQUENCES = (tuple, list, collections.abc.Sequence, collections.abc.MutableSequence,
+              collections.abc.Iterable, collections.abc.Collection)  # fmt: skip
 _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
@@ -64,42 +63,31 @@ CONSTANT = Kind(constant=True)
 def is_class_variable(annotation: Any) -> bool:
     """Whether an annotation, or its text, declares a class variable rather than a field."""
     if isinstance(annotation, str):
-        head = annotation.split("[")[0].strip()
+        head = annotation.strip("'\" ").split("[")[0].strip()
         return head.rsplit(".", 1)[-1] == "ClassVar"
     return annotation is typing.ClassVar or typing.get_origin(annotation) is typing.ClassVar
 
 
-def evaluate(annotation: Any, owner: type, local_names: dict[str, Any]) -> Any:
-    """The object that an annotation's text stands for.
-
-    Args:
-        annotation: an annotation; only strings and forward references are evaluated.
-        owner: the class the annotation was written in.
-        local_names: names of the function that defined the class.
-
-    Returns:
-        The evaluated annotation.
-
-    Raises:
-        NameError: if the text names something that does not exist (yet).
-    """
-    if isinstance(annotation, typing.ForwardRef):
-        annotation = annotation.__forward_arg__
-    if not isinstance(annotation, str):
-        return annotation
-    module = sys.modules.get(owner.__module__)
-    scope = {**vars(typing), **(vars(module) if module else {}), **local_names}
-    scope.setdefault(owner.__name__, owner)
-    return eval(annotation, scope, dict(vars(owner)))
+def _evaluate(annotation: Any, owner: type, names: dict[str, Any], where: str) -> Any:
+    """The object that an annotation's text stands for; text in text too."""
+    while isinstance(annotation, (str, typing.ForwardRef)):
+        text = annotation if isinstance(annotation, str) else annotation.__forward_arg__
+        try:
+            annotation = eval(text, {**names, owner.__name__: owner}, dict(vars(owner)))
+        except AttributeError as error:  # of a module that is still being imported
+            raise NameError(str(error)) from None
+        except (SyntaxError, TypeError) as error:
+            raise TypeError(f"{where} is annotated {text!r}, which is no type: {error}") from None
+    return annotation
 
 
-def kind_of(annotation: Any, owner: type, local_names: dict[str, Any], where: str) -> Kind:
+def kind_of(annotation: Any, owner: type, names: dict[str, Any], where: str) -> Kind:
     """The kind that an annotation declares.
 
     Args:
         annotation: the annotation, or its text.
         owner: the class it was written in; ``Self`` and its own name mean this class.
-        local_names: names of the function that defined the class.
+        names: what is visible where it was written.
         where: the field, for error messages, as ``Class.field``.
 
     Returns:
@@ -111,9 +99,9 @@ def kind_of(annotation: Any, owner: type, local_names: dict[str, Any], where: st
     """
 
     def resolve(hint: Any) -> Kind:
-        return kind_of(hint, owner, local_names, where)
+        return kind_of(hint, owner, names, where)
 
-    hint = evaluate(annotation, owner, local_names)
+    hint = _evaluate(annotation, owner, names, where)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is None or hint is type(None):
         return Kind(optional=True)
@@ -128,6 +116,10 @@ def kind_of(annotation: Any, owner: type, local_names: dict[str, Any], where: st
         return resolve(hint.__supertype__)
     if isinstance(hint, dataclasses.InitVar):
         raise TypeError(f"{where}: InitVar is not supported; write an __init__ that takes it")
+    if origin is typing.ClassVar:
+        raise TypeError(f"{where}: write the annotation as 'ClassVar[...]', under that name")
+    if origin is typing_extensions.Unpack or getattr(hint, "__unpacked__", False):
+        raise TypeError(f"{where}: a tuple unpacked into a tuple is not supported; use two fields")
     if origin in (Union, types.UnionType):
         return _union([resolve(arg) for arg in args], where)
     if origin in _SEQUENCES and args:
@@ -137,6 +129,14 @@ def kind_of(annotation: Any, owner: type, local_names: dict[str, Any], where: st
     if origin in _MAPPINGS and len(args) == 2:
         value = resolve(args[1])
         return _container(Kind(mapping=value), (value,))
+    if isinstance(origin, type) and issubclass(origin, collections.abc.Collection):
+        for arg in args:
+            if resolve(arg).dynamic:
+                raise TypeError(
+                    f"{where} is annotated {hint}: leaves and modules are held by tuples, lists "
+                    f"and dicts (as values). Write 'tuple[..., ...]' or 'dict[str, ...]'."
+                )
+        return CONSTANT
     return _class_kind(origin if isinstance(origin, type) else hint, where, resolve)
 
 
@@ -148,12 +148,13 @@ def _class_kind(cls: Any, where: str, resolve: Any) -> Kind:
     name = where.rsplit(".", 1)[-1]
     if issubclass(cls, Tensor):
         raise TypeError(
-            f"{where} is annotated {cls.__name__}, which does not say whether it is trained. "
-            f"Write '{name}: Parameter' (trained) or '{name}: Buffer' (never trained)."
+            f"{where} is annotated {_full_name(cls)}, which does not say whether it is trained. "
+            f"Write '{name}: Parameter' (trained) or '{name}: Buffer' (never trained), "
+            f"both from parallax."
         )
     if issubclass(cls, torch.nn.Module):
         raise TypeError(
-            f"{where} is annotated {cls.__name__}, a mutable torch.nn.Module. A tree holds "
+            f"{where} is annotated {_full_name(cls)}, a mutable torch.nn.Module. A tree holds "
             f"immutable modules: write '{name}: Module' and assign a parallax.Module."
         )
     if is_node(cls):
@@ -163,6 +164,10 @@ def _class_kind(cls: Any, where: str, resolve: Any) -> Kind:
         kinds = tuple(resolve(hints[n]) if n in hints else CONSTANT for n in cls._fields)
         return _container(Kind(items=kinds), kinds)
     return CONSTANT
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _container(kind: Kind, inner: tuple[Kind, ...]) -> Kind:

@@ -61,7 +61,7 @@ class ModuleMeta(_ProtocolMeta):
     ) -> Any:
         root = _root(bases)
         own = collect_fields(name, bases, namespace, _reserved(root), kw_only)
-        scope = Scope(namespace.get("__module__", ""), namespace.get("__annotations__", {}))
+        scope = Scope(namespace.get("__module__", ""))
         has_init, has_setattr = "__init__" in namespace, "__setattr__" in namespace
         cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
         collect_overrides(cls, own)
@@ -102,13 +102,11 @@ class ModuleMeta(_ProtocolMeta):
 
     def __setattr__(cls, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "forward":
-            _alias_call_below(cls)
+        _realias(cls, name)
 
     def __delattr__(cls, name: str) -> None:
         super().__delattr__(name)
-        if name == "forward":
-            _alias_call_below(cls)
+        _realias(cls, name)
 
 
 def _setter(names: frozenset[str]) -> Callable[[Any, str, Any], None]:
@@ -165,13 +163,31 @@ def _inherits_init(cls: Any, root: Any) -> bool:
 
 
 def _alias_call(cls: Any) -> None:
-    """Makes ``__call__`` the very function ``forward``: no packing of arguments, no hop."""
-    if "__call__" in cls.__dict__ and "__aliased__" not in cls.__dict__:
+    """Makes ``__call__`` the very function ``forward``: no packing of arguments, no hop.
+
+    A ``__call__`` that a user wrote, here or in a base, stays what a call runs.
+    """
+    if _writes_call(cls):
         return
-    forward = next((b.__dict__["forward"] for b in cls.__mro__ if "forward" in b.__dict__), None)
-    if forward is not None:
-        type.__setattr__(cls, "__call__", forward)
-        type.__setattr__(cls, "__aliased__", True)
+    calls = [vars(base)["__call__"] for base in cls.__mro__ if _writes_call(base)]
+    calls += [vars(base)["forward"] for base in cls.__mro__ if "forward" in vars(base)]
+    type.__setattr__(cls, "__call__", calls[0])
+    type.__setattr__(cls, "__aliased__", True)
+
+
+def _writes_call(cls: Any) -> bool:
+    """Whether a user wrote ``__call__`` in this very class; a protocol's is a mere promise."""
+    own = vars(cls).get("__call__")
+    promised = getattr(cls, "_is_protocol", False) or getattr(own, "__isabstractmethod__", False)
+    return own is not None and "__aliased__" not in vars(cls) and not promised
+
+
+def _realias(cls: Any, changed: str) -> None:
+    """Keeps calls right when ``forward`` or ``__call__`` is set or deleted on a class."""
+    if changed == "__call__" and "__aliased__" in vars(cls):
+        type.__delattr__(cls, "__aliased__")
+    if changed in ("forward", "__call__"):
+        _alias_call_below(cls)
 
 
 def _alias_call_below(cls: Any) -> None:
@@ -185,9 +201,6 @@ def _finish(cls: Any) -> _Ready:
     with _finishing:
         if cls.__ready__ is not None:  # another thread was first
             return cls.__ready__  # type: ignore[no-any-return]  # set below
-        for owner in cls.__mro__:
-            if isinstance(owner, ModuleMeta):
-                owner.__scope__.look_again()
         layout = resolve(cls)
         type.__setattr__(cls, "__layout__", layout)
         registry.register_module(layout)
