@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from torch import Tensor
 
-from parallax import initialize, notes, random
+from parallax import _compat, initialize, notes, random
 from parallax.display import html_of, repr_of
 from parallax.fields import Lazy, UninitializedError
 from parallax.layout import Layout, spec_of
@@ -107,12 +107,17 @@ class Module(Instance, metaclass=ModuleMeta):
             if name not in layout.fields:
                 raise AttributeError(undeclared(cls, name, value))
         module = object.__new__(cls)
+        # Spelled out, not as _set: dynamo takes an alias for the __setattr__ of the class.
         for name in layout.fields:
-            _set(module, name, fields[name] if name in fields else getattr(self, name))
-        layout.seal(module)
-        _set(module, "_spec", notes.carry_note(spec_of(self), module._spec, fields))
+            object.__setattr__(module, name, fields[name] if name in fields else getattr(self, name))
+        if _compat.is_compiling():
+            layout.check_set(module)
+            object.__setattr__(module, "_spec", notes.traced_note(self, module, fields))
+        else:
+            layout.seal(module)
+            object.__setattr__(module, "_spec", notes.carry_note(spec_of(self), module._spec, fields))
         if self._rng is not None:
-            _set(module, "_rng", self._rng)
+            object.__setattr__(module, "_rng", self._rng)
         for check in cls.__ready__[2]:
             check(module)
         return cast(Self, module)
@@ -187,7 +192,7 @@ class Module(Instance, metaclass=ModuleMeta):
         _require_values(leaves, structure, "reset")
         structure = notes.distribute(structure, mode)
         source = random.source_of(rng)
-        source.warn_if_same(self._rng)
+        random.warn_if_same(source, self._rng)
         fresh = [
             leaf if leaf is None else leaf.detach().requires_grad_(train and _differentiable(leaf))
             for leaf, train in zip(leaves, structure.trainable, strict=True)
@@ -339,7 +344,7 @@ class Module(Instance, metaclass=ModuleMeta):
     @property
     def mode(self) -> str:
         """``"train"`` or ``"eval"``, as the last ``reset``, ``train`` or ``eval`` said."""
-        return spec_of(self).local.note.mode
+        return notes.note_of(self).mode
 
     @property
     def rng(self) -> Any:
@@ -353,7 +358,8 @@ class Module(Instance, metaclass=ModuleMeta):
                 f"{type(self).__name__}.rng: no random state was handed to this tree. "
                 f"Hand one out first: module = module.reset(rng) or module.train(rng)"
             )
-        return self._rng.of(spec_of(self).local.note.stream or 0)
+        note = notes.note_of(self)
+        return self._rng.of(f"{note.path or ''}{note.copy}")
 
     # -- Python's protocols ----------------------------------------------------------------------
 

@@ -1,39 +1,54 @@
-"""Changing what travels with a tree and is not compared: modes, random streams, frozen marks."""
+"""Changing what travels with a tree and is not compared: modes, paths, frozen marks."""
 
 from __future__ import annotations
 
 from collections.abc import Container
 from typing import Any
 
-from parallax import random
-from parallax.structure import Structure, local_of, structure_of
+from parallax import tracing
+from parallax.constants import constant_key
+from parallax.layout import TRACED
+from parallax.structure import PLAIN, Local, Note, Structure, local_of, structure_of
 
-__all__ = ["carry_note", "distribute", "split_copy"]
+__all__ = ["addressed", "carry_note", "distribute", "joined", "note_of", "split_copy", "traced_note"]
 
 
-def distribute(structure: Structure, mode: str) -> Structure:
-    """The structure with ``mode`` everywhere and a random stream per module, by its path."""
+def distribute(structure: Structure, mode: str, root: str = "") -> Structure:
+    """The structure with ``mode`` everywhere and every module's path, which begins at ``root``."""
     if mode not in ("train", "eval"):
         raise ValueError(f"mode must be 'train' or 'eval', got {mode!r}")
-    found = structure.variants.get(mode)
+    found = structure.variants.get((mode, root))
     if found is None:
-        paths = [path for path, node in structure.walk() if type(node) is Structure]
-        found = structure.renote(
-            lambda index, node: node.local.note._replace(
-                mode=mode, stream=random.derive(0, "stream", *paths[index])
-            )
-        )
-        structure.variants[mode] = found.variants[mode] = found
+        found = addressed(structure, root)
+        found = found.renote(lambda _, node: node.local.note._replace(mode=mode))
+        structure.variants[mode, root] = found.variants[mode, root] = found
     return found
 
 
+def addressed(structure: Structure, root: str = "") -> Structure:
+    """The structure with every module's path, which begins at ``root``."""
+    found = structure.variants.get(("addressed", root))
+    if found is None:
+        paths = [path for path, node in structure.walk() if type(node) is Structure]
+        found = structure.renote(
+            lambda index, node: node.local.note._replace(path=joined(root, *paths[index]))
+        )
+        structure.variants["addressed", root] = found.variants["addressed", root] = found
+    return found
+
+
+def joined(*parts: Any) -> str:
+    """A dotted path."""
+    return ".".join([str(part) for part in parts if part != ""])
+
+
 def split_copy(structure: Structure, k: int) -> Structure:
-    """The structure with every random stream exchanged for its ``k``-th child."""
+    """The structure of the ``k``-th copy: other random numbers, the same paths."""
     found = structure.variants.get(("split", k))
     if found is None:
         found = structure.renote(
             lambda index, node: node.local.note._replace(
-                stream=random.derive(node.local.note.stream or index, "split", k)
+                copy=f"{node.local.note.copy}#{k}"
             )
         )
         structure.variants["split", k] = found
@@ -53,3 +68,29 @@ def carry_note(old: Structure, new: Structure, changed: Container[Any]) -> Struc
         note = note._replace(frozen=tuple(kept))
     local = local_of(new.cls, new.local.constants, new.local.key, note)
     return structure_of(local, new.children, new.expand)
+
+
+def note_of(module: Any) -> Note:
+    """The note of a module, whatever made it."""
+    spec = module._spec
+    if type(spec) is Structure:
+        return spec.local.note
+    return spec.note if type(spec) is Local else PLAIN
+
+
+def traced_note(old: Any, new: Any, changed: Container[Any]) -> Any:
+    """As ``carry_note`` while dynamo traces: what ``new`` holds until eager code describes it."""
+    note = note_of(old)
+    if note == PLAIN:
+        return TRACED
+    layout = type(old).__layout__
+    frozen: list[int] = []
+    before = after = 0
+    for name, kind in layout.kinds.items():
+        size = tracing.count_places(getattr(old, name), kind)
+        if name not in changed:
+            frozen += [k - before + after for k in note.frozen if before <= k < before + size]
+        before, after = before + size, after + tracing.count_places(getattr(new, name), kind)
+    constants = tuple([getattr(new, name) for name in layout.constants])
+    key = tuple([constant_key(value, layout.cls.__name__) for value in constants])
+    return Local(layout.cls, constants, key, note._replace(frozen=tuple(frozen)))

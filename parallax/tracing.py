@@ -32,7 +32,8 @@ from parallax.structure import Structure
 if TYPE_CHECKING:
     from parallax.layout import Layout
 
-__all__ = ["Outline", "count_places", "flatten", "rebuild", "take_apart", "unflatten", "write_methods"]
+__all__ = ["Outline", "count_places", "flatten", "rebuild", "take_apart", "unflatten",
+           "write_methods"]  # fmt: skip
 
 _ANY = Kind(leaf=Tensor, child=True, optional=True)
 

@@ -56,7 +56,9 @@ def _untied(one: str, two: str) -> str:
 def misfit(path: str, expected: str, got: str) -> str:
     """The message for two trees of different skeletons."""
     where = path or "the root"
-    return f"the trees do not fit together: at {where} the first has {expected}, the other has {got}"
+    return (
+        f"the trees do not fit together: at {where} the first has {expected}, the other has {got}"
+    )
 
 
 def _align_outline(part: Any, other: Any, path: str) -> Sequence[Any]:
@@ -129,5 +131,3 @@ def _describe(entry: Any) -> str:
     if hasattr(entry.cls, "__layout__"):
         return f"a {entry.cls.__qualname__}"
     return f"a {entry.cls.__name__} of {list(entry.keys())}"
-
-

@@ -36,15 +36,15 @@ class TreeSpec:
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        return (
-            type(other) is TreeSpec and self.parts == other.parts and self.outer == other.outer
-        )
+        return type(other) is TreeSpec and self.parts == other.parts and self.outer == other.outer
 
     def __hash__(self) -> int:
         return hash(self.parts)
 
     def __repr__(self) -> str:
-        return repr(self.parts[0]) if self.outer is None else f"TreeSpec({self.outer}, {self.parts})"
+        return (
+            repr(self.parts[0]) if self.outer is None else f"TreeSpec({self.outer}, {self.parts})"
+        )
 
     @property
     def num_leaves(self) -> int:
@@ -218,7 +218,7 @@ def _apply(fn: Callable[..., Any], first: Sequence[Any], others: list[Sequence[A
             for a, b in zip(first, others[0])  # noqa: B905  # aligned; dynamo traces no strict=
         ]
     return [
-        a if a is None or any([b is None for b in bs]) else fn(a, *bs)
+        a if a is None or any(b is None for b in bs) else fn(a, *bs)
         for a, *bs in zip(first, *others)  # noqa: B905  # as above
     ]
 
@@ -276,8 +276,7 @@ def _outer_misfit(tree: Any, other: Any) -> str:
         if type(a) is not type(b):
             return misfit(path, f"a {type(a).__name__}", f"a {type(b).__name__}")
         ours, theirs = (
-            optree.tree_flatten_one_level(t, none_is_leaf=True, namespace=NAMESPACE)
-            for t in (a, b)
+            optree.tree_flatten_one_level(t, none_is_leaf=True, namespace=NAMESPACE) for t in (a, b)
         )
         if ours[1] != theirs[1] or ours[2] != theirs[2]:
             kind = type(a).__name__

@@ -72,7 +72,9 @@ def _marked_in_trace(survey: Survey, own: list[Any], frozen: bool) -> Any:
 
 def _specs(module: Any, own: Any, frozen: bool) -> list[Any]:
     if type(module._spec) is Structure:
-        return list(module._spec.renote(lambda k, n: _changed(n.local.note, own[k], frozen)).nodes())
+        return list(
+            module._spec.renote(lambda k, n: _changed(n.local.note, own[k], frozen)).nodes()
+        )
     raise NotImplementedError(
         "freeze and unfreeze of a module that was constructed or replaced while torch.compile "
         "traces; do it outside of the compiled function"

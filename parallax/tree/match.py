@@ -106,7 +106,7 @@ def _has_role(survey: Survey, index: int, role: str) -> bool:
 def _nothing(survey: Survey, text: str) -> NoReturn:
     paths = [entry.path for entry in survey.entries if entry.path]
     near = difflib.get_close_matches(text, paths, n=5, cutoff=0.4)
-    last = text.split(".")[-1]
+    last = text.rsplit(".", maxsplit=1)[-1]
     near += [p for p in paths if p.split(".")[-1] == last and p not in near][:3]
     listed = ", ".join(near or paths[:5]) or "nothing, the tree is empty"
     word = "Near misses" if near else "It holds"
@@ -119,7 +119,7 @@ def _glob(pattern: list[str], names: list[str]) -> bool:
         return not names
     if pattern[0] == "**":
         rest = pattern[1:]
-        return any([_glob(rest, names[k:]) for k in range(len(names) + 1)])
+        return any(_glob(rest, names[k:]) for k in range(len(names) + 1))
     return bool(names) and _segment(pattern[0], names[0]) and _glob(pattern[1:], names[1:])
 
 
@@ -141,7 +141,7 @@ def _segment(pattern: str, name: str) -> bool:
             p, n = star + 1, mark
         else:
             return False
-    return all([rest == "*" for rest in pattern[p:]])
+    return all(rest == "*" for rest in pattern[p:])
 
 
 # -- types and functions --------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def _entry_of(survey: Survey, items: list[Any], node: Any) -> Entry | None:
     if isinstance(node, tuple) and not node:
         return None  # every empty tuple is one object
     for entry in survey.entries:
-        if entry.kind != "leaf" and type(entry.value) is type(node):
-            if follow(items[entry.item], entry.keys) is node:
-                return entry
+        alike = entry.kind != "leaf" and type(entry.value) is type(node)
+        if alike and follow(items[entry.item], entry.keys) is node:
+            return entry
     return None

@@ -13,10 +13,10 @@ from parallax.fields import Buffer, Lazy, Parameter
 from parallax.frozendict import FrozenDict
 from parallax.kinds import Kind
 from parallax.nodes import NODES, is_module
-from parallax.structure import PLAIN, Local, Note, Structure
+from parallax.notes import note_of
 from parallax.tree import core
 
-__all__ = ["Entry", "Survey", "child", "follow", "note_of"]
+__all__ = ["Entry", "Survey", "child", "follow"]
 
 _ANY = Kind(leaf=Tensor, child=True, optional=True)
 
@@ -113,9 +113,7 @@ class _Walker:
         self.entries = entries
         self.frozen = frozen
 
-    def visit(
-        self, value: Any, kind: Kind, path: str, keys: tuple[Any, ...], owner: int
-    ) -> None:
+    def visit(self, value: Any, kind: Kind, path: str, keys: tuple[Any, ...], owner: int) -> None:
         below = _below(value, kind)
         if below is None:
             if kind.constant and value is not None and not isinstance(value, (Tensor, Lazy)):
@@ -133,7 +131,9 @@ class _Walker:
             owner = index
             self.frozen += [start + offset for offset in note_of(value).frozen]
         for key, child, child_kind in below:
-            self.visit(child, child_kind, f"{path}.{key}" if path else str(key), (*keys, key), owner)
+            self.visit(
+                child, child_kind, f"{path}.{key}" if path else str(key), (*keys, key), owner
+            )
         self.entries[index] = self.entries[index]._replace(stop=self.place)
 
 
@@ -155,14 +155,6 @@ def _below(value: Any, kind: Kind) -> list[tuple[Any, Any, Kind]] | None:
 
 def _role(kind: Kind) -> str:
     return "parameter" if kind.leaf is Parameter else "buffer" if kind.leaf is Buffer else "slot"
-
-
-def note_of(module: Any) -> Note:
-    """The note of a module, whatever made it."""
-    spec = module._spec
-    if isinstance(spec, Structure):
-        return spec.local.note
-    return spec.note if isinstance(spec, Local) else PLAIN
 
 
 def follow(item: Any, keys: tuple[Any, ...]) -> Any:

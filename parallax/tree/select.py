@@ -192,7 +192,7 @@ class Selection(Generic[T]):
     def _put(self, values: list[Any]) -> T:
         self._check_apart()
         survey, pairs = self._survey, list(zip(self._entries, values))  # noqa: B905  # dynamo traces no strict=
-        if all([_is_plain(entry, value) for entry, value in pairs]):
+        if all(_is_plain(entry, value) for entry, value in pairs):
             leaves = list(survey.leaves)
             for entry, value in pairs:
                 leaves[survey.expand[entry.start]] = value
