@@ -61,9 +61,10 @@ def _flatten(subject: Subject) -> Question:
     def fresh() -> Module:
         return rebuild(subject.module)
 
+    # Both sides fresh: what was just made lies as far away in memory on either.
     return Question(
         f"flatten, {subject.leaves} leaves",
-        Candidate("optree, nested dict", lambda: optree.tree_flatten(subject.plain)),
+        Candidate("optree, fresh nested dict", optree.tree_flatten, lambda: as_dict(fresh())),
         [
             Candidate(
                 "optree, fresh module", optree.tree_flatten, fresh, limit=subject.limit(0.75)

@@ -155,8 +155,10 @@ def _optree_functions(layout: Layout) -> tuple[Callable[..., Any], Callable[...,
     constants = "".join(f"d[{name!r}], " for name in layout.constants)
     source = f"""
 def flatten(m):
-    local = m._spec
-    local = local.local if type(local) is Structure else local_of(m)
+    try:
+        local = m._spec.local
+    except AttributeError:  # what raw optree or a traced function made has no structure yet
+        local = local_of(m)
     if m._rng is not None:
         local = Carried(local, m._rng)
     return ({children}), local, entries
@@ -175,7 +177,6 @@ def unflatten(local, children):
 """
     scope: dict[str, Any] = {
         "Carried": Carried,
-        "Structure": Structure,
         "cls": layout.cls,
         "entries": layout.children,
         "local_of": layout.local,
