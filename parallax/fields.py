@@ -6,12 +6,15 @@ allocates nothing, and any attempt to compute with it says what to initialise.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 import torch
 from torch import Tensor
+
+from parallax.nodes import is_module
 
 __all__ = ["MISSING", "Buffer", "Field", "Lazy", "Parameter", "UninitializedError", "field"]
 
@@ -300,11 +303,20 @@ class Field:
         return self.default is not MISSING or self.default_factory is not MISSING
 
     def make_default(self) -> Any:
-        """A fresh default: tensors and declarations are copied so that no two fields are tied."""
-        value = self.default_factory() if self.default is MISSING else self.default
-        if isinstance(value, Tensor):
-            return value.detach().clone().requires_grad_(value.requires_grad)
-        return value.copy() if isinstance(value, Lazy) else value
+        """A fresh default: leaves and modules are copied, so that no two fields are tied."""
+        return self.default_factory() if self.default is MISSING else _fresh(self.default)
+
+
+def _fresh(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if isinstance(value, Lazy):
+        return value.copy()
+    if is_module(value):
+        return copy.deepcopy(value)
+    if type(value) is tuple or type(value) is list:
+        return type(value)([_fresh(item) for item in value])
+    return {key: _fresh(item) for key, item in value.items()} if type(value) is dict else value
 
 
 @overload

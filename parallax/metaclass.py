@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
@@ -24,6 +25,7 @@ from parallax.declare import (
 )
 from parallax.fields import Lazy, field
 from parallax.layout import TRACED, Layout
+from parallax.nodes import CLASS_CLOCK
 from parallax.sealing import write_seal
 
 __all__ = ["ModuleMeta", "undeclared"]
@@ -100,12 +102,23 @@ class ModuleMeta(_ProtocolMeta):
                 check(module)
         return module
 
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """What ``inspect.signature`` and ``help`` show: the arguments of ``__init__``."""
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]  # of this very class
+        return signature.replace(
+            parameters=list(signature.parameters.values())[1:],
+            return_annotation=inspect.Signature.empty,
+        )
+
     def __setattr__(cls, name: str, value: Any) -> None:
         super().__setattr__(name, value)
+        CLASS_CLOCK.tick()
         _realias(cls, name)
 
     def __delattr__(cls, name: str) -> None:
         super().__delattr__(name)
+        CLASS_CLOCK.tick()
         _realias(cls, name)
 
 
@@ -157,7 +170,8 @@ def _inherits_init(cls: Any, root: Any) -> bool:
             return False
         if isinstance(base, ModuleMeta):
             return bool(base.__dict__["__written_init__"])
-        if "__init__" in base.__dict__ and base.__module__ not in ("typing", "typing_extensions"):
+        # A protocol's __init__ is typing's: it only refuses to make one.
+        if "__init__" in vars(base) and not getattr(base, "_is_protocol", False):
             return True
     return True
 
