@@ -3,8 +3,9 @@
 - **optree**, global namespace: one node per module, attribute entries. Raw optree sees the nested
   tree, and a tied leaf in each of its places.
 - **torch.utils._pytree**: a whole module is *one* node, whose children are its unique, present
-  leaves. So raw ``torch.func`` sees a tie once, ``bias=None`` is no obstacle, and torch's Python
-  traversal walks one node instead of hundreds.
+  leaves, and last the key it holds as rng. So raw ``torch.func`` sees a tie once, ``bias=None`` is
+  no obstacle, a key is vmapped and traced, and torch's Python traversal walks one node instead of
+  hundreds.
 """
 
 from __future__ import annotations
@@ -55,12 +56,15 @@ def unflatten_module(structure: Structure, leaves: Iterable[Any], rng: Any = Non
 class Context:
     """The context of a module in torch's registry: everything but its present leaves."""
 
-    __slots__ = ("present", "rng", "structure")
+    __slots__ = ("keyed", "present", "rng", "structure")
 
-    def __init__(self, structure: Structure, present: tuple[int, ...] | None, rng: Any) -> None:
+    def __init__(
+        self, structure: Structure, present: tuple[int, ...] | None, rng: Any, keyed: bool
+    ) -> None:
         self.structure = structure
         self.present = present  # indices of the leaves that are there; None for all
         self.rng = rng
+        self.keyed = keyed  # whether the last child is the rng's key
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -68,6 +72,7 @@ class Context:
         return (
             type(other) is Context
             and self.present == other.present
+            and self.keyed == other.keyed
             and self.structure == other.structure
         )
 
@@ -77,28 +82,44 @@ class Context:
     def __repr__(self) -> str:
         return repr(self.structure)
 
+    def rng_with(self, key: Any) -> Any:
+        """The rng around another key."""
+        if self.rng is not None:
+            return self.rng.with_key(key)
+        from parallax.random import KeySource  # loaded from a file
+
+        return KeySource(key)
+
 
 def _torch_flatten(module: Any) -> tuple[list[Any], Any]:
     if _compat.is_compiling():
         return tracing.flatten(module)
     leaves, structure = flatten_module(module)
     present = [leaf for leaf in leaves if leaf is not None]
-    if len(present) == len(leaves):
-        return present, Context(structure, None, module._rng)
-    indices = tuple(k for k, leaf in enumerate(leaves) if leaf is not None)
-    return present, Context(structure, indices, module._rng)
+    indices = None
+    if len(present) != len(leaves):
+        indices = tuple(k for k, leaf in enumerate(leaves) if leaf is not None)
+    rng = module._rng
+    keyed = rng is not None and rng.key is not None
+    if keyed:
+        present.append(rng.key)
+    return present, Context(structure, indices, rng, keyed)
 
 
 def _torch_unflatten(children: Iterable[Any], context: Any) -> Any:
     if _compat.is_compiling():
         return tracing.unflatten(context, children)
     structure: Structure = context.structure
+    rng = context.rng
+    if context.keyed:
+        *children, key = children
+        rng = context.rng_with(key)
     if context.present is None:
-        return unflatten_module(structure, children, context.rng)
+        return unflatten_module(structure, children, rng)
     leaves: list[Any] = [None] * len(structure.first)
     for index, leaf in zip(context.present, children, strict=True):
         leaves[index] = leaf
-    return unflatten_module(structure, leaves, context.rng)
+    return unflatten_module(structure, leaves, rng)
 
 
 def _torch_flatten_with_keys(module: Any) -> tuple[list[tuple[Any, Any]], Any]:
@@ -106,18 +127,20 @@ def _torch_flatten_with_keys(module: Any) -> tuple[list[tuple[Any, Any]], Any]:
     paths = spec_of(module).paths
     if context.present is not None:
         paths = tuple(paths[k] for k in context.present)
-    keys = [_compat.mapping_key(path) for path in paths]
+    keys = [_compat.mapping_key(path) for path in (*paths, *("rng",) * context.keyed)]
     return list(zip(keys, leaves, strict=True)), context
 
 
 def _dump_context(context: Context) -> str:
-    return json.dumps({"structure": dump(context.structure), "present": context.present})
+    present, keyed = context.present, context.keyed
+    return json.dumps({"structure": dump(context.structure), "present": present, "keyed": keyed})
 
 
 def _load_context(text: str) -> Context:
     data = json.loads(text)
     present = data["present"]
-    return Context(load(data["structure"]), None if present is None else tuple(present), None)
+    present = None if present is None else tuple(present)
+    return Context(load(data["structure"]), present, None, data["keyed"])
 
 
 # -- optree -----------------------------------------------------------------------------------

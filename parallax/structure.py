@@ -3,7 +3,7 @@
 A ``Structure`` is an immutable description of one module and all below it. Two layers:
 
 - the *skeleton*: classes, constants, container keys, ties. Trees with one skeleton fit together.
-- the *notes*: mode, frozen leaves, random stream. They travel with a tree and are not compared
+- the *notes*: mode, frozen leaves, path. They travel with a tree and are not compared
   when trees are combined, so that a tree made before ``train()`` or ``freeze()`` still fits.
 
 Structures are interned, so comparing two is nearly always one ``is``. Nothing relies on it:
@@ -72,7 +72,8 @@ class Note(NamedTuple):
 
     mode: str = "train"
     frozen: tuple[int, ...] = ()  # offsets of the module's own leaves, among the leaves below it
-    stream: int | None = None  # which random stream of the tree's rng is this module's
+    path: str | None = None  # where the module stands in its tree, for its rng and its effects
+    copy: str = ""  # which of the copies that split() made
 
 
 PLAIN = Note()

@@ -119,10 +119,10 @@ def take_apart(module: Any) -> tuple[list[Any], Outline]:
     return outline.unique(places), outline
 
 
-def rebuild(outline: Outline, leaves: Iterable[Any]) -> Any:
-    """The module of an outline around unique leaves, holes included."""
+def rebuild(outline: Outline, leaves: Iterable[Any], rng: Any = None) -> Any:
+    """The module of an outline around unique leaves, holes included; by default with its rng."""
     places = outline.expanded(list(leaves)) if outline.ties else leaves
-    return outline.module.__make__(iter(places), outline.rng)
+    return outline.module.__make__(iter(places), outline.rng if rng is None else rng)
 
 
 def flatten(module: Any) -> tuple[list[Any], Outline]:
@@ -131,17 +131,21 @@ def flatten(module: Any) -> tuple[list[Any], Outline]:
     present = [leaf for leaf in leaves if leaf is not None]
     if len(present) != len(leaves):
         outline.holes = tuple([k for k, leaf in enumerate(leaves) if leaf is None])
+    if outline.rng is not None and outline.rng.key is not None:
+        present.append(outline.rng.key)
     return present, outline
 
 
 def unflatten(outline: Outline, children: Iterable[Any]) -> Any:
     """The inverse of ``flatten``."""
-    if not outline.holes:
-        return rebuild(outline, children)
-    given = iter(children)
-    return rebuild(
-        outline, [None if k in outline.holes else next(given) for k in range(outline.n_leaves)]
-    )
+    rng = outline.rng
+    if rng is not None and rng.key is not None:
+        *children, key = children
+        rng = rng.with_key(key)
+    if outline.holes:
+        given = iter(children)
+        children = [None if k in outline.holes else next(given) for k in range(outline.n_leaves)]
+    return rebuild(outline, children, rng)
 
 
 def count_places(value: Any, kind: Kind) -> int:

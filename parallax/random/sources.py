@@ -1,0 +1,203 @@
+"""What a tree holds as rng: one value for all its modules, derived where ``self.rng`` is read.
+
+``rng`` may be given in four forms, and a module's own state comes in the form the tree was given:
+
+- a ``Key`` (or a stack of keys, for an ensemble): a leaf, that can be vmapped and traced;
+- an int seed, a ``torch.Generator``, or a generator's state as a ByteTensor: constants, opaque
+  to transforms.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax import _compat
+from parallax.random.key import Key, child_of, from_state, key
+from parallax.random.seeds import derive, digest, generator_of, state_of
+
+__all__ = ["KeySource", "Rng", "SeedSource", "Source", "as_key", "seed_of", "source_of",
+           "stack_sources", "warn_if_same"]  # fmt: skip
+
+Rng = Key | int | torch.Generator | Tensor
+"""What can be given as ``rng``: a key, a seed, a generator, or its state as a ByteTensor."""
+
+
+class SeedSource:
+    """An rng that was given as a seed, a generator or a state.
+
+    Attributes:
+        seed: 64 bits.
+        form: what modules get: ``"seed"``, ``"generator"`` or ``"state"``.
+    """
+
+    __slots__ = ("form", "seed")
+
+    key: Tensor | None = None
+
+    def __init__(self, seed: int, form: str) -> None:
+        self.seed = seed
+        self.form = form
+
+    def of(self, name: str) -> Any:
+        """The rng of the module that ``name`` is for, in the form that was given."""
+        if _compat.is_compiling():
+            raise RuntimeError(
+                "self.rng in compiled code needs a key, not a seed, a generator or a state. "
+                "Hand one out: module.train(random.key(seed))"
+            )
+        seed = derive(self.seed, "module", name)
+        if self.form == "seed":
+            return seed % 2**63
+        return generator_of(seed) if self.form == "generator" else state_of(seed)
+
+    def __repr__(self) -> str:
+        return f"SeedSource({self.form})"
+
+    def __reduce__(self) -> Any:
+        return SeedSource, (self.seed, self.form)
+
+
+class KeySource:
+    """An rng that was given as a key.
+
+    Attributes:
+        key: the key's leaf; of a stacked tree a stack of keys.
+    """
+
+    __slots__ = ("key",)
+
+    def __init__(self, key: Any) -> None:
+        self.key = key
+
+    def of(self, name: str) -> Key:
+        """The key of the module that ``name`` is for; the same leaf each time it is asked."""
+        return child_of(self.key, name)
+
+    def with_key(self, key: Any) -> KeySource:
+        """This source around another leaf."""
+        return KeySource(key)
+
+    def __repr__(self) -> str:
+        return f"KeySource({tuple(getattr(self.key, 'shape', ()))})"
+
+    def __reduce__(self) -> Any:
+        return KeySource, (self.key,)
+
+
+Source = SeedSource | KeySource
+
+
+def source_of(rng: Rng) -> Source:
+    """What a tree holds when it is given ``rng``, which is only read.
+
+    Raises:
+        TypeError: if ``rng`` is none of the forms.
+    """
+    if type(rng) is Key:
+        return KeySource(rng.data)
+    if isinstance(rng, torch.Generator):
+        return SeedSource(digest(rng.get_state()), "generator")
+    if isinstance(rng, Tensor) and rng.dtype is torch.uint8 and rng.ndim == 1:
+        return SeedSource(digest(rng), "state")
+    if isinstance(rng, int) and not isinstance(rng, bool):
+        return SeedSource(derive(rng, "seed"), "seed")
+    raise TypeError(
+        f"rng must be a Key, an int seed, a torch.Generator, or a generator's state such as "
+        f"torch.random.get_rng_state(); got {type(rng).__name__}"
+    )
+
+
+def seed_of(rng: Rng) -> int:
+    """The 64-bit seed that any form of ``rng`` stands for; the form itself is only read.
+
+    Raises:
+        TypeError: if ``rng`` is none of the forms.
+        ValueError: if it is a stack of keys.
+    """
+    source = source_of(rng)
+    if isinstance(source, SeedSource):
+        return source.seed
+    if source.key.ndim:
+        raise ValueError(
+            f"expected a single key, got a stack of shape {tuple(source.key.shape)}. For an "
+            f"ensemble make one module per key: tree.stack([m.initialize(k) for k in keys])"
+        )
+    return int(source.key) % 2**64
+
+
+def as_key(rng: Rng) -> Key:
+    """The key that any form of ``rng`` stands for: what a layer draws with.
+
+    Args:
+        rng: a key, which is returned as it is, an int seed, a generator or its state.
+
+    Returns:
+        A key.
+
+    Raises:
+        TypeError: if ``rng`` is none of the forms.
+
+    Example:
+        >>> from parallax import Module, random
+        >>> class Noise(Module):
+        ...     def forward(self, x):
+        ...         return x + random.normal(random.as_key(self.rng), x.shape)
+    """
+    if type(rng) is Key:
+        return rng
+    if isinstance(rng, int) and not isinstance(rng, bool):
+        return key(rng)
+    if isinstance(rng, (torch.Generator, Tensor)):
+        return from_state(rng)
+    raise TypeError(
+        f"as_key(rng): expected a Key, an int, a torch.Generator or a ByteTensor, "
+        f"got {type(rng).__name__}"
+    )
+
+
+def stack_sources(sources: Sequence[Any]) -> KeySource | None:
+    """What a stack of trees holds: a stack of keys, whatever form each tree was given.
+
+    Args:
+        sources: what each tree holds, ``None`` for none.
+
+    Returns:
+        The source of the stacked tree; ``None`` if no tree holds one.
+
+    Raises:
+        ValueError: if some trees hold one and others do not.
+    """
+    if all(source is None for source in sources):
+        return None
+    leaves = []
+    for index, source in enumerate(sources):
+        if source is None:
+            raise ValueError(
+                f"some trees hold an rng and tree {index} does not. Hand one to all: "
+                f"[m.train(k) for m, k in zip(modules, random.split(key, {len(sources)}))]"
+            )
+        leaves.append(key(source.seed).data if source.key is None else source.key)
+    return KeySource(torch.stack(leaves))
+
+
+def warn_if_same(new: Source, before: Any) -> None:
+    """Warns when a tree is given the very state it has."""
+    if before is None or _compat.is_compiling() or _compat.transform_active():
+        return
+    if new.key is None or before.key is None:
+        same = new.key is before.key and new.seed == before.seed  # type: ignore[union-attr]  # both seeds
+    else:
+        same = new.key is before.key or torch.equal(new.key, before.key)
+    if same:
+        warnings.warn(
+            "reset() was given the state this tree already has, so every random number repeats. "
+            "Give each step its own: rng = torch.random.get_rng_state(), a seed that counts, or "
+            "random.fold_in(key, step).",
+            UserWarning,
+            stacklevel=3,
+        )
