@@ -6,11 +6,13 @@ torch release moves something, this is the only file that changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import optree
 import torch
+from torch import Tensor
 from torch.utils import _pytree as torch_pytree
 
 # optree names its global namespace by an object of a mangled name only.
@@ -79,3 +81,130 @@ def mapping_key(name: str) -> KeyPath:
 def transform_active() -> bool:
     """Whether a ``torch.func`` transform (vmap, grad, jvp, functionalize) is running."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def vmap_active() -> bool:
+    """Whether a ``vmap`` is among the running transforms."""
+    stack = torch._C._functorch.get_interpreter_stack()
+    return stack is not None and any(
+        entry.key() == torch._C._functorch.TransformType.Vmap for entry in stack
+    )
+
+
+is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+"""Whether a tensor is a transform's wrapper, at any level."""
+
+
+def level_of(tensor: Tensor) -> int:
+    """The level of the innermost transform a tensor belongs to; 0 for a plain one."""
+    level: int = torch._C._functorch.maybe_get_level(tensor)
+    return max(level, 0)
+
+
+def current_level() -> int:
+    """How many transforms are running."""
+    return torch._C._functorch.maybe_current_level() or 0
+
+
+def dispatch_mode_active() -> bool:
+    """Whether operators are being traced or faked (``make_fx``, ``FakeTensorMode``)."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def in_backward() -> bool:
+    """Whether this code runs within autograd's backward, as recomputation does."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def differentiating() -> bool:
+    """Whether a transform that differentiates (grad, jvp) is running, at whatever depth."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(interpreter.key() in _DIFFERENTIATING for interpreter in stack)
+
+
+_DIFFERENTIATING = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
+
+
+def forward_level_active() -> bool:
+    """Whether ``torch.autograd.forward_ad.dual_level`` is entered."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def is_inference_refusal(error: RuntimeError) -> bool:
+    """Whether autograd met a tensor that was made in inference mode."""
+    return str(error).startswith("Inference tensors cannot be saved for backward")
+
+
+def is_hook_refusal(error: RuntimeError) -> bool:
+    """Whether ``torch.func`` met saved-tensor hooks, which is how checkpointing is done."""
+    return "don't yet support saved tensor hooks" in str(error)
+
+
+NO_CHECKPOINT = (
+    "torch.utils.checkpoint cannot run inside a torch.func transform (vmap, jvp, a nested func.grad) "
+    "nor in a compiled func.grad: torch.func takes no saved-tensor hooks. Call func.grad in eager "
+    "mode with no transform around it, where it runs on autograd's tape and checkpoints work; "
+    "or call the module without checkpoint here"
+)
+
+
+def refuse_traced_checkpoint() -> None:
+    """Stops the trace if a checkpoint was recorded inside a derivative.
+
+    Such a graph fails when it runs, and leaves ordinary checkpointing switched off in the process.
+    """
+    from torch._dynamo.comptime import comptime
+
+    comptime(_find_traced_checkpoint)
+
+
+def _find_traced_checkpoint(context: Any) -> None:
+    depth = 0
+    for node in context.graph().nodes:
+        name = str(getattr(node.target, "__name__", node.target))
+        if name.endswith("saved_tensors_hooks_disable"):
+            depth += 1
+        elif name.endswith("saved_tensors_hooks_enable"):
+            depth -= 1
+        elif depth > 0 and "checkpoint" in name:
+            raise RuntimeError(NO_CHECKPOINT)
+
+
+outside_transforms: Callable[[], AbstractContextManager[object]] = torch._C._DisableFuncTorch
+"""Within ``with outside_transforms():`` operators on plain tensors pass ``torch.func`` by."""
+
+
+def backward(
+    outputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    retain_graph: bool,
+    create_graph: bool,
+) -> list[Tensor]:
+    """As ``torch.autograd.grad``, with zeros for the inputs that nothing depends on.
+
+    What that function does in Python before it calls the engine costs as much as four operators.
+    """
+    found: Sequence[Tensor | None]
+    if any([type(x) is not Tensor for x in (*outputs, *cotangents)]):
+        found = torch.autograd.grad(
+            outputs, inputs, cotangents, retain_graph=retain_graph, create_graph=create_graph,
+            allow_unused=True,
+        )  # fmt: skip
+    else:
+        found = torch.autograd.graph._engine_run_backward(
+            tuple(outputs), tuple(cotangents), retain_graph, create_graph, tuple(inputs),
+            allow_unreachable=True, accumulate_grad=False,
+        )  # fmt: skip
+    return [
+        torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)
+    ]
+
+
+# torch's functions of lists of tensors, and the copy of such a list into one vector.
+foreach_add: Callable[..., Any] = torch._foreach_add
+foreach_sub: Callable[..., Any] = torch._foreach_sub
+foreach_mul: Callable[..., Any] = torch._foreach_mul
+foreach_lerp: Callable[..., Any] = torch._foreach_lerp
+foreach_norm: Callable[..., Any] = torch._foreach_norm
+flatten_dense: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors

@@ -1,0 +1,156 @@
+"""``grad`` and ``grad_and_value``: gradients of scalars, as trees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from torch import Tensor
+
+from parallax.func.engines import gradient
+from parallax.func.moving import Call, name_of, pick
+
+__all__ = ["grad", "grad_and_value", "scalar_and_aux", "with_aux"]
+
+
+def grad(
+    func: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
+    """A function that computes the gradient of ``func``, which returns a scalar.
+
+    As ``torch.func.grad``, and arguments may be modules or any pytree that holds them. In a module
+    the floating and complex ``Parameter`` leaves that are not frozen are differentiated; outside
+    of modules, every tensor of the argument. A leaf on which the result does not depend gets
+    zeros. With no transform around it, it runs on autograd's tape: ``torch.utils.checkpoint``,
+    hooks and custom autograd functions work, and it costs no more than ``loss.backward()``.
+
+    Args:
+        func: returns a tensor of no dimension, or a pair of one and anything if ``has_aux``.
+        argnums: which positional argument to differentiate, or a tuple of several.
+        has_aux: whether ``func`` returns a pair ``(loss, aux)``.
+
+    Returns:
+        A function of the arguments of ``func`` to a gradient: a tree of the argument's structure
+        with holes (``None``) where nothing is differentiated, ties kept and summed; a tuple of
+        such trees if ``argnums`` is one; a pair of that and ``aux`` if ``has_aux``.
+
+    Raises:
+        TypeError: when called, if ``func`` does not return a scalar, or a differentiated argument
+            holds what cannot be.
+        ValueError: when called, if nothing in the argument can be trained.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, func
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> func.grad(lambda p: (p.at**2).sum())(Point(torch.tensor([1.0, 2.0]))).at
+        tensor([2., 4.])
+    """
+
+    @wraps(func, updated=())
+    def gradient_of(*args: Any, **kwargs: Any) -> Any:
+        grads, (_, aux) = _differentiate("func.grad", func, argnums, has_aux, args, kwargs)
+        return (grads, aux) if has_aux else grads
+
+    return gradient_of
+
+
+def grad_and_value(
+    func: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
+    """As ``grad``, with the value too.
+
+    Args:
+        func: returns a tensor of no dimension, or a pair of one and anything if ``has_aux``.
+        argnums: which positional argument to differentiate, or a tuple of several.
+        has_aux: whether ``func`` returns a pair ``(loss, aux)``.
+
+    Returns:
+        A function of the arguments of ``func`` to ``(gradient, value)``, or to
+        ``(gradient, (value, aux))`` if ``has_aux``: the order of ``torch.func.grad_and_value``.
+
+    Raises:
+        TypeError: as ``grad``.
+        ValueError: as ``grad``.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func
+        >>> func.grad_and_value(lambda x: x**2)(torch.tensor(3.0))
+        (tensor(6.), tensor(9.))
+    """
+
+    @wraps(func, updated=())
+    def gradient_and_value_of(*args: Any, **kwargs: Any) -> Any:
+        grads, (value, aux) = _differentiate(
+            "func.grad_and_value", func, argnums, has_aux, args, kwargs
+        )
+        return grads, (value, aux) if has_aux else value
+
+    return gradient_and_value_of
+
+
+def _differentiate(
+    what: str,
+    func: Callable[..., Any],
+    argnums: int | tuple[int, ...],
+    has_aux: bool,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Any, tuple[Tensor, Any]]:
+    what = f"{what}({name_of(func)})"
+    call = Call(func, what, pick(what, argnums, args), args, kwargs)
+    grads, loss, aux = gradient(
+        lambda values: scalar_and_aux(call.at(values), what, has_aux), call.values
+    )
+    return call.trees(grads, single=isinstance(argnums, int)), (loss, aux)
+
+
+def with_aux(result: Any, what: str, has_aux: bool) -> tuple[Any, Any]:
+    """The result of a function and what it returned beside it."""
+    if not has_aux:
+        return result, None
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(
+            f"{what}: with has_aux=True the function returns a pair (result, aux), "
+            f"got {_describe(result)}"
+        )
+    return result
+
+
+def scalar_and_aux(result: Any, what: str, has_aux: bool) -> tuple[Tensor, Any]:
+    """The loss and what was returned beside it.
+
+    Raises:
+        TypeError: if the loss is no real, floating scalar.
+    """
+    loss, aux = with_aux(result, what, has_aux)
+    if isinstance(loss, Tensor) and loss.dim() == 0 and loss.dtype.is_floating_point:
+        return loss, aux
+    raise TypeError(f"{what}: {_not_scalar(loss)}")
+
+
+def _not_scalar(loss: Any) -> str:
+    if loss is None:
+        return "the function returned nothing. End it with: return loss"
+    if not isinstance(loss, Tensor):
+        hint = ", or pass has_aux=True to return (loss, aux)" if isinstance(loss, tuple) else ""
+        return f"the function returned {_describe(loss)}. Return one scalar tensor{hint}"
+    if loss.dim():
+        return (
+            f"the function returned a tensor of shape {tuple(loss.shape)}, and only a scalar has a "
+            f"gradient. Reduce it: loss.mean(); or use func.jacrev for a gradient per entry"
+        )
+    if loss.dtype.is_complex:
+        return f"the function returned a {loss.dtype} scalar. Return a real one: loss.real, loss.abs()"
+    return f"the function returned a {loss.dtype} scalar, which has no gradient. Return a float loss"
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,304 @@
+"""Which leaves of an argument a derivative is taken with respect to, and trees around others.
+
+In a module these are the floating and complex ``Parameter`` leaves that are not frozen; outside of
+modules, every floating or complex tensor. They are said to *move*; all other leaves stay put.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from parallax import tracing
+from parallax.fields import Lazy, Parameter, UninitializedError
+from parallax.kinds import Kind
+from parallax.nodes import NODES, is_module
+from parallax.structure import Structure
+from parallax.tree import core
+
+__all__ = ["Call", "Moving", "is_inexact", "name_of", "path_of", "paths_of", "pick"]
+
+
+def name_of(func: Any) -> str:
+    """What to call a function in an error message."""
+    return str(getattr(func, "__name__", type(func).__name__))
+
+
+def is_inexact(value: Any) -> bool:
+    """Whether a value is a floating or complex tensor."""
+    return isinstance(value, Tensor) and (value.dtype.is_floating_point or value.dtype.is_complex)
+
+
+class Moving:
+    """A tree taken apart into the leaves that move and all the rest.
+
+    Attributes:
+        leaves: all leaves, those of modules one by one, ties once, holes as ``None``.
+        places: the indices of the leaves that move.
+        values: the leaves that move.
+    """
+
+    __slots__ = ("_close", "leaves", "places", "tree", "values")
+
+    def __init__(self, tree: Any, where: str) -> None:
+        self.tree = tree
+        try:
+            if is_module(tree):
+                self.leaves, part = core._open(tree)
+                rng = tree._rng
+                self._close: Any = lambda leaves: core._close(part, leaves, rng)
+                self.places = _moving(self.leaves, trainable_of(part))
+            elif isinstance(tree, Tensor):
+                self.leaves, self._close = [tree], _only
+                self.places = _moving_outside([tree], 0)
+            else:
+                self.leaves, spec = core.flatten(tree)
+                self._close = lambda leaves: core.unflatten(spec, leaves)
+                self.places = _moving_in(self.leaves, spec.parts)
+        except _Refused as refused:
+            raise refused.at(tree, where) from None
+        if not self.places:
+            raise ValueError(_nothing_moves(tree, self.leaves, where))
+        self.values = [self.leaves[place] for place in self.places]
+
+    def around(self, values: Sequence[Any]) -> Any:
+        """The tree with other values for the leaves that move."""
+        return self._build(self.leaves, values)
+
+    def alone(self, values: Sequence[Any]) -> Any:
+        """A tree of the same structure that holds these values and holes everywhere else."""
+        return self._build((None,) * len(self.leaves), values)
+
+    def _build(self, rest: Sequence[Any], values: Sequence[Any]) -> Any:
+        if len(values) == len(rest):
+            return self._close(values)
+        leaves = list(rest)
+        for place, value in zip(self.places, values):  # noqa: B905  # dynamo traces no strict=
+            leaves[place] = value
+        return self._close(leaves)
+
+    def beside(self, other: Any) -> list[Any]:
+        """What another tree of the same skeleton has in the place of each leaf that moves."""
+        if isinstance(self.tree, Tensor):
+            return [other]
+        row = core.columns(self.tree, (other,))[2][0]
+        return [row[place] for place in self.places]
+
+
+def paths_of(tree: Any) -> list[str]:
+    """The dotted path of every leaf and hole, in the order of ``core.flatten``."""
+    return [path for path, _ in core._with_paths(tree)]
+
+
+def path_of(tree: Any, place: int) -> str:
+    """The dotted path of a leaf: ``MLP.first.weight`` in a module, ``['net'].weight`` outside."""
+    if isinstance(tree, Tensor):
+        return ""
+    path = paths_of(tree)[place]
+    return f"{type(tree).__name__}.{path}" if is_module(tree) else path
+
+
+class _Refused(Exception):
+    """A leaf that cannot move; carries its place, so that only an error pays for paths."""
+
+    def __init__(self, place: int, leaf: Any, *, module: bool) -> None:
+        self.place = place
+        self.leaf = leaf
+        self.module = module
+
+    def at(self, tree: Any, where: str) -> Exception:
+        path = path_of(tree, self.place)
+        name = f"{where}: {path}" if path else where
+        if isinstance(self.leaf, Lazy):
+            return UninitializedError(
+                f"{name} is not initialized: there is nothing to differentiate yet. "
+                f"Initialize first: module = module.initialize(rng)"
+            )
+        if isinstance(self.leaf, Tensor):
+            kind = f"a tensor of {self.leaf.dtype}, and only floating and complex ones"
+            if self.module:
+                return TypeError(
+                    f"{name} is a Parameter that holds {kind} can be differentiated. Declare it "
+                    f"'{path.rsplit('.', 1)[-1]}: Buffer', or freeze it: "
+                    f"module = tree.freeze(module, {path.split('.', 1)[-1]!r})"
+                )
+            return TypeError(
+                f"{name} is {kind} can be differentiated. Pass it as an argument of its own, "
+                f"outside of argnums"
+            )
+        return TypeError(
+            f"{name} is a {type(self.leaf).__name__}, and only tensors can be differentiated. "
+            f"Pass it as an argument of its own, outside of argnums"
+        )
+
+
+def _moving(leaves: Sequence[Any], trainable: Sequence[bool], start: int = 0) -> list[int]:
+    """The places of a module's leaves that move, where its first leaf stands at ``start``."""
+    places = []
+    for place, (leaf, trains) in enumerate(zip(leaves, trainable), start):  # noqa: B905  # dynamo traces no strict=
+        if trains and leaf is not None:
+            if not is_inexact(leaf):
+                raise _Refused(place, leaf, module=True)
+            places.append(place)
+    return places
+
+
+def _moving_outside(leaves: Sequence[Any], place: int) -> list[int]:
+    leaf = leaves[place]
+    if leaf is None:
+        return []
+    if not is_inexact(leaf):
+        raise _Refused(place, leaf, module=False)
+    return [place]
+
+
+def _moving_in(leaves: Sequence[Any], parts: Sequence[Any]) -> list[int]:
+    places: list[int] = []
+    start = 0
+    for part in parts:
+        if part is None:
+            places += _moving_outside(leaves, start)
+            start += 1
+        else:
+            trainable = trainable_of(part)
+            stop = start + len(trainable)
+            places += _moving(leaves[start:stop], trainable, start)
+            start = stop
+    return places
+
+
+def _only(leaves: Sequence[Any]) -> Any:
+    return leaves[0]
+
+
+def _nothing_moves(tree: Any, leaves: Sequence[Any], where: str) -> str:
+    if not is_module(tree):
+        return f"{where}: there is no tensor to differentiate with respect to"
+    paths = [path for path, leaf in zip(paths_of(tree), leaves, strict=True) if leaf is not None]
+    if not paths:
+        return f"{where}: {type(tree).__name__} holds no tensors at all, so it has no gradient"
+    return (
+        f"{where}: {type(tree).__name__} has no trainable leaf: each of its {len(paths)} leaves is "
+        f"frozen or a Buffer ({', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}). "
+        f"Unfreeze some: module = tree.unfreeze(module)"
+    )
+
+
+# -- which leaves of a module are trained -------------------------------------------------------
+
+
+def trainable_of(part: Any) -> Sequence[bool]:
+    """Which unique leaves of a module are parameters and not frozen."""
+    if type(part) is not tracing.Outline:
+        return part.trainable  # type: ignore[no-any-return]  # a tuple
+    spec = part.module._spec
+    if type(spec) is Structure:
+        return spec.trainable
+    places: list[bool] = []
+    _trainable_places(part.module, _CHILD, places)
+    return part.unique(places)
+
+
+_CHILD = Kind(leaf=Tensor, child=True, optional=True)
+
+
+def _trainable_places(value: Any, kind: Kind, places: list[bool]) -> None:
+    """As ``trainable_of`` per place, for a module that was made while tracing."""
+    if is_module(value):
+        spec = value._spec
+        if type(spec) is Structure:
+            marks = spec.trainable
+            places += marks if spec.expand is None else [marks[k] for k in spec.expand]
+            return
+        layout = type(value).__layout__
+        for name in layout.children:
+            _trainable_places(getattr(value, name), layout.kinds[name], places)
+    elif kind.items is not None and isinstance(value, tuple):
+        for index, item in enumerate(value):
+            _trainable_places(item, kind.item(index), places)
+    elif kind.mapping is not None and isinstance(value, dict):
+        for item in value.values():
+            _trainable_places(item, kind.mapping, places)
+    elif type(value) in NODES:
+        for part in NODES[type(value)].flatten(value)[0]:
+            _trainable_places(part, _CHILD, places)
+    elif value is None or isinstance(value, (Tensor, Lazy)) or not kind.constant:
+        places.append(kind.leaf is Parameter)
+
+
+# -- picking arguments ----------------------------------------------------------------------------
+
+
+def pick(what: str, argnums: int | tuple[int, ...], args: tuple[Any, ...]) -> list[int]:
+    """The indices that ``argnums`` stands for.
+
+    Raises:
+        TypeError: if it is neither an int nor a tuple of ints.
+        ValueError: if it is empty, names an argument twice or one that was not given.
+    """
+    chosen = (argnums,) if isinstance(argnums, int) else argnums
+    if not isinstance(chosen, tuple) or not all([isinstance(k, int) for k in chosen]):
+        raise TypeError(f"{what}: argnums must be an int or a tuple of ints, got {argnums!r}")
+    if not chosen:
+        raise ValueError(f"{what}: argnums is empty; name at least one positional argument")
+    for k in chosen:
+        if not -len(args) <= k < len(args):
+            raise ValueError(
+                f"{what}: argnums={argnums} names argument {k}, and {len(args)} positional "
+                f"arguments were given. Keyword arguments cannot be differentiated: pass by position"
+            )
+    indices = [k % len(args) for k in chosen]
+    if len(set(indices)) < len(indices):
+        raise ValueError(f"{what}: argnums={argnums} names one argument twice")
+    return indices
+
+
+class Call:
+    """A call of a function, and the leaves of its arguments that move, as one list.
+
+    Attributes:
+        parts: the arguments taken apart, in the order of ``argnums``.
+        values: the leaves that move, of one argument after the other.
+    """
+
+    __slots__ = ("args", "func", "indices", "kwargs", "parts", "values")
+
+    def __init__(
+        self, func: Callable[..., Any], what: str, indices: list[int],
+        args: tuple[Any, ...], kwargs: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self.func = func
+        self.args = args
+        self.kwargs = kwargs
+        self.indices = indices
+        self.parts = [Moving(args[k], f"{what}, argument {k}") for k in indices]
+        if len(indices) == 1:
+            self.values = self.parts[0].values
+        else:
+            self.values = [value for part in self.parts for value in part.values]
+
+    def at(self, values: Sequence[Any]) -> Any:
+        """The function at these values of the leaves that move."""
+        if len(self.parts) == 1 and len(self.args) == 1:
+            return self.func(self.parts[0].around(values), **self.kwargs)
+        args = list(self.args)
+        for index, part, chunk in zip(self.indices, self.parts, self.chunks(values)):  # noqa: B905  # dynamo traces no strict=
+            args[index] = part.around(chunk)
+        return self.func(*args, **self.kwargs)
+
+    def chunks(self, values: Sequence[Any]) -> list[Sequence[Any]]:
+        """The values of each differentiated argument."""
+        if len(self.parts) == 1:
+            return [values]
+        out, start = [], 0
+        for part in self.parts:
+            out.append(values[start : start + len(part.places)])
+            start += len(part.places)
+        return out
+
+    def trees(self, values: Sequence[Any], *, single: bool) -> Any:
+        """Trees shaped like the arguments that hold these values and holes elsewhere."""
+        trees = tuple([p.alone(c) for p, c in zip(self.parts, self.chunks(values))])  # noqa: B905  # as above
+        return trees[0] if single else trees
