@@ -4,6 +4,10 @@ Each is: take the leaves, do something to them, build the tree again.
 """
 
 from parallax.display import summary
+from parallax.tree.arithmetic import add, lerp, norm, scale, sub, vdot
+from parallax.tree.batch import stack, unstack
+from parallax.tree.compare import allclose, equal
+from parallax.tree.convert import nbytes, size, to, zeros_like
 from parallax.tree.core import (
     TreeSpec,
     flatten,
@@ -15,16 +19,40 @@ from parallax.tree.core import (
     unflatten,
     update,
 )
+from parallax.tree.flat import ravel
+from parallax.tree.parts import combine, partition
+from parallax.tree.select import Selection, select
+from parallax.tree.ties import tie
 
 __all__ = [
+    "Selection",
     "TreeSpec",
+    "add",
+    "allclose",
+    "combine",
+    "equal",
     "flatten",
     "leaves",
+    "lerp",
     "map",
     "map_with_path",
     "named_leaves",
+    "nbytes",
+    "norm",
+    "partition",
+    "ravel",
+    "scale",
+    "select",
+    "size",
+    "stack",
     "structure",
+    "sub",
     "summary",
+    "tie",
+    "to",
     "unflatten",
+    "unstack",
     "update",
+    "vdot",
+    "zeros_like",
 ]

@@ -10,7 +10,7 @@ from parallax.nodes import is_module
 from parallax.registry import flatten_module
 from parallax.structure import Leaf, Static, Structure
 
-__all__ = ["align", "difference", "misfit"]
+__all__ = ["align", "align_places", "difference", "misfit"]
 
 
 def align(part: Any, other: Any, path: str = "") -> Sequence[Any]:
@@ -29,21 +29,46 @@ def align(part: Any, other: Any, path: str = "") -> Sequence[Any]:
     """
     if type(part) is tracing.Outline:
         return _align_outline(part, other, path)
-    if not is_module(other):
-        raise ValueError(_no_module(path, part.cls.__name__, other))
-    leaves, theirs = flatten_module(other)
-    if theirs is part or theirs.skeleton == part.skeleton:
+    leaves, theirs = _fitting(part, other, path)
+    if theirs is part or theirs.expand == part.expand:
         return leaves
-    found = difference(part, theirs)
-    if found is not None:
-        below, expected, got = found
-        top = path or part.cls.__name__
-        raise ValueError(misfit(f"{top}.{below}" if below else top, expected, got))
     places = leaves if theirs.expand is None else [leaves[k] for k in theirs.expand]
     for place, first in part.ties:
         if places[place] is not places[first]:
             raise ValueError(_untied(part.place_paths[first], part.place_paths[place]))
     return [places[k] for k in part.first]
+
+
+def _fitting(part: Structure, other: Any, path: str) -> tuple[Sequence[Any], Structure]:
+    """The leaves and structure of ``other``, whose skeleton fits but for ties."""
+    if not is_module(other):
+        raise ValueError(_no_module(path, part.cls.__name__, other))
+    leaves, theirs = flatten_module(other)
+    if theirs is not part and theirs.skeleton != part.skeleton:
+        found = difference(part, theirs)
+        if found is not None:
+            below, expected, got = found
+            top = path or part.cls.__name__
+            raise ValueError(misfit(f"{top}.{below}" if below else top, expected, got))
+    return leaves, theirs
+
+
+def align_places(part: Any, other: Any, path: str = "") -> tuple[list[Any], list[int]]:
+    """As ``align``, ties aside.
+
+    Returns:
+        What ``other`` has in each place, and for each place the index of its own unique leaf.
+
+    Raises:
+        ValueError: if classes or constants differ; the message names the first path.
+    """
+    if type(part) is tracing.Outline:
+        leaves, theirs = _fitting_outline(part, other, path)
+        expand = theirs.expanded(list(range(theirs.n_leaves)))
+        return theirs.expanded(leaves), expand
+    found, structure = _fitting(part, other, path)
+    expand = list(range(structure.n_places) if structure.expand is None else structure.expand)
+    return [found[k] for k in expand], expand
 
 
 def _untied(one: str, two: str) -> str:
@@ -61,13 +86,20 @@ def misfit(path: str, expected: str, got: str) -> str:
     )
 
 
-def _align_outline(part: Any, other: Any, path: str) -> Sequence[Any]:
+def _fitting_outline(part: Any, other: Any, path: str) -> tuple[list[Any], Any]:
     if not is_module(other):
-        raise ValueError(_no_module(path, "module", other))
+        raise ValueError(_no_module(path, type(part.module).__name__, other))
     leaves, theirs = tracing.take_apart(other)
-    where = part.difference(theirs)
-    if where is not None:
-        raise ValueError(f"the trees do not fit together: they differ at {where or 'the top'}")
+    below = part.difference(theirs)
+    if below is not None:
+        top = path or type(part.module).__name__
+        where = f"{top}.{below}" if below else top
+        raise ValueError(f"the trees do not fit together: they differ at {where}")
+    return leaves, theirs
+
+
+def _align_outline(part: Any, other: Any, path: str) -> Sequence[Any]:
+    leaves, theirs = _fitting_outline(part, other, path)
     if part.ties == theirs.ties:
         return leaves
     places = theirs.expanded(leaves)

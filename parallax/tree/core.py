@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import optree
 import torch
@@ -206,10 +206,12 @@ def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
         found, part = _open(tree)
         others = [align(part, other) for other in rest]
         return _close(part, _apply(fn, found, others), tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
-    return _map_outer(fn, tree, rest)  # type: ignore[no-any-return]  # a tree of T
+    return cast(T, _map_outer(fn, tree, rest))
 
 
-def _apply(fn: Callable[..., Any], first: Sequence[Any], others: list[Sequence[Any]]) -> list[Any]:
+def _apply(
+    fn: Callable[..., Any], first: Sequence[Any], others: Sequence[Sequence[Any]]
+) -> list[Any]:
     if not others:
         return [None if a is None else fn(a) for a in first]
     if len(others) == 1:
@@ -237,21 +239,31 @@ def columns(tree: Any, rest: Sequence[Any]) -> tuple[TreeSpec, list[Any], list[l
         ValueError: if a later tree has another skeleton; the message names the first path.
     """
     found, spec = flatten(tree)
-    others: list[list[Any]] = []
+    others = []
     for other in rest:
-        if spec.outer is None:
-            others.append(list(align(spec.parts[0], other)))
-            continue
         row: list[Any] = []
-        for part, path, item in zip(spec.parts, _item_paths(spec.outer), _up_to(spec, tree, other)):  # noqa: B905  # dynamo traces no strict=
-            if part is not None:
-                row += align(part, item, path)
-            elif is_module(item) or not _is_leaf(item):
-                raise ValueError(misfit(path, "a leaf", f"a {type(item).__name__}"))
-            else:
-                row.append(item)
+        for part, path, item in beside(spec, tree, other):
+            row += [item] if part is None else align(part, item, path)
         others.append(row)
     return spec, found, others
+
+
+def beside(spec: TreeSpec, tree: Any, other: Any) -> list[tuple[Any, str, Any]]:
+    """What another tree has beside each outermost module and leaf of ``tree``.
+
+    Returns:
+        For each the structure of the module or ``None``, its dotted path, and what ``other`` has.
+
+    Raises:
+        ValueError: if they differ outside of modules; the message names the first path.
+    """
+    if spec.outer is None:
+        return [(spec.parts[0], "", other)]
+    triples = list(zip(spec.parts, _item_paths(spec.outer), _up_to(spec, tree, other)))  # noqa: B905  # dynamo traces no strict=
+    for part, path, item in triples:
+        if part is None and (is_module(item) or not _is_leaf(item)):
+            raise ValueError(misfit(path, "a leaf", f"a {type(item).__name__}"))
+    return triples
 
 
 def _up_to(spec: TreeSpec, tree: Any, other: Any) -> list[Any]:
@@ -329,7 +341,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
         >>> tree.named_leaves({"a": [torch.zeros(())]})
         {'a.0': tensor(0.)}
     """
-    return {path: leaf for path, leaf in _with_paths(tree) if leaf is not None}
+    return {path: leaf for path, leaf in with_paths(tree) if leaf is not None}
 
 
 def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
@@ -352,11 +364,11 @@ def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
         >>> tree.map_with_path(lambda path, x: path, {"a": torch.ones(1)})
         {'a': 'a'}
     """
-    names = unflatten(structure(tree), [path for path, _ in _with_paths(tree)])
+    names = unflatten(structure(tree), [path for path, _ in with_paths(tree)])
     return map(lambda leaf, path, *others: fn(path, leaf, *others), tree, names, *rest)
 
 
-def _with_paths(tree: Any) -> list[tuple[str, Any]]:
+def with_paths(tree: Any) -> list[tuple[str, Any]]:
     """Every unique leaf or hole with its dotted path."""
     if is_module(tree):
         found, part = _open(tree)
@@ -364,7 +376,7 @@ def _with_paths(tree: Any) -> list[tuple[str, Any]]:
         return list(zip(paths, found))  # noqa: B905  # dynamo traces no strict=
     pairs = []
     for prefix, item in items_with_paths(tree):
-        inner = _with_paths(item) if is_module(item) else [("", item)]
+        inner = with_paths(item) if is_module(item) else [("", item)]
         pairs += [(_join(prefix, path), leaf) for path, leaf in inner]
     return pairs
 

@@ -85,7 +85,7 @@ def _by_text(survey: Survey, text: str) -> tuple[list[Entry], bool]:
             for entry in survey.entries
             if entry.value is not None
             and (entry.kind == "leaf" or not only_leaves)
-            and _glob(pattern, entry.path.split("."))
+            and _glob(pattern, entry.path.split(".") if entry.path else [])
         ]
     if not found:
         _nothing(survey, text)

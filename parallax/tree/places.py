@@ -14,11 +14,14 @@ from parallax.frozendict import FrozenDict
 from parallax.kinds import Kind
 from parallax.nodes import NODES, is_module
 from parallax.notes import note_of
+from parallax.random import Key
 from parallax.tree import core
 
 __all__ = ["Entry", "Survey", "child", "follow"]
 
 _ANY = Kind(leaf=Tensor, child=True, optional=True)
+_KEY = Kind(leaf=Key, optional=True)
+_ROLES: dict[Any, str] = {Parameter: "parameter", Buffer: "buffer", Key: "key"}
 
 
 class Entry(NamedTuple):
@@ -28,7 +31,7 @@ class Entry(NamedTuple):
         path: dotted, from the root of the tree.
         value: what stands there.
         kind: ``"leaf"``, ``"module"`` or ``"container"``.
-        role: of a leaf, ``"parameter"``, ``"buffer"`` or ``"slot"``.
+        role: of a leaf, ``"parameter"``, ``"buffer"``, ``"key"`` or ``"slot"``.
         start: the first place for a leaf at or below it.
         stop: the place after the last one.
         item: which of the tree's outermost modules and leaves it belongs to.
@@ -149,12 +152,13 @@ def _below(value: Any, kind: Kind) -> list[tuple[Any, Any, Kind]] | None:
     if kind.mapping is not None and isinstance(value, FrozenDict):
         return [(key, item, kind.mapping) for key, item in value.items()]
     if cls in NODES:
-        return [(k, child, _ANY) for k, child in enumerate(NODES[cls].flatten(value)[0])]
+        inner = _KEY if cls is Key else _ANY
+        return [(k, child, inner) for k, child in enumerate(NODES[cls].flatten(value)[0])]
     return None
 
 
 def _role(kind: Kind) -> str:
-    return "parameter" if kind.leaf is Parameter else "buffer" if kind.leaf is Buffer else "slot"
+    return _ROLES.get(kind.leaf, "slot")
 
 
 def follow(item: Any, keys: tuple[Any, ...]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from torch import Tensor
 
@@ -187,7 +187,7 @@ class Selection(Generic[T]):
     def _mark(self, frozen: bool) -> T:
         survey = self._survey
         chosen = {index for entry in self._entries for index in survey.unique(entry)}
-        return marked(survey, chosen, frozen)  # type: ignore[no-any-return]  # a tree of T
+        return cast(T, marked(survey, chosen, frozen))
 
     def _put(self, values: list[Any]) -> T:
         self._check_apart()
@@ -197,9 +197,9 @@ class Selection(Generic[T]):
             for entry, value in pairs:
                 leaves[survey.expand[entry.start]] = value
             if _compat.is_compiling() or not _ties_anew(leaves, values):
-                return core.unflatten(survey.spec, leaves)  # type: ignore[no-any-return]  # a tree of T
+                return cast(T, core.unflatten(survey.spec, leaves))
         edits = [(twin, value) for entry, value in pairs for twin in survey.twins(entry)]
-        return rebuild(survey, edits)  # type: ignore[no-any-return]  # a tree of T
+        return cast(T, rebuild(survey, edits))
 
     def _check_apart(self) -> None:
         """Raises if one selected node holds another, so that no value would win by chance."""

@@ -1,0 +1,270 @@
+"""Trees as vectors: sums, multiples, inner products and norms.
+
+Each touches floating and complex leaves only; integer leaves and keys pass through from the first
+tree. In eager code the leaves go to torch as one list (``torch._foreach_*``), which saves the
+Python call per leaf: 0.55 to 0.6 of a loop's time at 150 leaves of 64 numbers, never more. Under a
+``torch.func`` transform, which has no rules for lists, and under ``torch.compile``, which fuses
+the single calls, it is a loop.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from parallax import _compat
+from parallax.tree import core
+from parallax.tree.leaves import is_inexact
+
+__all__ = ["add", "lerp", "norm", "scale", "sub", "vdot"]
+
+T = TypeVar("T")
+_FLAT_LIMIT = 2**17  # numbers; below, copying them into one vector costs less than a call per leaf
+
+
+def add(one: T, two: Any, alpha: Any = 1) -> T:
+    """``one + alpha * two``, leaf by leaf.
+
+    Args:
+        one: a module, or any pytree that holds modules and tensors.
+        two: a tree of the same skeleton; where it has a hole, the leaf of ``one`` stays.
+        alpha: a number, or a tensor of no dimension.
+
+    Returns:
+        The tree of sums, in the dtypes that ``torch.add`` gives.
+
+    Raises:
+        ValueError: if the skeletons differ; the message names the first path.
+
+    Example:
+        >>> import torch
+        >>> from parallax import tree
+        >>> tree.add({"w": torch.ones(2)}, {"w": torch.ones(2)}, alpha=-0.5)
+        {'w': tensor([0.5000, 0.5000])}
+    """
+    if isinstance(alpha, Tensor):
+        return _pairwise(one, two, lambda a, b: a + alpha * b, None)
+    return _pairwise(
+        one,
+        two,
+        lambda a, b: torch.add(a, b, alpha=alpha),
+        lambda a, b: _compat.foreach_add(a, b, alpha=alpha),
+    )
+
+
+def sub(one: T, two: Any, alpha: Any = 1) -> T:
+    """``one - alpha * two``, leaf by leaf.
+
+    Args:
+        one: a module, or any pytree that holds modules and tensors.
+        two: a tree of the same skeleton; where it has a hole, the leaf of ``one`` stays.
+        alpha: a number, or a tensor of no dimension.
+
+    Returns:
+        The tree of differences, in the dtypes that ``torch.sub`` gives.
+
+    Raises:
+        ValueError: if the skeletons differ; the message names the first path.
+
+    Example:
+        >>> import torch
+        >>> from parallax import tree
+        >>> tree.sub({"w": torch.ones(2)}, {"w": torch.ones(2)}, alpha=0.1)
+        {'w': tensor([0.9000, 0.9000])}
+    """
+    if isinstance(alpha, Tensor):
+        return _pairwise(one, two, lambda a, b: a - alpha * b, None)
+    return _pairwise(
+        one,
+        two,
+        lambda a, b: torch.sub(a, b, alpha=alpha),
+        lambda a, b: _compat.foreach_sub(a, b, alpha=alpha),
+    )
+
+
+def scale(tree: T, factor: Any) -> T:
+    """``factor * tree``, leaf by leaf.
+
+    Args:
+        tree: a module, or any pytree that holds modules and tensors.
+        factor: a number, or a tensor of no dimension.
+
+    Returns:
+        The tree of multiples; holes stay holes.
+
+    Example:
+        >>> import torch
+        >>> from parallax import tree
+        >>> tree.scale({"w": torch.ones(2), "n": torch.arange(2)}, 3)
+        {'w': tensor([3., 3.]), 'n': tensor([0, 1])}
+    """
+    found, spec = core.flatten(tree)
+    chosen = [k for k, leaf in enumerate(found) if is_inexact(leaf)]
+    parts = [found[k] for k in chosen]
+    if not _lists_win(parts):
+        made: Any = [leaf * factor for leaf in parts]
+    elif isinstance(factor, Tensor) and factor.ndim == 0:
+        made = _compat.foreach_mul(parts, factor)
+    elif not isinstance(factor, Tensor) and parts[0].device.type == "cpu":
+        # On the CPU torch makes a tensor of the number for every leaf; once is 0.45 of the time.
+        made = _compat.foreach_mul(parts, torch.tensor(factor, dtype=_number_dtype(factor)))
+    else:
+        made = [leaf * factor for leaf in parts]
+    return cast(T, _with(spec, found, chosen, made))
+
+
+def lerp(one: T, two: Any, weight: Any) -> T:
+    """``one + weight * (two - one)``, leaf by leaf: the moving average of weights, say.
+
+    Args:
+        one: a module, or any pytree that holds modules and tensors.
+        two: a tree of the same skeleton; where it has a hole, the leaf of ``one`` stays.
+        weight: a number, or a tensor of no dimension; 0 gives ``one``, 1 gives ``two``.
+
+    Returns:
+        The tree, in the dtypes of ``one``.
+
+    Raises:
+        ValueError: if the skeletons differ; the message names the first path.
+
+    Example:
+        >>> import torch
+        >>> from parallax import tree
+        >>> tree.lerp({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.25)
+        {'w': tensor([0.2500, 0.2500])}
+    """
+    if isinstance(weight, Tensor):
+        return _pairwise(one, two, lambda a, b: torch.lerp(a, b.to(a.dtype), weight.to(a)), None)
+    return _pairwise(
+        one,
+        two,
+        lambda a, b: torch.lerp(a, b.to(a.dtype), weight),
+        lambda a, b: _compat.foreach_lerp(a, _in_dtypes_of(a, b), weight),
+    )
+
+
+def _in_dtypes_of(likes: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    pairs = zip(likes, leaves, strict=True)
+    return [b if b.dtype is a.dtype else b.to(a.dtype) for a, b in pairs]
+
+
+def vdot(one: Any, two: Any) -> Tensor:
+    """The inner product of two trees: the sum of ``conj(one) * two`` over all numbers.
+
+    Args:
+        one: a module, or any pytree that holds modules and tensors.
+        two: a tree of the same skeleton; places where either has a hole count nothing.
+
+    Returns:
+        A tensor of no dimension, in the dtype that all leaves promote to.
+
+    Raises:
+        ValueError: if the skeletons differ; the message names the first path.
+
+    Example:
+        >>> import torch
+        >>> from parallax import tree
+        >>> tree.vdot({"w": torch.ones(3)}, {"w": torch.full((3,), 2.0)})
+        tensor(6.)
+    """
+    _, found, (others,) = core.columns(one, [two])
+    pairs = [(a, b) for a, b in zip(found, others) if is_inexact(a) and b is not None]  # noqa: B905  # aligned; dynamo traces no strict=
+    left, right = [a for a, _ in pairs], [b for _, b in pairs]
+    if _small(left) and _small(right) and [a.shape for a in left] == [b.shape for b in right]:
+        return torch.vdot(_compat.flatten_dense(left), _compat.flatten_dense(right))
+    return _total([_inner(a, b) for a, b in pairs])
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of two leaves; torch's own wants one dtype and has none for halves."""
+    if a.dtype == b.dtype and a.dtype.itemsize >= 4 and a.shape == b.shape:
+        return torch.vdot(a.reshape(-1), b.reshape(-1))
+    return (a.conj() * b).sum()
+
+
+def norm(tree: Any, p: float = 2) -> Tensor:
+    """The ``p``-norm of all numbers of a tree as one vector, as ``torch.linalg.vector_norm``.
+
+    Args:
+        tree: a module, or any pytree that holds modules and tensors.
+        p: the order; ``float("inf")`` is the largest magnitude, 0 counts what is not zero.
+
+    Returns:
+        A real tensor of no dimension; 0 for a tree without floating leaves.
+
+    Example:
+        >>> import torch
+        >>> from parallax import tree
+        >>> tree.norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+        tensor(5.)
+    """
+    parts = [leaf for leaf in core.leaves(tree) if is_inexact(leaf) and leaf.numel()]
+    if _small(parts):
+        return torch.linalg.vector_norm(_compat.flatten_dense(parts), p)
+    if _lists_win(parts):
+        norms = list(_compat.foreach_norm(parts, p))
+    else:
+        norms = [torch.linalg.vector_norm(part, p) for part in parts]
+    if p == 0 or not norms:
+        return _total(norms)
+    return torch.linalg.vector_norm(torch.stack(_alike(norms)), p)
+
+
+# -- shared ---------------------------------------------------------------------------------------
+
+
+def _lists_win(parts: list[Any]) -> bool:
+    """Whether torch's functions of lists can be used."""
+    return bool(parts) and not _compat.is_compiling() and not _compat.transform_active()
+
+
+def _small(parts: list[Any]) -> bool:
+    """Whether leaves are better copied into one vector: all of one kind, and few numbers."""
+    if not _lists_win(parts) or sum([part.numel() for part in parts]) > _FLAT_LIMIT:
+        return False
+    kinds = {(part.dtype, part.device) for part in parts}
+    return len(kinds) == 1 and parts[0].dtype.itemsize >= 4
+
+
+def _pairwise(
+    one: T, two: Any, single: Callable[..., Tensor], many: Callable[..., Any] | None
+) -> T:
+    """The first tree with ``single(a, b)`` in the place of each inexact leaf ``a``."""
+    spec, found, (others,) = core.columns(one, [two])
+    chosen = [k for k, leaf in enumerate(found) if others[k] is not None and is_inexact(leaf)]
+    left, right = [found[k] for k in chosen], [others[k] for k in chosen]
+    listed = many is not None and _lists_win(left) and all(isinstance(b, Tensor) for b in right)
+    if many is not None and listed:
+        made = many(left, right)
+    else:
+        made = [single(a, b) for a, b in zip(left, right)]  # noqa: B905  # dynamo traces no strict=
+    return cast(T, _with(spec, found, chosen, made))
+
+
+def _with(spec: core.TreeSpec, found: list[Any], chosen: list[int], made: Any) -> Any:
+    """The tree with new values at the chosen leaves."""
+    if len(chosen) < len(found):
+        merged = list(found)
+        for k, leaf in zip(chosen, made):  # noqa: B905  # as above
+            merged[k] = leaf
+        made = merged
+    return core.unflatten(spec, made)
+
+
+def _number_dtype(factor: Any) -> torch.dtype | None:
+    """Double precision for a float: a tensor of no dimension promotes no leaf."""
+    return {float: torch.float64, complex: torch.complex128}.get(type(factor))
+
+
+def _alike(values: list[Tensor]) -> list[Tensor]:
+    """The values in one dtype, on the first one's device."""
+    dtype = functools.reduce(torch.promote_types, [value.dtype for value in values])
+    return [value.to(device=values[0].device, dtype=dtype) for value in values]
+
+
+def _total(values: list[Tensor]) -> Tensor:
+    return torch.stack(_alike(values)).sum() if values else torch.zeros(())

@@ -1,0 +1,103 @@
+"""Whether two trees hold the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax import _compat
+from parallax.fields import Lazy
+from parallax.tree import core
+from parallax.tree.leaves import is_inexact
+
+__all__ = ["allclose", "equal"]
+
+
+def equal(one: Any, two: Any) -> Any:
+    """Whether two trees have one skeleton and equal leaves: shape, dtype, device and numbers.
+
+    Modes, frozen marks and random states are not compared. As in ``torch.equal``, a ``nan``
+    equals nothing.
+
+    Args:
+        one: a module, or any pytree that holds modules and tensors.
+        two: another.
+
+    Returns:
+        A bool; inside a ``torch.func`` transform or a compiled function, where values are not
+        known, a bool tensor of no dimension.
+
+    Example:
+        >>> import torch
+        >>> from parallax import tree
+        >>> tree.equal({"a": torch.ones(2)}, {"a": torch.ones(2)})
+        True
+    """
+    return _compare(one, two, lambda a, b: a == b)
+
+
+def allclose(
+    one: Any, two: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
+) -> Any:
+    """Whether two trees have one skeleton and nearly equal leaves, as ``torch.allclose`` says.
+
+    Args:
+        one: a module, or any pytree that holds modules and tensors.
+        two: another; its leaves have the same shapes and dtypes.
+        rtol: the relative tolerance, of the leaves of ``two``.
+        atol: the absolute tolerance.
+        equal_nan: whether a ``nan`` equals a ``nan``.
+
+    Returns:
+        A bool; inside a ``torch.func`` transform or a compiled function a bool tensor.
+
+    Example:
+        >>> import torch
+        >>> from parallax import tree
+        >>> tree.allclose({"a": torch.ones(2)}, {"a": torch.ones(2) + 1e-7})
+        True
+    """
+
+    def close(a: Tensor, b: Tensor) -> Tensor:
+        if not is_inexact(a):
+            return a == b
+        return torch.isclose(a, b, rtol=rtol, atol=atol, equal_nan=equal_nan)
+
+    return _compare(one, two, close)
+
+
+def _compare(one: Any, two: Any, same: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """Whether all leaves are ``same``; in eager the first difference ends it."""
+    try:
+        spec, found, (others,) = core.columns(one, [two])
+    except ValueError:
+        return False
+    pairs = zip(spec.parts, core.structure(two).parts)  # noqa: B905  # aligned; dynamo traces no strict=
+    if any(core.expand_of(a) != core.expand_of(b) for a, b in pairs):
+        return False  # equal, but not tied alike
+    unknown = _compat.is_compiling() or _compat.transform_active()
+    verdicts: list[Tensor] = []
+    for a, b in zip(found, others):  # noqa: B905  # aligned; dynamo traces no strict=
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+                return False
+            verdict = same(a, b).all()
+            if unknown:
+                verdicts.append(verdict)
+            elif not verdict:
+                return False
+        elif not _same_other(a, b):
+            return False
+    return torch.stack([v.to(verdicts[0].device) for v in verdicts]).all() if verdicts else True
+
+
+def _same_other(a: Any, b: Any) -> bool:
+    """Whether two leaves of which one is no tensor are the same."""
+    if isinstance(a, Lazy) and type(a) is type(b):
+        return a is b or (a.shape == b.shape and a.dtype == b.dtype and a.init == b.init)
+    if a is None or b is None or isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    return type(a) is type(b) and bool(a == b)

@@ -1,0 +1,21 @@
+"""What a leaf is: inexact, a declaration, a key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from parallax.fields import Lazy
+
+__all__ = ["is_array", "is_inexact"]
+
+
+def is_inexact(leaf: Any) -> bool:
+    """Whether a leaf is a tensor of real or complex floating numbers."""
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf has a shape and a dtype: a tensor, or the declaration of one."""
+    return isinstance(leaf, (Tensor, Lazy))

@@ -1,0 +1,85 @@
+"""Taking a tree into parts with holes, and putting parts together."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, cast
+
+from parallax.tree import core
+from parallax.tree.match import match
+from parallax.tree.places import Survey
+
+__all__ = ["combine", "partition"]
+
+T = TypeVar("T")
+
+
+def partition(tree: T, *conditions: Any) -> tuple[T, ...]:
+    """Takes a tree into parts of its own structure, holes (``None``) where a leaf is elsewhere.
+
+    Args:
+        tree: a module, or any pytree that holds modules and tensors.
+        *conditions: what ``select`` takes: a path, glob, role, class or function. A leaf goes
+            to the first condition that means it, or means a node around it.
+
+    Returns:
+        A tree per condition, and last one with the rest.
+
+    Raises:
+        LookupError: if a path or a glob matches nothing; near misses are listed. Roles, classes
+            and predicates may.
+        TypeError: if a condition is none.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Buffer, Module, Parameter, tree
+        >>> class Norm(Module):
+        ...     weight: Parameter
+        ...     mean: Buffer
+        >>> trained, rest = tree.partition(Norm(torch.ones(2), torch.zeros(2)), "trainable")
+        >>> trained.mean is None, rest.weight is None
+        (True, True)
+        >>> tree.combine(trained, rest).mean
+        tensor([0., 0.])
+    """
+    survey = Survey(tree)
+    part_of: dict[int, int] = {}
+    for number, condition in enumerate(conditions):
+        for entry in match(survey, condition)[0]:
+            for index in survey.unique(entry):
+                part_of.setdefault(index, number)
+    parts = []
+    for number in range(len(conditions) + 1):
+        held = [
+            leaf if part_of.get(index, len(conditions)) == number else None
+            for index, leaf in enumerate(survey.leaves)
+        ]
+        parts.append(core.unflatten(survey.spec, held))
+    return tuple(parts)
+
+
+def combine(*trees: T) -> T:
+    """Puts the parts of a tree together: in each place the first leaf that is no hole.
+
+    Args:
+        *trees: trees of one skeleton, at least one. Modes and frozen marks may differ; those of
+            the first stay.
+
+    Returns:
+        The tree of all their leaves.
+
+    Raises:
+        TypeError: if there is no tree.
+        ValueError: if a tree has another skeleton; the message names the first path.
+
+    Example:
+        >>> import torch
+        >>> from parallax import tree
+        >>> tree.combine({"a": torch.ones(()), "b": None}, {"a": None, "b": torch.zeros(())})
+        {'a': tensor(1.), 'b': tensor(0.)}
+    """
+    if not trees:
+        raise TypeError("combine(*trees): give at least one tree")
+    spec, found, others = core.columns(trees[0], trees[1:])
+    for column in others:
+        found = [a if a is not None else b for a, b in zip(found, column)]  # noqa: B905  # aligned; dynamo traces no strict=
+    return cast(T, core.unflatten(spec, found))
