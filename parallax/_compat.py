@@ -208,3 +208,7 @@ foreach_mul: Callable[..., Any] = torch._foreach_mul
 foreach_lerp: Callable[..., Any] = torch._foreach_lerp
 foreach_norm: Callable[..., Any] = torch._foreach_norm
 flatten_dense: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors
+
+
+AccumulateGrad: type = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]  # made in C++
+"""The node of autograd's graph that stands for a leaf, its ``variable``."""
