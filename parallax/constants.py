@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from parallax.fields import Lazy
-from parallax.nodes import NODES
+from parallax.nodes import NODES, is_module
 
 __all__ = ["constant_key"]
 
@@ -22,7 +22,7 @@ def constant_key(value: Any, where: str) -> Any:
     """A hashable key that two constants share if and only if they are the same constant.
 
     Floats compare by their bits (``nan`` equals itself, ``0.0`` and ``-0.0`` differ), partials
-    by their parts, functions and other objects by their own ``==``.
+    and frozen dataclasses by their parts, functions and other objects by their own ``==``.
 
     Args:
         value: the constant.
@@ -37,7 +37,7 @@ def constant_key(value: Any, where: str) -> Any:
     cls = type(value)
     if cls in _PLAIN:
         return cls, value
-    if cls is float:
+    if isinstance(value, float):
         return cls, value.hex()
     if cls is complex:
         return cls, value.real.hex(), value.imag.hex()
@@ -49,64 +49,85 @@ def constant_key(value: Any, where: str) -> Any:
         return cls, constant_key(parts, where)
     _refuse_hidden(value, where)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for item in dataclasses.fields(value):
-            _refuse_hidden(getattr(value, item.name, None), f"{where}.{item.name}")
+        parts = {f"{where}.{f.name}": getattr(value, f.name, None) for f in _fields(value)}
+        parameters = cls.__dataclass_params__  # type: ignore[attr-defined]  # every dataclass has them
+        if parameters.frozen and parameters.eq:
+            return cls, tuple(constant_key(part, at) for at, part in parts.items())
+        for at, part in parts.items():
+            _refuse_hidden(part, at)
     try:
         hash(value)
     except TypeError:
         raise TypeError(_unhashable(value, where)) from None
-    return cls, value
+    return cls, value.tobytes() if _is_array_scalar(value) else value
 
 
-def _refuse_hidden(value: Any, where: str) -> None:
+def _fields(value: Any) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(value) if field.compare]
+
+
+def _is_array_scalar(value: Any) -> bool:
+    """Whether a value is a number of numpy's, which arithmetic on plain numbers easily gives."""
+    if isinstance(value, type) or type(value).__hash__ is None:
+        return False
+    return hasattr(value, "__array__") and not value.shape
+
+
+def _refuse_hidden(value: Any, where: str, via: str = "") -> None:
     """Raises if a constant is, or visibly wraps, something whose tensors would be lost."""
-    name = where.rsplit(".", 1)[-1]
+    name = _field_of(where)
     if isinstance(value, Tensor):
         raise TypeError(
-            f"{where} is declared as a constant and was given a tensor. "
+            f"{where} is declared as a constant and was given {via}a tensor. "
             f"Write '{name}: Parameter' (trained) or '{name}: Buffer' (never trained)."
         )
     if isinstance(value, torch.nn.Module):
         raise TypeError(
-            f"{where} was given {type(value).__name__}, a mutable torch.nn.Module, whose "
-            f"parameters no tree would see. Write a parallax.Module with '{name}: Module'."
+            f"{where} was given {via}{type(value).__name__}, a mutable torch.nn.Module, whose "
+            f"parameters no tree would see. Make it a parallax.Module and write '{name}: Module'."
         )
-    if hasattr(type(value), "__layout__"):
+    if is_module(value):
         raise TypeError(
-            f"{where} is declared as a constant and was given the module "
+            f"{where} is declared as a constant and was given {via}the module "
             f"{type(value).__name__}. Write '{name}: Module' "
             f"(or '{name}: {type(value).__name__}'; 'tuple[Module, ...]' for several)."
         )
     if isinstance(value, Lazy):
         raise TypeError(
-            f"{where} is declared as a constant and was given a {type(value).__name__} "
+            f"{where} is declared as a constant and was given {via}a {type(value).__name__} "
             f"declaration. Write '{name}: {type(value).__name__}'."
         )
     if type(value) in NODES:
         raise TypeError(
-            f"{where} is declared as a constant and was given {type(value).__name__}, a "
+            f"{where} is declared as a constant and was given {via}{type(value).__name__}, a "
             f"registered node. Write '{name}: {type(value).__name__}', and register the class "
             f"before the module class that names it."
         )
-    if not isinstance(value, type) and hasattr(value, "__array__"):
+    if not isinstance(value, type) and hasattr(value, "__array__") and not _is_array_scalar(value):
         raise TypeError(
-            f"{where} is declared as a constant and was given {type(value).__name__}, an array. "
-            f"Write '{name}: Buffer' and assign torch.as_tensor(value)."
+            f"{where} is declared as a constant and was given {via}{type(value).__name__}, an "
+            f"array. Write '{name}: Buffer' and assign torch.as_tensor(value)."
         )
-    if isinstance(value, types.MethodType):
-        _refuse_hidden(value.__self__, f"{where} (a method)")
+    if isinstance(value, (types.MethodType, types.BuiltinMethodType)):
+        _refuse_hidden(value.__self__, where, f"{via}a method of ")
     wrapped = getattr(value, "__wrapped__", None) if callable(value) else None
     if wrapped is not None and wrapped is not value:
-        _refuse_hidden(wrapped, f"{where} (a wrapped function)")
+        _refuse_hidden(wrapped, where, f"{via}a wrapper of ")
+
+
+def _field_of(where: str) -> str:
+    """The field's own name in ``Class.field.inside``."""
+    return where.split(".")[1] if "." in where else "name"
 
 
 def _unhashable(value: Any, where: str) -> str:
-    hints: dict[type, str] = {list: "tuple", set: "frozenset"}
-    hint = hints.get(type(value))
+    name = _field_of(where)
+    hints = {list: "tuple", set: "frozenset", bytearray: "bytes"}
+    hint = hints.get(type(value)) if where.count(".") == 1 else None
     line = (
-        f"{where.rsplit('.', 1)[-1]}: {hint} = field(converter={hint})"
+        f"'{name}: {hint} = field(converter={hint})'"
         if hint
-        else "a tuple, a frozen dataclass or another hashable value"
+        else "it with a tuple, a frozen dataclass or another hashable value"
     )
     return (
         f"{where} is a constant, part of the structure, and must be hashable; "
