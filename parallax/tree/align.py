@@ -107,7 +107,8 @@ def _align_outline(part: Any, other: Any, path: str) -> Sequence[Any]:
         if places[place] is not places[first]:
             paths = part.place_paths()
             raise ValueError(_untied(paths[first], paths[place]))
-    return part.unique(places)
+    unique: list[Any] = part.unique(places)
+    return unique
 
 
 def _no_module(path: str, name: str, other: Any) -> str:

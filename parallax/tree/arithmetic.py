@@ -204,14 +204,17 @@ def norm(tree: Any, p: float = 2) -> Tensor:
     """
     parts = [leaf for leaf in core.leaves(tree) if is_inexact(leaf) and leaf.numel()]
     if _small(parts):
-        return torch.linalg.vector_norm(_compat.flatten_dense(parts), p)
+        return _vector_norm(_compat.flatten_dense(parts), p)
     if _lists_win(parts):
         norms = list(_compat.foreach_norm(parts, p))
     else:
-        norms = [torch.linalg.vector_norm(part, p) for part in parts]
+        norms = [_vector_norm(part, p) for part in parts]
     if p == 0 or not norms:
         return _total(norms)
-    return torch.linalg.vector_norm(torch.stack(_alike(norms)), p)
+    return _vector_norm(torch.stack(_alike(norms)), p)
+
+
+_vector_norm: Callable[[Tensor, float], Tensor] = torch.linalg.vector_norm
 
 
 # -- shared ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+from parallax import _compat
 from parallax.fields import Buffer, Parameter
 from parallax.nodes import is_module
 from parallax.tree import core
@@ -215,6 +216,14 @@ def _entry_of(survey: Survey, items: list[Any], node: Any) -> Entry | None:
         return None  # every empty tuple is one object
     for entry in survey.entries:
         alike = entry.kind != "leaf" and type(entry.value) is type(node)
-        if alike and follow(items[entry.item], entry.keys) is node:
+        if alike and _is(follow(items[entry.item], entry.keys), node):
             return entry
     return None
+
+
+def _is(one: Any, two: Any) -> bool:
+    """Whether two nodes are one object; dynamo knows that of tuples by their items only."""
+    if isinstance(one, tuple) and _compat.is_compiling():
+        same_length = type(one) is type(two) and len(one) == len(two)
+        return same_length and all(_is(a, b) for a, b in zip(one, two))  # noqa: B905  # dynamo traces no strict=
+    return one is two
