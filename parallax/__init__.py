@@ -1,8 +1,18 @@
 """Immutable neural-network modules for PyTorch, as pytrees."""
 
-from parallax import registry, tree
+from parallax import effects, random, registry, tree
 from parallax.fields import Buffer, Parameter, UninitializedError, field
 from parallax.module import Module
 
-__all__ = ["Buffer", "Module", "Parameter", "UninitializedError", "field", "registry", "tree"]
+__all__ = [
+    "Buffer",
+    "Module",
+    "Parameter",
+    "UninitializedError",
+    "effects",
+    "field",
+    "random",
+    "registry",
+    "tree",
+]
 __version__ = "0.1.0"

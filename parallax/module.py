@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from torch import Tensor
 
-from parallax import _compat, initialize, notes, random
+from parallax import _compat, effects, initialize, notes, random
 from parallax.display import html_of, repr_of
 from parallax.fields import Lazy, UninitializedError
 from parallax.layout import Layout, spec_of
@@ -109,12 +109,15 @@ class Module(Instance, metaclass=ModuleMeta):
         module = object.__new__(cls)
         # Spelled out, not as _set: dynamo takes an alias for the __setattr__ of the class.
         for name in layout.fields:
-            object.__setattr__(module, name, fields[name] if name in fields else getattr(self, name))
+            value = getattr(self, name)
+            if name in fields:
+                value = layout.converted(name, fields[name])
+            object.__setattr__(module, name, value)
         if _compat.is_compiling():
-            layout.check_set(module)
+            layout.check_set(module, convert=False)
             object.__setattr__(module, "_spec", notes.traced_note(self, module, fields))
         else:
-            layout.seal(module)
+            layout.seal(module, convert=False)
             object.__setattr__(module, "_spec", notes.carry_note(spec_of(self), module._spec, fields))
         if self._rng is not None:
             object.__setattr__(module, "_rng", self._rng)
@@ -137,7 +140,8 @@ class Module(Instance, metaclass=ModuleMeta):
         others. The global RNG is left as it was found.
 
         Args:
-            rng: an int seed, a ``torch.Generator`` or its state as a ByteTensor; only read.
+            rng: a ``Key``, an int seed, a ``torch.Generator`` or its state as a ByteTensor; only
+                read.
             device: where the tensors go; ``"meta"`` allocates nothing.
             dtype: the dtype of floating leaves, in place of each one's own.
 
@@ -166,7 +170,8 @@ class Module(Instance, metaclass=ModuleMeta):
         are handed to every module below. For ``loss.backward()`` followed by ``grad()``.
 
         Args:
-            rng: an int seed, a ``torch.Generator`` or its state as a ByteTensor; only read.
+            rng: a ``Key``, an int seed, a ``torch.Generator`` or its state as a ByteTensor; only
+                read.
             mode: what ``self.mode`` says inside, ``"train"`` or ``"eval"``.
 
         Returns:
@@ -190,14 +195,14 @@ class Module(Instance, metaclass=ModuleMeta):
         """
         leaves, structure = flatten_module(self)
         _require_values(leaves, structure, "reset")
-        structure = notes.distribute(structure, mode)
+        structure = notes.distribute(structure, mode, effects.root_of(self))
         source = random.source_of(rng)
-        random.warn_if_same(source, self._rng)
+        random.warn_if_same(source, effects.source_of(self._rng))
         fresh = [
             leaf if leaf is None else leaf.detach().requires_grad_(train and _differentiable(leaf))
             for leaf, train in zip(leaves, structure.trainable, strict=True)
         ]
-        return self._built(structure, fresh, source)
+        return self._built(structure, fresh, effects.with_source(self._rng, source))
 
     def train(self, rng: random.Rng | None = None) -> Self:
         """The module in mode ``"train"``, its leaves untouched; belongs with ``func.grad``.
@@ -208,7 +213,8 @@ class Module(Instance, metaclass=ModuleMeta):
         Returns:
             The module in the new mode.
         """
-        return self._in_mode("train", rng)
+        source = effects.source_of(self._rng) if rng is None else random.source_of(rng)
+        return self._in_mode("train", source)
 
     def eval(self) -> Self:
         """The module in mode ``"eval"``, its leaves untouched and without an rng.
@@ -216,17 +222,18 @@ class Module(Instance, metaclass=ModuleMeta):
         Returns:
             The module in the new mode.
         """
-        leaves, structure = flatten_module(self)
-        return self._built(notes.distribute(structure, "eval"), leaves)
+        return self._in_mode("eval", None)
 
     def _built(self, structure: Structure, leaves: Iterable[Any], rng: Any = None) -> Self:
         """A module of this one's class."""
         return cast(Self, unflatten_module(structure, leaves, rng))
 
-    def _in_mode(self, mode: str, rng: Any) -> Self:
+    def _in_mode(self, mode: str, source: random.Source | None) -> Self:
+        rng, root = effects.with_source(self._rng, source), effects.root_of(self)
+        if _compat.is_compiling():
+            return cast(Self, notes.traced_mode(self, mode, root, rng))
         leaves, structure = flatten_module(self)
-        source = self._rng if rng is None else random.source_of(rng)
-        return self._built(notes.distribute(structure, mode), leaves, source)
+        return self._built(notes.distribute(structure, mode, root), leaves, rng)
 
     def split(self, n: int) -> tuple[Self, ...]:
         """Copies that share every leaf and differ in their random numbers.
@@ -253,6 +260,8 @@ class Module(Instance, metaclass=ModuleMeta):
         """
         if type(n) is not int or n < 1:
             raise ValueError(f"split(n): n must be a positive int, got {n!r}")
+        if _compat.is_compiling():
+            return tuple([cast(Self, notes.traced_copy(self, k)) for k in range(n)])
         leaves, structure = flatten_module(self)
         return tuple(
             self._built(notes.split_copy(structure, k), leaves, self._rng) for k in range(n)
@@ -339,6 +348,48 @@ class Module(Instance, metaclass=ModuleMeta):
         layout: Layout = type(self).__layout__
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in layout.constants)
 
+    # -- effects --------------------------------------------------------------------------------
+
+    def emit(self, *, merge: str | None = None, **buffers: Any) -> None:
+        """Records new values for this module's buffers, for ``effects.collect`` to apply.
+
+        Args:
+            merge: how several values for one buffer, from ``split`` copies or from ``vmap``,
+                become one: ``"last"``, ``"mean"`` or ``"sum"``; by default they are an error.
+            **buffers: tensors by field name, of the buffer's shape and dtype. They are detached:
+                no gradient flows through a buffer.
+
+        Raises:
+            AttributeError: if a name is no field.
+            EffectError: if nobody collects, or two values for one buffer have no rule.
+            TypeError: if a field is no buffer, or a value no tensor.
+            ValueError: if a value has another shape or dtype than the buffer.
+
+        Example:
+            >>> import torch
+            >>> from parallax import Buffer, Module, effects
+            >>> class Mean(Module):
+            ...     mean: Buffer
+            ...     def forward(self, x):
+            ...         self.emit(mean=x.mean(0))
+            ...         return x - x.mean(0)
+            >>> y, module = effects.collect(Mean.forward)(Mean(torch.zeros(1)), torch.ones(2, 1))
+            >>> module.mean
+            tensor([1.])
+        """
+        effects.emit(self, buffers, merge)
+
+    def sow(self, **values: Tensor) -> None:
+        """Names intermediate results, for ``effects.capture`` to return; else does nothing.
+
+        Args:
+            **values: tensors by name; they stay part of the graph.
+
+        Raises:
+            TypeError: if a value is no tensor, and somebody captures.
+        """
+        effects.sow(self, values)
+
     # -- what a module knows --------------------------------------------------------------------
 
     @property
@@ -353,13 +404,14 @@ class Module(Instance, metaclass=ModuleMeta):
         Raises:
             RuntimeError: if no rng was handed out.
         """
-        if self._rng is None:
+        source = effects.source_of(self._rng)
+        if source is None:
             raise RuntimeError(
                 f"{type(self).__name__}.rng: no random state was handed to this tree. "
                 f"Hand one out first: module = module.reset(rng) or module.train(rng)"
             )
         note = notes.note_of(self)
-        return self._rng.of(f"{note.path or ''}{note.copy}")
+        return source.of(f"{note.path or ''}{note.copy}")
 
     # -- Python's protocols ----------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 from parallax import tracing
@@ -10,7 +10,8 @@ from parallax.constants import constant_key
 from parallax.layout import TRACED
 from parallax.structure import PLAIN, Local, Note, Structure, local_of, structure_of
 
-__all__ = ["addressed", "carry_note", "distribute", "joined", "note_of", "split_copy", "traced_note"]
+__all__ = ["addressed", "carry_note", "distribute", "joined", "note_of", "split_copy", "traced", "traced_copy",
+           "traced_mode", "traced_note"]  # fmt: skip
 
 
 def distribute(structure: Structure, mode: str, root: str = "") -> Structure:
@@ -78,6 +79,45 @@ def note_of(module: Any) -> Note:
     return spec.note if type(spec) is Local else PLAIN
 
 
+def traced(module: Any, change: Callable[[str, Note], Note], rng: Any) -> Any:
+    """While dynamo traces: the module with another rng and other notes.
+
+    Args:
+        module: a module.
+        change: given the dotted path of a module below and its note, returns its new note.
+        rng: what the new modules hold.
+
+    Returns:
+        A module whose structure is found when eager code asks for it.
+    """
+    leaves, outline = tracing.take_apart(module)
+    made = tracing.rebuild(outline, leaves, rng)
+    for path, node in tracing.modules(made):
+        object.__setattr__(node, "_spec", _traced_local(node, change(path, note_of(node))))
+    return made
+
+
+def traced_mode(module: Any, mode: str, root: str, rng: Any) -> Any:
+    """What ``distribute`` is for, while dynamo traces."""
+    return traced(module, lambda path, n: n._replace(mode=mode, path=joined(root, path)), rng)
+
+
+def traced_copy(module: Any, k: int) -> Any:
+    """What ``split_copy`` is for, while dynamo traces."""
+    return traced(module, lambda _, n: n._replace(copy=f"{n.copy}#{k}"), module._rng)
+
+
+def _traced_local(module: Any, note: Note) -> Local:
+    spec = module._spec
+    if spec is not TRACED:
+        local = spec.local if type(spec) is Structure else spec
+        return Local(local.cls, local.constants, local.key, note)
+    layout = type(module).__layout__
+    constants = tuple([getattr(module, name) for name in layout.constants])
+    key = tuple([constant_key(value, layout.cls.__name__) for value in constants])
+    return Local(layout.cls, constants, key, note)
+
+
 def traced_note(old: Any, new: Any, changed: Container[Any]) -> Any:
     """As ``carry_note`` while dynamo traces: what ``new`` holds until eager code describes it."""
     note = note_of(old)
@@ -91,6 +131,4 @@ def traced_note(old: Any, new: Any, changed: Container[Any]) -> Any:
         if name not in changed:
             frozen += [k - before + after for k in note.frozen if before <= k < before + size]
         before, after = before + size, after + tracing.count_places(getattr(new, name), kind)
-    constants = tuple([getattr(new, name) for name in layout.constants])
-    key = tuple([constant_key(value, layout.cls.__name__) for value in constants])
-    return Local(layout.cls, constants, key, note._replace(frozen=tuple(frozen)))
+    return _traced_local(new, note._replace(frozen=tuple(frozen)))

@@ -32,10 +32,11 @@ from parallax.structure import Structure
 if TYPE_CHECKING:
     from parallax.layout import Layout
 
-__all__ = ["Outline", "count_places", "flatten", "rebuild", "take_apart", "unflatten",
+__all__ = ["Outline", "count_places", "flatten", "modules", "rebuild", "take_apart", "unflatten",
            "write_methods"]  # fmt: skip
 
 _ANY = Kind(leaf=Tensor, child=True, optional=True)
+_SAME: Any = "same"
 
 
 class Outline:
@@ -119,10 +120,10 @@ def take_apart(module: Any) -> tuple[list[Any], Outline]:
     return outline.unique(places), outline
 
 
-def rebuild(outline: Outline, leaves: Iterable[Any], rng: Any = None) -> Any:
+def rebuild(outline: Outline, leaves: Iterable[Any], rng: Any = _SAME) -> Any:
     """The module of an outline around unique leaves, holes included; by default with its rng."""
     places = outline.expanded(list(leaves)) if outline.ties else leaves
-    return outline.module.__make__(iter(places), outline.rng if rng is None else rng)
+    return outline.module.__make__(iter(places), outline.rng if rng is _SAME else rng)
 
 
 def flatten(module: Any) -> tuple[list[Any], Outline]:
@@ -250,6 +251,14 @@ def _parts(value: Any, kind: Kind) -> list[tuple[Any, Any, Kind]] | None:
     if cls in NODES:
         return [(k, part, _ANY) for k, part in enumerate(NODES[cls].flatten(value)[0])]
     return None
+
+
+def modules(value: Any, kind: Kind = _ANY, path: str = "") -> list[tuple[str, Any]]:
+    """Every module in a value with its dotted path, parents first."""
+    found = [(path, value)] if hasattr(type(value), "__layout__") else []
+    for key, part, inner in _parts(value, kind) or ():
+        found += modules(part, inner, f"{path}.{key}" if path else str(key))
+    return found
 
 
 def _paths(value: Any, kind: Kind, path: str, places: list[str]) -> None:
