@@ -30,7 +30,9 @@ __all__ = ["NAMESPACE", "flatten_module", "register", "register_module", "unflat
 NAMESPACE = "parallax"
 """optree's namespace for Parallax's own traversals: dicts keep their insertion order in it."""
 
-optree.dict_insertion_ordered(True, namespace=NAMESPACE).__enter__()
+# Held for ever: when the context manager is collected, the order is undone.
+_insertion_ordered = optree.dict_insertion_ordered(True, namespace=NAMESPACE)
+_insertion_ordered.__enter__()
 _set = object.__setattr__
 
 
@@ -170,7 +172,7 @@ def _optree_functions(layout: Layout) -> tuple[Callable[..., Any], Callable[...,
 
     Writes into ``o.__dict__`` are what dynamo can trace; see ``shape`` for the eager form.
     """
-    mixed = {name for name, kind in layout.kinds.items() if kind.constant}
+    mixed = {name for name, kind in layout.kinds.items() if kind.mixed}
     children = "".join(
         f"wrap(m.{name}), " if name in mixed else f"m.{name}, " for name in layout.children
     )
