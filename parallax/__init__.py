@@ -1,6 +1,6 @@
 """Immutable neural-network modules for PyTorch, as pytrees."""
 
-from parallax import effects, random, registry, tree
+from parallax import debug, effects, random, registry, tree
 from parallax.fields import Buffer, Parameter, UninitializedError, field
 from parallax.module import Module
 
@@ -9,6 +9,7 @@ __all__ = [
     "Module",
     "Parameter",
     "UninitializedError",
+    "debug",
     "effects",
     "field",
     "random",

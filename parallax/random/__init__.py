@@ -17,7 +17,7 @@ from parallax.random.draws import (
     truncated_normal,
     uniform,
 )
-from parallax.random.key import Key, KeyReusedError, clone, fold_in, from_state, key, reuse, split
+from parallax.random.keys import Key, KeyReusedError, clone, fold_in, from_state, key, reuse, split
 from parallax.random.seeds import derive, generator_of
 from parallax.random.sources import (
     KeySource,

@@ -160,33 +160,25 @@ def _generator(seed: int, device: torch.device) -> torch.Generator:
     return _twister.seeded(seed)
 
 
-def normal(
-    key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def normal(key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Standard normal numbers."""
     if is_plain(key):
         return _normal(key, shape, dtype, device)
     return torch.ops.parallax.normal(key, shape, dtype, device)  # type: ignore[no-any-return]  # a Tensor
 
 
-def _normal(
-    key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _normal(key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     return _filled(key, shape, dtype, device, lambda out, g: out.normal_(generator=g))
 
 
-def uniform(
-    key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def uniform(key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers from the uniform distribution on [0, 1)."""
     if is_plain(key):
         return _uniform(key, shape, dtype, device)
     return torch.ops.parallax.uniform(key, shape, dtype, device)  # type: ignore[no-any-return]  # a Tensor
 
 
-def _uniform(
-    key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _uniform(key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     return _filled(key, shape, dtype, device, lambda out, g: out.uniform_(generator=g))
 
 

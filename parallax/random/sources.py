@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from parallax import _compat
-from parallax.random.key import Key, child_of, from_state, key
+from parallax.random.keys import Key, child_of, from_state, key
 from parallax.random.seeds import derive, digest, generator_of, state_of
 
 __all__ = ["KeySource", "Rng", "SeedSource", "Source", "as_key", "seed_of", "source_of",
