@@ -51,6 +51,12 @@ class Kind:
         one = (self.leaf is not None) != self.child
         return one and not (self.constant or self.items is not None or self.mapping)
 
+    @property
+    def mixed(self) -> bool:
+        """Whether a constant may stand in a child's place, here or inside a container."""
+        inner = (*(self.items or ()), *((self.mapping,) if self.mapping else ()))
+        return self.constant or any(kind.mixed for kind in inner)
+
     def item(self, index: int) -> Kind:
         """The kind of the ``index``-th item of a sequence."""
         assert self.items is not None

@@ -20,7 +20,6 @@ from parallax.nodes import NODES, is_module
 from parallax.structure import (
     BUFFER,
     PARAMETER,
-    PLAIN,
     SLOT,
     Leaf,
     Local,
@@ -63,8 +62,17 @@ class Layout:
             known[name] = child.value if type(child) is Static else None
         return {name: known[name] for name in self.fields}
 
-    def seal(self, module: Any, note: Note = PLAIN) -> None:
+    def converted(self, name: str, value: Any) -> Any:
+        """What a value given for a field becomes."""
+        converter = self.fields[name].converter
+        return value if converter is None else converter(value)
+
+    def seal(self, module: Any, *, convert: bool = True) -> None:
         """Checks a constructed module and attaches its structure; then it is frozen.
+
+        Args:
+            module: an instance whose fields are set.
+            convert: whether the fields' converters are still to run.
 
         Raises:
             TypeError: if a field was never set, or holds a value its annotation does not allow.
@@ -72,7 +80,7 @@ class Layout:
         constants, keys, children = [], [], []
         leaves: list[Any] = []
         for name, field in self.fields.items():
-            value = self._final(module, name, field)
+            value = self._final(module, name, field, convert)
             where = f"{self.cls.__name__}.{name}"
             if name in self.kinds:
                 admitted, entry = enter(value, field.kind, where)
@@ -83,27 +91,30 @@ class Layout:
             else:
                 constants.append(value)
                 keys.append(constant_key(value, where))
-        local = local_of(self.cls, tuple(constants), tuple(keys), note)
+        local = local_of(self.cls, tuple(constants), tuple(keys))
         structure, unique = find_ties(local, tuple(children), leaves)
         _set(module, "_spec", structure)
         _set(module, "_leaves", unique)
 
-    def check_set(self, module: Any) -> None:
-        """All of ``seal`` that can be traced: defaults, and that every field was set."""
+    def check_set(self, module: Any, *, convert: bool = True) -> None:
+        """All of ``seal`` that can be traced: every field is set, and containers are frozen."""
         for name, field in self.fields.items():
-            self._final(module, name, field)
+            value = self._final(module, name, field, convert)
+            if name in self.kinds and not field.kind.flat:
+                object.__setattr__(module, name, freeze(value, field.kind))
 
-    def _final(self, module: Any, name: str, field: Field) -> Any:
+    def _final(self, module: Any, name: str, field: Field, convert: bool) -> Any:
         """The field's value with its default and converter applied, set on the module."""
         value = old = getattr(module, name, MISSING)
         if value is MISSING:
             if not field.has_default:
                 raise TypeError(self._unset(module))
             value = field.make_default()
-        if field.converter is not None:
+        if convert and field.converter is not None:
             value = field.converter(value)
-        if value is not old:
-            _set(module, name, value)
+        if old is MISSING or (convert and field.converter is not None):
+            # Not _set: dynamo takes an alias for the __setattr__ of the class.
+            object.__setattr__(module, name, value)
         return value
 
     def _unset(self, module: Any) -> str:
@@ -120,12 +131,16 @@ class Layout:
         )
 
     def local(self, module: Any) -> Local:
-        """The local part of a module without a structure: optree carried it, or it is read off."""
+        """The local part of a module without a structure: optree carried it, or it is read off.
+
+        A module that a traced function made carries its note at most.
+        """
         if type(module._spec) is Local:
             return module._spec
         constants = tuple(getattr(module, name) for name in self.constants)
         keys = (constant_key(value, self.cls.__name__) for value in constants)
-        return local_of(self.cls, constants, tuple(keys))
+        note = module._spec if type(module._spec) is Note else Note()
+        return local_of(self.cls, constants, tuple(keys), note)
 
 
 def find_ties(
@@ -177,6 +192,12 @@ def spec_of(module: Any) -> Structure:
 
 def describe(module: Any) -> Structure:
     """Finds the structure of a module whose leaves came from outside, and keeps it on it."""
+    local = module._spec
+    if local is None:
+        raise RuntimeError(
+            f"{type(module).__name__} is still being constructed: it is a tree from the end of "
+            f"__init__ on. Work on the fields, or on the finished module."
+        )
     layout: Layout = type(module).__layout__
     leaves: list[Any] = []
     children = []
@@ -185,13 +206,7 @@ def describe(module: Any) -> Structure:
         entry = _describe(value, layout.kinds[name], name)
         children.append(entry)
         _gather(value, entry, leaves)
-    local = module._spec
-    if local is None:
-        raise RuntimeError(
-            f"{type(module).__name__} is still being constructed: it is a tree from the end of "
-            f"__init__ on. Work on the fields, or on the finished module."
-        )
-    if local is TRACED:
+    if type(local) is not Local:
         local = layout.local(module)
     structure, unique = find_ties(local, tuple(children), leaves)
     _set(module, "_spec", structure)
@@ -251,6 +266,7 @@ def enter(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
     elif kind.items is not None and isinstance(value, (tuple, list)):
         return _enter_sequence(value, kind, where)
     elif kind.mapping is not None and isinstance(value, Mapping):
+        _check_keys(value, where)
         pairs = {key: enter(item, kind.mapping, f"{where}[{key!r}]") for key, item in value.items()}
         frozen = FrozenDict({key: admitted for key, (admitted, _) in pairs.items()})
         entries = [entry for _, entry in pairs.values()]
@@ -258,6 +274,16 @@ def enter(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
     if kind.constant and not is_module(value):
         return value, Static(value, where)
     raise TypeError(_unexpected(value, kind, where))
+
+
+def freeze(value: Any, kind: Kind) -> Any:
+    """A value of a child field with its containers frozen as ``enter`` does it, unchecked."""
+    if kind.items is not None and isinstance(value, (tuple, list)):
+        items = [freeze(item, kind.item(k)) for k, item in enumerate(value)]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if kind.mapping is not None and isinstance(value, dict):
+        return FrozenDict({key: freeze(item, kind.mapping) for key, item in value.items()})
+    return value
 
 
 def _enter_leaf(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
@@ -299,6 +325,18 @@ def _enter_sequence(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
     if type(value) is cls and all(a is b for a, b in zip(frozen, value, strict=True)):
         frozen = value
     return frozen, _container(cls, (), entries)
+
+
+def _check_keys(value: Mapping[Any, Any], where: str) -> None:
+    """Raises if the dotted paths of the items would not say which item is meant."""
+    names = [str(key) for key in value]
+    for name in names:
+        if not name or "." in name or names.count(name) > 1:
+            raise ValueError(
+                f"{where} has the key {name!r}. Keys are parts of dotted paths: they must not be "
+                f"empty, hold a dot, or read the same. Write another key, such as "
+                f"{name.replace('.', '_') or '_'!r}."
+            )
 
 
 def _container(cls: type, constants: tuple[Any, ...], entries: list[Any]) -> Structure:

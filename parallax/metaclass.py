@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import threading
 from collections.abc import Callable
@@ -48,6 +49,7 @@ else:
 class ModuleMeta(_ProtocolMeta):
     """Turns a class body into fields, registers the class, and seals what its calls make."""
 
+    __bare_init__: Callable[..., None]
     __layout__: Layout
     __ready__: _Ready | None
     __scope__: Scope
@@ -80,6 +82,10 @@ class ModuleMeta(_ProtocolMeta):
         type.__setattr__(cls, "__written_init__", written)
         if not written:
             type.__setattr__(cls, "__init__", write_init(cls, fields))
+        if root is None:
+            type.__setattr__(cls, "__bare_init__", cls.__init__)
+        else:
+            _place_init(cls)
         _alias_call(cls)
         with contextlib.suppress(NameError):  # a forward reference waits for the first instance
             _finish(cls)
@@ -91,12 +97,8 @@ class ModuleMeta(_ProtocolMeta):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         make, seal, checks = cls.__ready__ or _finish(cls)
         module = make(cls)
-        module.__init__(*args, **kwargs)
-        if is_compiling():
-            cls.__layout__.check_set(module)
-            object.__setattr__(module, "_spec", TRACED)
-        else:
-            seal(module)
+        cls.__bare_init__(module, *args, **kwargs)
+        seal(module)
         if checks:
             for check in checks:
                 check(module)
@@ -113,13 +115,43 @@ class ModuleMeta(_ProtocolMeta):
 
     def __setattr__(cls, name: str, value: Any) -> None:
         super().__setattr__(name, value)
+        if name == "__init__":
+            _place_init(cls)
         CLASS_CLOCK.tick()
         _realias(cls, name)
 
     def __delattr__(cls, name: str) -> None:
         super().__delattr__(name)
+        if name == "__init__":
+            type.__delattr__(cls, "__bare_init__")
+            _place_init(cls)
         CLASS_CLOCK.tick()
         _realias(cls, name)
+
+
+def _place_init(cls: Any) -> None:
+    """Keeps the ``__init__`` of a class as ``__bare_init__``, and puts one in its place that seals.
+
+    Dynamo makes an instance without asking the metaclass: it calls ``__new__`` and ``__init__``.
+    So a module that is made while tracing is finished by its ``__init__``; ours calls the bare one.
+    """
+    for base in cls.__mro__:
+        if "__bare_init__" in vars(base) and base is not cls:
+            break  # inherited
+        if "__init__" in vars(base) and not getattr(base, "_is_protocol", False):
+            type.__setattr__(cls, "__bare_init__", vars(base)["__init__"])
+            break
+
+    @functools.wraps(cls.__bare_init__)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        cls.__bare_init__(self, *args, **kwargs)
+        if is_compiling() and type(self) is cls:
+            type(self).__layout__.check_set(self)
+            object.__setattr__(self, "_spec", TRACED)
+            for check in type(self).__ready__[2]:
+                check(self)
+
+    type.__setattr__(cls, "__init__", __init__)
 
 
 def _setter(names: frozenset[str]) -> Callable[[Any, str, Any], None]:
@@ -136,14 +168,14 @@ def _setter(names: frozenset[str]) -> Callable[[Any, str, Any], None]:
 
 
 def _set_other(module: Any, name: str, value: Any) -> None:
-    """Setting what is no field under construction: a property's setter, or an error."""
+    """All settings but the usual: by a user's ``__setattr__``, a property's setter, or an error."""
     cls = type(module)
     if module._spec is not None:
         raise FrozenInstanceError(
             f"cannot set {cls.__name__}.{name}: modules are immutable. "
             f"Make a changed copy: module = module.replace({name}=...)"
         )
-    if not hasattr(getattr(cls, name, None), "__set__"):
+    if name not in cls.__layout__.fields and not hasattr(getattr(cls, name, None), "__set__"):
         raise AttributeError(undeclared(cls, name, value))
     object.__setattr__(module, name, value)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from parallax import tracing
-from parallax.constants import constant_key
 from parallax.layout import TRACED
 from parallax.structure import PLAIN, Local, Note, Structure, local_of, structure_of
 
@@ -76,7 +75,7 @@ def note_of(module: Any) -> Note:
     spec = module._spec
     if type(spec) is Structure:
         return spec.local.note
-    return spec.note if type(spec) is Local else PLAIN
+    return spec.note if type(spec) is Local else spec if type(spec) is Note else PLAIN
 
 
 def traced(module: Any, change: Callable[[str, Note], Note], rng: Any) -> Any:
@@ -107,15 +106,12 @@ def traced_copy(module: Any, k: int) -> Any:
     return traced(module, lambda _, n: n._replace(copy=f"{n.copy}#{k}"), module._rng)
 
 
-def _traced_local(module: Any, note: Note) -> Local:
+def _traced_local(module: Any, note: Note) -> Local | Note:
     spec = module._spec
-    if spec is not TRACED:
+    if type(spec) is Structure or type(spec) is Local:
         local = spec.local if type(spec) is Structure else spec
         return Local(local.cls, local.constants, local.key, note)
-    layout = type(module).__layout__
-    constants = tuple([getattr(module, name) for name in layout.constants])
-    key = tuple([constant_key(value, layout.cls.__name__) for value in constants])
-    return Local(layout.cls, constants, key, note)
+    return note  # made while tracing: eager code finds the constants and their keys
 
 
 def traced_note(old: Any, new: Any, changed: Container[Any]) -> Any:

@@ -215,8 +215,8 @@ def unflatten(local, children):
 
 def _wrap(value: Any) -> Any:
     """Puts a constant in a child's place into a node without leaves."""
-    if type(value) is tuple:
-        return tuple([_wrap(item) for item in value])
+    if isinstance(value, tuple):
+        return _tuple_of(type(value), [_wrap(item) for item in value])
     if type(value) is FrozenDict:
         return FrozenDict({key: _wrap(item) for key, item in value.items()})
     if value is None or is_node(type(value)) or isinstance(value, (Tensor, Lazy)):
@@ -225,11 +225,15 @@ def _wrap(value: Any) -> Any:
 
 
 def _unwrap(value: Any) -> Any:
-    if type(value) is tuple:
-        return tuple([_unwrap(item) for item in value])
+    if isinstance(value, tuple):
+        return _tuple_of(type(value), [_unwrap(item) for item in value])
     if type(value) is FrozenDict:
         return FrozenDict({key: _unwrap(item) for key, item in value.items()})
     return value.value if type(value) is Static else value
+
+
+def _tuple_of(cls: Any, items: list[Any]) -> Any:
+    return cls(*items) if hasattr(cls, "_fields") else tuple(items)
 
 
 def register_module(layout: Layout) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from parallax._compat import is_compiling
 from parallax.constants import constant_key
 from parallax.frozendict import FrozenDict
 from parallax.shape import STATIC, Shape, shape_of
@@ -58,7 +59,8 @@ class Static:
 
     def __init__(self, value: Any, where: str) -> None:
         self.value = value
-        self.key = constant_key(value, where)
+        # Dynamo cannot follow how a constant is looked into; eager code did that already.
+        self.key = value if is_compiling() else constant_key(value, where)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Static) and self.key == other.key

@@ -18,11 +18,11 @@ made in the trace, where asking whether two tensors are one costs no guard.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from parallax.constants import constant_key
 from parallax.fields import Lazy
 from parallax.frozendict import FrozenDict
 from parallax.kinds import Kind
@@ -299,4 +299,14 @@ def _constants(one: Any, two: Any) -> list[tuple[str, Any, Any]]:
 
 
 def _same(one: Any, two: Any) -> bool:
-    return constant_key(one, "") == constant_key(two, "")  # type: ignore[no-any-return]  # of tuples
+    """As equal ``constant_key``, which dynamo cannot follow; floats by what tells them apart."""
+    if type(one) is not type(two):
+        return False
+    if isinstance(one, float):
+        return repr(one) == repr(two)
+    if isinstance(one, tuple):
+        return len(one) == len(two) and all(_same(a, b) for a, b in zip(one, two))  # noqa: B905  # as above
+    if isinstance(one, partial):
+        parts = ((p.func, p.args, tuple(sorted(p.keywords.items()))) for p in (one, two))
+        return _same(*parts)
+    return bool(one == two)
