@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,14 @@ def initialize(module: Any, rng: Any, *, device: Any = None, dtype: Any = None) 
     target = None if device is None else _device(device)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"initialize(dtype=): expected a torch.dtype, got {dtype!r}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(
+            f"initialize(dtype={dtype}): it replaces the dtype of floating leaves and must be "
+            f"floating. Give other leaves theirs in place: Parameter(shape, init, dtype={dtype})"
+        )
     seed = random.derive(random.seed_of(rng), "initialize")
-    if leaves and not any(isinstance(leaf, Lazy) for leaf in leaves):
+    present = [leaf for leaf in leaves if leaf is not None]
+    if present and not any(isinstance(leaf, Lazy) for leaf in present):
         name = type(module).__name__
         raise RuntimeError(
             f"{name} is initialized already. Initialize the declaration again for other values: "
@@ -63,7 +70,11 @@ def _value(
         return torch.empty(lazy.shape, dtype=final, device=target)
     drawn = torch.float32 if final in (torch.float16, torch.bfloat16) else final
     with torch.no_grad(), torch.device("cpu"):
-        value = _run(lazy.init, lazy.shape, drawn, seed, where)
+        try:
+            value = _run(lazy.init, lazy.shape, drawn, seed, where)
+        except Exception as error:
+            error.add_note(f"This came from {_name(lazy.init)}, the initializer of {where}.")
+            raise
     if value.shape != lazy.shape:
         raise TypeError(
             f"{where}: the initializer {_name(lazy.init)} returned shape {tuple(value.shape)}, "
@@ -76,46 +87,60 @@ def _run(
     init: Callable[..., Any], shape: torch.Size, dtype: torch.dtype, seed: int, where: str
 ) -> Tensor:
     """Calls an initializer in the form it has: in place on a tensor, or from a shape."""
-    forms: list[Callable[..., Any]] = [
-        partial(_in_place, init, shape, dtype),
-        partial(_from_shape, init, shape, dtype),
-    ]
-    if _takes_shape(init):
-        forms.reverse()
-    elif _name(init).endswith("_"):
-        forms.pop()
-    failure: Exception | None = None
-    for form in forms:
+    failures: list[Exception] = []
+    for form in _forms(init):
         try:
-            value = _seeded(form, init, seed)
-        except TypeError as error:  # not this form, or a mistake of its own
-            failure = failure or error
+            value = _seeded(partial(form, init, shape, dtype), init, seed)
+        except Exception as error:  # not this form, or a mistake of its own
+            failures.append(error)
             continue
         if isinstance(value, Tensor):
             return value
-        failure = failure or TypeError(f"it returned {type(value).__name__}")
+        failures.append(TypeError(f"it returned {type(value).__name__}"))
+    if not isinstance(failures[0], TypeError):
+        raise failures[0]
     raise TypeError(
         f"{where}: the initializer {_name(init)} is neither an in-place function of a tensor "
-        f"(torch.nn.init.zeros_) nor a function of a shape (torch.zeros): {failure}"
-    ) from failure
+        f"(torch.nn.init.zeros_) nor a function of a shape (torch.zeros): {failures[0]}"
+    ) from failures[0]
+
+
+def _forms(init: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """The forms that an initializer may have, the likeliest first."""
+    name, parameters = _name(init), _parameters(init)
+    if name.endswith("_") and not name.endswith("__"):
+        return [_in_place]
+    if parameters is None or next(iter(parameters), "") in ("shape", "size"):
+        return [_from_shape, _in_place]
+    return [_in_place, _from_shape]
 
 
 def _in_place(init: Callable[..., Any], shape: torch.Size, dtype: torch.dtype, **kw: Any) -> Any:
     tensor = torch.empty(shape, dtype=dtype)
     result = init(tensor, **kw)
-    return tensor if result is None else result
+    return tensor if result is None or result is tensor else _own(result, dtype)
 
 
 def _from_shape(init: Callable[..., Any], shape: torch.Size, dtype: torch.dtype, **kw: Any) -> Any:
-    if _accepts(init, "dtype"):
+    parameters = _parameters(init)
+    if parameters is None:  # torch's factories take a dtype and do not say so
+        with contextlib.suppress(TypeError):
+            return _own(init(tuple(shape), dtype=dtype, **kw), dtype)
+    elif "dtype" in parameters:
         kw["dtype"] = dtype
-    result = init(tuple(shape), **kw)
-    return result.to(dtype) if isinstance(result, Tensor) else result
+    return _own(init(tuple(shape), **kw), dtype)
+
+
+def _own(result: Any, dtype: torch.dtype) -> Any:
+    """A copy: an initializer may give the same tensor twice, or a view that repeats one element."""
+    if not isinstance(result, Tensor):
+        return result
+    return result.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _seeded(form: Callable[..., Any], init: Callable[..., Any], seed: int) -> Any:
     generator = random.generator_of(seed)
-    if _accepts(init, "generator"):
+    if "generator" in (_parameters(init) or ()):
         return form(generator=generator)
     before = torch.random.get_rng_state()
     try:
@@ -125,22 +150,12 @@ def _seeded(form: Callable[..., Any], init: Callable[..., Any], seed: int) -> An
         torch.random.set_rng_state(before)
 
 
-def _parameters(init: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def _parameters(init: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    """The parameters of an initializer; ``None`` for a builtin that does not tell."""
     try:
-        return dict(inspect.signature(init).parameters)
-    except (TypeError, ValueError):  # a builtin, such as torch.randn
-        return {}
-
-
-def _accepts(init: Callable[..., Any], name: str) -> bool:
-    return name in _parameters(init)
-
-
-def _takes_shape(init: Callable[..., Any]) -> bool:
-    names = list(_parameters(init))
-    if names:
-        return names[0] in ("shape", "size")
-    return not _name(init).endswith("_")  # builtins: torch.zeros, torch.randn
+        return inspect.signature(init).parameters
+    except (TypeError, ValueError):
+        return None
 
 
 def _name(init: Callable[..., Any]) -> str:
