@@ -3,17 +3,13 @@
 The names are those of ``torch``; every function takes a key first and touches no global state.
 """
 
+from parallax.random.discrete import bits, categorical, choice, permutation, randint
 from parallax.random.draws import (
     bernoulli,
-    bits,
-    categorical,
-    choice,
     dropout_mask,
     exponential,
     gumbel,
     normal,
-    permutation,
-    randint,
     truncated_normal,
     uniform,
 )

@@ -189,7 +189,7 @@ def key(seed: int | Tensor) -> Key:
         if seed.dtype.is_floating_point or seed.dtype.is_complex or seed.dtype is torch.bool:
             raise TypeError(f"key(seed): a seed is an integer, got a tensor of {seed.dtype}")
         return _key(seed.detach().to("cpu", torch.int64, copy=True))
-    if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
+    if not ops.is_int(seed):
         raise TypeError(f"key(seed): a seed is an int, got {seed!r} ({type(seed).__name__})")
     return _key(torch.tensor(ops.signed(seed, "key(seed)"), dtype=torch.int64, device="cpu"))
 
@@ -244,7 +244,7 @@ def split(key: Key, n: int = 2) -> Key:
         >>> from parallax import random
         >>> one, two, three = random.split(random.key(0), 3)
     """
-    if isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)):
+    if not ops.is_int(n):
         raise TypeError(f"split(key, n): n is an int, got {n!r}")
     if n < 1:
         raise ValueError(f"split(key, n): n is at least 1, got {n}")
@@ -283,7 +283,7 @@ def fold_in(key: Key, data: int | str | Tensor) -> Key:
                 f"{data.dtype} of shape {tuple(data.shape)}"
             )
         return _key(ops.fold_in(leaf, data.detach().to("cpu", torch.int64)))
-    if isinstance(data, bool) or not isinstance(data, (int, torch.SymInt)):
+    if not ops.is_int(data):
         raise TypeError(f"fold_in(key, data): data is an int or a string, got {data!r}")
     return _key(ops.fold_in(leaf, ops.signed(data, "fold_in(key, data)")))
 

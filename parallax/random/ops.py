@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
@@ -22,9 +23,10 @@ from parallax import _compat
 from parallax.random import philox
 from parallax.random.seeds import Twister
 
-__all__ = ["bits", "check", "fold_in", "fold_in_name", "is_plain", "normal", "permutation",
-           "randint", "signed", "split", "uniform"]  # fmt: skip
+__all__ = ["bits", "check", "fold_in", "fold_in_name", "is_int", "is_plain", "normal",
+           "permutation", "randint", "signed", "split", "uniform"]  # fmt: skip
 
+P = ParamSpec("P")
 # The highest word of Philox's counter: no child of one kind is ever one of another.
 _SPLIT, _FOLD_INT, _FOLD_NAME, _DEVICE_DRAW = 1, 2, 3, 4
 _FEW = 32  # up to so many children are computed by Python integers
@@ -67,6 +69,11 @@ def check(data: Any, by: str, *, single: bool = True) -> None:
         )
 
 
+def is_int(value: Any) -> bool:
+    """Whether this is an int, or stands for one while a graph is traced; ``True`` is none."""
+    return not isinstance(value, bool) and isinstance(value, (int, torch.SymInt))
+
+
 def signed(value: Any, by: str) -> Any:
     """An int of at most 64 bits as the signed one of the same bits.
 
@@ -80,21 +87,58 @@ def signed(value: Any, by: str) -> Any:
     return value
 
 
+# -- registration ---------------------------------------------------------------------------
+
+
+def _operator(
+    schema: str, fake: Callable[..., Tensor]
+) -> Callable[[Callable[Concatenate[Tensor, P], Tensor]], Callable[Concatenate[Tensor, P], Tensor]]:
+    """Makes a function of a stack of keys an operator, passed by for plain tensors."""
+
+    def define(
+        run: Callable[Concatenate[Tensor, P], Tensor],
+    ) -> Callable[Concatenate[Tensor, P], Tensor]:
+        name = run.__name__
+        op = torch.library.custom_op(f"parallax::{name}", run, mutates_args=(), schema=schema)
+        op.register_fake(fake)
+        dispatch = getattr(torch.ops.parallax, name)
+        op.register_vmap(lambda _, dims, key, *rest: (dispatch(_front(key, dims[0]), *rest), 0))
+
+        @wraps(run)
+        def call(key: Tensor, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+            if is_plain(key):
+                return run(key, *args, **kwargs)
+            return dispatch(key, *args, **kwargs)  # type: ignore[no-any-return]  # a Tensor
+
+        return call  # type: ignore[return-value]  # mypy insists on the name of `key`
+
+    return define
+
+
+def _front(tensor: Tensor, dim: int | None) -> Tensor:
+    return tensor if dim is None else tensor.movedim(dim, 0)
+
+
+def _shaped(key: Tensor, shape: Sequence[int], *options: Any) -> Tensor:
+    *_, dtype, device = options
+    return key.new_empty((*key.shape, *shape), dtype=dtype, device=device)
+
+
+def _words(key: Tensor, n: int, device: torch.device) -> Tensor:
+    return key.new_empty((*key.shape, n), device=device)
+
+
 # -- children -------------------------------------------------------------------------------
 
 
+@_operator("(Tensor key, SymInt n) -> Tensor", lambda key, n: key.new_empty((*key.shape, n)))
 def split(key: Tensor, n: int) -> Tensor:
     """``n`` children of each key, in a new last dimension."""
-    if is_plain(key):
-        return _split(key, n)
-    return torch.ops.parallax.split(key, n)  # type: ignore[no-any-return]  # a Tensor
-
-
-def _split(key: Tensor, n: int) -> Tensor:
     if n <= _FEW and key.ndim == 0:
-        seed, children = key.item(), []
-        for index in range((n + 1) // 2):
-            children += philox.halves(seed, index, _SPLIT)  # type: ignore[arg-type]  # an int
+        seed = int(key.item())
+        children: list[int] = []
+        for block in range((n + 1) // 2):
+            children += philox.halves(seed, block, _SPLIT)
         return torch.tensor(children[:n], dtype=torch.int64, device="cpu")
     index = torch.arange((n + 1) // 2, dtype=torch.int64, device="cpu")
     halves = philox.tensor_halves(key.unsqueeze(-1), index, _SPLIT)
@@ -103,98 +147,76 @@ def _split(key: Tensor, n: int) -> Tensor:
 
 def fold_in(key: Tensor, data: Any) -> Tensor:
     """The child of each key that an int, or an int64 tensor without dimensions, names."""
-    if not is_plain(key) or (isinstance(data, Tensor) and not is_plain(data)):
-        if not isinstance(data, Tensor):
-            data = torch.full((), data, dtype=torch.int64, device="cpu")
-        return torch.ops.parallax.fold_in(key, data)  # type: ignore[no-any-return]  # a Tensor
-    return _fold(key, data, _FOLD_INT)
+    if is_plain(key) and (not isinstance(data, Tensor) or is_plain(data)):
+        return _fold(key, data, _FOLD_INT)
+    if not isinstance(data, Tensor):
+        data = torch.full((), data, dtype=torch.int64, device="cpu")
+    return torch.ops.parallax.fold_in(key, data)  # type: ignore[no-any-return]  # a Tensor
 
 
+@_operator("(Tensor key, str name) -> Tensor", lambda key, name: torch.empty_like(key))
 def fold_in_name(key: Tensor, name: str) -> Tensor:
     """The child of each key that a string names."""
-    if not is_plain(key):
-        return torch.ops.parallax.fold_in_name(key, name)  # type: ignore[no-any-return]  # a Tensor
-    return _fold_name(key, name)
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return _fold(key, int.from_bytes(digest, "little", signed=True), _FOLD_NAME)
 
 
 def _fold(key: Tensor, data: Any, domain: int) -> Tensor:
     if key.ndim == 0 and (not isinstance(data, Tensor) or data.ndim == 0):
-        child = philox.halves(key.item(), int(data), domain)[0]  # type: ignore[arg-type]  # an int
+        child = philox.halves(int(key.item()), int(data), domain)[0]
         return torch.tensor(child, dtype=torch.int64, device="cpu")
     index = torch.as_tensor(data, dtype=torch.int64, device="cpu")
     return philox.tensor_halves(key, index, domain)[0].contiguous()
 
 
-def _fold_name(key: Tensor, name: str) -> Tensor:
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return _fold(key, int.from_bytes(digest, "little", signed=True), _FOLD_NAME)
+@torch.library.custom_op(
+    "parallax::fold_in", mutates_args=(), schema="(Tensor key, Tensor data) -> Tensor"
+)
+def _fold_in(key: Tensor, data: Tensor) -> Tensor:
+    return _fold(key, data, _FOLD_INT)
+
+
+@_fold_in.register_fake
+def _(key: Tensor, data: Tensor) -> Tensor:
+    return torch.empty_like(key + data)  # they broadcast
+
+
+@_fold_in.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], key: Tensor, data: Tensor) -> tuple[Tensor, int]:
+    pairs = list(zip((key, data), in_dims, strict=True))
+    most = max(tensor.ndim - (dim is not None) for tensor, dim in pairs)
+    aligned = []
+    for tensor, dim in pairs:
+        front = _front(tensor, dim)
+        mapped, rest = front.shape[: dim is not None], front.shape[dim is not None :]
+        aligned.append(front.reshape((*mapped, *(1,) * (most - len(rest)), *rest)))
+    return _fold_in(*aligned), 0
 
 
 # -- draws ----------------------------------------------------------------------------------
 
-Fill = Callable[[Tensor, torch.Generator], object]
+_DRAW = "(Tensor key, SymInt[] shape, ScalarType dtype, Device device) -> Tensor"
+_WORDS = "(Tensor key, SymInt n, Device device) -> Tensor"
 
 
-def _filled(
-    key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device, fill: Fill
-) -> Tensor:
-    """A new tensor of shape ``(*key.shape, *shape)``, each key's part filled by its generator."""
-    # Within vmap torch refuses to fill even a tensor that is not mapped.
-    with _compat.outside_transforms():
-        out = torch.empty((*key.shape, *shape), dtype=dtype, device=device)
-        if device.type == "meta":
-            return out
-        if key.ndim == 0:
-            fill(out, _generator(key.item(), device))  # type: ignore[arg-type]  # an int
-            return out
-        rows = out.view(key.numel(), *shape)
-        for seed, row in zip(key.reshape(-1).tolist(), rows, strict=True):
-            fill(row, _generator(seed, device))
-        return out
-
-
-def _generator(seed: int, device: torch.device) -> torch.Generator:
-    if device.type != "cpu":
-        own = philox.halves(seed, 0, _DEVICE_DRAW)[0] % 2**63
-        return torch.Generator(device=device).manual_seed(own)
-    return _twister.seeded(seed)
-
-
+@_operator(_DRAW, _shaped)
 def normal(key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Standard normal numbers."""
-    if is_plain(key):
-        return _normal(key, shape, dtype, device)
-    return torch.ops.parallax.normal(key, shape, dtype, device)  # type: ignore[no-any-return]  # a Tensor
-
-
-def _normal(key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     return _filled(key, shape, dtype, device, lambda out, g: out.normal_(generator=g))
 
 
+@_operator(_DRAW, _shaped)
 def uniform(key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers from the uniform distribution on [0, 1)."""
-    if is_plain(key):
-        return _uniform(key, shape, dtype, device)
-    return torch.ops.parallax.uniform(key, shape, dtype, device)  # type: ignore[no-any-return]  # a Tensor
-
-
-def _uniform(key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     return _filled(key, shape, dtype, device, lambda out, g: out.uniform_(generator=g))
 
 
-def bits(key: Tensor, n: int, device: torch.device) -> Tensor:
-    """``n`` int64 words of random bits."""
-    if is_plain(key):
-        return _bits(key, n, device)
-    return torch.ops.parallax.bits(key, n, device)  # type: ignore[no-any-return]  # a Tensor
-
-
-def _bits(key: Tensor, n: int, device: torch.device) -> Tensor:
-    fill: Fill = lambda out, g: out.random_(-(2**63), None, generator=g)  # noqa: E731
-    return _filled(key, (n,), torch.int64, device, fill)
-
-
-def randint(
+@_operator(
+    "(Tensor key, SymInt[] shape, SymInt low, SymInt high, ScalarType dtype, Device device)"
+    " -> Tensor",
+    _shaped,
+)
+def randint(  # noqa: PLR0917  # the arguments of the operator
     key: Tensor,
     shape: Sequence[int],
     low: int,
@@ -203,97 +225,50 @@ def randint(
     device: torch.device,
 ) -> Tensor:
     """Integers from ``low`` up to and without ``high``."""
-    if is_plain(key):
-        return _randint(key, shape, low, high, dtype, device)
-    return torch.ops.parallax.randint(key, shape, low, high, dtype, device)  # type: ignore[no-any-return]  # a Tensor
+    return _filled(key, shape, dtype, device, lambda out, g: out.random_(low, high, generator=g))
 
 
-def _randint(
-    key: Tensor,
-    shape: Sequence[int],
-    low: int,
-    high: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    fill: Fill = lambda out, g: out.random_(low, high, generator=g)  # noqa: E731
-    return _filled(key, shape, dtype, device, fill)
+@_operator(_WORDS, _words)
+def bits(key: Tensor, n: int, device: torch.device) -> Tensor:
+    """``n`` int64 words of random bits."""
+    low = -(2**63)
+    return _filled(
+        key, (n,), torch.int64, device, lambda out, g: out.random_(low, None, generator=g)
+    )
 
 
+@_operator(_WORDS, _words)
 def permutation(key: Tensor, n: int, device: torch.device) -> Tensor:
     """The integers below ``n`` in random order, int64."""
-    if is_plain(key):
-        return _permutation(key, n, device)
-    return torch.ops.parallax.permutation(key, n, device)  # type: ignore[no-any-return]  # a Tensor
+    return _filled(
+        key, (n,), torch.int64, device, lambda out, g: torch.randperm(n, generator=g, out=out)
+    )
 
 
-def _permutation(key: Tensor, n: int, device: torch.device) -> Tensor:
-    fill: Fill = lambda out, g: torch.randperm(n, generator=g, out=out)  # noqa: E731
-    return _filled(key, (n,), torch.int64, device, fill)
+def _filled(
+    key: Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    fill: Callable[[Tensor, torch.Generator], object],
+) -> Tensor:
+    """A new tensor of shape ``(*key.shape, *shape)``, each key's part filled by its generator."""
+    # Within vmap torch refuses to fill even a tensor that is not mapped.
+    with _compat.outside_transforms():
+        out = torch.empty((*key.shape, *shape), dtype=dtype, device=device)
+        if device.type == "meta":
+            return out
+        if key.ndim == 0:
+            fill(out, _generator(int(key.item()), device))
+            return out
+        rows = out.view(key.numel(), *shape)
+        for seed, row in zip(key.reshape(-1).tolist(), rows, strict=True):
+            fill(row, _generator(seed, device))
+        return out
 
 
-# -- registration ---------------------------------------------------------------------------
-
-
-def _front(tensor: Tensor, dim: int | None) -> Tensor:
-    return tensor if dim is None else tensor.movedim(dim, 0)
-
-
-def _define(
-    name: str, run: Callable[..., Tensor], schema: str, fake: Callable[..., Tensor]
-) -> None:
-    """Registers an operator whose only tensor is a key: ``run`` takes stacks of keys as it is."""
-    op = torch.library.custom_op(f"parallax::{name}", run, mutates_args=(), schema=schema)
-    op.register_fake(fake)
-
-    def vmap(_: Any, in_dims: tuple[Any, ...], key: Tensor, *rest: Any) -> tuple[Tensor, int]:
-        return op(_front(key, in_dims[0]), *rest), 0
-
-    op.register_vmap(vmap)
-
-
-def _shaped(key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: Any) -> Tensor:
-    return key.new_empty((*key.shape, *shape), dtype=dtype, device=device)
-
-
-_define("split", _split, "(Tensor key, SymInt n) -> Tensor",
-        lambda key, n: key.new_empty((*key.shape, n)))  # fmt: skip
-_define("fold_in_name", _fold_name, "(Tensor key, str name) -> Tensor",
-        lambda key, name: torch.empty_like(key))  # fmt: skip
-_define("normal", _normal, "(Tensor key, SymInt[] shape, ScalarType dtype, Device device) -> Tensor",
-        _shaped)  # fmt: skip
-_define("uniform", _uniform,
-        "(Tensor key, SymInt[] shape, ScalarType dtype, Device device) -> Tensor", _shaped)  # fmt: skip
-_define("bits", _bits, "(Tensor key, SymInt n, Device device) -> Tensor",
-        lambda key, n, device: _shaped(key, (n,), torch.int64, device))  # fmt: skip
-_define("randint", _randint,
-        "(Tensor key, SymInt[] shape, int low, int high, ScalarType dtype, Device device) -> Tensor",
-        lambda key, shape, low, high, dtype, device: _shaped(key, shape, dtype, device))  # fmt: skip
-_define("permutation", _permutation, "(Tensor key, SymInt n, Device device) -> Tensor",
-        lambda key, n, device: _shaped(key, (n,), torch.int64, device))  # fmt: skip
-
-
-@torch.library.custom_op(
-    "parallax::fold_in", mutates_args=(), schema="(Tensor key, Tensor data) -> Tensor"
-)
-def _fold_in_op(key: Tensor, data: Tensor) -> Tensor:
-    return _fold(key, data, _FOLD_INT)
-
-
-@_fold_in_op.register_fake
-def _(key: Tensor, data: Tensor) -> Tensor:
-    return key.new_empty(torch.broadcast_shapes(key.shape, data.shape))
-
-
-@_fold_in_op.register_vmap
-def _(
-    info: Any, in_dims: tuple[int | None, int | None], key: Tensor, data: Tensor
-) -> tuple[Tensor, int]:
-    ranks = [t.ndim - (d is not None) for t, d in zip((key, data), in_dims, strict=True)]
-    aligned = []
-    for tensor, dim, rank in zip((key, data), in_dims, ranks, strict=True):
-        front = _front(tensor, dim)
-        missing = (1,) * (max(ranks) - rank)
-        lead = front.shape[: dim is not None]
-        aligned.append(front.reshape((*lead, *missing, *front.shape[len(lead) :])))
-    return _fold_in_op(*aligned), 0
+def _generator(seed: int, device: torch.device) -> torch.Generator:
+    if device.type == "cpu":
+        return _twister.seeded(seed)
+    own = philox.halves(seed, 0, _DEVICE_DRAW)[0] % 2**63
+    return torch.Generator(device=device).manual_seed(own)

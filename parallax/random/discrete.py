@@ -1,0 +1,215 @@
+"""Draws of integers, bits and elements: what has no density."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax.random import ops
+from parallax.random.draws import gumbel_noise
+from parallax.random.given import Device, Shape, given, probability, wide
+from parallax.random.keys import Key, consume
+
+__all__ = ["bits", "categorical", "choice", "permutation", "randint"]
+
+_WORD_DTYPES = {torch.uint8: 1, torch.int8: 1, torch.int16: 2, torch.int32: 4, torch.int64: 8}
+
+
+def randint(
+    key: Key,
+    shape: Shape,
+    low: int,
+    high: int,
+    *,
+    dtype: torch.dtype = torch.int64,
+    device: Device = None,
+) -> Tensor:
+    """Integers from ``low`` up to and without ``high``, equally likely.
+
+    Args:
+        key: a single key; used up.
+        shape: of the result.
+        low: the least.
+        high: one above the greatest.
+        dtype: an integer dtype that holds both.
+        device: by default ``torch.get_default_device()``.
+
+    Returns:
+        A tensor of ``shape``.
+
+    Raises:
+        KeyReusedError: if the key was used before.
+        ValueError: if ``low`` is not below ``high``, or ``dtype`` does not hold them.
+    """
+    data, size, where = given(key, shape, device, "randint()")
+    if dtype.is_floating_point or dtype.is_complex or dtype is torch.bool:
+        raise TypeError(f"randint(): dtype must be an integer one, got {dtype}")
+    for name, value in (("low", low), ("high", high)):
+        if not ops.is_int(value):
+            raise TypeError(f"randint(): {name} must be an int, got {value!r}")
+    if not low < high:
+        raise ValueError(f"randint(): low must be below high, got {low} and {high}")
+    limits = torch.iinfo(dtype)
+    if low < limits.min or high - 1 > limits.max:
+        raise ValueError(f"randint(): {dtype} does not hold {low} to {high - 1}")
+    consume(data, "randint()")
+    if dtype is torch.int64:
+        return ops.randint(data, size, low, high, dtype, where)
+    return ops.randint(data, size, low, high, torch.int64, where).to(dtype)
+
+
+def bits(
+    key: Key, shape: Shape = (), *, dtype: torch.dtype = torch.int64, device: Device = None
+) -> Tensor:
+    """Random bits: integers over the whole range of ``dtype``.
+
+    Args:
+        key: a single key; used up.
+        shape: of the result.
+        dtype: ``uint8``, ``int8``, ``int16``, ``int32`` or ``int64``.
+        device: by default ``torch.get_default_device()``.
+
+    Returns:
+        A tensor of ``shape``.
+
+    Raises:
+        KeyReusedError: if the key was used before.
+        TypeError: if ``dtype`` is another.
+        ValueError: if there is no such device or shape.
+    """
+    data, size, where = given(key, shape, device, "bits()")
+    width = _WORD_DTYPES.get(dtype)
+    if width is None:
+        names = ", ".join(str(known) for known in _WORD_DTYPES)
+        raise TypeError(f"bits(): dtype must be one of {names}, got {dtype}")
+    consume(data, "bits()")
+    n = math.prod(size)
+    words = ops.bits(data, -(-n * width // 8), where)
+    return (words if width == 8 else words.view(dtype)[:n]).reshape(size)
+
+
+def permutation(key: Key, x: int | Tensor, *, dim: int = 0, device: Device = None) -> Tensor:
+    """The integers below ``x``, or the slices of a tensor, in random order.
+
+    Args:
+        key: a single key; used up.
+        x: a count, or a tensor.
+        dim: which dimension of the tensor to shuffle.
+        device: for a count; by default ``torch.get_default_device()``.
+
+    Returns:
+        An int64 tensor of ``x`` numbers, or a tensor like ``x``.
+
+    Raises:
+        KeyReusedError: if the key was used before.
+        ValueError: if the count is negative.
+
+    Example:
+        >>> from parallax import random
+        >>> random.permutation(random.key(0), 5)
+        tensor([4, 0, 3, 1, 2])
+    """
+    n = x.shape[dim] if isinstance(x, Tensor) else x
+    data, size, where = given(
+        key, (n,), x.device if isinstance(x, Tensor) else device, "permutation()"
+    )
+    consume(data, "permutation()")
+    order = ops.permutation(data, size[0], where)
+    return x.index_select(dim, order) if isinstance(x, Tensor) else order
+
+
+def categorical(key: Key, logits: Tensor, shape: Shape = (), *, dim: int = -1) -> Tensor:
+    """Categories, drawn with probability ``softmax(logits)``.
+
+    Args:
+        key: a single key; used up.
+        logits: unnormalised log-probabilities along ``dim``.
+        shape: of independent draws, which come before the other dimensions of ``logits``.
+        dim: the dimension of ``logits`` that holds the categories.
+
+    Returns:
+        int64 indices of shape ``(*shape, *logits.shape without dim)``.
+
+    Raises:
+        KeyReusedError: if the key was used before.
+        TypeError: if ``logits`` is no floating tensor.
+        ValueError: if it has no dimension or no category.
+
+    Source: the Gumbel-max trick (E. J. Gumbel, 1954).
+    """
+    if not isinstance(logits, Tensor) or not logits.dtype.is_floating_point:
+        raise TypeError(f"categorical(): logits must be a floating tensor, got {logits!r}")
+    if logits.ndim == 0 or logits.shape[dim] == 0:
+        raise ValueError(f"categorical(): no category in logits of shape {tuple(logits.shape)}")
+    data, size, where = given(key, shape, logits.device, "categorical()")
+    consume(data, "categorical()")
+    noise = gumbel_noise(data, (*size, *logits.shape), wide(logits.dtype), where)
+    return (noise + logits).argmax(dim if dim < 0 else dim - logits.ndim)
+
+
+def choice(
+    key: Key,
+    x: int | Tensor,
+    shape: Shape = (),
+    *,
+    replace: bool = True,
+    p: Tensor | None = None,
+    dim: int = 0,
+) -> Tensor:
+    """Elements drawn from a tensor, or from the integers below ``x``.
+
+    Args:
+        key: a single key; used up.
+        x: a tensor whose slices along ``dim`` are the elements, or a count.
+        shape: how many to draw.
+        replace: whether an element may come twice.
+        p: the probability of each element; by default all are equally likely.
+        dim: of the elements.
+
+    Returns:
+        The drawn elements, with ``shape`` in the place of ``dim``.
+
+    Raises:
+        KeyReusedError: if the key was used before.
+        ValueError: if there is nothing to draw from, more is drawn without replacement than there
+            is, or ``p`` is not one probability per element.
+
+    Source: without replacement and with ``p``, the Gumbel-top-k trick (T. Vieira, 2014).
+    """
+    n = x.shape[dim] if isinstance(x, Tensor) else x
+    if not ops.is_int(n) or n < 1:
+        raise ValueError(f"choice(): nothing to draw from: got {n!r} elements")
+    held = x if isinstance(x, Tensor) else p
+    data, size, where = given(key, shape, None if held is None else held.device, "choice()")
+    count = math.prod(size)
+    if not replace and count > n:
+        raise ValueError(f"choice(replace=False): cannot draw {count} of {n} elements")
+    if p is not None:
+        probability(p, "choice(p=)")
+        if p.shape != (n,):
+            raise ValueError(f"choice(p=): expected {n} probabilities, got {tuple(p.shape)}")
+        if not replace and ops.is_plain(p) and int((p > 0).sum()) < count:
+            raise ValueError(f"choice(replace=False): fewer than {count} elements have p > 0")
+    consume(data, "choice()")
+    index = _indices(data, n, size, where, replace=replace, p=p)
+    if not isinstance(x, Tensor):
+        return index
+    dim %= x.ndim
+    drawn = x.index_select(dim, index.reshape(-1))
+    return drawn.reshape(*x.shape[:dim], *size, *x.shape[dim + 1 :])
+
+
+def _indices(
+    data: Tensor, n: int, shape: Any, where: torch.device, *, replace: bool, p: Tensor | None
+) -> Tensor:
+    count = math.prod(shape)
+    if p is None:
+        if replace:
+            return ops.randint(data, shape, 0, n, torch.int64, where)
+        return ops.permutation(data, n, where)[:count].reshape(shape)
+    lead = shape if replace else ()
+    scores = p.log() + gumbel_noise(data, (*lead, n), wide(p.dtype), where)
+    return scores.argmax(-1) if replace else scores.topk(count).indices.reshape(shape)

@@ -1,0 +1,77 @@
+"""Checking what a draw is given, before its key is used up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax import _compat
+from parallax.random import ops
+from parallax.random.keys import Key, data_of
+
+__all__ = ["Device", "Shape", "floating", "given", "probability", "wide"]
+
+Shape = int | Sequence[int]
+Device = torch.device | str | None
+
+
+def given(key: Key, shape: Any, device: Device, by: str) -> tuple[Tensor, Any, torch.device]:
+    """The key's leaf, the shape and the device, checked; nothing is used up yet."""
+    data = data_of(key, by)
+    if not isinstance(shape, (tuple, list)):
+        shape = (shape,)
+    for size in shape:
+        if not ops.is_int(size):
+            raise TypeError(f"{by}: a shape holds ints, got {shape}")
+        if size < 0:
+            raise ValueError(f"{by}: a shape holds no negative number, got {shape}")
+    return data, shape, _device(device, by)
+
+
+def _device(device: Device, by: str) -> torch.device:
+    if device is None:
+        # The dynamo of torch 2.13 does not trace get_default_device.
+        return torch.empty(0).device if _compat.is_compiling() else torch.get_default_device()
+    if isinstance(device, torch.device) and device.type == "cpu":
+        return device
+    try:
+        found = torch.device(device)
+        if found.type not in ("cpu", "meta"):
+            torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{by}: no such device as {device!r} here: {reason}") from None
+    return found
+
+
+def floating(dtype: torch.dtype | None, by: str, *, complex_too: bool = False) -> torch.dtype:
+    """The floating dtype of a draw, or the default."""
+    if dtype is None:
+        return torch.get_default_dtype()
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{by}: dtype must be a torch.dtype, got {dtype!r}")
+    if not (dtype.is_floating_point or (complex_too and dtype.is_complex)):
+        raise TypeError(f"{by}: dtype must be a floating one, got {dtype}")
+    return dtype
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to compute in: at least single precision."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def probability(p: Any, by: str) -> None:
+    """Checks a probability, or a tensor of them."""
+    if isinstance(p, Tensor):
+        if not p.dtype.is_floating_point:
+            raise TypeError(f"{by}: probabilities are floating, got {p.dtype}")
+        # Asking for values would break a graph; there they are clamped by the comparison.
+        if ops.is_plain(p) and p.device.type != "meta" and not ((p >= 0) & (p <= 1)).all():
+            raise ValueError(f"{by}: a probability is outside [0, 1]")
+    elif isinstance(p, bool) or not isinstance(p, (int, float)):
+        raise TypeError(f"{by}: a probability is a float, got {p!r}")
+    elif not 0 <= p <= 1:
+        raise ValueError(f"{by}: a probability is between 0 and 1, got {p}")
