@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-__all__ = ["NODES", "Instance", "Node", "is_module", "is_node"]
+__all__ = ["CLASS_CLOCK", "NODES", "Instance", "Node", "is_module", "is_node"]
 
 
 class Node(NamedTuple):
@@ -32,6 +32,22 @@ class Instance:
     _spec: Any = None
     _rng: Any = None
 
+
+class Clock:
+    """A time that moves when something happens."""
+
+    __slots__ = ("time",)
+
+    def __init__(self) -> None:
+        self.time = 0
+
+    def tick(self) -> None:
+        """Moves the time."""
+        self.time += 1
+
+
+CLASS_CLOCK = Clock()
+"""Moves when an attribute of a module class is set or deleted."""
 
 NODES: dict[type, Node] = {}
 """Classes that users registered; modules are recognised by their layout instead."""

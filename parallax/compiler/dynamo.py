@@ -1,0 +1,126 @@
+"""Every private part of dynamo that ``compile`` touches, as ``_compat`` is for the rest of torch."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch._C._dynamo.guards import TensorGuards
+from torch.autograd import forward_ad
+from torch.fx import _symbolic_trace as fx_trace
+
+__all__ = ["compile_flat", "compile_settings", "is_transforming", "recompile_limit", "tensor_check"]
+
+
+def is_transforming() -> bool:
+    """Whether operations are not simply run: a transform, dispatch mode or another trace is on."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or fx_trace.is_fx_symbolic_tracing()
+    )
+
+
+def tensor_check(
+    tensors: Sequence[torch.Tensor],
+    sizes: Sequence[Sequence[int | None]],
+    strides: Sequence[Sequence[int | None]],
+) -> Any:
+    """Dynamo's own check of the metadata of several tensors at once, in C++.
+
+    ``check(*tensors)`` compares type, dispatch keys, dtype, device, requires_grad under the
+    present grad mode, rank, and those sizes and strides that are not ``None``; it is false if a
+    tensor comes twice. ``check_verbose(*tensors, tensor_check_names=...)`` says what differs.
+    """
+    return TensorGuards(
+        *tensors,
+        dynamic_dims_sizes=[list(size) for size in sizes],
+        dynamic_dims_strides=[list(stride) for stride in strides],
+    )
+
+
+def recompile_limit() -> int:
+    """How many graphs torch makes for one function."""
+    from torch._dynamo import config  # dynamo takes long to import
+
+    return config.recompile_limit
+
+
+def compile_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of ``torch.compile``, checked, with its ``mode`` told as inductor's options.
+
+    torch refuses ``mode`` beside ``options``, and a guard filter is one of the options.
+    """
+    allowed = inspect.signature(torch.compile).parameters.keys() - {"model"}
+    unknown = options.keys() - allowed
+    if unknown:
+        raise TypeError(
+            f"compile() takes the options of torch.compile, not {sorted(unknown)[0]!r}; "
+            f"they are {', '.join(sorted(allowed))}"
+        )
+    settings = {"fullgraph": True, **options}
+    mode = settings.pop("mode", None)
+    chosen = settings.get("options")
+    if mode is not None and chosen is not None:
+        raise TypeError("compile() takes mode= or options=, not both, as torch.compile does")
+    if mode is not None:
+        from torch._inductor import list_mode_options  # inductor takes long to import
+
+        chosen = list_mode_options(mode, settings.get("dynamic"))
+    settings["options"] = dict(chosen or {})
+    return settings
+
+
+_LEAF = re.compile(r"L\['parallax_leaves'\](?:\[(\d+)\])?")
+_LEAF_GUARDS = ("TENSOR_MATCH", "TYPE_MATCH", "SEQUENCE_LENGTH")
+_OURS = re.compile(r"\bG\['(parallax_\w+|__import_parallax_dot_\w+)'\]|\bSUPPORTED_NODES\b")
+_TORCH = re.compile(r"G\['__import_(torch|optree)(_dot_\w+)?'\]|__import__\('torch'\)")
+_CODE = (FunctionType, BuiltinFunctionType, ModuleType, type)
+
+
+def compile_flat(flat: Callable[..., Any], settings: dict[str, Any], loose: frozenset[int]) -> Any:
+    """``torch.compile`` of a flat function, without dynamo's guards on what the caller checks.
+
+    Args:
+        flat: takes ``parallax_leaves``, a tuple of tensors, and ``parallax_others``; the globals
+            named ``parallax_...`` never change.
+        settings: for ``torch.compile``.
+        loose: the leaves that dynamo shall guard itself.
+    """
+    options = dict(settings["options"])
+    theirs = options.pop("guard_filter_fn", None)
+
+    def keep(entries: Sequence[Any]) -> list[bool]:
+        mutates = _mutates_inputs()
+        kept = [_keeps(entry, loose, mutates) for entry in entries]
+        if theirs is None:
+            return kept
+        return [mine and other for mine, other in zip(kept, theirs(entries), strict=True)]
+
+    return torch.compile(flat, **{**settings, "options": {**options, "guard_filter_fn": keep}})
+
+
+def _keeps(entry: Any, loose: frozenset[int], mutates: bool) -> bool:
+    """Whether dynamo shall check this guard: all but what is checked elsewhere or cannot change."""
+    name = entry.orig_guard.name
+    leaf = _LEAF.fullmatch(name)
+    if leaf is not None:
+        checked = not mutates and entry.guard_type in _LEAF_GUARDS
+        return not checked or (leaf[1] is not None and int(leaf[1]) in loose)
+    if _OURS.search(name):
+        return False
+    # The very functions, classes and modules that torch and optree themselves are made of.
+    return not (_TORCH.match(name) and isinstance(entry.value, _CODE))
+
+
+def _mutates_inputs() -> bool:
+    """Whether the graph being compiled writes to an input; then overlaps in memory matter."""
+    context = torch._guards.TracingContext.try_get()
+    metadata = None if context is None else context.fw_metadata
+    return metadata is not None and bool(metadata.mutated_inp_runtime_indices)

@@ -1,0 +1,184 @@
+"""``compile``: which graph a call gets, and when another one is made."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import warnings
+from collections.abc import Callable
+from types import MethodType
+from typing import Any, TypeVar, overload
+
+from parallax._compat import is_compiling
+from parallax.compiler import dynamo
+from parallax.compiler.graph import Graph
+from parallax.compiler.packing import pack_call, paths_of, positions_in_modules
+from parallax.compiler.reasons import family_of, reason
+from parallax.fields import Lazy, UninitializedError
+from parallax.nodes import is_module
+
+__all__ = ["compile"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+_making = threading.RLock()  # one for all functions: two that call each other cannot deadlock
+
+
+@overload
+def compile(fn: F, **options: Any) -> F: ...
+@overload
+def compile(fn: None = None, **options: Any) -> Callable[[F], F]: ...
+def compile(fn: Any = None, **options: Any) -> Any:
+    """``torch.compile`` for functions of modules: one graph, whatever trees go in and out.
+
+    Arguments are taken apart outside the compiled code and results put together outside, so the
+    code sees flat tensors only, and one check in C++ replaces dynamo's guards on them. What the
+    function reads besides its arguments (closures, globals, grad mode, autocast, ...) is guarded
+    by dynamo as ever. Gradients flow through a call as through one of ``torch.compile``.
+
+    A graph is made at the first call, and again when an argument's structure changes (a constant
+    of a module, its mode, the keys of a dict) or a leaf's dtype, device, layout, strides or
+    ``requires_grad``. A tensor outside of modules that changes its size gets a graph in which that
+    size is symbolic; a module whose leaves change size is another model, with a graph of its own.
+    Python numbers follow torch's rule: a constant at first, symbolic once they have changed.
+
+    Where a ``torch.func`` transform, a dispatch mode or another trace is active, ``fn`` itself is
+    called, and becomes part of that.
+
+    Args:
+        fn: the function, or a module. Without it, a decorator is returned.
+        **options: those of ``torch.compile``. ``fullgraph`` is true by default.
+
+    Returns:
+        A function with the signature of ``fn``.
+
+    Raises:
+        TypeError: if an option is none of ``torch.compile``'s.
+        RuntimeError: from a call that would make more than ``recompile_limit`` graphs (by default
+            torch's, 8) for arguments of the same classes; it names what changes. Without
+            ``fullgraph`` it is a warning, and ``fn`` itself is called.
+        UninitializedError: from a call with a module whose leaves have no values.
+
+    Example:
+        >>> import torch, parallax
+        >>> from parallax import Module, Parameter, tree
+        >>> class Scale(Module):
+        ...     by: Parameter
+        ...     def forward(self, x):
+        ...         return self.by * x
+        >>> @parallax.compile(backend="eager")
+        ... def double(scale, x):
+        ...     return tree.map(lambda leaf: 2 * leaf, scale), scale(x)
+        >>> scale, y = double(Scale(torch.ones(2)), torch.ones(2))
+        >>> scale.by
+        tensor([2., 2.])
+    """
+    if fn is None:
+        return functools.partial(compile, **options)
+    settings = dynamo.compile_settings(options)
+    if isinstance(fn, MethodType) and is_module(fn.__self__):
+        return functools.partial(_Compiled(fn.__func__, settings).wrapper(), fn.__self__)
+    if is_module(fn):
+        return functools.partial(_Compiled(_call, settings).wrapper(), fn)
+    if settings.get("disable"):
+        return fn
+    return _Compiled(fn, settings).wrapper()
+
+
+def _call(module: Any, *args: Any, **kwargs: Any) -> Any:
+    return module(*args, **kwargs)
+
+
+class _Compiled:
+    """The graphs of one function."""
+
+    def __init__(self, fn: Callable[..., Any], settings: dict[str, Any]) -> None:
+        self.fn = fn
+        self.settings = settings
+        self.limit = settings.get("recompile_limit")
+        self.graphs: dict[Any, list[Graph]] = {}
+        self.families: dict[Any, list[Graph]] = {}
+
+    def wrapper(self) -> Callable[..., Any]:
+        """The function that users call: a plain one, which binds as a method does."""
+        fn, find, make = self.fn, self._find, self._make
+        last: tuple[Any, Any] = (None, None)
+
+        @functools.wraps(fn)
+        def compiled(*args: Any, **kwargs: Any) -> Any:
+            nonlocal last
+            if is_compiling() or dynamo.is_transforming():
+                return fn(*args, **kwargs)
+            items, tokens = pack_call(args, kwargs)
+            known, graph = last
+            if known == tokens and graph.watch.unchanged() and graph.fits(items):
+                return graph(items)
+            graph = find(tokens, items)
+            if graph is None:
+                return make(tokens, items, args, kwargs)
+            last = (tokens, graph)
+            return graph(items)
+
+        return compiled
+
+    def _find(self, tokens: tuple[Any, ...], items: list[Any]) -> Graph | None:
+        for graph in self.graphs.get(tokens, ()):
+            if graph.watch.unchanged() and graph.fits(items):
+                return graph
+        return None
+
+    def _make(
+        self, tokens: tuple[Any, ...], items: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Makes a graph and runs it; it is kept if that succeeds."""
+        with _making:
+            found = self._find(tokens, items)  # another thread may have made it
+            if found is not None:
+                return found(items)
+            _require_values(items, paths_of(tokens, self._names())[0])
+            family = family_of(tokens)
+            before = [graph for graph in self.families.get(family, []) if graph.watch.unchanged()]
+            if len(before) >= (self.limit or dynamo.recompile_limit()):
+                return self._refuse(reason(before, tokens, items, self._names()), args, kwargs)
+            graph = self._graph(tokens, items)
+            result = graph(items)
+            self.families[family] = [*before, graph]
+            known = [graph for graph in self.graphs.get(tokens, []) if graph in before]
+            self.graphs[tokens] = [*known, graph]
+            return result
+
+    def _graph(self, tokens: tuple[Any, ...], items: list[Any]) -> Graph:
+        dynamic = self.settings.get("dynamic")
+        if dynamic is None:
+            inside = positions_in_modules(tokens)
+            for graph in reversed(self.graphs.get(tokens, [])):
+                changed = graph.resized(items)
+                if changed and not changed & inside:
+                    return Graph(self.fn, tokens, items, self.settings, like=graph)
+        return Graph(self.fn, tokens, items, self.settings, every_size=bool(dynamic))
+
+    def _names(self) -> list[str]:
+        """The names of the positional parameters."""
+        try:
+            parameters = inspect.signature(self.fn).parameters.values()
+        except (TypeError, ValueError):  # a builtin
+            return []
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return [parameter.name for parameter in parameters if parameter.kind in kinds]
+
+    def _refuse(self, why: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = getattr(self.fn, "__qualname__", repr(self.fn))
+        message = f"{name} would be compiled again, once more than recompile_limit allows: {why}."
+        if self.settings["fullgraph"]:
+            raise RuntimeError(message)
+        warnings.warn(f"{message} It is called as it is.", RuntimeWarning, stacklevel=4)
+        return self.fn(*args, **kwargs)
+
+
+def _require_values(items: list[Any], paths: list[str]) -> None:
+    for item, path in zip(items, paths, strict=True):
+        if isinstance(item, Lazy):
+            raise UninitializedError(
+                f"{path} is not initialized, so there is nothing to compile for. "
+                f"Initialize first: module = module.initialize(rng)"
+            )

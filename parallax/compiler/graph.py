@@ -1,0 +1,212 @@
+"""One compiled graph: a flat function, and the check that replaces dynamo's guards on its leaves."""
+
+from __future__ import annotations
+
+import builtins
+import itertools
+from collections.abc import Callable, Sequence
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax.compiler import dynamo
+from parallax.compiler.packing import build, build_call, spell, tokens_to_trace
+from parallax.compiler.watch import Watch
+
+__all__ = ["Graph"]
+
+Sizes = list[int | None]
+
+_count = itertools.count()
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class Leaves:
+    """Which items are leaves, checked here, and which are others, guarded by dynamo.
+
+    Attributes:
+        own: the positions of the leaves, each tensor once; ``None`` if that is every item.
+        same: pairs ``(position, earlier position)`` of items that are one tensor.
+        others: the positions of all other items.
+    """
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        first: dict[int, int] = {}
+        own, same, others = [], [], []
+        for position, item in enumerate(items):
+            if not _is_plain(item):
+                others.append(position)
+            elif id(item) in first:
+                same.append((position, first[id(item)]))
+            else:
+                first[id(item)] = position
+                own.append(position)
+        self.own = None if len(own) == len(items) else tuple(own)
+        self.same = tuple(same)
+        self.others = tuple(others)
+
+    def pick(self, items: Sequence[Any]) -> Sequence[Any]:
+        """The leaves among ``items``."""
+        return items if self.own is None else [items[k] for k in self.own]
+
+    def fits(self, items: Sequence[Any]) -> bool:
+        """Whether ``items`` repeat tensors in the same places, and hold others in the same."""
+        return all(items[k] is items[j] for k, j in self.same) and not any(
+            _is_plain(items[k]) for k in self.others
+        )
+
+    def places(self) -> tuple[int, ...] | None:
+        """Per item its index among the leaves, or ``-1 - index`` among the others."""
+        if self.own is None:
+            return None
+        found = {position: index for index, position in enumerate(self.own)}
+        found |= {position: -1 - index for index, position in enumerate(self.others)}
+        found |= {position: found[first] for position, first in self.same}
+        return tuple(found[position] for position in range(len(found)))
+
+
+def _is_plain(item: Any) -> bool:
+    """Whether torch's check of a tensor's metadata tells all about it that a graph depends on."""
+    return type(item) in _PLAIN and item.layout is torch.strided and not item.is_nested
+
+
+class Graph:
+    """The compiled form of a function for one structure of arguments and one kind of leaves.
+
+    The check is torch's own in C++, over all leaves in one call: type, dispatch keys (device,
+    conjugation, negation, inference, autocast), dtype, requires_grad under the present grad mode,
+    sizes, strides, and that no tensor comes twice. Dynamo keeps its guards on everything else.
+
+    Attributes:
+        tokens: the structure of the arguments.
+        leaves: which items are leaves.
+        sizes: per leaf its sizes; ``None`` where dynamo made a size symbolic and guards it.
+        watch: the classes of the modules among the arguments.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        tokens: tuple[Any, ...],
+        items: Sequence[Any],
+        settings: dict[str, Any],
+        *,
+        like: Graph | None = None,
+        every_size: bool = False,
+    ) -> None:
+        self.tokens = tokens
+        self.leaves = Leaves(items)
+        self.watch = Watch(tokens)
+        self._results: list[tuple[Any, ...]] = []
+        leaves = self.leaves.pick(items)
+        self.sizes = [[None if every_size else n for n in leaf.shape] for leaf in leaves]
+        if like is not None:
+            self.sizes = [_differing(*pair) for pair in zip(like.sizes, self.sizes, strict=True)]
+        self.loose = frozenset(k for k, sizes in enumerate(self.sizes) if None in sizes)
+        anything = [[None] * leaf.ndim for leaf in leaves]
+        strides = [
+            anything[k] if k in self.loose else list(leaf.stride()) for k, leaf in enumerate(leaves)
+        ]
+        self._tensors = dynamo.tensor_check(leaves, self.sizes, strides)
+        self._kinds = dynamo.tensor_check(leaves, anything, anything)
+        self.check: Callable[..., bool] = self._tensors.check
+        # Dynamo makes a size symbolic when it sees another one under the same name.
+        self.name = like.name if like is not None else f"{_name(fn)}_{next(_count)}"
+        self._run = self._compile(fn, settings)
+
+    def fits(self, items: Sequence[Any]) -> bool:
+        """Whether this graph is right for ``items`` of its structure."""
+        if self.leaves.own is None:
+            return self.check(*items)
+        return self.check(*self.leaves.pick(items)) and self.leaves.fits(items)
+
+    def why_not(self, items: Sequence[Any], paths: list[str]) -> str:
+        """What keeps ``items`` of this structure from using this graph, with the item's path."""
+        now = Leaves(items)
+        if now.own != self.leaves.own or now.same != self.leaves.same:
+            return "other items are the same tensor, or are no plain tensors"
+        names = [f"\0{path}\0" for path in self.leaves.pick(paths)]
+        leaves = self.leaves.pick(items)
+        return str(self._tensors.check_verbose(*leaves, tensor_check_names=names)).replace("\0", "")
+
+    def resized(self, items: Sequence[Any]) -> set[int] | None:
+        """The positions of the leaves with other sizes, if nothing but sizes differs."""
+        leaves = self.leaves.pick(items)
+        if not (self._kinds.check(*leaves) and self.leaves.fits(items)):
+            return None
+        positions = range(len(items)) if self.leaves.own is None else self.leaves.own
+        return {
+            position
+            for position, leaf, sizes in zip(positions, leaves, self.sizes, strict=True)
+            if _differing(sizes, list(leaf.shape)) != sizes
+        }
+
+    def __call__(self, items: Sequence[Any]) -> Any:
+        """The function of the arguments that ``items`` were taken from."""
+        others = self.leaves.others
+        number, results = self._run(
+            tuple(self.leaves.pick(items)), tuple([items[k] for k in others]) if others else ()
+        )
+        return build(iter(self._results[number]), iter(results))
+
+    def _compile(self, fn: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
+        namespace = {
+            "__builtins__": builtins,
+            "fn": fn,
+            "parallax_build": build_call,
+            "parallax_places": self.leaves.places(),
+            "parallax_record": _recorder(self._results),
+            "parallax_spell": spell,
+            "parallax_tokens": tokens_to_trace(self.tokens),
+        }
+        # Dynamo caches by code object: each graph has its own.
+        code = _flat.__code__.replace(co_name=self.name, co_qualname=self.name)
+        flat = FunctionType(code, namespace, self.name)
+        return dynamo.compile_flat(flat, settings, self.loose)
+
+
+def _recorder(kept: list[tuple[Any, ...]]) -> Callable[..., int]:
+    """A function that keeps the structure of results, and returns its number."""
+
+    # Runs while dynamo traces, which puts the number into the graph: every trace has its own.
+    @torch.compiler.assume_constant_result
+    def record(tokens: tuple[Any, ...], *structures: Any) -> int:
+        found = tuple([structures[t] if type(t) is int else t for t in tokens])
+        if found not in kept:
+            kept.append(found)
+        return kept.index(found)
+
+    return record  # type: ignore[no-any-return]  # the decorator is not typed
+
+
+def _differing(one: Sizes, two: Sizes) -> Sizes:
+    """The sizes, with ``None`` where they differ."""
+    return [a if a == b else None for a, b in zip(one, two, strict=True)]
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    name = getattr(fn, "__name__", type(fn).__name__)
+    return name if name.isidentifier() else "compiled"
+
+
+def _flat(parallax_leaves: Any, parallax_others: Any) -> Any:
+    """What is compiled: leaves in, leaves out; the names it reads are given by each graph."""
+    if parallax_places is None:
+        items = parallax_leaves
+    else:
+        items = [parallax_leaves[k] if k >= 0 else parallax_others[-1 - k] for k in parallax_places]
+    args, kwargs = parallax_build(parallax_tokens, items)
+    results, tokens, structures = [], [], []
+    parallax_spell(fn(*args, **kwargs), results, tokens, structures)
+    return parallax_record(tuple(tokens), *structures), results
+
+
+# Stand-ins, for whoever reads or checks the function above.
+fn: Any
+parallax_build: Any
+parallax_places: Any
+parallax_record: Any
+parallax_spell: Any
+parallax_tokens: Any

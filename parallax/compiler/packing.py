@@ -1,0 +1,222 @@
+"""Arguments and results as flat lists: what crosses the border of a compiled function.
+
+``pack`` runs in eager, once per call: it takes the arguments apart into *items* and *tokens*.
+The tokens, in preorder, say what the items were taken from; they are the key of a graph.
+``build`` puts a tree together from tokens and items: around real leaves in eager, around traced
+ones while dynamo traces. ``spell`` is ``pack`` for the results, while dynamo traces.
+
+An item is a tensor or whatever else is no container that is opened here: numbers, strings, objects
+of other libraries. Those are handed through; dynamo looks at them as it looks at any argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+
+from parallax import tracing
+from parallax.constants import constant_key
+from parallax.frozendict import FrozenDict
+from parallax.nodes import NODES
+from parallax.registry import flatten_module, unflatten_module
+from parallax.structure import Structure
+
+__all__ = ["build", "build_call", "pack_call", "paths_of", "positions_in_modules", "spell",
+           "tokens_to_trace"]  # fmt: skip
+
+ITEM = "item"
+RNG = "rng"  # before a module's token: the rng it holds is an item, ahead of its leaves
+
+
+# -- eager ------------------------------------------------------------------------------------
+
+
+def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], tuple[Any, ...]]:
+    """The items and tokens of the arguments of a call."""
+    items: list[Any] = []
+    tokens: list[Any] = [len(args), tuple(kwargs)]
+    for value in args:
+        pack(value, items, tokens)
+    for value in kwargs.values():
+        pack(value, items, tokens)
+    return items, tuple(tokens)
+
+
+def pack(value: Any, items: list[Any], tokens: list[Any]) -> None:
+    """Takes one value apart, appending to ``items`` and ``tokens``."""
+    cls = type(value)
+    if cls is Tensor:
+        items.append(value)
+        tokens.append(ITEM)
+    elif hasattr(cls, "__layout__"):
+        leaves, structure = flatten_module(value)
+        if value._rng is not None:
+            items.append(value._rng)
+            tokens.append(RNG)
+        items.extend(leaves)
+        tokens.append(structure)
+    elif cls is tuple or cls is list or (isinstance(value, tuple) and hasattr(cls, "_fields")):
+        tokens.append((cls, len(value)))
+        for item in value:
+            pack(item, items, tokens)
+    elif cls is dict or cls is FrozenDict:
+        keys = tuple(value)
+        tokens.append((cls, keys, tuple(map(type, keys))))  # 1 and True are equal
+        for item in value.values():
+            pack(item, items, tokens)
+    elif cls in NODES:
+        children, metadata = NODES[cls].flatten(value)
+        parts = tuple(children)
+        tokens.append((cls, len(parts), constant_key(metadata, cls.__name__), metadata))
+        for part in parts:
+            pack(part, items, tokens)
+    else:
+        items.append(value)
+        tokens.append(ITEM)
+
+
+def tokens_to_trace(tokens: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The tokens with, in place of each structure, an outline that a traced ``build`` can use."""
+    return tuple([_outline(token) if type(token) is Structure else token for token in tokens])
+
+
+def _outline(structure: Structure) -> tracing.Outline:
+    # Tracing makes modules after the model of another, whose leaves are not looked at.
+    return tracing.take_apart(unflatten_module(structure, [None] * len(structure.first)))[1]
+
+
+def paths_of(tokens: tuple[Any, ...], names: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Where the items of a call and its modules are, for messages.
+
+    Args:
+        tokens: those of the call.
+        names: of its positional arguments, as far as they are known.
+
+    Returns:
+        A path per item, and the structure of each module by its path.
+    """
+    n_args, keywords, *rest = tokens
+    names = [*names[:n_args], *[f"args.{k}" for k in range(len(names), n_args)], *keywords]
+    paths: list[str] = []
+    modules: dict[str, Any] = {}
+    left = iter(rest)
+    for name in names:
+        _paths(left, name, paths, modules)
+    return paths, modules
+
+
+def positions_in_modules(tokens: tuple[Any, ...]) -> set[int]:
+    """The positions of the items that are leaves of modules."""
+    inside: set[int] = set()
+    position = 0
+    for token in tokens[2:]:
+        if type(token) is Structure:
+            inside |= set(range(position, position + len(token.first)))
+            position += len(token.first)
+        elif token is ITEM or token is RNG:
+            position += 1
+    return inside
+
+
+def _paths(
+    tokens: Iterator[Any], path: str, paths: list[str], modules: dict[str, Any]
+) -> None:
+    token = next(tokens)
+    if token is RNG:
+        paths.append(f"{path}'s rng")
+        token = next(tokens)
+    if token is ITEM:
+        paths.append(path)
+    elif type(token) is Structure:
+        modules[path] = token
+        paths += [f"{path}.{inner}" for inner in token.paths]
+    else:
+        cls, keys = token[:2]
+        if type(keys) is int:
+            keys = getattr(cls, "_fields", None) or range(keys)
+        for key in keys:
+            _paths(tokens, f"{path}.{key}", paths, modules)
+
+
+# -- eager and traced -------------------------------------------------------------------------
+
+
+def build_call(tokens: Any, items: Any) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a call: the inverse of ``pack_call``."""
+    left, given = iter(tokens), iter(items)
+    n_args, keywords = next(left), next(left)
+    args = [build(left, given) for _ in range(n_args)]
+    return args, {name: build(left, given) for name in keywords}
+
+
+def build(tokens: Iterator[Any], items: Iterator[Any]) -> Any:
+    """The next value of ``tokens``, from the next ``items``."""
+    token = next(tokens)
+    if token is ITEM:
+        return next(items)
+    rng = None
+    if token is RNG:
+        rng = next(items)
+        token = next(tokens)
+    if type(token) is Structure:
+        return unflatten_module(token, islice(items, len(token.first)), rng)
+    if type(token) is tracing.Outline:
+        if not token.ties:
+            return token.module.__make__(items, rng)
+        places = token.expanded([next(items) for _ in range(token.n_leaves)])
+        return token.module.__make__(iter(places), rng)
+    return _build_container(token, tokens, items)
+
+
+def _build_container(token: Any, tokens: Iterator[Any], items: Iterator[Any]) -> Any:
+    cls, keys = token[0], token[1]
+    if cls is dict:
+        return {key: build(tokens, items) for key in keys}
+    if cls is FrozenDict:
+        return FrozenDict({key: build(tokens, items) for key in keys})
+    values = [build(tokens, items) for _ in range(keys)]
+    if cls is list:
+        return values
+    if cls is tuple:
+        return tuple(values)
+    if cls in NODES:
+        return NODES[cls].unflatten(token[3], tuple(values))
+    return cls(*values)
+
+
+# -- traced -----------------------------------------------------------------------------------
+
+
+def spell(value: Any, items: list[Any], tokens: list[Any], structures: list[Any]) -> None:
+    """Takes one result apart under tracing, as ``pack``.
+
+    A structure is no constant to dynamo, so a token holds its index among ``structures``. A module
+    made in the trace has none yet; it is an item, and dynamo makes such objects anew itself.
+    """
+    cls = type(value)
+    if hasattr(cls, "__layout__"):
+        structure = value._spec
+        if type(structure) is not Structure:
+            items.append(value)
+            tokens.append(ITEM)
+            return
+        if value._rng is not None:
+            items.append(value._rng)
+            tokens.append(RNG)
+        items.extend(tracing.take_apart(value)[0])
+        tokens.append(len(structures))
+        structures.append(structure)
+    elif cls is tuple or cls is list or (isinstance(value, tuple) and hasattr(cls, "_fields")):
+        tokens.append((cls, len(value)))
+        for item in value:
+            spell(item, items, tokens, structures)
+    elif cls is dict:
+        tokens.append((cls, tuple(value)))
+        for item in value.values():
+            spell(item, items, tokens, structures)
+    else:
+        items.append(value)
+        tokens.append(ITEM)
