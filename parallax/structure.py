@@ -62,6 +62,9 @@ class Static:
         # Dynamo cannot follow how a constant is looked into; eager code did that already.
         self.key = value if is_compiling() else constant_key(value, where)
 
+    def __repr__(self) -> str:
+        return repr(self.value)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Static) and self.key == other.key
 
@@ -272,6 +275,12 @@ class Structure:
     def place_paths(self) -> tuple[str, ...]:
         """The dotted path of every place."""
         return tuple(".".join(map(str, path)) for path, node in self.walk() if type(node) is Leaf)
+
+    @cached_property
+    def place_index(self) -> dict[str, int]:
+        """For the dotted path of every place, the index of its tensor among the unique leaves."""
+        index = range(self.n_places) if self.expand is None else self.expand
+        return dict(zip(self.place_paths, index, strict=True))
 
     @cached_property
     def paths(self) -> tuple[str, ...]:

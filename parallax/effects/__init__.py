@@ -1,0 +1,30 @@
+"""Effects: what a module would write into itself, recorded and returned instead.
+
+Inside ``forward`` a module says ``self.emit(running_mean=...)``. ``collect`` runs a function of a
+module and returns, beside its result, the module with everything that was emitted in its place:
+
+    out, model = effects.collect(loss)(model, x)
+
+A collection has no global state. It travels with the tree, where the rng travels too, so that it
+is there in whatever instance a transform rebuilds, and another thread's is not. An emission is
+addressed by the module's path.
+"""
+
+from parallax.effects.collecting import capture, collect
+from parallax.effects.collection import EffectError, root_of, source_of, with_source
+from parallax.effects.emitting import emit, sow
+from parallax.effects.relaying import emitted, nest, relay
+
+__all__ = [
+    "EffectError",
+    "capture",
+    "collect",
+    "emit",
+    "emitted",
+    "nest",
+    "relay",
+    "root_of",
+    "source_of",
+    "sow",
+    "with_source",
+]

@@ -1,0 +1,108 @@
+"""What is being collected, and how it travels: with the tree, where the rng travels too."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from parallax import _compat, notes
+
+__all__ = ["Collecting", "Collection", "EffectError", "Emission", "add", "root_of", "source_of",
+           "with_source"]  # fmt: skip
+
+
+class EffectError(RuntimeError):
+    """An effect cannot be collected: nobody asked for it, or it contradicts another."""
+
+
+class Emission(NamedTuple):
+    """One value for one buffer, and the rule for the case that there are more."""
+
+    value: Tensor
+    merge: str | None
+
+
+class Collection:
+    """What is being collected for one call.
+
+    Attributes:
+        emissions: by path; ``None`` when emissions are not collected.
+        sown: by path; ``None`` when intermediates are not captured.
+        level: how many transforms ran when it began; deeper wrappers must not get in.
+        backward: whether it began within autograd's backward.
+        over: whether the call has returned.
+    """
+
+    __slots__ = ("backward", "emissions", "level", "over", "sown")
+
+    def __init__(
+        self,
+        emissions: dict[str, list[Emission]] | None,
+        sown: dict[str, list[Tensor]] | None,
+    ) -> None:
+        self.emissions = emissions
+        self.sown = sown
+        self.over = False
+        self.level = 0
+        self.backward = False
+        if not _compat.is_compiling():
+            self.level = _compat.current_level()
+            self.backward = _compat.in_backward()
+
+    def recomputes(self) -> bool:
+        """Whether this is a recomputation in backward, whose effects were collected before."""
+        return not _compat.is_compiling() and not self.backward and _compat.in_backward()
+
+
+class Collecting:
+    """What a tree under collection holds as rng: the collection, and the rng proper."""
+
+    __slots__ = ("collection", "source")
+
+    def __init__(self, collection: Collection, source: Any) -> None:
+        self.collection = collection
+        self.source = source
+
+    @property
+    def key(self) -> Any:
+        """The leaf of the rng, if it is a key."""
+        return None if self.source is None else self.source.key
+
+    def with_key(self, key: Any) -> Collecting:
+        """The same collection, with the rng around another leaf."""
+        return Collecting(self.collection, self.source.with_key(key))
+
+
+def source_of(rng: Any) -> Any:
+    """The rng proper of what a tree holds as rng."""
+    return rng.source if type(rng) is Collecting else rng
+
+
+def with_source(rng: Any, source: Any) -> Any:
+    """What a tree holds that is given another rng: a collection goes on."""
+    return Collecting(rng.collection, source) if type(rng) is Collecting else source
+
+
+def root_of(module: Any) -> str:
+    """Where a module's paths begin: within a collection it keeps the ones it has."""
+    return (notes.note_of(module).path or "") if type(module._rng) is Collecting else ""
+
+
+def add(emissions: dict[str, list[Emission]], where: str, new: Emission) -> None:
+    """Records an emission for a path.
+
+    Raises:
+        EffectError: if there is one already, and they have no common rule.
+    """
+    found = emissions.get(where)
+    if found is None:
+        emissions[where] = [new]
+        return
+    if new.merge is None or new.merge != found[0].merge:
+        raise EffectError(
+            f"two effects for {where!r}, with merge={found[0].merge!r} and merge={new.merge!r}. "
+            f"Say how they become one, the same each time: self.emit(..., merge='mean'), or "
+            f"'last', or 'sum'"
+        )
+    found.append(new)

@@ -1,0 +1,63 @@
+"""For transforms whose tensors are wrappers: collect inside, and hand on outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from parallax.effects.collection import Collecting, Collection, Emission, add
+
+__all__ = ["emitted", "nest", "relay"]
+
+
+def nest(rng: Any) -> Any:
+    """What a module holds within a transform: a collection of its own where one is under way.
+
+    A transform whose tensors are wrappers (``vmap``, ``torch.func.grad``) calls its function with
+    modules that hold ``inner = nest(module._rng)``, returns ``emitted(inner)`` beside the
+    function's result, and outside calls ``relay(module._rng, inner, values)``.
+
+    Args:
+        rng: what the module holds outside.
+
+    Returns:
+        What it holds inside; ``rng`` itself when nothing is collected.
+    """
+    if type(rng) is not Collecting:
+        return rng
+    outer = rng.collection
+    emissions: Any = None if outer.emissions is None else {}
+    return Collecting(Collection(emissions, None if outer.sown is None else {}), rng.source)
+
+
+def emitted(inner: Any) -> list[Tensor]:
+    """All that a nested collection holds, to be returned from the transform."""
+    if type(inner) is not Collecting:
+        return []
+    collection = inner.collection
+    values = [e.value for entries in (collection.emissions or {}).values() for e in entries]
+    return values + [value for sown in (collection.sown or {}).values() for value in sown]
+
+
+def relay(rng: Any, inner: Any, values: list[Tensor]) -> None:
+    """Records what came out of a transform where the transform was called.
+
+    Args:
+        rng: what the module holds outside.
+        inner: what it held inside.
+        values: ``emitted(inner)`` as the transform returned it; a mapped dimension comes first,
+            and is merged by the rule of the emission where the buffer is not mapped.
+
+    Raises:
+        EffectError: if two effects for one buffer have no rule.
+    """
+    if type(inner) is not Collecting:
+        return
+    outer, collection, given = rng.collection, inner.collection, iter(values)
+    collection.over = True
+    for path, emissions in (collection.emissions or {}).items():
+        for emission in emissions:
+            add(outer.emissions, path, Emission(next(given), emission.merge))
+    for path, sown in (collection.sown or {}).items():
+        outer.sown.setdefault(path, []).extend([next(given) for _ in sown])
