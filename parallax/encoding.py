@@ -1,12 +1,16 @@
 """A structure as JSON, for files that must not hold code (``torch.export`` archives).
 
-Classes and functions are written as ``module:qualname`` and found again by importing the module.
+Classes and functions are written as ``module:qualname`` and found again by importing the module;
+nothing that is read is called, but for the types below and frozen dataclasses.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+import functools
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +20,9 @@ from parallax.structure import Structure, decode
 __all__ = ["dump", "dump_constant", "load", "load_constant"]
 
 _PLAIN = (int, str, bool, type(None))
-_TORCH = {torch.dtype: "dtype", torch.device: "device"}
+_TORCH = {torch.dtype: "dtype", torch.layout: "layout", torch.memory_format: "memory_format"}
+# Where functions that do not know their own name are found: torch.relu, F.gelu, Tensor.relu.
+_HOMES = ("torch:", "torch.nn.functional:", "torch._C._nn:", "torch:Tensor.", "builtins:")
 
 
 def dump(structure: Structure) -> Any:
@@ -34,22 +40,48 @@ def load(data: Any) -> Structure:
 
 
 def dump_constant(value: Any) -> Any:
-    """JSON-able data for one constant."""
-    if type(value) in _PLAIN:
+    """JSON-able data for one constant: itself, a list for a tuple, or ``{tag: data}``."""
+    cls = type(value)
+    if cls in _PLAIN:
         return value
-    if type(value) is tuple:
+    if cls is tuple:
         return [dump_constant(item) for item in value]
-    if type(value) is float:
+    if cls is float:
         return {"float": value.hex()}
-    if type(value) in _TORCH:
-        return {_TORCH[type(value)]: str(value).removeprefix("torch.")}
+    if cls is complex:
+        return {"complex": [value.real.hex(), value.imag.hex()]}
+    if cls is bytes:
+        return {"bytes": value.hex()}
+    if cls is range:
+        return {"range": [value.start, value.stop, value.step]}
+    if cls is torch.device:
+        return {"device": str(value)}
+    if cls in _TORCH:
+        return {"torch": str(value).removeprefix("torch.")}
+    if value is ...:
+        return {"name": "builtins:Ellipsis"}
+    if cls is torch.Size:
+        return {"size": list(value)}
+    if cls is frozenset:
+        return {"frozenset": [dump_constant(item) for item in sorted(value, key=repr)]}
+    if isinstance(value, tuple) and hasattr(cls, "_fields"):
+        return {"namedtuple": [_name_of(cls), [dump_constant(item) for item in value]]}
     if isinstance(value, enum.Enum):
-        return {"enum": [_name_of(type(value)), value.name]}
+        return {"enum": [_name_of(cls), value.name]}
+    if cls is functools.partial:
+        keywords = [[key, dump_constant(item)] for key, item in value.keywords.items()]
+        return {"partial": [dump_constant(value.func), dump_constant(value.args), keywords]}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [
+            [f.name, dump_constant(getattr(value, f.name))] for f in dataclasses.fields(value)
+        ]
+        return {"dataclass": [_name_of(cls), fields]}
     if hasattr(value, "__qualname__"):
         return {"name": _name_of(value)}
     raise TypeError(
-        f"the constant {value!r} of type {type(value).__name__} cannot be written as JSON; "
-        f"use numbers, strings, tuples, enums, torch dtypes or importable functions"
+        f"the constant {value!r} of type {cls.__name__} cannot be written as JSON; "
+        f"use numbers, strings, tuples, enums, frozen dataclasses, torch dtypes or importable "
+        f"functions"
     )
 
 
@@ -60,26 +92,64 @@ def load_constant(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     ((tag, value),) = data.items()
-    if tag == "float":
-        return float.fromhex(value)
-    if tag == "dtype":
-        return getattr(torch, value)
-    if tag == "device":
-        return torch.device(value)
-    if tag == "enum":
-        return _find(value[0])[value[1]]
-    return _find(value)
+    return _LOADERS[tag](value)
+
+
+def _load_namedtuple(data: Any) -> Any:
+    cls = _find(data[0])
+    if not (isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_make")):
+        raise TypeError(f"{data[0]} is no named tuple")
+    return cls._make(load_constant(item) for item in data[1])
+
+
+def _load_partial(data: Any) -> Any:
+    function, arguments, keywords = data
+    named = {key: load_constant(item) for key, item in keywords}
+    return functools.partial(load_constant(function), *load_constant(arguments), **named)
+
+
+def _load_dataclass(data: Any) -> Any:
+    cls = _find(data[0])
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise TypeError(f"{data[0]} is no dataclass")
+    made = object.__new__(cls)
+    for name, item in data[1]:
+        object.__setattr__(made, name, load_constant(item))
+    return made
+
+
+_LOADERS: dict[str, Any] = {
+    "float": float.fromhex,
+    "complex": lambda parts: complex(*map(float.fromhex, parts)),
+    "bytes": bytes.fromhex,
+    "range": lambda bounds: range(*bounds),
+    "device": torch.device,
+    "torch": lambda name: getattr(torch, name),
+    "size": torch.Size,
+    "frozenset": lambda items: frozenset(map(load_constant, items)),
+    "namedtuple": _load_namedtuple,
+    "enum": lambda data: _find(data[0])[data[1]],
+    "partial": _load_partial,
+    "dataclass": _load_dataclass,
+    "name": lambda name: _find(name),
+}
 
 
 def _name_of(value: Any) -> str:
-    name = f"{value.__module__}:{value.__qualname__}"
-    try:
-        found = _find(name)
-    except (ImportError, AttributeError):
-        found = None
-    if found is not value:
-        raise TypeError(f"{value!r} cannot be written by name: importing {name} does not find it")
-    return name
+    for name in _names(value):
+        try:
+            if _find(name) is value:
+                return name
+        except (ImportError, AttributeError):
+            continue
+    tried = next(_names(value))
+    raise TypeError(f"{value!r} cannot be written by name: importing {tried} does not find it")
+
+
+def _names(value: Any) -> Iterator[str]:
+    yield f"{value.__module__}:{value.__qualname__}"
+    for home in _HOMES:
+        yield f"{home}{value.__name__}"
 
 
 def _find(name: str) -> Any:

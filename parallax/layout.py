@@ -146,15 +146,18 @@ class Layout:
 def find_ties(
     local: Local, children: tuple[Any, ...], places: list[Any]
 ) -> tuple[Structure, tuple[Any, ...]]:
-    """The structure over ``places`` and the unique leaves: one object in two places is a tie."""
-    present = [id(leaf) for leaf in places if leaf is not None]
+    """The structure over ``places`` and the unique leaves: one tensor in two places is a tie.
+
+    Or one declaration; but equal numbers, in the places of leaves, are one object by chance.
+    """
+    present = [id(leaf) for leaf in places if isinstance(leaf, (Tensor, Lazy))]
     if len(set(present)) == len(present):
         return structure_of(local, children), tuple(places)
     index: dict[int, int] = {}
     unique: list[Any] = []
     expand: list[int] = []
     for leaf in places:
-        known = index.get(id(leaf)) if leaf is not None else None
+        known = index.get(id(leaf)) if isinstance(leaf, (Tensor, Lazy)) else None
         if known is None:
             known = index[id(leaf)] = len(unique)
             unique.append(leaf)
