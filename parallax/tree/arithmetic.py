@@ -23,6 +23,8 @@ from parallax.tree.leaves import is_inexact
 __all__ = ["add", "lerp", "norm", "scale", "sub", "vdot"]
 
 T = TypeVar("T")
+_HALVES = (torch.float16, torch.bfloat16)
+_WHOLE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _FLAT_LIMIT = 2**17  # numbers; below, copying them into one vector costs less than a call per leaf
 
 
@@ -105,16 +107,20 @@ def scale(tree: T, factor: Any) -> T:
     found, spec = core.flatten(tree)
     chosen = [k for k, leaf in enumerate(found) if is_inexact(leaf)]
     parts = [found[k] for k in chosen]
-    if not _lists_win(parts):
-        made: Any = [leaf * factor for leaf in parts]
-    elif isinstance(factor, Tensor) and factor.ndim == 0:
-        made = _compat.foreach_mul(parts, factor)
-    elif not isinstance(factor, Tensor) and parts[0].device.type == "cpu":
-        # On the CPU torch makes a tensor of the number for every leaf; once is 0.45 of the time.
-        made = _compat.foreach_mul(parts, torch.tensor(factor, dtype=_number_dtype(factor)))
-    else:
-        made = [leaf * factor for leaf in parts]
-    return cast(T, _with(spec, found, chosen, made))
+    return cast(T, _with(spec, found, chosen, _scaled(parts, factor)))
+
+
+def _scaled(parts: list[Tensor], factor: Any) -> Any:
+    if _lists_win(parts):
+        if isinstance(factor, Tensor):
+            # With a gradient to the factor, backward of the list form fails (torch 2.13).
+            if factor.ndim == 0 and not factor.requires_grad:
+                return _compat.foreach_mul(parts, factor)
+        elif type(factor) is float and _shared_kind(parts) in _WHOLE:
+            # Of a number torch makes a tensor for every leaf; once is 0.45 of the time.
+            # Rounded to one of these dtypes it is what torch multiplies by anyway.
+            return _compat.foreach_mul(parts, torch.tensor(factor, dtype=parts[0].dtype))
+    return [part * factor for part in parts]
 
 
 def lerp(one: T, two: Any, weight: Any) -> T:
@@ -160,7 +166,7 @@ def vdot(one: Any, two: Any) -> Tensor:
         two: a tree of the same skeleton; places where either has a hole count nothing.
 
     Returns:
-        A tensor of no dimension, in the dtype that all leaves promote to.
+        A tensor of no dimension, in the dtype that all leaves promote to, at least single.
 
     Raises:
         ValueError: if the skeletons differ; the message names the first path.
@@ -174,16 +180,16 @@ def vdot(one: Any, two: Any) -> Tensor:
     _, found, (others,) = core.columns(one, [two])
     pairs = [(a, b) for a, b in zip(found, others) if is_inexact(a) and b is not None]  # noqa: B905  # aligned; dynamo traces no strict=
     left, right = [a for a, _ in pairs], [b for _, b in pairs]
-    if _small(left) and _small(right) and [a.shape for a in left] == [b.shape for b in right]:
+    if _small(left) and _small(right) and _matching(left, right):
         return torch.vdot(_compat.flatten_dense(left), _compat.flatten_dense(right))
     return _total([_inner(a, b) for a, b in pairs])
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product of two leaves; torch's own wants one dtype and has none for halves."""
-    if a.dtype == b.dtype and a.dtype.itemsize >= 4 and a.shape == b.shape:
-        return torch.vdot(a.reshape(-1), b.reshape(-1))
-    return (a.conj() * b).sum()
+    """The inner product of two leaves, halves in single precision."""
+    dtype = _at_least_single(torch.promote_types(a.dtype, b.dtype))
+    a, b = a.to(dtype), b.to(dtype)
+    return torch.vdot(a.reshape(-1), b.reshape(-1)) if a.shape == b.shape else (a.conj() * b).sum()
 
 
 def norm(tree: Any, p: float = 2) -> Tensor:
@@ -194,7 +200,7 @@ def norm(tree: Any, p: float = 2) -> Tensor:
         p: the order; ``float("inf")`` is the largest magnitude, 0 counts what is not zero.
 
     Returns:
-        A real tensor of no dimension; 0 for a tree without floating leaves.
+        A real tensor of no dimension, at least in single precision; 0 for a tree without numbers.
 
     Example:
         >>> import torch
@@ -205,10 +211,10 @@ def norm(tree: Any, p: float = 2) -> Tensor:
     parts = [leaf for leaf in core.leaves(tree) if is_inexact(leaf) and leaf.numel()]
     if _small(parts):
         return _vector_norm(_compat.flatten_dense(parts), p)
-    if _lists_win(parts):
+    if _lists_win(parts) and not any(part.dtype in _HALVES for part in parts):
         norms = list(_compat.foreach_norm(parts, p))
     else:
-        norms = [_vector_norm(part, p) for part in parts]
+        norms = [_vector_norm(part.to(_at_least_single(part.dtype)), p) for part in parts]
     if p == 0 or not norms:
         return _total(norms)
     return _vector_norm(torch.stack(_alike(norms)), p)
@@ -229,8 +235,22 @@ def _small(parts: list[Any]) -> bool:
     """Whether leaves are better copied into one vector: all of one kind, and few numbers."""
     if not _lists_win(parts) or sum([part.numel() for part in parts]) > _FLAT_LIMIT:
         return False
+    return _shared_kind(parts) in _WHOLE
+
+
+def _matching(left: list[Any], right: list[Any]) -> bool:
+    same_dtype = left[0].dtype == right[0].dtype and left[0].device == right[0].device
+    return same_dtype and [a.shape for a in left] == [b.shape for b in right]
+
+
+def _shared_kind(parts: list[Any]) -> torch.dtype | None:
+    """The dtype of leaves that have one dtype and one device between them."""
     kinds = {(part.dtype, part.device) for part in parts}
-    return len(kinds) == 1 and parts[0].dtype.itemsize >= 4
+    return parts[0].dtype if len(kinds) == 1 else None
+
+
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in _HALVES else dtype
 
 
 def _pairwise(
@@ -256,11 +276,6 @@ def _with(spec: core.TreeSpec, found: list[Any], chosen: list[int], made: Any) -
             merged[k] = leaf
         made = merged
     return core.unflatten(spec, made)
-
-
-def _number_dtype(factor: Any) -> torch.dtype | None:
-    """Double precision for a float: a tensor of no dimension promotes no leaf."""
-    return {float: torch.float64, complex: torch.complex128}.get(type(factor))
 
 
 def _alike(values: list[Tensor]) -> list[Tensor]:

@@ -77,7 +77,7 @@ def _moved(tree: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
 def _move(leaf: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     if isinstance(leaf, Lazy):
         raise UninitializedError(
-            f"{leaf.owner or leaf!r} has no value to move yet. Give the device when it gets one: "
+            f"{leaf.owner or repr(leaf)} has no value to move yet. Give the device when it gets one: "
             f"module.initialize(rng, device={str(device)!r})"
         )
     leaf = _cast(leaf, dtype)

@@ -76,7 +76,7 @@ def expand_of(part: Any) -> list[int]:
 
 def _close(part: Any, leaves: Iterable[Any], rng: Any) -> Any:
     if type(part) is tracing.Outline:
-        return tracing.rebuild(part, leaves)
+        return tracing.rebuild(part, leaves, rng)
     return unflatten_module(part, leaves, rng)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from parallax import Buffer, Module, Parameter, tree
-from tests.corpus import MLP, SIZE, Dense, Norm, TiedParameter
+from tests.corpus import SIZE, Dense, Norm, TiedParameter
 
 
 class Everything(Module):

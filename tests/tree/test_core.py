@@ -188,7 +188,7 @@ WRONG: list[tuple[Any, Any, str, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("one", "two", "path", "ours", "theirs"), WRONG)
+@pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize(
     "operate",
     [
@@ -201,8 +201,9 @@ WRONG: list[tuple[Any, Any, str, str, str]] = [
     ],
 )
 def test_wrong_structure_names_the_first_path_and_both_sides(
-    operate: Any, one: Any, two: Any, path: str, ours: str, theirs: str
+    operate: Any, wrong: tuple[Any, Any, str, str, str]
 ) -> None:
+    one, two, path, ours, theirs = wrong
     with pytest.raises(ValueError, match="do not fit together") as caught:
         operate(one, two)
     message = str(caught.value)

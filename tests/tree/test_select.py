@@ -14,6 +14,7 @@ from torch import Tensor
 from parallax import Buffer, Module, Parameter, tree
 from parallax.fields import UninitializedError
 from tests.corpus import (
+    MLP,
     MODULES,
     SIZE,
     TIED,
@@ -23,7 +24,6 @@ from tests.corpus import (
     Foreign,
     Gated,
     Holder,
-    MLP,
     Many,
     Nested,
     Norm,
@@ -272,7 +272,7 @@ def test_a_hole_is_filled_and_a_leaf_taken_out() -> None:
     filled = tree.select(module, "bias").set(torch.ones(SIZE))
     assert torch.equal(filled(example_input()), module(example_input()) + 1)
     assert tree.select(filled, "bias").set(None).bias is None
-    with pytest.raises(TypeError, match="Dense.weight got None"):
+    with pytest.raises(TypeError, match=r"Dense.weight got None"):
         tree.select(module, "weight").set(None)
 
 
@@ -310,7 +310,7 @@ def test_replaced_nodes_keep_the_modes_marks_and_rng_of_all_others() -> None:
 
 def test_a_replaced_node_is_checked_against_its_annotation() -> None:
     module = MLP().initialize(0)
-    with pytest.raises(TypeError, match="Dense.weight"):
+    with pytest.raises(TypeError, match=r"Dense.weight"):
         tree.select(module, "first.weight").set(3)
     with pytest.raises(TypeError, match=r"MLP.first"):
         tree.select(module, "first").set(torch.ones(2))
@@ -319,14 +319,14 @@ def test_a_replaced_node_is_checked_against_its_annotation() -> None:
 
 def test_things_inside_one_another_cannot_be_set_together() -> None:
     module = MLP().initialize(0)
-    with pytest.raises(ValueError, match="first.weight lies inside first"):
+    with pytest.raises(ValueError, match=r"first.weight lies inside first"):
         tree.select(module, "first", "first.weight").apply(lambda x: x)
     with pytest.raises(ValueError, match="first lies inside the root"):
         tree.select(module, Module).apply(lambda x: x)
 
 
 def test_a_wrong_number_of_values_says_both_numbers() -> None:
-    with pytest.raises(ValueError, match="got 3 values for 2 selected things: first.bias, second"):
+    with pytest.raises(ValueError, match=r"got 3 values for 2 selected things: first.bias, second"):
         tree.select(MLP().initialize(0), "**.bias").set([1, 2, 3])
 
 

@@ -1,0 +1,93 @@
+"""equal and allclose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+
+from parallax import tree
+from tests.corpus import MLP, MODULES, Case, Dense, Norm, TiedParameter
+from tests.tree.strategies import trees
+
+
+@pytest.mark.parametrize("case", MODULES, ids=str)
+def test_a_module_equals_its_copy_and_not_another(case: Case) -> None:
+    module = case.make()
+    copy = tree.map(lambda leaf: leaf.clone(), module)
+    assert tree.equal(module, copy) is True
+    assert tree.allclose(module, copy) is True
+    declared = case.declare()
+    assert tree.equal(declared, declared) is True
+    if any(leaf.numel() for leaf in tree.leaves(module)):
+        other = tree.map(lambda leaf: ~leaf if leaf.dtype == torch.bool else leaf + 1, module)
+        assert tree.equal(module, other) is False
+        assert tree.allclose(module, other) is False
+
+
+@given(trees())
+def test_any_tree_equals_its_copy(subject: Any) -> None:
+    copy = tree.map(lambda leaf: leaf.clone(), subject)
+    assert tree.equal(subject, copy) is True
+    assert tree.equal(copy, subject) is True
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (torch.ones(2), torch.ones(2, dtype=torch.float64)),
+        (torch.ones(2), torch.ones(1, 2)),
+        (torch.ones(2), torch.ones(2, device="meta")),
+        (torch.ones(2), None),
+        (torch.ones(2), 1),
+        (torch.tensor(float("nan")), torch.tensor(float("nan"))),
+        (1, True),
+    ],
+)
+def test_other_shapes_dtypes_devices_and_kinds_are_not_equal(one: Any, two: Any) -> None:
+    assert tree.equal({"a": one}, {"a": two}) is False
+    assert tree.equal({"a": two}, {"a": one}) is False
+    assert tree.allclose({"a": one}, {"a": two}) is False
+
+
+def test_other_structures_are_not_equal() -> None:
+    assert not tree.equal(Dense().initialize(0), Norm().initialize(0))
+    assert not tree.equal([torch.ones(1)], (torch.ones(1),))
+    assert not tree.equal(MLP(torch.relu).initialize(0), MLP(torch.tanh).initialize(0))
+
+
+def test_tied_and_untied_are_not_equal_either_way_round() -> None:
+    tied = TiedParameter().initialize(0)
+    clone = tied.decoder.replace(weight=tied.decoder.weight.clone())
+    loose = tied.replace(decoder=clone)
+    assert tree.equal(tied, loose) is False
+    assert tree.equal(loose, tied) is False
+
+
+def test_modes_and_marks_are_not_compared() -> None:
+    module = MLP().initialize(0)
+    assert tree.equal(module, tree.select(module.eval(), "first").freeze())
+
+
+def test_declarations_are_compared_by_what_they_declare() -> None:
+    assert tree.equal(Dense(), Dense())
+    assert not tree.equal(Dense(), Dense(4, 3))
+    assert not tree.equal(Dense(), Dense().initialize(0))
+
+
+def test_allclose_is_torch_s() -> None:
+    one = {"a": torch.tensor([1.0, float("nan")]), "n": torch.arange(2)}
+    two = {"a": torch.tensor([1.0 + 1e-3, float("nan")]), "n": torch.arange(2)}
+    assert not tree.allclose(one, two, rtol=1e-2)
+    assert tree.allclose(one, two, rtol=1e-2, equal_nan=True)
+    assert not tree.allclose(one, two, equal_nan=True)
+    assert tree.allclose(one, two, atol=1e-2, equal_nan=True)
+
+
+def test_under_vmap_it_is_a_tensor_per_member() -> None:
+    one, two = Dense().initialize(0), Dense().initialize(1)
+    stacked = tree.stack([one, two])
+    assert torch.vmap(lambda m: tree.equal(m, one))(stacked).tolist() == [True, False]
+    assert torch.vmap(lambda m: tree.allclose(m, two))(stacked).tolist() == [False, True]
