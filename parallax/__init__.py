@@ -1,6 +1,7 @@
 """Immutable neural-network modules for PyTorch, as pytrees."""
 
-from parallax import debug, effects, random, registry, tree
+from parallax import debug, effects, func, random, registry, tree
+from parallax.compiler import compile
 from parallax.fields import Buffer, Parameter, UninitializedError, field
 from parallax.module import Module
 
@@ -9,9 +10,11 @@ __all__ = [
     "Module",
     "Parameter",
     "UninitializedError",
+    "compile",
     "debug",
     "effects",
     "field",
+    "func",
     "random",
     "registry",
     "tree",

@@ -79,8 +79,15 @@ def compile_settings(options: dict[str, Any]) -> dict[str, Any]:
 
 _LEAF = re.compile(r"L\['parallax_leaves'\](?:\[(\d+)\])?")
 _LEAF_GUARDS = ("TENSOR_MATCH", "TYPE_MATCH", "SEQUENCE_LENGTH")
-_OURS = re.compile(r"\bG\['(parallax_\w+|__import_parallax_dot_\w+)'\]|\bSUPPORTED_NODES\b")
-_TORCH = re.compile(r"G\['__import_(torch|optree)(_dot_\w+)?'\]|__import__\('torch'\)")
+# What is given to the flat function, and the rooms of Parallax that hold no state.
+_OURS = re.compile(
+    r"\bG\['(parallax_\w+|__import_parallax_dot_(compiler|constants|fields|frozendict|kinds|layout"
+    r"|metaclass|module|nodes|notes|registry|structure|tracing|tree)(_dot_\w+)?)'\]"
+    r"|\bSUPPORTED_NODES\b"
+)
+_LIBRARIES = re.compile(
+    r"G\['__import_(torch|optree|parallax)(_dot_\w+)?'\]|__import__\('torch'\)"
+)
 _CODE = (FunctionType, BuiltinFunctionType, ModuleType, type)
 
 
@@ -115,8 +122,8 @@ def _keeps(entry: Any, loose: frozenset[int], mutates: bool) -> bool:
         return not checked or (leaf[1] is not None and int(leaf[1]) in loose)
     if _OURS.search(name):
         return False
-    # The very functions, classes and modules that torch and optree themselves are made of.
-    return not (_TORCH.match(name) and isinstance(entry.value, _CODE))
+    # The very functions, classes and modules that these libraries are made of.
+    return not (_LIBRARIES.match(name) and isinstance(entry.value, _CODE))
 
 
 def _mutates_inputs() -> bool:
