@@ -12,7 +12,7 @@ from parallax.tree.core import (
     TreeSpec,
     flatten,
     leaves,
-    map,
+    map,  # noqa: A004  # named as in every tree library
     map_with_path,
     named_leaves,
     structure,

@@ -81,8 +81,9 @@ def _text(fact: Any) -> str:
 
 def _member_rng(rng: Any, index: int) -> Any:
     """The hidden rng of one member: its key in a stack of keys."""
-    stacked = rng is not None and rng.key is not None and rng.key.ndim > 0
-    return rng.with_key(rng.key[index]) if stacked else rng
+    if rng is None or rng.key is None or rng.key.ndim == 0:
+        return rng
+    return rng.with_key(rng.key[index])
 
 
 def _check_notes(members: list[Any]) -> None:

@@ -77,8 +77,8 @@ def _moved(tree: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
 def _move(leaf: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     if isinstance(leaf, Lazy):
         raise UninitializedError(
-            f"{leaf.owner or repr(leaf)} has no value to move yet. Give the device when it gets one: "
-            f"module.initialize(rng, device={str(device)!r})"
+            f"{leaf.owner or repr(leaf)} has no value to move yet. Give the device when it gets "
+            f"one: module.initialize(rng, device={str(device)!r})"
         )
     leaf = _cast(leaf, dtype)
     return leaf.to(device) if isinstance(leaf, Tensor) else leaf

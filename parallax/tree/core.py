@@ -181,7 +181,7 @@ def structure(tree: Any) -> TreeSpec:
     return flatten(tree)[1]
 
 
-def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
+def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:  # noqa: A001  # named as in every tree library
     """``fn`` of every leaf, in a tree of the same structure.
 
     Args:

@@ -103,21 +103,24 @@ def test_leaves_too_large_to_copy_give_the_same() -> None:
 
 
 def test_trees_without_numbers_have_norm_and_product_zero() -> None:
-    for subject in ({"a": None}, {"n": torch.arange(3)}, []):
+    subjects: list[Any] = [{"a": None}, {"n": torch.arange(3)}, []]
+    for subject in subjects:
         assert tree.norm(subject) == 0
         assert tree.vdot(subject, subject) == 0
 
 
 def test_a_hole_in_the_second_tree_leaves_the_leaf_and_one_in_the_first_stays() -> None:
-    one, two = MLP().initialize(0), MLP().initialize(1)
+    one: Any = MLP().initialize(0)
+    two: Any = MLP().initialize(1)
     part, _ = tree.partition(two, "**.bias")
-    for operate in (tree.add, tree.sub, lambda a, b: tree.lerp(a, b, 0.5)):
+    operations: list[Any] = [tree.add, tree.sub, lambda a, b: tree.lerp(a, b, 0.5)]
+    for operate in operations:
         made = operate(one, part)
         assert made.first.weight is one.first.weight
         assert not torch.equal(made.first.bias, one.first.bias)
         assert operate(part, one).first.weight is None
-    expected = sum(torch.vdot(a, b) for a, b in [(one.first.bias, two.first.bias),
-                                                 (one.second.bias, two.second.bias)])  # fmt: skip
+    expected = torch.vdot(one.first.bias, two.first.bias)
+    expected = expected + torch.vdot(one.second.bias, two.second.bias)
     torch.testing.assert_close(tree.vdot(one, part), expected)
     torch.testing.assert_close(tree.vdot(part, one), expected)
 
@@ -171,10 +174,10 @@ def test_under_vmap_jvp_and_grad_it_is_the_same(case: Case) -> None:
 
     made = torch.vmap(everything)(stacked, others)
     expected = [everything(one, two), everything(two, one)]
-    for leaf, a, b in zip(*map(tree.leaves, (made, *expected)), strict=True):
-        torch.testing.assert_close(leaf, torch.stack([a, b]))
+    for leaf, *pair in zip(tree.leaves(made), *map(tree.leaves, expected), strict=True):
+        torch.testing.assert_close(leaf, torch.stack(pair))
 
-    _, tangent = torch.func.jvp(tree.norm, (one,), (two,))
+    tangent = torch.func.jvp(tree.norm, (one,), (two,))[1]
     torch.testing.assert_close(tangent, tree.vdot(one, two) / tree.norm(one))
     grads = torch.func.grad(tree.norm)(one)
     torch.testing.assert_close(tree.leaves(grads), tree.leaves(tree.scale(one, 1 / tree.norm(one))))
@@ -187,6 +190,7 @@ def test_a_vmapped_factor_scales_each_member() -> None:
 
 
 def test_a_factor_that_requires_grad_gets_one() -> None:
-    module, factor = Dense().initialize(0), torch.tensor(2.0, requires_grad=True)
+    module: Any = Dense().initialize(0)
+    factor = torch.tensor(2.0, requires_grad=True)
     (grad,) = torch.autograd.grad(tree.scale(module, factor).bias.sum(), factor)
     torch.testing.assert_close(grad, module.bias.sum())

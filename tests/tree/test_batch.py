@@ -57,16 +57,16 @@ def test_vmap_over_a_stack_is_the_loop_over_its_members(case: Case) -> None:
 
 
 def test_leaves_are_those_of_torch_s_stack_module_state() -> None:
-    members = [Dense().initialize(seed) for seed in range(3)]
-    twins = []
+    members: list[Any] = [Dense().initialize(seed) for seed in range(3)]
+    twins: list[nn.Module] = []
     for member in members:
-        twin = nn.Linear(4, 4)
+        twin: Any = nn.Linear(4, 4)
         with torch.no_grad():
             twin.weight.copy_(member.weight)
             twin.bias.copy_(member.bias)
         twins.append(twin)
-    expected, _ = torch.func.stack_module_state(twins)  # type: ignore[arg-type]  # torch annotates a list of exactly nn.Module
-    stacked = tree.stack(members)
+    expected, _ = torch.func.stack_module_state(twins)
+    stacked: Any = tree.stack(members)
     assert torch.equal(stacked.weight, expected["weight"])
     assert torch.equal(stacked.bias, expected["bias"])
 

@@ -51,7 +51,7 @@ class Noisy(Module):
 
 def test_keys_neither_move_nor_change() -> None:
     module = Noisy(random.key(0), Dense()).initialize(0)
-    moved = tree.to({"m": module, "k": random.key(1)}, "meta", torch.float64)
+    moved: Any = tree.to({"m": module, "k": random.key(1)}, "meta", torch.float64)
     assert moved["m"].key.data is module.key.data
     assert moved["k"].data.device.type == "cpu"
     assert moved["m"].inner.weight.device.type == "meta"

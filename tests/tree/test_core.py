@@ -99,9 +99,9 @@ def test_map_calls_the_function_once_per_leaf_and_keeps_the_structure(case: Case
 
 
 def test_map_leaves_holes_alone_and_keeps_the_first_leaf_where_another_tree_has_a_hole() -> None:
-    dense = Dense(bias=False).initialize(0)
+    dense: Any = Dense(bias=False).initialize(0)
     assert tree.map(double, dense).bias is None
-    with_bias = Dense().initialize(0)
+    with_bias: Any = Dense().initialize(0)
     hole = tree.map_with_path(lambda path, x: None if path == "bias" else x, with_bias)
     added = tree.map(torch.add, with_bias, hole)
     assert torch.equal(added.bias, with_bias.bias)
@@ -109,9 +109,9 @@ def test_map_leaves_holes_alone_and_keeps_the_first_leaf_where_another_tree_has_
 
 
 def test_map_of_three_trees_is_the_map_of_their_leaves() -> None:
-    a, b, c = (Dense().initialize(seed) for seed in range(3))
+    a, b, c = [Dense().initialize(seed) for seed in range(3)]
     made = tree.map(lambda x, y, z: x + 2 * y + 3 * z, a, b, c)
-    assert torch.equal(made.bias, a.bias + 2 * b.bias + 3 * c.bias)
+    assert torch.equal(made.weight, a.weight + 2 * b.weight + 3 * c.weight)
 
 
 def test_map_with_path_gives_each_leaf_its_path() -> None:
@@ -219,8 +219,8 @@ def test_unflatten_with_another_number_of_leaves_says_both() -> None:
 
 
 def test_two_values_for_one_tied_leaf_name_both_paths() -> None:
-    tied, loose = TiedModule().initialize(0), TiedModule().initialize(0)
-    loose = optree.tree_map(lambda leaf: leaf.clone(), loose)
+    tied: Any = TiedModule().initialize(0)
+    loose: Any = optree.tree_map(lambda leaf: leaf.clone(), tied)
     with pytest.raises(ValueError, match=r"one\.weight and other\.weight.*tree\.tie") as caught:
         tree.map(torch.add, tied, loose)
     assert "different value in each" in str(caught.value)
@@ -281,7 +281,7 @@ class Outer(Module):
 
 
 def test_a_module_that_optree_rebuilt_is_a_tree_like_any_other() -> None:
-    module = Outer(TiedParameter()).initialize(0)
+    module: Any = Outer(TiedParameter()).initialize(0)
     rebuilt = optree.tree_map(double, module)
     assert len(tree.leaves(rebuilt)) == 4
     tied = optree.tree_map(lambda leaf: leaf, module)

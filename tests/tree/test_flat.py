@@ -32,7 +32,7 @@ def test_unravel_is_the_inverse_of_ravel_for_any_tree(subject: Any) -> None:
 
 
 def test_the_vector_is_that_of_torch() -> None:
-    module = Dense().initialize(0)
+    module: Any = Dense().initialize(0)
     expected = nn.utils.parameters_to_vector([module.weight, module.bias])
     assert torch.equal(tree.ravel(module)[0], expected)
 

@@ -75,7 +75,7 @@ def test_frozen_parameters_are_parted_from_trained_ones() -> None:
 
 
 def test_a_tied_leaf_goes_to_one_part() -> None:
-    module = TiedParameter().initialize(0)
+    module: Any = TiedParameter().initialize(0)
     decoder, rest = tree.partition(module, "decoder")
     assert decoder.encoder.weight is module.encoder.weight
     assert rest.encoder.weight is None

@@ -19,8 +19,9 @@ def test_raw_gradients_summed_are_the_gradient_of_the_tie(make: Any) -> None:
     # optree sees each place; a copy per place has a gradient of its own
     leaves, spec = optree.tree_flatten(module)
     copies = [leaf.clone().requires_grad_() for leaf in leaves]
-    optree.tree_unflatten(spec, copies)(x).sum().backward()
-    grads = optree.tree_unflatten(spec, [copy.grad for copy in copies])
+    rebuilt: Any = optree.tree_unflatten(spec, copies)
+    rebuilt(x).sum().backward()
+    grads: Any = optree.tree_unflatten(spec, [copy.grad for copy in copies])
     with pytest.raises(ValueError, match=r"tree\.tie"):
         module.update(torch.sub, grads)
     tied = tree.tie(module, grads)
@@ -44,8 +45,8 @@ def test_it_has_the_model_s_mode_and_marks() -> None:
 
 
 def test_holes_count_nothing_and_stay_where_all_are() -> None:
-    module = TiedParameter().initialize(0)
-    grads = optree.tree_map(torch.ones_like, module)
+    module: Any = TiedParameter().initialize(0)
+    grads: Any = optree.tree_map(torch.ones_like, module)
     decoder = grads.decoder.replace(weight=torch.full((4, 4), 5.0))
     part, _ = tree.partition(grads.replace(decoder=decoder), "decoder.weight")
     made = tree.tie(module, part)
@@ -54,9 +55,9 @@ def test_holes_count_nothing_and_stay_where_all_are() -> None:
 
 
 def test_trees_around_modules_are_tied_module_by_module() -> None:
-    module = TiedParameter().initialize(0)
-    grads = optree.tree_map(torch.ones_like, module)
-    made = tree.tie({"m": module, "t": torch.ones(1)}, {"m": grads, "t": torch.zeros(1)})
+    module: Any = TiedParameter().initialize(0)
+    grads: Any = optree.tree_map(torch.ones_like, module)
+    made: Any = tree.tie({"m": module, "t": torch.ones(1)}, {"m": grads, "t": torch.zeros(1)})
     assert torch.equal(made["m"].decoder.weight, torch.full((4, 4), 2.0))
     assert torch.equal(made["t"], torch.zeros(1))
 
