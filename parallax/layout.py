@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from parallax.constants import constant_key
@@ -30,7 +31,7 @@ from parallax.structure import (
     structure_of,
 )
 
-__all__ = ["TRACED", "Layout", "find_ties", "leaves_of", "spec_of"]
+__all__ = ["TRACED", "Layout", "annotation_of", "find_ties", "leaves_of", "spec_of"]
 
 TRACED: Any = False  # the spec of a module made while tracing, until it is described
 _set = object.__setattr__
@@ -347,9 +348,18 @@ def _container(cls: type, constants: tuple[Any, ...], entries: list[Any]) -> Str
     return structure_of(local_of(cls, constants, key), tuple(entries))
 
 
+def annotation_of(value: Any) -> str:
+    """The annotation to write for a field that should hold ``value``."""
+    if isinstance(value, Tensor):
+        return "Parameter"
+    if callable(value) and not isinstance(value, (type, torch.nn.Module)) and not is_module(value):
+        return "Callable"
+    return type(value).__name__
+
+
 def _unexpected(value: Any, kind: Kind, where: str) -> str:
     name = where.rsplit(".", 1)[-1].split("[", maxsplit=1)[0]
-    got = "None" if value is None else type(value).__name__
+    got = type(value).__name__
     if value is None:
         return f"{where} got None. Write '{name}: ... | None' to allow it."
     if kind.leaf is not None:
@@ -358,11 +368,19 @@ def _unexpected(value: Any, kind: Kind, where: str) -> str:
             f"{where} is a {role} and was given {got}. "
             f"Assign a tensor, or declare one: self.{name} = {role}(shape, init)"
         )
+    if isinstance(value, torch.nn.Module):
+        return (
+            f"{where} was given {got}, a mutable torch.nn.Module. A tree holds immutable modules: "
+            f"assign a parallax.Module."
+        )
+    if kind.items is not None or kind.mapping is not None:
+        held = "tuple or list" if kind.items is not None else "dict"
+        return f"{where} holds a {held} and was given {got}. Assign a {held}, also for one item."
     if isinstance(value, (list, tuple)):
         return f"{where} holds one module and got a {got}. Write '{name}: tuple[Module, ...]'."
     if isinstance(value, Mapping):
         return f"{where} holds one module and got a {got}. Write '{name}: dict[str, Module]'."
     return (
-        f"{where} is a child and was given {got}, which is no parallax.Module. "
-        f"Assign a module, or write '{name}: Module | {got}' to allow a constant too."
+        f"{where} is a child and was given {got}, which is no parallax.Module. Assign a module, "
+        f"or write '{name}: Module | {annotation_of(value)}' to allow such a value too."
     )

@@ -11,7 +11,6 @@ from dataclasses import FrozenInstanceError
 from typing import TYPE_CHECKING, Any
 
 import typing_extensions
-from torch import Tensor
 from typing_extensions import dataclass_transform
 
 from parallax import registry
@@ -24,8 +23,8 @@ from parallax.declare import (
     resolve,
     write_init,
 )
-from parallax.fields import Lazy, field
-from parallax.layout import TRACED, Layout
+from parallax.fields import field
+from parallax.layout import TRACED, Layout, annotation_of
 from parallax.nodes import CLASS_CLOCK
 from parallax.sealing import write_seal
 
@@ -258,7 +257,11 @@ def _finish(cls: Any) -> _Ready:
 
 def undeclared(cls: type, name: str, value: Any) -> str:
     """The message for an attribute that no annotation declares."""
-    kind = "Parameter" if isinstance(value, (Tensor, Lazy)) else type(value).__name__
+    import difflib
+
+    near = difflib.get_close_matches(name, cls.__layout__.fields, n=1)  # type: ignore[attr-defined]  # a module class
+    hint = f" Did you mean {near[0]!r}?" if near else ""
     return (
-        f"{cls.__name__} declares no field {name!r}. Declare it in the class body: '{name}: {kind}'"
+        f"{cls.__name__} declares no field {name!r}.{hint} Declare it in the class body: "
+        f"'{name}: {annotation_of(value)}'"
     )
