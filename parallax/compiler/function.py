@@ -104,20 +104,23 @@ class _Compiled:
         fn, find, make = self.fn, self._find, self._make
         last: tuple[Any, Any] = (None, None)
 
-        @functools.wraps(fn)
-        def compiled(*args: Any, **kwargs: Any) -> Any:
+        def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             nonlocal last
-            if is_compiling() or dynamo.is_transforming():
-                return fn(*args, **kwargs)
             items, tokens = pack_call(args, kwargs)
             known, graph = last
-            if known == tokens and graph.watch.unchanged() and graph.fits(items):
-                return graph(items)
-            graph = find(tokens, items)
-            if graph is None:
-                return make(tokens, items, args, kwargs)
-            last = (tokens, graph)
+            if not (known == tokens and graph.watch.unchanged() and graph.fits(items)):
+                graph = find(tokens, items)
+                if graph is None:
+                    return make(tokens, items, args, kwargs)
+                last = (tokens, graph)
             return graph(items)
+
+        # Dynamo looks at all that a function closes over, hence one function in another.
+        @functools.wraps(fn)
+        def compiled(*args: Any, **kwargs: Any) -> Any:
+            if is_compiling() or dynamo.is_transforming():
+                return fn(*args, **kwargs)
+            return call(args, kwargs)
 
         return compiled
 
