@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from parallax.fields import Lazy
+from parallax.frozendict import FrozenDict
 from parallax.layout import leaves_of, spec_of
-from parallax.nodes import is_module
+from parallax.nodes import NODES, is_module
 from parallax.structure import Structure
 
 __all__ = ["Row", "Summary", "html_of", "repr_of", "summary"]
@@ -22,90 +22,106 @@ def repr_of(module: Any) -> str:
     """The text of ``repr(module)``: nested like torch's, equal neighbours written once."""
     lines = _lines(module)
     if len(lines) > _MAX_LINES:
-        left = len(lines) - _MAX_LINES
-        lines = [*lines[: _MAX_LINES - 1], f"  ... {left} more lines", lines[-1]]
+        left = len(lines) - _MAX_LINES + 2
+        lines = [*lines[: _MAX_LINES - 2], f"  ... {left:,} more lines", lines[-1]]
     return "\n".join(lines)
 
 
 def _lines(module: Any) -> list[str]:
     head = module.extra_repr()
     mark = " (uninitialized)" if any(isinstance(v, Lazy) for v in _own_leaves(module)) else ""
-    inner = [line for name, value in _children(module) for line in _entry(name, value)]
+    inner = _collapse(_parts(module) or [], numbered=False)
     name = type(module).__name__
     if not inner:
         return [*f"{name}({head}){mark}".split("\n")]
-    body = [head] if head else []
+    body = head.split("\n") if head else []
     return [f"{name}(", *_indent([*body, *inner]), f"){mark}"]
 
 
-def _entry(name: str, value: Any) -> list[str]:
+def _entry(value: Any) -> list[str]:
+    """The lines of a child; none for leaves and for containers of leaves alone."""
     if is_module(value):
-        return _label(name, _lines(value))
-    if isinstance(value, (tuple, dict)):
-        pairs = value.items() if isinstance(value, dict) else enumerate(value)
-        items = [(str(key), item) for key, item in pairs if _shown(item)]
-        if not items:
-            return []
-        return _label(name, [f"{type(value).__name__}(", *_indent(_collapse(items)), ")"])
-    return []
+        return _lines(value)
+    parts = _parts(value)
+    if parts is None:
+        return [] if _is_leaf(value) else [_constant_text(value)]
+    inner = _collapse(parts, numbered=type(value) is tuple)
+    if not any(is_module(part) or _parts(part) is not None for _, part in parts):
+        return []
+    return [f"{_class_name(value)}(", *_indent(inner), ")"] if inner else []
 
 
-def _collapse(items: list[tuple[str, Any]]) -> list[str]:
-    """One entry for a run of equal neighbours, as ``torch.nn.ModuleList`` prints."""
-    runs: list[tuple[str, str, list[str]]] = []
-    for key, item in items:
-        lines = _entry("", item)[:]
-        lines[0] = lines[0].removeprefix("(): ")
-        if runs and runs[-1][2] == lines:
-            runs[-1] = (runs[-1][0], key, lines)
+def _collapse(parts: list[tuple[str, Any]], *, numbered: bool) -> list[str]:
+    """The labelled lines of all children; a run of equal items once, as in a ``ModuleList``."""
+    runs: list[tuple[str, str, int, list[str]]] = []
+    for key, value in parts:
+        lines = _entry(value)
+        if numbered and runs and runs[-1][3] == lines:
+            runs[-1] = (runs[-1][0], key, runs[-1][2] + 1, lines)
         else:
-            runs.append((key, key, lines))
-    out = []
-    for first, last, lines in runs:
-        if first == last:
-            out += _label(first, lines)
-        else:
-            count = int(last) - int(first) + 1 if last.isdigit() else "several"
-            out += _label(f"{first}-{last}", [f"{count} x {lines[0]}", *lines[1:]])
+            runs.append((key, key, 1, lines))
+    out: list[str] = []
+    for first, last, count, lines in runs:
+        if lines and count == 1:
+            out += [f"({first}): {lines[0]}", *lines[1:]]
+        elif lines:
+            out += [f"({first}-{last}): {count} x {lines[0]}", *lines[1:]]
     return out
-
-
-def _shown(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_shown(item) for item in value.values())
-    if isinstance(value, tuple):
-        return any(_shown(item) for item in value)
-    return is_module(value)
-
-
-def _label(name: str, lines: list[str]) -> list[str]:
-    return [f"({name}): {lines[0]}", *lines[1:]]
 
 
 def _indent(lines: list[str]) -> list[str]:
     return ["  " + line for line in lines]
 
 
-def _children(module: Any) -> Iterator[tuple[str, Any]]:
-    for name in type(module).__layout__.children:
-        yield name, getattr(module, name)
+def _parts(value: Any) -> list[tuple[str, Any]] | None:
+    """The named children of a module or container; ``None`` for anything else."""
+    cls = type(value)
+    if is_module(value):
+        return [(name, getattr(value, name)) for name in cls.__layout__.children]
+    if cls in NODES:
+        return [(str(k), part) for k, part in enumerate(NODES[cls].flatten(value)[0])]
+    if isinstance(value, FrozenDict):
+        return [(str(key), item) for key, item in value.items()]
+    if isinstance(value, tuple):
+        keys = getattr(cls, "_fields", None) or range(len(value))
+        return [(str(key), item) for key, item in zip(keys, value, strict=True)]
+    return None
+
+
+def _is_leaf(value: Any) -> bool:
+    return value is None or isinstance(value, (Tensor, Lazy))
+
+
+def _constant_text(value: Any) -> str:
+    """A constant in the place of a child: a function by its name."""
+    return str(getattr(value, "__name__", None) or repr(value))
+
+
+def _class_name(value: Any) -> str:
+    return "dict" if isinstance(value, FrozenDict) else type(value).__name__
 
 
 def _own_leaves(module: Any) -> list[Any]:
     """The leaves of a module that belong to no module below it."""
-    found, stack = [], [value for _, value in _children(module)]
+    found: list[Any] = []
+    stack = [value for _, value in _parts(module) or []]
     while stack:
         value = stack.pop()
-        if isinstance(value, dict):
-            stack += value.values()
-        elif isinstance(value, tuple):
-            stack += value
-        elif not is_module(value):
+        if is_module(value):
+            continue
+        parts = _parts(value)
+        if parts is None:
             found.append(value)
+        else:
+            stack += [part for _, part in parts]
     return found
 
 
 # -- summary ------------------------------------------------------------------------------------
+
+
+_HEADER = ("path", "class", "shape", "dtype", "count", "bytes", "trainable")
+_NUMBERS = (4, 5)  # columns that are written to the right
 
 
 class Row(NamedTuple):
@@ -115,7 +131,7 @@ class Row(NamedTuple):
     owner: str
     shape: str
     dtype: str
-    count: int
+    numel: int
     nbytes: int
     trainable: bool
 
@@ -133,14 +149,14 @@ class Summary:
     def __init__(self, rows: list[Row], max_rows: int) -> None:
         self.rows = rows
         self.max_rows = max_rows
-        self.count = sum(row.count for row in rows)
-        self.trainable = sum(row.count for row in rows if row.trainable)
+        self.count = sum(row.numel for row in rows)
+        self.trainable = sum(row.numel for row in rows if row.trainable)
         self.nbytes = sum(row.nbytes for row in rows)
 
     def _cells(self) -> list[tuple[str, ...]]:
         def cells(row: Row) -> tuple[str, ...]:
             trained = "yes" if row.trainable else "no"
-            return (*row[:4], f"{row.count:,}", f"{row.nbytes:,}", trained)
+            return (*row[:4], f"{row.numel:,}", f"{row.nbytes:,}", trained)
 
         if len(self.rows) <= self.max_rows:
             return [cells(row) for row in self.rows]
@@ -149,23 +165,35 @@ class Summary:
         gap = (left, "", "", "", "", "", "")
         return [*map(cells, self.rows[:half]), gap, *map(cells, self.rows[-half:])]
 
+    def _total(self) -> tuple[str, ...]:
+        label = f"total: {len(self.rows):,} leaves"
+        return (label, "", "", "", f"{self.count:,}", f"{self.nbytes:,}", f"{self.trainable:,}")
+
     def __str__(self) -> str:
-        header = ("path", "class", "shape", "dtype", "count", "bytes", "trainable")
-        total = (
-            f"total: {len(self.rows):,} leaves", "", "", "", f"{self.count:,}",
-            f"{self.nbytes:,}", f"{self.trainable:,}",
-        )  # fmt: skip
-        table = [header, *self._cells(), total]
-        widths = [max(len(line[column]) for line in table) for column in range(len(header))]
+        table = [_HEADER, *self._cells(), self._total()]
+        widths = [max(len(line[column]) for line in table) for column in range(len(_HEADER))]
         lines = [
             "  ".join(
-                cell.rjust(width) if column in (4, 5) else cell.ljust(width)
+                cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
                 for column, (cell, width) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
             for line in table
         ]
         rule = "-" * max(map(len, lines))
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+    def __rich__(self) -> Any:
+        """The same table for ``rich.print``, which the extra ``display`` installs."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(show_footer=True)
+        facts = zip(_HEADER, self._total(), strict=True)
+        for column, (name, footer) in enumerate(facts):
+            table.add_column(name, footer, justify="right" if column in _NUMBERS else "left")
+        for line in self._cells():
+            table.add_row(*map(Text, line))  # plain text: a path may look like markup
+        return table
 
     __repr__ = __str__
 
@@ -244,14 +272,16 @@ def _html(name: str, value: Any, budget: list[int], *, is_open: bool = False) ->
     if is_module(value):
         leaves = [leaf for leaf in leaves_of(value) if isinstance(leaf, (Tensor, Lazy))]
         count = sum(leaf.numel() for leaf in leaves)
-        title = f"{label}<b>{type(value).__name__}</b>({html.escape(value.extra_repr())})"
-        inner = "".join(_html(key, item, budget) for key, item in _children(value))
+        title = (
+            f"{label}<b>{html.escape(type(value).__name__)}</b>({html.escape(value.extra_repr())})"
+        )
+        inner = "".join(_html(key, item, budget) for key, item in _parts(value) or [])
         note = f' <span style="opacity:.6">{count:,} numbers</span>'
         return _fold(f"{title}{note}", inner, is_open)
-    if isinstance(value, (tuple, dict)):
-        pairs = value.items() if isinstance(value, dict) else enumerate(value)
-        inner = "".join(_html(str(key), item, budget) for key, item in pairs)
-        return _fold(f"{label}{type(value).__name__} of {len(value)}", inner, is_open=False)
+    parts = _parts(value)
+    if parts is not None:
+        inner = "".join(_html(key, item, budget) for key, item in parts)
+        return _fold(f"{label}{_class_name(value)} of {len(parts)}", inner, is_open=False)
     return f"<div>{label}{html.escape(_leaf_text(value))}</div>"
 
 
@@ -268,4 +298,4 @@ def _leaf_text(value: Any) -> str:
         dtype = str(value.dtype).removeprefix("torch.")
         mark = ", uninitialized" if isinstance(value, Lazy) else ""
         return f"{dtype}{list(value.shape)}{mark}"
-    return repr(value)
+    return "None" if value is None else _constant_text(value)
