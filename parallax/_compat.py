@@ -207,6 +207,10 @@ foreach_sub: Callable[..., Any] = torch._foreach_sub
 foreach_mul: Callable[..., Any] = torch._foreach_mul
 foreach_lerp: Callable[..., Any] = torch._foreach_lerp
 foreach_norm: Callable[..., Any] = torch._foreach_norm
+foreach_clone: Callable[..., Any] = torch._foreach_clone
+fused_adam: Callable[..., Any] = torch._fused_adam_
+fused_adamw: Callable[..., Any] = torch._fused_adamw_
+fused_sgd: Callable[..., Any] = torch._fused_sgd_
 flatten_dense: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors
 
 

@@ -1,5 +1,36 @@
-"""Transforms of functions of modules, named and ordered as in ``torch.func``."""
+"""Transforms of functions of modules, named and ordered as in ``torch.func``.
 
+Arguments and results may be modules, or any pytree that holds them. A derivative is taken with
+respect to the floating and complex ``Parameter`` leaves that are not frozen, and comes back as a
+tree of the same structure with holes (``None``) elsewhere; a tied leaf holds the summed gradient
+in each of its places.
+"""
+
+from parallax.func.forward import hessian, jacfwd, jvp, linearize
+from parallax.func.functional_call import functional_call
 from parallax.func.grad import grad, grad_and_value
+from parallax.func.hvp import hvp
+from parallax.func.matrices import hessian_matrix, jacobian_matrix
+from parallax.func.per_sample import ensemble_grad, per_sample_grad
+from parallax.func.stack import stack_module_state
+from parallax.func.vjp import jacrev, vjp
+from parallax.func.vmap import vmap
 
-__all__ = ["grad", "grad_and_value"]
+__all__ = [
+    "ensemble_grad",
+    "functional_call",
+    "grad",
+    "grad_and_value",
+    "hessian",
+    "hessian_matrix",
+    "hvp",
+    "jacfwd",
+    "jacobian_matrix",
+    "jacrev",
+    "jvp",
+    "linearize",
+    "per_sample_grad",
+    "stack_module_state",
+    "vjp",
+    "vmap",
+]

@@ -17,16 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax import _compat, random
 from parallax.func.graph import escapes, escaping
-from parallax.tree import core
+from parallax.func.moving import Call
+from parallax.func.results import open_tensors
 
-__all__ = ["Pullback", "gradient", "pullback", "use_tape"]
+__all__ = ["Pullback", "gradient", "on_tape", "pullback", "through"]
 
-Run = Callable[[Sequence[Tensor]], tuple[Any, Any]]
+Finish = Callable[[Any], tuple[Any, Any]]
+Pullback = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
-def use_tape(inputs: Sequence[Tensor]) -> bool:
+def on_tape(inputs: Sequence[Tensor]) -> bool:
     """Whether the tape gives what ``torch.func`` would, here and for these inputs."""
     return not (
         _compat.is_compiling()
@@ -37,24 +39,26 @@ def use_tape(inputs: Sequence[Tensor]) -> bool:
     )
 
 
-def gradient(run: Run, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor, Any]:
+def gradient(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
     """The gradient of a scalar.
 
     Args:
-        run: takes values for the inputs to a scalar and something beside it.
-        inputs: where to differentiate.
+        call: the function, and the leaves to differentiate with respect to.
+        finish: takes what the function returned to a scalar and something beside it.
 
     Returns:
-        One gradient per input, the scalar, and what came beside it.
+        One gradient per leaf, the scalar, and what came beside it.
     """
-    if use_tape(inputs):
-        try:
-            return _gradient_by_tape(run, inputs)
-        except RuntimeError as error:
-            # A captured tensor was made in inference mode, which shows only when it is met.
-            if not _compat.is_inference_refusal(error):
-                raise
-    return _gradient_by_functorch(run, inputs)
+    if not on_tape(call.values):
+        return _gradient_by_functorch(call, finish)
+    try:
+        return _gradient_by_tape(call, finish)
+    except RuntimeError as error:
+        if not _compat.is_inference_refusal(error):
+            raise
+    # A captured tensor was made in inference mode, which shows only when it is met.
+    with random.reuse():
+        return _gradient_by_functorch(call, finish)
 
 
 # -- the tape -----------------------------------------------------------------------------------
@@ -65,10 +69,10 @@ class Tape:
 
     __slots__ = ("aliased", "inputs", "leaves", "own", "recording", "versions")
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], recording: bool) -> None:
         self.inputs = inputs
-        self.recording = torch.is_grad_enabled()
-        self.aliased = self.recording and any([x.requires_grad for x in inputs])
+        self.recording = recording
+        self.aliased = recording and any([x.requires_grad for x in inputs])
         if self.aliased:
             self.versions = [x._version for x in inputs]
             self.leaves = [
@@ -90,12 +94,12 @@ class Tape:
         """Whether somebody outside can ask for derivatives of these tensors."""
         return self.recording and (self.aliased or escapes(tensors, self.own))
 
-    def release(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def release(self, tensors: Sequence[Tensor], keep: bool) -> list[Tensor]:
         """The tensors as the caller may see them: no graph but one that leads outside."""
         if not any([t.requires_grad for t in tensors]):
             return list(tensors)
         known = {id(leaf): x for leaf, x in zip(self.leaves, self.inputs, strict=True)}
-        outside = escaping(tensors, self.own) if self.recording else [False] * len(tensors)
+        outside = escaping(tensors, self.own) if keep else [False] * len(tensors)
         return [
             known[id(t)] if id(t) in known
             else t if out or not t.requires_grad
@@ -104,48 +108,73 @@ class Tape:
         ]  # fmt: skip
 
 
-def _gradient_by_tape(run: Run, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor, Any]:
+def _gradient_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
+    if torch.is_grad_enabled():
+        return _record_gradient(call, finish, Tape(call.values, recording=True))
     with torch.enable_grad():
-        tape = Tape(inputs)
-        loss, aux = run(tape.leaves)
-        tape.check_unwritten()
-        beside, close = _tensors_of(aux)
-        keep = tape.reaches_out([loss, *beside])
-        if not loss.requires_grad:
-            grads = [torch.zeros_like(x) for x in inputs]
-        else:
-            found = _compat.backward([loss], [torch.ones_like(loss)], tape.leaves, keep, keep)
-            grads = tape.release(found) if keep else found
-    if not keep:
-        loss = loss.detach() if loss.requires_grad else loss
-        if beside:
-            aux = close(tape.release(beside))
-        return grads, loss, aux
-    loss, *beside = tape.release([loss, *beside])
+        return _record_gradient(call, finish, Tape(call.values, recording=False))
+
+
+def _record_gradient(call: Call, finish: Finish, tape: Tape) -> tuple[list[Tensor], Tensor, Any]:
+    loss, aux = finish(call.at(tape.leaves))
+    tape.check_unwritten()
+    beside, close = open_tensors(aux)
+    keep = tape.reaches_out([loss, *beside])
+    if loss.requires_grad:
+        grads = _compat.backward([loss], [torch.ones_like(loss)], tape.leaves, keep, keep)
+        if keep:
+            grads = tape.release(grads, keep)
+    else:
+        grads = [torch.zeros_like(x) for x in tape.inputs]
+    loss, *beside = tape.release([loss, *beside], keep)
     return grads, loss, close(beside)
 
 
 # -- functorch ----------------------------------------------------------------------------------
 
 
-def _gradient_by_functorch(run: Run, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor, Any]:
+def through(
+    call: Call, finish: Callable[[Any], tuple[Any, Any]]
+) -> tuple[Callable[..., Any], Callable[[Sequence[Tensor]], Any]]:
+    """A call as a function of tensors for a transform of ``torch.func``.
+
+    Args:
+        call: what is called.
+        finish: takes what the function returned to what is transformed, and something beside it.
+
+    Returns:
+        A function of the leaves that move to ``(transformed, tensors)``; and one of these tensors,
+        as they come out of the transform, to what came beside.
+    """
+    inner, nesting = call.nested()
     closes: list[Any] = []
 
-    def flat(*values: Tensor) -> tuple[Tensor, list[Tensor]]:
-        loss, aux = run(values)
+    def flat(*values: Tensor) -> tuple[Any, list[Tensor]]:
+        out, aux = finish(inner.at(values))
         if _compat.is_compiling():
             _compat.refuse_traced_checkpoint()
-        beside, close = _tensors_of(aux)
-        closes.append(close)
-        return loss, beside
+        beside, close = open_tensors(aux)
+        closes.append((close, len(beside)))
+        return out, [*beside, *nesting.emitted()]
 
+    def after(tensors: Sequence[Tensor]) -> Any:
+        close, count = closes[0]
+        nesting.relay(tensors[count:])
+        return close(tensors[:count])
+
+    return flat, after
+
+
+def _gradient_by_functorch(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
+    flat, after = through(call, finish)
     if _compat.is_compiling():
-        everything = tuple(range(len(inputs)))
-        grads, (loss, beside) = torch.func.grad_and_value(flat, everything, has_aux=True)(*inputs)
+        everything = tuple(range(len(call.values)))
+        transform = torch.func.grad_and_value(flat, everything, has_aux=True)
+        grads, (loss, beside) = transform(*call.values)
     else:
-        loss, pull, beside = _vjp(flat, inputs)
+        loss, pull, beside = _vjp(flat, call.values)
         grads = pull(torch.ones_like(loss))
-    return list(grads), loss, closes[0](beside)
+    return list(grads), loss, after(beside)
 
 
 def _vjp(flat: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
@@ -159,96 +188,56 @@ def _vjp(flat: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
         raise
 
 
-def _tensors_of(aux: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
-    """The tensors in a tree, and how to build it around others in their place."""
-    if aux is None:
-        return [], _nothing
-    if isinstance(aux, Tensor):
-        return [aux], _first
-    leaves, spec = core.flatten(aux)
-    places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-
-    def close(tensors: Sequence[Tensor]) -> Any:
-        values = list(leaves)
-        same = True
-        for place, tensor in zip(places, tensors):  # noqa: B905  # dynamo traces no strict=
-            same = same and values[place] is tensor
-            values[place] = tensor
-        return aux if same else core.unflatten(spec, values)
-
-    return [leaves[k] for k in places], close
-
-
-def _nothing(tensors: Sequence[Tensor]) -> None:
-    del tensors
-
-
-def _first(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0]
-
-
 # -- vector-Jacobian products -------------------------------------------------------------------
 
-Pullback = Callable[[Sequence[Tensor]], list[Tensor]]
 
-
-def pullback(run: Run, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Pullback, Any]:
-    """Values and the function from their cotangents to those of the inputs.
+def pullback(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback, Any]:
+    """Values and the function from their cotangents to those of the leaves.
 
     Args:
-        run: takes values for the inputs to a list of tensors and something beside it.
-        inputs: where to differentiate.
+        call: the function, and the leaves to differentiate with respect to.
+        finish: takes what the function returned to a list of tensors and something beside it.
 
     Returns:
         The tensors, the pullback (to be called as often as wanted), and what came beside.
     """
-    if use_tape(inputs):
-        try:
-            return _pullback_by_tape(run, inputs)
-        except RuntimeError as error:
-            if not _compat.is_inference_refusal(error):
-                raise
-    return _pullback_by_functorch(run, inputs)
+    if not on_tape(call.values):
+        return _pullback_by_functorch(call, finish)
+    try:
+        return _pullback_by_tape(call, finish)
+    except RuntimeError as error:
+        if not _compat.is_inference_refusal(error):
+            raise
+    with random.reuse():
+        return _pullback_by_functorch(call, finish)
 
 
-def _pullback_by_tape(
-    run: Run, inputs: Sequence[Tensor]
-) -> tuple[list[Tensor], Pullback, Any]:
+def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback, Any]:
+    tape = Tape(call.values, recording=torch.is_grad_enabled())
     with torch.enable_grad():
-        tape = Tape(inputs)
-        outs, aux = run(tape.leaves)
-        tape.check_unwritten()
-        beside, close = _tensors_of(aux)
-        keep = tape.reaches_out([*outs, *beside])
+        outs, aux = finish(call.at(tape.leaves))
+    tape.check_unwritten()
+    beside, close = open_tensors(aux)
+    keep = tape.reaches_out([*outs, *beside])
     reached = [k for k, out in enumerate(outs) if out.requires_grad]
 
     def pull(cotangents: Sequence[Tensor]) -> list[Tensor]:
-        if _compat.is_compiling() or _compat.differentiating() or torch.is_inference_mode_enabled():
-            # A transform differentiates the pullback itself: all of it happens at its level.
-            return _pullback_by_functorch(run, inputs)[1](cotangents)
+        if not on_tape(cotangents) and _compat.differentiating():
+            # Somebody differentiates the pullback itself: all of it happens at that level.
+            with random.reuse():
+                return _pullback_by_functorch(call, finish)[1](cotangents)
         if not reached:
-            return [torch.zeros_like(x) for x in inputs]
+            return [torch.zeros_like(x) for x in tape.inputs]
         wanted = [cotangents[k] for k in reached]
         build = torch.is_grad_enabled() and (keep or any([c.requires_grad for c in wanted]))
         found = _compat.backward([outs[k] for k in reached], wanted, tape.leaves, True, build)
-        return tape.release(found) if build else found
+        return tape.release(found, build)
 
-    released = tape.release([*outs, *beside])
+    released = tape.release([*outs, *beside], keep)
     return released[: len(outs)], pull, close(released[len(outs) :])
 
 
-def _pullback_by_functorch(
-    run: Run, inputs: Sequence[Tensor]
-) -> tuple[list[Tensor], Pullback, Any]:
-    closes: list[Any] = []
-
-    def flat(*values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        outs, aux = run(values)
-        if _compat.is_compiling():
-            _compat.refuse_traced_checkpoint()
-        beside, close = _tensors_of(aux)
-        closes.append(close)
-        return list(outs), beside
-
-    outs, pull, beside = _vjp(flat, inputs)
-    return outs, lambda cotangents: list(pull(list(cotangents))), closes[0](beside)
+def _pullback_by_functorch(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback, Any]:
+    flat, after = through(call, finish)
+    outs, pull, beside = _vjp(flat, call.values)
+    return list(outs), lambda cotangents: list(pull(list(cotangents))), after(beside)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from parallax.func.engines import gradient
-from parallax.func.moving import Call, name_of, pick
+from parallax.func.moving import Call, name_of
 
 __all__ = ["grad", "grad_and_value", "scalar_and_aux", "with_aux"]
 
@@ -49,9 +49,11 @@ def grad(
         tensor([2., 4.])
     """
 
+    what = f"func.grad({name_of(func)})"
+
     @wraps(func, updated=())
     def gradient_of(*args: Any, **kwargs: Any) -> Any:
-        grads, (_, aux) = _differentiate("func.grad", func, argnums, has_aux, args, kwargs)
+        grads, _, aux = _differentiate(what, func, argnums, has_aux, args, kwargs)
         return (grads, aux) if has_aux else grads
 
     return gradient_of
@@ -82,11 +84,11 @@ def grad_and_value(
         (tensor(6.), tensor(9.))
     """
 
+    what = f"func.grad_and_value({name_of(func)})"
+
     @wraps(func, updated=())
     def gradient_and_value_of(*args: Any, **kwargs: Any) -> Any:
-        grads, (value, aux) = _differentiate(
-            "func.grad_and_value", func, argnums, has_aux, args, kwargs
-        )
+        grads, value, aux = _differentiate(what, func, argnums, has_aux, args, kwargs)
         return grads, (value, aux) if has_aux else value
 
     return gradient_and_value_of
@@ -99,13 +101,10 @@ def _differentiate(
     has_aux: bool,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> tuple[Any, tuple[Tensor, Any]]:
-    what = f"{what}({name_of(func)})"
-    call = Call(func, what, pick(what, argnums, args), args, kwargs)
-    grads, loss, aux = gradient(
-        lambda values: scalar_and_aux(call.at(values), what, has_aux), call.values
-    )
-    return call.trees(grads, single=isinstance(argnums, int)), (loss, aux)
+) -> tuple[Any, Tensor, Any]:
+    call = Call(func, what, argnums, args, kwargs)
+    grads, loss, aux = gradient(call, lambda result: scalar_and_aux(result, what, has_aux))
+    return call.trees(grads), loss, aux
 
 
 def with_aux(result: Any, what: str, has_aux: bool) -> tuple[Any, Any]:
@@ -144,8 +143,12 @@ def _not_scalar(loss: Any) -> str:
             f"gradient. Reduce it: loss.mean(); or use func.jacrev for a gradient per entry"
         )
     if loss.dtype.is_complex:
-        return f"the function returned a {loss.dtype} scalar. Return a real one: loss.real, loss.abs()"
-    return f"the function returned a {loss.dtype} scalar, which has no gradient. Return a float loss"
+        return (
+            f"the function returned a {loss.dtype} scalar. Return a real one: loss.real, loss.abs()"
+        )
+    return (
+        f"the function returned a {loss.dtype} scalar, which has no gradient. Return a float loss"
+    )
 
 
 def _describe(value: Any) -> str:

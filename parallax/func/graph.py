@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from parallax._compat import AccumulateGrad
+
 __all__ = ["escapes", "escaping"]
 
 
@@ -22,21 +24,20 @@ def escapes(tensors: Sequence[Tensor], own: set[int]) -> bool:
     """
     stack: list[Any] = []
     for tensor in tensors:
-        node = tensor.grad_fn
-        if node is not None:
-            stack.append(node)
+        if tensor.grad_fn is not None:
+            stack.append(tensor.grad_fn)
         elif tensor.requires_grad and id(tensor) not in own:
             return True
-    seen = set(stack)
+    # This walk is all that func.grad does beyond what backward() does: 0.4 us for each node.
+    seen = {None, *stack}
     while stack:
-        node = stack.pop()
-        edges = node.next_functions
-        if not edges and _is_foreign(node, own):
-            return True
-        for below, _ in edges:
-            if below is not None and below not in seen:
-                seen.add(below)
-                stack.append(below)
+        for node, _ in stack.pop().next_functions:
+            if node not in seen:
+                seen.add(node)
+                if type(node) is not AccumulateGrad:
+                    stack.append(node)
+                elif id(node.variable) not in own:
+                    return True
     return False
 
 
@@ -46,10 +47,9 @@ def escaping(tensors: Sequence[Tensor], own: set[int]) -> list[bool]:
     stack, reached = list(users), []
     while stack:
         node = stack.pop()
-        edges = node.next_functions
-        if not edges and _is_foreign(node, own):
+        if type(node) is AccumulateGrad and id(node.variable) not in own:  # type: ignore[attr-defined]  # made in C++
             reached.append(node)
-        for below, _ in edges:
+        for below, _ in node.next_functions:
             if below in users:
                 users[below].append(node)
             elif below is not None:
@@ -65,10 +65,3 @@ def escaping(tensors: Sequence[Tensor], own: set[int]) -> list[bool]:
         t.grad_fn in outside if t.grad_fn is not None else t.requires_grad and id(t) not in own
         for t in tensors
     ]
-
-
-def _is_foreign(node: Any, own: set[int]) -> bool:
-    # Only the node that accumulates into a leaf has a variable; other ends of a graph are
-    # functions without a differentiable input.
-    variable = getattr(node, "variable", None)
-    return variable is not None and id(variable) not in own

@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from parallax import tracing
 from parallax.fields import Lazy, Parameter, UninitializedError
+from parallax.func.nesting import Nesting
 from parallax.kinds import Kind
 from parallax.nodes import NODES, is_module
 from parallax.structure import Structure
 from parallax.tree import core
 
-__all__ = ["Call", "Moving", "is_inexact", "name_of", "path_of", "paths_of", "pick"]
+__all__ = ["Call", "Moving", "Opened", "is_inexact", "name_of", "path_of", "paths_of",
+           "trainable_of"]  # fmt: skip
 
 
 def name_of(func: Any) -> str:
@@ -31,65 +34,109 @@ def is_inexact(value: Any) -> bool:
     return isinstance(value, Tensor) and (value.dtype.is_floating_point or value.dtype.is_complex)
 
 
-class Moving:
-    """A tree taken apart into the leaves that move and all the rest.
+class Opened:
+    """A tree taken apart into some chosen leaves and all the rest.
 
     Attributes:
+        tree: the tree.
         leaves: all leaves, those of modules one by one, ties once, holes as ``None``.
-        places: the indices of the leaves that move.
-        values: the leaves that move.
+        places: the indices of the chosen leaves.
+        values: the chosen leaves.
     """
 
-    __slots__ = ("_close", "leaves", "places", "tree", "values")
+    __slots__ = ("_close", "_hollow", "leaves", "places", "tree", "values")
 
-    def __init__(self, tree: Any, where: str) -> None:
+    tree: Any
+    leaves: Sequence[Any]
+    places: list[int]
+    values: list[Tensor]
+    _close: Callable[[Sequence[Any]], Any]
+    _hollow: Callable[[Sequence[Any]], Any]  # as _close, without random state
+
+    def around(self, values: Sequence[Any]) -> Any:
+        """The tree with other values for the chosen leaves."""
+        return self._close(self._filled(self.leaves, values))
+
+    def alone(self, values: Sequence[Any]) -> Any:
+        """A tree of the same structure that holds these values and holes everywhere else."""
+        return self._hollow(self._filled((None,) * len(self.leaves), values))
+
+    def _filled(self, rest: Sequence[Any], values: Sequence[Any]) -> Sequence[Any]:
+        if len(values) == len(rest):
+            return values
+        leaves = list(rest)
+        for place, value in zip(self.places, values):  # noqa: B905  # dynamo traces no strict=
+            leaves[place] = value
+        return leaves
+
+    def beside(self, other: Any, what: str, kind: str) -> list[Any]:
+        """What another tree has in the place of each chosen leaf, zeros for its holes.
+
+        Args:
+            other: a tree of the same skeleton.
+            what: what is being called, for error messages.
+            kind: what ``other`` holds, for error messages: tangents or cotangents.
+
+        Raises:
+            ValueError: if the trees or the shapes of two leaves do not fit.
+        """
+        if isinstance(self.tree, Tensor):
+            row = [other]
+        else:
+            try:
+                row = core.columns(self.tree, (other,))[2][0]
+            except ValueError as error:
+                raise ValueError(f"{what}: the {kind}: {error}") from None
+        found = []
+        for place, value in zip(self.places, self.values):  # noqa: B905  # dynamo traces no strict=
+            leaf = row[place]
+            if leaf is None:
+                leaf = torch.zeros_like(value)
+            elif not isinstance(leaf, Tensor) or leaf.shape != value.shape:
+                got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+                raise ValueError(
+                    f"{what}: the {kind}: {path_of(self.tree, place) or 'the tensor'} has shape "
+                    f"{tuple(value.shape)} and was given {got}"
+                )
+            found.append(leaf)
+        return found
+
+
+class Moving(Opened):
+    """An argument, its leaves chosen that a derivative is taken with respect to."""
+
+    __slots__ = ()
+
+    def __init__(self, tree: Any, what: str, index: int) -> None:
         self.tree = tree
         try:
             if is_module(tree):
                 self.leaves, part = core._open(tree)
                 rng = tree._rng
-                self._close: Any = lambda leaves: core._close(part, leaves, rng)
+                self._close = lambda leaves: core._close(part, leaves, rng)
+                self._hollow = lambda leaves: core._close(part, leaves, None)
                 self.places = _moving(self.leaves, trainable_of(part))
             elif isinstance(tree, Tensor):
                 self.leaves, self._close = [tree], _only
+                self._hollow = _only
                 self.places = _moving_outside([tree], 0)
             else:
                 self.leaves, spec = core.flatten(tree)
                 self._close = lambda leaves: core.unflatten(spec, leaves)
+                bare = core.TreeSpec(spec.outer, spec.parts, (None,) * len(spec.parts))
+                self._hollow = lambda leaves: core.unflatten(bare, leaves)
                 self.places = _moving_in(self.leaves, spec.parts)
         except _Refused as refused:
-            raise refused.at(tree, where) from None
+            raise refused.at(tree, f"{what}, argument {index}") from None
         if not self.places:
+            where = f"{what}, argument {index}"
             raise ValueError(_nothing_moves(tree, self.leaves, where))
         self.values = [self.leaves[place] for place in self.places]
-
-    def around(self, values: Sequence[Any]) -> Any:
-        """The tree with other values for the leaves that move."""
-        return self._build(self.leaves, values)
-
-    def alone(self, values: Sequence[Any]) -> Any:
-        """A tree of the same structure that holds these values and holes everywhere else."""
-        return self._build((None,) * len(self.leaves), values)
-
-    def _build(self, rest: Sequence[Any], values: Sequence[Any]) -> Any:
-        if len(values) == len(rest):
-            return self._close(values)
-        leaves = list(rest)
-        for place, value in zip(self.places, values):  # noqa: B905  # dynamo traces no strict=
-            leaves[place] = value
-        return self._close(leaves)
-
-    def beside(self, other: Any) -> list[Any]:
-        """What another tree of the same skeleton has in the place of each leaf that moves."""
-        if isinstance(self.tree, Tensor):
-            return [other]
-        row = core.columns(self.tree, (other,))[2][0]
-        return [row[place] for place in self.places]
 
 
 def paths_of(tree: Any) -> list[str]:
     """The dotted path of every leaf and hole, in the order of ``core.flatten``."""
-    return [path for path, _ in core._with_paths(tree)]
+    return [path for path, _ in core.with_paths(tree)]
 
 
 def path_of(tree: Any, place: int) -> str:
@@ -122,7 +169,7 @@ class _Refused(Exception):
                 return TypeError(
                     f"{name} is a Parameter that holds {kind} can be differentiated. Declare it "
                     f"'{path.rsplit('.', 1)[-1]}: Buffer', or freeze it: "
-                    f"module = tree.freeze(module, {path.split('.', 1)[-1]!r})"
+                    f"module = tree.select(module, {path.split('.', 1)[-1]!r}).freeze()"
                 )
             return TypeError(
                 f"{name} is {kind} can be differentiated. Pass it as an argument of its own, "
@@ -182,7 +229,7 @@ def _nothing_moves(tree: Any, leaves: Sequence[Any], where: str) -> str:
     return (
         f"{where}: {type(tree).__name__} has no trainable leaf: each of its {len(paths)} leaves is "
         f"frozen or a Buffer ({', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}). "
-        f"Unfreeze some: module = tree.unfreeze(module)"
+        f"Unfreeze some: module = tree.select(module, path).unfreeze()"
     )
 
 
@@ -263,30 +310,58 @@ class Call:
         values: the leaves that move, of one argument after the other.
     """
 
-    __slots__ = ("args", "func", "indices", "kwargs", "parts", "values")
+    __slots__ = (
+        "args",
+        "argnums",
+        "func",
+        "indices",
+        "kwargs",
+        "parts",
+        "single",
+        "values",
+        "what",
+    )
 
     def __init__(
-        self, func: Callable[..., Any], what: str, indices: list[int],
-        args: tuple[Any, ...], kwargs: dict[str, Any],
-    ) -> None:  # fmt: skip
+        self,
+        func: Callable[..., Any],
+        what: str,
+        argnums: int | tuple[int, ...],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
         self.func = func
+        self.what = what
+        self.argnums = argnums
         self.args = args
         self.kwargs = kwargs
-        self.indices = indices
-        self.parts = [Moving(args[k], f"{what}, argument {k}") for k in indices]
-        if len(indices) == 1:
-            self.values = self.parts[0].values
+        self.single = isinstance(argnums, int)
+        if self.single and 0 <= argnums < len(args):  # type: ignore[operator]  # an int
+            self.indices = [argnums]
+            part = Moving(args[argnums], what, argnums)  # type: ignore[index, arg-type]  # as above
+            self.parts, self.values = [part], part.values
         else:
+            self.indices = pick(what, argnums, args)
+            self.parts = [Moving(args[k], what, k) for k in self.indices]
             self.values = [value for part in self.parts for value in part.values]
 
     def at(self, values: Sequence[Any]) -> Any:
         """The function at these values of the leaves that move."""
-        if len(self.parts) == 1 and len(self.args) == 1:
-            return self.func(self.parts[0].around(values), **self.kwargs)
         args = list(self.args)
+        if self.single:
+            args[self.indices[0]] = self.parts[0].around(values)
+            return self.func(*args, **self.kwargs)
         for index, part, chunk in zip(self.indices, self.parts, self.chunks(values)):  # noqa: B905  # dynamo traces no strict=
             args[index] = part.around(chunk)
         return self.func(*args, **self.kwargs)
+
+    def nested(self) -> tuple[Call, Nesting]:
+        """This call as it is made inside of a transform."""
+        nesting = Nesting(self.func, self.args, self.kwargs)
+        if not nesting.pairs:
+            return self, nesting
+        inner = Call(nesting.func, self.what, self.argnums, nesting.args, nesting.kwargs)
+        return inner, nesting
 
     def chunks(self, values: Sequence[Any]) -> list[Sequence[Any]]:
         """The values of each differentiated argument."""
@@ -298,7 +373,11 @@ class Call:
             start += len(part.places)
         return out
 
-    def trees(self, values: Sequence[Any], *, single: bool) -> Any:
-        """Trees shaped like the arguments that hold these values and holes elsewhere."""
-        trees = tuple([p.alone(c) for p, c in zip(self.parts, self.chunks(values))])  # noqa: B905  # as above
-        return trees[0] if single else trees
+    def trees(self, values: Sequence[Any]) -> Any:
+        """Trees shaped like the arguments that hold these values and holes elsewhere.
+
+        One tree where ``argnums`` is an int, a tuple where it is one.
+        """
+        if self.single:
+            return self.parts[0].alone(values)
+        return tuple([p.alone(c) for p, c in zip(self.parts, self.chunks(values))])  # noqa: B905  # as above

@@ -1,0 +1,209 @@
+"""``jvp``, ``linearize`` and ``jacfwd``: derivatives taken forwards from the arguments."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax import random
+from parallax.func.engines import through
+from parallax.func.grad import with_aux
+from parallax.func.moving import Call, name_of
+from parallax.func.results import Result
+from parallax.func.vjp import jacobian, jacrev
+
+__all__ = ["hessian", "jacfwd", "jvp", "linearize", "tangents_of"]
+
+
+def jvp(
+    func: Callable[..., Any],
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
+    *,
+    strict: bool = False,
+    has_aux: bool = False,
+) -> tuple[Any, ...]:
+    """The value of ``func`` and its derivative along ``tangents``, as ``torch.func.jvp``.
+
+    Args:
+        func: takes the primals to a tensor, a module, or any pytree of them.
+        primals: a tuple of where to evaluate it; modules, tensors, or pytrees that hold them.
+        tangents: a tuple of the same structure; a hole means zero. What stands beside leaves that
+            are not differentiated (buffers, frozen ones) is not read.
+        strict: whether a result that does not depend on the primals is an error.
+        has_aux: whether ``func`` returns a pair ``(result, aux)``.
+
+    Returns:
+        ``(result, derivative)``, and ``aux`` as a third if ``has_aux``.
+
+    Raises:
+        TypeError: if primals or tangents are no tuple, or the function returns something that
+            cannot be differentiated.
+        ValueError: if the tangents do not fit the primals; the message names the path.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func
+        >>> func.jvp(torch.sin, (torch.zeros(()),), (torch.tensor(2.0),))
+        (tensor(0.), tensor(2.))
+    """
+    what = f"func.jvp({name_of(func)})"
+    call = _call_at(func, what, primals)
+    moving = tangents_of(call, tangents, what)
+    made: list[Result] = []
+
+    def finish(out: Any) -> tuple[list[Tensor], Any]:
+        out, aux = with_aux(out, what, has_aux)
+        made[:] = [Result(out, what)]
+        return made[0].values, (made[0].others, aux)
+
+    flat, after = through(call, finish)
+    values, derivatives, beside = torch.func.jvp(
+        flat, tuple(call.values), tuple(moving), strict=strict, has_aux=True
+    )
+    others, aux = after(beside)
+    pair = made[0].rebuilt(values, others), made[0].alone(derivatives)
+    return (*pair, aux) if has_aux else pair
+
+
+def _call_at(func: Callable[..., Any], what: str, primals: tuple[Any, ...]) -> Call:
+    if not isinstance(primals, tuple):
+        raise TypeError(
+            f"{what}: primals must be a tuple of the arguments, got {type(primals).__name__}. "
+            f"For one argument write (argument,)"
+        )
+    return Call(func, what, tuple(range(len(primals))), primals, {})
+
+
+def tangents_of(call: Call, tangents: tuple[Any, ...], what: str) -> list[Tensor]:
+    """One tangent for each leaf of the call that moves."""
+    if not isinstance(tangents, tuple) or len(tangents) != len(call.parts):
+        got = len(tangents) if isinstance(tangents, tuple) else type(tangents).__name__
+        raise TypeError(
+            f"{what}: tangents must be a tuple with one tree for each of the {len(call.parts)} "
+            f"primals, got {got}"
+        )
+    return [
+        tangent
+        for part, tree in zip(call.parts, tangents)  # noqa: B905  # dynamo traces no strict=
+        for tangent in part.beside(tree, what, "tangents")
+    ]
+
+
+def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]:
+    """The value of ``func`` and its linear approximation, as ``torch.func.linearize``.
+
+    Worth it when many products at one point are wanted: ``func`` is evaluated twice and traced.
+
+    Args:
+        func: takes the primals to a tensor, a module, or any pytree of them.
+        *primals: where to evaluate it; modules, tensors, or any pytree that holds them.
+
+    Returns:
+        ``(result, jvp_fn)``; ``jvp_fn`` takes tangents in the shape of the primals, where a hole
+        means zero, to the derivative along them.
+
+    Raises:
+        TypeError: if the function returns something that cannot be differentiated.
+        ValueError: if there is nothing to differentiate with respect to.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func
+        >>> value, push = func.linearize(torch.sin, torch.zeros(()))
+        >>> push(torch.tensor(2.0))
+        tensor(2.)
+    """
+    what = f"func.linearize({name_of(func)})"
+    call = _call_at(func, what, primals)
+    made: list[Result] = []
+
+    def flat(*values: Tensor) -> list[Tensor]:
+        if made:  # the second evaluation, which is traced; its effects were collected before
+            with random.reuse():
+                return Result(call.nested()[0].at(values), what).values
+        made.append(Result(call.at(values), what))
+        return made[0].values
+
+    with warnings.catch_warnings():
+        # torch's own: its folding of constants looks for them in the wrong graph first.
+        warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node")
+        values, push = torch.func.linearize(flat, *call.values)
+    result = made[0]
+
+    def jvp_fn(*tangents: Any) -> Any:
+        return result.alone(push(*tangents_of(call, tangents, what)))
+
+    return result.around(values), jvp_fn
+
+
+def jacfwd(
+    func: Callable[..., Any],
+    argnums: int | tuple[int, ...] = 0,
+    has_aux: bool = False,
+    *,
+    randomness: str = "error",
+) -> Callable[..., Any]:
+    """A function that computes the Jacobian of ``func`` column by column: ``torch.func.jacfwd``.
+
+    Args:
+        func: returns a tensor, a module, or any pytree of them.
+        argnums: which positional argument to differentiate, or a tuple of several.
+        has_aux: whether ``func`` returns a pair ``(result, aux)``.
+        randomness: as for ``vmap``, for torch's own random functions inside.
+
+    Returns:
+        A function of the arguments of ``func`` to the Jacobian, in the form of ``jacrev``.
+
+    Raises:
+        TypeError: when called, if ``func`` returns something that cannot be differentiated.
+        ValueError: when called, if nothing in the argument can be trained.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func
+        >>> func.jacfwd(lambda x: x**2)(torch.tensor([1.0, 2.0]))
+        tensor([[2., 0.],
+                [0., 4.]])
+    """
+    what = f"func.jacfwd({name_of(func)})"
+
+    @wraps(func, updated=())
+    def jacobian_of(*args: Any, **kwargs: Any) -> Any:
+        def transform(flat: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:
+            return torch.func.jacfwd(flat, places, has_aux=True, randomness=randomness)
+
+        return jacobian(transform, Call(func, what, argnums, args, kwargs), has_aux)
+
+    return jacobian_of
+
+
+def hessian(func: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
+    """A function that computes the Hessian of ``func``, as ``torch.func.hessian``.
+
+    Args:
+        func: returns a tensor, a module, or any pytree of them.
+        argnums: which positional argument to differentiate, or a tuple of several.
+
+    Returns:
+        A function of the arguments of ``func`` to the Hessian: a tree of the argument's structure
+        whose leaves are such trees, so that ``h.first.weight.second.bias`` is the block of these
+        two leaves. ``func.hessian_matrix`` gives one matrix; ``func.hvp`` its products.
+
+    Raises:
+        TypeError: when called, if ``func`` returns something that cannot be differentiated.
+        ValueError: when called, if nothing in the argument can be trained.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func
+        >>> func.hessian(lambda x: (x**3).sum())(torch.tensor([1.0, 2.0]))
+        tensor([[ 6.,  0.],
+                [ 0., 12.]])
+    """
+    return jacfwd(jacrev(func, argnums), argnums)

@@ -1,0 +1,98 @@
+"""Jacobians and Hessians as one matrix, for linear algebra."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax.func.grad import grad
+from parallax.func.moving import Call, name_of
+from parallax.func.vjp import jacobian_rows
+
+__all__ = ["hessian_matrix", "jacobian_matrix"]
+
+
+def jacobian_matrix(
+    func: Callable[..., Any],
+    argnums: int | tuple[int, ...] = 0,
+    *,
+    mode: str = "reverse",
+    chunk_size: int | None = None,
+) -> Callable[..., Any]:
+    """A function that computes the Jacobian of ``func`` as one matrix.
+
+    Args:
+        func: returns a tensor, a module, or any pytree of them.
+        argnums: which positional argument to differentiate, or a tuple of several.
+        mode: ``"reverse"`` as ``jacrev``, ``"forward"`` as ``jacfwd``.
+        chunk_size: how many rows to compute at once in reverse mode; by default all.
+
+    Returns:
+        A function of the arguments of ``func`` to a matrix: a row for each entry of the result, a
+        column for each entry of the leaves that are differentiated, in the order in which
+        ``tree.ravel`` puts the entries of a gradient.
+
+    Raises:
+        TypeError: when called, if ``func`` returns something that cannot be differentiated.
+        ValueError: when called, if nothing can be trained; at once, if ``mode`` is unknown.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func
+        >>> func.jacobian_matrix(lambda d: d["a"] * d["b"])({"a": torch.ones(2), "b": torch.ones(2)})
+        tensor([[1., 0., 1., 0.],
+                [0., 1., 0., 1.]])
+    """
+    what = f"func.jacobian_matrix({name_of(func)})"
+    if mode not in ("reverse", "forward"):
+        raise ValueError(f"{what}: mode must be 'reverse' or 'forward', got {mode!r}")
+
+    def transform(flat: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:
+        if mode == "forward":
+            return torch.func.jacfwd(flat, places, has_aux=True)
+        return torch.func.jacrev(flat, places, has_aux=True, chunk_size=chunk_size)
+
+    @wraps(func, updated=())
+    def matrix_of(*args: Any, **kwargs: Any) -> Tensor:
+        call = Call(func, what, argnums, args, kwargs)
+        rows, _, _ = jacobian_rows(transform, call, has_aux=False)
+        return torch.cat([_side_by_side(row, call.values) for row in rows])
+
+    return matrix_of
+
+
+def _side_by_side(row: Any, values: list[Tensor]) -> Tensor:
+    """The derivatives of one tensor by each leaf, as one matrix."""
+    blocks = zip(row, values)  # noqa: B905  # dynamo traces no strict=
+    return torch.cat([block.reshape(-1, x.numel()) for block, x in blocks], 1)
+
+
+def hessian_matrix(
+    func: Callable[..., Any], argnums: int | tuple[int, ...] = 0
+) -> Callable[..., Any]:
+    """A function that computes the Hessian of a scalar ``func`` as one square matrix.
+
+    Args:
+        func: returns a scalar.
+        argnums: which positional argument to differentiate, or a tuple of several.
+
+    Returns:
+        A function of the arguments of ``func`` to a matrix, rows and columns in the order in which
+        ``tree.ravel`` puts the entries of a gradient.
+
+    Raises:
+        TypeError: when called, if ``func`` does not return a scalar.
+        ValueError: when called, if nothing in the argument can be trained.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func
+        >>> func.hessian_matrix(lambda x: (x**3).sum())(torch.tensor([1.0, 2.0]))
+        tensor([[ 6.,  0.],
+                [ 0., 12.]])
+    """
+    return jacobian_matrix(grad(func, argnums), argnums, mode="forward")

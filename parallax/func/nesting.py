@@ -1,0 +1,87 @@
+"""What a transform hands through besides its arguments: effects that a module emits inside of it.
+
+Inside of ``vmap`` or ``torch.func.grad`` tensors are wrappers, which must not be recorded in a
+collection outside. So the modules that a transform gets hold a collection of their own inside,
+whose tensors are returned beside the result and recorded where the transform was called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import MethodType
+from typing import Any
+
+from torch import Tensor
+
+from parallax import effects
+from parallax.nodes import is_module
+from parallax.tree import core
+
+__all__ = ["Nesting"]
+
+
+class Nesting:
+    """A function and its arguments with modules that collect inside of a transform.
+
+    Attributes:
+        func: the function; one that is a module, or a method of one, holds that stand-in.
+        args: the positional arguments.
+        kwargs: the keyword arguments.
+    """
+
+    __slots__ = ("args", "func", "kwargs", "pairs")
+
+    def __init__(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> None:
+        self.pairs: list[tuple[Any, Any]] = []
+        self.func = self._function(func)
+        self.args = tuple([self._within(arg) for arg in args])
+        self.kwargs = (
+            {name: self._within(arg) for name, arg in kwargs.items()} if kwargs else kwargs
+        )
+
+    def _function(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        if is_module(func):
+            return self._within(func)  # type: ignore[no-any-return]  # a module again
+        owner = getattr(func, "__self__", None)
+        if is_module(owner):
+            inner = self._within(owner)
+            return func if inner is owner else MethodType(func.__func__, inner)  # type: ignore[attr-defined]  # of a method
+        return func
+
+    def _within(self, tree: Any) -> Any:
+        """The tree with the stand-ins; the very tree where nothing is collected."""
+        if is_module(tree):
+            inner = effects.nest(tree._rng)
+            if inner is tree._rng:
+                return tree
+            self.pairs.append((tree._rng, inner))
+            leaves, part = core._open(tree)
+            return core._close(part, leaves, inner)
+        if not isinstance(tree, (tuple, list, dict)):
+            return tree
+        leaves, spec = core.flatten(tree)
+        known = len(self.pairs)
+        rngs = tuple([self._source(rng) for rng in spec.rngs])
+        if len(self.pairs) == known:
+            return tree
+        return core.unflatten(core.TreeSpec(spec.outer, spec.parts, rngs), leaves)
+
+    def _source(self, rng: Any) -> Any:
+        inner = effects.nest(rng)
+        if inner is not rng:
+            self.pairs.append((rng, inner))
+        return inner
+
+    def emitted(self) -> list[Tensor]:
+        """All that was emitted inside, to be returned beside the result."""
+        return [value for _, inner in self.pairs for value in effects.emitted(inner)]
+
+    def relay(self, values: Sequence[Tensor]) -> None:
+        """Records what came out where the transform was called."""
+        start = 0
+        for rng, inner in self.pairs:
+            count = len(effects.emitted(inner))
+            effects.relay(rng, inner, list(values[start : start + count]))
+            start += count

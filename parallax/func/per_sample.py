@@ -1,0 +1,193 @@
+"""Many gradients at once: of each example, or of each member of an ensemble.
+
+Both are ``vmap(grad(func))``. Where the tensors are small the calls of operators are what costs,
+and it is cheaper to map the losses alone, add them up and ask the tape for the gradient of the
+sum: each copy of a leaf meets one loss only, so it is the gradient of that loss. Where the copies
+outgrow the caches, moving them costs more than the calls, and ``vmap(grad)`` it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax.func.dims import spread
+from parallax.func.engines import gradient, on_tape
+from parallax.func.grad import grad, scalar_and_aux
+from parallax.func.moving import Call, name_of
+from parallax.func.nesting import Nesting
+from parallax.func.results import open_tensors
+from parallax.func.vmap import Batch, vmap
+
+__all__ = ["ensemble_grad", "per_sample_grad"]
+
+LARGEST = 4 * 2**20
+"""Bytes of copied leaves up to which the gradient of the sum is cheaper, as measured."""
+
+
+def per_sample_grad(
+    func: Callable[..., Any],
+    argnums: int | tuple[int, ...] = 0,
+    has_aux: bool = False,
+    *,
+    in_dims: tuple[Any, ...] | None = None,
+    randomness: str = "error",
+    chunk_size: int | None = None,
+) -> Callable[..., Any]:
+    """A function that computes one gradient per example: ``vmap(grad(func))``, and faster.
+
+    Args:
+        func: takes a model and one example to a scalar, or to a pair ``(loss, aux)``.
+        argnums: which positional argument to differentiate, or a tuple of several.
+        has_aux: whether ``func`` returns a pair ``(loss, aux)``.
+        in_dims: as for ``vmap``; by default all arguments but the differentiated ones are mapped
+            over their first dimension.
+        randomness: as for ``vmap``.
+        chunk_size: how many examples to compute at once; by default all.
+
+    Returns:
+        A function of the arguments of ``func``, the examples stacked, to a tree of the model's
+        structure: each gradient has a leading dimension of examples. With ``has_aux`` a pair of
+        that and the stacked ``aux``.
+
+    Raises:
+        TypeError: as ``grad`` and ``vmap``.
+        ValueError: as ``grad`` and ``vmap``.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func
+        >>> func.per_sample_grad(lambda w, x: w * x)(torch.tensor(1.0), torch.tensor([2.0, 3.0]))
+        tensor([2., 3.])
+    """
+    what = f"func.per_sample_grad({name_of(func)})"
+    return _many(func, what, argnums, has_aux, in_dims, (None, 0), randomness, chunk_size)
+
+
+def ensemble_grad(
+    func: Callable[..., Any],
+    argnums: int | tuple[int, ...] = 0,
+    has_aux: bool = False,
+    *,
+    in_dims: tuple[Any, ...] | None = None,
+    randomness: str = "error",
+    chunk_size: int | None = None,
+) -> Callable[..., Any]:
+    """A function that computes one gradient per member: ``vmap(grad(func))``, and faster.
+
+    Args:
+        func: takes one member and data to a scalar, or to a pair ``(loss, aux)``.
+        argnums: which positional argument to differentiate, or a tuple of several.
+        has_aux: whether ``func`` returns a pair ``(loss, aux)``.
+        in_dims: as for ``vmap``; by default the differentiated arguments are mapped over their
+            first dimension and every member gets the same others.
+        randomness: as for ``vmap``.
+        chunk_size: how many members to compute at once; by default all.
+
+    Returns:
+        A function of a stack of models (``tree.stack``) and the other arguments of ``func`` to
+        the stack of gradients. With ``has_aux`` a pair of that and the stacked ``aux``.
+
+    Raises:
+        TypeError: as ``grad`` and ``vmap``.
+        ValueError: as ``grad`` and ``vmap``.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func
+        >>> func.ensemble_grad(lambda w, x: w * w * x)(torch.tensor([1.0, 2.0]), torch.tensor(3.0))
+        tensor([ 6., 12.])
+    """
+    what = f"func.ensemble_grad({name_of(func)})"
+    return _many(func, what, argnums, has_aux, in_dims, (0, None), randomness, chunk_size)
+
+
+def _many(
+    func: Callable[..., Any],
+    what: str,
+    argnums: int | tuple[int, ...],
+    has_aux: bool,
+    in_dims: tuple[Any, ...] | None,
+    default: tuple[int | None, int | None],
+    randomness: str,
+    chunk_size: int | None,
+) -> Callable[..., Any]:
+    @wraps(func, updated=())
+    def gradients_of(*args: Any, **kwargs: Any) -> Any:
+        call = Call(func, what, argnums, args, kwargs)
+        dims = in_dims
+        if dims is None:
+            dims = tuple([default[0 if k in call.indices else 1] for k in range(len(args))])
+        batch = Batch(args, dims, what)
+        if chunk_size is None and on_tape(call.values):
+            summed = _Summed(call, batch.size, dims, has_aux, randomness)
+            if summed.nbytes <= LARGEST:
+                grads, _, aux = gradient(summed, summed.total)
+                trees = call.trees(summed.leading(grads))
+                return (trees, aux) if has_aux else trees
+        one = grad(func, argnums, has_aux)
+        return vmap(one, dims, 0, randomness, chunk_size=chunk_size)(*args, **kwargs)
+
+    return gradients_of
+
+
+class _Summed(Call):
+    """The sum of the losses, as a function of one copy of each leaf for each loss."""
+
+    __slots__ = ("dims", "has_aux", "in_dims", "randomness")
+
+    def __init__(
+        self, call: Call, size: int, in_dims: tuple[Any, ...], has_aux: bool, randomness: str
+    ) -> None:
+        for name in ("args", "argnums", "func", "indices", "kwargs", "parts", "single", "what"):
+            setattr(self, name, getattr(call, name))
+        self.in_dims = in_dims
+        self.has_aux = has_aux
+        self.randomness = randomness
+        dims: list[int | None] = []
+        for index, part in zip(call.indices, call.parts, strict=True):
+            found = spread(in_dims[index], part.tree, call.what, f"argument {index}")
+            dims += [found[place] for place in part.places]
+        self.values = [
+            value.expand(size, *value.shape) if dim is None else value
+            for value, dim in zip(call.values, dims, strict=True)
+        ]
+        self.dims = [dim or 0 for dim in dims]
+
+    @property
+    def nbytes(self) -> int:
+        """How much the copies take."""
+        return sum([value.numel() * value.element_size() for value in self.values])
+
+    def at(self, values: Sequence[Tensor]) -> tuple[Tensor, Any]:
+        """The losses at these copies, and what came beside them."""
+        nesting = Nesting(self.func, self.args, self.kwargs)
+        batch = Batch(nesting.args, self.in_dims, self.what)
+        count = len(values)
+        closes: list[Any] = []
+
+        def member(*tensors: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+            args = tuple(batch.around(tensors[count:]))
+            one = Call(nesting.func, self.what, self.argnums, args, nesting.kwargs)
+            loss, aux = scalar_and_aux(one.at(tensors[:count]), self.what, self.has_aux)
+            beside, close = open_tensors(aux)
+            closes.append(close)
+            return loss, beside, nesting.emitted()
+
+        run = torch.func.vmap(member, (*self.dims, *batch.dims), randomness=self.randomness)
+        losses, beside, emitted = run(*values, *batch.tensors)
+        nesting.relay(emitted)
+        return losses, closes[0](beside)
+
+    def total(self, result: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        """The sum of the losses."""
+        losses, aux = result
+        return losses.sum(), aux
+
+    def leading(self, grads: list[Tensor]) -> list[Tensor]:
+        """The gradients with the mapped dimension first."""
+        return [g.movedim(dim, 0) if dim else g for g, dim in zip(grads, self.dims, strict=True)]

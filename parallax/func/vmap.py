@@ -1,0 +1,278 @@
+"""``vmap``: a function of one, called with many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax import _compat
+from parallax.func.dims import checked_dim, rng_dim, spread
+from parallax.func.moving import name_of, path_of
+from parallax.func.nesting import Nesting
+from parallax.func.results import open_tensors
+from parallax.nodes import is_module
+from parallax.tree import core
+
+__all__ = ["Batch", "vmap"]
+
+
+def vmap(
+    func: Callable[..., Any],
+    in_dims: Any = 0,
+    out_dims: Any = 0,
+    randomness: str = "error",
+    *,
+    chunk_size: int | None = None,
+) -> Callable[..., Any]:
+    """``func`` mapped over a dimension of its arguments, as ``torch.func.vmap``.
+
+    Modules may be arguments and results: each of their tensors is mapped, constants and holes pass
+    through. A module that holds a stack of keys hands one to each member. Effects of modules that
+    are arguments are collected outside, one for each member.
+
+    Args:
+        func: takes one member of each mapped argument.
+        in_dims: which dimension of the arguments is mapped, ``None`` for what every member shares:
+            one int for all, or a tuple with an entry for each positional argument, which is an
+            int, ``None``, or a tree of these in the shape of the argument (or a prefix of it).
+            Keyword arguments are shared.
+        out_dims: where the mapped dimension stands in the results, as an int, ``None`` for what
+            is the same for all members, or a tree of these.
+        randomness: what torch's own random functions do inside: ``"error"``, ``"same"`` or
+            ``"different"``. Draws of ``parallax.random`` follow their keys instead.
+        chunk_size: how many members to compute at once; by default all.
+
+    Returns:
+        A function of stacked arguments.
+
+    Raises:
+        TypeError: when called, if ``in_dims`` is neither int nor tuple, or maps what is no tensor.
+        ValueError: when called, if ``in_dims`` or ``out_dims`` does not fit, nothing is mapped, or
+            two leaves have different sizes in the mapped dimension; the message names the paths.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, func, tree
+        >>> class Scale(Module):
+        ...     by: Parameter
+        ...     def forward(self, x):
+        ...         return self.by * x
+        >>> both = tree.stack([Scale(torch.tensor(2.0)), Scale(torch.tensor(3.0))])
+        >>> func.vmap(Scale.forward, in_dims=(0, None))(both, torch.ones(()))
+        tensor([2., 3.])
+    """
+    what = f"func.vmap({name_of(func)})"
+
+    @wraps(func, updated=())
+    def mapped(*args: Any, **kwargs: Any) -> Any:
+        nesting = Nesting(func, args, kwargs)
+        batch = Batch(nesting.args, in_dims, what)
+        outs = _Outputs(out_dims, what)
+
+        def flat(*tensors: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+            result = nesting.func(*batch.around(tensors), **nesting.kwargs)
+            return outs.take(result), nesting.emitted()
+
+        run = torch.func.vmap(
+            flat, in_dims=batch.dims, randomness=randomness, chunk_size=chunk_size
+        )
+        tensors, emitted = run(*batch.tensors)
+        nesting.relay(emitted)
+        return outs.give(tensors)
+
+    return mapped
+
+
+class Batch:
+    """The mapped tensors among the arguments of a call.
+
+    Attributes:
+        tensors: the tensors that are mapped.
+        dims: the mapped dimension of each.
+        size: how many members there are.
+    """
+
+    __slots__ = ("args", "closes", "dims", "size", "tensors")
+
+    def __init__(self, args: tuple[Any, ...], in_dims: Any, what: str) -> None:
+        self.args = args
+        self.closes: list[tuple[int, int, Callable[[Sequence[Tensor]], Any]]] = []
+        self.tensors: list[Tensor] = []
+        dims: list[int] = []
+        for index, (arg, dim) in enumerate(_pairs(args, in_dims, what)):
+            if dim is None:
+                continue
+            start = len(self.tensors)
+            close = _open_argument(arg, dim, f"{what}, in_dims", index, self.tensors, dims)
+            self.closes.append((index, start, close))
+        if not self.tensors:
+            raise ValueError(
+                f"{what}: nothing is mapped, in_dims={in_dims!r} leaves no tensor with a "
+                f"dimension. Map at least one argument: in_dims=(0, None)"
+            )
+        self.dims = tuple(dims)
+        self.size = self.tensors[0].shape[dims[0]]
+        for tensor, dim in zip(self.tensors, dims):  # noqa: B905  # dynamo traces no strict=
+            if tensor.shape[dim] != self.size:
+                raise ValueError(self._uneven(in_dims, what))
+
+    def around(self, tensors: Sequence[Tensor]) -> list[Any]:
+        """The arguments around one member of each mapped tensor."""
+        args = list(self.args)
+        for index, start, close in self.closes:
+            args[index] = close(tensors[start:])
+        return args
+
+    def _uneven(self, in_dims: Any, what: str) -> str:
+        """Names two leaves of different sizes."""
+        found: list[tuple[str, int]] = []
+        for index, (arg, dims) in enumerate(_pairs(self.args, in_dims, what)):
+            leaves = [arg] if isinstance(arg, Tensor) else core.flatten(arg)[0]
+            for place, (leaf, dim) in enumerate(
+                zip(leaves, spread(dims, arg, what, f"argument {index}"), strict=True)
+            ):
+                if leaf is not None and dim is not None:
+                    found.append((_where(arg, index, place), leaf.shape[dim]))
+        first = found[0]
+        other = next((entry for entry in found if entry[1] != first[1]), None)
+        if other is None:
+            return f"{what}: the stack of keys of a module has another size than its leaves"
+        return (
+            f"{what}: {first[0]} has {first[1]} members in the mapped dimension and {other[0]} "
+            f"has {other[1]}. Give None in in_dims for what every member shares"
+        )
+
+
+def _pairs(args: tuple[Any, ...], in_dims: Any, what: str) -> list[tuple[Any, Any]]:
+    if not args:
+        raise ValueError(f"{what}: called without positional arguments, so nothing is mapped")
+    if isinstance(in_dims, int):
+        return [(arg, in_dims) for arg in args]
+    if not isinstance(in_dims, tuple):
+        raise TypeError(
+            f"{what}: in_dims must be an int or a tuple with an entry for each argument, "
+            f"got {in_dims!r}"
+        )
+    if len(in_dims) != len(args):
+        raise ValueError(
+            f"{what}: in_dims has {len(in_dims)} entries and {len(args)} positional arguments were "
+            f"given. Write one for each: in_dims={('0',) + ('None',) * (len(args) - 1)}".replace(
+                "'", ""
+            )
+        )
+    return list(zip(args, in_dims))  # noqa: B905  # dynamo traces no strict=
+
+
+def _where(arg: Any, index: int, place: int) -> str:
+    path = path_of(arg, place)
+    if not path:
+        return f"argument {index}"
+    return f"{path} (argument {index})"
+
+
+def _open_argument(
+    arg: Any, dim: Any, what: str, index: int, tensors: list[Tensor], dims: list[int]
+) -> Callable[[Sequence[Tensor]], Any]:
+    """Adds the mapped tensors of an argument; returns what builds it from members of them."""
+    if isinstance(arg, Tensor):
+        leaves, close = [arg], _only
+        rngs: list[Any] = []
+    elif is_module(arg):
+        leaves, part = core._open(arg)
+        rngs = [arg._rng]
+    else:
+        leaves, spec = core.flatten(arg)
+        rngs = list(spec.rngs)
+    wanted = spread(dim, arg, what, f"argument {index}")
+    places = []
+    for place, (leaf, each) in enumerate(zip(leaves, wanted)):  # noqa: B905  # dynamo traces no strict=
+        if each is not None and leaf is not None:
+            if not (type(each) is int and isinstance(leaf, Tensor) and 0 <= each < leaf.dim()):
+                each = checked_dim(leaf, each, what, _where(arg, index, place))  # noqa: PLW2901  # normalised
+            places.append(place)
+            tensors.append(leaf)
+            dims.append(each)
+    keyed = []
+    for place, rng in enumerate(rngs):
+        each = rng_dim(rng, dim)
+        if each is not None:
+            keyed.append(place)
+            tensors.append(rng.key)
+            dims.append(each)
+    if isinstance(arg, Tensor):
+        return _only
+
+    def rebuild(members: Sequence[Tensor]) -> Any:
+        values = list(leaves)
+        for place, member in zip(places, members):  # noqa: B905  # dynamo traces no strict=
+            values[place] = member
+        inner = list(rngs)
+        for place, key in zip(keyed, members[len(places) :]):  # noqa: B905  # as above
+            inner[place] = rngs[place].with_key(key)
+        if is_module(arg):
+            return core._close(part, values, inner[0])
+        return core.unflatten(core.TreeSpec(spec.outer, spec.parts, tuple(inner)), values)
+
+    return rebuild
+
+
+def _only(members: Sequence[Tensor]) -> Tensor:
+    return members[0]
+
+
+class _Outputs:
+    """What the mapped function returned, and where the mapped dimension goes in it."""
+
+    __slots__ = ("close", "dims", "out_dims", "shared", "what")
+
+    def __init__(self, out_dims: Any, what: str) -> None:
+        self.out_dims = out_dims
+        self.what = what
+
+    def take(self, result: Any) -> list[Tensor]:
+        """The tensors that have a mapped dimension; keeps the rest."""
+        if result is None:
+            raise TypeError(f"{self.what}: the function returned nothing. End it with: return ...")
+        tensors, self.close = open_tensors(result)
+        self.dims = self._dims(result, len(tensors))
+        self.shared = [t for t, dim in zip(tensors, self.dims) if dim is None]  # noqa: B905  # dynamo traces no strict=
+        if not _compat.is_compiling():
+            for tensor in self.shared:
+                if _compat.level_of(tensor) == _compat.current_level():
+                    raise ValueError(
+                        f"{self.what}: out_dims is None for a result that differs between "
+                        f"members. Give it a dimension: out_dims=0"
+                    )
+        return [t for t, dim in zip(tensors, self.dims) if dim is not None]  # noqa: B905  # as above
+
+    def _dims(self, result: Any, count: int) -> list[int | None]:
+        dims = self.out_dims
+        if isinstance(dims, int) or dims is None:
+            return [dims] * count
+        if isinstance(result, Tensor):
+            if isinstance(dims, tuple) and len(dims) == 1:
+                return list(dims)
+            raise ValueError(
+                f"{self.what}: out_dims={dims!r} is a {type(dims).__name__}, and the function "
+                f"returned one tensor. Give an int or None"
+            )
+        leaves = core.flatten(result)[0]
+        wanted = spread(dims, result, f"{self.what}, out_dims", "the result")
+        pairs = zip(leaves, wanted)  # noqa: B905  # as above
+        return [dim for leaf, dim in pairs if isinstance(leaf, Tensor)]
+
+    def give(self, tensors: Sequence[Tensor]) -> Any:
+        """The result around stacked tensors."""
+        stacked, shared = iter(tensors), iter(self.shared)
+        found = []
+        for dim in self.dims:
+            if dim is None:
+                found.append(next(shared))
+            else:
+                tensor = next(stacked)
+                found.append(tensor if dim == 0 else tensor.movedim(0, dim))
+        return self.close(found)
