@@ -118,6 +118,14 @@ def _load_dataclass(data: Any) -> Any:
     return made
 
 
+def _find(name: str) -> Any:
+    module, _, path = name.partition(":")
+    value: Any = importlib.import_module(module)
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
 _LOADERS: dict[str, Any] = {
     "float": float.fromhex,
     "complex": lambda parts: complex(*map(float.fromhex, parts)),
@@ -131,7 +139,7 @@ _LOADERS: dict[str, Any] = {
     "enum": lambda data: _find(data[0])[data[1]],
     "partial": _load_partial,
     "dataclass": _load_dataclass,
-    "name": lambda name: _find(name),
+    "name": _find,
 }
 
 
@@ -150,11 +158,3 @@ def _names(value: Any) -> Iterator[str]:
     yield f"{value.__module__}:{value.__qualname__}"
     for home in _HOMES:
         yield f"{home}{value.__name__}"
-
-
-def _find(name: str) -> Any:
-    module, _, path = name.partition(":")
-    value: Any = importlib.import_module(module)
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value

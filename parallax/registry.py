@@ -10,8 +10,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import optree
@@ -22,7 +23,7 @@ from parallax.encoding import dump, dump_constant, load, load_constant
 from parallax.fields import Lazy
 from parallax.frozendict import FrozenDict
 from parallax.layout import Layout, leaves_of, spec_of
-from parallax.nodes import NODES, Node, is_node
+from parallax.nodes import NODES, Node, is_node, reading
 from parallax.structure import Local, Static, Structure
 
 __all__ = ["NAMESPACE", "flatten_module", "register", "register_module", "unflatten_module"]
@@ -174,7 +175,8 @@ def _optree_functions(layout: Layout) -> tuple[Callable[..., Any], Callable[...,
     """
     mixed = {name for name, kind in layout.kinds.items() if kind.mixed}
     children = "".join(
-        f"wrap(m.{name}), " if name in mixed else f"m.{name}, " for name in layout.children
+        f"wrap({reading('m', name)}), " if name in mixed else f"{reading('m', name)}, "
+        for name in layout.children
     )
     targets = "".join(f"d[{name!r}], " for name in layout.children)
     constants = "".join(f"d[{name!r}], " for name in layout.constants)
@@ -215,7 +217,7 @@ def unflatten(local, children):
 
 def _wrap(value: Any) -> Any:
     """Puts a constant in a child's place into a node without leaves."""
-    if isinstance(value, tuple):
+    if type(value) is tuple or hasattr(value, "_fields"):  # torch.Size, say, is a constant whole
         return _tuple_of(type(value), [_wrap(item) for item in value])
     if type(value) is FrozenDict:
         return FrozenDict({key: _wrap(item) for key, item in value.items()})
@@ -237,21 +239,32 @@ def _tuple_of(cls: Any, items: list[Any]) -> Any:
 
 
 def register_module(layout: Layout) -> None:
-    """Registers a module class with both registries."""
+    """Registers a module class with both registries, or with none when that fails."""
     cls = layout.cls
     for name, method in tracing.write_methods(layout).items():
         type.__setattr__(cls, name, method)
     flatten, unflatten = _optree_functions(layout)
-    _compat.register_optree_node(cls, flatten, unflatten, entry=optree.GetAttrEntry)
-    _compat.register_torch_node(
-        cls,
-        _torch_flatten,
-        _torch_unflatten,
-        _torch_flatten_with_keys,
-        name=f"{cls.__module__}.{cls.__qualname__}",
-        dump_context=_dump_context,
-        load_context=_load_context,
-    )
+    with _both(cls, flatten, unflatten, optree.GetAttrEntry):
+        _compat.register_torch_node(
+            cls,
+            _torch_flatten,
+            _torch_unflatten,
+            _torch_flatten_with_keys,
+            name=f"{cls.__module__}.{cls.__qualname__}",
+            dump_context=_dump_context,
+            load_context=_load_context,
+        )
+
+
+@contextlib.contextmanager
+def _both(cls: type, flatten: Any, unflatten: Any, entry: type) -> Iterator[None]:
+    """Registers with optree, and takes that back when the registration inside fails."""
+    _compat.register_optree_node(cls, flatten, unflatten, entry=entry)
+    try:
+        yield
+    except BaseException:
+        _compat.unregister_optree_node(cls)
+        raise
 
 
 def register(
@@ -292,12 +305,8 @@ def register(
             f"Register a class once, where it is defined."
         )
     node = Node(flatten, unflatten)
-    _compat.register_optree_node(cls, flatten, unflatten, entry=optree.AutoEntry)
-    try:
+    with _both(cls, flatten, unflatten, optree.AutoEntry):
         _register_with_torch(cls, node, name or f"{cls.__module__}.{cls.__qualname__}")
-    except BaseException:
-        _compat.unregister_optree_node(cls)
-        raise
     NODES[cls] = node
 
 

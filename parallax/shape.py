@@ -16,11 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 from parallax.frozendict import FrozenDict
-from parallax.nodes import NODES, Instance
+from parallax.nodes import NODES, Instance, reading
 
 __all__ = ["STATIC", "Shape", "shape_of"]
 
 _INLINE_NODES = 12  # a child with at most so many nodes is written in place of a call
+_INTERNED_LIMIT = 4096
 _UNROLL = 8  # longer runs of equal children are looped over
 STATIC: Any = "static"  # a constant in the place of a child
 
@@ -42,7 +43,11 @@ def shape_of(cls: type, keys: tuple[Any, ...] | None, children: tuple[Any, ...])
     """
     key = (cls, keys, tuple(map(id, children)))
     found = _shapes.get(key)
-    return found if found is not None else _shapes.setdefault(key, Shape(cls, keys, children))
+    if found is None:
+        if len(_shapes) >= _INTERNED_LIMIT:  # then equal shapes differ: code is written again
+            _shapes.clear()
+        found = _shapes.setdefault(key, Shape(cls, keys, children))
+    return found
 
 
 class Shape:
@@ -198,7 +203,7 @@ class _Writer:
         """Expressions (some starred) for the leaves of the value named ``source``."""
         names: list[str]
         if hasattr(shape.cls, "__layout__"):
-            names = [f"{source}.{name}" for name in shape.cls.__layout__.children]
+            names = [reading(source, name) for name in shape.cls.__layout__.children]
         else:
             if shape.cls is FrozenDict:
                 bound = self.bind(f"tuple({source}.values())")

@@ -126,7 +126,7 @@ def test_optree_refuses_other_constants_and_classes() -> None:
     one, other = Gated().initialize(0), Dense().initialize(0)
     with pytest.raises(ValueError, match="Gated"):
         optree.tree_map(torch.add, one, other)
-    with pytest.raises(ValueError, match="tanh.*relu"):
+    with pytest.raises(ValueError, match=r"tanh.*relu"):
         optree.tree_map(torch.add, MLP().initialize(0), MLP(torch.relu).initialize(0))
 
 
