@@ -155,6 +155,6 @@ def _name_of(value: Any) -> str:
 
 
 def _names(value: Any) -> Iterator[str]:
-    yield f"{value.__module__}:{value.__qualname__}"
+    yield f"{getattr(value, '__module__', None)}:{value.__qualname__}"
     for home in _HOMES:
         yield f"{home}{value.__name__}"
