@@ -257,10 +257,8 @@ def enter(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
     if kind.leaf is not None and isinstance(value, (Tensor, Lazy)):
         return _enter_leaf(value, kind, where)
     if value is None:
-        if kind.optional:
+        if kind.optional or kind.constant:  # a hole, also where constants are allowed
             return None, _role(kind)
-        if kind.constant and not kind.dynamic:
-            return None, Static(None, where)
     elif is_module(value):
         if kind.child:
             return value, _enter_module(value, where)

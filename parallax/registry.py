@@ -217,7 +217,8 @@ def unflatten(local, children):
 
 def _wrap(value: Any) -> Any:
     """Puts a constant in a child's place into a node without leaves."""
-    if type(value) is tuple or hasattr(value, "_fields"):  # torch.Size, say, is a constant whole
+    if isinstance(value, tuple) and (type(value) is tuple or hasattr(value, "_fields")):
+        # Other subclasses, such as torch.Size, are constants as a whole.
         return _tuple_of(type(value), [_wrap(item) for item in value])
     if type(value) is FrozenDict:
         return FrozenDict({key: _wrap(item) for key, item in value.items()})
