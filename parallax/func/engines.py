@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from parallax import _compat, random
-from parallax.func.graph import escapes, escaping
+from parallax.func.graph import escapes, escaping, retire
 from parallax.func.moving import Call
 from parallax.func.results import open_tensors
 
@@ -92,7 +92,17 @@ class Tape:
 
     def reaches_out(self, tensors: Sequence[Tensor]) -> bool:
         """Whether somebody outside can ask for derivatives of these tensors."""
-        return self.recording and (self.aliased or escapes(tensors, self.own))
+        keep = self.recording and (self.aliased or escapes(tensors, self.own))
+        if keep:
+            retire(
+                [
+                    leaf
+                    for leaf, x in zip(self.leaves, self.inputs, strict=True)
+                    if not (self.aliased and x.requires_grad)
+                ]
+            )
+        return keep
+
 
     def release(self, tensors: Sequence[Tensor], keep: bool) -> list[Tensor]:
         """The tensors as the caller may see them: no graph but one that leads outside."""
@@ -108,6 +118,14 @@ class Tape:
         ]  # fmt: skip
 
 
+def connected(tensor: Tensor) -> bool:
+    """Whether autograd can start from a tensor.
+
+    A view of a leaf that was taken under ``no_grad`` says that it requires grad, and has no graph.
+    """
+    return tensor.grad_fn is not None or (tensor.requires_grad and tensor._base is None)
+
+
 def _gradient_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
     if torch.is_grad_enabled():
         return _record_gradient(call, finish, Tape(call.values, recording=True))
@@ -120,7 +138,7 @@ def _record_gradient(call: Call, finish: Finish, tape: Tape) -> tuple[list[Tenso
     tape.check_unwritten()
     beside, close = open_tensors(aux)
     keep = tape.reaches_out([loss, *beside])
-    if loss.requires_grad:
+    if connected(loss):
         grads = _compat.backward([loss], [torch.ones_like(loss)], tape.leaves, keep, keep)
         if keep:
             grads = tape.release(grads, keep)
@@ -153,6 +171,8 @@ def through(
         out, aux = finish(inner.at(values))
         if _compat.is_compiling():
             _compat.refuse_traced_checkpoint()
+        elif isinstance(out, Tensor) and out.requires_grad and not connected(out):
+            out = out.detach()
         beside, close = open_tensors(aux)
         closes.append((close, len(beside)))
         return out, [*beside, *nesting.emitted()]
@@ -219,7 +239,7 @@ def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullbac
     tape.check_unwritten()
     beside, close = open_tensors(aux)
     keep = tape.reaches_out([*outs, *beside])
-    reached = [k for k, out in enumerate(outs) if out.requires_grad]
+    reached = [k for k, out in enumerate(outs) if connected(out)]
 
     def pull(cotangents: Sequence[Tensor]) -> list[Tensor]:
         if not on_tape(cotangents) and _compat.differentiating():
