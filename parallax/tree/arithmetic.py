@@ -18,14 +18,14 @@ from torch import Tensor
 
 from parallax import _compat
 from parallax.tree import core
-from parallax.tree.leaves import is_inexact
+from parallax.tree.leaves import all_floating, is_inexact
 
 __all__ = ["add", "lerp", "norm", "scale", "sub", "vdot"]
 
 T = TypeVar("T")
 _HALVES = (torch.float16, torch.bfloat16)
 _WHOLE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
-_FLAT_LIMIT = 2**17  # numbers; below, copying them into one vector costs less than a call per leaf
+_FLAT_MEAN = 1024  # numbers per leaf; below, one vector of them all costs less than calls per leaf
 
 
 def add(one: T, two: Any, alpha: Any = 1) -> T:
@@ -105,6 +105,8 @@ def scale(tree: T, factor: Any) -> T:
         {'w': tensor([3., 3.]), 'n': tensor([0, 1])}
     """
     found, spec = core.flatten(tree)
+    if _lists_win(found) and all_floating(found):
+        return cast(T, core.unflatten(spec, _scaled(found, factor)))
     chosen = [k for k, leaf in enumerate(found) if is_inexact(leaf)]
     parts = [found[k] for k in chosen]
     return cast(T, _with(spec, found, chosen, _scaled(parts, factor)))
@@ -187,8 +189,9 @@ def vdot(one: Any, two: Any) -> Tensor:
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """The inner product of two leaves, halves in single precision."""
-    dtype = _at_least_single(torch.promote_types(a.dtype, b.dtype))
-    a, b = a.to(dtype), b.to(dtype)
+    if a.dtype is not b.dtype or a.dtype in _HALVES:
+        dtype = _at_least_single(torch.promote_types(a.dtype, b.dtype))
+        a, b = a.to(dtype), b.to(dtype)
     return torch.vdot(a.reshape(-1), b.reshape(-1)) if a.shape == b.shape else (a.conj() * b).sum()
 
 
@@ -233,7 +236,7 @@ def _lists_win(parts: list[Any]) -> bool:
 
 def _small(parts: list[Any]) -> bool:
     """Whether leaves are better copied into one vector: all of one kind, and few numbers."""
-    if not _lists_win(parts) or sum([part.numel() for part in parts]) > _FLAT_LIMIT:
+    if not _lists_win(parts) or sum(map(Tensor.numel, parts)) > _FLAT_MEAN * len(parts):
         return False
     return _shared_kind(parts) in _WHOLE
 
@@ -245,8 +248,9 @@ def _matching(left: list[Any], right: list[Any]) -> bool:
 
 def _shared_kind(parts: list[Any]) -> torch.dtype | None:
     """The dtype of leaves that have one dtype and one device between them."""
-    kinds = {(part.dtype, part.device) for part in parts}
-    return parts[0].dtype if len(kinds) == 1 else None
+    dtype, device = parts[0].dtype, parts[0].device
+    alike = all(part.dtype is dtype for part in parts)
+    return dtype if alike and all(part.device == device for part in parts) else None
 
 
 def _at_least_single(dtype: torch.dtype) -> torch.dtype:
@@ -258,10 +262,12 @@ def _pairwise(
 ) -> T:
     """The first tree with ``single(a, b)`` in the place of each inexact leaf ``a``."""
     spec, found, (others,) = core.columns(one, [two])
+    listed = many is not None and _lists_win(found)
+    if many is not None and listed and all_floating(found) and all_floating(others):
+        return cast(T, core.unflatten(spec, many(found, others)))
     chosen = [k for k, leaf in enumerate(found) if others[k] is not None and is_inexact(leaf)]
     left, right = [found[k] for k in chosen], [others[k] for k in chosen]
-    listed = many is not None and _lists_win(left) and all(isinstance(b, Tensor) for b in right)
-    if many is not None and listed:
+    if many is not None and listed and left and all(isinstance(b, Tensor) for b in right):
         made = many(left, right)
     else:
         made = [single(a, b) for a, b in zip(left, right)]  # noqa: B905  # dynamo traces no strict=

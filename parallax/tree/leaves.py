@@ -8,7 +8,7 @@ from torch import Tensor
 
 from parallax.fields import Lazy
 
-__all__ = ["is_array", "is_inexact"]
+__all__ = ["all_floating", "is_array", "is_inexact"]
 
 
 def is_inexact(leaf: Any) -> bool:
@@ -19,3 +19,11 @@ def is_inexact(leaf: Any) -> bool:
 def is_array(leaf: Any) -> bool:
     """Whether a leaf has a shape and a dtype: a tensor, or the declaration of one."""
     return isinstance(leaf, (Tensor, Lazy))
+
+
+def all_floating(leaves: list[Any]) -> bool:
+    """Whether all leaves are tensors of real floating numbers: a quick look at the usual case."""
+    try:
+        return all(map(Tensor.is_floating_point, leaves))
+    except TypeError:  # something is no tensor
+        return False

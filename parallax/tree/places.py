@@ -64,6 +64,7 @@ class Survey:
 
     def __init__(self, tree: Any) -> None:
         self.tree = tree
+        self._over: dict[tuple[int, ...], list[Entry]] | None = None
         self.leaves, self.spec = core.flatten(tree)
         self.entries: list[Entry] = []
         self.expand: list[int] = []
@@ -90,7 +91,11 @@ class Survey:
         unique = self.unique(entry)
         if not unique or len(self.first) == len(self.expand):
             return [entry]
-        return [e for e in self.entries if self.unique(e) == unique and _same(e, entry)]
+        if self._over is None:
+            self._over = {}
+            for other in self.entries:
+                self._over.setdefault(self.unique(other), []).append(other)
+        return [other for other in self._over[unique] if _same(other, entry)]
 
     def identity(self, entry: Entry) -> Any:
         """What two entries share if and only if they are one thing."""

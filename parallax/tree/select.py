@@ -66,18 +66,14 @@ def select(tree: T, *what: Any) -> Selection[T]:
     if not what:
         raise TypeError("select(tree, *what): say what to select, for example '**.bias'")
     survey = Survey(tree)
-    entries: list[Entry] = []
-    seen: list[Any] = []
+    entries: dict[Any, Entry] = {}
     single = len(what) == 1
     for condition in what:
         found, names_one = find(survey, condition)
         single = single and names_one
         for entry in found:
-            key = survey.identity(entry)
-            if key not in seen:
-                seen.append(key)
-                entries.append(entry)
-    return Selection(survey, entries, single)
+            entries.setdefault(survey.identity(entry), entry)
+    return Selection(survey, list(entries.values()), single)
 
 
 class Selection(Generic[T]):
@@ -226,8 +222,10 @@ def _is_plain(entry: Entry, value: Any) -> bool:
 
 def _ties_anew(leaves: list[Any], values: list[Any]) -> bool:
     """Whether a new value is the tensor of another leaf."""
-    ids = [id(leaf) for leaf in leaves]
-    return any(ids.count(id(value)) > 1 for value in values)
+    seen: dict[int, int] = {}
+    for leaf in leaves:
+        seen[id(leaf)] = seen.get(id(leaf), 0) + 1
+    return any(seen[id(value)] > 1 for value in values)
 
 
 def _copy(value: Any) -> Any:

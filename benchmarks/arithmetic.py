@@ -1,0 +1,129 @@
+"""What does a sum, a multiple, a norm of whole trees cost?
+
+The reference is torch's own function of flat lists: no tree at all, the floor. Against it the tree
+functions, and what one would write over nested dicts: a map of the function for one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Candidate, Question
+from benchmarks.models import BLOCKS, NnGPT, NnMLP, as_dict, mirror
+from parallax import Module, tree
+
+
+def questions(quick: bool) -> Iterator[Question]:
+    for leaves in (6, 150) if quick else (6, *BLOCKS):
+        model = NnGPT(BLOCKS[leaves], width=8) if leaves in BLOCKS else NnMLP((8, 8, 8, 8))
+        module = mirror(model)
+        yield from _of_two(module, leaves)
+        yield from _of_one(module, leaves)
+
+
+def _of_two(module: Module, leaves: int) -> Iterator[Question]:
+    other = tree.scale(module, 0.5)
+    flat, flat_other = tree.leaves(module), tree.leaves(other)
+    plain, plain_other = as_dict(module), as_dict(other)
+    pairs: list[tuple[str, Callable[[], Any], Callable[[], Any], Callable[..., Any]]] = [
+        (
+            "add",
+            lambda: torch._foreach_add(flat, flat_other, alpha=0.1),
+            lambda: tree.add(module, other, alpha=0.1),
+            lambda a, b: torch.add(a, b, alpha=0.1),
+        ),
+        (
+            "sub",
+            lambda: torch._foreach_sub(flat, flat_other),
+            lambda: tree.sub(module, other),
+            torch.sub,
+        ),
+        (
+            "lerp",
+            lambda: torch._foreach_lerp(flat, flat_other, 0.1),
+            lambda: tree.lerp(module, other, 0.1),
+            lambda a, b: torch.lerp(a, b, 0.1),
+        ),
+    ]
+    for name, floor, mine, single in pairs:
+        yield Question(
+            f"{name}, {leaves} leaves",
+            Candidate("torch._foreach, flat lists", floor),
+            [
+                Candidate(f"tree.{name}", mine),
+                Candidate("optree, nested dict", _mapped(single, plain, plain_other)),
+            ],
+            check=_same_values,
+        )
+    yield Question(
+        f"vdot, {leaves} leaves",
+        Candidate("torch._foreach_mul and sums", lambda: _foreach_vdot(flat, flat_other)),
+        [
+            Candidate("tree.vdot", lambda: tree.vdot(module, other)),
+            Candidate("optree, nested dict", lambda: _optree_vdot(plain, plain_other)),
+        ],
+        check=torch.testing.assert_close,
+    )
+
+
+def _of_one(module: Module, leaves: int) -> Iterator[Question]:
+    flat, plain = tree.leaves(module), as_dict(module)
+    yield Question(
+        f"scale, {leaves} leaves",
+        Candidate("torch._foreach, flat lists", lambda: torch._foreach_mul(flat, 0.1)),
+        [
+            Candidate("tree.scale", lambda: tree.scale(module, 0.1)),
+            Candidate("optree, nested dict", _mapped(lambda a: a * 0.1, plain)),
+        ],
+        check=_same_values,
+    )
+    yield Question(
+        f"norm, {leaves} leaves",
+        Candidate("torch._foreach, flat lists", lambda: _norm_of(torch._foreach_norm(flat))),
+        [
+            Candidate("tree.norm", lambda: tree.norm(module)),
+            Candidate("optree, nested dict", lambda: _optree_norm(plain)),
+        ],
+        check=torch.testing.assert_close,
+    )
+    yield Question(
+        f"zeros_like, {leaves} leaves",
+        Candidate("list comprehension", lambda: [torch.zeros_like(leaf) for leaf in flat]),
+        [
+            Candidate("tree.zeros_like", lambda: tree.zeros_like(module)),
+            Candidate("optree, nested dict", _mapped(torch.zeros_like, plain)),
+        ],
+        check=_same_values,
+    )
+
+
+def _mapped(function: Callable[..., Any], *plains: Any) -> Callable[[], Any]:
+    return lambda: optree.tree_map(function, *plains)
+
+
+def _norm_of(norms: Any) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack(norms))  # type: ignore[no-any-return]  # torch leaves it untyped
+
+
+def _optree_norm(plain: Any) -> Tensor:
+    return _norm_of([torch.linalg.vector_norm(leaf) for leaf in optree.tree_leaves(plain)])
+
+
+def _foreach_vdot(one: list[Tensor], two: list[Tensor]) -> Tensor:
+    return torch.stack([product.sum() for product in torch._foreach_mul(one, two)]).sum()
+
+
+def _optree_vdot(one: Any, two: Any) -> Tensor:
+    pairs = zip(optree.tree_leaves(one), optree.tree_leaves(two), strict=True)
+    return torch.stack([(a * b).sum() for a, b in pairs]).sum()
+
+
+def _same_values(expected: Any, made: Any) -> None:
+    # optree sorts dicts and modules keep the order of their fields: compare without order.
+    sums = [sorted(float(leaf.sum()) for leaf in tree.leaves(t)) for t in (expected, made)]
+    torch.testing.assert_close(*map(torch.tensor, sums))
