@@ -60,10 +60,13 @@ class ModuleMeta(_ProtocolMeta):
         namespace: dict[str, Any],
         *,
         kw_only: bool = False,
+        any_name: bool = False,
         **kwargs: Any,
     ) -> Any:
         root = _root(bases)
-        own = collect_fields(name, bases, namespace, _reserved(root), kw_only)
+        # A lifted class has the names of an nn.Module, whatever they are.
+        reserved = frozenset() if any_name else _reserved(root)
+        own = collect_fields(name, bases, namespace, reserved, kw_only)
         scope = Scope(namespace.get("__module__", ""))
         has_init, has_setattr = "__init__" in namespace, "__setattr__" in namespace
         cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
@@ -93,15 +96,17 @@ class ModuleMeta(_ProtocolMeta):
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **_: Any):
         super().__init__(name, bases, namespace)
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        make, seal, checks = cls.__ready__ or _finish(cls)
-        module = make(cls)
-        cls.__bare_init__(module, *args, **kwargs)
-        seal(module)
-        if checks:
-            for check in checks:
-                check(module)
-        return module
+    if not TYPE_CHECKING:  # checkers would take its signature for that of every class
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            make, seal, checks = cls.__ready__ or _finish(cls)
+            module = make(cls)
+            cls.__bare_init__(module, *args, **kwargs)
+            seal(module)
+            if checks:
+                for check in checks:
+                    check(module)
+            return module
 
     @property
     def __signature__(cls) -> inspect.Signature:

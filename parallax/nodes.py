@@ -5,10 +5,11 @@ Only the table is here, so that everything above can ask; ``registry`` fills it.
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-__all__ = ["CLASS_CLOCK", "NODES", "Instance", "Node", "is_module", "is_node"]
+__all__ = ["CLASS_CLOCK", "NODES", "Instance", "Node", "is_module", "is_node", "reading"]
 
 
 class Node(NamedTuple):
@@ -61,3 +62,9 @@ def is_module(value: Any) -> bool:
 def is_node(cls: Any) -> bool:
     """Whether a class is a module class or a registered one."""
     return hasattr(cls, "__layout__") or cls in NODES
+
+
+def reading(source: str, name: str) -> str:
+    """Code that reads an attribute; a lifted ``nn.Module`` has names such as ``"0"``, too."""
+    plain = name.isidentifier() and not keyword.iskeyword(name)
+    return f"{source}.{name}" if plain else f"getattr({source}, {name!r})"

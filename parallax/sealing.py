@@ -16,6 +16,7 @@ from torch import Tensor
 
 from parallax.fields import Buffer, Lazy, Parameter
 from parallax.layout import Layout, leaves_of
+from parallax.nodes import reading
 from parallax.structure import Structure
 
 __all__ = ["write_seal"]
@@ -56,7 +57,10 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
     }  # fmt: skip
     lines = ["def seal(module):"]
     if names:
-        reads = [f"        {v} = module.{name}" for v, name in zip(values, names, strict=True)]
+        reads = [
+            f"        {v} = {reading('module', name)}"
+            for v, name in zip(values, names, strict=True)
+        ]
         lines += ["    try:", *reads, "    except AttributeError:", "        return slow(module)"]
     for value, name in zip(values, names, strict=True):
         if name in kinds and kinds[name].leaf:

@@ -26,7 +26,7 @@ from torch import Tensor
 from parallax.fields import Lazy
 from parallax.frozendict import FrozenDict
 from parallax.kinds import Kind
-from parallax.nodes import NODES
+from parallax.nodes import NODES, reading
 from parallax.structure import Structure
 
 if TYPE_CHECKING:
@@ -176,22 +176,22 @@ def write_methods(layout: Layout) -> dict[str, Callable[..., Any]]:
     scope: dict[str, Any] = {"take": _take, "make": _make}
     taking, leaves = ["def __take__(m, places):", "pass"], ""
     making = ["def __make__(m, leaves, rng):", "o = object.__new__(type(m))", "d = o.__dict__"]
-    making += [f"d[{name!r}] = m.{name}" for name in ("_spec", *layout.constants)]
+    making += [f"d[{name!r}] = {reading('m', name)}" for name in ("_spec", *layout.constants)]
     making += ["if rng is not None: d['_rng'] = rng"]
-    for name, kind in layout.kinds.items():
+    for index, (name, kind) in enumerate(layout.kinds.items()):
         if kind == Kind(leaf=kind.leaf, optional=kind.optional):
-            leaves += f"m.{name}, "
+            leaves += f"{reading('m', name)}, "
             making += [f"d[{name!r}] = next(leaves)"]
             continue
         if leaves:
             taking, leaves = [*taking, f"places += ({leaves})"], ""
-        scope[f"kind_{name}"] = kind
-        take, made = f"take(v, kind_{name}, places)", f"make(v, kind_{name}, leaves, rng)"
+        scope[f"kind_{index}"] = kind
+        take, made = f"take(v, kind_{index}, places)", f"make(v, kind_{index}, leaves, rng)"
         if kind.child:  # saves a call for each module below
             take = f"v.__take__(places) if hasattr(v, '__take__') else {take}"
             made = f"v.__make__(leaves, rng) if hasattr(v, '__make__') else {made}"
-        taking += [f"v = m.{name}", take]
-        making += [f"v = m.{name}", f"d[{name!r}] = {made}"]
+        taking += [f"v = {reading('m', name)}", take]
+        making += [f"v = {reading('m', name)}", f"d[{name!r}] = {made}"]
     if leaves:
         taking += [f"places += ({leaves})"]
     source = "\n    ".join(taking) + "\n" + "\n    ".join([*making, "return o"])

@@ -1,0 +1,105 @@
+"""Running the original's code on the leaves of a lifted module."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax import _compat, effects, random
+from parallax.bridge.skeleton import Skeleton, borrow, follow, put_back
+from parallax.module import Module
+from parallax.registry import flatten_module
+
+__all__ = ["call", "call_traced", "read"]
+
+_seeding = threading.RLock()
+
+
+def call(module: Any, method: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Calls the original, or a method of it, around the leaves of a lifted module.
+
+    Args:
+        module: the lifted module.
+        method: the method's name; ``None`` is a call of the module itself, with its hooks.
+        args: positional arguments.
+        kwargs: keyword arguments.
+
+    Returns:
+        What the original returns; where that is a module of its own, the lifted one.
+    """
+    leaves, structure = flatten_module(module)
+    skeleton = borrow(structure)
+    skeleton.bind(module, leaves)
+    source = module._rng
+    if source is not None:
+        source = effects.source_of(source)
+    function = skeleton.root if method is None else getattr(skeleton.root, method)
+    if source is None:
+        out = function(*args, **kwargs)
+    else:
+        with _seeded(module):
+            out = function(*args, **kwargs)
+    if method is not None:
+        out = _translated(out, module, skeleton)
+    del function
+    changed = skeleton.changes() if skeleton.buffers else None
+    put_back(structure, skeleton)
+    if changed:
+        _emit(module, changed)
+    return out
+
+
+def read(module: Any, name: str) -> Any:
+    """A property of the original."""
+    leaves, structure = flatten_module(module)
+    skeleton = borrow(structure)
+    skeleton.bind(module, leaves)
+    value = _translated(getattr(skeleton.root, name), module, skeleton)
+    put_back(structure, skeleton)
+    return value
+
+
+def _translated(value: Any, module: Any, skeleton: Skeleton) -> Any:
+    """The lifted module in place of a module of the skeleton."""
+    path = skeleton.paths.get(id(value)) if isinstance(value, torch.nn.Module) else None
+    return value if path is None else follow(module, path)
+
+
+def _emit(module: Any, changed: list[tuple[tuple[str, ...], str, Tensor]]) -> None:
+    by_owner: dict[tuple[str, ...], dict[str, Tensor]] = {}
+    for owner, name, value in changed:
+        by_owner.setdefault(owner, {})[name] = value
+    for owner, values in by_owner.items():
+        Module.emit(follow(module, owner), **values)
+
+
+@contextmanager
+def _seeded(module: Any) -> Iterator[None]:
+    """The global generators, seeded from the module's rng for a while.
+
+    They belong to the whole process, so one seeded call runs at a time.
+    """
+    key = effects.source_of(module._rng).key
+    if key is not None and (_compat.is_wrapped(key) or key.ndim):
+        raise RuntimeError(
+            f"{type(module).__name__}: a lifted nn.Module draws from torch's global generator, "
+            f"which cannot be seeded with a key per example. Call it in eval mode, or replace its "
+            f"stochastic layers: tree.select(model, bridge.Lifted[nn.Dropout]).apply(...)"
+        )
+    seed = random.seed_of(Module.rng.fget(module))  # type: ignore[attr-defined]  # a property
+    devices = [d for d in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
+    with _seeding, torch.random.fork_rng(devices):
+        torch.set_rng_state(random.seeds.state_of(seed))
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(seed % 2**63)
+        yield
+
+
+def call_traced(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """As ``call``, while dynamo traces."""
+    raise NotImplementedError

@@ -1,0 +1,228 @@
+"""State dicts: a module's leaves by name, the names that ``torch.nn`` gives them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from parallax.bridge.blueprint import Blueprint
+from parallax.fields import Lazy, UninitializedError
+from parallax.nodes import is_module
+from parallax.registry import flatten_module, unflatten_module
+from parallax.structure import Structure
+
+__all__ = ["load_state_dict", "names_of", "state_dict"]
+
+M = TypeVar("M")
+_MOST_LISTED = 20
+
+
+def state_dict(module: Any) -> dict[str, Tensor]:
+    """The leaves of a module by dotted name, as ``nn.Module.state_dict`` names and orders them.
+
+    Args:
+        module: the module.
+
+    Returns:
+        A new dict. Its tensors share storage with the leaves and carry no graph. A tied leaf stands
+        under each of its names; holes and, of a lifted module, the buffers that are not
+        persistent are left out.
+
+    Raises:
+        TypeError: if it is no module.
+        UninitializedError: if a leaf has no value yet.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from parallax import bridge
+        >>> list(bridge.state_dict(bridge.lift(nn.Linear(2, 1))))
+        ['weight', 'bias']
+    """
+    _require_module(module, "state_dict")
+    leaves, structure = flatten_module(module)
+    found = {}
+    for name, index in names_of(structure):
+        leaf = leaves[index]
+        if isinstance(leaf, Lazy):
+            raise UninitializedError(
+                f"{type(module).__name__}.{name} is not initialized, so there is nothing to save. "
+                f"Initialize first: module = module.initialize(rng)"
+            )
+        if leaf is not None:
+            found[name] = leaf.detach()
+    return found
+
+
+def names_of(structure: Structure) -> tuple[tuple[str, int], ...]:
+    """The name of every place in a state dict, with the index of its unique leaf."""
+    variants: Any = structure.variants  # a cache of anything that follows from the structure
+    found = variants.get("state names")
+    if found is None:
+        transient = _transient(structure)
+        expand = structure.expand or range(structure.n_places)
+        pairs = zip(structure.place_paths, expand, strict=True)
+        found = tuple([pair for place, pair in enumerate(pairs) if place not in transient])
+        variants["state names"] = found
+    return found  # type: ignore[no-any-return]  # pairs of a name and an index
+
+
+def _transient(structure: Structure) -> set[int]:
+    """The places of a lifted module's buffers that are not persistent."""
+    places = set()
+    for start, node in structure.nodes_with_start():
+        blueprint = node.local.constants[0] if node.local.constants else None
+        if type(blueprint) is Blueprint:
+            names = blueprint.attributes.get("_non_persistent_buffers_set", ())
+            for key, offset in zip(node.keys(), node.starts(), strict=True):
+                if key in names:
+                    places.add(start + offset)
+    return places
+
+
+def load_state_dict(
+    module: M,
+    mapping: Mapping[str, Any],
+    *,
+    strict: bool = True,
+    assign: bool = False,
+    cast: bool = False,
+) -> M:
+    """A module with the leaves that a state dict names; the module that is given stays as it is.
+
+    Args:
+        module: the module; declarations and leaves on the meta device get their values, too.
+        mapping: tensors by name. A tied leaf needs one of its names; if several are given, their
+            values must be equal.
+        strict: whether every name of the module must be given, and no other. Otherwise leaves
+            without a value stay, and other names are ignored.
+        assign: the tensors of ``mapping`` themselves become leaves, whatever their dtype and
+            device. By default they are copied to the device of the leaf (of a leaf on the meta
+            device: they stay where they are), and must have its dtype.
+        cast: with ``assign=False``, convert values to the dtype of the leaf.
+
+    Returns:
+        The new module.
+
+    Raises:
+        RuntimeError: if names are missing or unexpected, or a shape or dtype is another: all
+            of them are listed, as ``nn.Module.load_state_dict`` does.
+        TypeError: if a value is no tensor, or ``mapping`` is no mapping.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from parallax import bridge
+        >>> linear = bridge.lift(nn.Linear(1, 1))
+        >>> new = {"weight": torch.ones(1, 1), "bias": torch.zeros(1)}
+        >>> bridge.load_state_dict(linear, new)(torch.tensor([2.0]))
+        tensor([2.])
+    """
+    _require_module(module, "load_state_dict")
+    if not isinstance(mapping, Mapping):
+        raise TypeError(
+            f"load_state_dict(module, mapping): expected tensors by name, "
+            f"got {type(mapping).__name__}"
+        )
+    leaves, structure = flatten_module(module)
+    names = [(name, k) for name, k in names_of(structure) if leaves[k] is not None]
+    problems = _unmatched(names, mapping) if strict else []
+    fresh = list(leaves)
+    for name, k in names:
+        if name in mapping:
+            value = mapping[name]
+            problem = _misfit(name, value, leaves[k], cast or assign)
+            if problem is None and fresh[k] is not leaves[k]:
+                problem = _contradiction(name, value, k, names, mapping)
+            elif problem is None:
+                fresh[k] = value.detach() if assign else _placed(value, leaves[k])
+            if problem is not None:
+                problems.append(problem)
+    if problems:
+        text = "\n\t".join(problems)
+        raise RuntimeError(
+            f"Error(s) in loading state_dict for {type(module).__name__}:\n\t{text}"
+        )
+    return unflatten_module(structure, fresh, module._rng)  # type: ignore[no-any-return, attr-defined]  # a module as given
+
+
+def _require_module(module: Any, verb: str) -> None:
+    if not is_module(module):
+        raise TypeError(
+            f"{verb}() takes a parallax.Module, got {type(module).__name__}. "
+            f"Lift an nn.Module first: bridge.lift(module)"
+        )
+
+
+def _unmatched(names: list[tuple[str, int]], mapping: Mapping[str, Any]) -> list[str]:
+    """What torch says of names that are missing or too many."""
+    given = {k for name, k in names if name in mapping}
+    missing = [name for name, k in names if k not in given]
+    expected = {name for name, _ in names}
+    unexpected = [name for name in mapping if name not in expected]
+    problems = []
+    if missing:
+        problems.append(f"Missing key(s) in state_dict: {_listed(missing)}. ")
+    if unexpected:
+        problems.append(f"Unexpected key(s) in state_dict: {_listed(unexpected)}. ")
+    if missing and unexpected:
+        problems += _hint(missing, unexpected)
+    return problems
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(f'"{name}"' for name in names[:_MOST_LISTED])
+    return shown + (f", and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else "")
+
+
+def _hint(missing: list[str], unexpected: list[str]) -> list[str]:
+    """What to write when the names differ by a prefix, or nearly agree."""
+    for name in unexpected:
+        for wanted in missing:
+            if name.endswith("." + wanted):
+                prefix = name.removesuffix(wanted)
+                return [
+                    f"The names differ by the prefix {prefix!r}. Take it off: "
+                    f"{{name.removeprefix({prefix!r}): value for name, value in mapping.items()}}"
+                ]
+    near = difflib.get_close_matches(unexpected[0], missing, n=1)
+    return [f'Did you mean "{near[0]}" by "{unexpected[0]}"?'] if near else []
+
+
+def _misfit(name: str, value: Any, leaf: Any, any_dtype: bool) -> str | None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f'load_state_dict: "{name}" is {type(value).__name__}, expected a tensor')
+    if value.shape != leaf.shape:
+        return (
+            f"size mismatch for {name}: copying a param with shape {value.shape} from checkpoint, "
+            f"the shape in current model is {leaf.shape}."
+        )
+    if value.dtype != leaf.dtype and not any_dtype:
+        return (
+            f"dtype mismatch for {name}: {value.dtype} in checkpoint, {leaf.dtype} in current "
+            f"model. Convert with cast=True, or take the checkpoint's with assign=True."
+        )
+    return None
+
+
+def _contradiction(
+    name: str, value: Tensor, k: int, names: list[tuple[str, int]], mapping: Mapping[str, Any]
+) -> str | None:
+    """Says so if two names of a tied leaf have different values."""
+    first = next(other for other, index in names if index == k and other in mapping)
+    same = mapping[first]
+    if same is value or (same.dtype == value.dtype and torch.equal(same, value.to(same.device))):
+        return None
+    return f'"{first}" and "{name}" are one tied tensor in the model, and their values differ.'
+
+
+def _placed(value: Tensor, leaf: Any) -> Tensor:
+    """A copy of the value with the dtype and device of the leaf it is for."""
+    device = value.device
+    if isinstance(leaf, Tensor) and not leaf.is_meta:
+        device = leaf.device
+    return value.detach().to(device=device, dtype=leaf.dtype, copy=True)
