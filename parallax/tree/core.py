@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import optree
-import torch
 from torch import Tensor
 
 from parallax import _compat, tracing
+from parallax.graph import carries
 from parallax.nodes import is_module
 from parallax.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.tree.align import align, misfit
@@ -306,6 +306,10 @@ def _map_outer(fn: Callable[..., Any], tree: Any, rest: tuple[Any, ...]) -> Any:
 def update(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     """As ``map``, recording a graph only when a later tree carries one.
 
+    A graph that leads to nothing but leaves which ``reset`` prepared does not count, so a loop of
+    ``func.grad`` and ``update`` never grows one; to differentiate through an update, differentiate
+    by ``func.grad``.
+
     Args:
         fn: takes a leaf of ``tree`` and one of each further tree to a new leaf.
         tree: a module, or any pytree that holds modules and tensors.
@@ -317,13 +321,24 @@ def update(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     Raises:
         ValueError: if a later tree has another skeleton.
     """
-    carried = _compat.transform_active() or any(
-        isinstance(leaf, Tensor) and leaf.requires_grad for other in rest for leaf in leaves(other)
-    )
-    if carried:
+    if _compat.transform_active():
         return map(fn, tree, *rest)
-    with torch.no_grad():
+    graphs = [leaf for other in rest for leaf in leaves(other) if _requires_grad(leaf)]
+    if graphs and (_compat.is_compiling() or carries(graphs)):
         return map(fn, tree, *rest)
+    if graphs or any(_requires_grad(leaf) for leaf in leaves(tree)):
+        # Without their graphs rather than under no_grad: what fn holds itself, a learned rate,
+        # say, is differentiated as anywhere.
+        return map(lambda *row: fn(*[_plain(leaf) for leaf in row]), tree, *rest)
+    return map(fn, tree, *rest)
+
+
+def _requires_grad(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def _plain(leaf: Any) -> Any:
+    return leaf.detach() if _requires_grad(leaf) else leaf
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

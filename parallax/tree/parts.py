@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
+from parallax import _compat
 from parallax.tree import core
-from parallax.tree.match import match
+from parallax.tree.match import ROLES, match
 from parallax.tree.places import Survey
 
 __all__ = ["combine", "partition"]
@@ -41,20 +43,41 @@ def partition(tree: T, *conditions: Any) -> tuple[T, ...]:
         >>> tree.combine(trained, rest).mean
         tensor([0., 0.])
     """
+    found, spec = core.flatten(tree)
+    part_of = _by_roles(spec, conditions)
+    if part_of is None:
+        part_of = _by_conditions(tree, conditions)
+    parts = []
+    for number in range(len(conditions) + 1):
+        pairs = zip(found, part_of)  # noqa: B905  # one per leaf; dynamo traces no strict=
+        parts.append(core.unflatten(spec, [leaf if k == number else None for leaf, k in pairs]))
+    return tuple(parts)
+
+
+def _by_roles(spec: core.TreeSpec, conditions: Sequence[Any]) -> list[int] | None:
+    """The part of each leaf when all conditions are roles, which structures know by heart."""
+    if _compat.is_compiling() or not all(type(c) is str and c in ROLES for c in conditions):
+        return None
+    numbers = []
+    for part in spec.parts:
+        facts = [("slot", False, False)]
+        if part is not None:
+            facts = list(zip(part.roles, part.frozen, part.trainable, strict=True))
+        for role, frozen, trainable in facts:
+            held = {role: True, "frozen": frozen, "trainable": trainable}
+            meant = [k for k, condition in enumerate(conditions) if held.get(condition, False)]
+            numbers.append(meant[0] if meant else len(conditions))
+    return numbers
+
+
+def _by_conditions(tree: Any, conditions: Sequence[Any]) -> list[int]:
     survey = Survey(tree)
     part_of: dict[int, int] = {}
     for number, condition in enumerate(conditions):
         for entry in match(survey, condition)[0]:
             for index in survey.unique(entry):
                 part_of.setdefault(index, number)
-    parts = []
-    for number in range(len(conditions) + 1):
-        held = [
-            leaf if part_of.get(index, len(conditions)) == number else None
-            for index, leaf in enumerate(survey.leaves)
-        ]
-        parts.append(core.unflatten(survey.spec, held))
-    return tuple(parts)
+    return [part_of.get(index, len(conditions)) for index in range(len(survey.leaves))]
 
 
 def combine(*trees: T) -> T:

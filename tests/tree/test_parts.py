@@ -67,6 +67,16 @@ def test_by_path_type_and_predicate() -> None:
     assert len(tree.leaves(dense)) == 4
 
 
+@given(trees())
+def test_a_role_means_the_same_alone_and_beside_other_conditions(subject: Any) -> None:
+    for role in ("parameter", "buffer", "trainable", "frozen"):
+        alone = tree.partition(subject, role)
+        nothing, *beside = tree.partition(subject, lambda path, leaf: False, role)
+        assert tree.leaves(nothing) == []
+        for one, two in zip(alone, beside, strict=True):
+            assert_same(one, two)
+
+
 def test_frozen_parameters_are_parted_from_trained_ones() -> None:
     module = tree.select(MLP().initialize(0), "first").freeze()
     trained, rest = tree.partition(module, "trainable")
