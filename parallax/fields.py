@@ -320,6 +320,15 @@ def _fresh(value: Any) -> Any:
 
 
 @overload
+def field(  # a leaf: what checkers see a Parameter or Buffer as is more than a Tensor
+    *,
+    default: Tensor,
+    init: bool = True,
+    kw_only: bool = ...,
+    converter: Callable[[Any], Any] | None = None,
+    static: bool = False,
+) -> Any: ...
+@overload
 def field(
     *,
     default: T,
