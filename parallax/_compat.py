@@ -196,9 +196,7 @@ def backward(
             tuple(outputs), tuple(cotangents), retain_graph, create_graph, tuple(inputs),
             allow_unreachable=True, accumulate_grad=False,
         )  # fmt: skip
-    return [
-        torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)
-    ]
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
 
 
 # torch's functions of lists of tensors, and the copy of such a list into one vector.
@@ -211,6 +209,9 @@ foreach_clone: Callable[..., Any] = torch._foreach_clone
 fused_adam: Callable[..., Any] = torch._fused_adam_
 fused_adamw: Callable[..., Any] = torch._fused_adamw_
 fused_sgd: Callable[..., Any] = torch._fused_sgd_
+disabled_torch_function: Any = torch._C._disabled_torch_function_impl
+adafactor: Callable[..., None] = torch.optim._adafactor.adafactor
+muon: Callable[..., None] = torch.optim._muon.muon
 flatten_dense: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors
 
 

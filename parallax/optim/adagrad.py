@@ -1,0 +1,81 @@
+"""Adagrad."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim.adagrad import adagrad
+
+from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.lists import How, Lists
+
+__all__ = ["Adagrad"]
+
+
+class Adagrad(Optimizer):
+    """Steps divided by the root of the sum of squared gradients.
+
+    As ``torch.optim.Adagrad``, and its kernels. Duchi et al. 2011.
+
+    Args:
+        lr: learning rate: a number, a tensor of no dimension, or a function of the step.
+        lr_decay: how fast the learning rate falls with the steps.
+        weight_decay: factor of the L2 penalty.
+        initial_accumulator_value: the sum to begin with.
+        eps: added to the denominator.
+        foreach: torch's kernels over lists; ``None`` lets torch choose.
+        maximize: climb instead of descending.
+        differentiable: let gradients flow through the step.
+        fused: torch's fused kernel; ``None`` takes it where there is one.
+        groups: other hyper-parameters for some leaves: conditions of ``tree.select`` to dicts.
+
+    Raises:
+        ValueError: if torch refuses a value, a negative learning rate say.
+    """
+
+    _torch = torch.optim.Adagrad
+    _fused_on = ("cpu",)
+
+    def __init__(
+        self,
+        lr: Rate = 1e-2,
+        lr_decay: float = 0,
+        weight_decay: float = 0,
+        initial_accumulator_value: float = 0,
+        eps: float = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        groups: Groups = None,
+    ) -> None:
+        super().__init__(
+            groups,
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            initial_accumulator_value=initial_accumulator_value,
+            eps=eps,
+            foreach=foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+            fused=fused,
+        )
+
+    def _moments(self, h: Hyper) -> tuple[str, ...]:
+        return ("sum",)
+
+    def _fresh(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
+        start = h["initial_accumulator_value"]
+        return torch.full_like(param, complex(start, start) if param.is_complex() else start)
+
+    def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        at = at.in_order() if how.fused else at
+        adagrad(
+            at.params, at.grads, at["sum"], at.steps(bool(how.fused)),
+            lr=h["lr"], lr_decay=h["lr_decay"], weight_decay=h["weight_decay"], eps=h["eps"],
+            maximize=h["maximize"], has_complex=at.complex, foreach=how.foreach, fused=how.fused,
+            differentiable=how.differentiable,
+        )  # fmt: skip
+        return at

@@ -1,0 +1,166 @@
+"""Adam, and Adam with decoupled weight decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim.adam import adam
+
+from parallax import _compat
+from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.lists import How, Lists
+
+__all__ = ["Adam", "AdamW"]
+
+
+class Adam(Optimizer):
+    """Adam: steps scaled by running averages of the gradient and its square.
+
+    As ``torch.optim.Adam``, and its kernels. Kingma and Ba 2015; AMSGrad: Reddi et al. 2018.
+
+    Args:
+        lr: learning rate: a number, a tensor of no dimension, or a function of the step.
+        betas: decay of the running averages of the gradient and of its square.
+        eps: added to the denominator.
+        weight_decay: factor of the L2 penalty.
+        amsgrad: divide by the largest average so far.
+        foreach: torch's kernels over lists; ``None`` lets torch choose.
+        maximize: climb instead of descending.
+        capturable: for CUDA graphs: the count of steps lives on the device.
+        differentiable: let gradients flow through the step.
+        fused: torch's fused kernel; ``None`` takes it where there is one.
+        decoupled_weight_decay: decay as ``AdamW`` does.
+        groups: other hyper-parameters for some leaves: conditions of ``tree.select`` to dicts.
+
+    Raises:
+        ValueError: if torch refuses a value, a negative learning rate say.
+    """
+
+    _torch = torch.optim.Adam
+    _fused_on = ("cpu", "cuda", "mps", "xpu")
+
+    def __init__(
+        self,
+        lr: Rate = 1e-3,
+        betas: tuple[Any, Any] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        groups: Groups = None,
+    ) -> None:
+        super().__init__(
+            groups,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
+
+    def _moments(self, h: Hyper) -> tuple[str, ...]:
+        return (*("exp_avg", "exp_avg_sq"), *("max_exp_avg_sq",) * bool(h["amsgrad"]))
+
+    def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        return step_adam(at, h, how, bool(h["decoupled_weight_decay"]))
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay.
+
+    As ``torch.optim.AdamW``, and its kernels. Loshchilov and Hutter 2019.
+
+    Args:
+        lr: learning rate: a number, a tensor of no dimension, or a function of the step.
+        betas: decay of the running averages of the gradient and of its square.
+        eps: added to the denominator.
+        weight_decay: how much of ``lr`` times itself a parameter loses per step.
+        amsgrad: divide by the largest average so far.
+        maximize: climb instead of descending.
+        foreach: torch's kernels over lists; ``None`` lets torch choose.
+        capturable: for CUDA graphs: the count of steps lives on the device.
+        differentiable: let gradients flow through the step.
+        fused: torch's fused kernel; ``None`` takes it where there is one.
+        groups: other hyper-parameters for some leaves: conditions of ``tree.select`` to dicts.
+
+    Raises:
+        ValueError: if torch refuses a value, a negative learning rate say.
+    """
+
+    _torch = torch.optim.AdamW
+    _fused_on = ("cpu", "cuda", "mps", "xpu")
+
+    def __init__(
+        self,
+        lr: Rate = 1e-3,
+        betas: tuple[Any, Any] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        groups: Groups = None,
+    ) -> None:
+        super().__init__(
+            groups,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )
+
+    def _moments(self, h: Hyper) -> tuple[str, ...]:
+        return (*("exp_avg", "exp_avg_sq"), *("max_exp_avg_sq",) * bool(h["amsgrad"]))
+
+    def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        return step_adam(at, h, how, True)
+
+
+def step_adam(at: Lists, h: Hyper, how: How, decoupled: bool) -> Lists:
+    """Adam's kernel; the fused one is called directly, with one count of steps for all leaves."""
+    shared = {
+        "amsgrad": bool(h["amsgrad"]),
+        "beta1": h["betas"][0],
+        "beta2": h["betas"][1],
+        "lr": h["lr"],
+        "weight_decay": h["weight_decay"],
+        "eps": h["eps"],
+        "maximize": bool(h["maximize"]),
+    }
+    if how.fused and at.uniform():
+        at = at.in_order()
+        columns = at["exp_avg"], at["exp_avg_sq"], at["max_exp_avg_sq"]
+        kernel = _compat.fused_adamw if decoupled else _compat.fused_adam
+        kernel(at.params, at.grads, *columns, at.steps_after(), **shared)
+        return at
+    at = at.in_order() if how.fused else at
+    adam(
+        at.params, at.grads, at["exp_avg"], at["exp_avg_sq"], at["max_exp_avg_sq"],
+        at.steps(how.capturable or bool(how.fused)),
+        has_complex=at.complex, decoupled_weight_decay=decoupled, fused=how.fused, **shared,
+        **how.several,
+    )  # fmt: skip
+    return at

@@ -1,0 +1,81 @@
+"""Averaged stochastic gradient descent."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim.asgd import asgd
+
+from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.lists import How, Lists
+
+__all__ = ["ASGD"]
+
+
+class ASGD(Optimizer):
+    """Stochastic gradient descent with a running mean of the parameters.
+
+    As ``torch.optim.ASGD``, and its kernels. Polyak and Juditsky 1992. The mean is ``state.moments["ax"]``.
+
+    Args:
+        lr: learning rate: a number, a tensor of no dimension, or a function of the step.
+        lambd: decay.
+        alpha: power of the fall of the learning rate.
+        t0: the step at which averaging starts.
+        weight_decay: factor of the L2 penalty.
+        foreach: torch's kernels over lists; ``None`` lets torch choose.
+        maximize: climb instead of descending.
+        differentiable: let gradients flow through the step.
+        capturable: for CUDA graphs: the count of steps lives on the device.
+        groups: other hyper-parameters for some leaves: conditions of ``tree.select`` to dicts.
+
+    Raises:
+        ValueError: if torch refuses a value, a negative learning rate say.
+    """
+
+    _torch = torch.optim.ASGD
+
+    def __init__(
+        self,
+        lr: Rate = 1e-2,
+        lambd: float = 1e-4,
+        alpha: float = 0.75,
+        t0: float = 1e6,
+        weight_decay: float = 0,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        *,
+        groups: Groups = None,
+    ) -> None:
+        super().__init__(
+            groups,
+            lr=lr,
+            lambd=lambd,
+            alpha=alpha,
+            t0=t0,
+            weight_decay=weight_decay,
+            foreach=foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+            capturable=capturable,
+        )
+
+    def _moments(self, h: Hyper) -> tuple[str, ...]:
+        return ("mu", "ax", "eta")
+
+    def _fresh(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
+        if name == "ax":
+            return torch.zeros_like(param)
+        start = h["lr"] if name == "eta" else 1.0
+        return torch.as_tensor(start, dtype=torch.float32, device=param.device).clone()
+
+    def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        asgd(
+            at.params, at.grads, at["ax"], at["mu"], at["eta"], at.steps(how.capturable),
+            lambd=h["lambd"], lr=h["lr"], t0=h["t0"], alpha=h["alpha"],
+            weight_decay=h["weight_decay"], maximize=h["maximize"], has_complex=at.complex,
+            **how.several,
+        )  # fmt: skip
+        return at

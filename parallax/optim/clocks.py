@@ -1,0 +1,72 @@
+"""The ages of leaves: a leaf grows older by one with every step in which it has a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Clocks"]
+
+
+class Clocks:
+    """The clocks before a step, and what becomes of them.
+
+    Clock 0 counts all steps. A leaf goes by it until it misses a step; then it gets a clock of its
+    own, shared with the leaves that missed the same ones.
+
+    Attributes:
+        before: the clocks before the step, and last a new one for leaves that never were stepped.
+        index: for each stepped leaf of the model its clock among ``before``.
+        clock_of: for every leaf of the model its clock after the step, as ``State`` keeps it.
+    """
+
+    __slots__ = ("_rule", "before", "clock_of", "index")
+
+    def __init__(
+        self,
+        step: Tensor,
+        clocks: Sequence[Tensor],
+        clock_of: tuple[int, ...],
+        chosen: list[int],
+    ) -> None:
+        self.before = [step, *clocks]
+        self.clock_of = clock_of
+        if not clocks and chosen == [k for k, clock in enumerate(clock_of) if clock == 0]:
+            self.index = [0] * len(clock_of)
+            self._rule: list[tuple[int, bool]] = []
+            return
+        self._change(chosen)
+
+    def _change(self, chosen: list[int]) -> None:
+        """Finds out which clocks tick, stay, or part because some of their leaves miss a step."""
+        old, count = self.clock_of, len(self.before)
+        self.before.append(torch.zeros_like(self.before[0]))
+        self.index = [clock if clock >= 0 else count for clock in old]
+        new = list(old)
+        stepped = set(chosen)
+        # For each clock after 0: which old one it comes from, and whether it ticks.
+        self._rule = [(clock, False) for clock in range(1, count)]
+        for clock in (*range(count), -1):
+            members = [k for k, own in enumerate(old) if own == clock]
+            moving = [k for k in members if k in stepped]
+            parting = moving
+            if clock == 0:  # which ticks in any case
+                parting = [k for k in members if k not in stepped]
+            elif clock > 0 and len(moving) == len(members) and members:
+                self._rule[clock - 1] = (clock, True)
+                parting = []
+            if parting:
+                self._rule.append((clock if clock >= 0 else count, clock != 0))
+                for k in parting:
+                    new[k] = len(self._rule)
+        self.clock_of = tuple(new) if new != list(old) else old
+
+    def ticked(self) -> tuple[Tensor, list[Tensor]]:
+        """The number of steps and the other clocks after the step."""
+        others = [
+            self.before[source] + 1 if ticks else self.before[source]
+            for source, ticks in self._rule
+        ]
+        return self.before[0] + 1, others

@@ -1,0 +1,110 @@
+"""Marking what was given away, so that using it afterwards raises."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import optree
+from torch import Tensor
+
+from parallax import _compat
+from parallax.nodes import NODES, Instance, is_module
+
+__all__ = ["DonatedError", "mark"]
+
+
+class DonatedError(RuntimeError):
+    """A tree was used after it was given to ``step(..., donate=True)``."""
+
+
+class _DonatedMeta(type):
+    @property
+    def __layout__(cls) -> NoReturn:
+        # What every traversal asks first: whether this is a module.
+        raise DonatedError(_message("a module"))
+
+
+def _message(name: str) -> str:
+    return (
+        f"{name} was given to step(..., donate=True), which reused its memory, so it is gone. "
+        f"Use what step returned: model, state = opt.step(model, grads, state, donate=True); "
+        f"or leave donate out to keep the old tree"
+    )
+
+
+class Donated(Instance, metaclass=_DonatedMeta):
+    """What a module becomes when its memory is given away."""
+
+    __slots__ = ()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__") and name not in ("__dict__", "__call__"):
+            return object.__getattribute__(self, name)
+        raise DonatedError(_message(_name(self)))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise DonatedError(_message(_name(self)))
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise DonatedError(_message(_name(self)))
+
+    def __reduce__(self) -> NoReturn:
+        raise DonatedError(_message(_name(self)))
+
+    def __repr__(self) -> str:
+        return f"<{_name(self)}, given to step(..., donate=True)>"
+
+
+def _name(donated: Any) -> str:
+    return str(object.__getattribute__(donated, "__dict__").get("name", "a module"))
+
+
+def _flatten(donated: Any) -> NoReturn:
+    raise DonatedError(_message(_name(donated)))
+
+
+def _unflatten(children: Any, metadata: Any) -> NoReturn:
+    raise DonatedError(_message("a module"))
+
+
+# Raw torch and optree should not take it for a leaf either.
+_compat.register_optree_node(Donated, _flatten, _unflatten, entry=optree.AutoEntry)
+_compat.register_torch_node(
+    Donated,
+    _flatten,
+    _unflatten,
+    _flatten,
+    name="parallax.optim.Donated",
+    dump_context=_flatten,
+    load_context=_flatten,
+)
+_set_class = object.__dict__["__class__"].__set__  # past the __setattr__ that freezes modules
+_set_leaves = Instance.__dict__["_leaves"].__set__
+
+
+def mark(module: Any) -> None:
+    """Makes a module and every module below it unusable.
+
+    The objects stay where they are and lose what they held; a module that is also part of another
+    tree is lost to that tree too, as its memory is.
+    """
+    stack = [module]
+    while stack:
+        value = stack.pop()
+        if type(value) is tuple or isinstance(value, tuple):
+            stack += value
+        elif isinstance(value, dict):
+            stack += value.values()
+        elif type(value) in NODES:
+            stack += NODES[type(value)].flatten(value)[0]
+        elif type(value) is not Donated and is_module(value):
+            cls, held = type(value), value.__dict__
+            stack += [
+                child
+                for name in cls.__layout__.children
+                if type(child := held[name]) is not Tensor and child is not None
+            ]
+            held.clear()
+            held["name"] = cls.__qualname__
+            _set_leaves(value, ())
+            _set_class(value, Donated)

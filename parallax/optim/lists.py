@@ -1,0 +1,142 @@
+"""What a kernel works on: parameters, gradients and moments as lists, and how it is to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from parallax import _compat
+
+__all__ = ["How", "Lists"]
+
+
+class How(NamedTuple):
+    """Which of torch's kernels to call, in the words of ``torch.optim``."""
+
+    foreach: bool | None = None
+    fused: bool | None = None
+    capturable: bool = False
+    differentiable: bool = False
+
+    @property
+    def several(self) -> dict[str, Any]:
+        """The arguments of a kernel that has no fused form."""
+        return {
+            "foreach": self.foreach,
+            "capturable": self.capturable,
+            "differentiable": self.differentiable,
+        }
+
+
+class Lists:
+    """The leaves of one group that are stepped together, entry beside entry.
+
+    Attributes:
+        params: the parameters, overwritten by the kernel.
+        grads: the gradients, only read.
+        moments: per name the moments, overwritten by the kernel.
+        clocks: some ages, in steps, each a tensor of no dimension; only read.
+        clock_of: per leaf the index of the clock it goes by.
+    """
+
+    __slots__ = ("clock_of", "clocks", "grads", "moments", "params")
+
+    def __init__(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        moments: dict[str, list[Any]],
+        clocks: list[Tensor],
+        clock_of: list[int],
+    ) -> None:
+        self.params = params
+        self.grads = grads
+        self.moments = moments
+        self.clocks = clocks
+        self.clock_of = clock_of
+
+    def __getitem__(self, name: str) -> list[Any]:
+        return self.moments.get(name, [])
+
+    @property
+    def complex(self) -> bool:
+        """Whether any parameter is complex."""
+        return any([param.is_complex() for param in self.params])
+
+    def steps(self, on_device: bool = False) -> list[Tensor]:
+        """The age of each leaf in a tensor of its own, for kernels that count in place."""
+        ages = [self.clocks[k].clone() for k in self.clock_of]
+        return [a.to(p.device) for a, p in zip(ages, self.params)] if on_device else ages  # noqa: B905  # dynamo traces no strict=
+
+    def steps_after(self) -> list[Tensor]:
+        """The age of each leaf after this step, for kernels that only read it."""
+        device = self.params[0].device
+        clocks = [(clock + 1).to(device) for clock in self.clocks]
+        return [clocks[k] for k in self.clock_of]
+
+    def columns(self) -> Iterator[list[Any]]:
+        """The lists that a kernel overwrites."""
+        yield self.params
+        yield from self.moments.values()
+
+    def private(self) -> Lists:
+        """The same numbers in memory that nobody else has."""
+        columns = list(self.columns())
+        flat = [tensor for column in columns for tensor in column if tensor is not None]
+        copies = iter(_clone(flat))
+        params, *moments = [
+            [None if tensor is None else next(copies) for tensor in column] for column in columns
+        ]
+        return Lists(
+            params, self.grads, dict(zip(self.moments, moments)), self.clocks, self.clock_of
+        )  # type: ignore[arg-type]  # parameters are no holes  # noqa: B905  # dynamo traces no strict=
+
+    def uniform(self) -> bool:
+        """Whether all numbers are real, of one dtype and on one device."""
+        first = self.params[0]
+        dtype, device = first.dtype, first.device
+        return dtype.is_floating_point and all(
+            [p.dtype is dtype and p.device == device for p in self.params]
+        )
+
+    def in_order(self) -> Lists:
+        """As they are, with gradients and moments laid out in memory as the parameters are.
+
+        The fused kernels walk through memory without looking at strides.
+        """
+        others = [self.grads, *self.moments.values()]
+        if all([t.is_contiguous() for column in (self.params, *others) for t in column]):
+            return self
+        grads, *moments = [
+            [_like(p, t) for p, t in zip(self.params, column, strict=True)] for column in others
+        ]
+        named = dict(zip(self.moments, moments, strict=True))
+        return Lists(self.params, grads, named, self.clocks, self.clock_of)
+
+    def pick(self, indices: list[int]) -> Lists:
+        """Some of the entries."""
+        moments = {name: [column[k] for k in indices] for name, column in self.moments.items()}
+        params, grads = [self.params[k] for k in indices], [self.grads[k] for k in indices]
+        return Lists(params, grads, moments, self.clocks, [self.clock_of[k] for k in indices])
+
+    def put(self, part: Lists, indices: list[int]) -> None:
+        """Puts entries that ``pick`` gave, and a kernel wrote, in their places."""
+        for j, k in enumerate(indices):
+            self.params[k] = part.params[j]
+            for name, column in part.moments.items():
+                self.moments[name][k] = column[j]
+
+
+def _clone(tensors: list[Tensor]) -> Sequence[Tensor]:
+    if _compat.is_compiling() or _compat.transform_active() or torch.is_grad_enabled():
+        return [tensor.clone() for tensor in tensors]
+    return _compat.foreach_clone(tensors)  # type: ignore[no-any-return]  # a list of tensors
+
+
+def _like(param: Tensor, tensor: Tensor) -> Tensor:
+    if tensor.stride() == param.stride():
+        return tensor
+    return torch.empty_like(param).copy_(tensor)

@@ -1,0 +1,92 @@
+"""Muon."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from parallax import _compat
+from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.lists import How, Lists
+
+__all__ = ["Muon"]
+
+
+class Muon(Optimizer):
+    """Momentum whose update is made orthogonal; for matrices only.
+
+    As ``torch.optim.Muon``, and its kernels. Jordan 2024. Other leaves go to another optimizer: see ``Split``.
+
+    Args:
+        lr: learning rate: a number, a tensor of no dimension, or a function of the step.
+        weight_decay: how much of ``lr`` times itself a parameter loses per step.
+        momentum: decay of the running average of the gradient.
+        nesterov: Nesterov's momentum.
+        ns_coefficients: of the Newton-Schulz polynomial.
+        eps: added to the norm.
+        ns_steps: how many Newton-Schulz iterations.
+        adjust_lr_fn: how the rate follows the shape: "original" or "match_rms_adamw".
+        groups: other hyper-parameters for some leaves: conditions of ``tree.select`` to dicts.
+
+    Raises:
+        ValueError: if torch refuses a value, a negative learning rate say.
+    """
+
+    _torch = torch.optim.Muon
+
+    def __init__(
+        self,
+        lr: Rate = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+        *,
+        groups: Groups = None,
+    ) -> None:
+        super().__init__(
+            groups,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            nesterov=nesterov,
+            ns_coefficients=ns_coefficients,
+            eps=eps,
+            ns_steps=ns_steps,
+            adjust_lr_fn=adjust_lr_fn,
+        )
+
+    def _moments(self, h: Hyper) -> tuple[str, ...]:
+        return ("momentum_buffer",)
+
+    def _check_leaf(self, path: str, param: Tensor) -> None:
+        if param.ndim != 2 or param.is_complex():
+            raise TypeError(
+                f"optim.Muon: {path} is {param.dtype} of shape {tuple(param.shape)}, and Muon steps "
+                f"real matrices only. Give the rest to another optimizer: optim.Split("
+                f"{{lambda path, p: p.ndim == 2: optim.Muon()}}, rest=optim.AdamW())"
+            )
+
+    def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        rate = h["lr"]
+        if not isinstance(rate, Tensor):
+            return _step(at, h)
+        # The update is of half precision, and times a tensor it would be rounded once more.
+        params, at.params = at.params, [torch.zeros_like(p) for p in at.params]
+        at = _step(at, {**h, "lr": 1.0, "weight_decay": 0.0})
+        keep = 1 - rate * h["weight_decay"]
+        at.params = [p * keep + rate * change for p, change in zip(params, at.params)]  # noqa: B905  # dynamo traces no strict=
+        return at
+
+
+def _step(at: Lists, h: Hyper) -> Lists:
+    _compat.muon(
+        at.params, at.grads, at["momentum_buffer"],
+        lr=h["lr"], weight_decay=h["weight_decay"], momentum=h["momentum"],
+        nesterov=h["nesterov"], ns_coefficients=h["ns_coefficients"], ns_steps=h["ns_steps"],
+        eps=h["eps"], adjust_lr_fn=h["adjust_lr_fn"], has_complex=False,
+    )  # fmt: skip
+    return at

@@ -1,0 +1,76 @@
+"""RAdam."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim.radam import radam
+
+from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.lists import How, Lists
+
+__all__ = ["RAdam"]
+
+
+class RAdam(Optimizer):
+    """Adam with a rectified variance, which needs no warmup.
+
+    As ``torch.optim.RAdam``, and its kernels. Liu et al. 2020.
+
+    Args:
+        lr: learning rate: a number, a tensor of no dimension, or a function of the step.
+        betas: decay of the running averages of the gradient and of its square.
+        eps: added to the denominator.
+        weight_decay: factor of the L2 penalty.
+        decoupled_weight_decay: decay as ``AdamW`` does.
+        foreach: torch's kernels over lists; ``None`` lets torch choose.
+        maximize: climb instead of descending.
+        capturable: for CUDA graphs: the count of steps lives on the device.
+        differentiable: let gradients flow through the step.
+        groups: other hyper-parameters for some leaves: conditions of ``tree.select`` to dicts.
+
+    Raises:
+        ValueError: if torch refuses a value, a negative learning rate say.
+    """
+
+    _torch = torch.optim.RAdam
+
+    def __init__(
+        self,
+        lr: Rate = 1e-3,
+        betas: tuple[Any, Any] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        groups: Groups = None,
+    ) -> None:
+        super().__init__(
+            groups,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
+
+    def _moments(self, h: Hyper) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq")
+
+    def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        radam(
+            at.params, at.grads, at["exp_avg"], at["exp_avg_sq"], at.steps(how.capturable),
+            beta1=h["betas"][0], beta2=h["betas"][1], lr=h["lr"], eps=h["eps"],
+            weight_decay=h["weight_decay"], maximize=h["maximize"],
+            decoupled_weight_decay=h["decoupled_weight_decay"], has_complex=at.complex, **how.several,
+        )  # fmt: skip
+        return at

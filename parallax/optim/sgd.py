@@ -1,0 +1,116 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim.sgd import sgd
+
+from parallax import _compat
+from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.lists import How, Lists
+
+__all__ = ["SGD"]
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, optionally with momentum.
+
+    As ``torch.optim.SGD``, and its kernels. Nesterov momentum: Sutskever et al. 2013.
+
+    Args:
+        lr: learning rate: a number, a tensor of no dimension, or a function of the step.
+        momentum: factor of the last update.
+        dampening: one minus the factor of the gradient in the momentum.
+        weight_decay: factor of the L2 penalty.
+        nesterov: Nesterov's momentum.
+        maximize: climb instead of descending.
+        foreach: torch's kernels over lists; ``None`` lets torch choose.
+        differentiable: let gradients flow through the step.
+        fused: torch's fused kernel; ``None`` takes it where there is one.
+        groups: other hyper-parameters for some leaves: conditions of ``tree.select`` to dicts.
+
+    Raises:
+        ValueError: if torch refuses a value, a negative learning rate say.
+    """
+
+    _torch = torch.optim.SGD
+    _fused_on = ("cpu", "cuda", "mps", "xpu")
+
+    def __init__(
+        self,
+        lr: Rate = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: Any = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        groups: Groups = None,
+    ) -> None:
+        super().__init__(
+            groups,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
+
+    def _moments(self, h: Hyper) -> tuple[str, ...]:
+        return () if h["momentum"] == 0 else ("momentum_buffer",)
+
+    def _run(self, at: Lists, h: Hyper, how: How, donate: bool = False) -> Lists:
+        plain = h["momentum"] == 0 and h["weight_decay"] == 0 and isinstance(h["lr"], float | int)
+        if plain and how.fused and not donate:
+            # Out of place it is one pass over memory where a copy and a kernel are two.
+            rate = h["lr"] if h["maximize"] else -h["lr"]
+            at.params = list(_compat.foreach_add(at.params, at.grads, alpha=rate))
+            return at
+        return super()._run(at, h, how, donate)
+
+    def _fresh(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
+        # A first gradient enters the momentum undamped, so it must be told from later ones.
+        return torch.zeros_like(param) if h["dampening"] == 0 else None
+
+    def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        buffers = at["momentum_buffer"]
+        first = [k for k, buffer in enumerate(buffers) if buffer is None]
+        if not first:
+            return _step(at, h, how)
+        new = at.pick(first)
+        new.moments = {"momentum_buffer": [torch.zeros_like(p) for p in new.params]}
+        old = at.pick([k for k, buffer in enumerate(buffers) if buffer is not None])
+        at.put(_step(new, {**h, "dampening": 0}, how), first)
+        if old.params:
+            at.put(_step(old, h, how), [k for k in range(len(buffers)) if k not in first])
+        return at
+
+
+def _step(at: Lists, h: Hyper, how: How) -> Lists:
+    if how.fused and at.uniform():
+        at = at.in_order()
+        _compat.fused_sgd(
+            at.params, at.grads, at["momentum_buffer"],
+            weight_decay=h["weight_decay"], momentum=h["momentum"], lr=h["lr"],
+            dampening=h["dampening"], nesterov=h["nesterov"], maximize=h["maximize"],
+            is_first_step=False,
+        )  # fmt: skip
+        return at
+    at = at.in_order() if how.fused else at
+    buffers = at["momentum_buffer"] or [None] * len(at.params)
+    sgd(
+        at.params, at.grads, buffers,
+        weight_decay=h["weight_decay"], momentum=h["momentum"], lr=h["lr"],
+        dampening=h["dampening"], nesterov=h["nesterov"], maximize=h["maximize"],
+        foreach=how.foreach, fused=how.fused,
+    )  # fmt: skip
+    return at

@@ -1,0 +1,123 @@
+"""The state of an optimizer: a module whose moments are modules of the model's skeleton."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from parallax import _compat, tracing
+from parallax.fields import Buffer
+from parallax.module import Module
+from parallax.registry import flatten_module, unflatten_module
+from parallax.tree.align import align
+
+__all__ = ["Contents", "State"]
+
+NEVER = -1
+"""The clock of a leaf that was never stepped."""
+
+
+class State(Module):
+    """What an optimizer remembers between steps; ``Optimizer.init`` makes it.
+
+    A leaf that gets no gradient keeps its moments and its age, as a parameter of ``torch.optim``
+    does. Ages are kept as few clocks: nearly always there is one, which is ``step``.
+
+    Attributes:
+        step: how many steps were made, a tensor of no dimension.
+        moments: per name, as in ``torch.optim``'s state dict, a module of the model's skeleton with
+            holes where nothing is stepped.
+        clocks: the ages of the leaves that missed a step.
+        clock_of: per unique leaf of the model which clock it goes by: 0 is ``step``, ``k`` is
+            ``clocks[k - 1]``, -1 is none.
+        labels: per unique leaf the index of its group; 0 for the optimizer's own parameters.
+        optimizer: the name of the optimizer's class.
+    """
+
+    step: Buffer
+    moments: dict[str, Module]
+    clocks: tuple[Buffer, ...]
+    clock_of: tuple[int, ...]
+    labels: tuple[int, ...]
+    optimizer: str
+
+
+class Contents:
+    """A state taken apart beside the model's leaves.
+
+    Attributes:
+        step: how many steps were made.
+        moments: per name one tensor or hole per unique leaf of the model.
+        clocks: the ages of the leaves that missed a step.
+    """
+
+    __slots__ = ("_count", "_whole", "clocks", "moments", "state", "step")
+
+    def __init__(self, state: State, part: Any, what: str) -> None:
+        self.state = state
+        self._whole: Any = None
+        if type(part) is not tracing.Outline and self._read_whole(state, part):
+            return
+        self.step: Tensor = state.step
+        self.clocks: Sequence[Tensor] = state.clocks
+        self.moments: dict[str, list[Any]] = {}
+        for name, tree in state.moments.items():
+            try:
+                self.moments[name] = list(align(part, tree))
+            except ValueError as error:
+                raise ValueError(
+                    f"{what}: the state was made for another model: in its {name}, {error}. "
+                    f"Make one for this model: state = opt.init(model)"
+                ) from None
+        count = part.n_leaves if type(part) is tracing.Outline else len(part.first)
+        if len(state.clock_of) != count:
+            raise ValueError(
+                f"{what}: the state was made for another model, of {len(state.clock_of)} leaves; "
+                f"this one has {count}. Make one for this model: state = opt.init(model)"
+            )
+
+    def _read_whole(self, state: State, part: Any) -> bool:
+        """Reads the memo of the state, which costs three slices; false if it does not fit."""
+        leaves, spec = flatten_module(state)
+        trees, n = spec.children[1], len(part.first)
+        skeleton = part.skeleton
+        clocks = len(state.clocks)
+        if len(leaves) != 1 + n * len(trees.children) + clocks or len(state.clock_of) != n:
+            return False
+        if not all([tree is skeleton or tree.skeleton == skeleton for tree in trees.children]):
+            return False
+        self._whole = spec
+        self._count = n
+        self.step = leaves[0]
+        self.moments = {
+            name: list(leaves[1 + k * n : 1 + k * n + n]) for k, name in enumerate(trees.keys())
+        }
+        self.clocks = leaves[len(leaves) - clocks :] if clocks else ()
+        return True
+
+    def close(
+        self,
+        step: Tensor,
+        moments: dict[str, list[Any]],
+        clocks: Sequence[Tensor],
+        clock_of: tuple[int, ...],
+    ) -> State:
+        """The state with other contents."""
+        state = self.state
+        if self._whole is not None and clock_of is state.clock_of:
+            leaves = [step]
+            for column in moments.values():
+                leaves += column
+            leaves += clocks
+            return unflatten_module(self._whole, leaves)  # type: ignore[no-any-return]  # a State
+        made = {name: around(state.moments[name], column) for name, column in moments.items()}
+        return State(step, made, tuple(clocks), clock_of, state.labels, state.optimizer)
+
+
+def around(module: Any, leaves: list[Any]) -> Any:
+    """A module of the skeleton of another around other leaves."""
+    if _compat.is_compiling():
+        return tracing.rebuild(tracing.take_apart(module)[1], leaves)
+    return unflatten_module(flatten_module(module)[1].skeleton, leaves)
