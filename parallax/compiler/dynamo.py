@@ -13,7 +13,14 @@ from torch._C._dynamo.guards import TensorGuards
 from torch.autograd import forward_ad
 from torch.fx import _symbolic_trace as fx_trace
 
-__all__ = ["compile_flat", "compile_settings", "is_transforming", "recompile_limit", "tensor_check"]
+__all__ = [
+    "compile_flat",
+    "compile_settings",
+    "is_transforming",
+    "recompile_limit",
+    "tensor_check",
+    "write_detector",
+]
 
 
 def is_transforming() -> bool:
@@ -85,27 +92,28 @@ _OURS = re.compile(
     r"|metaclass|module|nodes|notes|registry|structure|tracing|tree)(_dot_\w+)?)'\]"
     r"|\bSUPPORTED_NODES\b"
 )
-_LIBRARIES = re.compile(
-    r"G\['__import_(torch|optree|parallax)(_dot_\w+)?'\]|__import__\('torch'\)"
-)
+_LIBRARIES = re.compile(r"G\['__import_(torch|optree|parallax)(_dot_\w+)?'\]|__import__\('torch'\)")
 _CODE = (FunctionType, BuiltinFunctionType, ModuleType, type)
 
 
-def compile_flat(flat: Callable[..., Any], settings: dict[str, Any], loose: frozenset[int]) -> Any:
+def compile_flat(
+    flat: Callable[..., Any],
+    settings: dict[str, Any],
+    is_loose: Callable[[int], bool],
+) -> Any:
     """``torch.compile`` of a flat function, without dynamo's guards on what the caller checks.
 
     Args:
         flat: takes ``parallax_leaves``, a tuple of tensors, and ``parallax_others``; the globals
             named ``parallax_...`` never change.
         settings: for ``torch.compile``.
-        loose: the leaves that dynamo shall guard itself.
+        is_loose: whether dynamo shall guard a leaf itself; asked after tracing.
     """
     options = dict(settings["options"])
     theirs = options.pop("guard_filter_fn", None)
 
     def keep(entries: Sequence[Any]) -> list[bool]:
-        mutates = _mutates_inputs()
-        kept = [_keeps(entry, loose, mutates) for entry in entries]
+        kept = [_keeps(entry, is_loose) for entry in entries]
         if theirs is None:
             return kept
         return [mine and other for mine, other in zip(kept, theirs(entries), strict=True)]
@@ -113,21 +121,32 @@ def compile_flat(flat: Callable[..., Any], settings: dict[str, Any], loose: froz
     return torch.compile(flat, **{**settings, "options": {**options, "guard_filter_fn": keep}})
 
 
-def _keeps(entry: Any, loose: frozenset[int], mutates: bool) -> bool:
+def _keeps(entry: Any, is_loose: Callable[[int], bool]) -> bool:
     """Whether dynamo shall check this guard: all but what is checked elsewhere or cannot change."""
     name = entry.orig_guard.name
     leaf = _LEAF.fullmatch(name)
     if leaf is not None:
-        checked = not mutates and entry.guard_type in _LEAF_GUARDS
-        return not checked or (leaf[1] is not None and int(leaf[1]) in loose)
+        checked = entry.guard_type in _LEAF_GUARDS
+        return not checked or (leaf[1] is not None and is_loose(int(leaf[1])))
     if _OURS.search(name):
         return False
     # The very functions, classes and modules that these libraries are made of.
     return not (_LIBRARIES.match(name) and isinstance(entry.value, _CODE))
 
 
-def _mutates_inputs() -> bool:
-    """Whether the graph being compiled writes to an input; then overlaps in memory matter."""
-    context = torch._guards.TracingContext.try_get()
-    metadata = None if context is None else context.fw_metadata
-    return metadata is not None and bool(metadata.mutated_inp_runtime_indices)
+def write_detector(note: Callable[[], None]) -> tuple[Any, Callable[[Any], None]]:
+    """What a traced function calls, and with what, to have ``note`` called if it wrote to an input.
+
+    Call it last. Dynamo traces with stand-ins for tensors, which count what is written into them.
+    """
+    from torch._dynamo.comptime import comptime  # dynamo takes long to import
+
+    def look(context: Any) -> None:
+        values = [
+            node.meta.get("example_value") for node in context.graph().find_nodes(op="placeholder")
+        ]
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        if any(tensor.is_inference() or tensor._version for tensor in tensors):
+            note()
+
+    return comptime, look

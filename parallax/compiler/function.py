@@ -131,7 +131,11 @@ class _Compiled:
         return None
 
     def _make(
-        self, tokens: tuple[Any, ...], items: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        tokens: tuple[Any, ...],
+        items: list[Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """Makes a graph and runs it; it is kept if that succeeds."""
         with _making:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import itertools
 from collections.abc import Callable, Sequence
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -112,24 +112,29 @@ class Graph:
         self._tensors = dynamo.tensor_check(leaves, self.sizes, strides)
         self._kinds = dynamo.tensor_check(leaves, anything, anything)
         self.check: Callable[..., bool] = self._tensors.check
+        self._sharing = _sharing(leaves)
+        self._writes = False
         # Dynamo makes a size symbolic when it sees another one under the same name.
         self.name = like.name if like is not None else f"{_name(fn)}_{next(_count)}"
         self._run = self._compile(fn, settings)
 
     def fits(self, items: Sequence[Any]) -> bool:
         """Whether this graph is right for ``items`` of its structure."""
-        if self.leaves.own is None:
-            return self.check(*items)
-        return self.check(*self.leaves.pick(items)) and self.leaves.fits(items)
+        leaves = self.leaves.pick(items)
+        if not self.check(*leaves) or (self.leaves.own is not None and not self.leaves.fits(items)):
+            return False
+        # Where memory overlaps matters to a graph that writes into it.
+        return not self._writes or _sharing(leaves) == self._sharing
 
     def why_not(self, items: Sequence[Any], paths: list[str]) -> str:
         """What keeps ``items`` of this structure from using this graph, with the item's path."""
         now = Leaves(items)
         if now.own != self.leaves.own or now.same != self.leaves.same:
-            return "other items are the same tensor, or are no plain tensors"
-        names = [f"\0{path}\0" for path in self.leaves.pick(paths)]
-        leaves = self.leaves.pick(items)
-        return str(self._tensors.check_verbose(*leaves, tensor_check_names=names)).replace("\0", "")
+            return "other arguments are one and the same tensor, or are no plain tensors"
+        if self.check(*self.leaves.pick(items)):
+            return "other arguments overlap in memory, and the function writes into them"
+        leaves, names = self.leaves.pick(items), self.leaves.pick(paths)
+        return str(self._tensors.check_verbose(*leaves, tensor_check_names=list(names)))
 
     def resized(self, items: Sequence[Any]) -> set[int] | None:
         """The positions of the leaves with other sizes, if nothing but sizes differs."""
@@ -152,19 +157,25 @@ class Graph:
         return build(iter(self._results[number]), iter(results))
 
     def _compile(self, fn: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
+        ask, whether_written = dynamo.write_detector(self._note_writes)
         namespace = {
+            "parallax_ask": ask,
+            "parallax_whether_written": whether_written,
             "__builtins__": builtins,
-            "fn": fn,
             "parallax_build": build_call,
             "parallax_places": self.leaves.places(),
             "parallax_record": _recorder(self._results),
             "parallax_spell": spell,
             "parallax_tokens": tokens_to_trace(self.tokens),
         }
-        # Dynamo caches by code object: each graph has its own.
-        code = _flat.__code__.replace(co_name=self.name, co_qualname=self.name)
-        flat = FunctionType(code, namespace, self.name)
-        return dynamo.compile_flat(flat, settings, self.loose)
+        # Dynamo caches by code object: each graph has its own. The function is in a cell, for
+        # dynamo sees that a leaf is also closed over only where both are local.
+        code = _flat(fn).__code__.replace(co_name=self.name, co_qualname=self.name)
+        flat = FunctionType(code, namespace, self.name, closure=(CellType(fn),))
+        return dynamo.compile_flat(flat, settings, lambda k: self._writes or k in self.loose)
+
+    def _note_writes(self) -> None:
+        self._writes = True
 
 
 def _recorder(kept: list[tuple[Any, ...]]) -> Callable[..., int]:
@@ -186,27 +197,45 @@ def _differing(one: Sizes, two: Sizes) -> Sizes:
     return [a if a == b else None for a, b in zip(one, two, strict=True)]
 
 
+def _sharing(leaves: Sequence[Tensor]) -> tuple[tuple[int, int], ...] | None:
+    """Which leaves share memory, and from where in it; ``None`` if none do."""
+    first: dict[int, int] = {}
+    found = tuple(
+        [
+            (first.setdefault(leaf.untyped_storage()._cdata, len(first)), leaf.storage_offset())
+            for leaf in leaves
+        ]
+    )
+    return None if len(first) == len(leaves) else found
+
+
 def _name(fn: Callable[..., Any]) -> str:
     name = getattr(fn, "__name__", type(fn).__name__)
     return name if name.isidentifier() else "compiled"
 
 
-def _flat(parallax_leaves: Any, parallax_others: Any) -> Any:
-    """What is compiled: leaves in, leaves out; the names it reads are given by each graph."""
-    if parallax_places is None:
+def _flat(fn: Callable[..., Any]) -> FunctionType:
+    """What is compiled: leaves in, leaves out; the globals it reads are given by each graph."""
+
+    def flat(parallax_leaves: Any, parallax_others: Any) -> Any:
         items = parallax_leaves
-    else:
-        items = [parallax_leaves[k] if k >= 0 else parallax_others[-1 - k] for k in parallax_places]
-    args, kwargs = parallax_build(parallax_tokens, items)
-    results, tokens, structures = [], [], []
-    parallax_spell(fn(*args, **kwargs), results, tokens, structures)
-    return parallax_record(tuple(tokens), *structures), results
+        if parallax_places is not None:
+            given = parallax_leaves, parallax_others
+            items = [given[0][k] if k >= 0 else given[1][-1 - k] for k in parallax_places]
+        args, kwargs = parallax_build(parallax_tokens, items)
+        results, tokens, structures = [], [], []
+        parallax_spell(fn(*args, **kwargs), results, tokens, structures)
+        parallax_ask(parallax_whether_written)
+        return parallax_record(tuple(tokens), *structures), results
+
+    return flat  # type: ignore[return-value]  # a def is one
 
 
 # Stand-ins, for whoever reads or checks the function above.
-fn: Any
+parallax_ask: Any
 parallax_build: Any
 parallax_places: Any
 parallax_record: Any
 parallax_spell: Any
 parallax_tokens: Any
+parallax_whether_written: Any

@@ -121,9 +121,7 @@ def positions_in_modules(tokens: tuple[Any, ...]) -> set[int]:
     return inside
 
 
-def _paths(
-    tokens: Iterator[Any], path: str, paths: list[str], modules: dict[str, Any]
-) -> None:
+def _paths(tokens: Iterator[Any], path: str, paths: list[str], modules: dict[str, Any]) -> None:
     token = next(tokens)
     if token is RNG:
         paths.append(f"{path}'s rng")

@@ -17,9 +17,7 @@ def family_of(tokens: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple([token.shape if type(token) is Structure else token for token in tokens])
 
 
-def reason(
-    before: list[Graph], tokens: tuple[Any, ...], items: list[Any], names: list[str]
-) -> str:
+def reason(before: list[Graph], tokens: tuple[Any, ...], items: list[Any], names: list[str]) -> str:
     """What differs between a call and the last graph that was made for such arguments."""
     paths, modules = paths_of(tokens, names)
     for graph in reversed(before):
@@ -36,7 +34,11 @@ def _changed(path: str, one: Structure, two: Structure) -> str:
     found = difference(one, two)
     if found is not None:
         where, before, now = found
-        return f"{path}.{where} was {before} and is {now}" if where else f"{path} was {before}, is {now}"
+        return (
+            f"{path}.{where} was {before} and is {now}"
+            if where
+            else f"{path} was {before}, is {now}"
+        )
     if one.expand != two.expand:
         return f"other leaves of {path} are tied"
     for (where, a), (_, b) in zip(one.walk(), two.walk(), strict=True):

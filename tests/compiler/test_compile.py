@@ -190,7 +190,9 @@ def test_the_order_of_a_dict_is_kept() -> None:
 
 
 def test_keywords_and_defaults_bind_as_ever() -> None:
-    def fn(x: Tensor, /, scale: float = 2.0, *rest: Tensor, shift: Tensor, **more: Tensor) -> Tensor:
+    def fn(
+        x: Tensor, /, scale: float = 2.0, *rest: Tensor, shift: Tensor, **more: Tensor
+    ) -> Tensor:
         return x * scale + sum(rest) + shift + sum(more.values())
 
     compiled = parallax.compile(fn, backend="eager")
@@ -249,7 +251,9 @@ def test_transforms_inside() -> None:
         return torch.vmap(lambda model, x: model(x))(models, xs)
 
     models, xs = tree.stack([net(0), net(1)]), torch.randn(2, SIZE)
-    torch.testing.assert_close(parallax.compile(fn, backend="aot_eager")(models, xs), fn(models, xs))
+    torch.testing.assert_close(
+        parallax.compile(fn, backend="aot_eager")(models, xs), fn(models, xs)
+    )
 
 
 # -- where it steps aside -----------------------------------------------------------------------
