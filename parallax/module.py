@@ -13,6 +13,7 @@ from torch import Tensor
 from parallax import _compat, effects, initialize, notes, random
 from parallax.display import html_of, repr_of
 from parallax.fields import Lazy, UninitializedError
+from parallax.graph import prepare
 from parallax.layout import Layout, spec_of
 from parallax.metaclass import ModuleMeta, undeclared
 from parallax.nodes import Instance
@@ -118,7 +119,9 @@ class Module(Instance, metaclass=ModuleMeta):
             object.__setattr__(module, "_spec", notes.traced_note(self, module, fields))
         else:
             layout.seal(module, convert=False)
-            object.__setattr__(module, "_spec", notes.carry_note(spec_of(self), module._spec, fields))
+            object.__setattr__(
+                module, "_spec", notes.carry_note(spec_of(self), module._spec, fields)
+            )
         if self._rng is not None:
             object.__setattr__(module, "_rng", self._rng)
         for check in cls.__ready__[2]:
@@ -199,9 +202,11 @@ class Module(Instance, metaclass=ModuleMeta):
         source = random.source_of(rng)
         random.warn_if_same(source, effects.source_of(self._rng))
         fresh = [
-            leaf if leaf is None else leaf.detach().requires_grad_(train and _differentiable(leaf))
+            leaf if leaf is None
+            else prepare(leaf.detach().requires_grad_()) if train and _differentiable(leaf)
+            else leaf.detach()
             for leaf, train in zip(leaves, structure.trainable, strict=True)
-        ]
+        ]  # fmt: skip
         return self._built(structure, fresh, effects.with_source(self._rng, source))
 
     def train(self, rng: random.Rng | None = None) -> Self:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from parallax import _compat, random
-from parallax.func.graph import escapes, escaping, retire
 from parallax.func.moving import Call
 from parallax.func.results import open_tensors
+from parallax.graph import ALIASES, alias, escapes, escaping, retire
 
 __all__ = ["Pullback", "gradient", "on_tape", "pullback", "through"]
 
@@ -76,15 +76,28 @@ class Tape:
         if self.aliased:
             self.versions = [x._version for x in inputs]
             self.leaves = [
-                x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs
+                alias(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs
             ]
         else:
             self.leaves = [x.detach().requires_grad_() for x in inputs]
         self.own = set(map(id, self.leaves))
 
+    def run(self, call: Call, finish: Finish) -> tuple[Any, Any]:
+        """The result of the call on the leaves."""
+        if not self.aliased:
+            return finish(call.at(self.leaves))
+        nodes = [leaf.grad_fn for leaf in self.leaves if leaf.grad_fn is not None]
+        ALIASES.update(nodes)
+        try:
+            result = finish(call.at(self.leaves))
+        finally:
+            ALIASES.difference_update(nodes)
+        self.check_unwritten()
+        return result
+
     def check_unwritten(self) -> None:
         """Refuses a write into an input, which autograd itself stops unless it is an alias."""
-        if self.aliased and self.versions != [x._version for x in self.inputs]:
+        if self.versions != [x._version for x in self.inputs]:
             raise RuntimeError(
                 "an argument was written in place while it was differentiated. "
                 "Compute a new tensor instead: x = x + 1, not x += 1"
@@ -102,7 +115,6 @@ class Tape:
                 ]
             )
         return keep
-
 
     def release(self, tensors: Sequence[Tensor], keep: bool) -> list[Tensor]:
         """The tensors as the caller may see them: no graph but one that leads outside."""
@@ -134,8 +146,7 @@ def _gradient_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor,
 
 
 def _record_gradient(call: Call, finish: Finish, tape: Tape) -> tuple[list[Tensor], Tensor, Any]:
-    loss, aux = finish(call.at(tape.leaves))
-    tape.check_unwritten()
+    loss, aux = tape.run(call, finish)
     beside, close = open_tensors(aux)
     keep = tape.reaches_out([loss, *beside])
     if connected(loss):
@@ -235,8 +246,7 @@ def pullback(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback, Any]:
 def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback, Any]:
     tape = Tape(call.values, recording=torch.is_grad_enabled())
     with torch.enable_grad():
-        outs, aux = finish(call.at(tape.leaves))
-    tape.check_unwritten()
+        outs, aux = tape.run(call, finish)
     beside, close = open_tensors(aux)
     keep = tape.reaches_out([*outs, *beside])
     reached = [k for k, out in enumerate(outs) if connected(out)]

@@ -13,6 +13,7 @@ from parallax.graph import carries
 from parallax.nodes import is_module
 from parallax.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.tree.align import align, misfit
+from parallax.tree.outside import is_leaf, join, up_to
 
 __all__ = ["TreeSpec", "flatten", "leaves", "map", "map_with_path", "named_leaves", "structure",
            "unflatten", "update"]  # fmt: skip
@@ -259,43 +260,11 @@ def beside(spec: TreeSpec, tree: Any, other: Any) -> list[tuple[Any, str, Any]]:
     """
     if spec.outer is None:
         return [(spec.parts[0], "", other)]
-    triples = list(zip(spec.parts, _item_paths(spec.outer), _up_to(spec, tree, other)))  # noqa: B905  # dynamo traces no strict=
+    triples = list(zip(spec.parts, _item_paths(spec.outer), up_to(spec.outer, tree, other)))  # noqa: B905  # dynamo traces no strict=
     for part, path, item in triples:
-        if part is None and (is_module(item) or not _is_leaf(item)):
+        if part is None and (is_module(item) or not is_leaf(item)):
             raise ValueError(misfit(path, "a leaf", f"a {type(item).__name__}"))
     return triples
-
-
-def _up_to(spec: TreeSpec, tree: Any, other: Any) -> list[Any]:
-    """What ``other`` has in the place of each outermost module and leaf."""
-    try:
-        return spec.outer.flatten_up_to(other)  # type: ignore[no-any-return]  # a list of subtrees
-    except ValueError:
-        raise ValueError(_outer_misfit(tree, other)) from None
-
-
-def _is_leaf(item: Any) -> bool:
-    return optree.tree_is_leaf(item, none_is_leaf=True, namespace=NAMESPACE)
-
-
-def _outer_misfit(tree: Any, other: Any) -> str:
-    """Says where two pytrees first differ outside of modules."""
-    stack = [("", tree, other)]
-    while stack:
-        path, a, b = stack.pop()
-        if is_module(a) or _is_leaf(a):
-            continue
-        if type(a) is not type(b):
-            return misfit(path, f"a {type(a).__name__}", f"a {type(b).__name__}")
-        ours, theirs = (
-            optree.tree_flatten_one_level(t, none_is_leaf=True, namespace=NAMESPACE) for t in (a, b)
-        )
-        if ours[1] != theirs[1] or ours[2] != theirs[2]:
-            kind = type(a).__name__
-            return misfit(path, f"a {kind} of {list(ours[2])}", f"a {kind} of {list(theirs[2])}")
-        below = zip(ours[2], ours[0], theirs[0], strict=True)
-        stack += reversed([(_join(path, str(key)), c, d) for key, c, d in below])
-    return misfit("", f"a {type(tree).__name__}", f"a {type(other).__name__}")
 
 
 def _map_outer(fn: Callable[..., Any], tree: Any, rest: tuple[Any, ...]) -> Any:
@@ -306,9 +275,9 @@ def _map_outer(fn: Callable[..., Any], tree: Any, rest: tuple[Any, ...]) -> Any:
 def update(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     """As ``map``, recording a graph only when a later tree carries one.
 
-    A graph that leads to nothing but leaves which ``reset`` prepared does not count, so a loop of
-    ``func.grad`` and ``update`` never grows one; to differentiate through an update, differentiate
-    by ``func.grad``.
+    The graph by which ``func.grad`` leads back to leaves that ``reset`` prepared does not count, so
+    a loop of ``func.grad`` and ``update`` never grows one. To differentiate through an update, take
+    the outer derivative by ``func.grad`` too.
 
     Args:
         fn: takes a leaf of ``tree`` and one of each further tree to a new leaf.
@@ -392,7 +361,7 @@ def with_paths(tree: Any) -> list[tuple[str, Any]]:
     pairs = []
     for prefix, item in items_with_paths(tree):
         inner = with_paths(item) if is_module(item) else [("", item)]
-        pairs += [(_join(prefix, path), leaf) for path, leaf in inner]
+        pairs += [(join(prefix, path), leaf) for path, leaf in inner]
     return pairs
 
 
@@ -406,7 +375,3 @@ def items_with_paths(tree: Any) -> list[tuple[str, Any]]:
 
 def _item_paths(outer: Any) -> list[str]:
     return [".".join([str(entry) for entry in entries]) for entries in outer.paths()]
-
-
-def _join(prefix: str, path: str) -> str:
-    return f"{prefix}.{path}" if prefix and path else prefix or path

@@ -39,13 +39,17 @@ ENGINES = pytest.mark.parametrize("name", ["tape", "functorch"])
 
 def results(program: Any, side: Any, wants: tuple[bool, ...], second: bool) -> list[Tensor]:
     """The gradient at the top, the derivatives behind it, and what requires grad."""
-    w, b, x, c = (t.clone().requires_grad_(want) for t, want in zip((W, B, X, C), wants, strict=True))
+    w, b, x, c = (
+        t.clone().requires_grad_(want) for t, want in zip((W, B, X, C), wants, strict=True)
+    )
     fn = build(program, side)
     (gp, gx), value = side.lib.grad_and_value(fn, argnums=(0, 1))(side.point(w, b), x, c)
     first = [*side.leaves(gp), gx, value]
     out = [t.detach() for t in first]
     if second and any(t.requires_grad for t in first):
-        total = sum([(t * t).sum() for t in first if t.requires_grad], torch.zeros((), dtype=DOUBLE))
+        total = sum(
+            [(t * t).sum() for t in first if t.requires_grad], torch.zeros((), dtype=DOUBLE)
+        )
         total.backward()
         out += [torch.zeros_like(t) if t.grad is None else t.grad for t in (w, b, x, c)]
     return out
