@@ -11,7 +11,7 @@ from typing import Any, Optional
 from torch import Tensor, nn
 
 from parallax import _compat, notes
-from parallax.bridge import running
+from parallax.bridge import running, traced
 from parallax.bridge.blueprint import Blueprint, Bound, Ref, resolved
 from parallax.bridge.skeleton import follow
 from parallax.fields import Buffer, Parameter
@@ -50,14 +50,17 @@ class Lifted(Module, metaclass=_LiftedMeta):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's call, with its hooks."""
         if _compat.is_compiling():
-            return running.call_traced(self, args, kwargs)
+            return traced.call(self, args, kwargs)
         return running.call(self, None, args, kwargs)
 
     def extra_repr(self) -> str:
         """What the original shows of itself."""
         try:
             return str(running.call(self, "extra_repr", (), {}))
-        except (AttributeError, TypeError):  # of leaves that are no tensors, such as gradients' holes
+        except (
+            AttributeError,
+            TypeError,
+        ):  # of leaves that are no tensors, such as gradients' holes
             return ""
 
     def __class_getitem__(cls, origin: type[nn.Module]) -> type:

@@ -15,7 +15,7 @@ from parallax.bridge.skeleton import Skeleton, borrow, follow, put_back
 from parallax.module import Module
 from parallax.registry import flatten_module
 
-__all__ = ["call", "call_traced", "read"]
+__all__ = ["call", "read"]
 
 _seeding = threading.RLock()
 
@@ -98,8 +98,3 @@ def _seeded(module: Any) -> Iterator[None]:
         for device in devices:
             torch.cuda.default_generators[device].manual_seed(seed % 2**63)
         yield
-
-
-def call_traced(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """As ``call``, while dynamo traces."""
-    raise NotImplementedError

@@ -26,10 +26,10 @@ from parallax.bridge.blueprint import Blueprint, Ref, defaults, resolved
 from parallax.fields import Buffer, Parameter
 from parallax.structure import Leaf, Structure
 
-__all__ = ["Shell", "Skeleton", "borrow", "empty_node", "put_back"]
+__all__ = ["NORMS", "Shell", "Skeleton", "borrow", "empty_node", "put_back"]
 
 Path = tuple[str, ...]
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
           nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # fmt: skip
 
 
@@ -281,7 +281,7 @@ def _plain() -> bool:
 
 
 def _silent(node: nn.Module, name: str) -> str:
-    if isinstance(node, _NORMS):
+    if isinstance(node, NORMS):
         return "norm" if node.training and name != "num_batches_tracked" else ""
     return "other"
 

@@ -144,9 +144,7 @@ def load_state_dict(
                 problems.append(problem)
     if problems:
         text = "\n\t".join(problems)
-        raise RuntimeError(
-            f"Error(s) in loading state_dict for {type(module).__name__}:\n\t{text}"
-        )
+        raise RuntimeError(f"Error(s) in loading state_dict for {type(module).__name__}:\n\t{text}")
     return unflatten_module(structure, fresh, module._rng)  # type: ignore[no-any-return, attr-defined]  # a module as given
 
 
