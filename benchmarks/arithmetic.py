@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.harness import Candidate, Question
 from benchmarks.models import BLOCKS, NnGPT, NnMLP, as_dict, mirror
-from parallax import Module, tree
+from parallax import Module, _compat, tree
 
 
 def questions(quick: bool) -> Iterator[Question]:
@@ -33,19 +33,19 @@ def _of_two(module: Module, leaves: int) -> Iterator[Question]:
     pairs: list[tuple[str, Callable[[], Any], Callable[[], Any], Callable[..., Any]]] = [
         (
             "add",
-            lambda: torch._foreach_add(flat, flat_other, alpha=0.1),
+            lambda: _compat.foreach_add(flat, flat_other, alpha=0.1),
             lambda: tree.add(module, other, alpha=0.1),
             lambda a, b: torch.add(a, b, alpha=0.1),
         ),
         (
             "sub",
-            lambda: torch._foreach_sub(flat, flat_other),
+            lambda: _compat.foreach_sub(flat, flat_other),
             lambda: tree.sub(module, other),
             torch.sub,
         ),
         (
             "lerp",
-            lambda: torch._foreach_lerp(flat, flat_other, 0.1),
+            lambda: _compat.foreach_lerp(flat, flat_other, 0.1),
             lambda: tree.lerp(module, other, 0.1),
             lambda a, b: torch.lerp(a, b, 0.1),
         ),
@@ -75,7 +75,7 @@ def _of_one(module: Module, leaves: int) -> Iterator[Question]:
     flat, plain = tree.leaves(module), as_dict(module)
     yield Question(
         f"scale, {leaves} leaves",
-        Candidate("torch._foreach, flat lists", lambda: torch._foreach_mul(flat, 0.1)),
+        Candidate("torch._foreach, flat lists", lambda: _compat.foreach_mul(flat, 0.1)),
         [
             Candidate("tree.scale", lambda: tree.scale(module, 0.1)),
             Candidate("optree, nested dict", _mapped(lambda a: a * 0.1, plain)),
@@ -84,7 +84,7 @@ def _of_one(module: Module, leaves: int) -> Iterator[Question]:
     )
     yield Question(
         f"norm, {leaves} leaves",
-        Candidate("torch._foreach, flat lists", lambda: _norm_of(torch._foreach_norm(flat))),
+        Candidate("torch._foreach, flat lists", lambda: _norm_of(_compat.foreach_norm(flat))),
         [
             Candidate("tree.norm", lambda: tree.norm(module)),
             Candidate("optree, nested dict", lambda: _optree_norm(plain)),
@@ -115,7 +115,7 @@ def _optree_norm(plain: Any) -> Tensor:
 
 
 def _foreach_vdot(one: list[Tensor], two: list[Tensor]) -> Tensor:
-    return torch.stack([product.sum() for product in torch._foreach_mul(one, two)]).sum()
+    return torch.stack([product.sum() for product in _compat.foreach_mul(one, two)]).sum()
 
 
 def _optree_vdot(one: Any, two: Any) -> Tensor:
