@@ -277,10 +277,11 @@ class Structure:
         return tuple(".".join(map(str, path)) for path, node in self.walk() if type(node) is Leaf)
 
     @cached_property
-    def place_index(self) -> dict[str, int]:
-        """For the dotted path of every place, the index of its tensor among the unique leaves."""
+    def addresses(self) -> dict[tuple[str, str], int]:
+        """For the path above every place and its name there, the index of its unique leaf."""
         index = range(self.n_places) if self.expand is None else self.expand
-        return dict(zip(self.place_paths, index, strict=True))
+        split = [path.rpartition(".") for path in self.place_paths]
+        return {(path, name): k for (path, _, name), k in zip(split, index, strict=True)}
 
     @cached_property
     def paths(self) -> tuple[str, ...]:

@@ -137,7 +137,7 @@ def test_keys_may_be_used_by_both_runs_and_once_more() -> None:
 
 def test_a_draw_without_a_key_is_found_and_named() -> None:
     with torch.random.fork_rng(devices=[]):
-        with pytest.raises(ImpureError, match="not deterministic.*at b"):
+        with pytest.raises(ImpureError, match=r"not deterministic.*at b"):
             debug.deterministic(lambda: {"a": torch.ones(1), "b": torch.rand(1)})()
         with pytest.raises(ImpureError, match="not deterministic"):
             debug.deterministic(lambda: torch.rand(()))()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from parallax import _compat, tracing
-from parallax.effects.collection import Collection, EffectError, Emission, add, root_of
+from parallax import _compat, notes, tracing
+from parallax.effects.collection import Address, Collection, EffectError, check_rules, root_of
 from parallax.registry import flatten_module, unflatten_module
 
 __all__ = ["applied", "below"]
@@ -25,42 +26,43 @@ def applied(module: Any, collection: Collection) -> Any:
         return module
     root = root_of(module)
     if _compat.is_compiling():
-        leaves, outline = tracing.take_apart(module)
+        traced, outline = tracing.take_apart(module)
         index = outline.expanded(list(range(outline.n_leaves)))
-        places = {path: index[k] for k, path in enumerate(outline.place_paths())}
-        return tracing.rebuild(outline, _merged(leaves, places, collection, root), module._rng)
-    held, structure = flatten_module(module)
-    merged = _merged(held, structure.place_index, collection, root)
+        split = [path.rpartition(".") for path in outline.place_paths()]
+        places = {(path, name): k for (path, _, name), k in zip(split, index)}  # noqa: B905  # dynamo traces no strict=
+        return tracing.rebuild(outline, _merged(traced, places, collection, root), module._rng)
+    leaves, structure = flatten_module(module)
+    merged = _merged(leaves, structure.addresses, collection, root)
     return unflatten_module(structure, merged, module._rng)
 
 
-def _merged(held: Any, places: dict[str, int], collection: Collection, root: str) -> list[Any]:
+def _merged(
+    held: Sequence[Any], places: dict[Address, int], collection: Collection, root: str
+) -> list[Any]:
     leaves = list(held)
-    changed: dict[int, list[Emission]] = {}
-    for path, emissions in (collection.emissions or {}).items():
-        index = places.get(below(root, path))
+    changed: dict[int, tuple[str | None, list[Tensor]]] = {}
+    for address, (rule, values) in (collection.emissions or {}).items():
+        index = places.get((below(root, address[0]), address[1]) if root else address)
         if index is None:
             raise EffectError(
-                f"an effect for {path!r}, and the module that is collected has no such leaf. "
-                f"Collect around the module that emits"
+                f"an effect for {notes.joined(*address)!r}, and the module that is collected has "
+                f"no such leaf. Collect around the module that emits"
             )
-        for emission in emissions:
-            if index in changed:
-                if len(emissions) == 1:  # a tied buffer, met in two places
-                    add({path: changed[index]}, path, emission)
-                else:
-                    changed[index].append(emission)
-            else:
-                changed[index] = [emission]
-    for index, emissions in changed.items():
-        leaves[index] = _one(emissions, leaves[index])
+        before = changed.get(index)
+        if before is not None:  # a tied buffer, met in two places
+            check_rules(address, before[0], rule)
+            values = before[1] + values  # noqa: PLW2901  # those of both places
+        changed[index] = rule, values
+    for index, (rule, values) in changed.items():
+        leaves[index] = _one(values, rule, leaves[index].ndim)
     return leaves
 
 
-def _one(emissions: list[Emission], held: Tensor) -> Tensor:
-    """The one value that several emissions for a buffer become."""
-    rule = emissions[0].merge
-    values = [_unmapped(value, rule, held.ndim) for value, _ in emissions]
+def _one(values: list[Tensor], rule: str | None, ndim: int) -> Tensor:
+    """The one value that several for a buffer become."""
+    if len(values) == 1 and values[0].ndim == ndim:
+        return values[0]
+    values = [_unmapped(value, rule, ndim) for value in values]
     if len(values) == 1 or rule == "last":
         return values[-1]
     return _reduced(torch.stack(values), rule)

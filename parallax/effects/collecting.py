@@ -101,8 +101,8 @@ def capture(
         root = root_of(module)
         sown = collection.sown or {}
         found = {
-            below(root, path): values[0] if len(values) == 1 else tuple(values)
-            for path, values in sown.items()
+            notes.joined(below(root, path), name): values[0] if len(values) == 1 else tuple(values)
+            for (path, name), values in sown.items()
         }
         return out, found
 

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from parallax import _compat, notes
 
-__all__ = ["Collecting", "Collection", "EffectError", "Emission", "add", "root_of", "source_of",
-           "with_source"]  # fmt: skip
+__all__ = ["Address", "Collecting", "Collection", "EffectError", "Emissions", "add",
+           "check_rules", "root_of", "source_of", "with_source"]  # fmt: skip
 
 
 class EffectError(RuntimeError):
     """An effect cannot be collected: nobody asked for it, or it contradicts another."""
 
 
-class Emission(NamedTuple):
-    """One value for one buffer, and the rule for the case that there are more."""
+Address = tuple[str, str]
+"""The path of a module, and the name of what it says."""
 
-    value: Tensor
-    merge: str | None
+Emissions = dict[Address, tuple[str | None, list[Tensor]]]
+"""By address the values for one buffer, and the rule for the case that they are several."""
 
 
 class Collection:
     """What is being collected for one call.
 
     Attributes:
-        emissions: by path; ``None`` when emissions are not collected.
-        sown: by path; ``None`` when intermediates are not captured.
+        emissions: by address; ``None`` when emissions are not collected.
+        sown: by address; ``None`` when intermediates are not captured.
         level: how many transforms ran when it began; deeper wrappers must not get in.
         backward: whether it began within autograd's backward.
         over: whether the call has returned.
@@ -38,8 +38,8 @@ class Collection:
 
     def __init__(
         self,
-        emissions: dict[str, list[Emission]] | None,
-        sown: dict[str, list[Tensor]] | None,
+        emissions: Emissions | None,
+        sown: dict[Address, list[Tensor]] | None,
     ) -> None:
         self.emissions = emissions
         self.sown = sown
@@ -89,20 +89,29 @@ def root_of(module: Any) -> str:
     return (notes.note_of(module).path or "") if type(module._rng) is Collecting else ""
 
 
-def add(emissions: dict[str, list[Emission]], where: str, new: Emission) -> None:
-    """Records an emission for a path.
+def add(emissions: Emissions, address: Address, value: Tensor, rule: str | None) -> None:
+    """Records a value.
 
     Raises:
         EffectError: if there is one already, and they have no common rule.
     """
-    found = emissions.get(where)
+    found = emissions.get(address)
     if found is None:
-        emissions[where] = [new]
-        return
-    if new.merge is None or new.merge != found[0].merge:
+        emissions[address] = rule, [value]
+    else:
+        check_rules(address, found[0], rule)
+        found[1].append(value)
+
+
+def check_rules(address: Address, one: str | None, two: str | None) -> None:
+    """Checks that two values for one buffer have a rule.
+
+    Raises:
+        EffectError: if they have none in common.
+    """
+    if one is None or one != two:
         raise EffectError(
-            f"two effects for {where!r}, with merge={found[0].merge!r} and merge={new.merge!r}. "
+            f"two effects for {notes.joined(*address)!r}, with merge={one!r} and merge={two!r}. "
             f"Say how they become one, the same each time: self.emit(..., merge='mean'), or "
             f"'last', or 'sum'"
         )
-    found.append(new)

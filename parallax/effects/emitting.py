@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
 from parallax import _compat, notes
-from parallax.effects.collection import Collecting, Collection, EffectError, Emission, add
+from parallax.effects.collection import Collecting, Collection, EffectError, add
 from parallax.fields import Buffer
 
 __all__ = ["emit", "sow"]
@@ -17,33 +17,53 @@ _RULES = ("last", "mean", "sum")
 
 def emit(module: Any, buffers: dict[str, Any], merge: str | None) -> None:
     """What ``Module.emit`` does; see there."""
-    cls = type(module).__name__
-    if merge is not None and merge not in _RULES:
-        raise ValueError(f"{cls}.emit(merge=): expected one of {_RULES} or None, got {merge!r}")
+    kinds = type(module).__layout__.kinds
     for name, value in buffers.items():
-        _check(module, name, value)
+        kind, held = kinds.get(name), getattr(module, name, None)
+        if (
+            kind is None
+            or kind.leaf is not Buffer
+            or not isinstance(value, Tensor)
+            or not isinstance(held, Tensor)
+            or value.shape != held.shape
+            or value.dtype != held.dtype
+        ):
+            _refuse(module, name, value)
+    if merge is not None and merge not in _RULES:
+        where = f"{type(module).__name__}.emit(merge=)"
+        raise ValueError(f"{where}: expected one of {_RULES} or None, got {merge!r}")
     rng = module._rng
-    collection = rng.collection if type(rng) is Collecting else None
-    if collection is None or collection.emissions is None:
+    if type(rng) is not Collecting or rng.collection.emissions is None:
         raise EffectError(
-            f"{cls}.emit({', '.join(buffers)}): nobody collects the effects of this call. Write: "
+            f"{_call(module, buffers)}: nobody collects the effects of this call. Write: "
             f"out, module = effects.collect(fn)(module, ...); or switch them off: module.eval()"
         )
+    collection: Collection = rng.collection
+    emissions: Any = collection.emissions
     if collection.recomputes():
         return
     if collection.over:
         raise EffectError(
-            f"{cls}.emit({', '.join(buffers)}): the call that collected is over; this instance "
+            f"{_call(module, buffers)}: the call that collected is over; this instance "
             f"was kept from inside it. Use the module that collect() returned"
         )
     path = notes.note_of(module).path or ""
+    _refuse_wrappers(module, buffers, collection, "emit")
     for name, value in buffers.items():
-        where = notes.joined(path, name)
-        _refuse_wrapper(value, collection, f"{cls}.emit({name}=)")
-        add(collection.emissions, where, Emission(value.detach(), merge))
+        add(
+            emissions,
+            (path, name),
+            value.detach() if value.requires_grad else value,
+            merge,
+        )
 
 
-def _check(module: Any, name: str, value: Any) -> None:
+def _call(module: Any, buffers: dict[str, Any]) -> str:
+    return f"{type(module).__name__}.emit({', '.join(buffers)})"
+
+
+def _refuse(module: Any, name: str, value: Any) -> NoReturn:
+    """Says why a value cannot be emitted."""
     cls = type(module)
     where = f"{cls.__name__}.emit({name}=)"
     if name not in cls.__layout__.fields:
@@ -59,20 +79,24 @@ def _check(module: Any, name: str, value: Any) -> None:
     if not isinstance(held, Tensor):
         what = "None" if held is None else "not initialized"
         raise TypeError(f"{where}: the buffer is {what}, so there is nothing to replace")
-    if value.shape != held.shape or value.dtype != held.dtype:
-        raise ValueError(
-            f"{where}: the buffer has shape {tuple(held.shape)} and {held.dtype}, the value "
-            f"{tuple(value.shape)} and {value.dtype}. Reduce it, or cast: value.to({held.dtype})"
-        )
+    raise ValueError(
+        f"{where}: the buffer has shape {tuple(held.shape)} and {held.dtype}, the value "
+        f"{tuple(value.shape)} and {value.dtype}. Reduce it, or cast: value.to({held.dtype})"
+    )
 
 
-def _refuse_wrapper(value: Tensor, collection: Collection, where: str) -> None:
-    if not _compat.is_compiling() and _compat.level_of(value) > collection.level:
-        raise EffectError(
-            f"{where}: a transform of torch.func would let its wrapper escape here. Use the "
-            f"transform of the same name in parallax.func, which hands effects on; or collect "
-            f"inside: torch.vmap(effects.collect(fn))"
-        )
+def _refuse_wrappers(
+    module: Any, values: dict[str, Tensor], collection: Collection, verb: str
+) -> None:
+    if _compat.is_compiling() or not _compat.transform_active():
+        return
+    for name, value in values.items():
+        if _compat.level_of(value) > collection.level:
+            raise EffectError(
+                f"{type(module).__name__}.{verb}({name}=): a transform of torch.func would let its "
+                f"wrapper escape here. Use the transform of the same name in parallax.func, which "
+                f"hands effects on; or collect inside: torch.vmap(effects.collect(fn))"
+            )
 
 
 def sow(module: Any, values: dict[str, Any]) -> None:
@@ -83,10 +107,11 @@ def sow(module: Any, values: dict[str, Any]) -> None:
     collection, sown = rng.collection, rng.collection.sown
     if collection.over or collection.recomputes():
         return
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            where = f"{type(module).__name__}.sow({name}=)"
+            raise TypeError(f"{where}: expected a tensor, got {type(value).__name__}")
+    _refuse_wrappers(module, values, collection, "sow")
     path = notes.note_of(module).path or ""
     for name, value in values.items():
-        where = f"{type(module).__name__}.sow({name}=)"
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{where}: expected a tensor, got {type(value).__name__}")
-        _refuse_wrapper(value, collection, where)
-        sown.setdefault(notes.joined(path, name), []).append(value)
+        sown.setdefault((path, name), []).append(value)

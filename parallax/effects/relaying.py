@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax.effects.collection import Collecting, Collection, Emission, add
+from parallax.effects.collection import Collecting, Collection, add
 
 __all__ = ["emitted", "nest", "relay"]
 
@@ -36,8 +36,8 @@ def emitted(inner: Any) -> list[Tensor]:
     if type(inner) is not Collecting:
         return []
     collection = inner.collection
-    values = [e.value for entries in (collection.emissions or {}).values() for e in entries]
-    return values + [value for sown in (collection.sown or {}).values() for value in sown]
+    emissions = [value for _, values in (collection.emissions or {}).values() for value in values]
+    return emissions + [value for values in (collection.sown or {}).values() for value in values]
 
 
 def relay(rng: Any, inner: Any, values: list[Tensor]) -> None:
@@ -56,8 +56,8 @@ def relay(rng: Any, inner: Any, values: list[Tensor]) -> None:
         return
     outer, collection, given = rng.collection, inner.collection, iter(values)
     collection.over = True
-    for path, emissions in (collection.emissions or {}).items():
-        for emission in emissions:
-            add(outer.emissions, path, Emission(next(given), emission.merge))
-    for path, sown in (collection.sown or {}).items():
-        outer.sown.setdefault(path, []).extend([next(given) for _ in sown])
+    for address, (rule, emissions) in (collection.emissions or {}).items():
+        for _ in emissions:
+            add(outer.emissions, address, next(given), rule)
+    for address, sown in (collection.sown or {}).items():
+        outer.sown.setdefault(address, []).extend([next(given) for _ in sown])
