@@ -49,11 +49,11 @@ def constant_key(value: Any, where: str) -> Any:
         return cls, constant_key(parts, where)
     _refuse_hidden(value, where)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = {f"{where}.{f.name}": getattr(value, f.name, None) for f in _fields(value)}
-        parameters = cls.__dataclass_params__  # type: ignore[attr-defined]  # every dataclass has them
+        inside = {f"{where}.{f.name}": getattr(value, f.name, None) for f in _fields(value)}
+        parameters = cls.__dataclass_params__
         if parameters.frozen and parameters.eq:
-            return cls, tuple(constant_key(part, at) for at, part in parts.items())
-        for at, part in parts.items():
+            return cls, tuple(constant_key(part, at) for at, part in inside.items())
+        for at, part in inside.items():
             _refuse_hidden(part, at)
     try:
         hash(value)
@@ -122,7 +122,7 @@ def _field_of(where: str) -> str:
 
 def _unhashable(value: Any, where: str) -> str:
     name = _field_of(where)
-    hints = {list: "tuple", set: "frozenset", bytearray: "bytes"}
+    hints: dict[type, str] = {list: "tuple", set: "frozenset", bytearray: "bytes"}
     hint = hints.get(type(value)) if where.count(".") == 1 else None
     line = (
         f"'{name}: {hint} = field(converter={hint})'"

@@ -111,8 +111,9 @@ def _check_name(cls: str, key: str, reserved: frozenset[str]) -> None:
 
 
 def _redefault(inherited: Field, default: Any) -> Field:
-    declared = default
-    if not isinstance(default, Field):
+    if isinstance(default, Field):
+        declared = default
+    else:
         declared = Field(
             default=default,
             init=inherited.init,

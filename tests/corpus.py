@@ -28,7 +28,7 @@ from parallax import Buffer, Module, Parameter, registry, tree
 SIZE = 4
 
 
-# -- leaves -----------------------------------------------------------------------------------
+# -- leaves ---------------------------------------------------------------------------------------
 
 
 class Dense(Module):
@@ -123,7 +123,7 @@ class Empty(Module):
         return x
 
 
-# -- children and containers ------------------------------------------------------------------
+# -- children and containers ----------------------------------------------------------------------
 
 
 class MLP(Module):
@@ -267,7 +267,7 @@ def chain(depth: int) -> Twig:
     return twig
 
 
-# -- constants --------------------------------------------------------------------------------
+# -- constants ------------------------------------------------------------------------------------
 
 
 class Padding(enum.Enum):
@@ -332,7 +332,7 @@ class Constants(Module):
         return self.weight * x * self.rate
 
 
-# -- classes ----------------------------------------------------------------------------------
+# -- classes --------------------------------------------------------------------------------------
 
 InnerT = TypeVar("InnerT", bound=Module)
 
@@ -401,7 +401,7 @@ class ScaledDense(Dense):
         return super().forward(x) * self.scale
 
 
-# -- ties -------------------------------------------------------------------------------------
+# -- ties -----------------------------------------------------------------------------------------
 
 
 class TiedParameter(Module):
@@ -441,7 +441,7 @@ class TiedModule(Module):
         return x
 
 
-# -- a class of someone else ------------------------------------------------------------------
+# -- a class of someone else ----------------------------------------------------------------------
 
 
 class Foreign:
@@ -472,7 +472,7 @@ class Holder(Module):
         return self.pair.left(x) + self.pair.right  # type: ignore[no-any-return]  # a Foreign holds anything
 
 
-# -- the twins in torch.nn --------------------------------------------------------------------
+# -- the twins in torch.nn ------------------------------------------------------------------------
 
 
 class _MLP(nn.Module):
@@ -540,7 +540,7 @@ class _TiedModule(nn.Module):
         return x
 
 
-# -- the list ---------------------------------------------------------------------------------
+# -- the list -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from torch.utils import _pytree
 from parallax import Buffer, Module, Parameter, UninitializedError, registry, tree
 from tests.corpus import MLP, SIZE, Branches, Dense, Norm, Sequential, TiedModule, Twig
 
+META: Any = type(Module)
+
 
 def says(error: type[Exception], *parts: str) -> Any:
     """``pytest.raises`` of an error whose message has all these parts."""
@@ -30,6 +32,12 @@ def says(error: type[Exception], *parts: str) -> Any:
         return True
 
     return pytest.raises(error, check=check)
+
+
+def registered() -> tuple[int, int]:
+    """How many classes optree's global registry and torch's know."""
+    entries: Any = optree.register_pytree_node
+    return len(entries.get(namespace="")), len(_pytree.SUPPORTED_NODES)
 
 
 def values(module: Any) -> list[Any]:
@@ -191,7 +199,7 @@ def test_what_cannot_be_a_child(value: Any, parts: list[str]) -> None:
 )
 def test_what_cannot_be_in_a_container(annotation: str, value: Any, parts: list[str]) -> None:
     space: dict[str, Any] = {"__annotations__": {"x": annotation}, "__module__": __name__}
-    cls: Any = type(Module)("Layer", (Module,), space)
+    cls: Any = META("Layer", (Module,), space)
     with says(TypeError, *parts):
         cls(value)
 
@@ -204,23 +212,23 @@ VERBS = [
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_field_named_like_a_verb(verb: str) -> None:
-    before = len(optree.register_pytree_node.get(namespace="")), len(_pytree.SUPPORTED_NODES)  # type: ignore[attr-defined]  # attached at run time
+    before = registered()
     with says(TypeError, f"Layer.{verb}", "verb", f"'{verb}_'"):
-        type(Module)("Layer", (Module,), {"__annotations__": {verb: int}, "__module__": __name__})
-    after = len(optree.register_pytree_node.get(namespace="")), len(_pytree.SUPPORTED_NODES)  # type: ignore[attr-defined]  # likewise
+        META("Layer", (Module,), {"__annotations__": {verb: int}, "__module__": __name__})
+    after = registered()
     assert after == before
 
 
 def test_a_field_with_two_underscores() -> None:
     with says(TypeError, "Layer.__secret", "underscores"):
-        type(Module)("Layer", (Module,), {"__annotations__": {"__secret": int}})
+        META("Layer", (Module,), {"__annotations__": {"__secret": int}})
 
 
 # -- changing -------------------------------------------------------------------------------------
 
 
 def test_mutation_and_deletion() -> None:
-    module = MLP().initialize(0)
+    module: Any = MLP().initialize(0)
     before = values(module)
     with says(dataclasses.FrozenInstanceError, "MLP.first", "module.replace(first=...)"):
         module.first = Dense()
@@ -318,12 +326,13 @@ def test_trees_that_do_not_fit_name_the_first_path_that_differs(name: str) -> No
         calls.append(a)
         return a + b
 
-    for combine in (
+    combines: list[Callable[[], Any]] = [
         lambda: tree.map(call, one, other),
         lambda: one.update(call, other),
         lambda: tree.update(call, one, other),
         lambda: tree.map(lambda a, b, c: call(a, b), one, one, other),
-    ):
+    ]
+    for combine in combines:
         with says(ValueError, "do not fit", *parts):
             combine()
     assert calls == [] and unchanged(one, before)
@@ -339,7 +348,7 @@ def test_a_misfit_inside_a_plain_container_is_found_too() -> None:
 
 
 def test_two_values_for_one_tied_leaf_name_both_paths() -> None:
-    tied = TiedModule().initialize(0)
+    tied: Any = TiedModule().initialize(0)
     loose = optree.tree_map(lambda leaf: leaf.clone(), tied)
     with says(ValueError, "one.weight", "other.weight", "tree.tie("):
         tied.update(torch.add, loose)

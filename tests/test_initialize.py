@@ -49,11 +49,16 @@ def drawn(
     return made
 
 
+def numpy_state() -> Any:
+    state: Any = np.random.get_state()
+    return state[1].copy()
+
+
 def equal(one: Module, other: Module) -> bool:
     return all(map(torch.equal, tree.leaves(one), tree.leaves(other)))
 
 
-# -- the forms ---------------------------------------------------------------------------------------
+# -- the forms ------------------------------------------------------------------------------------
 
 
 class Normal:
@@ -159,7 +164,7 @@ def test_complex_and_double_leaves_are_drawn_in_their_own_precision() -> None:
         assert not torch.equal(double.float().double(), double)
 
 
-# -- dtype and device ------------------------------------------------------------------------------------
+# -- dtype and device -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float32])
@@ -211,7 +216,7 @@ def test_the_default_device_is_where_leaves_go() -> None:
     assert Dense().initialize(0).weight.device.type == "cpu"
 
 
-# -- numbers depend on the seed and the path only ----------------------------------------------------------
+# -- numbers depend on the seed and the path only -------------------------------------------------
 
 
 def test_adding_reordering_or_removing_fields_changes_no_other_number() -> None:
@@ -286,16 +291,16 @@ def test_ties_are_one_number_and_stay_ties() -> None:
     assert not torch.equal(tied.one.weight, tied.apart.weight)
 
 
-# -- the global RNG is left as it was found --------------------------------------------------------------------
+# -- the global RNG is left as it was found -------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", [*SPREAD, *CONSTANT])
 def test_the_global_rng_stays(form: str) -> None:
     initializer, _ = (SPREAD | CONSTANT)[form]
-    before, legacy = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002  # the global one is meant
+    before, legacy = torch.random.get_rng_state(), numpy_state()
     drawn(initializer)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert (np.random.get_state()[1] == legacy).all()  # noqa: NPY002  # likewise
+    assert (numpy_state() == legacy).all()
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError, KeyboardInterrupt])
@@ -313,7 +318,7 @@ def test_it_does_when_an_initializer_raises(error: type[BaseException]) -> None:
     assert len(tree.leaves(module.initialize(0))) == 4
 
 
-# -- partial trees and errors ----------------------------------------------------------------------------------------
+# -- partial trees and errors ---------------------------------------------------------------------
 
 
 def test_leaves_that_have_a_value_keep_it() -> None:
@@ -404,7 +409,7 @@ def test_an_initializers_own_error_says_which_leaf_it_was_for() -> None:
     assert "xavier_normal_, the initializer of Vector.bias" in caught.value.__notes__[0]
 
 
-# -- what is made belongs to the tree ---------------------------------------------------------------------------------
+# -- what is made belongs to the tree -------------------------------------------------------------
 
 
 def test_an_initializer_that_gives_one_tensor_twice_shares_nothing() -> None:
@@ -443,7 +448,7 @@ def test_buffers_are_initialised_like_parameters() -> None:
     assert float(Noise(Buffer((100,), init.normal_)).initialize(0).at.std()) > 0.5
 
 
-# -- names in paths ------------------------------------------------------------------------------------------------------
+# -- names in paths -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keys", [["a.b"], [""], [1, "1"], ["."]])

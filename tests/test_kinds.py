@@ -11,14 +11,13 @@ import types
 import typing
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Final, Generic, NewType, Optional, TypeVar, Union
+from typing import Annotated, Any, ClassVar, Final, Generic, NewType, Optional, Self, TypeVar, Union
 
 import pytest
 import torch
 import typing_extensions
 from torch import Tensor, nn
 from torch.nn import init
-from typing_extensions import Self
 
 import parallax
 from parallax import Buffer, Module, Parameter, registry, tree
@@ -105,7 +104,8 @@ def test_a_sequence_of_children_in_every_spelling_becomes_a_tuple(
 @pytest.mark.parametrize(
     "annotation",
     [
-        "dict[str, Dense]", "typing.Dict[str, Dense]", "Mapping[str, Dense]", "dict[str, Dense] | None",
+        "dict[str, Dense]", "typing.Dict[str, Dense]", "Mapping[str, Dense]",
+        "dict[str, Dense] | None",
         "typing.Mapping[str, 'Dense']", "collections.abc.MutableMapping[str, Dense]",
         "dict[str, Dense | Callable[..., Any]]",
     ],
@@ -141,7 +141,8 @@ def test_a_registered_class_is_a_child() -> None:
     ("annotation", "value"),
     [
         ("int", 3), ("'int'", 3), ("Any", "text"), ("object", 1.5), ("AnyT", 4), ("Count", 5),
-        ("int | str", "a"), ("typing.Literal['a', 'b']", "a"), ("Callable[[Dense], Dense]", torch.relu),
+        ("int | str", "a"), ("typing.Literal['a', 'b']", "a"),
+        ("Callable[[Dense], Dense]", torch.relu),
         ("type[Module]", Dense), ("tuple[int, ...]", (1, 2)), ("tuple[()]", ()), ("tuple", (1,)),
         ("dict[str, int] | None", None), ("Final[int]", 1), ("Final", 2), ("None", None),
         ("frozenset[int]", frozenset({1})), ("tuple[Any, ...]", (1, "a", torch.relu)),
@@ -174,7 +175,7 @@ def test_a_class_variable_is_no_field(annotation: str) -> None:
         cls(4)
 
 
-# -- names that exist later ---------------------------------------------------------------------------
+# -- names that exist later -----------------------------------------------------------------------
 
 
 class Before(Module):
@@ -234,7 +235,7 @@ def test_classes_in_classes_in_functions_see_all_of_them() -> None:
             weight: Parameter
 
         class Inner(Module):
-            helper: Helper  # type: ignore[name-defined]  # visible in the class body at run time
+            helper: Helper  # type: ignore[name-defined]  # noqa: F821  # of the class body
             sibling: Sibling
 
     made = Outer.Inner(Outer.Helper(leaf()), Sibling(leaf()))
@@ -304,7 +305,7 @@ def test_an_inherited_field_is_resolved_where_it_was_written() -> None:
     assert list(tree.named_leaves(Child(leaf(), leaf()))) == ["weight", "bias"]
 
 
-# -- annotations that are errors ------------------------------------------------------------------------
+# -- annotations that are errors ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -392,5 +393,6 @@ def test_values_never_change_a_kind() -> None:
 def test_names_used_in_text_alone() -> None:
     """What the annotations above name; listed so that nothing seems unused."""
     names = [collections, dataclasses, typing, typing_extensions, parallax, Tensor, nn, Self,
-             Annotated, ClassVar, Final, Generic, Union, Mapping, Sequence, Callable, Buffer]  # fmt: skip
+             Annotated, ClassVar, Final, Generic, Union, Mapping, Sequence, Callable,
+             Buffer]  # fmt: skip
     assert all(names)

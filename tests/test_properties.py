@@ -11,6 +11,7 @@ import math
 import pickle
 import sys
 import types
+from functools import partial
 from typing import Any
 
 import optree
@@ -24,6 +25,7 @@ from torch.utils import _pytree
 from parallax import Buffer, Module, Parameter, tree
 
 # Classes are made here, so that pickle finds them by name; each draw uses new names.
+META: Any = type(Module)
 HOME = types.ModuleType("generated_classes")
 sys.modules[HOME.__name__] = HOME
 
@@ -69,7 +71,7 @@ def classes(draw: Any) -> tuple[type, dict[str, str]]:
             "__module__": HOME.__name__,
             "__annotations__": {name: ANNOTATIONS[kind] for name, kind in names.items()},
         }
-        cls = type(Module)(title, (cls,), space)
+        cls = META(title, (cls,), space)
         setattr(HOME, title, cls)
     return cls, fields
 
@@ -77,17 +79,17 @@ def classes(draw: Any) -> tuple[type, dict[str, str]]:
 @st.composite
 def modules(draw: Any, depth: int = 3, pool: list[Tensor] | None = None) -> Any:
     """A module whose leaves are real floats, some of them tied."""
-    pool = [] if pool is None else pool
+    tensors_so_far: list[Tensor] = [] if pool is None else pool
     cls, fields = draw(classes())
 
-    def leaf() -> Tensor:
-        if pool and draw(st.integers(0, 4)) == 0:
-            return pool[draw(st.integers(0, len(pool) - 1))]
-        pool.append(draw(tensors()))
-        return pool[-1]
+    def leaf() -> Any:
+        if tensors_so_far and draw(st.integers(0, 4)) == 0:
+            return tensors_so_far[draw(st.integers(0, len(tensors_so_far) - 1))]
+        tensors_so_far.append(draw(tensors()))
+        return tensors_so_far[-1]
 
     def child() -> Any:
-        return draw(modules(depth - 1, pool)) if depth > 1 else None
+        return draw(modules(depth - 1, tensors_so_far)) if depth > 1 else None
 
     def either() -> Any:
         return leaf() if depth <= 1 or draw(st.booleans()) else child()
@@ -255,7 +257,9 @@ def test_torch_func_vmap_takes_them_raw(module: Any) -> None:
     if not tree.leaves(module):
         return
     many = tree.map(lambda leaf: torch.stack([leaf, 2 * leaf, -leaf]), module)
-    expected = torch.stack([total(tree.map(lambda leaf: leaf * c, module)) for c in (1, 2, -1)])
+    expected = torch.stack(
+        [total(tree.map(partial(torch.mul, other=c), module)) for c in (1.0, 2.0, -1.0)]
+    )
     torch.testing.assert_close(torch.func.vmap(total)(many), expected)
     out = torch.func.vmap(lambda one: tree.map(lambda leaf: leaf + 1, one))(many)
     assert tree.structure(out) == tree.structure(module)
