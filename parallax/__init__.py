@@ -1,6 +1,6 @@
 """Immutable neural-network modules for PyTorch, as pytrees."""
 
-from parallax import debug, effects, func, random, registry, tree
+from parallax import bridge, debug, effects, func, io, random, registry, tree
 from parallax.compiler import compile
 from parallax.fields import Buffer, Parameter, UninitializedError, field
 from parallax.module import Module
@@ -10,11 +10,13 @@ __all__ = [
     "Module",
     "Parameter",
     "UninitializedError",
+    "bridge",
     "compile",
     "debug",
     "effects",
     "field",
     "func",
+    "io",
     "random",
     "registry",
     "tree",

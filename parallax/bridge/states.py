@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from parallax.nodes import is_module
 from parallax.registry import flatten_module, unflatten_module
 from parallax.structure import Structure
 
-__all__ = ["load_state_dict", "names_of", "state_dict"]
+__all__ = ["load_state_dict", "loaded", "names_of", "state_dict"]
 
 M = TypeVar("M")
 _MOST_LISTED = 20
@@ -128,24 +128,42 @@ def load_state_dict(
             f"load_state_dict(module, mapping): expected tensors by name, "
             f"got {type(mapping).__name__}"
         )
+
+    def place(value: Tensor, leaf: Any) -> Tensor:
+        return value.detach() if assign else _placed(value, leaf)
+
+    return loaded(module, mapping, strict, cast or assign, place)
+
+
+def loaded(
+    module: M,
+    mapping: Mapping[str, Any],
+    strict: bool,
+    any_dtype: bool,
+    place: Callable[[Tensor, Any], Tensor],
+) -> M:
+    """As ``load_state_dict``; ``place`` makes a leaf of a value and the leaf it replaces."""
     leaves, structure = flatten_module(module)
     names = [(name, k) for name, k in names_of(structure) if leaves[k] is not None]
     problems = _unmatched(names, mapping) if strict else []
-    fresh = list(leaves)
+    fresh: dict[int, Any] = {}
     for name, k in names:
         if name in mapping:
             value = mapping[name]
-            problem = _misfit(name, value, leaves[k], cast or assign)
-            if problem is None and fresh[k] is not leaves[k]:
+            problem = _misfit(name, value, leaves[k], any_dtype)
+            if problem is None and k in fresh:
                 problem = _contradiction(name, value, k, names, mapping)
-            elif problem is None:
-                fresh[k] = value.detach() if assign else _placed(value, leaves[k])
             if problem is not None:
                 problems.append(problem)
+            elif k not in fresh:
+                fresh[k] = place(value, leaves[k])
     if problems:
         text = "\n\t".join(problems)
-        raise RuntimeError(f"Error(s) in loading state_dict for {type(module).__name__}:\n\t{text}")
-    return unflatten_module(structure, fresh, module._rng)  # type: ignore[no-any-return, attr-defined]  # a module as given
+        raise RuntimeError(
+            f"Error(s) in loading state_dict for {type(module).__name__}:\n\t{text}"
+        )
+    values = [fresh.get(k, leaf) for k, leaf in enumerate(leaves)]
+    return unflatten_module(structure, values, module._rng)  # type: ignore[no-any-return, attr-defined]  # a module as given
 
 
 def _require_module(module: Any, verb: str) -> None:
@@ -202,7 +220,7 @@ def _misfit(name: str, value: Any, leaf: Any, any_dtype: bool) -> str | None:
     if value.dtype != leaf.dtype and not any_dtype:
         return (
             f"dtype mismatch for {name}: {value.dtype} in checkpoint, {leaf.dtype} in current "
-            f"model. Convert with cast=True, or take the checkpoint's with assign=True."
+            f"model. Convert with cast=True."
         )
     return None
 

@@ -1,0 +1,6 @@
+"""Files: save a module's leaves, load them into a module of the same structure."""
+
+from parallax.io.distributed import load_distributed, save_distributed
+from parallax.io.files import load, metadata, read, save
+
+__all__ = ["load", "load_distributed", "metadata", "read", "save", "save_distributed"]

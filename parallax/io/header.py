@@ -1,0 +1,101 @@
+"""The header of a file: what was saved, so that a file of something else is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from parallax.bridge.blueprint import Blueprint
+from parallax.encoding import dump_constant
+from parallax.structure import Structure
+
+__all__ = ["difference", "dump_header", "load_header"]
+
+_VERSION = 1
+_PLAIN = (int, float, bool, str)
+
+
+def dump_header(structure: Structure, metadata: Mapping[str, Any] | None) -> str:
+    """The header as JSON.
+
+    Raises:
+        TypeError: if the metadata has no JSON form.
+    """
+    nodes = _nodes(structure)
+    try:
+        extra = json.dumps(dict(metadata or {}))
+    except TypeError as error:
+        raise TypeError(
+            f"save(metadata=): {error}. Give strings, numbers, lists and dicts of them"
+        ) from None
+    header = {"version": _VERSION, "fingerprint": _fingerprint(nodes), "nodes": nodes}
+    return json.dumps({**header, "metadata": json.loads(extra)})
+
+
+def load_header(text: str | None) -> dict[str, Any]:
+    """The header of a file; an empty one for a file that Parallax did not write.
+
+    Raises:
+        ValueError: if the text is no header.
+    """
+    if text is None:
+        return {"metadata": {}}
+    header = json.loads(text)
+    if not isinstance(header, dict) or header.get("version") != _VERSION:
+        raise ValueError(f"its header is of version {header.get('version')}, known is {_VERSION}")
+    return header
+
+
+def difference(header: dict[str, Any], structure: Structure) -> str | None:
+    """Where the structure that was saved differs from another; ``None`` if nowhere."""
+    if "nodes" not in header:
+        return None
+    mine = _nodes(structure)
+    if header["fingerprint"] == _fingerprint(mine):
+        return None
+    for saved, known in zip(header["nodes"], mine, strict=False):
+        if saved != known:
+            where = f"at {saved[0]!r}" if saved[0] else "at the root"
+            if saved[0] != known[0]:
+                where = f"after that, where it has {saved[0]!r} and this module {known[0]!r}"
+            return f"{where} the file has {_show(saved)}, this module {_show(known)}"
+    return f"the file has {len(header['nodes'])} nodes, this module {len(mine)}"
+
+
+def _show(node: list[Any]) -> str:
+    constants = ", ".join(f"{name}={value}" for name, value in node[2].items())
+    return f"{node[1]}({constants})"
+
+
+def _fingerprint(nodes: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(nodes).encode()).hexdigest()
+
+
+def _nodes(structure: Structure) -> list[Any]:
+    """Every node's path, class name and constants, as JSON has them.
+
+    Only names: a class that moved to another file still fits.
+    """
+    found = []
+    for path, node in structure.walk():
+        if type(node) is Structure:
+            layout = getattr(node.cls, "__layout__", None)
+            names = ("keys",) if layout is None else layout.constants
+            values = node.local.constants
+            constants: dict[str, str] = {}
+            for name, value in zip(names, values, strict=False):
+                constants |= _described(name, value)
+            found.append([".".join(map(str, path)), node.cls.__name__, constants])
+    return found
+
+
+def _described(name: str, value: Any) -> dict[str, str]:
+    if type(value) is Blueprint:
+        attributes = sorted(value.attributes.items())
+        return {k: repr(v) for k, v in attributes if type(v) in _PLAIN and not k.startswith("_")}
+    try:
+        return {name: json.dumps(dump_constant(value))}
+    except TypeError:  # such as a lambda: then its kind must do
+        return {name: type(value).__name__}
