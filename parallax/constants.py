@@ -59,7 +59,10 @@ def constant_key(value: Any, where: str) -> Any:
         hash(value)
     except TypeError:
         raise TypeError(_unhashable(value, where)) from None
-    return cls, value.tobytes() if _is_array_scalar(value) else value
+    if _is_array_scalar(value):
+        scalar: Any = value
+        return cls, scalar.tobytes()
+    return cls, value
 
 
 def _fields(value: Any) -> list[dataclasses.Field[Any]]:

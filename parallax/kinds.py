@@ -165,9 +165,10 @@ def _class_kind(cls: Any, where: str, resolve: Any) -> Kind:
         )
     if is_node(cls):
         return Kind(child=True)
-    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
+    names: Any = getattr(cls, "_fields", None)
+    if issubclass(cls, tuple) and names is not None:
         hints = getattr(cls, "__annotations__", {})
-        kinds = tuple(resolve(hints[n]) if n in hints else CONSTANT for n in cls._fields)
+        kinds = tuple(resolve(hints[n]) if n in hints else CONSTANT for n in names)
         return _container(Kind(items=kinds), kinds)
     return CONSTANT
 
