@@ -76,7 +76,7 @@ def test_every_step_is_that_of_the_nn_module_fed_the_same_noise(
         twin.dropout.mask = random.dropout_mask(
             random.fold_in(random.clone(of_step), "dropout"), (16, 16), DROP
         )
-        expected = F.cross_entropy(twin(x), y)
+        expected: Any = F.cross_entropy(twin(x), y)
         optimizer.zero_grad()
         expected.backward()
         optimizer.step()

@@ -223,7 +223,8 @@ def test_random_numbers_do_not_change_under_the_check() -> None:
         parts: tuple[Noise, ...]
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.parts[0](x) + self.parts[1](x)
+            out: Tensor = self.parts[0](x) + self.parts[1](x)
+            return out
 
     expected = Noises((Noise(), Noise())).train(random.key(0))(X)
     module = Noises((Noise(), Noise())).train(random.key(0))

@@ -59,14 +59,15 @@ class Twice(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.norm.split(2)
-        return second(first(x) * 3 + 1)
+        out: Tensor = second(first(x) * 3 + 1)
+        return out
 
 
-def norm(n: int = 3, merge: str | None = None) -> Norm:
+def norm(n: int = 3, merge: str | None = None) -> Any:
     return Norm(torch.ones(n), torch.zeros(n), torch.ones(n), torch.tensor(0), merge)
 
 
-def net(merge: str | None = None) -> Stack:
+def net(merge: str | None = None) -> Any:
     return Stack((norm(merge=merge), Stack((norm(merge=merge),))))
 
 
@@ -78,7 +79,7 @@ def forward(module: Any, x: Tensor) -> Tensor:
     return module(x)  # type: ignore[no-any-return]  # a Tensor
 
 
-def loss(module: Any, x: Tensor) -> Tensor:
+def loss(module: Any, x: Tensor) -> Any:
     return forward(module, x).sin().sum()
 
 
@@ -91,6 +92,11 @@ def assert_stats(module: Any, expected: torch.nn.Sequential) -> None:
         torch.testing.assert_close(mine.running_mean, theirs.running_mean)
         torch.testing.assert_close(mine.running_var, theirs.running_var)
         assert torch.equal(mine.count, theirs.num_batches_tracked)  # type: ignore[arg-type]  # a Tensor
+
+
+def backward(out: Any) -> None:
+    """Of the loss of what ``nn`` computed."""
+    out.sin().sum().backward()
 
 
 @pytest.fixture
@@ -271,8 +277,9 @@ class Emits(Module):
         self.emit(merge=merge, **values)
 
 
-def emits() -> Emits:
-    return Emits(torch.zeros(2), torch.zeros(2), None, (torch.zeros(2),), 1)
+def emits() -> Any:
+    cls: Any = Emits
+    return cls(torch.zeros(2), torch.zeros(2), None, (torch.zeros(2),), 1)
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -307,7 +314,8 @@ def test_an_effect_that_nobody_collects_is_an_error(x: Tensor) -> None:
 
 
 def test_an_uninitialized_buffer_has_nothing_to_replace() -> None:
-    declared = Emits(torch.zeros(2), Buffer((2,), torch.nn.init.zeros_), None, (), 1)
+    declaring: Any = Emits
+    declared = declaring(torch.zeros(2), Buffer((2,), torch.nn.init.zeros_), None, (), 1)
     with pytest.raises(TypeError, match="not initialized"):
         effects.collect(lambda m: m(buffer=torch.zeros(2)))(declared)
 
@@ -429,7 +437,7 @@ def test_collecting_within_grad_with_aux(x: Tensor) -> None:
     grads, after = torch.func.grad(effects.collect(loss), has_aux=True)(floats(net()), x)
     assert isinstance(grads, Stack)
     expected = reference()
-    expected(x).sin().sum().backward()
+    backward(expected(x))
     torch.testing.assert_close(grads.layers[0].weight, expected[0].weight.grad)
     torch.testing.assert_close(after.layers[0].running_mean, expected[0].running_mean)
 
@@ -447,7 +455,7 @@ def test_grad_inside_a_collection_rebuilds_the_instance(x: Tensor) -> None:
 
     grads, after = effects.collect(inside)(net(), x)
     expected = reference()
-    expected(x).sin().sum().backward()
+    backward(expected(x))
     torch.testing.assert_close(grads.layers[0].weight, expected[0].weight.grad)
     assert_stats(after, expected)
 
@@ -478,18 +486,17 @@ def test_collecting_within_vmap_equals_a_loop(x: Tensor) -> None:
 
 def test_collecting_within_jvp(x: Tensor) -> None:
     run = effects.collect(loss)
-    (value, after), (tangent, _) = torch.func.jvp(
-        lambda x: run(floats(net()), x), (x,), (torch.ones_like(x),)
-    )
+    jvp: Any = torch.func.jvp
+    (value, after), (tangent, _) = jvp(lambda x: run(floats(net()), x), (x,), (torch.ones_like(x),))
     torch.testing.assert_close(value, loss_of_reference(x))
-    _, expected = torch.func.jvp(loss_of_reference, (x,), (torch.ones_like(x),))
+    _, expected = jvp(loss_of_reference, (x,), (torch.ones_like(x),))
     torch.testing.assert_close(tangent, expected)
     torch.testing.assert_close(
         after.layers[0].running_mean, torch.lerp(torch.zeros(3), x.mean(0), MOMENTUM)
     )
 
 
-def loss_of_reference(x: Tensor) -> Tensor:
+def loss_of_reference(x: Tensor) -> Any:
     for _ in range(2):
         x = F.batch_norm(x, None, None, torch.ones(3), training=True)
     return x.sin().sum()
@@ -497,14 +504,14 @@ def loss_of_reference(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_recomputation_emits_nothing(reentrant: bool, x: Tensor) -> None:
-    calls = []
+    calls: list[None] = []
 
-    def checkpointed(module: Any, x: Tensor) -> Tensor:
+    def checkpointed(module: Any, x: Tensor) -> Any:
         def block(x: Tensor) -> Tensor:
             calls.append(None)
             return forward(module, x)
 
-        return checkpoint(block, x, use_reentrant=reentrant).sin().sum()  # type: ignore[no-any-return]
+        return checkpoint(block, x, use_reentrant=reentrant).sin().sum()
 
     def inside(module: Any, x: Tensor) -> None:
         checkpointed(module, x).backward()
@@ -513,7 +520,7 @@ def test_recomputation_emits_nothing(reentrant: bool, x: Tensor) -> None:
     _, after = effects.collect(inside)(module, x.clone().requires_grad_())
     assert len(calls) == 2, "the forward ran again in backward"
     expected = reference()
-    expected(x).sin().sum().backward()
+    backward(expected(x))
     assert_stats(after, expected)
     torch.testing.assert_close(module.grad().layers[0].weight, expected[0].weight.grad)
 
@@ -591,7 +598,7 @@ def test_a_compiled_checkpoint(pure: bool, x: Tensor) -> None:
         out, after = compiled(module, x)
         out.backward()
     expected = reference()
-    expected(x).sin().sum().backward()
+    backward(expected(x))
     assert_stats(after, expected)
     torch.testing.assert_close(module.grad().layers[0].weight, expected[0].weight.grad)
 
@@ -603,7 +610,8 @@ def test_intermediates_are_captured_by_path_as_part_of_the_graph(x: Tensor) -> N
     module = net().reset(0)
     (_, after), found = effects.capture(effects.collect(forward))(module, x)
     assert list(found) == ["layers.0.mean", "layers.1.layers.0.mean"]
-    assert found["layers.1.layers.0.mean"].requires_grad
+    sown: Any = found["layers.1.layers.0.mean"]
+    assert sown.requires_grad
     torch.testing.assert_close(found["layers.0.mean"], x.mean(0))
     assert after.layers[0].count == 1
     _, (found_again, _) = effects.collect(effects.capture(forward))(module, x)[::-1], (found, 0)

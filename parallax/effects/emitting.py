@@ -47,15 +47,16 @@ def emit(module: Any, buffers: dict[str, Any], merge: str | None) -> None:
             f"{_call(module, buffers)}: the call that collected is over; this instance "
             f"was kept from inside it. Use the module that collect() returned"
         )
+    if not _compat.is_compiling() and _compat.transform_active():
+        _refuse_wrappers(module, buffers, collection, "emit")
     path = notes.note_of(module).path or ""
-    _refuse_wrappers(module, buffers, collection, "emit")
     for name, value in buffers.items():
-        add(
-            emissions,
-            (path, name),
-            value.detach() if value.requires_grad else value,
-            merge,
-        )
+        kept = value.detach() if value.requires_grad else value
+        address = path, name
+        if address in emissions:
+            add(emissions, address, kept, merge)
+        else:
+            emissions[address] = merge, [kept]
 
 
 def _call(module: Any, buffers: dict[str, Any]) -> str:
@@ -88,8 +89,6 @@ def _refuse(module: Any, name: str, value: Any) -> NoReturn:
 def _refuse_wrappers(
     module: Any, values: dict[str, Tensor], collection: Collection, verb: str
 ) -> None:
-    if _compat.is_compiling() or not _compat.transform_active():
-        return
     for name, value in values.items():
         if _compat.level_of(value) > collection.level:
             raise EffectError(
@@ -111,7 +110,8 @@ def sow(module: Any, values: dict[str, Any]) -> None:
         if not isinstance(value, Tensor):
             where = f"{type(module).__name__}.sow({name}=)"
             raise TypeError(f"{where}: expected a tensor, got {type(value).__name__}")
-    _refuse_wrappers(module, values, collection, "sow")
+    if not _compat.is_compiling() and _compat.transform_active():
+        _refuse_wrappers(module, values, collection, "sow")
     path = notes.note_of(module).path or ""
     for name, value in values.items():
         sown.setdefault((path, name), []).append(value)

@@ -119,7 +119,8 @@ class ConvNet(Module):
         """Score each class, for a batch of images with one channel."""
         x = F.max_pool2d(torch.relu(self.norm1(self.conv1(x))), 2)
         x = torch.relu(self.norm2(self.conv2(x))).mean((2, 3))
-        return self.dense(self.dropout(x))
+        scores: Tensor = self.dense(self.dropout(x))
+        return scores
 
 
 def loss(net: ConvNet, x: Tensor, y: Tensor) -> Tensor:

@@ -182,10 +182,11 @@ def test_a_key_that_was_moved_or_cast_draws_nothing() -> None:
 
 def test_both_registries_see_one_leaf() -> None:
     key = random.key(3)
-    assert optree.tree_leaves(key)[0] is key.data
+    node: Any = key
+    assert optree.tree_leaves(node)[0] is key.data
     assert torch_pytree.tree_leaves(key)[0] is key.data
     assert tree.leaves({"a": key})[0] is key.data
-    again = optree.tree_map(lambda x: x, key)
+    again: Any = optree.tree_map(lambda x: x, node)
     assert type(again) is Key and again.data is key.data
 
 
@@ -320,9 +321,11 @@ def test_rows_of_a_stack_are_used_once_each() -> None:
 def test_marks_survive_rebuilding_the_tree() -> None:
     key = random.key(0)
     random.normal(key)
+    node: Any = key
+    rebuilt: Any
     for rebuilt in (
         tree.map(lambda x: x, {"k": key})["k"],
-        optree.tree_map(lambda x: x, key),
+        optree.tree_map(lambda x: x, node),
         torch_pytree.tree_map(lambda x: x, key),
     ):
         with pytest.raises(KeyReusedError):
@@ -333,7 +336,7 @@ def test_recomputation_in_backward_may_use_a_key_again() -> None:
     x = torch.ones(4, requires_grad=True)
     key = random.key(0)
     noise = random.normal(random.clone(key), (4,))
-    y = checkpoint(lambda x: (x * random.normal(key, (4,))).sin(), x, use_reentrant=False)
+    y: Any = checkpoint(lambda x: (x * random.normal(key, (4,))).sin(), x, use_reentrant=False)
     y.sum().backward()
     torch.testing.assert_close(x.grad, noise * noise.cos())
 
@@ -365,7 +368,8 @@ class Pair(Module):
     two: Drop
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.one(x) + self.two(x)
+        out: Tensor = self.one(x) + self.two(x)
+        return out
 
 
 def pair() -> Pair:
@@ -373,6 +377,7 @@ def pair() -> Pair:
 
 
 X = torch.ones(64)
+RNG_STATE = torch.Generator().manual_seed(3).get_state()
 
 
 def test_each_module_has_a_key_of_its_own_by_its_path() -> None:
@@ -452,9 +457,6 @@ def test_reset_with_the_state_the_tree_has_warns(rng: Callable[[], Any]) -> None
     with pytest.warns(UserWarning, match="every random number repeats"):
         module.reset(rng())
     module.reset(17)
-
-
-RNG_STATE = torch.Generator().manual_seed(3).get_state()
 
 
 def test_a_stack_of_modules_holds_a_stack_of_keys() -> None:

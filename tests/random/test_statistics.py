@@ -7,6 +7,7 @@ more, so that another generator would pass as well.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,10 @@ N = 4000
 def draws(keys: random.Key) -> Tensor:
     """One row of uniform numbers per key."""
     return torch.vmap(lambda key: random.uniform(key, (8,), dtype=torch.float64))(keys)
+
+
+def distinct(values: Any) -> int:
+    return len(values.unique())
 
 
 def assert_uniform(values: Tensor) -> None:
@@ -39,14 +44,14 @@ def assert_uncorrelated(one: Tensor, two: Tensor) -> None:
 
 def test_a_million_children_are_all_different() -> None:
     children = random.split(random.key(0), 1_000_000).data
-    assert len(children.unique()) == 1_000_000
+    assert distinct(children) == 1_000_000
 
 
 def test_a_million_descendants_of_neighbouring_seeds_are_all_different() -> None:
     roots = random.key(torch.arange(1000))
     children = torch.vmap(lambda key: random.split(key, 1000).data)(roots)
     folded = torch.vmap(lambda key: random.fold_in(key, "x").data)(roots)
-    assert len(torch.cat([children.flatten(), folded, roots.data]).unique()) == 1_002_000
+    assert distinct(torch.cat([children.flatten(), folded, roots.data])) == 1_002_000
 
 
 def test_every_bit_of_a_child_is_a_fair_coin_and_independent_of_the_others() -> None:
@@ -105,7 +110,7 @@ def test_moments() -> None:
         return [x.mean().item(), x.var().item(), ((x - x.mean()) ** 4).mean().item()]
 
     shape = (400_000,)
-    close = {"abs": 0.05}
+    close: Any = {"abs": 0.05}
     assert moments(random.normal(random.key(0), shape)) == pytest.approx([0, 1, 3], **close)
     assert moments(random.uniform(random.key(0), shape)) == pytest.approx(
         [1 / 2, 1 / 12, 1 / 80], **close
@@ -132,5 +137,6 @@ def test_integers_and_permutations_are_even() -> None:
     counts = random.randint(random.key(0), (60_000,), 0, 6).bincount().double()
     assert float(((counts - 10_000) ** 2 / 10_000).sum()) < 30  # chi squared, 5 degrees
     orders = torch.vmap(lambda key: random.permutation(key, 3))(random.split(random.key(0), 6000))
-    kinds = (orders * torch.tensor([9, 3, 1])).sum(1).unique(return_counts=True)[1].double()
+    kinds = (orders * torch.tensor([9, 3, 1])).sum(1).bincount().double()
+    kinds = kinds[kinds > 0]
     assert len(kinds) == 6 and float(((kinds - 1000) ** 2 / 1000).sum()) < 30

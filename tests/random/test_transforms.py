@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,8 @@ def test_grad_sees_the_numbers_as_constants(draw: Draw) -> None:
     expected = draw(random.key(5)).double().sum()
     gradient = torch.func.grad(weighted(draw))
     torch.testing.assert_close(gradient(x, key), expected, rtol=1e-15, atol=0)
-    _, tangent = torch.func.jvp(lambda x: weighted(draw)(x, random.key(5)), (x,), (x / x,))
+    jvp: Any = torch.func.jvp
+    _, tangent = jvp(lambda x: weighted(draw)(x, random.key(5)), (x,), (x / x,))
     torch.testing.assert_close(tangent, expected, rtol=1e-15, atol=0)
     keys = stack()
     each = torch.vmap(gradient, in_dims=(None, 0))(x, keys)
