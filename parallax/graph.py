@@ -9,6 +9,7 @@ So a loop of ``func.grad`` and ``update`` never grows a graph.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,13 +17,25 @@ from torch import Tensor
 
 from parallax._compat import AccumulateGrad
 
-__all__ = ["ALIASES", "alias", "carries", "escapes", "escaping", "prepare", "retire"]
+__all__ = ["RUNNING", "alias", "carries", "escapes", "escaping", "prepare", "retire"]
 
 _RETIRED = "_parallax_retired"
 _PREPARED = "_parallax_prepared"
 
-ALIASES: set[Any] = set()
-"""The nodes that stand for the inputs of derivatives which are being taken right now."""
+
+class _Running(threading.local):
+    """How many derivatives are being taken on the tape, in this thread; entered for each."""
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+
+RUNNING = _Running()
 
 
 def prepare(leaf: Tensor) -> Tensor:
@@ -59,7 +72,7 @@ def carries(tensors: Sequence[Tensor]) -> bool:
     seen = {None, *stack}
     while stack:
         node = stack.pop()
-        if node in ALIASES or (type(node) is AccumulateGrad and _is_foreign(node.variable, set())):  # type: ignore[attr-defined]  # made in C++
+        if type(node) is AccumulateGrad and _is_foreign(node.variable, set()):  # type: ignore[attr-defined]  # made in C++
             return True
         for below, _ in node.next_functions:
             if below not in seen and not (

@@ -20,7 +20,7 @@ from torch import Tensor
 from parallax import _compat, random
 from parallax.func.moving import Call
 from parallax.func.results import open_tensors
-from parallax.graph import ALIASES, alias, escapes, escaping, retire
+from parallax.graph import RUNNING, alias, escapes, escaping, retire
 
 __all__ = ["Pullback", "gradient", "on_tape", "pullback", "through"]
 
@@ -84,15 +84,9 @@ class Tape:
 
     def run(self, call: Call, finish: Finish) -> tuple[Any, Any]:
         """The result of the call on the leaves."""
-        if not self.aliased:
-            return finish(call.at(self.leaves))
-        nodes = [leaf.grad_fn for leaf in self.leaves if leaf.grad_fn is not None]
-        ALIASES.update(nodes)
-        try:
-            result = finish(call.at(self.leaves))
-        finally:
-            ALIASES.difference_update(nodes)
-        self.check_unwritten()
+        result = finish(call.at(self.leaves))
+        if self.aliased:
+            self.check_unwritten()
         return result
 
     def check_unwritten(self) -> None:
@@ -107,27 +101,26 @@ class Tape:
         """Whether somebody outside can ask for derivatives of these tensors."""
         keep = self.recording and (self.aliased or escapes(tensors, self.own))
         if keep:
-            retire(
-                [
-                    leaf
-                    for leaf, x in zip(self.leaves, self.inputs, strict=True)
-                    if not (self.aliased and x.requires_grad)
-                ]
-            )
+            self.retire()
         return keep
+
+    def retire(self) -> None:
+        """Marks the leaves: a graph is kept that may contain them."""
+        pairs = zip(self.leaves, self.inputs, strict=True)
+        retire([leaf for leaf, x in pairs if not (self.aliased and x.requires_grad)])
 
     def release(self, tensors: Sequence[Tensor], keep: bool) -> list[Tensor]:
         """The tensors as the caller may see them: no graph but one that leads outside."""
         if not any([t.requires_grad for t in tensors]):
             return list(tensors)
-        known = {id(leaf): x for leaf, x in zip(self.leaves, self.inputs, strict=True)}
         outside = escaping(tensors, self.own) if keep else [False] * len(tensors)
-        return [
-            known[id(t)] if id(t) in known
-            else t if out or not t.requires_grad
-            else t.detach()
-            for t, out in zip(tensors, outside, strict=True)
-        ]  # fmt: skip
+        pairs = zip(tensors, outside, strict=True)
+        released = [t if out or not t.requires_grad else t.detach() for t, out in pairs]
+        for k, tensor in enumerate(tensors):
+            if id(tensor) in self.own:  # a leaf itself comes back as what was given
+                ours = next(i for i, leaf in enumerate(self.leaves) if leaf is tensor)
+                released[k] = self.inputs[ours]
+        return released
 
 
 def connected(tensor: Tensor) -> bool:
@@ -139,10 +132,12 @@ def connected(tensor: Tensor) -> bool:
 
 
 def _gradient_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
-    if torch.is_grad_enabled():
-        return _record_gradient(call, finish, Tape(call.values, recording=True))
-    with torch.enable_grad():
-        return _record_gradient(call, finish, Tape(call.values, recording=False))
+    # Backward too belongs to the derivative: a checkpoint calls the function once more there.
+    with RUNNING:
+        if torch.is_grad_enabled():
+            return _record_gradient(call, finish, Tape(call.values, recording=True))
+        with torch.enable_grad():
+            return _record_gradient(call, finish, Tape(call.values, recording=False))
 
 
 def _record_gradient(call: Call, finish: Finish, tape: Tape) -> tuple[list[Tensor], Tensor, Any]:
@@ -245,7 +240,7 @@ def pullback(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback, Any]:
 
 def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback, Any]:
     tape = Tape(call.values, recording=torch.is_grad_enabled())
-    with torch.enable_grad():
+    with RUNNING, torch.enable_grad():
         outs, aux = tape.run(call, finish)
     beside, close = open_tensors(aux)
     keep = tape.reaches_out([*outs, *beside])
@@ -260,7 +255,10 @@ def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullbac
             return [torch.zeros_like(x) for x in tape.inputs]
         wanted = [cotangents[k] for k in reached]
         build = torch.is_grad_enabled() and (keep or any([c.requires_grad for c in wanted]))
-        found = _compat.backward([outs[k] for k in reached], wanted, tape.leaves, True, build)
+        with RUNNING:
+            found = _compat.backward([outs[k] for k in reached], wanted, tape.leaves, True, build)
+        if build:
+            tape.retire()
         return tape.release(found, build)
 
     released = tape.release([*outs, *beside], keep)

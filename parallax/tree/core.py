@@ -9,7 +9,7 @@ import optree
 from torch import Tensor
 
 from parallax import _compat, tracing
-from parallax.graph import carries
+from parallax.graph import RUNNING, carries
 from parallax.nodes import is_module
 from parallax.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.tree.align import align, misfit
@@ -275,9 +275,9 @@ def _map_outer(fn: Callable[..., Any], tree: Any, rest: tuple[Any, ...]) -> Any:
 def update(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     """As ``map``, recording a graph only when a later tree carries one.
 
-    The graph by which ``func.grad`` leads back to leaves that ``reset`` prepared does not count, so
-    a loop of ``func.grad`` and ``update`` never grows one. To differentiate through an update, take
-    the outer derivative by ``func.grad`` too.
+    Within a derivative (``func.grad`` and its like) it is ``map``: all of it is differentiated.
+    Outside, the graph by which ``func.grad`` leads back to leaves that ``reset`` prepared does not
+    count, so a loop of ``func.grad`` and ``update`` never grows one.
 
     Args:
         fn: takes a leaf of ``tree`` and one of each further tree to a new leaf.
@@ -290,7 +290,7 @@ def update(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     Raises:
         ValueError: if a later tree has another skeleton.
     """
-    if _compat.transform_active():
+    if _compat.transform_active() or RUNNING.depth:
         return map(fn, tree, *rest)
     graphs = [leaf for other in rest for leaf in leaves(other) if _requires_grad(leaf)]
     if graphs and (_compat.is_compiling() or carries(graphs)):

@@ -1,0 +1,294 @@
+"""``vjp``, ``jvp``, ``jacrev``, ``jacfwd``, ``hessian``, ``linearize``, ``hvp`` and matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from parallax import Buffer, Module, Parameter, func, random, tree
+from tests.func.test_grad import X, Net, Twice, loss, net
+
+
+def named(model: Any) -> dict[str, Tensor]:
+    """The trained leaves by path: what torch.func works with."""
+    return tree.named_leaves(func.grad(lambda m: torch.zeros((), dtype=torch.float64))(model)) and {
+        path: leaf
+        for path, leaf in tree.named_leaves(model).items()
+        if not path.endswith(("scale", "steps"))
+    }
+
+
+def out_of(model: Any, weights: dict[str, Tensor], x: Tensor = X) -> Tensor:
+    return func.functional_call(model, weights, x)  # type: ignore[no-any-return]  # of any module
+
+
+MODEL = Twice(net(0), net(1, bias=False))
+WEIGHTS = named(MODEL)
+
+
+def close(trees: Any, expected: dict[str, Tensor]) -> None:
+    found = tree.named_leaves(trees)
+    assert set(found) == set(expected)
+    for path, value in expected.items():
+        torch.testing.assert_close(found[path], value)
+
+
+def like(weights: dict[str, Tensor]) -> Any:
+    """The tree of gradients' shape that holds these tensors."""
+    hollow = func.grad(loss)(MODEL)
+    spec = tree.structure(hollow)
+    names = [path for path, _ in tree.core.with_paths(hollow)]
+    return tree.unflatten(spec, [weights.get(name) for name in names])
+
+
+DIRECTION = {k: torch.cos(v) for k, v in WEIGHTS.items()}
+
+
+def test_vjp_of_a_module() -> None:
+    out, pull = func.vjp(lambda m: m(X), MODEL)
+    expected, theirs = torch.func.vjp(lambda w: out_of(MODEL, w), WEIGHTS)
+    torch.testing.assert_close(out, expected)
+    assert not out.requires_grad
+    (grads,) = pull(out)
+    close(grads, theirs(expected)[0])
+    close(pull(2 * out)[0], theirs(2 * expected)[0])  # as often as wanted
+
+
+def test_vjp_of_several_arguments_with_aux() -> None:
+    out, pull, aux = func.vjp(lambda m, x: ({"y": m(x)}, "aux"), MODEL, X, has_aux=True)
+    grads, gx = pull({"y": torch.ones_like(out["y"])})
+    assert aux == "aux"
+    _, theirs = torch.func.vjp(lambda w, x: out_of(MODEL, w, x), WEIGHTS, X)
+    expected = theirs(torch.ones_like(out["y"]))
+    close(grads, expected[0])
+    torch.testing.assert_close(gx, expected[1])
+
+
+def test_vjp_of_a_function_to_a_module() -> None:
+    out, pull = func.vjp(lambda m: m.update(lambda p: p * 3), MODEL)
+    assert type(out) is Twice and out.first.steps.equal(3 * MODEL.first.steps)
+    (grads,) = pull(like(DIRECTION))  # holes in the cotangent stand for zeros
+    close(grads, {k: 3 * v for k, v in DIRECTION.items()})
+
+
+@pytest.mark.parametrize("outer", ["tape", "grad", "vmap", "jvp", "no_grad", "inference"])
+def test_a_pullback_is_differentiable_itself(outer: str) -> None:
+    out, pull = func.vjp(lambda m: m(X), MODEL)
+    _, theirs = torch.func.vjp(lambda w: out_of(MODEL, w), WEIGHTS)
+    ours_of = lambda c: sum(v.sin().sum() for v in tree.leaves(pull(c)))  # noqa: E731  # short
+    theirs_of = lambda c: sum(v.sin().sum() for v in theirs(c)[0].values())  # noqa: E731
+    cotangent = torch.cos(out)
+    if outer == "tape":
+        one, two = func.grad(ours_of)(cotangent), torch.func.grad(theirs_of)(cotangent)
+    elif outer == "grad":
+        one, two = torch.func.grad(ours_of)(cotangent), torch.func.grad(theirs_of)(cotangent)
+    elif outer == "jvp":
+        one = torch.func.jvp(ours_of, (cotangent,), (out,))[1]
+        two = torch.func.jvp(theirs_of, (cotangent,), (out,))[1]
+    elif outer == "vmap":
+        rows = torch.stack([cotangent, 2 * cotangent])
+        one, two = torch.func.vmap(ours_of)(rows), torch.func.vmap(theirs_of)(rows)
+    else:
+        with torch.no_grad() if outer == "no_grad" else torch.inference_mode():
+            one, two = ours_of(cotangent), theirs_of(cotangent)
+    torch.testing.assert_close(one, two)
+    assert not one.requires_grad
+
+
+def test_outer_backward_reaches_primals_and_captured_tensors_through_a_pullback() -> None:
+    c = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    x = X.clone().requires_grad_()
+    out, pull = func.vjp(lambda y: (y * c).sin(), x)
+    (out.sum() + pull(torch.ones_like(out))[0].pow(2).sum()).backward()
+    y, d = X.clone().requires_grad_(), c.detach().clone().requires_grad_()
+    ((y * d).sin().sum() + (d * (y * d).cos()).pow(2).sum()).backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    torch.testing.assert_close(c.grad, d.grad)
+
+
+def test_cotangents_that_do_not_fit_name_the_path() -> None:
+    _, pull = func.vjp(lambda m: m.update(lambda p: p * 3), MODEL)
+    bad = tree.map(lambda g: g[:1], like(DIRECTION))
+    with pytest.raises(ValueError, match=r"cotangents: Twice.first.weight has shape \(3, 3\) and was given \(1, 3\)"):
+        pull(bad)
+    with pytest.raises(ValueError, match="cotangents: the trees do not fit"):
+        pull(net())
+
+
+def test_jvp_of_a_module_with_holes_in_the_tangent() -> None:
+    out, along = func.jvp(lambda m: m(X), (MODEL,), (like(DIRECTION),))
+    expected = torch.func.jvp(lambda w: out_of(MODEL, w), (WEIGHTS,), (DIRECTION,))
+    torch.testing.assert_close((out, along), expected)
+    some = {k: v for k, v in DIRECTION.items() if k != "first.bias"}
+    zeroed = {k: some.get(k, torch.zeros_like(v)) for k, v in DIRECTION.items()}
+    partly = func.jvp(lambda m: m(X), (MODEL,), (like(some),))[1]
+    torch.testing.assert_close(partly, torch.func.jvp(lambda w: out_of(MODEL, w), (WEIGHTS,), (zeroed,))[1])
+    # What stands beside leaves that do not move is not read.
+    whole = tree.map(lambda leaf: torch.ones_like(leaf), MODEL)
+    ones = {k: torch.ones_like(v) for k, v in WEIGHTS.items()}
+    torch.testing.assert_close(
+        func.jvp(lambda m: m(X), (MODEL,), (whole,))[1],
+        torch.func.jvp(lambda w: out_of(MODEL, w), (WEIGHTS,), (ones,))[1],
+    )
+
+
+def test_jvp_with_aux_and_a_module_as_result() -> None:
+    out, along, aux = func.jvp(
+        lambda m: (m.update(lambda p: p * p), m.first.steps), (MODEL,), (like(DIRECTION),), has_aux=True
+    )
+    close(along, {
+        **{k: 2 * WEIGHTS[k] * v for k, v in DIRECTION.items()},
+        **{f"{k}.scale": torch.zeros((), dtype=torch.float64) for k in ("first", "second")},
+    })  # fmt: skip
+    assert along.first.steps is None and out.first.steps.equal(MODEL.first.steps**2)
+    assert aux.equal(MODEL.first.steps)
+
+
+def test_linearize_agrees_with_jvp() -> None:
+    out, push = func.linearize(lambda m: m(X), MODEL)
+    torch.testing.assert_close((out, push(like(DIRECTION))), func.jvp(lambda m: m(X), (MODEL,), (like(DIRECTION),)))
+    gradient, push = func.linearize(func.grad(loss), MODEL)
+    product = func.hvp(loss, (MODEL,), (like(DIRECTION),))[1][0]
+    close(push(like(DIRECTION)), tree.named_leaves(product))
+    assert type(gradient) is Twice
+
+
+def test_linearize_of_a_module_that_draws() -> None:
+    class Noisy(Module):
+        w: Parameter
+
+        def forward(self) -> Tensor:
+            return self.w * random.normal(self.rng, (3,))
+
+    out, push = func.linearize(lambda m: m(), Noisy(torch.ones(3)).train(random.key(0)))
+    torch.testing.assert_close(push(Noisy(torch.ones(3))), out)
+
+
+@pytest.mark.parametrize("name", ["jacrev", "jacfwd"])
+def test_jacobians_are_trees(name: str) -> None:
+    jacobian = getattr(func, name)(lambda m: m(X))(MODEL)
+    expected = getattr(torch.func, name)(lambda w: out_of(MODEL, w))(WEIGHTS)
+    close(jacobian, expected)
+    assert jacobian.first.weight.shape == (2, 3, 3, 3)
+    (jm, jx), aux = getattr(func, name)(lambda m, x: (m(x), "aux"), argnums=(0, 1), has_aux=True)(MODEL, X)
+    close(jm, expected)
+    torch.testing.assert_close(jx, torch.func.jacrev(lambda x: out_of(MODEL, WEIGHTS, x))(X))
+    assert aux == "aux"
+
+
+def test_jacobian_of_a_pytree_of_results() -> None:
+    jacobian = func.jacrev(lambda m: {"y": m(X), "net": m.first.update(lambda p: p.sin())}, chunk_size=2)(MODEL)
+    close(jacobian["y"], torch.func.jacrev(lambda w: out_of(MODEL, w))(WEIGHTS))
+    block = jacobian["net"].weight.first.weight
+    torch.testing.assert_close(block, torch.func.jacrev(torch.sin)(WEIGHTS["first.weight"]))
+    assert not jacobian["net"].weight.second.weight.any()
+
+
+def test_hessian_is_a_tree_of_trees_and_a_matrix() -> None:
+    hessian = func.hessian(loss)(MODEL)
+    expected = torch.func.hessian(lambda w: (out_of(MODEL, w) ** 2).mean())(WEIGHTS)
+    for row in WEIGHTS:
+        block = hessian
+        for key in row.split("."):
+            block = getattr(block, key)
+        close(block, expected[row])
+    matrix = func.hessian_matrix(loss)(MODEL)
+    blocks = [torch.cat([expected[a][b].reshape(WEIGHTS[a].numel(), -1) for b in WEIGHTS], 1) for a in WEIGHTS]
+    torch.testing.assert_close(matrix, torch.cat(blocks))
+    vector, _ = tree.ravel(like(DIRECTION))
+    product = func.hvp(loss, (MODEL,), (like(DIRECTION),))[1][0]
+    torch.testing.assert_close(matrix @ vector, tree.ravel(product)[0])
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_jacobian_matrix_times_a_vector_is_the_jvp(mode: str) -> None:
+    matrix = func.jacobian_matrix(lambda m: m(X), mode=mode)(MODEL)
+    vector, _ = tree.ravel(like(DIRECTION))
+    along = func.jvp(lambda m: m(X), (MODEL,), (like(DIRECTION),))[1]
+    torch.testing.assert_close(matrix @ vector, along.flatten())
+    with pytest.raises(ValueError, match="mode must be"):
+        func.jacobian_matrix(loss, mode="sideways")
+
+
+def test_third_derivatives() -> None:
+    third = func.jacrev(func.hessian(lambda x: (x**4).sum()))(X[0])
+    torch.testing.assert_close(third, torch.func.jacrev(torch.func.hessian(lambda x: (x**4).sum()))(X[0]))
+    one = func.jacfwd(func.hessian(lambda n: (n.w**4).sum()))(Point(X[0]))
+    torch.testing.assert_close(one.w.w.w, third)
+
+
+class Point(Module):
+    w: Parameter
+
+
+@pytest.mark.parametrize("around", ["nothing", "vmap", "no_grad", "inference"])
+def test_hvp_everywhere(around: str) -> None:
+    def product(scale: Tensor) -> Tensor:
+        value, (hv,), aux = func.hvp(lambda m: (loss(m) * scale, 7), (MODEL,), (like(DIRECTION),), has_aux=True)
+        assert aux == 7
+        return torch.cat([value[None], tree.ravel(hv)[0]])
+
+    one = torch.ones((), dtype=torch.float64)
+    if around == "vmap":
+        found = torch.func.vmap(product)(torch.stack([one, 2 * one]))[0]
+    elif around == "nothing":
+        found = product(one)
+    else:
+        with torch.no_grad() if around == "no_grad" else torch.inference_mode():
+            found = product(one)
+    vector = tree.ravel(like(DIRECTION))[0]
+    expected = func.hessian_matrix(loss)(MODEL) @ vector
+    torch.testing.assert_close(found, torch.cat([loss(MODEL)[None], expected]))
+    assert not found.requires_grad
+
+
+def test_hvp_of_complex_parameters_is_symmetric() -> None:
+    z = torch.tensor([0.3 + 0.4j, -0.2 + 0.1j], dtype=torch.complex128)
+    fn = lambda p: (p.w * p.w * p.w.conj()).abs().sum() + (p.w**3).real.sum()  # noqa: E731
+    u, v = torch.randn(2, dtype=torch.complex128), torch.randn(2, dtype=torch.complex128)
+    hu, hv = (func.hvp(fn, (Point(z),), (Point(t),))[1][0].w for t in (u, v))
+    torch.testing.assert_close((v.conj() * hu).real.sum(), (u.conj() * hv).real.sum())
+
+
+def test_results_that_cannot_be_differentiated() -> None:
+    cases: list[tuple[Any, str]] = [
+        (lambda m: None, "returned nothing"),
+        (lambda m: (m(X), 3), r"returned a int at 1 of its result.*has_aux=True"),
+        (lambda m: m(X) > 0, "torch.bool tensor as its result"),
+    ]
+    for fn, message in cases:
+        for call in (
+            lambda fn: func.vjp(fn, MODEL),
+            lambda fn: func.jvp(fn, (MODEL,), (like(DIRECTION),)),
+            lambda fn: func.jacrev(fn)(MODEL),
+            lambda fn: func.jacfwd(fn)(MODEL),
+            lambda fn: func.linearize(fn, MODEL),
+        ):
+            with pytest.raises(TypeError, match=message):
+                call(fn)
+
+
+def test_primals_and_tangents_that_do_not_fit() -> None:
+    with pytest.raises(TypeError, match=r"primals must be a tuple.*\(argument,\)"):
+        func.jvp(loss, MODEL, (like(DIRECTION),))  # type: ignore[arg-type]  # what is refused
+    with pytest.raises(TypeError, match="one tree for each of the 1 primals, got 2"):
+        func.jvp(loss, (MODEL,), (1, 2))
+    with pytest.raises(ValueError, match="tangents: the trees do not fit"):
+        func.jvp(loss, (MODEL,), (net(),))
+    with pytest.raises(TypeError, match="primals must be a tuple"):
+        func.hvp(loss, MODEL, (MODEL,))  # type: ignore[arg-type]  # what is refused
+
+
+def test_buffers_do_not_move() -> None:
+    class Only(Module):
+        w: Parameter
+        shift: Buffer
+
+    only = Only(X[0], X[1])
+    matrix = func.jacobian_matrix(lambda m: m.w + m.shift)(only)
+    assert matrix.shape == (3, 3)
+    assert func.vjp(lambda m: m.w * m.shift, only)[1](X[0])[0].shift is None
+    assert isinstance(Net, type)
