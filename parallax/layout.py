@@ -34,6 +34,7 @@ from parallax.structure import (
 __all__ = ["TRACED", "Layout", "annotation_of", "find_ties", "leaves_of", "spec_of"]
 
 TRACED: Any = False  # the spec of a module made while tracing, until it is described
+_NONE_YET: Mapping[str, Any] = {}
 _set = object.__setattr__
 _ANY = Kind(leaf=Tensor, child=True, optional=True)  # inside a registered node
 _ROLES: dict[type, Leaf] = {Parameter: PARAMETER, Tensor: SLOT}
@@ -47,6 +48,7 @@ class Layout:
         fields: all fields by name, inherited ones first.
         children: the names whose values are leaves, modules or containers of them.
         constants: the names whose values belong to the structure.
+        nested: those of ``children`` under which modules may be found.
     """
 
     def __init__(self, cls: type, fields: dict[str, Field]) -> None:
@@ -55,6 +57,7 @@ class Layout:
         self.children = tuple(n for n, f in fields.items() if f.kind.dynamic and not f.static)
         self.constants = tuple(n for n in fields if n not in self.children)
         self.kinds = {name: fields[name].kind for name in self.children}
+        self.nested = tuple(n for n, k in self.kinds.items() if k.child or not k.flat)
 
     def template(self, constants: tuple[Any, ...], children: tuple[Any, ...]) -> dict[str, Any]:
         """The attributes of a module of this class, in field order, without its leaves."""
@@ -68,12 +71,15 @@ class Layout:
         converter = self.fields[name].converter
         return value if converter is None else converter(value)
 
-    def seal(self, module: Any, *, convert: bool = True) -> None:
+    def seal(
+        self, module: Any, *, convert: bool = True, admitted: Mapping[str, Any] = _NONE_YET
+    ) -> None:
         """Checks a constructed module and attaches its structure; then it is frozen.
 
         Args:
             module: an instance whose fields are set.
             convert: whether the fields' converters are still to run.
+            admitted: entries of the fields that were admitted before, which may hold holes now.
 
         Raises:
             TypeError: if a field was never set, or holds a value its annotation does not allow.
@@ -84,11 +90,11 @@ class Layout:
             value = self._final(module, name, field, convert)
             where = f"{self.cls.__name__}.{name}"
             if name in self.kinds:
-                admitted, entry = enter(value, field.kind, where)
-                if admitted is not value:
-                    _set(module, name, admitted)
+                entry = admitted.get(name)
+                if entry is None:
+                    value, entry = self._enter(module, name, value, where)
                 children.append(entry)
-                _gather(admitted, entry, leaves)
+                _gather(value, entry, leaves)
             else:
                 constants.append(value)
                 keys.append(constant_key(value, where))
@@ -96,6 +102,13 @@ class Layout:
         structure, unique = find_ties(local, tuple(children), leaves)
         _set(module, "_spec", structure)
         _set(module, "_leaves", unique)
+
+    def _enter(self, module: Any, name: str, value: Any, where: str) -> tuple[Any, Any]:
+        """Admits the value of a child field, its containers frozen on the module."""
+        frozen, entry = enter(value, self.kinds[name], where)
+        if frozen is not value:
+            _set(module, name, frozen)
+        return frozen, entry
 
     def check_set(self, module: Any, *, convert: bool = True) -> None:
         """All of ``seal`` that can be traced: every field is set, and containers are frozen."""

@@ -118,10 +118,12 @@ class Module(Instance, metaclass=ModuleMeta):
             layout.check_set(module, convert=False)
             object.__setattr__(module, "_spec", notes.traced_note(self, module, fields))
         else:
-            layout.seal(module, convert=False)
-            object.__setattr__(
-                module, "_spec", notes.carry_note(spec_of(self), module._spec, fields)
-            )
+            # What did not change was admitted once, and may hold holes since then.
+            spec = spec_of(self)
+            entries = zip(layout.children, spec.children, strict=True)
+            kept = {name: entry for name, entry in entries if name not in fields}
+            layout.seal(module, convert=False, admitted=kept)
+            object.__setattr__(module, "_spec", notes.carry_note(spec, module._spec, fields))
         if self._rng is not None:
             object.__setattr__(module, "_rng", self._rng)
         for check in cls.__ready__[2]:

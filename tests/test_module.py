@@ -706,3 +706,19 @@ def test_a_buffer_slot_takes_a_declaration_of_a_buffer_only() -> None:
 
     with pytest.raises(TypeError, match=r"Both\.b is annotated Buffer.*'b: Parameter'"):
         Both(Parameter((1,), init.ones_), Parameter((1,), init.ones_))
+
+
+def test_a_tree_with_holes_takes_replacements() -> None:
+    """Gradients have holes where nothing is trained; one field of them can still be exchanged."""
+
+    class Norm(Module):
+        weight: Parameter
+        mean: Buffer
+
+    norm = Norm(torch.ones(2), torch.zeros(2)).reset(0)
+    (norm.weight.sum() + norm.mean.sum()).backward()
+    grads = norm.grad()
+    assert grads.mean is None
+    doubled = grads.replace(weight=2 * grads.weight)
+    assert doubled.mean is None
+    assert torch.equal(doubled.weight, torch.full((2,), 2.0))
