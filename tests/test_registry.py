@@ -7,15 +7,20 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
-import optree
+import optree as _optree
 import pytest
 import torch
-from torch.utils import _pytree as torch_pytree
+from torch.utils import _pytree as _torch_pytree
 
 from parallax import Module, Parameter, _compat, registry, tree
 from tests.corpus import MLP, MODULES, Case, Dense, TiedParameter
+
+# Their annotations know neither of registered classes nor of what comes back.
+optree: Any = _optree
+torch_pytree: Any = _torch_pytree
 
 
 def new_class() -> type[Any]:
@@ -41,7 +46,8 @@ def test_a_registered_class_is_a_node_everywhere() -> None:
     cls = new_class()
     register(cls)
     value = cls(torch.ones(2), [torch.zeros(2)])
-    for traverse in (tree.map, optree.tree_map, torch_pytree.tree_map):
+    maps: list[Any] = [tree.map, optree.tree_map, torch_pytree.tree_map]
+    for traverse in maps:
         mapped: Any = traverse(lambda leaf: leaf + 1, value)
         assert type(mapped) is cls
         assert mapped.one.tolist() == [2, 2] and mapped.two[0].tolist() == [1, 1]
@@ -263,7 +269,7 @@ def test_one_module_is_first_flattened_by_many_threads_at_once() -> None:
             module.second.weight,
             module.second.bias,
         ]
-        for leaves in in_threads(8, lambda _, module=module: tree.leaves(module)):
+        for leaves in in_threads(8, partial(lambda module, _: tree.leaves(module), module)):
             assert all(a is b for a, b in zip(leaves, expected, strict=True))
 
 

@@ -34,23 +34,22 @@ def leaf(k: int) -> Leaf:
     return Leaf(torch.tensor(float(k)))
 
 
+def node(*, weight: Any, many: Any, named: Any, loose: Any, last: Any, tag: int) -> Node:
+    values: list[Any] = [torch.tensor(float(x)) for x in loose]
+    own: Any = None if weight is None else torch.tensor(float(weight))
+    return Node(own, tuple(many), named, values, last, tag)
+
+
 trees: Any = st.recursive(
     st.builds(leaf, st.integers(0, 9)),
     lambda inner: st.builds(
-        lambda weight, many, named, loose, last, tag: Node(
-            None if weight is None else torch.tensor(float(weight)),
-            tuple(many),
-            named,
-            [torch.tensor(float(x)) for x in loose],
-            last,
-            tag,
-        ),
-        st.none() | st.integers(0, 9),
-        st.lists(inner, max_size=12),
-        st.dictionaries(st.sampled_from(["z", "a", "m"]), inner),
-        st.lists(st.integers(0, 9), max_size=12),
-        st.none() | inner,
-        st.integers(0, 2),
+        node,
+        weight=st.none() | st.integers(0, 9),
+        many=st.lists(inner, max_size=12),
+        named=st.dictionaries(st.sampled_from(["z", "a", "m"]), inner),
+        loose=st.lists(st.integers(0, 9), max_size=12),
+        last=st.none() | inner,
+        tag=st.integers(0, 2),
     ),
     max_leaves=30,
 )
@@ -111,7 +110,7 @@ def test_children_of_any_number_of_nodes(n: int) -> None:
 
     inner = Many(n).initialize(0)
     module = Holder(torch.zeros(1), inner, torch.ones(1))
-    mapped = tree.map(lambda x: x + 1, module)
+    mapped: Any = tree.map(lambda x: x + 1, module)
     assert mapped.before.item() == 1 and mapped.after.item() == 2
     torch.testing.assert_close(mapped.inner.shifts[-1], inner.shifts[-1] + 1)
 

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from typing import Any
 
-import optree
+import optree as _optree
 import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as torch_pytree
+from torch.utils import _pytree as _torch_pytree
 from torch.utils.checkpoint import checkpoint
 
 from parallax import tree
@@ -34,6 +34,10 @@ from tests.corpus import (
     TiedParameter,
     example_input,
 )
+
+# Their annotations know neither of registered classes nor of what comes back.
+optree: Any = _optree
+torch_pytree: Any = _torch_pytree
 
 INPUT = example_input()
 

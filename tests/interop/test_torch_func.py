@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.func import jvp as _jvp
+from torch.func import vjp as _vjp
 
 from parallax import Module, Parameter, tree
 from tests.corpus import FLOAT, SIZE, TIED, TWINS, Case, Dense, TiedParameter, example_input
@@ -16,6 +18,8 @@ from tests.corpus import FLOAT, SIZE, TIED, TWINS, Case, Dense, TiedParameter, e
 REAL_TWINS = [case for case in TWINS if case.real and case.name != "empty"]
 Leaves = dict[str, Tensor]
 INPUT = example_input()
+jvp: Any = _jvp  # annotated as if they always returned an auxiliary value
+vjp: Any = _vjp
 
 
 def loss_of(module: Any) -> Tensor:
@@ -101,8 +105,8 @@ def test_the_gradient_of_a_tied_module_is_tied(case: Case) -> None:
 def test_vjp(case: Case) -> None:
     module = case.make()
     loss, parameters = twin_loss(case, module)
-    value, pull = torch.func.vjp(loss_of, module)
-    expected, expected_pull = torch.func.vjp(loss, parameters)
+    value, pull = vjp(loss_of, module)
+    expected, expected_pull = vjp(loss, parameters)
     torch.testing.assert_close(value, expected)
     assert_same(pull(torch.tensor(2.0))[0], expected_pull(torch.tensor(2.0))[0])
 
@@ -112,8 +116,8 @@ def test_jvp_takes_a_module_as_tangent(case: Case) -> None:
     module = case.make()
     loss, parameters = twin_loss(case, module)
     along = direction(parameters, 1)
-    got = torch.func.jvp(loss_of, (module,), (like(module, along),))
-    torch.testing.assert_close(got, torch.func.jvp(loss, (parameters,), (along,)))
+    got = jvp(loss_of, (module,), (like(module, along),))
+    torch.testing.assert_close(got, jvp(loss, (parameters,), (along,)))
 
 
 # torch.func.linearize warns so of every closed-over tensor, with plain tensors too.
@@ -179,8 +183,8 @@ def test_forward_over_reverse_is_a_hessian_vector_product() -> None:
     module = case.make()
     loss, parameters = twin_loss(case, module)
     along = direction(parameters, 3)
-    _, got = torch.func.jvp(torch.func.grad(loss_of), (module,), (like(module, along),))
-    _, expected = torch.func.jvp(torch.func.grad(loss), (parameters,), (along,))
+    _, got = jvp(torch.func.grad(loss_of), (module,), (like(module, along),))
+    _, expected = jvp(torch.func.grad(loss), (parameters,), (along,))
     assert_same(got, expected)
 
 
@@ -280,7 +284,7 @@ def test_the_gradient_of_an_ensemble() -> None:
 
 
 def test_in_dims_in_the_shape_of_a_module() -> None:
-    members = [Dense().initialize(seed) for seed in range(3)]
+    members: list[Any] = [Dense().initialize(seed) for seed in range(3)]
     weight = torch.stack([member.weight for member in members], dim=1)
     bias = torch.stack([member.bias for member in members], dim=0)
     stacked = members[0].replace(weight=weight, bias=bias)
@@ -291,7 +295,7 @@ def test_in_dims_in_the_shape_of_a_module() -> None:
 
 
 def test_out_dims_in_the_shape_of_a_module() -> None:
-    module = Dense().initialize(0)
+    module: Any = Dense().initialize(0)
     dims = tree.unflatten(tree.structure(module), [2, 1])
     got = torch.vmap(lambda k: tree.map(lambda leaf: leaf * k, module), out_dims=dims)(
         torch.arange(3.0)
@@ -309,7 +313,7 @@ def test_a_module_comes_out_of_vmap() -> None:
 
 def test_an_ensemble_of_ensembles() -> None:
     members = [Dense().initialize(seed) for seed in range(4)]
-    stacked = tree.map(lambda *leaves: torch.stack(leaves).unflatten(0, (2, 2)), *members)
+    stacked = tree.map(lambda *leaves: torch.stack(leaves).view(2, 2, *leaves[0].shape), *members)
     x = example_input()
     got = torch.vmap(torch.vmap(lambda m: m(x)))(stacked).flatten(0, 1)
     torch.testing.assert_close(got, torch.stack([member(x) for member in members]))
@@ -321,7 +325,7 @@ def test_optional_and_missing_parameters_need_no_care() -> None:
     grads = torch.func.grad(lambda m: m(torch.ones(2, SIZE)).sum())(module)
     assert grads.bias is None
     torch.testing.assert_close(grads.weight, torch.full((SIZE, SIZE), 2.0))
-    _, pushed = torch.func.jvp(lambda m: m(torch.eye(SIZE)).T, (module,), (grads,))
+    _, pushed = jvp(lambda m: m(torch.eye(SIZE)).T, (module,), (grads,))
     torch.testing.assert_close(pushed, grads.weight)
 
 
