@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from parallax import Buffer, Module, Parameter, effects, random, tree
+from parallax import Buffer, Module, Parameter, effects, func, random, tree
 from parallax.effects import EffectError
 
 MOMENTUM = 0.1
@@ -127,7 +127,8 @@ def test_nothing_is_written_and_the_structure_stays(x: Tensor) -> None:
 
 
 def test_a_module_itself_is_a_function_of_it(x: Tensor) -> None:
-    out, after = effects.collect(Stack.forward)(net(), x)
+    run: Any = effects.collect(Stack.forward)
+    out, after = run(net(), x)
     torch.testing.assert_close(out, reference()(x))
     assert after.layers[0].count == 1
 
@@ -435,7 +436,7 @@ def test_suspended_generators_and_tasks_do_not_leak(x: Tensor) -> None:
 
 def test_collecting_within_grad_with_aux(x: Tensor) -> None:
     grads, after = torch.func.grad(effects.collect(loss), has_aux=True)(floats(net()), x)
-    assert isinstance(grads, Stack)
+    assert type(grads) is type(net())
     expected = reference()
     backward(expected(x))
     torch.testing.assert_close(grads.layers[0].weight, expected[0].weight.grad)
@@ -527,6 +528,55 @@ def test_recomputation_emits_nothing(reentrant: bool, x: Tensor) -> None:
     out, after = effects.collect(checkpointed)(net().reset(0), x.clone().requires_grad_())
     out.backward()  # the collection is over by now
     assert_stats(after, expected)
+
+
+def gradient(module: Any, x: Tensor) -> Any:
+    return func.grad(loss)(module, x)
+
+
+def test_func_grad_hands_effects_on_whatever_its_engine(x: Tensor) -> None:
+    expected = reference()
+    backward(expected(x))
+    on_tape = effects.collect(gradient)(net(), x)
+    mapped = torch.vmap(lambda x: effects.collect(gradient)(net(), x))(x[None])
+    compiled = torch.compile(effects.collect(gradient), backend="aot_eager", fullgraph=True)
+    for grads, after in (on_tape, compiled(net(), x)):
+        torch.testing.assert_close(grads.layers[0].weight, expected[0].weight.grad)
+        assert_stats(after, expected)
+    torch.testing.assert_close(mapped[0].layers[0].weight[0], expected[0].weight.grad)
+    torch.testing.assert_close(mapped[1].layers[0].running_var[0], expected[0].running_var)
+
+
+def test_func_vmap_hands_effects_on(x: Tensor) -> None:
+    def over_batches(module: Any, xs: Tensor) -> Any:
+        return func.vmap(forward, in_dims=(None, 0))(module, xs)
+
+    def over_members(module: Any, x: Tensor) -> Any:
+        return func.vmap(forward, in_dims=(0, None))(module, x)
+
+    _, after = effects.collect(over_batches)(net(merge="mean"), torch.stack([x, x + 2]))
+    torch.testing.assert_close(after.layers[0].running_mean, MOMENTUM * (x.mean(0) + 1))
+    members = tree.stack([net(), tree.map(lambda leaf: leaf + 1, net())])
+    _, after = effects.collect(over_members)(members, x)
+    assert after.layers[0].count.tolist() == [1, 2]
+    for k in range(2):
+        _, alone = effects.collect(forward)(tree.unstack(members)[k], x)
+        torch.testing.assert_close(after.layers[0].running_mean[k], alone.layers[0].running_mean)
+
+
+def test_func_jvp_and_vjp_hand_effects_on(x: Tensor) -> None:
+    def forwards(module: Any, x: Tensor) -> Any:
+        return func.jvp(lambda x: loss(module, x), (x,), (torch.ones_like(x),))
+
+    def backwards(module: Any, x: Tensor) -> Any:
+        return func.vjp(lambda module: loss(module, x), module)[0]
+
+    expected = reference()
+    expected(x)
+    _, after = effects.collect(backwards)(net(), x)
+    assert_stats(after, expected)
+    with pytest.raises(EffectError, match="wrapper"):
+        effects.collect(forwards)(net(), x)  # the module is no argument of the transform
 
 
 # -- compiled -----------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ def nest(rng: Any) -> Any:
     """What a module holds within a transform: a collection of its own where one is under way.
 
     A transform whose tensors are wrappers (``vmap``, ``torch.func.grad``) calls its function with
-    modules that hold ``inner = nest(module._rng)``, returns ``emitted(inner)`` beside the
-    function's result, and outside calls ``relay(module._rng, inner, values)``.
+    modules that hold ``inner = nest(module._rng)``, made just before it begins, returns
+    ``emitted(inner)`` beside the function's result, and outside calls
+    ``relay(module._rng, inner, values)``.
 
     Args:
         rng: what the module holds outside.
@@ -28,7 +29,9 @@ def nest(rng: Any) -> Any:
         return rng
     outer = rng.collection
     emissions: Any = None if outer.emissions is None else {}
-    return Collecting(Collection(emissions, None if outer.sown is None else {}), rng.source)
+    inner = Collection(emissions, None if outer.sown is None else {})
+    inner.level += 1  # the transform is about to begin
+    return Collecting(inner, rng.source)
 
 
 def emitted(inner: Any) -> list[Tensor]:

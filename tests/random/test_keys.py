@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as torch_pytree
 from torch.utils.checkpoint import checkpoint
 
-from parallax import Module, Parameter, random, tree
+from parallax import Module, Parameter, func, random, tree
 from parallax.random import Key, KeyReusedError, philox
 
 # -- making ---------------------------------------------------------------------------------
@@ -293,6 +293,7 @@ def test_reuse_is_for_this_thread_only() -> None:
 
 def test_bad_arguments_use_nothing_up() -> None:
     key = random.key(0)
+    bad: Any
     for bad in (
         lambda: random.normal(key, (-1,)),
         lambda: random.normal(key, (2,), dtype=torch.int64),
@@ -395,6 +396,19 @@ def test_a_second_forward_of_one_tree_is_a_second_use() -> None:
         with pytest.raises(KeyReusedError):
             again(X)
     module.train(random.key(1))(X)
+
+
+def test_func_grad_rebuilds_the_tree_and_still_detects() -> None:
+    module = pair().train(random.key(0))
+
+    def loss(module: Any) -> Any:
+        return module(X).sum()
+
+    func.grad(loss)(module)
+    with pytest.raises(KeyReusedError):
+        func.grad(loss)(module)
+    with random.reuse():
+        func.grad(loss)(module)
 
 
 def test_the_same_key_handed_out_again_is_a_second_use() -> None:
