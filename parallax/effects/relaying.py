@@ -11,7 +11,7 @@ from parallax.effects.collection import Collecting, Collection, add
 __all__ = ["emitted", "nest", "relay"]
 
 
-def nest(rng: Any) -> Any:
+def nest(rng: Any, levels: int = 1) -> Any:
     """What a module holds within a transform: a collection of its own where one is under way.
 
     A transform whose tensors are wrappers (``vmap``, ``torch.func.grad``) calls its function with
@@ -21,6 +21,7 @@ def nest(rng: Any) -> Any:
 
     Args:
         rng: what the module holds outside.
+        levels: how many transforms are about to begin, one in the other.
 
     Returns:
         What it holds inside; ``rng`` itself when nothing is collected.
@@ -30,7 +31,7 @@ def nest(rng: Any) -> Any:
     outer = rng.collection
     emissions: Any = None if outer.emissions is None else {}
     inner = Collection(emissions, None if outer.sown is None else {})
-    inner.level += 1  # the transform is about to begin
+    inner.level += levels
     return Collecting(inner, rng.source)
 
 

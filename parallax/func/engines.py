@@ -158,19 +158,20 @@ def _record_gradient(call: Call, finish: Finish, tape: Tape) -> tuple[list[Tenso
 
 
 def through(
-    call: Call, finish: Callable[[Any], tuple[Any, Any]]
+    call: Call, finish: Callable[[Any], tuple[Any, Any]], levels: int = 1
 ) -> tuple[Callable[..., Any], Callable[[Sequence[Tensor]], Any]]:
     """A call as a function of tensors for a transform of ``torch.func``.
 
     Args:
         call: what is called.
         finish: takes what the function returned to what is transformed, and something beside it.
+        levels: how many transforms there are, one in the other.
 
     Returns:
         A function of the leaves that move to ``(transformed, tensors)``; and one of these tensors,
         as they come out of the transform, to what came beside.
     """
-    inner, nesting = call.nested()
+    inner, nesting = call.nested(levels)
     closes: list[Any] = []
 
     def flat(*values: Tensor) -> tuple[Any, list[Tensor]]:

@@ -178,7 +178,7 @@ def jacfwd(
         def transform(flat: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:
             return torch.func.jacfwd(flat, places, has_aux=True, randomness=randomness)
 
-        return jacobian(transform, Call(func, what, argnums, args, kwargs), has_aux)
+        return jacobian(transform, Call(func, what, argnums, args, kwargs), has_aux, levels=2)
 
     return jacobian_of
 

@@ -59,7 +59,8 @@ def jacobian_matrix(
     @wraps(func, updated=())
     def matrix_of(*args: Any, **kwargs: Any) -> Tensor:
         call = Call(func, what, argnums, args, kwargs)
-        rows, _, _ = jacobian_rows(transform, call, has_aux=False)
+        levels = 2 if mode == "forward" else 1
+        rows, _, _ = jacobian_rows(transform, call, False, levels)
         return torch.cat([_side_by_side(row, call.values) for row in rows])
 
     return matrix_of

@@ -355,9 +355,9 @@ class Call:
             args[index] = part.around(chunk)
         return self.func(*args, **self.kwargs)
 
-    def nested(self) -> tuple[Call, Nesting]:
-        """This call as it is made inside of a transform."""
-        nesting = Nesting(self.func, self.args, self.kwargs)
+    def nested(self, levels: int = 1) -> tuple[Call, Nesting]:
+        """This call as it is made inside of so many transforms."""
+        nesting = Nesting(self.func, self.args, self.kwargs, levels)
         if not nesting.pairs:
             return self, nesting
         inner = Call(nesting.func, self.what, self.argnums, nesting.args, nesting.kwargs)

@@ -29,11 +29,16 @@ class Nesting:
         kwargs: the keyword arguments.
     """
 
-    __slots__ = ("args", "func", "kwargs", "pairs")
+    __slots__ = ("args", "func", "kwargs", "levels", "pairs")
 
     def __init__(
-        self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        levels: int = 1,
     ) -> None:
+        self.levels = levels
         self.pairs: list[tuple[Any, Any]] = []
         self.func = self._function(func)
         self.args = tuple([self._within(arg) for arg in args])
@@ -53,7 +58,7 @@ class Nesting:
     def _within(self, tree: Any) -> Any:
         """The tree with the stand-ins; the very tree where nothing is collected."""
         if is_module(tree):
-            inner = effects.nest(tree._rng)
+            inner = effects.nest(tree._rng, self.levels)
             if inner is tree._rng:
                 return tree
             self.pairs.append((tree._rng, inner))
@@ -69,7 +74,7 @@ class Nesting:
         return core.unflatten(core.TreeSpec(spec.outer, spec.parts, rngs), leaves)
 
     def _source(self, rng: Any) -> Any:
-        inner = effects.nest(rng)
+        inner = effects.nest(rng, self.levels)
         if inner is not rng:
             self.pairs.append((rng, inner))
         return inner

@@ -21,7 +21,7 @@ from parallax.func.grad import grad, scalar_and_aux
 from parallax.func.moving import Call, name_of
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
-from parallax.func.vmap import Batch, vmap
+from parallax.func.vmap import Batch, mapped_flat, vmap
 
 __all__ = ["ensemble_grad", "per_sample_grad"]
 
@@ -178,7 +178,7 @@ class _Summed(Call):
             closes.append(close)
             return loss, beside, nesting.emitted()
 
-        run = torch.func.vmap(member, (*self.dims, *batch.dims), randomness=self.randomness)
+        run = mapped_flat(member, (*self.dims, *batch.dims), self.randomness)
         losses, beside, emitted = run(*values, *batch.tensors)
         nesting.relay(emitted)
         return losses, closes[0](beside)

@@ -107,15 +107,15 @@ def jacrev(
 Transform = Callable[[Callable[..., Any], tuple[int, ...]], Callable[..., Any]]
 
 
-def jacobian(transform: Transform, call: Call, has_aux: bool) -> Any:
+def jacobian(transform: Transform, call: Call, has_aux: bool, levels: int = 1) -> Any:
     """The Jacobian of a call as trees in a tree, by a transform of torch on flat lists."""
-    rows, result, aux = jacobian_rows(transform, call, has_aux)
+    rows, result, aux = jacobian_rows(transform, call, has_aux, levels)
     found = result.alone([call.trees(row) for row in rows])
     return (found, aux) if has_aux else found
 
 
 def jacobian_rows(
-    transform: Transform, call: Call, has_aux: bool
+    transform: Transform, call: Call, has_aux: bool, levels: int
 ) -> tuple[Sequence[Sequence[Tensor]], Result, Any]:
     """For each tensor of the result its derivatives by each leaf, the result, and ``aux``."""
     made: list[Result] = []
@@ -125,6 +125,6 @@ def jacobian_rows(
         made[:] = [Result(out, call.what)]
         return tuple(made[0].values), aux
 
-    flat, after = through(call, finish)
+    flat, after = through(call, finish, levels)
     rows, beside = transform(flat, tuple(range(len(call.values))))(*call.values)
     return rows, made[0], after(beside)

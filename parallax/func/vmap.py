@@ -17,7 +17,7 @@ from parallax.func.results import open_tensors
 from parallax.nodes import is_module
 from parallax.tree import core
 
-__all__ = ["Batch", "vmap"]
+__all__ = ["Batch", "mapped_flat", "vmap"]
 
 
 def vmap(
@@ -77,14 +77,27 @@ def vmap(
             result = nesting.func(*batch.around(tensors), **nesting.kwargs)
             return outs.take(result), nesting.emitted()
 
-        run = torch.func.vmap(
-            flat, in_dims=batch.dims, randomness=randomness, chunk_size=chunk_size
-        )
-        tensors, emitted = run(*batch.tensors)
+        tensors, emitted = mapped_flat(flat, batch.dims, randomness, chunk_size)(*batch.tensors)
         nesting.relay(emitted)
         return outs.give(tensors)
 
     return mapped
+
+
+def mapped_flat(
+    flat: Callable[..., Any], dims: Sequence[int], randomness: str, chunk_size: int | None = None
+) -> Callable[..., Any]:
+    """``torch.func.vmap`` of a function of tensors, refusing what would fail in backward."""
+    run = torch.func.vmap(flat, tuple(dims), randomness=randomness, chunk_size=chunk_size)
+    if _compat.is_compiling():
+        return run
+
+    def refusing(*tensors: Tensor) -> Any:
+        # Recomputed in backward, when the vmap is over, a checkpoint meets tensors of no vmap.
+        with torch.autograd.graph.disable_saved_tensors_hooks(_compat.NO_CHECKPOINT):
+            return run(*tensors)
+
+    return refusing
 
 
 class Batch:
