@@ -10,7 +10,6 @@ holds no weights and leads to no mutable module.
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import types
@@ -104,7 +103,13 @@ class Blueprint:
             type(other) is Blueprint
             and self._hash == other._hash
             and _unparametrized(self.cls) is _unparametrized(other.cls)
-            and _same(self.attributes, other.attributes)
+            and self.attributes.keys() == other.attributes.keys()
+            and all(
+                _same(value, other.attributes[name]) if name not in _EMPTY else _same_hooks(
+                    name, value, other.attributes[name]
+                )
+                for name, value in self.attributes.items()
+            )
         )
 
     def __hash__(self) -> int:
@@ -207,6 +212,35 @@ def resolved(value: Any, follow: Callable[[Ref], Any]) -> Any:
     return _rebuilt(value, lambda item: resolved(item, follow))
 
 
+def _same_hooks(name: str, one: Any, two: Any) -> bool:
+    """Whether two tables of hooks are alike: their keys are numbers, given out one by one."""
+    if "state_dict" in name:  # for the original's own loading and saving; no call runs them
+        return True
+    return _same(list(one.values()), list(two.values())) if isinstance(one, dict) else one == two
+
+
+def _same_function(one: types.FunctionType, two: types.FunctionType) -> bool:
+    """Whether two functions were made by the same line around the same values."""
+    return (
+        one.__code__ is two.__code__
+        and _same(_cells(one), _cells(two))
+        and _same(one.__defaults__, two.__defaults__)
+        and _same(one.__kwdefaults__, two.__kwdefaults__)
+    )
+
+
+def _cells(function: types.FunctionType) -> list[Any]:
+    """What a function closes over; of other functions their code, for they may form cycles."""
+    found = []
+    for cell in function.__closure__ or ():
+        try:
+            value = cell.cell_contents
+        except ValueError:  # not bound yet
+            value = None
+        found.append(value.__code__ if isinstance(value, types.FunctionType) else value)
+    return found
+
+
 def _same(one: Any, two: Any) -> bool:
     """Whether two attributes are alike; where equality says nothing, they must be one object."""
     if one is two:
@@ -221,19 +255,11 @@ def _same(one: Any, two: Any) -> bool:
     if isinstance(one, Tensor):
         alike = one.shape == two.shape and one.dtype == two.dtype and one.device == two.device
         return alike and (one.is_meta or torch.equal(one, two))
+    if cls is types.FunctionType:
+        return _same_function(one, two)
     if cls is functools.partial:
         return _same((one.func, one.args, one.keywords), (two.func, two.args, two.keywords))
     try:
         return bool(one == two)
     except (RuntimeError, TypeError, ValueError):
         return False
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value can be handed out as it is: it is no container and holds no ``Ref``."""
-    return type(value) in _ATOMS
-
-
-def shallow(value: Any) -> Any:
-    """A copy of a container, anything else as it is."""
-    return copy.copy(value) if type(value) in (list, dict, set, OrderedDict) else value

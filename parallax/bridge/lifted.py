@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Optional
 
-from torch import Tensor, nn
+from torch import nn
 
 from parallax import _compat, notes
 from parallax.bridge import running, traced
@@ -170,7 +170,7 @@ def _make(
             )
     namespace = {
         "__module__": __name__,
-        "__qualname__": f"{name}({', '.join(hints)}){len(_classes)}",
+        "__qualname__": f"{name}({', '.join(hints)})",
         "__doc__": f"A lifted ``{name}``.",
         "__annotations__": hints,
         "__init__": _refuse_construction,
@@ -256,8 +256,3 @@ def _refuse_writer(cls: type, name: str) -> None:
             f"{cls.__name__}.{name} writes into parameters, which are immutable here. Call it on "
             f"the nn.Module and lift that, or make new leaves: tree.map(..., module)"
         )
-
-
-def is_tensor_or_none(value: Any) -> bool:
-    """Whether a value can stand in a slot of an ``nn.Module``."""
-    return value is None or isinstance(value, Tensor)

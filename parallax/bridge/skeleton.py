@@ -223,7 +223,8 @@ class Skeleton:
         """A private copy of a buffer, the one of the last call if nothing has changed."""
         if not isinstance(leaf, Tensor):
             return leaf, 0
-        if not (plain and slot.kept) or leaf.is_inference() or leaf.requires_grad:
+        statistic = leaf.dim() <= 1 and leaf.is_floating_point()  # may be written silently
+        if not (plain and slot.kept) or statistic or leaf.is_inference() or leaf.requires_grad:
             return _private(leaf)
         known = self.copies.get(slot.index)
         if known is not None and known[0] is leaf and known[1] == leaf._version:
