@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +114,8 @@ def _net(says: bool) -> Net:
         Norm(torch.ones(16), torch.zeros(16), torch.zeros(16), torch.ones(16), says)
         for _ in range(LAYERS)
     ]
-    return Net(tuple(convs), tuple(norms))
+    fields: dict[str, Any] = {"convs": tuple(convs), "norms": tuple(norms)}
+    return Net(**fields)
 
 
 def _effects() -> Question:

@@ -257,8 +257,9 @@ def nans(fn: Callable[P, R]) -> Callable[P, R]:
             _refuse_non_finite(leaf, f"{path}, an argument,")
         inner: Any = _addressed(args)
         options: Any = _addressed(kwargs)
+        run: Callable[..., R] = fn
         with _Watch():
-            result = fn(*inner, **options)
+            result = run(*inner, **options)
         for path, leaf in _leaves(result):
             if isinstance(leaf, Tensor):
                 _refuse_non_finite(leaf, f"{_name(fn)}(){'.' if path else ''}{path}")

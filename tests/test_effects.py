@@ -278,6 +278,10 @@ class Emits(Module):
         self.emit(merge=merge, **values)
 
 
+def call(module: Any, **values: Any) -> None:
+    module(**values)
+
+
 def emits() -> Any:
     cls: Any = Emits
     return cls(torch.zeros(2), torch.zeros(2), None, (torch.zeros(2),), 1)
@@ -301,7 +305,7 @@ def test_bad_effects_name_the_class_and_the_field(
     values: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as caught:
-        effects.collect(lambda m: m(**values))(emits())
+        effects.collect(call)(emits(), **values)
     assert "Emits.emit(" in str(caught.value)
     with pytest.raises(error, match=message):
         emits()(**values)
@@ -318,7 +322,7 @@ def test_an_uninitialized_buffer_has_nothing_to_replace() -> None:
     declaring: Any = Emits
     declared = declaring(torch.zeros(2), Buffer((2,), torch.nn.init.zeros_), None, (), 1)
     with pytest.raises(TypeError, match="not initialized"):
-        effects.collect(lambda m: m(buffer=torch.zeros(2)))(declared)
+        effects.collect(call)(declared, buffer=torch.zeros(2))
 
 
 def test_an_effect_of_a_module_put_in_during_the_call_is_foreign(x: Tensor) -> None:
@@ -464,7 +468,7 @@ def test_grad_inside_a_collection_rebuilds_the_instance(x: Tensor) -> None:
 def test_a_raw_transform_would_let_its_wrappers_escape(x: Tensor) -> None:
     batch = torch.stack([x, x + 1])
     with pytest.raises(EffectError, match=r"parallax\.func"):
-        effects.collect(lambda m, xs: torch.vmap(lambda x: m(x))(xs))(net(), batch)
+        effects.collect(lambda m, xs: torch.vmap(lambda x: forward(m, x))(xs))(net(), batch)
     with pytest.raises(EffectError, match=r"parallax\.func"):
         effects.collect(lambda m, x: torch.func.grad(lambda x: loss(m, x))(x))(net(), x)
     with pytest.raises(EffectError, match=r"parallax\.func"):
