@@ -140,7 +140,8 @@ def categorical(key: Key, logits: Tensor, shape: Shape = (), *, dim: int = -1) -
 
     Source: the Gumbel-max trick (E. J. Gumbel, 1954).
     """
-    if not isinstance(logits, Tensor) or not logits.dtype.is_floating_point:
+    scores: Any = logits
+    if not isinstance(scores, Tensor) or not scores.dtype.is_floating_point:
         raise TypeError(f"categorical(): logits must be a floating tensor, got {logits!r}")
     if logits.ndim == 0 or logits.shape[dim] == 0:
         raise ValueError(f"categorical(): no category in logits of shape {tuple(logits.shape)}")

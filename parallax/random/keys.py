@@ -212,14 +212,13 @@ def from_state(state: torch.Generator | Tensor) -> Key:
         >>> random.from_state(torch.Generator().manual_seed(0))
         Key(0x7f7204b3c4385fbf)
     """
-    if isinstance(state, torch.Generator):
-        state = state.get_state()
-    if not isinstance(state, Tensor) or state.dtype is not torch.uint8 or state.ndim != 1:
+    given: Any = state.get_state() if isinstance(state, torch.Generator) else state
+    if not isinstance(given, Tensor) or given.dtype is not torch.uint8 or given.ndim != 1:
         raise TypeError(
             f"from_state(state): expected a torch.Generator or its get_state(), "
             f"got {type(state).__name__}"
         )
-    return key(digest(state))
+    return key(digest(given))
 
 
 def split(key: Key, n: int = 2) -> Key:
