@@ -68,9 +68,10 @@ def dump_constant(value: Any) -> Any:
         return {"namedtuple": [_name_of(cls), [dump_constant(item) for item in value]]}
     if isinstance(value, enum.Enum):
         return {"enum": [_name_of(cls), value.name]}
-    if cls is functools.partial:
-        keywords = [[key, dump_constant(item)] for key, item in value.keywords.items()]
-        return {"partial": [dump_constant(value.func), dump_constant(value.args), keywords]}
+    if isinstance(value, functools.partial):
+        part: Any = value
+        keywords = [[key, dump_constant(item)] for key, item in part.keywords.items()]
+        return {"partial": [dump_constant(part.func), dump_constant(part.args), keywords]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [
             [f.name, dump_constant(getattr(value, f.name))] for f in dataclasses.fields(value)
@@ -96,10 +97,10 @@ def load_constant(data: Any) -> Any:
 
 
 def _load_namedtuple(data: Any) -> Any:
-    cls = _find(data[0])
+    cls: Any = _find(data[0])
     if not (isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_make")):
         raise TypeError(f"{data[0]} is no named tuple")
-    return cls._make(load_constant(item) for item in data[1])
+    return cls(*[load_constant(item) for item in data[1]])
 
 
 def _load_partial(data: Any) -> Any:

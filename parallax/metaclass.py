@@ -101,7 +101,7 @@ class ModuleMeta(_ProtocolMeta):
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:
             make, seal, checks = cls.__ready__ or _finish(cls)
             module = make(cls)
-            cls.__bare_init__(module, *args, **kwargs)
+            module.__bare_init__(*args, **kwargs)
             seal(module)
             if checks:
                 for check in checks:

@@ -103,10 +103,10 @@ def _torch_flatten(module: Any) -> tuple[list[Any], Any]:
     if len(present) != len(leaves):
         indices = tuple(k for k, leaf in enumerate(leaves) if leaf is not None)
     rng = module._rng
-    keyed = rng is not None and rng.key is not None
-    if keyed:
-        present.append(rng.key)
-    return present, Context(structure, indices, rng, keyed)
+    key = None if rng is None else rng.key
+    if key is not None:
+        present.append(key)
+    return present, Context(structure, indices, rng, key is not None)
 
 
 def _torch_unflatten(children: Iterable[Any], context: Any) -> Any:
