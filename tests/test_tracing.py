@@ -119,8 +119,8 @@ def test_constants_are_compared_as_in_eager(name: str) -> None:
         (0.0, -0.0, False),
         (1, True, False),
         ((1, 2.0), (1, 2), False),
-        (partial(sorted, key=len), partial(sorted, key=len), True),
-        (partial(sorted, key=len), partial(sorted, key=abs), False),
+        (partial(print, sep="a"), partial(print, sep="a"), True),
+        (partial(print, sep="a"), partial(print, sep="b"), False),
     ],
 )
 def test_constants_that_python_compares_otherwise(one: Any, two: Any, same: bool) -> None:
