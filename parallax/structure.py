@@ -152,10 +152,12 @@ class Structure:
         expand: for each place of a leaf, the index of its tensor among the unique leaves; ``None``
             when no two places share one.
         ties: the same as pairs ``(place, first place)``: little to guard while tracing.
+        marks: for each unique leaf ``"t"`` if it is trained and ``"-"`` if not: one guard for all.
         shape: the classes alone, with the generated code that builds and collects such trees.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "children", "depth", "expand", "local", "shape", "ties")
+    __slots__ = ("__dict__", "__weakref__", "_still", "children", "depth", "expand", "local", "marks",
+                 "shape", "ties")  # fmt: skip
 
     def __init__(
         self, local: Local, children: tuple[Child, ...], expand: tuple[int, ...] | None = None
@@ -181,6 +183,8 @@ class Structure:
                 for child in children
             ),
         )
+        self._still = self._find_still()
+        self.marks = self._find_marks()
 
     @property
     def cls(self) -> type:
@@ -321,6 +325,28 @@ class Structure:
             role == "parameter" and not mark
             for role, mark in zip(self.roles, self.frozen, strict=True)
         )
+
+    def _find_still(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The places of leaves that are no parameters, and of those that are frozen."""
+        others: list[int] = []
+        frozen = list(self.local.note.frozen)
+        for child, start in zip(self.children, self.starts(), strict=True):
+            if type(child) is Structure:
+                others += [start + place for place in child._still[0]]
+                frozen += [start + place for place in child._still[1]]
+            elif type(child) is Leaf and child is not PARAMETER:
+                others.append(start)
+        return tuple(others), tuple(frozen)
+
+    def _find_marks(self) -> str:
+        others, frozen = self._still
+        # A tied leaf has the role of the place where it stands first, and is frozen where any is.
+        later = {place for place, _ in self.ties}
+        still = {*(place for place in others if place not in later), *frozen}
+        if self.expand is None:
+            return "".join(["-" if k in still else "t" for k in range(self.n_places)])
+        unique = {self.expand[place] for place in still}
+        return "".join(["-" if k in unique else "t" for k in range(max(self.expand) + 1)])
 
     # -- changing the notes ------------------------------------------------------------------
 

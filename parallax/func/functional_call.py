@@ -140,7 +140,8 @@ def _replaced(module: Any, named: dict[str, Any], tie_weights: bool, strict: boo
     needed = [p for p, k in zip(paths, index) if p in present and k not in given_for]  # noqa: B905  # as above
     _check_names(type(module).__name__, [p for p in paths if p in present], named, needed, strict)
     if tie_weights or len(leaves) == len(paths):
-        values, source = list(leaves), dict[int, str]()
+        values = list(leaves)
+        source: dict[int, str] = {}
         for place, path in enumerate(paths):
             if path in named:
                 k = index[place]

@@ -242,7 +242,7 @@ def trainable_of(part: Any) -> Sequence[bool]:
         return part.trainable  # type: ignore[no-any-return]  # a tuple
     spec = part.module._spec
     if type(spec) is Structure:
-        return spec.trainable
+        return [mark == "t" for mark in spec.marks]
     places: list[bool] = []
     _trainable_places(part.module, _CHILD, places)
     return part.unique(places)
@@ -256,8 +256,7 @@ def _trainable_places(value: Any, kind: Kind, places: list[bool]) -> None:
     if is_module(value):
         spec = value._spec
         if type(spec) is Structure:
-            marks = spec.trainable
-            places += marks if spec.expand is None else [marks[k] for k in spec.expand]
+            places += tracing.take_apart(value)[1].expanded([mark == "t" for mark in spec.marks])
             return
         layout = type(value).__layout__
         for name in layout.children:
