@@ -1,6 +1,6 @@
 """Immutable neural-network modules for PyTorch, as pytrees."""
 
-from parallax import bridge, debug, effects, func, io, random, registry, tree
+from parallax import bridge, debug, effects, func, io, optim, random, registry, tree
 from parallax.compiler import compile
 from parallax.fields import Buffer, Parameter, UninitializedError, field
 from parallax.module import Module
@@ -17,6 +17,7 @@ __all__ = [
     "field",
     "func",
     "io",
+    "optim",
     "random",
     "registry",
     "tree",

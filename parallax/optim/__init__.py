@@ -1,14 +1,43 @@
-"""Every optimizer of ``torch.optim`` as a pure function of model, gradients and state."""
+"""Every optimizer of ``torch.optim`` as a pure function of model, gradients and state.
 
+opt = optim.Adam(lr=1e-3)
+state = opt.init(model)
+model, state = opt.step(model, grads, state)
+"""
+
+from parallax.optim import schedules
+from parallax.optim.accumulate import Accumulate
 from parallax.optim.adadelta import Adadelta
 from parallax.optim.adafactor import Adafactor
 from parallax.optim.adagrad import Adagrad
 from parallax.optim.adam import Adam, AdamW
 from parallax.optim.adamax import Adamax
 from parallax.optim.asgd import ASGD
+from parallax.optim.average import EMA, SWA, Average
+from parallax.optim.base import Optimizer
+from parallax.optim.chain import chain
+from parallax.optim.clip import (
+    ClipNorm,
+    ClipValue,
+    clip_grad_norm,
+    clip_grad_value,
+    clip_per_sample,
+)
+from parallax.optim.donate import DonatedError
+from parallax.optim.foreign import LBFGS, from_torch
 from parallax.optim.muon import Muon
 from parallax.optim.nadam import NAdam
 from parallax.optim.radam import RAdam
 from parallax.optim.rmsprop import RMSprop
 from parallax.optim.rprop import Rprop
+from parallax.optim.scaler import LossScaler, Scale
 from parallax.optim.sgd import SGD
+from parallax.optim.split import Split
+from parallax.optim.state import State
+
+__all__ = [
+    "ASGD", "EMA", "LBFGS", "SGD", "SWA", "Accumulate", "Adadelta", "Adafactor", "Adagrad", "Adam",
+    "AdamW", "Adamax", "Average", "ClipNorm", "ClipValue", "DonatedError", "LossScaler", "Muon",
+    "NAdam", "Optimizer", "RAdam", "RMSprop", "Rprop", "Scale", "Split", "State", "chain",
+    "clip_grad_norm", "clip_grad_value", "clip_per_sample", "from_torch", "schedules",
+]  # fmt: skip

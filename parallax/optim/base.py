@@ -15,7 +15,7 @@ from parallax.func.moving import trainable_of
 from parallax.nodes import is_module
 from parallax.optim import groups as grouping
 from parallax.optim import vmapped
-from parallax.optim.checks import gather, paths_of
+from parallax.optim.checks import check_layouts, gather, paths_of
 from parallax.optim.clocks import Clocks
 from parallax.optim.donate import mark
 from parallax.optim.lists import How, Lists
@@ -23,7 +23,7 @@ from parallax.optim.scalars import Multiplied, Unread
 from parallax.optim.state import NEVER, Contents, State, around
 from parallax.tree import core
 
-__all__ = ["Groups", "Hyper", "Optimizer", "Rate"]
+__all__ = ["Groups", "Hyper", "Optimizer", "Rate", "plain", "resolved"]
 
 M = TypeVar("M")
 Rate = float | Tensor | Callable[[Any], Any]
@@ -179,7 +179,7 @@ class Optimizer:
             )
             columns = {name: [None] * len(leaves) for h in hypers for name in self._moments(h)}
             for k in chosen:
-                h = _resolved(hypers[labels[k]], 0)
+                h = resolved(hypers[labels[k]], 0)
                 if isinstance(leaves[k], Lazy) or not isinstance(leaves[k], Tensor):
                     raise _uninitialized(what, model, paths_of(model)[k])
                 self._check_leaf(f"{type(model).__name__}.{paths_of(model)[k]}", leaves[k])
@@ -238,23 +238,22 @@ class Optimizer:
         differentiable = bool(getattr(self, "differentiable", False))
         if donate:
             _check_donation(what, differentiable)
+            check_layouts(what, model, chosen, given)
         made = list(leaves)
         moments = {name: list(column) for name, column in old.moments.items()}
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             for members, h in self._split(chosen, state.labels):
                 at = self._lists(h, members, given, made, moments, clocks)
                 at = self._advance(at, h, old.step, differentiable, donate)
-                for j, k in enumerate(members):
-                    made[k] = at.params[j]
+                _put(made, members, at.params)
                 for name, column in at.moments.items():
-                    for j, k in enumerate(members):
-                        moments[name][k] = column[j]
+                    _put(moments[name], members, column)
             step, others = clocks.ticked()
         next_state = old.close(step, moments, others, clocks.clock_of)
         next_model = core._close(part, made, model._rng)  # type: ignore[attr-defined]  # a module
         if donate:
             mark(model)
-            mark(state)
+            mark(state, *state.moments.values())
         return next_model, next_state
 
     def _contents(self, state: Any, part: Any, what: str) -> Contents:
@@ -294,14 +293,11 @@ class Optimizer:
                     f"optim.{type(self).__name__}.step: the state has no {name!r}; it was made "
                     f"with other options. Make one for these: state = opt.init(model)"
                 )
-            columns[name] = [moments[name][k] for k in members]
+            columns[name] = _some(moments[name], members)
         return Lists(
-            [leaves[k] for k in members],
-            [given[k] for k in members],
-            columns,
-            clocks.before,
-            [clocks.index[k] for k in members],
-        )
+            _some(leaves, members), _some(given, members), columns, clocks.before,
+            _some(clocks.index, members),
+        )  # fmt: skip
 
     def _advance(
         self, at: Lists, h: Hyper, step: Tensor, differentiable: bool, donate: bool
@@ -309,13 +305,13 @@ class Optimizer:
         """Steps lists, in private memory unless ``donate``."""
         if _compat.is_compiling():
             capturable = "capturable" in h
-            return self._run(at, _resolved(h, step), How(False, False, capturable, differentiable))
+            return self._run(at, resolved(h, step), How(False, False, capturable, differentiable))
         if differentiable:
-            return self._differentiable(at, _resolved(h, step))
+            return self._differentiable(at, resolved(h, step))
         if _compat.transform_active():
             if _compat.vmap_active():
                 return self._vmapped(at, h, step)
-            return self._run(at, _plain(_resolved(h, int(step))), How(False, False))
+            return self._run(at, plain(resolved(h, int(step))), How(False, False))
         return self._eager(at, h, step, donate)
 
     def _differentiable(self, at: Lists, h: Hyper) -> Lists:
@@ -330,12 +326,10 @@ class Optimizer:
         return at
 
     def _eager(self, at: Lists, h: Hyper, step: Tensor, donate: bool = False) -> Lists:
-        h = _plain(_resolved(h, step))
+        h = plain(resolved(h, step))
         foreach, fused = h.get("foreach"), h.get("fused")
         if foreach is None and fused is None and self._fused_on:
-            fused = all(
-                [p.is_floating_point() and p.device.type in self._fused_on for p in at.params]
-            )
+            fused = at.fusable(self._fused_on)
         capturable = bool(h.get("capturable")) and at.params[0].device.type != "cpu"
         return self._run(at, h, How(foreach, bool(fused), capturable), donate)
 
@@ -405,7 +399,7 @@ def _sample(name: str, value: Any) -> Any:
     return False if name in ("differentiable", "fused", "capturable", "foreach") else value
 
 
-def _resolved(h: Hyper, step: Any) -> Hyper:
+def resolved(h: Hyper, step: Any) -> Hyper:
     """The hyper-parameters with every schedule evaluated at ``step``."""
     if not any([callable(value) for value in h.values()]):
         return h
@@ -419,7 +413,7 @@ def _readable(step: Tensor) -> bool:
     return not _compat.is_compiling() and not _compat.transform_active()
 
 
-def _plain(h: Hyper) -> Hyper:
+def plain(h: Hyper) -> Hyper:
     """The hyper-parameters with numbers for tensors on the CPU."""
     return {name: _number(name, value) for name, value in h.items()}
 
@@ -435,6 +429,20 @@ def _number(name: str, value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple([_number(name, item) for item in value])
     return value
+
+
+def _some(column: Sequence[Any], members: list[int]) -> list[Any]:
+    if len(members) == len(column):  # indices in order, hence all
+        return list(column)
+    return [column[k] for k in members]
+
+
+def _put(column: list[Any], members: list[int], values: list[Any]) -> None:
+    if len(members) == len(column):
+        column[:] = values
+        return
+    for k, value in zip(members, values):  # noqa: B905  # dynamo traces no strict=
+        column[k] = value
 
 
 # -- what is wrong ----------------------------------------------------------------------------------

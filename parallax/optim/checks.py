@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from parallax import tracing
@@ -12,7 +13,7 @@ from parallax.func.moving import trainable_of
 from parallax.tree import core
 from parallax.tree.align import align
 
-__all__ = ["gather", "paths_of"]
+__all__ = ["check_layouts", "gather", "paths_of"]
 
 
 def gather(
@@ -28,14 +29,37 @@ def gather(
         given = align(part, grads)
     except ValueError as error:
         raise ValueError(f"{what}: the gradients: {error}") from None
-    chosen = []
-    rows = zip(leaves, given, trainable_of(part))  # noqa: B905  # aligned; dynamo traces no strict=
-    for k, (leaf, grad, trains) in enumerate(rows):
-        if grad is not None and trains and leaf is not None:
-            if type(grad) is not Tensor or grad.shape != leaf.shape or grad.dtype is not leaf.dtype:
-                _check_pair(what, model, k, leaf, grad)
-            chosen.append(k)
+    trainable = trainable_of(part)
+    if all(trainable) and _alike(leaves, given):  # nearly always
+        return list(range(len(leaves))), given
+    rows = enumerate(zip(leaves, given, trainable))  # noqa: B905  # aligned; dynamo traces no strict=
+    chosen = [k for k, (a, b, t) in rows if t and a is not None and b is not None]
+    params, mine = [leaves[k] for k in chosen], [given[k] for k in chosen]
+    if not _alike(params, mine):
+        for k, leaf, grad in zip(chosen, params, mine):  # noqa: B905  # as above
+            _check_pair(what, model, k, leaf, grad)
     return chosen, given
+
+
+def _alike(params: Sequence[Any], grads: Sequence[Any]) -> bool:
+    """Whether all are tensors, each gradient of the shape and dtype of its parameter."""
+    try:
+        return [p.shape for p in params] == [g.shape for g in grads] and (
+            [p.dtype for p in params] == [g.dtype for g in grads]
+        )
+    except AttributeError:  # of a hole
+        return False
+
+
+def check_layouts(what: str, model: Any, chosen: list[int], given: Sequence[Any]) -> None:
+    """Raises for a sparse gradient: a kernel could stop half-way, in memory that was donated."""
+    for k in chosen:
+        if given[k].layout is not torch.strided:
+            path = f"{type(model).__name__}.{paths_of(model)[k]}"
+            raise ValueError(
+                f"{what}: the gradient of {path} is {given[k].layout}. "
+                f"Make it dense first: grads = tree.map(Tensor.to_dense, grads)"
+            )
 
 
 def _check_pair(what: str, model: Any, k: int, leaf: Any, grad: Any) -> None:

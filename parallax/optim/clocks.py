@@ -33,8 +33,10 @@ class Clocks:
     ) -> None:
         self.before = [step, *clocks]
         self.clock_of = clock_of
-        if not clocks and chosen == [k for k, clock in enumerate(clock_of) if clock == 0]:
-            self.index = [0] * len(clock_of)
+        followers, count = clock_of.count(0), len(clock_of)
+        same = followers == len(chosen) and not clocks
+        if same and (followers == count or all([clock_of[k] == 0 for k in chosen])):
+            self.index = [0] * count
             self._rule: list[tuple[int, bool]] = []
             return
         self._change(chosen)

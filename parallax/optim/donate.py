@@ -82,29 +82,36 @@ _set_class = object.__dict__["__class__"].__set__  # past the __setattr__ that f
 _set_leaves = Instance.__dict__["_leaves"].__set__
 
 
-def mark(module: Any) -> None:
-    """Makes a module and every module below it unusable.
+def mark(model: Any, *others: Any) -> None:
+    """Makes a module with every module below it unusable, and some others alone.
 
     The objects stay where they are and lose what they held; a module that is also part of another
     tree is lost to that tree too, as its memory is.
     """
-    stack = [module]
+    for value in others:
+        _empty(value)
+    stack = [model]
     while stack:
         value = stack.pop()
-        if type(value) is tuple or isinstance(value, tuple):
+        cls = type(value)
+        if cls is Donated or cls is Tensor or value is None:
+            continue
+        if is_module(value):
+            below = cls.__layout__.nested
+            if below:
+                stack += map(value.__dict__.__getitem__, below)
+            _empty(value)
+        elif isinstance(value, tuple):
             stack += value
         elif isinstance(value, dict):
             stack += value.values()
-        elif type(value) in NODES:
-            stack += NODES[type(value)].flatten(value)[0]
-        elif type(value) is not Donated and is_module(value):
-            cls, held = type(value), value.__dict__
-            stack += [
-                child
-                for name in cls.__layout__.children
-                if type(child := held[name]) is not Tensor and child is not None
-            ]
-            held.clear()
-            held["name"] = cls.__qualname__
-            _set_leaves(value, ())
-            _set_class(value, Donated)
+        elif cls in NODES:
+            stack += NODES[cls].flatten(value)[0]
+
+
+def _empty(module: Any) -> None:
+    held = module.__dict__
+    held.clear()
+    held["name"] = type(module).__name__
+    _set_leaves(module, ())
+    _set_class(module, Donated)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -77,30 +77,36 @@ class Lists:
         clocks = [(clock + 1).to(device) for clock in self.clocks]
         return [clocks[k] for k in self.clock_of]
 
-    def columns(self) -> Iterator[list[Any]]:
-        """The lists that a kernel overwrites."""
-        yield self.params
-        yield from self.moments.values()
-
     def private(self) -> Lists:
         """The same numbers in memory that nobody else has."""
-        columns = list(self.columns())
+        columns = [self.params, *self.moments.values()]
         flat = [tensor for column in columns for tensor in column if tensor is not None]
-        copies = iter(_clone(flat))
-        params, *moments = [
-            [None if tensor is None else next(copies) for tensor in column] for column in columns
-        ]
-        return Lists(
-            params, self.grads, dict(zip(self.moments, moments)), self.clocks, self.clock_of
-        )  # type: ignore[arg-type]  # parameters are no holes  # noqa: B905  # dynamo traces no strict=
+        copies = _clone(flat)
+        n = len(self.params)
+        if len(flat) == n * len(columns):
+            made: list[Any] = [list(copies[k * n : k * n + n]) for k in range(len(columns))]
+        else:
+            left = iter(copies)
+            made = [[None if t is None else next(left) for t in column] for column in columns]
+        moments = dict(zip(self.moments, made[1:]))  # noqa: B905  # dynamo traces no strict=
+        return Lists(made[0], self.grads, moments, self.clocks, self.clock_of)
 
     def uniform(self) -> bool:
-        """Whether all numbers are real, of one dtype and on one device."""
-        first = self.params[0]
-        dtype, device = first.dtype, first.device
-        return dtype.is_floating_point and all(
-            [p.dtype is dtype and p.device == device for p in self.params]
-        )
+        """Whether all parameters are of one dtype and on one device."""
+        first = self.params[0].dtype
+        if not all([param.dtype is first for param in self.params]):
+            return False
+        if all([param.is_cpu for param in self.params]):
+            return True
+        return len({param.device for param in self.params}) == 1
+
+    def fusable(self, devices: tuple[str, ...]) -> bool:
+        """Whether torch has a fused kernel for all parameters, given where it has one at all."""
+        if not all([param.dtype.is_floating_point for param in self.params]):
+            return False
+        if "cpu" in devices and all([param.is_cpu for param in self.params]):
+            return True
+        return all([param.device.type in devices for param in self.params])
 
     def in_order(self) -> Lists:
         """As they are, with gradients and moments laid out in memory as the parameters are.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.sgd import sgd
 
 from parallax import _compat
-from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.base import Groups, Hyper, Optimizer, Rate, plain, resolved
 from parallax.optim.lists import How, Lists
 
 __all__ = ["SGD"]
@@ -68,14 +69,17 @@ class SGD(Optimizer):
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         return () if h["momentum"] == 0 else ("momentum_buffer",)
 
-    def _run(self, at: Lists, h: Hyper, how: How, donate: bool = False) -> Lists:
-        plain = h["momentum"] == 0 and h["weight_decay"] == 0 and isinstance(h["lr"], float | int)
-        if plain and how.fused and not donate:
-            # Out of place it is one pass over memory where a copy and a kernel are two.
-            rate = h["lr"] if h["maximize"] else -h["lr"]
-            at.params = list(_compat.foreach_add(at.params, at.grads, alpha=rate))
-            return at
-        return super()._run(at, h, how, donate)
+    def _eager(self, at: Lists, h: Hyper, step: Tensor, donate: bool = False) -> Lists:
+        chosen = h["foreach"] is not None or h["fused"] is not None
+        if donate or chosen or h["weight_decay"] != 0 or h["momentum"] != 0:
+            return super()._eager(at, h, step, donate)
+        # Out of place it is one pass over memory, where a copy and a kernel are two.
+        rate = plain(resolved({"lr": h["lr"]}, step))["lr"]
+        if isinstance(rate, Tensor):  # on another device
+            return super()._eager(at, h, step, donate)
+        rate = rate if h["maximize"] else -rate
+        at.params = list(_compat.foreach_add(at.params, at.grads, alpha=rate))
+        return at
 
     def _fresh(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
         # A first gradient enters the momentum undamped, so it must be told from later ones.

@@ -1,0 +1,126 @@
+"""What does an optimizer's step cost as a pure function?
+
+The reference is the stateful class as constructed by default. `torchopt` is an optional peer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness import Candidate, Question
+from benchmarks.models import BLOCKS, NnGPT, mirror
+from parallax import Module, optim, tree
+
+SIZES = (150, 1_002)
+TORCHOPT = importlib.util.find_spec("torchopt") is not None
+
+
+@dataclass
+class Subject:
+    """One model, as a module with gradients and as a network of torch."""
+
+    leaves: int
+    model: Module
+    grads: Module
+
+    def network(self) -> list[nn.Parameter]:
+        """Parameters with copies of the numbers."""
+        params = [nn.Parameter(leaf.clone()) for leaf in tree.leaves(self.model)]
+        for param, grad in zip(params, tree.leaves(self.grads), strict=True):
+            param.grad = grad.clone()
+        return params
+
+
+def questions(quick: bool) -> Iterator[Question]:
+    for leaves in SIZES[:1] if quick else SIZES:
+        model = mirror(NnGPT(BLOCKS[leaves], width=64 if leaves == SIZES[0] else 16))
+        subject = Subject(leaves, model, tree.map(torch.randn_like, model))
+        yield _adam(subject)
+        yield from _adam_of_torchopt(subject)
+        yield _sgd(subject)
+
+
+def _adam(subject: Subject) -> Question:
+    opt = optim.Adam()
+    return Question(
+        f"Adam, {subject.leaves} leaves",
+        _torch("torch.optim.Adam, default", torch.optim.Adam, subject),
+        [
+            _pure("pure", opt, subject, limit=0.60),
+            _donated("donated", opt, subject, limit=0.25 if subject.leaves == SIZES[0] else None),
+            _torch("torch.optim.Adam, fused", lambda p: torch.optim.Adam(p, fused=True), subject),
+        ],
+    )
+
+
+def _adam_of_torchopt(subject: Subject) -> Iterator[Question]:
+    if not TORCHOPT:
+        print("no torchopt: pip install torchopt --no-deps, and graphviz, to compare with it")
+        return
+    import torchopt
+
+    params = tuple(tree.leaves(subject.model))
+    grads = tuple(tree.leaves(subject.grads))
+    opt = torchopt.adam(lr=1e-3)
+    state = opt.init(params)
+
+    def run() -> Any:
+        nonlocal state
+        updates, state = opt.update(grads, state, params=params, inplace=False)
+        return torchopt.apply_updates(params, updates, inplace=False)
+
+    yield Question(
+        f"Adam, {subject.leaves} leaves, against torchopt",
+        Candidate("torchopt.adam, functional", run),
+        [_pure("pure", optim.Adam(), subject, limit=0.25)],
+    )
+
+
+def _sgd(subject: Subject) -> Question:
+    momentum = optim.SGD(lr=1e-3, momentum=0.9)
+    return Question(
+        f"SGD, {subject.leaves} leaves",
+        _torch("torch.optim.SGD, default", torch.optim.SGD, subject),
+        [
+            _pure("pure", optim.SGD(), subject, limit=1.0),
+            _donated("donated", optim.SGD(), subject),
+            _pure("pure, with momentum", momentum, subject),
+            _torch(
+                "torch.optim.SGD, with momentum",
+                lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9),
+                subject,
+            ),
+        ],
+    )
+
+
+def _torch(name: str, make: Callable[[Any], torch.optim.Optimizer], subject: Subject) -> Candidate:
+    optimizer = make(subject.network())
+    return Candidate(name, optimizer.step)
+
+
+def _pure(name: str, opt: Any, subject: Subject, limit: float | None = None) -> Candidate:
+    model, state = opt.step(subject.model, subject.grads, opt.init(subject.model))
+
+    def run() -> Any:
+        nonlocal model, state
+        model, state = opt.step(model, subject.grads, state)
+
+    return Candidate(name, run, limit=limit)
+
+
+def _donated(name: str, opt: Any, subject: Subject, limit: float | None = None) -> Candidate:
+    model = tree.map(Tensor.clone, subject.model)
+    state = opt.init(model)
+
+    def run() -> Any:
+        nonlocal model, state
+        model, state = opt.step(model, subject.grads, state, donate=True)
+
+    return Candidate(name, run, limit=limit)

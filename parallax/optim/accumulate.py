@@ -1,0 +1,115 @@
+"""Gradient accumulation: one step of an optimizer per several gradients."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from parallax import _compat
+from parallax.fields import Buffer
+from parallax.module import Module
+from parallax.optim.choose import choose
+from parallax.tree import core
+
+__all__ = ["Accumulate", "Accumulated"]
+
+M = TypeVar("M")
+
+
+class Accumulated(Module):
+    """The state of ``Accumulate``.
+
+    Attributes:
+        inner: the optimizer's own state.
+        sum: the gradients so far, a module of the model's skeleton.
+        count: how many there are, a tensor of no dimension.
+    """
+
+    inner: Module
+    sum: Module
+    count: Buffer
+
+
+class Accumulate:
+    """An optimizer that steps with the mean of every ``every`` gradients.
+
+    Args:
+        opt: the optimizer that steps.
+        every: how many gradients make a step.
+
+    Raises:
+        ValueError: if ``every`` is less than one.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> opt, point = optim.Accumulate(optim.SGD(lr=1.0), every=2), Point(torch.zeros(()))
+        >>> state = opt.init(point)
+        >>> for grad in (1.0, 3.0):
+        ...     point, state = opt.step(point, Point(torch.tensor(grad)), state)
+        >>> point.at
+        tensor(-2.)
+    """
+
+    def __init__(self, opt: Any, every: int) -> None:
+        if type(every) is not int or every < 1:
+            raise ValueError(f"Accumulate: every is an int of at least 1, got {every!r}")
+        self.opt = opt
+        self.every = every
+
+    def init(self, model: Any) -> Accumulated:
+        """The state before the first gradient.
+
+        Args:
+            model: an initialised module.
+
+        Returns:
+            The state.
+        """
+        inner = self.opt.init(model)
+        with torch.no_grad():
+            zeros = core.map(_zero, model)
+        return Accumulated(inner, zeros, torch.zeros((), dtype=torch.int32))
+
+    def step(
+        self, model: M, grads: Any, state: Accumulated, *, donate: bool = False
+    ) -> tuple[M, Accumulated]:
+        """Adds gradients, and steps if there are enough.
+
+        Args:
+            model: a module.
+            grads: gradients; a leaf that has a hole in the last of them is not stepped.
+            state: what ``init`` or the last ``step`` returned.
+            donate: let the optimizer reuse the memory of model and state when it steps.
+
+        Returns:
+            The model, and the state.
+
+        Raises:
+            ValueError: if something does not fit the model.
+        """
+        with torch.no_grad():
+            total = core.map(torch.add, state.sum, grads)
+        count = state.count + 1
+        traced = _compat.is_compiling() or _compat.transform_active()
+        if not traced and int(count) < self.every:
+            return model, Accumulated(state.inner, total, count)
+        with torch.no_grad():
+            mean = core.map(lambda g, s: (s / self.every).to(g.dtype), grads, total)
+            zeros = core.map(torch.zeros_like, total)
+        if not traced:
+            model, inner = self.opt.step(model, mean, state.inner, donate=donate)
+            return model, Accumulated(inner, zeros, torch.zeros_like(count))
+        done = count == self.every
+        stepped = self.opt.step(model, mean, state.inner)
+        model, inner = choose(done, stepped, (model, state.inner))
+        kept = choose(done, zeros, total)
+        return model, Accumulated(inner, kept, torch.where(done, torch.zeros_like(count), count))
+
+
+def _zero(leaf: Any) -> Any:
+    return torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf

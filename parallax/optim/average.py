@@ -1,0 +1,121 @@
+"""Averages of a model over time: exponential (EMA) and equal (SWA)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax import _compat
+from parallax.fields import Buffer
+from parallax.module import Module
+from parallax.tree import core
+from parallax.tree.arithmetic import lerp
+
+__all__ = ["EMA", "SWA", "Average"]
+
+
+class Average(Module):
+    """An average and how many models are in it.
+
+    Attributes:
+        model: the average; call it as you would the model.
+        count: how many models were averaged, a tensor of no dimension.
+    """
+
+    model: Module
+    count: Buffer
+
+
+class SWA:
+    """The equal average of the models it is given (Izmailov et al. 2018).
+
+    As ``torch.optim.swa_utils.AveragedModel``: parameters are averaged, and buffers are those of
+    the last model; compute the statistics of batch normalisation anew at the end.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> swa = optim.SWA()
+        >>> average = swa.init(Point(torch.tensor(0.0)))
+        >>> for k in (1.0, 2.0):
+        ...     average = swa.update(average, Point(torch.tensor(k)))
+        >>> average.model.at
+        tensor(1.5000)
+    """
+
+    def init(self, model: Any) -> Average:
+        """An average of nothing; its model is a copy of ``model``.
+
+        Args:
+            model: an initialised module.
+
+        Returns:
+            The average.
+        """
+        with torch.no_grad():
+            return Average(core.map(Tensor.clone, model), torch.zeros(()))
+
+    def update(self, average: Average, model: Any) -> Average:
+        """The average with one more model in it; no graph is built.
+
+        Args:
+            average: what ``init`` or the last ``update`` returned.
+            model: a module of the same skeleton.
+
+        Returns:
+            The new average.
+
+        Raises:
+            ValueError: if the model has another skeleton; the message names the first path.
+        """
+        with torch.no_grad():
+            weight = self._weight(average.count)
+            mixed = lerp(average.model, model, weight)
+            return Average(_buffers_of(model, mixed), average.count + 1)
+
+    def _weight(self, count: Tensor) -> Any:
+        """How much of the new model enters."""
+        return 1 / (count + 1) if _traced() else 1 / (int(count) + 1)
+
+
+class EMA(SWA):
+    """The exponential moving average of the models it is given; the first one enters whole.
+
+    Args:
+        decay: how much of the average stays at every update.
+
+    Raises:
+        ValueError: if ``decay`` is not between 0 and 1.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0.0 <= decay <= 1.0:
+            raise ValueError(f"EMA: decay is between 0 and 1, got {decay}")
+        self.decay = decay
+
+    def _weight(self, count: Tensor) -> Any:
+        if _traced():
+            return torch.where(count == 0, 1.0, 1 - self.decay)
+        return 1.0 if int(count) == 0 else 1 - self.decay
+
+
+def _traced() -> bool:
+    return _compat.is_compiling() or _compat.transform_active()
+
+
+def _buffers_of(model: Any, mixed: Any) -> Any:
+    """The mixed parameters with the buffers of the model."""
+    leaves, part = core._open(mixed)
+    given, theirs = core._open(model)
+    roles = _roles(theirs)
+    kept = [b if role == "buffer" else a for a, b, role in zip(leaves, given, roles)]  # noqa: B905  # of one skeleton
+    return core._close(part, kept, mixed._rng)
+
+
+def _roles(part: Any) -> Any:
+    spec = part.module._spec if hasattr(part, "module") else part
+    return spec.roles

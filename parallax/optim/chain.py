@@ -1,0 +1,102 @@
+"""Transformations of gradients before an optimizer."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from parallax.module import Module
+
+__all__ = ["Chain", "Chained", "chain"]
+
+M = TypeVar("M")
+
+
+class Chained(Module):
+    """The states of a chain's parts: a module where a part has a state, ``None`` where not."""
+
+    parts: tuple[Module | None, ...]
+
+
+class Chain:
+    """An optimizer behind transformations of gradients; see ``chain``."""
+
+    def __init__(self, transforms: tuple[Any, ...], opt: Any) -> None:
+        self.transforms = transforms
+        self.opt = opt
+
+    def init(self, model: Any) -> Chained:
+        """The state before the first step.
+
+        Args:
+            model: an initialised module.
+
+        Returns:
+            The state.
+        """
+        states = [part.init(model) if hasattr(part, "init") else None for part in self.transforms]
+        return Chained((*states, self.opt.init(model)))
+
+    def step(
+        self, model: M, grads: Any, state: Chained, *, donate: bool = False
+    ) -> tuple[M, Chained]:
+        """Transforms the gradients and steps.
+
+        Args:
+            model: a module.
+            grads: gradients.
+            state: what ``init`` or the last ``step`` returned.
+            donate: let the optimizer reuse the memory of the model and of its own state.
+
+        Returns:
+            The model and the state.
+
+        Raises:
+            ValueError: if something does not fit the model.
+        """
+        states: list[Any] = []
+        for part, held in zip(self.transforms, state.parts):  # noqa: B905  # the last is the optimizer's
+            if held is None:
+                grads = part(grads)
+            else:
+                grads, held = part.update(grads, held, model)
+            states.append(held)
+        model, last = self.opt.step(model, grads, state.parts[-1], donate=donate)
+        return model, Chained((*states, last))
+
+    def __repr__(self) -> str:
+        return f"chain({', '.join(map(repr, (*self.transforms, self.opt)))})"
+
+
+def chain(*parts: Any) -> Chain:
+    """An optimizer behind transformations of gradients, which is an optimizer too.
+
+    Args:
+        *parts: transformations and last an optimizer. A transformation is a function of a tree of
+            gradients to another; or, to keep a state, an object with ``init(model)``, which
+            returns a module, and ``update(grads, state, model)``, which returns both anew.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        TypeError: if the last part does not step, or another one is no transformation.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> opt = optim.chain(optim.ClipNorm(1.0), optim.SGD(lr=1.0))
+        >>> point = Point(torch.zeros(2))
+        >>> opt.step(point, Point(torch.tensor([3.0, 4.0])), opt.init(point))[0].at
+        tensor([-0.6000, -0.8000])
+    """
+    if not parts or not (hasattr(parts[-1], "step") and hasattr(parts[-1], "init")):
+        raise TypeError("chain: the last part is an optimizer: chain(ClipNorm(1.0), Adam())")
+    for part in parts[:-1]:
+        if hasattr(part, "step") or not (hasattr(part, "update") or callable(part)):
+            raise TypeError(
+                f"chain: {part!r} is no transformation of gradients: a function of them, or an "
+                f"object with init(model) and update(grads, state, model)"
+            )
+    return Chain(parts[:-1], parts[-1])

@@ -1,0 +1,147 @@
+"""Gradient clipping: by norm, by value, and per sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from parallax import _compat
+from parallax.tree import core
+
+__all__ = ["ClipNorm", "ClipValue", "clip_grad_norm", "clip_grad_value", "clip_per_sample"]
+
+T = TypeVar("T")
+_TINY = 1e-6  # what torch adds to a norm before it divides
+
+
+def clip_grad_norm(
+    grads: T, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+) -> tuple[T, Tensor]:
+    """Gradients scaled down so that all together have at most a norm.
+
+    The pure form of ``torch.nn.utils.clip_grad_norm_``, with its numbers.
+
+    Args:
+        grads: a tree of gradients; holes stay.
+        max_norm: the largest norm.
+        norm_type: the order of the norm; ``float("inf")`` for the largest magnitude.
+        error_if_nonfinite: refuse gradients that are not finite. Reads the norm, so it is for
+            eager code.
+
+    Returns:
+        The gradients, and their norm before, a tensor of no dimension.
+
+    Raises:
+        FloatingPointError: with ``error_if_nonfinite``, if the norm is nan or infinite; the
+            message names the first leaf.
+
+    Example:
+        >>> import torch
+        >>> from parallax import optim
+        >>> optim.clip_grad_norm({"a": torch.tensor([3.0, 4.0])}, max_norm=1.0)
+        ({'a': tensor([0.6000, 0.8000])}, tensor(5.))
+    """
+    leaves = core.leaves(grads)
+    foreach = False if _compat.is_compiling() or _compat.transform_active() else None
+    norm = torch.nn.utils.get_total_norm(leaves, norm_type, foreach=foreach)
+    if error_if_nonfinite and not bool(norm.isfinite()):
+        raise FloatingPointError(_nonfinite(grads, norm))
+    factor = torch.clamp(max_norm / (norm + _TINY), max=1.0)
+    return core.map(lambda g: g * factor.to(g.device, g.dtype), grads), norm
+
+
+def _nonfinite(grads: Any, norm: Tensor) -> str:
+    for path, leaf in core.with_paths(grads):
+        if leaf is not None and not bool(leaf.isfinite().all()):
+            kind = "nan" if bool(leaf.isnan().any()) else "infinite"
+            return (
+                f"clip_grad_norm: the gradient of {path or 'the tensor'} has {kind} entries. "
+                f"Lower the learning rate or scale the loss; to clip regardless, leave out "
+                f"error_if_nonfinite"
+            )
+    return f"clip_grad_norm: the norm is {norm.item()}, though every gradient is finite"
+
+
+def clip_grad_value(grads: T, clip_value: float) -> T:
+    """Gradients with every entry between ``-clip_value`` and ``clip_value``.
+
+    The pure form of ``torch.nn.utils.clip_grad_value_``.
+
+    Args:
+        grads: a tree of gradients; holes stay.
+        clip_value: the largest magnitude.
+
+    Returns:
+        The gradients.
+    """
+    return core.map(lambda g: g.clamp(-clip_value, clip_value), grads)
+
+
+def clip_per_sample(grads: T, max_norm: float) -> T:
+    """Gradients per sample, each sample's scaled down to at most a norm.
+
+    What differentially private training does before it averages (Abadi et al. 2016).
+
+    Args:
+        grads: a tree whose leaves have the shape ``(batch, ...)``, as ``func.per_sample_grad``
+            returns it.
+        max_norm: the largest norm of one sample's gradient.
+
+    Returns:
+        The tree in the same shapes.
+
+    Raises:
+        ValueError: if a leaf has no leading dimension, or the leading sizes differ.
+    """
+    leaves = core.leaves(grads)
+    sizes = {leaf.shape[:1] for leaf in leaves}
+    if len(sizes) != 1 or torch.Size([]) in sizes:
+        raise ValueError(
+            f"clip_per_sample takes gradients of shape (batch, ...) with one size of batch, "
+            f"got leading sizes {sorted(tuple(size) for size in sizes)}"
+        )
+    norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in _matrices(leaves)])
+    norm = torch.linalg.vector_norm(norms, dim=0)
+    factor = torch.clamp(max_norm / (norm + _TINY), max=1.0)
+    return core.map(lambda g: g * factor.to(g.dtype).view(-1, *[1] * (g.ndim - 1)), grads)
+
+
+def _matrices(leaves: list[Tensor]) -> list[Tensor]:
+    return [leaf.unsqueeze(1) if leaf.ndim == 1 else leaf for leaf in leaves]
+
+
+@dataclass(frozen=True)
+class ClipNorm:
+    """``clip_grad_norm`` as a part of ``chain``.
+
+    Args:
+        max_norm: the largest norm.
+        norm_type: the order of the norm.
+        error_if_nonfinite: refuse gradients that are not finite.
+    """
+
+    max_norm: float
+    norm_type: float = 2.0
+    error_if_nonfinite: bool = False
+
+    def __call__(self, grads: T) -> T:
+        """The clipped gradients."""
+        return clip_grad_norm(grads, self.max_norm, self.norm_type, self.error_if_nonfinite)[0]
+
+
+@dataclass(frozen=True)
+class ClipValue:
+    """``clip_grad_value`` as a part of ``chain``.
+
+    Args:
+        clip_value: the largest magnitude.
+    """
+
+    clip_value: float
+
+    def __call__(self, grads: T) -> T:
+        """The clipped gradients."""
+        return clip_grad_value(grads, self.clip_value)

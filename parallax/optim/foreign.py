@@ -1,0 +1,353 @@
+"""Any ``torch.optim.Optimizer`` as a pure step, by running it on private copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from parallax import _compat
+from parallax.fields import Buffer, Lazy
+from parallax.func.moving import trainable_of
+from parallax.module import Module
+from parallax.nodes import is_module
+from parallax.optim.carry import pack, unpack
+from parallax.optim.checks import gather, paths_of
+from parallax.optim.state import around
+from parallax.registry import flatten_module
+from parallax.tree import core
+from parallax.tree.align import align
+
+__all__ = ["LBFGS", "Foreign", "ForeignState", "from_torch"]
+
+M = TypeVar("M")
+
+
+class ForeignState(Module):
+    """What a ``torch.optim.Optimizer`` remembers, as a tree.
+
+    Attributes:
+        moments: per name a module of the model's skeleton, for what the optimizer keeps per
+            parameter as one tensor or number.
+        rest: everything else it keeps, as a row of tensors.
+        recipe: how to put that together again.
+        optimizer: the name of the class.
+    """
+
+    moments: dict[str, Module]
+    rest: tuple[Buffer, ...]
+    recipe: tuple[Any, ...]
+    optimizer: str
+
+
+class Foreign:
+    """A stateful optimizer class as ``init`` and a pure ``step``; see ``from_torch``."""
+
+    def __init__(
+        self, cls: type[torch.optim.Optimizer], closure: bool, hyper: dict[str, Any]
+    ) -> None:
+        self.cls = cls
+        self.closure = closure
+        self.hyper = hyper
+        self.name = cls.__name__
+
+    def __repr__(self) -> str:
+        inner = "".join(f", {name}={value!r}" for name, value in self.hyper.items())
+        return f"from_torch({self.name}{inner})"
+
+    def init(self, model: Any) -> ForeignState:
+        """The state before the first step.
+
+        Args:
+            model: an initialised module.
+
+        Returns:
+            The state; most optimizers keep nothing before they step.
+
+        Raises:
+            TypeError: if ``model`` is no module.
+            ValueError: if there is nothing to train, or the class refuses an argument.
+        """
+        what = f"from_torch({self.name}).init"
+        if not is_module(model):
+            raise TypeError(f"{what} takes a module, got a {type(model).__name__}")
+        leaves, part = flatten_module(model)
+        chosen = [k for k, t in enumerate(trainable_of(part)) if t and leaves[k] is not None]
+        if not chosen:
+            raise ValueError(
+                f"{what}: {type(model).__name__} has nothing to train: it holds no Parameter that "
+                f"is not frozen. Unfreeze some: tree.select(model, 'frozen').unfreeze()"
+            )
+        for k in chosen:
+            if isinstance(leaves[k], Lazy):
+                leaves[k].refuse()
+        params = {k: leaves[k].detach().clone() for k in chosen}
+        return self._closed(model, self._made(params), params, self._groups(self._made(params)))
+
+    def step(
+        self, model: M, grads: Any, state: ForeignState, *, donate: bool = False
+    ) -> tuple[M, ForeignState]:
+        """One step.
+
+        Args:
+            model: a module.
+            grads: a module of its skeleton with gradients and holes. For an optimizer with a
+                closure, a function of a model to ``(grads, loss)``, as ``func.grad_and_value``
+                returns it.
+            state: what ``init`` or the last ``step`` returned.
+            donate: is refused.
+
+        Returns:
+            The model and the state.
+
+        Raises:
+            ValueError: if something does not fit the model, or ``donate`` is asked for.
+            RuntimeError: under ``torch.compile`` or a ``torch.func`` transform.
+        """
+        what = f"from_torch({self.name}).step"
+        if donate:
+            raise ValueError(f"{what}: an optimizer of torch's works on copies; leave donate out")
+        if _compat.is_compiling() or _compat.transform_active():
+            raise RuntimeError(
+                f"{what} runs a stateful optimizer, which torch.compile and torch.func cannot. "
+                f"The optimizers in parallax.optim can be compiled, vmapped and differentiated"
+            )
+        if self.closure != (callable(grads) and not is_module(grads)):
+            form = "lambda model: func.grad_and_value(loss)(model, x, y)"
+            expected = f"a function of the model: {form}" if self.closure else "a tree of gradients"
+            raise TypeError(f"{what} takes {expected}; got a {type(grads).__name__}")
+        leaves, part = flatten_module(model)
+        with torch.no_grad():
+            params = {
+                k: leaf.detach().clone()
+                for k, (leaf, t) in enumerate(zip(leaves, trainable_of(part), strict=True))
+                if t and leaf is not None
+            }
+            optimizer = self._made(params)
+            defaults = self._groups(self._made(params))
+            self._restore(optimizer, state, params, part, what)
+            if self.closure:
+                optimizer.step(self._closure(what, grads, model, params))
+            else:
+                self._give(what, model, grads, params)
+                optimizer.step()
+        made = [params.get(k, leaf) for k, leaf in enumerate(leaves)]
+        next_model = core._close(part, [_plain(leaf) for leaf in made], model._rng)  # type: ignore[attr-defined]  # a module
+        return next_model, self._closed(model, optimizer, params, defaults)
+
+    # -- into the optimizer -----------------------------------------------------------------------
+
+    def _made(self, params: dict[int, Tensor]) -> torch.optim.Optimizer:
+        return self.cls(list(params.values()), **self.hyper)
+
+    def _give(self, what: str, model: Any, grads: Any, params: dict[int, Tensor]) -> None:
+        leaves, part = flatten_module(model)
+        chosen, given = gather(what, model, leaves, part, grads)
+        for param in params.values():
+            param.grad = None
+        for k in chosen:
+            params[k].grad = given[k].detach().clone()
+
+    def _closure(
+        self, what: str, function: Callable[[Any], Any], model: Any, params: dict[int, Tensor]
+    ) -> Callable[[], Any]:
+        leaves, part = flatten_module(model)
+
+        def closure() -> Any:
+            now = [params[k].clone() if k in params else leaf for k, leaf in enumerate(leaves)]
+            with torch.enable_grad():
+                result = function(core._close(part, now, model._rng))
+            if not isinstance(result, tuple) or len(result) != 2:
+                raise TypeError(
+                    f"{what}: the function returns (grads, loss), as func.grad_and_value does; "
+                    f"got a {type(result).__name__}"
+                )
+            self._give(what, model, result[0], params)
+            return result[1].detach()
+
+        return closure
+
+    def _restore(
+        self,
+        optimizer: torch.optim.Optimizer,
+        state: Any,
+        params: dict[int, Tensor],
+        part: Any,
+        what: str,
+    ) -> None:
+        if type(state) is not ForeignState or state.optimizer != self.name:
+            raise ValueError(
+                f"{what}: the state was not made by this optimizer. "
+                f"Make one: state = opt.init(model)"
+            )
+        held = unpack(state.recipe, [tensor.clone() for tensor in state.rest])
+        per_leaf: dict[int, dict[str, Any]] = {k: {} for k in params}
+        kinds = held["kinds"]
+        for name, moments in state.moments.items():
+            try:
+                column = align(part, moments)
+            except ValueError as error:
+                raise ValueError(
+                    f"{what}: the state was made for another model: in its {name}, {error}. "
+                    f"Make one for this model: state = opt.init(model)"
+                ) from None
+            for k in params:
+                if column[k] is not None:
+                    kind = kinds.get((name, k))
+                    value = column[k].detach().clone() if kind is None else kind(column[k].item())
+                    per_leaf[k][name] = value
+        for k, others in held["others"].items():
+            if k in per_leaf:
+                per_leaf[k].update(others)
+        optimizer.state.clear()
+        for k, values in per_leaf.items():
+            if values:
+                # In the order in which the optimizer keeps them.
+                order = held["order"].get(k, tuple(values))
+                optimizer.state[params[k]] = {name: values[name] for name in order}
+        for group, changes in zip(optimizer.param_groups, held["groups"], strict=True):
+            group.update(changes)
+
+    # -- out of the optimizer -----------------------------------------------------------------------
+
+    def _groups(self, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+        return [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
+
+    def _closed(
+        self,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        params: dict[int, Tensor],
+        defaults: list[dict[str, Any]],
+    ) -> ForeignState:
+        """Takes what the optimizer keeps into a tree."""
+        count = len(flatten_module(model)[0])
+        columns: dict[str, list[Any]] = {}
+        kinds: dict[Any, Any] = {}
+        others: dict[int, dict[str, Any]] = {}
+        order: dict[int, tuple[str, ...]] = {}
+        for k, param in params.items():
+            values = optimizer.state.get(param, {})
+            order[k] = tuple(values)
+            for name, value in values.items():
+                if type(value) in (bool, int, float):
+                    kinds[name, k] = type(value)
+                    value = torch.tensor(value, dtype=_WIDE.get(type(value)))
+                if isinstance(value, Tensor):
+                    columns.setdefault(name, [None] * count)[k] = value.detach().clone()
+                else:
+                    others.setdefault(k, {})[name] = value
+        groups = [
+            {name: value for name, value in now.items() if not _same(value, old.get(name, _NEW))}
+            for now, old in zip(self._groups(optimizer), defaults, strict=True)
+        ]
+        held = {"kinds": kinds, "others": others, "groups": groups, "order": order}
+        recipe, rest = pack(held, f"from_torch({self.name})")
+        moments = {name: around(model, column) for name, column in columns.items()}
+        return ForeignState(moments, tuple(rest), recipe, self.name)
+
+
+_NEW = object()
+_WIDE = {float: torch.float64}
+
+
+def _same(one: Any, two: Any) -> bool:
+    if isinstance(one, Tensor) or isinstance(two, Tensor):
+        return one is two or (type(one) is type(two) and bool(torch.equal(one, two)))
+    return type(one) is type(two) and bool(one == two)
+
+
+def _plain(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyper: Any) -> Foreign:
+    """Any optimizer class of ``torch.optim``'s kind as ``init`` and a pure ``step``.
+
+    The class is constructed and run on private copies at every step, and what it keeps per
+    parameter and in its groups is carried as a tree. What it keeps in attributes of its own is
+    not. It is for eager code, and costs what the class costs and the copies.
+
+    Args:
+        cls: a subclass of ``torch.optim.Optimizer``.
+        closure: whether its ``step`` needs a closure, as that of L-BFGS. Then the pure ``step``
+            takes a function of a model to ``(grads, loss)`` in the place of gradients.
+        **hyper: the arguments of the class after the parameters.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        TypeError: if ``cls`` is no optimizer class.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> opt, point = optim.from_torch(torch.optim.SGD, lr=0.5), Point(torch.ones(1))
+        >>> opt.step(point, Point(torch.ones(1)), opt.init(point))[0].at
+        tensor([0.5000])
+    """
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise TypeError(
+            f"from_torch takes a subclass of torch.optim.Optimizer, got {cls!r}. "
+            f"Write optim.from_torch(torch.optim.SGD, lr=0.1)"
+        )
+    return Foreign(cls, closure, hyper)
+
+
+def LBFGS(  # noqa: N802  # as in torch.optim
+    lr: float = 1,
+    max_iter: int = 20,
+    max_eval: int | None = None,
+    tolerance_grad: float = 1e-7,
+    tolerance_change: float = 1e-9,
+    history_size: int = 100,
+    line_search_fn: str | None = None,
+) -> Foreign:
+    """L-BFGS: steps along an estimate of the inverse Hessian; for full batches.
+
+    As ``torch.optim.LBFGS``, and its code. ``step(model, closure, state)`` takes a function of a
+    model to ``(grads, loss)``, which it calls several times.
+
+    Args:
+        lr: learning rate.
+        max_iter: the most iterations per step.
+        max_eval: the most calls of the closure per step; by default 1.25 times ``max_iter``.
+        tolerance_grad: stop when the largest gradient is this small.
+        tolerance_change: stop when model or loss change this little.
+        history_size: how many updates are remembered.
+        line_search_fn: ``"strong_wolfe"`` or ``None``.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: if torch refuses a value, a negative learning rate say.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, func, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> opt, point = optim.LBFGS(), Point(torch.tensor([2.0]))
+        >>> loss = func.grad_and_value(lambda p: ((p.at - 1) ** 2).sum())
+        >>> opt.step(point, loss, opt.init(point))[0].at
+        tensor([1.])
+    """
+    hyper = {
+        "lr": lr, "max_iter": max_iter, "max_eval": max_eval, "tolerance_grad": tolerance_grad,
+        "tolerance_change": tolerance_change, "history_size": history_size,
+        "line_search_fn": line_search_fn,
+    }  # fmt: skip
+    try:
+        torch.optim.LBFGS([torch.zeros(1)], **hyper)  # type: ignore[arg-type]  # named one by one
+    except ValueError as error:
+        raise ValueError(f"optim.LBFGS: {error}") from None
+    return Foreign(torch.optim.LBFGS, True, hyper)

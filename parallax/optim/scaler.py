@@ -1,0 +1,144 @@
+"""Mixed precision: a loss scaler whose scale is a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from parallax import _compat
+from parallax.fields import Buffer
+from parallax.module import Module
+from parallax.optim.choose import choose
+from parallax.tree import core
+
+__all__ = ["LossScaler", "Scale"]
+
+T = TypeVar("T")
+
+
+class Scale(Module):
+    """The state of a loss scaler.
+
+    Attributes:
+        scale: what losses are multiplied with, a tensor of no dimension.
+        growth_tracker: how many steps without an overflow since the scale last changed.
+    """
+
+    scale: Buffer
+    growth_tracker: Buffer
+
+
+@dataclass(frozen=True)
+class LossScaler:
+    """Multiplies losses so that small gradients survive half precision.
+
+    The pure form of ``torch.amp.GradScaler``: a step with gradients that are not finite is left
+    out and the scale falls; after ``growth_interval`` good steps it grows.
+
+    Args:
+        init_scale: the scale to begin with.
+        growth_factor: by what it grows.
+        backoff_factor: by what it falls.
+        growth_interval: after how many good steps it grows.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> point, opt, scaler = Point(torch.ones(1)), optim.SGD(lr=0.5), optim.LossScaler(8.0)
+        >>> state, scale = opt.init(point), scaler.init()
+        >>> grads = Point(torch.tensor([8.0]))  # of 8 times the loss
+        >>> point, state, scale = scaler.step(opt, point, grads, state, scale)
+        >>> point.at
+        tensor([0.5000])
+    """
+
+    init_scale: float = 2.0**16
+    growth_factor: float = 2.0
+    backoff_factor: float = 0.5
+    growth_interval: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.growth_factor <= 1.0 or not 0.0 < self.backoff_factor < 1.0:
+            raise ValueError(
+                f"LossScaler: growth_factor is above 1 and backoff_factor between 0 and 1, got "
+                f"{self.growth_factor} and {self.backoff_factor}"
+            )
+
+    def init(self) -> Scale:
+        """The scale to begin with."""
+        return Scale(torch.tensor(self.init_scale), torch.zeros((), dtype=torch.int32))
+
+    def scale(self, loss: Tensor, scale: Scale) -> Tensor:
+        """The loss to differentiate.
+
+        Args:
+            loss: a tensor.
+            scale: the state.
+
+        Returns:
+            ``loss`` times the scale.
+        """
+        return loss * scale.scale.to(loss.device)
+
+    def unscale(self, grads: T, scale: Scale) -> tuple[T, Tensor]:
+        """The gradients of the loss itself.
+
+        Args:
+            grads: gradients of the scaled loss; holes stay.
+            scale: the state.
+
+        Returns:
+            The gradients divided by the scale, and whether all are finite, a boolean tensor.
+        """
+        inverse = scale.scale.double().reciprocal().float()
+        made = core.map(lambda g: g * inverse.to(g.device), grads)
+        parts = [leaf.isfinite().all() for leaf in core.leaves(made)]
+        finite = torch.stack([part.to(parts[0].device) for part in parts]).all()
+        return made, finite
+
+    def update(self, scale: Scale, finite: Tensor) -> Scale:
+        """The scale after a step.
+
+        Args:
+            scale: the state.
+            finite: whether the step's gradients were finite.
+
+        Returns:
+            The next state.
+        """
+        finite = finite.to(scale.scale.device)
+        good = scale.growth_tracker + 1
+        grows = good == self.growth_interval
+        grown = torch.where(grows, scale.scale * self.growth_factor, scale.scale)
+        size = torch.where(finite, grown, scale.scale * self.backoff_factor)
+        tracker = torch.where(finite & ~grows, good, torch.zeros_like(good))
+        return scale.replace(scale=size, growth_tracker=tracker)
+
+    def step(
+        self, opt: Any, model: T, grads: Any, state: Any, scale: Scale
+    ) -> tuple[T, Any, Scale]:
+        """One step of an optimizer if the gradients are finite, none if they are not.
+
+        Args:
+            opt: an optimizer.
+            model: a module.
+            grads: gradients of the scaled loss.
+            state: the optimizer's state.
+            scale: the scaler's state.
+
+        Returns:
+            The model, the optimizer's state and the scaler's state.
+        """
+        unscaled, finite = self.unscale(grads, scale)
+        after = self.update(scale, finite)
+        if not (_compat.is_compiling() or _compat.transform_active()):
+            if not bool(finite):
+                return model, state, after
+            return *opt.step(model, unscaled, state), after
+        stepped = opt.step(model, unscaled, state)
+        return *choose(finite, stepped, (model, state)), after

@@ -1,0 +1,111 @@
+"""Several optimizers for the parts of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from parallax.module import Module
+from parallax.optim import groups as grouping
+from parallax.optim.checks import gather
+from parallax.tree import core
+
+__all__ = ["Split", "Splits"]
+
+M = TypeVar("M")
+
+
+class Splits(Module):
+    """The states of the optimizers of ``Split``.
+
+    Attributes:
+        states: one per optimizer, that of the rest first; ``None`` where it steps nothing.
+        labels: per unique leaf of the model the index of its optimizer.
+    """
+
+    states: tuple[Module | None, ...]
+    labels: tuple[int, ...]
+
+
+class Split:
+    """An optimizer for each part of a model, which is an optimizer too.
+
+    Args:
+        optimizers: conditions of ``tree.select`` to optimizers; a leaf that several conditions
+            mean goes to the first.
+        rest: the optimizer of all other leaves; by default they stay as they are.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Dense(Module):
+        ...     weight: Parameter
+        ...     bias: Parameter
+        >>> dense = Dense(torch.ones(2, 3), torch.ones(2))
+        >>> opt = optim.Split({lambda path, p: p.ndim == 2: optim.Muon()}, rest=optim.AdamW())
+        >>> state = opt.init(dense)
+        >>> dense, state = opt.step(dense, Dense(torch.ones(2, 3), torch.ones(2)), state)
+    """
+
+    def __init__(self, optimizers: Mapping[Any, Any], rest: Any = None) -> None:
+        if not isinstance(optimizers, Mapping) or not optimizers:
+            raise TypeError(
+                f"Split takes a dict of conditions to optimizers, got {optimizers!r}. "
+                f"Write optim.Split({{'**.weight': optim.Muon()}}, rest=optim.AdamW())"
+            )
+        self.conditions = tuple([grouping.Group(c, (), ()) for c in optimizers])
+        self.optimizers = (rest, *optimizers.values())
+
+    def init(self, model: Any) -> Splits:
+        """The state before the first step.
+
+        Args:
+            model: an initialised module.
+
+        Returns:
+            The state.
+
+        Raises:
+            LookupError: if a condition means nothing in the model.
+        """
+        leaves, part = core._open(model)
+        labels = grouping.labels(self.conditions, model, len(leaves), "optim.Split.init")
+        states = []
+        for number, opt in enumerate(self.optimizers):
+            mine = [p if k == number else None for p, k in zip(leaves, labels)]  # noqa: B905  # dynamo traces no strict=
+            some = opt is not None and any([leaf is not None for leaf in mine])
+            states.append(opt.init(core._close(part, mine, None)) if some else None)
+        return Splits(tuple(states), labels)
+
+    def step(
+        self, model: M, grads: Any, state: Splits, *, donate: bool = False
+    ) -> tuple[M, Splits]:
+        """A step of every optimizer.
+
+        Args:
+            model: a module.
+            grads: gradients.
+            state: what ``init`` or the last ``step`` returned.
+            donate: reuse the memory of the model and the state; in eager code only.
+
+        Returns:
+            The model and the state.
+
+        Raises:
+            ValueError: if something does not fit the model.
+        """
+        leaves, part = core._open(model)
+        given = gather("optim.Split.step", model, leaves, part, grads)[1]
+        states: list[Any] = []
+        for number, (opt, held) in enumerate(zip(self.optimizers, state.states)):  # noqa: B905  # as above
+            if held is not None:
+                mine = [g if k == number else None for g, k in zip(given, state.labels)]  # noqa: B905  # as above
+                masked = core._close(part, mine, None)
+                model, held = opt.step(model, masked, held, donate=donate)
+            states.append(held)
+        return model, Splits(tuple(states), state.labels)
+
+    def __repr__(self) -> str:
+        pairs = zip(self.conditions, self.optimizers[1:], strict=True)
+        inner = ", ".join(f"{group.condition!r}: {opt!r}" for group, opt in pairs)
+        return f"Split({{{inner}}}, rest={self.optimizers[0]!r})"
