@@ -1,4 +1,4 @@
-"""Every private part of dynamo that ``compile`` touches, as ``_compat`` is for the rest of torch."""
+"""Every private part of dynamo that ``compile`` touches; ``_compat`` has the rest of torch's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
+from torch._C._dynamo import eval_frame
 from torch._C._dynamo.guards import TensorGuards
 from torch.autograd import forward_ad
 from torch.fx import _symbolic_trace as fx_trace
+
+from parallax._compat import transform_active
 
 __all__ = [
     "compile_flat",
@@ -26,7 +29,7 @@ __all__ = [
 def is_transforming() -> bool:
     """Whether operations are not simply run: a transform, dispatch mode or another trace is on."""
     return (
-        torch._C._functorch.peek_interpreter_stack() is not None
+        transform_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
@@ -45,11 +48,8 @@ def tensor_check(
     present grad mode, rank, and those sizes and strides that are not ``None``; it is false if a
     tensor comes twice. ``check_verbose(*tensors, tensor_check_names=...)`` says what differs.
     """
-    return TensorGuards(
-        *tensors,
-        dynamic_dims_sizes=[list(size) for size in sizes],
-        dynamic_dims_strides=[list(stride) for stride in strides],
-    )
+    lists: Any = [list(size) for size in sizes], [list(stride) for stride in strides]
+    return TensorGuards(*tensors, dynamic_dims_sizes=lists[0], dynamic_dims_strides=lists[1])
 
 
 def recompile_limit() -> int:
@@ -68,7 +68,7 @@ def compile_settings(options: dict[str, Any]) -> dict[str, Any]:
     unknown = options.keys() - allowed
     if unknown:
         raise TypeError(
-            f"compile() takes the options of torch.compile, not {sorted(unknown)[0]!r}; "
+            f"compile() takes the options of torch.compile, not {min(unknown)!r}; "
             f"they are {', '.join(sorted(allowed))}"
         )
     settings = {"fullgraph": True, **options}
@@ -97,10 +97,10 @@ _CODE = (FunctionType, BuiltinFunctionType, ModuleType, type)
 
 
 def compile_flat(
-    flat: Callable[..., Any],
+    flat: FunctionType,
     settings: dict[str, Any],
     is_loose: Callable[[int], bool],
-) -> Any:
+) -> Callable[..., Any]:
     """``torch.compile`` of a flat function, without dynamo's guards on what the caller checks.
 
     Args:
@@ -118,7 +118,38 @@ def compile_flat(
             return kept
         return [mine and other for mine, other in zip(kept, theirs(entries), strict=True)]
 
-    return torch.compile(flat, **{**settings, "options": {**options, "guard_filter_fn": keep}})
+    compiled = torch.compile(flat, **{**settings, "options": {**options, "guard_filter_fn": keep}})
+    return _direct(flat, compiled)
+
+
+def _direct(flat: FunctionType, compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """``compiled``, with what dynamo made of ``flat`` run past the entry of ``torch.compile``.
+
+    Dynamo's own guards choose what to run, as ever; where none fits, or anything but the ordinary
+    is asked of dynamo, ``compiled`` is called. The entry takes as long as a graph of ten operators.
+    """
+    from torch._dynamo import eval_frame as stances  # dynamo takes long to import
+
+    entries, callback = eval_frame._debug_get_cache_entry_list, eval_frame.get_eval_frame_callback
+    code, closure, space = flat.__code__, flat.__closure__, flat.__globals__
+    made: dict[Any, FunctionType] = {}
+    scope = {
+        name: cell.cell_contents for name, cell in zip(code.co_freevars, closure or (), strict=True)
+    }
+
+    def run(leaves: tuple[Any, ...], others: tuple[Any, ...]) -> Any:
+        if callback() is None and stances._stance.stance == "default":
+            given = {**scope, "parallax_leaves": leaves, "parallax_others": others}
+            for entry in entries(code):
+                if entry.guard_manager.check(given):
+                    found = made.get(id(entry.code))
+                    if found is None:
+                        found = FunctionType(entry.code, space, code.co_name, None, closure)
+                        made[id(entry.code)] = found
+                    return found(leaves, others)
+        return compiled(leaves, others)
+
+    return run
 
 
 def _keeps(entry: Any, is_loose: Callable[[int], bool]) -> bool:

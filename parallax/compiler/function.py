@@ -25,10 +25,10 @@ _making = threading.RLock()  # one for all functions: two that call each other c
 
 
 @overload
-def compile(fn: F, **options: Any) -> F: ...
+def compile(fn: F, **options: Any) -> F: ...  # noqa: A001  # torch's name, read as parallax.compile
 @overload
-def compile(fn: None = None, **options: Any) -> Callable[[F], F]: ...
-def compile(fn: Any = None, **options: Any) -> Any:
+def compile(fn: None = None, **options: Any) -> Callable[[F], F]: ...  # noqa: A001  # as above
+def compile(fn: Any = None, **options: Any) -> Any:  # noqa: A001  # as above
     """``torch.compile`` for functions of modules: one graph, whatever trees go in and out.
 
     Arguments are taken apart outside the compiled code and results put together outside, so the
@@ -41,6 +41,10 @@ def compile(fn: Any = None, **options: Any) -> Any:
     ``requires_grad``. A tensor outside of modules that changes its size gets a graph in which that
     size is symbolic; a module whose leaves change size is another model, with a graph of its own.
     Python numbers follow torch's rule: a constant at first, symbolic once they have changed.
+
+    A function that writes into its arguments is compiled as torch would, with a graph for each way
+    in which they overlap in memory. One tensor as an argument and as a global of the function is
+    what torch itself takes for the same at every later call: pass it in one way.
 
     Where a ``torch.func`` transform, a dispatch mode or another trace is active, ``fn`` itself is
     called, and becomes part of that.

@@ -1,4 +1,4 @@
-"""One compiled graph: a flat function, and the check that replaces dynamo's guards on its leaves."""
+"""One compiled graph: a flat function, and the check that replaces dynamo's guards on leaves."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ Sizes = list[int | None]
 
 _count = itertools.count()
 _PLAIN = (Tensor, torch.nn.Parameter)
+
+# What the flat function below reads: every graph has a namespace of its own for them.
+parallax_ask: Any = None
+parallax_build: Any = None
+parallax_places: Any = None
+parallax_record: Any = None
+parallax_spell: Any = None
+parallax_tokens: Any = None
+parallax_whether_written: Any = None
 
 
 class Leaves:
@@ -115,7 +124,7 @@ class Graph:
         self._sharing = _sharing(leaves)
         self._writes = False
         # Dynamo makes a size symbolic when it sees another one under the same name.
-        self.name = like.name if like is not None else f"{_name(fn)}_{next(_count)}"
+        self.name: str = like.name if like is not None else f"{_name(fn)}_{next(_count)}"
         self._run = self._compile(fn, settings)
 
     def fits(self, items: Sequence[Any]) -> bool:
@@ -171,7 +180,7 @@ class Graph:
         # Dynamo caches by code object: each graph has its own. The function is in a cell, for
         # dynamo sees that a leaf is also closed over only where both are local.
         code = _flat(fn).__code__.replace(co_name=self.name, co_qualname=self.name)
-        flat = FunctionType(code, namespace, self.name, closure=(CellType(fn),))
+        flat = FunctionType(code, namespace, self.name, None, (CellType(fn),))
         return dynamo.compile_flat(flat, settings, lambda k: self._writes or k in self.loose)
 
     def _note_writes(self) -> None:
@@ -182,14 +191,14 @@ def _recorder(kept: list[tuple[Any, ...]]) -> Callable[..., int]:
     """A function that keeps the structure of results, and returns its number."""
 
     # Runs while dynamo traces, which puts the number into the graph: every trace has its own.
-    @torch.compiler.assume_constant_result
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # it is torch's
     def record(tokens: tuple[Any, ...], *structures: Any) -> int:
         found = tuple([structures[t] if type(t) is int else t for t in tokens])
         if found not in kept:
             kept.append(found)
         return kept.index(found)
 
-    return record  # type: ignore[no-any-return]  # the decorator is not typed
+    return record  # type: ignore[no-any-return]  # as above
 
 
 def _differing(one: Sizes, two: Sizes) -> Sizes:
@@ -200,13 +209,11 @@ def _differing(one: Sizes, two: Sizes) -> Sizes:
 def _sharing(leaves: Sequence[Tensor]) -> tuple[tuple[int, int], ...] | None:
     """Which leaves share memory, and from where in it; ``None`` if none do."""
     first: dict[int, int] = {}
-    found = tuple(
-        [
-            (first.setdefault(leaf.untyped_storage()._cdata, len(first)), leaf.storage_offset())
-            for leaf in leaves
-        ]
-    )
-    return None if len(first) == len(leaves) else found
+    found = []
+    for leaf in leaves:
+        storage = leaf.untyped_storage()._cdata
+        found.append((first.setdefault(storage, len(first)), int(leaf.storage_offset())))
+    return None if len(first) == len(leaves) else tuple(found)
 
 
 def _name(fn: Callable[..., Any]) -> str:
@@ -223,19 +230,11 @@ def _flat(fn: Callable[..., Any]) -> FunctionType:
             given = parallax_leaves, parallax_others
             items = [given[0][k] if k >= 0 else given[1][-1 - k] for k in parallax_places]
         args, kwargs = parallax_build(parallax_tokens, items)
-        results, tokens, structures = [], [], []
+        results: list[Any] = []
+        tokens: list[Any] = []
+        structures: list[Any] = []
         parallax_spell(fn(*args, **kwargs), results, tokens, structures)
         parallax_ask(parallax_whether_written)
         return parallax_record(tuple(tokens), *structures), results
 
     return flat  # type: ignore[return-value]  # a def is one
-
-
-# Stand-ins, for whoever reads or checks the function above.
-parallax_ask: Any
-parallax_build: Any
-parallax_places: Any
-parallax_record: Any
-parallax_spell: Any
-parallax_tokens: Any
-parallax_whether_written: Any

@@ -47,7 +47,7 @@ def pack_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any],
 
 def pack(value: Any, items: list[Any], tokens: list[Any]) -> None:
     """Takes one value apart, appending to ``items`` and ``tokens``."""
-    cls = type(value)
+    cls: Any = type(value)
     if cls is Tensor:
         items.append(value)
         tokens.append(ITEM)
@@ -58,7 +58,7 @@ def pack(value: Any, items: list[Any], tokens: list[Any]) -> None:
             tokens.append(RNG)
         items.extend(leaves)
         tokens.append(structure)
-    elif cls is tuple or cls is list or (isinstance(value, tuple) and hasattr(cls, "_fields")):
+    elif cls is tuple or cls is list or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
         tokens.append((cls, len(value)))
         for item in value:
             pack(item, items, tokens)
@@ -194,7 +194,7 @@ def spell(value: Any, items: list[Any], tokens: list[Any], structures: list[Any]
     A structure is no constant to dynamo, so a token holds its index among ``structures``. A module
     made in the trace has none yet; it is an item, and dynamo makes such objects anew itself.
     """
-    cls = type(value)
+    cls: Any = type(value)
     if hasattr(cls, "__layout__"):
         structure = value._spec
         if type(structure) is not Structure:
@@ -207,7 +207,7 @@ def spell(value: Any, items: list[Any], tokens: list[Any], structures: list[Any]
         items.extend(tracing.take_apart(value)[0])
         tokens.append(len(structures))
         structures.append(structure)
-    elif cls is tuple or cls is list or (isinstance(value, tuple) and hasattr(cls, "_fields")):
+    elif cls is tuple or cls is list or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
         tokens.append((cls, len(value)))
         for item in value:
             spell(item, items, tokens, structures)

@@ -41,8 +41,8 @@ def _changed(path: str, one: Structure, two: Structure) -> str:
         )
     if one.expand != two.expand:
         return f"other leaves of {path} are tied"
-    for (where, a), (_, b) in zip(one.walk(), two.walk(), strict=True):
+    for (keys, a), (_, b) in zip(one.walk(), two.walk(), strict=True):
         if type(a) is Structure and a.local.note != b.local.note:
-            place = ".".join([path, *map(str, where)])
+            place = ".".join([path, *map(str, keys)])
             return f"the mode or a frozen mark of {place} was {a.local.note} and is {b.local.note}"
     return f"the structure of {path} changed"

@@ -1,0 +1,164 @@
+"""Compiled training steps and calls: the whole step as one graph, against torch's best.
+
+The reference step is an `nn.Module` with forward, loss and backward compiled together, and the
+optimizer's step compiled. Cold compile times are taken in fresh processes without caches.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.harness import Candidate, Question
+from benchmarks.models import CONTEXT, VOCABULARY, NnGPT, NnMLP, mirror
+from parallax import compile as compile_tree
+from parallax import tree
+
+RATE, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
+
+Run = Callable[[], Any]
+Loss = Callable[[Any, Tensor, Tensor], Tensor]
+
+
+def questions(quick: bool) -> Iterator[Question]:
+    yield _overhead(1 if quick else 83)
+    if quick:
+        return
+    for name, limit in (("tiny MLP", 0.25), ("2-layer GPT", 0.90)):
+        yield Question(
+            f"compiled Adam step of a {name}",
+            Candidate("nn.Module, compiled forward/backward and step", _reference_step(name)),
+            [Candidate("parallax.compile of the whole step", _whole_step(name), limit=limit)],
+        )
+    yield Question(
+        "cold compile of the Adam step of a 2-layer GPT",
+        Candidate("nn.Module", lambda: _cold("reference"), self_timed=True),
+        [Candidate("parallax.compile", lambda: _cold("whole"), self_timed=True, limit=1.1)],
+        most_rounds=3,
+    )
+
+
+# -- the step -----------------------------------------------------------------------------------
+
+
+def _example(name: str) -> tuple[nn.Module, Tensor, Tensor, Loss]:
+    torch.manual_seed(0)
+    if name == "tiny MLP":
+        return NnMLP((16, 32, 32, 4)), torch.randn(8, 16), torch.randn(8, 4), _squares
+    tokens = torch.randint(VOCABULARY, (2, 4, CONTEXT))
+    return NnGPT(2), tokens[0], tokens[1], _surprise
+
+
+def _squares(model: Any, x: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(model(x), y)
+
+
+def _surprise(model: Any, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(model(x).flatten(0, -2), y.flatten())
+
+
+def _reference_step(name: str) -> Run:
+    model, x, y, loss = _example(name)
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    forward = torch.compile(lambda x, y: loss(model, x, y))
+    move = torch.compile(optimizer.step)
+
+    def run() -> Tensor:
+        optimizer.zero_grad()
+        value: Tensor = forward(x, y)
+        value.backward()  # type: ignore[no-untyped-call]  # torch's
+        move()
+        return value.detach()
+
+    return run
+
+
+def _whole_step(name: str) -> Run:
+    template, x, y, loss = _example(name)
+    model = mirror(template)
+
+    @compile_tree
+    def step(model: Any, state: Any, x: Tensor, y: Tensor) -> Any:
+        grads, value = torch.func.grad_and_value(loss)(model, x, y)
+        t = state["t"] + 1
+        m = tree.map(lambda m, g: m + (1 - BETA1) * (g - m), state["m"], grads)
+        v = tree.map(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, state["v"], grads)
+        rate, scale = RATE / (1 - BETA1**t), (1 - BETA2**t).sqrt()
+        model = tree.map(lambda p, m, v: p - rate * m / (v.sqrt() / scale + EPS), model, m, v)
+        return model, {"t": t, "m": m, "v": v}, value
+
+    zeros = [tree.map(torch.zeros_like, model) for _ in range(2)]
+    held = [model, {"t": torch.zeros(()), "m": zeros[0], "v": zeros[1]}]
+
+    def run() -> Tensor:
+        held[0], held[1], value = step(held[0], held[1], x, y)
+        result: Tensor = value
+        return result
+
+    return run
+
+
+# -- the first call -----------------------------------------------------------------------------
+
+
+def _cold(which: str) -> float:
+    """The seconds of the first three steps in a process of its own, torch's imports aside."""
+    environment = {**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.compile", which]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def _main(which: str) -> None:
+    torch.set_num_threads(1)
+    torch.compile(torch.sin)(torch.ones(3))  # what is only done once, whoever compiles
+    run = (_reference_step if which == "reference" else _whole_step)("2-layer GPT")
+    start = time.perf_counter()
+    for _ in range(3):
+        run()
+    sys.stdout.write(f"{time.perf_counter() - start}\n")
+
+
+# -- the border ---------------------------------------------------------------------------------
+
+
+def _overhead(blocks: int) -> Question:
+    """A call that computes nothing, with every leaf of a GPT going in."""
+    model = tree.map(lambda leaf: torch.zeros(3), mirror(NnGPT(blocks)))
+    leaves, x = tree.leaves(model), torch.zeros(3)
+
+    def add(leaves: list[Tensor], x: Tensor) -> Tensor:
+        for leaf in leaves:
+            x = x + leaf
+        return x
+
+    flat = torch.compile(add, backend=_nothing, fullgraph=True)
+    whole = compile_tree(lambda model, x: add(tree.leaves(model), x), backend=_nothing)
+    inside = torch.compile(
+        lambda model, x: add(tree.leaves(model), x), backend=_nothing, fullgraph=True
+    )
+    return Question(
+        f"call of a compiled function of {len(leaves)} leaves, a backend that does nothing",
+        Candidate("torch.compile, leaves flattened by hand", lambda: flat(leaves, x)),
+        [
+            Candidate("parallax.compile", lambda: whole(model, x), limit=1.3),
+            Candidate("torch.compile of the module", lambda: inside(model, x)),
+        ],
+    )
+
+
+def _nothing(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., tuple[Tensor]]:
+    result = (torch.zeros(3),)
+    return lambda *_: result
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
