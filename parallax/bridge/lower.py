@@ -22,10 +22,21 @@ Tensors = Callable[[int], Tensor | None]
 
 
 class _Kept:
-    """Holds a structure, which never changes, through copies."""
+    """What never changes about a lowered node, so that copies share it.
+
+    Attributes:
+        structure: the structure of the tree.
+        slots: for every place of a leaf the names that lead to it, the last one's own.
+        outline: a tree without leaves, which dynamo builds others from.
+    """
 
     def __init__(self, structure: Structure) -> None:
         self.structure = structure
+        walk = structure.walk()
+        self.slots = tuple([tuple(map(str, path)) for path, node in walk if type(node) is Leaf])
+        self.outline = None
+        if hasattr(structure.cls, "__layout__"):
+            self.outline = unflatten_module(structure, [None] * len(structure.first))
 
     def __deepcopy__(self, memo: Any) -> _Kept:
         return self
@@ -47,6 +58,8 @@ class Lowered(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the tree."""
+        if _compat.is_compiling():
+            return self._traced(args, kwargs)
         structure = with_modes(self, self._kept.structure)
         leaves = gathered(self, structure)
         cls: Any = structure.cls
@@ -54,11 +67,27 @@ class Lowered(nn.Module):
             return cls.__call__(unflatten_module(structure, leaves), *args, **kwargs)
         module = unflatten_module(structure, leaves, _drawn_source())
         out, after = effects.collect(cls.__call__)(module, *args, **kwargs)
-        with torch.no_grad():
-            for leaf, new in zip(leaves, flatten_module(after)[0], strict=True):
-                if new is not leaf and isinstance(leaf, Tensor):
-                    leaf.copy_(new)
+        _write(leaves, flatten_module(after)[0])
         return out
+
+    def _traced(self, args: Any, kwargs: Any) -> Any:
+        """As ``forward`` while dynamo traces; the mode is that of this node for all below it."""
+        leaves = _places(self, self._kept.slots)
+        module = self._kept.outline.__make__(iter(leaves), None)
+        if not self.training:
+            return module.eval()(*args, **kwargs)
+        out, after = effects.collect(_call)(module.train(), *args, **kwargs)
+        written: list[Any] = []
+        after.__take__(written)
+        _write(leaves, written)
+        return out
+
+    def __getitem__(self, key: Any) -> Any:
+        name = str(key)
+        for home in (self._modules, self._parameters, self._buffers):
+            if name in home:
+                return home[name]
+        raise KeyError(f"{self._kept.structure.cls.__name__} has no {key!r}")
 
     def extra_repr(self) -> str:
         """The class that was lowered, and its constants."""
@@ -86,7 +115,6 @@ def lower(module: Any) -> nn.Module:
     Raises:
         TypeError: if it is no module, or a parameter can require no grad.
         UninitializedError: if a leaf has no value yet.
-        ValueError: if a dict key has a dot, which a module's name cannot have.
 
     Example:
         >>> import torch
@@ -140,11 +168,6 @@ def _lowered(structure: Structure, tensors: Tensors) -> nn.Module:
     parts = zip(structure.keys(), structure.children, structure.starts(), strict=True)
     for key, child, start in parts:
         name = str(key)
-        if "." in name:
-            raise ValueError(
-                f"{structure.cls.__name__} has the key {name!r}, and a name in an nn.Module has no "
-                f"dot. Rename it"
-            )
         if type(child) is Structure:
             node._modules[name] = _lowered(child, _shifted(tensors, start))
         elif type(child) is Leaf:
@@ -198,21 +221,37 @@ def _starts(structure: Structure) -> list[tuple[tuple[Any, ...], tuple[Structure
 
 def gathered(root: nn.Module, structure: Structure) -> list[Tensor | None]:
     """The unique leaves of a structure, from the modules they are registered with."""
-    places: list[Tensor | None] = []
-    _gather(root, structure, places)
+    assert isinstance(root, Lowered)
+    places = _places(root, root._kept.slots)
     return places if structure.expand is None else [places[k] for k in structure.first]
 
 
-def _gather(node: nn.Module, structure: Structure, places: list[Tensor | None]) -> None:
-    for key, child in zip(structure.keys(), structure.children, strict=True):
-        name = str(key)
-        if type(child) is Structure:
-            below = node._modules[name]
-            assert below is not None
-            _gather(below, child, places)
-        elif type(child) is Leaf:
-            home: dict[str, Any] = node._parameters if child.role == "parameter" else node._buffers
-            places.append(getattr(node, name) if name not in home else home[name])
+def _places(root: nn.Module, slots: tuple[tuple[str, ...], ...]) -> list[Tensor | None]:
+    places: list[Any] = []
+    for slot in slots:
+        node: Any = root
+        for name in slot[:-1]:
+            node = node._modules[name]
+        name = slot[-1]
+        if name in node._parameters:
+            places.append(node._parameters[name])
+        elif name in node._buffers:
+            places.append(node._buffers[name])
+        else:  # a child that is not there
+            places.append(getattr(node, name, None))
+    return places
+
+
+def _write(leaves: list[Tensor | None], written: Any) -> None:
+    """Writes effects into the buffers that they are for."""
+    with torch.no_grad():
+        for leaf, new in zip(leaves, written):  # noqa: B905  # dynamo traces no strict=
+            if new is not leaf and leaf is not None:
+                leaf.copy_(new)
+
+
+def _call(module: Any, *args: Any, **kwargs: Any) -> Any:
+    return module(*args, **kwargs)
 
 
 def with_modes(root: nn.Module, structure: Structure) -> Structure:
@@ -243,4 +282,5 @@ def _drawn_source() -> Any:
     """An rng from torch's global generator; none where a draw would be recorded."""
     if _compat.is_compiling() or _compat.dispatch_mode_active() or _compat.transform_active():
         return None
-    return random.source_of(int(torch.randint(2**62, ())))
+    seed = int(torch.randint(2**62, ()))
+    return random.source_of(torch.Generator().manual_seed(seed))

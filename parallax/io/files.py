@@ -43,6 +43,7 @@ def save(
         metadata: what else to keep in the file, as JSON has it; ``io.metadata`` reads it.
 
     Raises:
+        FileNotFoundError: if there is no such directory.
         IsADirectoryError: if the path is a directory.
         ImportError: if safetensors is not installed.
         OSError: if the file cannot be written; what was there is intact.
@@ -62,6 +63,8 @@ def save(
         {'step': 3}
     """
     target = _checked(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"there is no directory {target.parent} to save {target.name} in")
     tensors = {name: _compact(tensor) for name, tensor in _once(module).items()}
     header = dump_header(flatten_module(module)[1], metadata)
     if target.suffix in _TORCH:
@@ -273,6 +276,8 @@ def _read_torch(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _read_shards(source: Path) -> dict[str, Tensor]:
     """The tensors of a sharded checkpoint, by its index."""
     index = json.loads(source.read_text())
+    if not isinstance(index, dict):
+        raise ValueError(f"{source} is truncated or no checkpoint: it holds no weight_map")
     tensors: dict[str, Tensor] = {}
     shards: dict[str, list[str]] = {}
     for name, shard in index["weight_map"].items():

@@ -1,0 +1,119 @@
+"""Lifted modules under torch.compile and torch.func's raw transforms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from parallax import Module, Parameter, bridge, effects, tree
+
+
+def compiled(fn: Any, backend: str = "eager") -> Any:
+    torch._dynamo.reset()
+    return torch.compile(fn, backend=backend, fullgraph=True)
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Sequential(nn.Linear(4, 2)))
+
+
+def test_a_call_is_one_graph_for_all_trees_of_a_structure() -> None:
+    lifted, x = bridge.lift(model()), torch.randn(5, 3)
+    counter = torch._dynamo.testing.CompileCounter()
+    torch._dynamo.reset()
+    call = torch.compile(lambda m, x: m(x), backend=counter, fullgraph=True)
+    for k in range(3):
+        module = tree.map(lambda t, k=k: t + k, lifted)
+        torch.testing.assert_close(call(module, x), module(x))
+    assert counter.frame_count == 1
+
+
+def test_a_whole_step_is_one_graph() -> None:
+    lifted, x = bridge.lift(model()), torch.randn(5, 3)
+
+    def step(module: Any, x: Tensor) -> Any:
+        grads = torch.func.grad(lambda m: m(x).square().mean())(module)
+        return module.update(lambda p, g: p - 0.1 * g, grads)
+
+    expected = step(lifted, x)
+    after = compiled(step, "aot_eager")(lifted, x)
+    for mine, theirs in zip(tree.leaves(after), tree.leaves(expected), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_effects_come_back() -> None:
+    lifted = bridge.lift(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+    x = torch.randn(5, 3)
+
+    def call(module: Any, x: Tensor) -> Any:
+        return effects.collect(type(lifted).__call__)(module, x)
+
+    (out, after), (expected, then) = compiled(call)(lifted, x), call(lifted, x)
+    torch.testing.assert_close(out, expected)
+    for mine, theirs in zip(tree.leaves(after), tree.leaves(then), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_effects_of_a_parametrization_come_back() -> None:
+    lifted = bridge.lift(parametrizations.spectral_norm(nn.Linear(3, 4)))
+    x = torch.randn(5, 3)
+
+    def call(module: Any, x: Tensor) -> Any:
+        return effects.collect(type(lifted).__call__)(module, x)
+
+    (out, after), (expected, then) = compiled(call)(lifted, x), call(lifted, x)
+    torch.testing.assert_close(out, expected)
+    for mine, theirs in zip(tree.leaves(after), tree.leaves(then), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_parallax_module_inside() -> None:
+    class Adapter(Module):
+        base: Module
+        delta: Parameter
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x) + self.delta  # type: ignore[no-any-return]  # a tensor
+
+    lifted, x = bridge.lift(model()), torch.randn(5, 3)
+    changed = tree.select(lifted, "2.0").apply(lambda base: Adapter(base, torch.ones(2)))
+    torch.testing.assert_close(compiled(lambda m, x: m(x))(changed, x), lifted(x) + 1)
+
+
+def test_an_rng_is_refused() -> None:
+    lifted = bridge.lift(nn.Dropout(0.5)).train(0)
+    with pytest.raises(Exception, match="which compiled code cannot seed"):
+        compiled(lambda m, x: m(x))(lifted, torch.ones(3))
+
+
+def test_raw_transforms_agree_with_functional_call() -> None:
+    original = model()
+    lifted, x = bridge.lift(original), torch.randn(5, 3)
+    weights = {name: p.detach() for name, p in original.named_parameters()}
+
+    def reference(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(original, weights, (x,)).square().sum()  # type: ignore[no-any-return]  # a tensor
+
+    def mine(module: Any, x: Tensor) -> Tensor:
+        return module(x).square().sum()  # type: ignore[no-any-return]  # a tensor
+
+    pairs = [
+        (torch.func.grad(mine), torch.func.grad(reference)),
+        (torch.vmap(torch.func.grad(mine), (None, 0)), torch.vmap(torch.func.grad(reference), (None, 0))),
+        (torch.func.grad(lambda m, x: sum((g**2).sum() for g in tree.leaves(torch.func.grad(mine)(m, x)))),
+         torch.func.grad(lambda w, x: sum((g**2).sum() for g in torch.func.grad(reference)(w, x).values()))),
+    ]  # fmt: skip
+    for transform, expected in pairs:
+        found = bridge.state_dict(transform(lifted, x))
+        for name, value in expected(weights, x).items():
+            torch.testing.assert_close(found[name], value)
+    tangents = tree.map(torch.ones_like, lifted)
+    ones = {name: torch.ones_like(value) for name, value in weights.items()}
+    _, out = torch.func.jvp(lambda m: mine(m, x), (lifted,), (tangents,))
+    _, expected_out = torch.func.jvp(lambda w: reference(w, x), (weights,), (ones,))
+    torch.testing.assert_close(out, expected_out)

@@ -1,0 +1,62 @@
+"""The example of low-rank adaptation: surgery on a lifted model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from parallax import bridge, tree
+from parallax.examples import lora
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randint(0, 16, (32, 6), generator=torch.Generator().manual_seed(0))
+    return x, x.sum(1) % 4
+
+
+def test_an_adapted_model_begins_as_the_model_it_adapts() -> None:
+    torch.manual_seed(0)
+    model = lora.make_model()
+    adapted = lora.adapt(model, rank=2, seed=0)
+    x, _ = data()
+    torch.testing.assert_close(adapted(x), model(x))
+    assert adapted.layers[0].qkv.base.weight.data_ptr() == model.layers[0].qkv.weight.data_ptr()  # type: ignore[union-attr, index]  # as built
+
+
+def test_only_adapters_are_trained_and_saved(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = lora.make_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    start = lora.adapt(model, rank=2, seed=0)
+    x, y = data()
+    *_, (adapted, last) = lora.train(start, x, y, steps=30, rate=0.5)
+    _, first = next(lora.train(start, x, y, steps=1, rate=0.5))
+    assert last < first
+
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    trained = tree.leaves(tree.partition(adapted, "trainable")[0])
+    assert sum(leaf is not None for leaf in trained) == 2 * 2 * 2
+
+    file = tmp_path / "adapters.pt"
+    lora.save_adapters(adapted, file)
+    loaded = lora.load_adapters(lora.adapt(model, rank=2, seed=1), file)
+    torch.testing.assert_close(loaded(x), adapted(x))
+    names = set(torch.load(file)["state_dict"])
+    assert names == {f"layers.{k}.{m}.{p}" for k in (0, 1) for m in ("qkv", "out") for p in ("down", "up")}
+
+
+def test_an_adapted_model_lowers() -> None:
+    torch.manual_seed(0)
+    adapted = lora.adapt(lora.make_model(), rank=2, seed=0)
+    lowered = bridge.lower(adapted)
+    x, _ = data()
+    torch.testing.assert_close(lowered(x), adapted(x))
+    assert sum(p.requires_grad for p in lowered.parameters()) == 8
+
+
+def test_the_job_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    lora.main()
+    assert "numbers trained, loss" in capsys.readouterr().out
