@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.func.dims import spread
+from parallax.func.dims import Each, spread
 from parallax.func.engines import gradient, on_tape
 from parallax.func.grad import grad, scalar_and_aux
-from parallax.func.moving import Call, name_of
+from parallax.func.moving import Call, Moving, name_of
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
-from parallax.func.vmap import Batch, mapped_flat, vmap
+from parallax.func.vmap import Batch, run_flat, vmap
 
 __all__ = ["ensemble_grad", "per_sample_grad"]
 
@@ -123,65 +123,76 @@ def _many(
         if dims is None:
             dims = tuple([default[0 if k in call.indices else 1] for k in range(len(args))])
         batch = Batch(args, dims, what)
-        if chunk_size is None and on_tape(call.values):
-            summed = _Summed(call, batch.size, dims, has_aux, randomness)
-            if summed.nbytes <= LARGEST:
-                grads, _, aux = gradient(summed, summed.total)
-                trees = call.trees(summed.leading(grads))
-                return (trees, aux) if has_aux else trees
+        if chunk_size is None and on_tape(call.values) and _nbytes(call, batch) <= LARGEST:
+            summed = _Summed(call, batch, dims, has_aux, randomness)
+            grads, _, aux = gradient(summed, summed.total)
+            trees = call.trees(summed.leading(grads))
+            return (trees, aux) if has_aux else trees
         one = grad(func, argnums, has_aux)
         return vmap(one, dims, 0, randomness, chunk_size=chunk_size)(*args, **kwargs)
 
     return gradients_of
 
 
-class _Summed(Call):
-    """The sum of the losses, as a function of one copy of each leaf for each loss."""
+def _nbytes(call: Call, batch: Batch) -> int:
+    """How much a copy of each leaf for each loss takes, to within what is mapped already."""
+    mapped = {index for index, _, _, _ in batch.parts}
+    return sum(
+        [
+            sum([value.nbytes for value in part.values]) * (1 if index in mapped else batch.size)
+            for index, part in zip(call.indices, call.parts, strict=True)
+        ]
+    )
 
-    __slots__ = ("dims", "has_aux", "in_dims", "randomness")
+
+class _Summed(Call):
+    """The sum of the losses, as a function of one copy of each leaf for each loss.
+
+    Attributes:
+        batch: the arguments, every leaf that moves mapped.
+        places: where the leaves that move are among the mapped tensors.
+    """
+
+    __slots__ = ("batch", "has_aux", "nesting", "places", "randomness")
 
     def __init__(
-        self, call: Call, size: int, in_dims: tuple[Any, ...], has_aux: bool, randomness: str
+        self, call: Call, batch: Batch, dims: tuple[Any, ...], has_aux: bool, randomness: str
     ) -> None:
-        for name in ("args", "argnums", "func", "indices", "kwargs", "parts", "single", "what"):
-            setattr(self, name, getattr(call, name))
-        self.in_dims = in_dims
+        self.what = call.what
         self.has_aux = has_aux
         self.randomness = randomness
-        dims: list[int | None] = []
+        args, over = list(call.args), list(dims)
         for index, part in zip(call.indices, call.parts, strict=True):
-            found = spread(in_dims[index], part.tree, call.what, f"argument {index}")
-            dims += [found[place] for place in part.places]
-        self.values = [
-            value.expand(size, *value.shape) if dim is None else value
-            for value, dim in zip(call.values, dims, strict=True)
-        ]
-        self.dims = [dim or 0 for dim in dims]
-
-    @property
-    def nbytes(self) -> int:
-        """How much the copies take."""
-        return sum([value.numel() * value.element_size() for value in self.values])
+            args[index], over[index] = _copied(part, dims[index], batch.size, call.what, index)
+        self.nesting = Nesting(call.func, args, call.kwargs)
+        if any(a is not b for a, b in zip(self.nesting.args, call.args, strict=True)):
+            batch = Batch(self.nesting.args, tuple(over), call.what)
+        self.batch = batch
+        self.places: list[int] = []
+        for index, part in zip(call.indices, call.parts, strict=True):
+            _, start, held, _ = next(entry for entry in batch.parts if entry[0] == index)
+            self.places += [start + held.index(place) for place in part.places]
+        self.values = [batch.tensors[place] for place in self.places]
 
     def at(self, values: Sequence[Tensor]) -> tuple[Tensor, Any]:
         """The losses at these copies, and what came beside them."""
-        nesting = Nesting(self.func, self.args, self.kwargs)
-        batch = Batch(nesting.args, self.in_dims, self.what)
-        count = len(values)
+        nesting = self.nesting
+        tensors = list(self.batch.tensors)
+        for place, value in zip(self.places, values, strict=True):
+            tensors[place] = value
         closes: list[Any] = []
 
-        def member(*tensors: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-            args = tuple(batch.around(tensors[count:]))
-            one = Call(nesting.func, self.what, self.argnums, args, nesting.kwargs)
-            loss, aux = scalar_and_aux(one.at(tensors[:count]), self.what, self.has_aux)
+        def flat(members: Sequence[Tensor]) -> list[Tensor]:
+            result = nesting.func(*self.batch.around(members), **nesting.kwargs)
+            loss, aux = scalar_and_aux(result, self.what, self.has_aux)
             beside, close = open_tensors(aux)
-            closes.append(close)
-            return loss, beside, nesting.emitted()
+            closes[:] = [close, 1 + len(beside)]
+            return [loss, *beside, *nesting.emitted()]
 
-        run = mapped_flat(member, (*self.dims, *batch.dims), self.randomness)
-        losses, beside, emitted = run(*values, *batch.tensors)
-        nesting.relay(emitted)
-        return losses, closes[0](beside)
+        found = run_flat(flat, self.batch, tensors, self.randomness)
+        close, count = closes
+        nesting.relay(found[count:])
+        return found[0], close(found[1:count])
 
     def total(self, result: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
         """The sum of the losses."""
@@ -190,4 +201,18 @@ class _Summed(Call):
 
     def leading(self, grads: list[Tensor]) -> list[Tensor]:
         """The gradients with the mapped dimension first."""
-        return [g.movedim(dim, 0) if dim else g for g, dim in zip(grads, self.dims, strict=True)]
+        dims = [self.batch.dims[place] for place in self.places]
+        return [g.movedim(dim, 0) if dim else g for g, dim in zip(grads, dims, strict=True)]
+
+
+def _copied(part: Moving, dims: Any, size: int, what: str, index: int) -> tuple[Any, Any]:
+    """An argument of which each leaf that moves is mapped, and over which dimensions."""
+    if type(dims) is int:
+        return part.tree, dims
+    each = spread(dims, part.tree, f"{what}, in_dims", f"argument {index}")
+    over: list[Any] = list(each)
+    values = []
+    for place, value in zip(part.places, part.values, strict=True):
+        values.append(value.expand(size, *value.shape) if over[place] is None else value)
+        over[place] = over[place] or 0
+    return part.around(values), Each(over)

@@ -17,7 +17,7 @@ from parallax.func.results import open_tensors
 from parallax.nodes import is_module
 from parallax.tree import core
 
-__all__ = ["Batch", "mapped_flat", "vmap"]
+__all__ = ["Batch", "run_flat", "vmap"]
 
 
 def vmap(
@@ -67,37 +67,61 @@ def vmap(
     """
     what = f"func.vmap({name_of(func)})"
 
+    if randomness not in ("error", "same", "different"):
+        raise ValueError(
+            f"{what}: randomness must be 'error', 'same' or 'different', got {randomness!r}"
+        )
+
     @wraps(func, updated=())
     def mapped(*args: Any, **kwargs: Any) -> Any:
         nesting = Nesting(func, args, kwargs)
         batch = Batch(nesting.args, in_dims, what)
         outs = _Outputs(out_dims, what)
 
-        def flat(*tensors: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        def flat(tensors: Sequence[Tensor]) -> list[Tensor]:
             result = nesting.func(*batch.around(tensors), **nesting.kwargs)
-            return outs.take(result), nesting.emitted()
+            return [*outs.take(result), *nesting.emitted()]
 
-        tensors, emitted = mapped_flat(flat, batch.dims, randomness, chunk_size)(*batch.tensors)
-        nesting.relay(emitted)
-        return outs.give(tensors)
+        found = run_flat(flat, batch, batch.tensors, randomness, chunk_size)
+        nesting.relay(found[outs.count :])
+        return outs.give(found)
 
     return mapped
 
 
-def mapped_flat(
-    flat: Callable[..., Any], dims: Sequence[int], randomness: str, chunk_size: int | None = None
-) -> Callable[..., Any]:
-    """``torch.func.vmap`` of a function of tensors, refusing what would fail in backward."""
-    run = torch.func.vmap(flat, tuple(dims), randomness=randomness, chunk_size=chunk_size)
+def run_flat(
+    flat: Callable[[Sequence[Tensor]], list[Tensor]],
+    batch: Batch,
+    tensors: Sequence[Tensor],
+    randomness: str,
+    chunk_size: int | None = None,
+) -> Sequence[Tensor]:
+    """Maps a function of a list of tensors to another; the mapped dimension comes out first."""
     if _compat.is_compiling():
-        return run
+        run = torch.func.vmap(
+            lambda *t: tuple(flat(t)), batch.dims, 0, randomness, chunk_size=chunk_size
+        )
+        return run(*tensors)  # type: ignore[no-any-return]  # a tuple of tensors
+    if not torch.is_grad_enabled():
+        return _run_eager(flat, batch, tensors, randomness, chunk_size)
+    # Recomputed in backward, when the vmap is over, a checkpoint would meet tensors of no vmap.
+    with torch.autograd.graph.disable_saved_tensors_hooks(_compat.NO_CHECKPOINT):
+        return _run_eager(flat, batch, tensors, randomness, chunk_size)
 
-    def refusing(*tensors: Tensor) -> Any:
-        # Recomputed in backward, when the vmap is over, a checkpoint meets tensors of no vmap.
-        with torch.autograd.graph.disable_saved_tensors_hooks(_compat.NO_CHECKPOINT):
-            return run(*tensors)
 
-    return refusing
+def _run_eager(
+    flat: Callable[[Sequence[Tensor]], list[Tensor]],
+    batch: Batch,
+    tensors: Sequence[Tensor],
+    randomness: str,
+    chunk_size: int | None,
+) -> Sequence[Tensor]:
+    if chunk_size is None or chunk_size >= batch.size:
+        return _compat.run_vmap(flat, tensors, batch.dims, batch.size, randomness)
+    run = torch.func.vmap(
+        lambda *t: tuple(flat(t)), batch.dims, 0, randomness, chunk_size=chunk_size
+    )
+    return run(*tensors)  # type: ignore[no-any-return]  # a tuple of tensors
 
 
 class Batch:
@@ -107,28 +131,35 @@ class Batch:
         tensors: the tensors that are mapped.
         dims: the mapped dimension of each.
         size: how many members there are.
+        parts: for each mapped argument its index, where its tensors start among ``tensors``, which
+            of its leaves they are, and what builds it from members of them.
     """
 
-    __slots__ = ("args", "closes", "dims", "size", "tensors")
+    __slots__ = ("args", "dims", "parts", "size", "tensors")
 
     def __init__(self, args: tuple[Any, ...], in_dims: Any, what: str) -> None:
         self.args = args
-        self.closes: list[tuple[int, int, Callable[[Sequence[Tensor]], Any]]] = []
+        self.parts: list[tuple[int, int, list[int], Callable[[Sequence[Tensor]], Any]]] = []
         self.tensors: list[Tensor] = []
         dims: list[int] = []
         for index, (arg, dim) in enumerate(_pairs(args, in_dims, what)):
             if dim is None:
                 continue
             start = len(self.tensors)
-            close = _open_argument(arg, dim, f"{what}, in_dims", index, self.tensors, dims)
-            self.closes.append((index, start, close))
+            if isinstance(arg, Tensor) and type(dim) is int and 0 <= dim < arg.dim():
+                self.tensors.append(arg)
+                dims.append(dim)
+                self.parts.append((index, start, [0], _only))
+                continue
+            places, close = _open_argument(arg, dim, what, index, self.tensors, dims)
+            self.parts.append((index, start, places, close))
         if not self.tensors:
             raise ValueError(
                 f"{what}: nothing is mapped, in_dims={in_dims!r} leaves no tensor with a "
                 f"dimension. Map at least one argument: in_dims=(0, None)"
             )
         self.dims = tuple(dims)
-        self.size = self.tensors[0].shape[dims[0]]
+        self.size: int = self.tensors[0].shape[dims[0]]
         for tensor, dim in zip(self.tensors, dims):  # noqa: B905  # dynamo traces no strict=
             if tensor.shape[dim] != self.size:
                 raise ValueError(self._uneven(in_dims, what))
@@ -136,8 +167,8 @@ class Batch:
     def around(self, tensors: Sequence[Tensor]) -> list[Any]:
         """The arguments around one member of each mapped tensor."""
         args = list(self.args)
-        for index, start, close in self.closes:
-            args[index] = close(tensors[start:])
+        for index, start, _, close in self.parts:
+            args[index] = close(tensors[start:] if start else tensors)
         return args
 
     def _uneven(self, in_dims: Any, what: str) -> str:
@@ -145,9 +176,8 @@ class Batch:
         found: list[tuple[str, int]] = []
         for index, (arg, dims) in enumerate(_pairs(self.args, in_dims, what)):
             leaves = [arg] if isinstance(arg, Tensor) else core.flatten(arg)[0]
-            for place, (leaf, dim) in enumerate(
-                zip(leaves, spread(dims, arg, what, f"argument {index}"), strict=True)
-            ):
+            each = spread(dims, arg, f"{what}, in_dims", f"argument {index}")
+            for place, (leaf, dim) in enumerate(zip(leaves, each)):  # noqa: B905  # as above
                 if leaf is not None and dim is not None:
                     found.append((_where(arg, index, place), leaf.shape[dim]))
         first = found[0]
@@ -189,48 +219,60 @@ def _where(arg: Any, index: int, place: int) -> str:
 
 def _open_argument(
     arg: Any, dim: Any, what: str, index: int, tensors: list[Tensor], dims: list[int]
-) -> Callable[[Sequence[Tensor]], Any]:
-    """Adds the mapped tensors of an argument; returns what builds it from members of them."""
+) -> tuple[list[int], Callable[[Sequence[Tensor]], Any]]:
+    """Adds the mapped tensors of an argument.
+
+    Returns:
+        Which of its leaves they are, and what builds it from members of them.
+    """
+    part = spec = None
+    leaves: Sequence[Any]
     if isinstance(arg, Tensor):
-        leaves, close = [arg], _only
-        rngs: list[Any] = []
+        leaves, rngs = [arg], []
     elif is_module(arg):
         leaves, part = core._open(arg)
         rngs = [arg._rng]
     else:
         leaves, spec = core.flatten(arg)
         rngs = list(spec.rngs)
-    wanted = spread(dim, arg, what, f"argument {index}")
-    places = []
-    for place, (leaf, each) in enumerate(zip(leaves, wanted)):  # noqa: B905  # dynamo traces no strict=
-        if each is not None and leaf is not None:
-            if not (type(each) is int and isinstance(leaf, Tensor) and 0 <= each < leaf.dim()):
-                each = checked_dim(leaf, each, what, _where(arg, index, place))  # noqa: PLW2901  # normalised
-            places.append(place)
-            tensors.append(leaf)
-            dims.append(each)
-    keyed = []
+    whole = type(dim) is int and dim >= 0
+    wanted = () if whole else spread(dim, arg, f"{what}, in_dims", f"argument {index}")
+    places: list[int] = []
+    for place, leaf in enumerate(leaves):
+        each: Any = dim if whole else wanted[place]
+        if each is None or leaf is None:
+            continue
+        if not (isinstance(leaf, Tensor) and type(each) is int and 0 <= each < leaf.dim()):
+            each = checked_dim(leaf, each, f"{what}, in_dims", _where(arg, index, place))
+        places.append(place)
+        tensors.append(leaf)
+        dims.append(each)
+    keyed: list[int] = []
     for place, rng in enumerate(rngs):
-        each = rng_dim(rng, dim)
+        each = None if rng is None else rng_dim(rng, dim)
         if each is not None:
             keyed.append(place)
             tensors.append(rng.key)
             dims.append(each)
-    if isinstance(arg, Tensor):
-        return _only
 
     def rebuild(members: Sequence[Tensor]) -> Any:
-        values = list(leaves)
-        for place, member in zip(places, members):  # noqa: B905  # dynamo traces no strict=
-            values[place] = member
-        inner = list(rngs)
-        for place, key in zip(keyed, members[len(places) :]):  # noqa: B905  # as above
-            inner[place] = rngs[place].with_key(key)
-        if is_module(arg):
+        count = len(places)
+        if count == len(leaves):
+            values: Any = members[:count]
+        else:
+            values = list(leaves)
+            for place, member in zip(places, members):  # noqa: B905  # dynamo traces no strict=
+                values[place] = member
+        inner = rngs
+        if keyed:
+            inner = list(rngs)
+            for place, key in zip(keyed, members[count:]):  # noqa: B905  # as above
+                inner[place] = rngs[place].with_key(key)
+        if part is not None:
             return core._close(part, values, inner[0])
         return core.unflatten(core.TreeSpec(spec.outer, spec.parts, tuple(inner)), values)
 
-    return rebuild
+    return places, _only if isinstance(arg, Tensor) else rebuild
 
 
 def _only(members: Sequence[Tensor]) -> Tensor:
@@ -240,7 +282,7 @@ def _only(members: Sequence[Tensor]) -> Tensor:
 class _Outputs:
     """What the mapped function returned, and where the mapped dimension goes in it."""
 
-    __slots__ = ("close", "dims", "out_dims", "shared", "what")
+    __slots__ = ("close", "count", "dims", "out_dims", "shared", "what")
 
     def __init__(self, out_dims: Any, what: str) -> None:
         self.out_dims = out_dims
@@ -251,6 +293,10 @@ class _Outputs:
         if result is None:
             raise TypeError(f"{self.what}: the function returned nothing. End it with: return ...")
         tensors, self.close = open_tensors(result)
+        if type(self.out_dims) is int:
+            self.dims, self.shared = [self.out_dims] * len(tensors), []
+            self.count = len(tensors)
+            return tensors
         self.dims = self._dims(result, len(tensors))
         self.shared = [t for t, dim in zip(tensors, self.dims) if dim is None]  # noqa: B905  # dynamo traces no strict=
         if not _compat.is_compiling():
@@ -260,12 +306,14 @@ class _Outputs:
                         f"{self.what}: out_dims is None for a result that differs between "
                         f"members. Give it a dimension: out_dims=0"
                     )
-        return [t for t, dim in zip(tensors, self.dims) if dim is not None]  # noqa: B905  # as above
+        mapped = [t for t, dim in zip(tensors, self.dims) if dim is not None]  # noqa: B905  # as above
+        self.count = len(mapped)
+        return mapped
 
     def _dims(self, result: Any, count: int) -> list[int | None]:
         dims = self.out_dims
-        if isinstance(dims, int) or dims is None:
-            return [dims] * count
+        if dims is None:
+            return [None] * count
         if isinstance(result, Tensor):
             if isinstance(dims, tuple) and len(dims) == 1:
                 return list(dims)
@@ -278,14 +326,14 @@ class _Outputs:
         pairs = zip(leaves, wanted)  # noqa: B905  # as above
         return [dim for leaf, dim in pairs if isinstance(leaf, Tensor)]
 
-    def give(self, tensors: Sequence[Tensor]) -> Any:
+    def give(self, found: Sequence[Tensor]) -> Any:
         """The result around stacked tensors."""
-        stacked, shared = iter(tensors), iter(self.shared)
-        found = []
+        stacked, shared = iter(found), iter(self.shared)
+        values = []
         for dim in self.dims:
             if dim is None:
-                found.append(next(shared))
+                values.append(next(shared))
             else:
                 tensor = next(stacked)
-                found.append(tensor if dim == 0 else tensor.movedim(0, dim))
-        return self.close(found)
+                values.append(tensor if dim == 0 else tensor.movedim(0, dim))
+        return self.close(values)
