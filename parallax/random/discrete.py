@@ -57,8 +57,8 @@ def randint(
         raise ValueError(f"randint(): {dtype} does not hold {low} to {high - 1}")
     consume(data, "randint()")
     if dtype is torch.int64:
-        return ops.randint(data, size, low, high, dtype, where)
-    return ops.randint(data, size, low, high, torch.int64, where).to(dtype)
+        return ops.randint(data, size, low, high - 1, dtype, where)
+    return ops.randint(data, size, low, high - 1, torch.int64, where).to(dtype)
 
 
 def bits(
@@ -209,7 +209,7 @@ def _indices(
     count = math.prod(shape)
     if p is None:
         if replace:
-            return ops.randint(data, shape, 0, n, torch.int64, where)
+            return ops.randint(data, shape, 0, n - 1, torch.int64, where)
         return ops.permutation(data, n, where)[:count].reshape(shape)
     lead = shape if replace else ()
     scores = p.log() + gumbel_noise(data, (*lead, n), wide(p.dtype), where)

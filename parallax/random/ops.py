@@ -212,7 +212,7 @@ def uniform(key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch
 
 
 @_operator(
-    "(Tensor key, SymInt[] shape, SymInt low, SymInt high, ScalarType dtype, Device device)"
+    "(Tensor key, SymInt[] shape, SymInt low, SymInt last, ScalarType dtype, Device device)"
     " -> Tensor",
     _shaped,
 )
@@ -220,11 +220,12 @@ def randint(  # noqa: PLR0917  # the arguments of the operator
     key: Tensor,
     shape: Sequence[int],
     low: int,
-    high: int,
+    last: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Integers from ``low`` up to and without ``high``."""
+    """Integers from ``low`` to ``last``, which may be the largest there is."""
+    high = None if last == torch.iinfo(torch.int64).max else last + 1
     return _filled(key, shape, dtype, device, lambda out, g: out.random_(low, high, generator=g))
 
 
