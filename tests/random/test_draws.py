@@ -226,7 +226,7 @@ def test_probabilities_are_floats(p: Any) -> None:
 @given(seed=seeds, low=st.integers(-(2**62), 2**62), width=st.integers(1, 2**62))
 def test_integers_lie_in_their_range(seed: int, low: int, width: int) -> None:
     drawn = random.randint(random.key(seed), (20,), low, low + width)
-    assert bool(((drawn >= low) & (drawn < low + width)).all())
+    assert bool(((drawn >= low) & (drawn <= low + width - 1)).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
