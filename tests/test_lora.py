@@ -45,7 +45,9 @@ def test_only_adapters_are_trained_and_saved(tmp_path: Path) -> None:
     loaded = lora.load_adapters(lora.adapt(model, rank=2, seed=1), file)
     torch.testing.assert_close(loaded(x), adapted(x))
     names = set(torch.load(file)["state_dict"])
-    assert names == {f"layers.{k}.{m}.{p}" for k in (0, 1) for m in ("qkv", "out") for p in ("down", "up")}
+    assert names == {
+        f"layers.{k}.{m}.{p}" for k in (0, 1) for m in ("qkv", "out") for p in ("down", "up")
+    }
 
 
 def test_an_adapted_model_lowers() -> None:

@@ -1,8 +1,16 @@
 """To torch and back: lift any ``nn.Module``, lower any module, state dicts."""
 
 from parallax.bridge.lift import lift
-from parallax.bridge.lifted import Lifted
+from parallax.bridge.lifted import Lifted, lifted_type
 from parallax.bridge.lower import Lowered, lower
 from parallax.bridge.states import load_state_dict, state_dict
 
-__all__ = ["Lifted", "Lowered", "lift", "load_state_dict", "lower", "state_dict"]
+__all__ = [
+    "Lifted",
+    "Lowered",
+    "lift",
+    "lifted_type",
+    "load_state_dict",
+    "lower",
+    "state_dict",
+]

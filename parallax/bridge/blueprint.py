@@ -22,13 +22,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from parallax.bridge.alike import same
+
 __all__ = ["Blueprint", "Bound", "Ref", "attributes_of", "defaults", "resolved"]
 
 Path = tuple[str, ...]
 
 _SEPARATE = frozenset({"_parameters", "_buffers", "_modules", "training"})
-_ATOMS = frozenset({int, float, bool, str, bytes, complex, type(None), type, torch.dtype,
-                    torch.device, torch.Size, types.FunctionType, types.BuiltinFunctionType})  # fmt: skip
+_ATOMS = frozenset(
+    {int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device}
+    | {torch.Size, types.FunctionType, types.BuiltinFunctionType}
+)
+_HASHED = (int, bool, str, float)
 _DEFAULTS: dict[str, Any] = {k: v for k, v in vars(nn.Module()).items() if k not in _SEPARATE}
 _EMPTY = frozenset(name for name, value in _DEFAULTS.items() if not value)
 
@@ -93,7 +98,8 @@ class Blueprint:
         self.cls = cls
         self.attributes = attributes
         self.number = next(_numbers)
-        self._hash = hash((_unparametrized(cls), *sorted(attributes)))
+        plain = [(k, v) for k, v in attributes.items() if type(v) in _HASHED]
+        self._hash = hash((_unparametrized(cls), len(attributes), *plain))
         BY_NUMBER[self.number] = self
 
     def __eq__(self, other: object) -> bool:
@@ -105,9 +111,9 @@ class Blueprint:
             and _unparametrized(self.cls) is _unparametrized(other.cls)
             and self.attributes.keys() == other.attributes.keys()
             and all(
-                _same(value, other.attributes[name]) if name not in _EMPTY else _same_hooks(
-                    name, value, other.attributes[name]
-                )
+                same(value, other.attributes[name])
+                if name not in _EMPTY
+                else _same_hooks(name, value, other.attributes[name])
                 for name, value in self.attributes.items()
             )
         )
@@ -216,50 +222,4 @@ def _same_hooks(name: str, one: Any, two: Any) -> bool:
     """Whether two tables of hooks are alike: their keys are numbers, given out one by one."""
     if "state_dict" in name:  # for the original's own loading and saving; no call runs them
         return True
-    return _same(list(one.values()), list(two.values())) if isinstance(one, dict) else one == two
-
-
-def _same_function(one: types.FunctionType, two: types.FunctionType) -> bool:
-    """Whether two functions were made by the same line around the same values."""
-    return (
-        one.__code__ is two.__code__
-        and _same(_cells(one), _cells(two))
-        and _same(one.__defaults__, two.__defaults__)
-        and _same(one.__kwdefaults__, two.__kwdefaults__)
-    )
-
-
-def _cells(function: types.FunctionType) -> list[Any]:
-    """What a function closes over; of other functions their code, for they may form cycles."""
-    found = []
-    for cell in function.__closure__ or ():
-        try:
-            value = cell.cell_contents
-        except ValueError:  # not bound yet
-            value = None
-        found.append(value.__code__ if isinstance(value, types.FunctionType) else value)
-    return found
-
-
-def _same(one: Any, two: Any) -> bool:
-    """Whether two attributes are alike; where equality says nothing, they must be one object."""
-    if one is two:
-        return True
-    cls = type(one)
-    if cls is not type(two):
-        return False
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(two) and all(map(_same, one, two))
-    if isinstance(one, dict):
-        return list(one) == list(two) and all(map(_same, one.values(), two.values()))
-    if isinstance(one, Tensor):
-        alike = one.shape == two.shape and one.dtype == two.dtype and one.device == two.device
-        return alike and (one.is_meta or torch.equal(one, two))
-    if cls is types.FunctionType:
-        return _same_function(one, two)
-    if cls is functools.partial:
-        return _same((one.func, one.args, one.keywords), (two.func, two.args, two.keywords))
-    try:
-        return bool(one == two)
-    except (RuntimeError, TypeError, ValueError):
-        return False
+    return same(list(one.values()), list(two.values())) if isinstance(one, dict) else one == two

@@ -6,19 +6,19 @@ import copyreg
 import inspect
 import threading
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any
 
 from torch import nn
 
 from parallax import _compat, notes
 from parallax.bridge import running, traced
-from parallax.bridge.blueprint import Blueprint, Bound, Ref, resolved
+from parallax.bridge.blueprint import Blueprint, Ref, resolved
 from parallax.bridge.skeleton import follow
 from parallax.fields import Buffer, Parameter
 from parallax.metaclass import ModuleMeta
 from parallax.module import Module
 
-__all__ = ["Lifted", "class_for"]
+__all__ = ["Lifted", "class_for", "lifted_type"]
 
 
 class _LiftedMeta(ModuleMeta):
@@ -32,17 +32,12 @@ class Lifted(Module, metaclass=_LiftedMeta):
     and methods are the original's. A method runs on a private copy of the original around these
     leaves: what it writes to ``self`` is not kept, except buffers, which it emits as effects.
 
-    ``Lifted[nn.Linear]`` is the type of lifted modules of a class, for ``isinstance`` and
-    ``tree.select``.
-
     Example:
         >>> from torch import nn
-        >>> from parallax import bridge, tree
+        >>> from parallax import bridge
         >>> mlp = bridge.lift(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
         >>> mlp[0].in_features
         2
-        >>> tree.select(mlp, bridge.Lifted[nn.Linear]).paths
-        ('0', '2')
     """
 
     _blueprint: Blueprint
@@ -62,11 +57,6 @@ class Lifted(Module, metaclass=_LiftedMeta):
             TypeError,
         ):  # of leaves that are no tensors, such as gradients' holes
             return ""
-
-    def __class_getitem__(cls, origin: type[nn.Module]) -> type:
-        if not (isinstance(origin, type) and issubclass(origin, nn.Module)):
-            raise TypeError(f"Lifted[...] takes a class of nn.Module, got {origin!r}")
-        return _Of(f"Lifted[{origin.__name__}]", (), {"origin": origin})
 
     def __getitem__(self, key: Any) -> Any:
         layout = type(self).__layout__
@@ -115,6 +105,30 @@ class LiftedContainer(Lifted):
         return tuple(zip(self.keys(), self.values(), strict=True))
 
 
+def lifted_type(origin: type[nn.Module]) -> type:
+    """The type of lifted modules of a class, for ``isinstance`` and ``tree.select``.
+
+    Args:
+        origin: a class of ``nn.Module``; subclasses of it count.
+
+    Returns:
+        The type.
+
+    Raises:
+        TypeError: if it is no class of ``nn.Module``.
+
+    Example:
+        >>> from torch import nn
+        >>> from parallax import bridge, tree
+        >>> mlp = bridge.lift(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
+        >>> tree.select(mlp, bridge.lifted_type(nn.Linear)).paths
+        ('0', '2')
+    """
+    if not (isinstance(origin, type) and issubclass(origin, nn.Module)):
+        raise TypeError(f"lifted_type() takes a class of nn.Module, got {origin!r}")
+    return _Of(f"lifted {origin.__name__}", (), {"origin": origin})
+
+
 class _Of(type):
     """The type of lifted modules of one ``nn.Module`` class."""
 
@@ -159,9 +173,9 @@ def _make(
     buffers: tuple[str, ...],
     children: tuple[str, ...],
 ) -> type[Lifted]:
-    hints: dict[str, Any] = dict.fromkeys(parameters, Optional[Parameter])
-    hints |= dict.fromkeys(buffers, Optional[Buffer])
-    hints |= dict.fromkeys(children, Optional[Module])
+    hints: dict[str, Any] = dict.fromkeys(parameters, Parameter | None)
+    hints |= dict.fromkeys(buffers, Buffer | None)
+    hints |= dict.fromkeys(children, Module | None)
     for key in hints:
         if key in _TAKEN or key.startswith("__"):
             raise ValueError(
@@ -177,7 +191,8 @@ def _make(
         "_parts": (name, container, parameters, buffers, children),
     }
     base = LiftedContainer if container else Lifted
-    return _LiftedMeta(name, (base,), namespace, any_name=True)  # type: ignore[no-any-return]  # it makes classes of its bases
+    made: Any = _LiftedMeta(name, (base,), namespace, any_name=True)
+    return made  # type: ignore[no-any-return]  # a class of its bases
 
 
 def _refuse_construction(self: Any, *_: Any, **__: Any) -> None:
@@ -191,7 +206,7 @@ def _reduce(cls: Any) -> Any:
     return (class_for, vars(cls)["_parts"]) if "_parts" in vars(cls) else cls.__qualname__
 
 
-copyreg.pickle(_LiftedMeta, _reduce)  # type: ignore[arg-type]  # classes, whose reducer may return a name
+copyreg.pickle(_LiftedMeta, _reduce)
 
 # -- attributes -----------------------------------------------------------------------------------
 

@@ -194,7 +194,7 @@ def _is_lifted(structure: Structure) -> bool:
 def _native(structure: Structure, tensors: Tensors) -> nn.Module:
     """The original's own classes around the tensors."""
     skeleton = Skeleton(structure)
-    starts = {path: start for path, start in _starts(structure)}
+    starts = dict(_starts(structure))
     for path, shell in skeleton.shells:
         node, start = starts[path]
         del shell

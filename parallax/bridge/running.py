@@ -75,7 +75,8 @@ def _emit(module: Any, changed: list[tuple[tuple[str, ...], str, Tensor]]) -> No
     for owner, name, value in changed:
         by_owner.setdefault(owner, {})[name] = value
     for owner, values in by_owner.items():
-        Module.emit(follow(module, owner), **values)
+        emit: Any = Module.emit  # buffers have any names
+        emit(follow(module, owner), **values)
 
 
 @contextmanager
@@ -89,10 +90,10 @@ def _seeded(module: Any) -> Iterator[None]:
         raise RuntimeError(
             f"{type(module).__name__}: a lifted nn.Module draws from torch's global generator, "
             f"which cannot be seeded with a key per example. Call it in eval mode, or replace its "
-            f"stochastic layers: tree.select(model, bridge.Lifted[nn.Dropout]).apply(...)"
+            f"stochastic layers: tree.select(model, bridge.lifted_type(nn.Dropout)).apply(...)"
         )
     seed = random.seed_of(Module.rng.fget(module))  # type: ignore[attr-defined]  # a property
-    devices = [d for d in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with _seeding, torch.random.fork_rng(devices):
         torch.set_rng_state(random.seeds.state_of(seed))
         for device in devices:

@@ -260,7 +260,7 @@ class Skeleton:
             if not _unchanged(attributes, values):
                 attributes.clear()
                 attributes.update(pristine)
-        if any([now != before for now, before in self.contents]):
+        if any(now != before for now, before in self.contents):
             return False
         if self.holders() != self.counts:
             return False

@@ -159,9 +159,7 @@ def loaded(
                 fresh[k] = place(value, leaves[k])
     if problems:
         text = "\n\t".join(problems)
-        raise RuntimeError(
-            f"Error(s) in loading state_dict for {type(module).__name__}:\n\t{text}"
-        )
+        raise RuntimeError(f"Error(s) in loading state_dict for {type(module).__name__}:\n\t{text}")
     values = [fresh.get(k, leaf) for k, leaf in enumerate(leaves)]
     return unflatten_module(structure, values, module._rng)  # type: ignore[no-any-return, attr-defined]  # a module as given
 
@@ -201,10 +199,8 @@ def _hint(missing: list[str], unexpected: list[str]) -> list[str]:
         for wanted in missing:
             if name.endswith("." + wanted):
                 prefix = name.removesuffix(wanted)
-                return [
-                    f"The names differ by the prefix {prefix!r}. Take it off: "
-                    f"{{name.removeprefix({prefix!r}): value for name, value in mapping.items()}}"
-                ]
+                line = f"name.removeprefix({prefix!r}): value for name, value in mapping.items()"
+                return [f"The names differ by the prefix {prefix!r}. Take it off: {{{line}}}"]
     near = difflib.get_close_matches(unexpected[0], missing, n=1)
     return [f'Did you mean "{near[0]}" by "{unexpected[0]}"?'] if near else []
 

@@ -44,10 +44,10 @@ def call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     template = getattr(_templates, name)
     before = dict(tensors)
     for path, inner in shells:
-        template.get_submodule(path).inner = inner  # type: ignore[assignment]  # of a shell
+        template.get_submodule(path).inner = inner
     out = torch.func.functional_call(template, tensors, args, kwargs, tie_weights=False)
     for path, _ in shells:
-        template.get_submodule(path).inner = None  # type: ignore[assignment]  # as above
+        template.get_submodule(path).inner = None
     collecting = module._rng is not None  # there is no rng, so this is a collection
     for owner, name, path in buffers:
         now = tensors[path]
@@ -99,7 +99,7 @@ def _is_written(owner: Any, collecting: bool) -> bool:
     return collecting and not cls.__module__.startswith("torch.nn.modules")
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch says nothing
 def _template(signature: Signature) -> str:
     """The name under which the ``nn.Module`` of a signature is found among the templates."""
     name = _names.get(signature)

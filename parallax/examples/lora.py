@@ -91,7 +91,9 @@ def adapt(model: nn.Module, *, rank: int, seed: int) -> Any:
     return adapted.initialize(seed)
 
 
-def train(module: Any, x: Tensor, y: Tensor, *, steps: int, rate: float) -> Iterator[tuple[Any, Tensor]]:
+def train(
+    module: Any, x: Tensor, y: Tensor, *, steps: int, rate: float
+) -> Iterator[tuple[Any, Tensor]]:
     """Plain gradient descent on what is not frozen.
 
     Args:
@@ -143,12 +145,12 @@ def main() -> None:
     """Adapts, trains, and says what it came to."""
     torch.manual_seed(0)
     x = torch.randint(0, 16, (64, 8))
-    module = adapt(make_model(), rank=4, seed=0)
-    loss = torch.tensor(torch.nan)
-    for module, loss in train(module, x, x.sum(1) % 4, steps=50, rate=0.5):  # noqa: B007
+    start = adapt(make_model(), rank=4, seed=0)
+    adapted, loss = start, torch.tensor(torch.nan)
+    for adapted, loss in train(start, x, x.sum(1) % 4, steps=50, rate=0.5):  # noqa: B007
         pass
-    trained, _ = tree.partition(module, "trainable")
-    print(f"{tree.size(trained):,} of {tree.size(module):,} numbers trained, loss {loss:.3f}")
+    trained, _ = tree.partition(adapted, "trainable")
+    print(f"{tree.size(trained):,} of {tree.size(adapted):,} numbers trained, loss {loss:.3f}")
 
 
 if __name__ == "__main__":

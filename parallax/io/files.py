@@ -88,14 +88,12 @@ def save(
             raise TypeError(f"save: safetensors cannot hold it ({error}). Name it *.pt") from error
 
 
-def load(
-    path: str | os.PathLike[str], *, like: M, strict: bool = True, cast: bool = False
-) -> M:
+def load(path: str | os.PathLike[str], *, like: M, strict: bool = True, cast: bool = False) -> M:
     """A module of the structure of ``like`` with the leaves of a file.
 
     Tensors on the CPU are mapped from the file rather than read, and private: writing into one
-    does not reach the file. Checkpoints that Parallax did not write load, too: state dicts in either
-    format, and the sharded ones whose index is ``*.safetensors.index.json``.
+    does not reach the file. Checkpoints that Parallax did not write load, too: state dicts in
+    either format, and the sharded ones whose index is ``*.safetensors.index.json``.
 
     Args:
         path: the file.

@@ -32,7 +32,9 @@ def same(one: Any, two: Any) -> None:
     ones, twos = tensors_of(one), tensors_of(two)
     assert len(ones) == len(twos)
     for a, b in zip(ones, twos, strict=True):
-        assert torch.equal(a, b) or (torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num()))
+        assert torch.equal(a, b) or (
+            torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+        )
 
 
 @pytest.mark.parametrize("name", public_layers())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import threading
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ def test_hierarchy_is_mirrored_by_attribute_index_and_path() -> None:
     assert torch.equal(lifted.blocks[1].linear.weight, model.blocks[1].linear.weight)  # type: ignore[union-attr, index]  # as built
     assert lifted.heads["a-b"].weight.data_ptr() == model.heads["a-b"].weight.data_ptr()
     assert len(lifted.blocks) == 2 and list(lifted.heads) == ["one", "a-b"]
-    assert [block for block in lifted.blocks] == [lifted.blocks[0], lifted.blocks[1]]
+    assert list(lifted.blocks) == [lifted.blocks[0], lifted.blocks[1]]
     assert lifted.blocks[-1] is lifted.blocks[1] and lifted.blocks[:1] == (lifted.blocks[0],)
     assert torch.equal(lifted.weights[0], model.weights[0])
     assert list(bridge.state_dict(lifted)) == list(model.state_dict())
@@ -152,6 +153,27 @@ def test_two_models_built_alike_fit_together() -> None:
         tree.map(torch.add, *(bridge.lift(nn.Sequential(f)) for f in (nn.ReLU(), nn.Tanh())))
     with pytest.raises(ValueError, match="do not fit together"):
         tree.map(torch.add, bridge.lift(nn.LeakyReLU(0.1)), bridge.lift(nn.LeakyReLU(0.2)))
+
+
+def test_models_whose_configurations_only_claim_to_be_equal_are_two() -> None:
+    @dataclasses.dataclass
+    class Config:
+        width: int
+
+    class Configured(nn.Module):
+        def __init__(self, kind: str) -> None:
+            super().__init__()
+            self.config = Config(2)
+            self.config.kind = kind  # type: ignore[attr-defined]  # what its equality leaves out
+
+        def forward(self, x: Tensor) -> Tensor:
+            return getattr(torch, self.config.kind)(x)  # type: ignore[attr-defined, no-any-return]  # as above
+
+    x = torch.tensor(0.5)
+    exp, sin, also = (bridge.lift(Configured(kind)) for kind in ("exp", "sin", "sin"))
+    assert torch.equal(exp(x), x.exp()) and torch.equal(sin(x), x.sin())
+    assert tree.structure(sin) == tree.structure(also)
+    assert tree.structure(sin) != tree.structure(exp)
 
 
 def test_an_ensemble_of_lifted_modules_runs_under_vmap() -> None:
@@ -226,12 +248,12 @@ def test_pickle_copy_and_repr() -> None:
 
 def test_select_by_the_class_that_was_lifted() -> None:
     lifted = bridge.lift(Model())
-    chosen = tree.select(lifted, bridge.Lifted[nn.Linear])
+    chosen = tree.select(lifted, bridge.lifted_type(nn.Linear))
     assert chosen.paths == ("blocks.0.linear", "blocks.1.linear", "heads.one", "heads.a-b")
-    assert isinstance(lifted.blocks[0], bridge.Lifted[Block])
-    assert not isinstance(lifted.blocks[0], bridge.Lifted[nn.Linear])
-    with pytest.raises(TypeError, match="takes a class of nn.Module"):
-        bridge.Lifted[int]  # type: ignore[type-var]  # the mistake that is tested
+    assert isinstance(lifted.blocks[0], bridge.lifted_type(Block))
+    assert not isinstance(lifted.blocks[0], bridge.lifted_type(nn.Linear))
+    with pytest.raises(TypeError, match=r"takes a class of nn.Module"):
+        bridge.lifted_type(int)  # type: ignore[arg-type]  # the mistake that is tested
 
 
 def test_surgery_with_parallax_modules_inside() -> None:
@@ -253,7 +275,10 @@ def test_surgery_with_parallax_modules_inside() -> None:
     assert grads.blocks[0].linear.down.abs().sum() > 0
     lowered = bridge.lower(changed)
     torch.testing.assert_close(lowered(x), model(x))
-    assert set(dict(lowered.named_parameters())) >= {"blocks.0.linear.base.weight", "blocks.0.linear.down"}
+    assert set(dict(lowered.named_parameters())) >= {
+        "blocks.0.linear.base.weight",
+        "blocks.0.linear.down",
+    }
     assert tree.equal(bridge.lift(lowered), changed)
 
 
@@ -265,7 +290,9 @@ def test_hooks_are_honoured() -> None:
     seen: list[str] = []
     model[0].register_forward_pre_hook(lambda module, args: (args[0] * 2,))
     model[0].register_forward_hook(lambda module, args, out: out + 1)
-    handle = model.register_forward_hook(lambda module, args, out: seen.append(type(module).__name__))
+    handle = model.register_forward_hook(
+        lambda module, args, out: seen.append(type(module).__name__)
+    )
     lifted = bridge.lift(model)
     x = torch.randn(2)
     assert torch.equal(lifted(x), model.requires_grad_(False)(x))
@@ -584,8 +611,7 @@ def test_many_threads_at_once() -> None:
 
     def work(k: int) -> None:
         for _ in range(30):
-            if not torch.equal(trees[k](x), expected[k]):
-                wrong.append(k)
+            wrong.extend([] if torch.equal(trees[k](x), expected[k]) else [k])
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(4) for _ in range(2)]
     for thread in threads:
@@ -657,25 +683,29 @@ def test_a_key_per_example_is_refused() -> None:
 
 def test_lazy_modules() -> None:
     model = nn.Sequential(nn.LazyLinear(3), nn.ReLU())
-    with pytest.raises(ValueError, match=r"0.weight of LazyLinear is not initialized.*model\(sample\)"):
+    with pytest.raises(
+        ValueError, match=r"0.weight of LazyLinear is not initialized.*model\(sample\)"
+    ):
         bridge.lift(model)
     model(torch.randn(2, 4))
     torch.testing.assert_close(bridge.lift(model)(torch.ones(4)), model(torch.ones(4)))
 
 
 def test_things_that_are_no_modules() -> None:
-    with pytest.raises(TypeError, match="takes a torch.nn.Module, got int"):
+    with pytest.raises(TypeError, match=r"takes a torch.nn.Module, got int"):
         bridge.lift(3)  # type: ignore[arg-type]  # the mistake that is tested
-    with pytest.raises(TypeError, match="takes a torch.nn.Module, got Linear"):
+    with pytest.raises(TypeError, match=r"takes a torch.nn.Module, got Linear"):
         bridge.lift(bridge.lift(nn.Linear(1, 1)))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_torchscript() -> None:
-    with pytest.raises(TypeError, match="the module is RecursiveScriptModule, a TorchScript module"):
+    with pytest.raises(
+        TypeError, match="the module is RecursiveScriptModule, a TorchScript module"
+    ):
         bridge.lift(torch.jit.script(nn.Linear(1, 1)))
     holder = nn.Sequential(nn.Sequential(torch.jit.trace(nn.ReLU(), torch.ones(1))))
-    with pytest.raises(TypeError, match="0.0 is .*TorchScript"):
+    with pytest.raises(TypeError, match=r"0.0 is .*TorchScript"):
         bridge.lift(holder)
 
 
@@ -687,7 +717,7 @@ def test_quantized_modules() -> None:
         model = quantize_dynamic(nn.Sequential(nn.Linear(2, 2)), {nn.Linear}, dtype=torch.qint8)
     except RuntimeError:  # no quantized engine in this build
         return
-    with pytest.raises(TypeError, match="quantized|packed"):
+    with pytest.raises(TypeError, match=r"quantized|packed"):
         bridge.lift(model)
 
 
@@ -720,7 +750,7 @@ def test_what_belongs_to_mutable_modules_says_what_to_write() -> None:
         _ = lifted.wieght
     with pytest.raises(KeyError, match="wieght"):
         lifted["wieght"]
-    with pytest.raises(TypeError, match="bridge.lift makes"):
+    with pytest.raises(TypeError, match=r"bridge.lift makes"):
         type(lifted)()
 
 

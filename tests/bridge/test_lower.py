@@ -82,7 +82,13 @@ def twin() -> nn.Module:
 def test_names_storage_and_result() -> None:
     module = net()
     lowered = bridge.lower(module)
-    names = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias", "heads.out.weight"]
+    names = [
+        "layers.0.weight",
+        "layers.0.bias",
+        "layers.1.weight",
+        "layers.1.bias",
+        "heads.out.weight",
+    ]
     assert [name for name, _ in lowered.named_parameters()] == names
     assert list(lowered.state_dict()) == list(bridge.state_dict(module)) == [*names, "norm.mean"]
     for name, leaf in bridge.state_dict(module).items():
@@ -234,11 +240,13 @@ def test_a_lifted_part_of_a_tree() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(TypeError, match="takes a parallax.Module, got Linear, which is lowered"):
+    with pytest.raises(TypeError, match=r"takes a parallax.Module, got Linear, which is lowered"):
         bridge.lower(nn.Linear(1, 1))
-    with pytest.raises(UninitializedError, match=r"Dense.weight is not initialized.*initialize\(rng\)"):
+    with pytest.raises(
+        UninitializedError, match=r"Dense.weight is not initialized.*initialize\(rng\)"
+    ):
         bridge.lower(Dense(Parameter((1, 1), nn.init.zeros_), None))
-    with pytest.raises(TypeError, match="Dense.weight is a Parameter of torch.int64"):
+    with pytest.raises(TypeError, match=r"Dense.weight is a Parameter of torch.int64"):
         bridge.lower(Dense(torch.ones(1, 1, dtype=torch.int64), None))
 
 

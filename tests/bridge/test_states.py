@@ -30,7 +30,9 @@ def model() -> nn.Sequential:
 def test_names_and_values_are_those_of_torch() -> None:
     original = model()
     found = bridge.state_dict(bridge.lift(original))
-    for (name, value), (theirs, expected) in zip(found.items(), original.state_dict().items(), strict=True):
+    for (name, value), (theirs, expected) in zip(
+        found.items(), original.state_dict().items(), strict=True
+    ):
         assert name == theirs and torch.equal(value, expected)
         assert value.data_ptr() == expected.data_ptr() and not value.requires_grad
 
@@ -65,7 +67,9 @@ def test_assign_takes_the_tensors_themselves() -> None:
 def test_dtypes_are_converted_only_on_request() -> None:
     lifted = bridge.lift(nn.Linear(1, 1))
     mapping = {"weight": torch.ones(1, 1, dtype=torch.float64), "bias": torch.zeros(1)}
-    with pytest.raises(RuntimeError, match=r"dtype mismatch for weight: torch.float64 in .*cast=True"):
+    with pytest.raises(
+        RuntimeError, match=r"dtype mismatch for weight: torch.float64 in .*cast=True"
+    ):
         bridge.load_state_dict(lifted, mapping)
     assert bridge.load_state_dict(lifted, mapping, cast=True).weight.dtype is torch.float32
 
@@ -89,13 +93,17 @@ def test_near_misses_and_prefixes_are_named() -> None:
     with pytest.raises(RuntimeError, match='Did you mean "weight" by "wieght"'):
         bridge.load_state_dict(lifted, {"wieght": torch.ones(1, 1), "bias": torch.ones(1)})
     wrapped = {f"module.{k}": v for k, v in bridge.state_dict(lifted).items()}
-    with pytest.raises(RuntimeError, match=r"differ by the prefix 'module.'.*removeprefix\('module.'\)"):
+    with pytest.raises(
+        RuntimeError, match=r"differ by the prefix 'module.'.*removeprefix\('module.'\)"
+    ):
         bridge.load_state_dict(lifted, wrapped)
 
 
 def test_not_strict_leaves_out_and_ignores_but_checks_shapes() -> None:
     lifted = bridge.lift(nn.Linear(1, 1))
-    loaded = bridge.load_state_dict(lifted, {"bias": torch.ones(1), "other": torch.ones(1)}, strict=False)
+    loaded = bridge.load_state_dict(
+        lifted, {"bias": torch.ones(1), "other": torch.ones(1)}, strict=False
+    )
     assert torch.equal(loaded.weight, lifted.weight) and torch.equal(loaded.bias, torch.ones(1))
     with pytest.raises(RuntimeError, match="size mismatch for bias"):
         bridge.load_state_dict(lifted, {"bias": torch.ones(2)}, strict=False)
@@ -109,7 +117,7 @@ def test_a_tied_leaf_needs_one_name_and_no_contradiction() -> None:
     bridge.load_state_dict(pair, {"first": torch.ones(2), "second": torch.ones(2)})
     with pytest.raises(RuntimeError, match='"first" and "second" are one tied tensor'):
         bridge.load_state_dict(pair, {"first": torch.ones(2), "second": torch.zeros(2)})
-    with pytest.raises(RuntimeError, match='Missing key.*"first", "second"'):
+    with pytest.raises(RuntimeError, match=r'Missing key.*"first", "second"'):
         bridge.load_state_dict(pair, {})
 
 
@@ -119,7 +127,9 @@ def test_declarations_and_meta_leaves_get_their_values() -> None:
     assert torch.equal(bridge.load_state_dict(declared, values)(), torch.ones(2))
     meta = declared.initialize(0, device="meta")
     assert torch.equal(bridge.load_state_dict(meta, values)(), torch.ones(2))
-    with pytest.raises(UninitializedError, match=r"Pair.first is not initialized.*initialize\(rng\)"):
+    with pytest.raises(
+        UninitializedError, match=r"Pair.first is not initialized.*initialize\(rng\)"
+    ):
         bridge.state_dict(declared)
 
 

@@ -91,7 +91,12 @@ _add("Unflatten", (1, (2, 2)), _batch(2, 4))
 _add("Fold", ((4, 4), 2), _batch(2, 8, 9))
 _add("Unfold", (2,), _batch(*_IMAGE))
 _add("CosineSimilarity PairwiseDistance", (), _pair(2, 4))
-_add("AdaptiveLogSoftmaxWithLoss", (16, 6, [2, 4]), lambda: (torch.randn(3, 16), _ints(6, 3)), div_value=2.0)
+_add(
+    "AdaptiveLogSoftmaxWithLoss",
+    (16, 6, [2, 4]),
+    lambda: (torch.randn(3, 16), _ints(6, 3)),
+    div_value=2.0,
+)
 _add("CrossEntropyLoss MultiMarginLoss", (), lambda: (torch.randn(3, 4), _ints(4, 3)))
 _add("NLLLoss", (), lambda: (torch.randn(3, 4).log_softmax(1), _ints(4, 3)))
 _add("NLLLoss2d", (), lambda: (torch.randn(1, 2, 3, 3), _ints(2, 1, 3, 3)))
@@ -103,7 +108,9 @@ _add("BCEWithLogitsLoss", (), lambda: (torch.randn(3), torch.rand(3)),
      pos_weight=torch.tensor([2.0]))  # fmt: skip
 _add("HingeEmbeddingLoss SoftMarginLoss", (), lambda: (torch.randn(4), torch.randn(4).sign()))
 _add("MultiLabelSoftMarginLoss", (), lambda: (torch.randn(2, 3), _ints(2, 2, 3).float()))
-_add("MultiLabelMarginLoss", (), lambda: (torch.randn(2, 3), torch.tensor([[0, -1, 0], [1, 2, -1]])))
+_add(
+    "MultiLabelMarginLoss", (), lambda: (torch.randn(2, 3), torch.tensor([[0, -1, 0], [1, 2, -1]]))
+)
 _add("CosineEmbeddingLoss", (),
      lambda: (torch.randn(2, 4), torch.randn(2, 4), torch.tensor([1, -1])))  # fmt: skip
 _add("MarginRankingLoss", (), lambda: (torch.randn(3), torch.randn(3), torch.ones(3)))

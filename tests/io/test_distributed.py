@@ -39,12 +39,14 @@ def test_torch_reads_it(tmp_path: Path) -> None:
 def test_what_does_not_fit(tmp_path: Path) -> None:
     io.save_distributed(module(), tmp_path / "it")
     other = bridge.lift(nn.Sequential(nn.Linear(2, 4)))
-    with pytest.raises(RuntimeError, match=r"Unexpected key.*1.weight(.|\n)*size mismatch for 0.weight"):
+    with pytest.raises(
+        RuntimeError, match=r"Unexpected key.*1.weight(.|\n)*size mismatch for 0.weight"
+    ):
         io.load_distributed(tmp_path / "it", like=other)
     with pytest.raises(FileNotFoundError, match="holds no distributed checkpoint"):
         io.load_distributed(tmp_path / "none", like=other)
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is a file; name a directory"):
         io.save_distributed(module(), tmp_path / "file")
-    with pytest.raises(TypeError, match="expected a parallax.Module"):
+    with pytest.raises(TypeError, match=r"expected a parallax.Module"):
         io.load_distributed(tmp_path / "it", like=nn.Linear(1, 1))

@@ -116,7 +116,10 @@ def test_a_lifted_model_and_torch_read_each_others_files(tmp_path: Path) -> None
 def test_sharded_checkpoints(tmp_path: Path) -> None:
     module = pair()
     state = bridge.state_dict(module)
-    shards = {"first.by": "model-00001-of-00002.safetensors", "second.by": "model-00002-of-00002.safetensors"}
+    shards = {
+        "first.by": "model-00001-of-00002.safetensors",
+        "second.by": "model-00002-of-00002.safetensors",
+    }
     for name, shard in shards.items():
         safetensors_torch.save_file({name: state[name]}, tmp_path / shard)
     index = tmp_path / "model.safetensors.index.json"
@@ -124,10 +127,12 @@ def test_sharded_checkpoints(tmp_path: Path) -> None:
     assert tree.equal(io.load(index, like=tree.to(module, "meta")), module)
 
     (tmp_path / shards["second.by"]).unlink()
-    with pytest.raises(FileNotFoundError, match="names the shard model-00002-of-00002.safetensors"):
+    with pytest.raises(
+        FileNotFoundError, match=r"names the shard model-00002-of-00002.safetensors"
+    ):
         io.load(index, like=module)
     safetensors_torch.save_file({"x": torch.ones(1)}, tmp_path / shards["second.by"])
-    with pytest.raises(ValueError, match="lacks 'second.by'"):
+    with pytest.raises(ValueError, match=r"lacks 'second.by'"):
         io.load(index, like=module)
     index.write_text(json.dumps({"weight_map": {"first.by": "../../secret.safetensors"}}))
     (tmp_path / "secret.safetensors").touch()
@@ -145,14 +150,18 @@ def test_sharded_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_another_structure(tmp_path: Path, name: str) -> None:
     io.save(pair(), tmp_path / name)
-    with pytest.raises(RuntimeError, match=r"model\.\w+: Error.*\n.*Missing key.*\"by\".*\n.*Unexpected"):
+    with pytest.raises(
+        RuntimeError, match=r"model\.\w+: Error.*\n.*Missing key.*\"by\".*\n.*Unexpected"
+    ):
         io.load(tmp_path / name, like=Scale(torch.ones(1)))
-    with pytest.raises(ValueError, match=r"another structure: at 'first' the file has Scale\(power="):
+    with pytest.raises(
+        ValueError, match=r"another structure: at 'first' the file has Scale\(power="
+    ):
         io.load(tmp_path / name, like=pair(power=3.0))
     loaded = io.load(tmp_path / name, like=pair(power=3.0), strict=False)
     assert loaded.first.power == 3.0 and torch.equal(loaded.first.by, torch.arange(3.0))
     longer = Pair(Scale(torch.ones(4)), pair().second)
-    with pytest.raises(RuntimeError, match="size mismatch for first.by"):
+    with pytest.raises(RuntimeError, match=r"size mismatch for first.by"):
         io.load(tmp_path / name, like=longer)
     single = tree.to(pair(), dtype=torch.float32)
     with pytest.raises(RuntimeError, match=r"dtype mismatch for second.by.*cast=True"):
@@ -163,7 +172,9 @@ def test_another_structure(tmp_path: Path, name: str) -> None:
 def test_two_architectures_with_the_same_names_and_shapes(tmp_path: Path) -> None:
     relu, tanh = (bridge.lift(nn.Sequential(nn.Linear(2, 2), f)) for f in (nn.ReLU(), nn.Tanh()))
     io.save(relu, tmp_path / "m.pt")
-    with pytest.raises(ValueError, match=r"at '1' the file has ReLU\(inplace=False\), this module Tanh"):
+    with pytest.raises(
+        ValueError, match=r"at '1' the file has ReLU\(inplace=False\), this module Tanh"
+    ):
         io.load(tmp_path / "m.pt", like=tanh)
 
 
@@ -188,10 +199,14 @@ def test_truncated_files(tmp_path: Path, name: str, keep: float) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("data", [b"hello", b"\x00" * 100, b"PK\x03\x04" + b"\x00" * 50, b"\xff" * 64])
+@pytest.mark.parametrize(
+    "data", [b"hello", b"\x00" * 100, b"PK\x03\x04" + b"\x00" * 50, b"\xff" * 64]
+)
 def test_foreign_files(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(ValueError, match=r"(is truncated or no checkpoint|holds more than tensors)"):
+    with pytest.raises(
+        ValueError, match=r"(is truncated or no checkpoint|holds more than tensors)"
+    ):
         io.load(tmp_path / name, like=pair())
 
 
@@ -209,7 +224,7 @@ def test_a_pickle_bomb_is_refused(tmp_path: Path, zipped: bool) -> None:
     torch.save(bomb, tmp_path / "bomb.pt", _use_new_zipfile_serialization=zipped)
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(bomb, protocol=2))
     for name in ("bomb.pt", "raw.pt"):
-        with pytest.raises(ValueError, match="holds more than tensors.*could run any code"):
+        with pytest.raises(ValueError, match=r"holds more than tensors.*could run any code"):
             io.load(tmp_path / name, like=pair())
     assert not (tmp_path / "exploded").exists()
 
@@ -235,19 +250,21 @@ def test_paths(tmp_path: Path) -> None:
         io.load(tmp_path / "none.pt", like=pair())
     with pytest.raises(ValueError, match=r"says no format. Name it \*.safetensors, or \*.pt"):
         io.save(pair(), tmp_path / "model.xyz")
-    with pytest.raises(FileNotFoundError, match="there is no directory .*such to save folder.pt in"):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no directory .*such to save folder.pt in"
+    ):
         io.save(pair(), tmp_path / "no" / "such" / "folder.pt")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_arguments(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="takes a parallax.Module, got Linear"):
+    with pytest.raises(TypeError, match=r"takes a parallax.Module, got Linear"):
         io.save(nn.Linear(1, 1), tmp_path / "m.pt")
     with pytest.raises(TypeError, match=r"load\(like=\): expected a parallax.Module"):
         io.load(tmp_path / "m.pt", like=nn.Linear(1, 1))
     with pytest.raises(TypeError, match=r"save\(metadata=\).*not JSON serializable"):
         io.save(pair(), tmp_path / "m.pt", metadata={"x": object()})
-    with pytest.raises(UninitializedError, match="Scale.by is not initialized"):
+    with pytest.raises(UninitializedError, match=r"Scale.by is not initialized"):
         io.save(Scale(Parameter((1,), nn.init.zeros_)), tmp_path / "m.pt")
     with pytest.raises(ValueError, match="on the meta device"):
         io.save(Scale(torch.empty(1, device="meta")), tmp_path / "m.pt")
