@@ -34,7 +34,7 @@ def is_torch_node(cls: type) -> bool:
 
 def is_optree_node(cls: type, namespace: str = "") -> bool:
     """Whether optree's registry knows ``cls`` in ``namespace`` (``""`` is the global one)."""
-    return optree.register_pytree_node.get(cls, namespace=namespace) is not None  # type: ignore[attr-defined]  # optree attaches `get` at run time
+    return optree.register_pytree_node.get(cls, namespace=namespace) is not None
 
 
 def register_optree_node(
@@ -85,10 +85,8 @@ def transform_active() -> bool:
 
 def vmap_active() -> bool:
     """Whether a ``vmap`` is among the running transforms."""
-    stack = torch._C._functorch.get_interpreter_stack()
-    return stack is not None and any(
-        entry.key() == torch._C._functorch.TransformType.Vmap for entry in stack
-    )
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(entry.key() == torch._C._functorch.TransformType.Vmap for entry in stack)
 
 
 is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
@@ -196,7 +194,8 @@ def backward(
             tuple(outputs), tuple(cotangents), retain_graph, create_graph, tuple(inputs),
             allow_unreachable=True, accumulate_grad=False,
         )  # fmt: skip
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
+    pairs: Any = zip(found, inputs, strict=True)  # torch's types leave out that one may be None
+    return [torch.zeros_like(x) if g is None else g for g, x in pairs]
 
 
 # torch's functions of lists of tensors, and the copy of such a list into one vector.

@@ -154,7 +154,7 @@ def _refuse_mutation(name: str, path: str, module: Any, before: dict[str, Any]) 
 
 def _rng_states() -> dict[str, Tensor]:
     states = {"the CPU": torch.random.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # untyped in torch
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
         for index in range(torch.cuda.device_count()):
             states[f"cuda:{index}"] = torch.cuda.get_rng_state(index)
     return states

@@ -54,7 +54,8 @@ def alias(tensor: Tensor) -> Tensor:
     """A view through which a derivative reaches a tensor, known as such if that is prepared."""
     view = tensor.view_as(tensor)
     if hasattr(tensor, _PREPARED) and view.grad_fn is not None:
-        view.grad_fn.metadata[_PREPARED] = True
+        metadata: Any = view.grad_fn.metadata  # a property that torch's types call a method
+        metadata[_PREPARED] = True
     return view
 
 

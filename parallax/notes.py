@@ -47,9 +47,7 @@ def split_copy(structure: Structure, k: int) -> Structure:
     found = structure.variants.get(("split", k))
     if found is None:
         found = structure.renote(
-            lambda index, node: node.local.note._replace(
-                copy=f"{node.local.note.copy}#{k}"
-            )
+            lambda index, node: node.local.note._replace(copy=f"{node.local.note.copy}#{k}")
         )
         structure.variants["split", k] = found
     return found
@@ -107,9 +105,9 @@ def traced_copy(module: Any, k: int) -> Any:
 
 
 def _traced_local(module: Any, note: Note) -> Local | Note:
-    spec = module._spec
+    spec: Any = module._spec
     if type(spec) is Structure or type(spec) is Local:
-        local = spec.local if type(spec) is Structure else spec
+        local: Local = spec.local if type(spec) is Structure else spec
         return Local(local.cls, local.constants, local.key, note)
     return note  # made while tracing: eager code finds the constants and their keys
 

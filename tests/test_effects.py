@@ -278,7 +278,7 @@ class Emits(Module):
         self.emit(merge=merge, **values)
 
 
-def call(module: Any, **values: Any) -> None:
+def call(module: Any, /, **values: Any) -> None:
     module(**values)
 
 

@@ -80,7 +80,8 @@ class DigitsNet(Module):
         dense2_a, dense2_b = self.dense2.split(2)
         x = torch.tanh(dense2_a(x))
         x = torch.tanh(dense2_b(x))
-        return self.dense3(x)
+        scores: Tensor = self.dense3(x)
+        return scores
 
 
 class Epoch(NamedTuple):
@@ -127,4 +128,4 @@ def accuracy(net: DigitsNet, x: Tensor, y: Tensor) -> float:
     """Tell what share of the images the network reads rightly, with nothing dropped."""
     with torch.no_grad():
         scores = net.eval()(x)
-    return (scores.argmax(1) == y).double().mean().item()
+    return float((scores.argmax(1) == y).double().mean())
