@@ -130,7 +130,12 @@ def forward_level_active() -> bool:
 
 def is_inference_refusal(error: RuntimeError) -> bool:
     """Whether autograd met a tensor that was made in inference mode."""
-    return str(error).startswith("Inference tensors cannot be saved for backward")
+    return str(error).startswith(
+        (
+            "Inference tensors cannot be saved for backward",
+            "Setting requires_grad=True on inference tensor outside InferenceMode",
+        )
+    )
 
 
 def is_hook_refusal(error: RuntimeError) -> bool:
@@ -184,13 +189,17 @@ def backward(
     What that function does in Python before it calls the engine costs as much as four operators.
     """
     found: Sequence[Tensor | None]
-    if any([type(x) is not Tensor for x in (*outputs, *cotangents)]):
+    if any([type(x) is not Tensor for x in outputs]):
         found = torch.autograd.grad(
             outputs, inputs, cotangents, retain_graph=retain_graph, create_graph=create_graph,
             allow_unused=True,
         )  # fmt: skip
     else:
-        found = torch.autograd.graph._engine_run_backward(
+        # The function in between hands the context on to the threads of other devices.
+        run: Callable[..., Any] = torch.autograd.graph._engine_run_backward
+        if outputs[0].device.type == "cpu":
+            run = torch.autograd.Variable._execution_engine.run_backward  # type: ignore[attr-defined]  # made in C++
+        found = run(
             tuple(outputs), tuple(cotangents), retain_graph, create_graph, tuple(inputs),
             allow_unreachable=True, accumulate_grad=False,
         )  # fmt: skip

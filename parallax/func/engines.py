@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from parallax import _compat, random
-from parallax.func.moving import Call
+from parallax.func.call import Call
 from parallax.func.results import open_tensors
 from parallax.graph import RUNNING, alias, escapes, escaping, retire
 
@@ -28,14 +28,13 @@ Finish = Callable[[Any], tuple[Any, Any]]
 Pullback = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
-def on_tape(inputs: Sequence[Tensor]) -> bool:
-    """Whether the tape gives what ``torch.func`` would, here and for these inputs."""
+def on_tape() -> bool:
+    """Whether the tape gives what ``torch.func`` would, here."""
     return not (
         _compat.is_compiling()
         or _compat.transform_active()
         or _compat.forward_level_active()
         or torch.is_inference_mode_enabled()
-        or any([x.is_inference() for x in inputs])
     )
 
 
@@ -49,14 +48,14 @@ def gradient(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
     Returns:
         One gradient per leaf, the scalar, and what came beside it.
     """
-    if not on_tape(call.values):
+    if not on_tape():
         return _gradient_by_functorch(call, finish)
     try:
         return _gradient_by_tape(call, finish)
     except RuntimeError as error:
         if not _compat.is_inference_refusal(error):
             raise
-    # A captured tensor was made in inference mode, which shows only when it is met.
+    # A tensor was made in inference mode, which shows only when the tape meets it.
     with random.reuse():
         return _gradient_by_functorch(call, finish)
 
@@ -143,13 +142,15 @@ def _gradient_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor,
 def _record_gradient(call: Call, finish: Finish, tape: Tape) -> tuple[list[Tensor], Tensor, Any]:
     loss, aux = tape.run(call, finish)
     beside, close = open_tensors(aux)
-    keep = tape.reaches_out([loss, *beside])
+    keep = tape.recording and tape.reaches_out([loss, *beside])
     if connected(loss):
         grads = _compat.backward([loss], [torch.ones_like(loss)], tape.leaves, keep, keep)
         if keep:
             grads = tape.release(grads, keep)
     else:
         grads = [torch.zeros_like(x) for x in tape.inputs]
+    if not keep and aux is None and id(loss) not in tape.own:
+        return grads, loss.detach(), None
     loss, *beside = tape.release([loss, *beside], keep)
     return grads, loss, close(beside)
 
@@ -228,7 +229,7 @@ def pullback(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback, Any]:
     Returns:
         The tensors, the pullback (to be called as often as wanted), and what came beside.
     """
-    if not on_tape(call.values):
+    if not on_tape():
         return _pullback_by_functorch(call, finish)
     try:
         return _pullback_by_tape(call, finish)
@@ -248,7 +249,7 @@ def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullbac
     reached = [k for k, out in enumerate(outs) if connected(out)]
 
     def pull(cotangents: Sequence[Tensor]) -> list[Tensor]:
-        if not on_tape(cotangents) and _compat.differentiating():
+        if not on_tape() and _compat.differentiating():
             # Somebody differentiates the pullback itself: all of it happens at that level.
             with random.reuse():
                 return _pullback_by_functorch(call, finish)[1](cotangents)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from parallax import random
+from parallax.func.call import Call
 from parallax.func.engines import through
 from parallax.func.grad import with_aux
-from parallax.func.moving import Call, name_of
+from parallax.func.moving import name_of
 from parallax.func.results import Result
 from parallax.func.vjp import jacobian, jacrev
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from parallax.func.call import Call
 from parallax.func.engines import gradient
-from parallax.func.moving import Call, name_of
+from parallax.func.moving import name_of
 
 __all__ = ["grad", "grad_and_value", "scalar_and_aux", "with_aux"]
 

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from parallax import tree
+from parallax.func.call import Call
 from parallax.func.forward import tangents_of
 from parallax.func.grad import grad, grad_and_value, scalar_and_aux
-from parallax.func.moving import Call, name_of
+from parallax.func.moving import name_of
 
 __all__ = ["hvp"]
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax.func.call import Call
 from parallax.func.grad import grad
-from parallax.func.moving import Call, name_of
+from parallax.func.moving import name_of
 from parallax.func.vjp import jacobian_rows
 
 __all__ = ["hessian_matrix", "jacobian_matrix"]

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from parallax import tracing
 from parallax.fields import Lazy, Parameter, UninitializedError
-from parallax.func.nesting import Nesting
 from parallax.kinds import Kind
 from parallax.nodes import NODES, is_module
+from parallax.registry import unflatten_module
 from parallax.structure import Structure
 from parallax.tree import core
 
-__all__ = ["Call", "Moving", "Opened", "is_inexact", "name_of", "path_of", "paths_of",
-           "trainable_of"]  # fmt: skip
+__all__ = ["INEXACT", "Moving", "Opened", "is_inexact", "name_of", "path_of", "paths_of"]
 
 
 def name_of(func: Any) -> str:
@@ -29,9 +28,18 @@ def name_of(func: Any) -> str:
     return str(getattr(func, "__name__", type(func).__name__))
 
 
+def _inexact() -> frozenset[torch.dtype]:
+    found = [value for value in vars(torch).values() if isinstance(value, torch.dtype)]
+    return frozenset(d for d in found if d.is_floating_point or d.is_complex)
+
+
+INEXACT = _inexact()
+"""The floating and complex dtypes, which can be differentiated."""
+
+
 def is_inexact(value: Any) -> bool:
     """Whether a value is a floating or complex tensor."""
-    return isinstance(value, Tensor) and (value.dtype.is_floating_point or value.dtype.is_complex)
+    return isinstance(value, Tensor) and value.dtype in INEXACT
 
 
 class Opened:
@@ -42,32 +50,45 @@ class Opened:
         leaves: all leaves, those of modules one by one, ties once, holes as ``None``.
         places: the indices of the chosen leaves.
         values: the chosen leaves.
+        spec: the structure: of a module, of a pytree, or ``None`` for a single tensor.
     """
 
-    __slots__ = ("_close", "_hollow", "leaves", "places", "tree", "values")
+    __slots__ = ("leaves", "places", "spec", "tree", "values")
 
     tree: Any
     leaves: Sequence[Any]
     places: list[int]
     values: list[Tensor]
-    _close: Callable[[Sequence[Any]], Any]
-    _hollow: Callable[[Sequence[Any]], Any]  # as _close, without random state
 
     def around(self, values: Sequence[Any]) -> Any:
         """The tree with other values for the chosen leaves."""
-        return self._close(self._filled(self.leaves, values))
+        return self._built(self._filled(self.leaves, values), alone=False)
 
     def alone(self, values: Sequence[Any]) -> Any:
         """A tree of the same structure that holds these values and holes everywhere else."""
-        return self._hollow(self._filled((None,) * len(self.leaves), values))
+        return self._built(self._filled(None, values), alone=True)
 
-    def _filled(self, rest: Sequence[Any], values: Sequence[Any]) -> Sequence[Any]:
-        if len(values) == len(rest):
+    def _filled(self, rest: Sequence[Any] | None, values: Sequence[Any]) -> Sequence[Any]:
+        count = len(self.leaves)
+        if len(values) == count:
             return values
-        leaves = list(rest)
+        leaves = [None] * count if rest is None else list(rest)
         for place, value in zip(self.places, values):  # noqa: B905  # dynamo traces no strict=
             leaves[place] = value
         return leaves
+
+    def _built(self, leaves: Sequence[Any], alone: bool) -> Any:
+        """The tree around all of its leaves, without random state if ``alone``."""
+        spec = self.spec
+        if spec is None:
+            return leaves[0]
+        if type(spec) is Structure:
+            return unflatten_module(spec, leaves, None if alone else self.tree._rng)
+        if type(spec) is core.TreeSpec:
+            if alone:
+                spec = core.TreeSpec(spec.outer, spec.parts, (None,) * len(spec.parts))
+            return core.unflatten(spec, leaves)
+        return core._close(spec, leaves, None if alone else self.tree._rng)
 
     def beside(self, other: Any, what: str, kind: str) -> list[Any]:
         """What another tree has in the place of each chosen leaf, zeros for its holes.
@@ -111,27 +132,21 @@ class Moving(Opened):
         self.tree = tree
         try:
             if is_module(tree):
-                self.leaves, part = core._open(tree)
-                rng = tree._rng
-                self._close = lambda leaves: core._close(part, leaves, rng)
-                self._hollow = lambda leaves: core._close(part, leaves, None)
-                self.places = _moving(self.leaves, trainable_of(part))
+                self.leaves, self.spec = core._open(tree)
+                self.places = _moving(self.leaves, trainable_of(self.spec))
             elif isinstance(tree, Tensor):
-                self.leaves, self._close = [tree], _only
-                self._hollow = _only
+                self.leaves, self.spec = [tree], None
                 self.places = _moving_outside([tree], 0)
             else:
-                self.leaves, spec = core.flatten(tree)
-                self._close = lambda leaves: core.unflatten(spec, leaves)
-                bare = core.TreeSpec(spec.outer, spec.parts, (None,) * len(spec.parts))
-                self._hollow = lambda leaves: core.unflatten(bare, leaves)
-                self.places = _moving_in(self.leaves, spec.parts)
-        except _Refused as refused:
+                self.leaves, self.spec = core.flatten(tree)
+                self.places = _moving_in(self.leaves, self.spec.parts)
+        except _RefusedError as refused:
             raise refused.at(tree, f"{what}, argument {index}") from None
         if not self.places:
             where = f"{what}, argument {index}"
             raise ValueError(_nothing_moves(tree, self.leaves, where))
-        self.values = [self.leaves[place] for place in self.places]
+        leaves = self.leaves
+        self.values = [leaves[place] for place in self.places]
 
 
 def paths_of(tree: Any) -> list[str]:
@@ -147,7 +162,7 @@ def path_of(tree: Any, place: int) -> str:
     return f"{type(tree).__name__}.{path}" if is_module(tree) else path
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """A leaf that cannot move; carries its place, so that only an error pays for paths."""
 
     def __init__(self, place: int, leaf: Any, *, module: bool) -> None:
@@ -186,8 +201,8 @@ def _moving(leaves: Sequence[Any], trainable: Sequence[bool], start: int = 0) ->
     places = []
     for place, (leaf, trains) in enumerate(zip(leaves, trainable), start):  # noqa: B905  # dynamo traces no strict=
         if trains and leaf is not None:
-            if not is_inexact(leaf):
-                raise _Refused(place, leaf, module=True)
+            if not (isinstance(leaf, Tensor) and leaf.dtype in INEXACT):
+                raise _RefusedError(place, leaf, module=True)
             places.append(place)
     return places
 
@@ -197,7 +212,7 @@ def _moving_outside(leaves: Sequence[Any], place: int) -> list[int]:
     if leaf is None:
         return []
     if not is_inexact(leaf):
-        raise _Refused(place, leaf, module=False)
+        raise _RefusedError(place, leaf, module=False)
     return [place]
 
 
@@ -214,10 +229,6 @@ def _moving_in(leaves: Sequence[Any], parts: Sequence[Any]) -> list[int]:
             places += _moving(leaves[start:stop], trainable, start)
             start = stop
     return places
-
-
-def _only(leaves: Sequence[Any]) -> Any:
-    return leaves[0]
 
 
 def _nothing_moves(tree: Any, leaves: Sequence[Any], where: str) -> str:
@@ -272,111 +283,3 @@ def _trainable_places(value: Any, kind: Kind, places: list[bool]) -> None:
             _trainable_places(part, _CHILD, places)
     elif value is None or isinstance(value, (Tensor, Lazy)) or not kind.constant:
         places.append(kind.leaf is Parameter)
-
-
-# -- picking arguments ----------------------------------------------------------------------------
-
-
-def pick(what: str, argnums: int | tuple[int, ...], args: tuple[Any, ...]) -> list[int]:
-    """The indices that ``argnums`` stands for.
-
-    Raises:
-        TypeError: if it is neither an int nor a tuple of ints.
-        ValueError: if it is empty, names an argument twice or one that was not given.
-    """
-    chosen = (argnums,) if isinstance(argnums, int) else argnums
-    if not isinstance(chosen, tuple) or not all([isinstance(k, int) for k in chosen]):
-        raise TypeError(f"{what}: argnums must be an int or a tuple of ints, got {argnums!r}")
-    if not chosen:
-        raise ValueError(f"{what}: argnums is empty; name at least one positional argument")
-    for k in chosen:
-        if not -len(args) <= k < len(args):
-            raise ValueError(
-                f"{what}: argnums={argnums} names argument {k}, and {len(args)} positional "
-                f"arguments were given. Keyword arguments cannot be differentiated: pass by position"
-            )
-    indices = [k % len(args) for k in chosen]
-    if len(set(indices)) < len(indices):
-        raise ValueError(f"{what}: argnums={argnums} names one argument twice")
-    return indices
-
-
-class Call:
-    """A call of a function, and the leaves of its arguments that move, as one list.
-
-    Attributes:
-        parts: the arguments taken apart, in the order of ``argnums``.
-        values: the leaves that move, of one argument after the other.
-    """
-
-    __slots__ = (
-        "args",
-        "argnums",
-        "func",
-        "indices",
-        "kwargs",
-        "parts",
-        "single",
-        "values",
-        "what",
-    )
-
-    def __init__(
-        self,
-        func: Callable[..., Any],
-        what: str,
-        argnums: int | tuple[int, ...],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        self.func = func
-        self.what = what
-        self.argnums = argnums
-        self.args = args
-        self.kwargs = kwargs
-        self.single = isinstance(argnums, int)
-        if self.single and 0 <= argnums < len(args):  # type: ignore[operator]  # an int
-            self.indices = [argnums]
-            part = Moving(args[argnums], what, argnums)  # type: ignore[index, arg-type]  # as above
-            self.parts, self.values = [part], part.values
-        else:
-            self.indices = pick(what, argnums, args)
-            self.parts = [Moving(args[k], what, k) for k in self.indices]
-            self.values = [value for part in self.parts for value in part.values]
-
-    def at(self, values: Sequence[Any]) -> Any:
-        """The function at these values of the leaves that move."""
-        args = list(self.args)
-        if self.single:
-            args[self.indices[0]] = self.parts[0].around(values)
-            return self.func(*args, **self.kwargs)
-        for index, part, chunk in zip(self.indices, self.parts, self.chunks(values)):  # noqa: B905  # dynamo traces no strict=
-            args[index] = part.around(chunk)
-        return self.func(*args, **self.kwargs)
-
-    def nested(self, levels: int = 1) -> tuple[Call, Nesting]:
-        """This call as it is made inside of so many transforms."""
-        nesting = Nesting(self.func, self.args, self.kwargs, levels)
-        if not nesting.pairs:
-            return self, nesting
-        inner = Call(nesting.func, self.what, self.argnums, nesting.args, nesting.kwargs)
-        return inner, nesting
-
-    def chunks(self, values: Sequence[Any]) -> list[Sequence[Any]]:
-        """The values of each differentiated argument."""
-        if len(self.parts) == 1:
-            return [values]
-        out, start = [], 0
-        for part in self.parts:
-            out.append(values[start : start + len(part.places)])
-            start += len(part.places)
-        return out
-
-    def trees(self, values: Sequence[Any]) -> Any:
-        """Trees shaped like the arguments that hold these values and holes elsewhere.
-
-        One tree where ``argnums`` is an int, a tuple where it is one.
-        """
-        if self.single:
-            return self.parts[0].alone(values)
-        return tuple([p.alone(c) for p, c in zip(self.parts, self.chunks(values))])  # noqa: B905  # as above

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax.func.call import Call
 from parallax.func.dims import Each, spread
 from parallax.func.engines import gradient, on_tape
 from parallax.func.grad import grad, scalar_and_aux
-from parallax.func.moving import Call, Moving, name_of
+from parallax.func.moving import Moving, name_of
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
 from parallax.func.vmap import Batch, run_flat, vmap
@@ -123,9 +124,10 @@ def _many(
         if dims is None:
             dims = tuple([default[0 if k in call.indices else 1] for k in range(len(args))])
         batch = Batch(args, dims, what)
-        if chunk_size is None and on_tape(call.values) and _nbytes(call, batch) <= LARGEST:
+        if chunk_size is None and on_tape() and _nbytes(call, batch) <= LARGEST:
             summed = _Summed(call, batch, dims, has_aux, randomness)
-            grads, _, aux = gradient(summed, summed.total)
+            # The cotangent of each loss is one, so it is their sum that is differentiated.
+            grads, _, aux = gradient(summed, lambda result: result)
             trees = call.trees(summed.leading(grads))
             return (trees, aux) if has_aux else trees
         one = grad(func, argnums, has_aux)
@@ -159,6 +161,7 @@ class _Summed(Call):
         self, call: Call, batch: Batch, dims: tuple[Any, ...], has_aux: bool, randomness: str
     ) -> None:
         self.what = call.what
+        self.argnums = call.argnums
         self.has_aux = has_aux
         self.randomness = randomness
         args, over = list(call.args), list(dims)
@@ -193,11 +196,6 @@ class _Summed(Call):
         close, count = closes
         nesting.relay(found[count:])
         return found[0], close(found[1:count])
-
-    def total(self, result: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        """The sum of the losses."""
-        losses, aux = result
-        return losses.sum(), aux
 
     def leading(self, grads: list[Tensor]) -> list[Tensor]:
         """The gradients with the mapped dimension first."""

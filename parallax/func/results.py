@@ -24,14 +24,13 @@ class Result(Opened):
         others: the tensors that were not chosen.
     """
 
-    __slots__ = ("_others", "others")
+    __slots__ = ("_close", "_others", "others")
 
     def __init__(self, tree: Any, what: str) -> None:
         self.tree = tree
         if tree is None:
             raise TypeError(f"{what}: the function returned nothing. End it with: return ...")
         self.leaves, self._close = _unfold(tree)
-        self._hollow = self._close
         self.places, self._others = [], []
         for place, leaf in enumerate(self.leaves):
             if is_inexact(leaf):
@@ -51,6 +50,10 @@ class Result(Opened):
         for place, value in zip(self._others, others):  # noqa: B905  # dynamo traces no strict=
             leaves[place] = value
         return self._close(self._filled(leaves, values))
+
+    def _built(self, leaves: Sequence[Any], alone: bool) -> Any:
+        del alone
+        return self._close(leaves)
 
 
 def _inside_module(tree: Any) -> bool:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax.func.call import Call
 from parallax.func.engines import pullback, through
 from parallax.func.grad import with_aux
-from parallax.func.moving import Call, name_of
+from parallax.func.moving import name_of
 from parallax.func.results import Result
 
 __all__ = ["Transform", "jacobian", "jacobian_rows", "jacrev", "vjp"]

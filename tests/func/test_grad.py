@@ -224,8 +224,11 @@ def test_a_captured_tensor_that_does_not_touch_the_gradient_leaves_no_graph_on_i
 
 def test_tensors_captured_from_inference_mode() -> None:
     with torch.inference_mode():
-        x = X.clone()
-    assert tree.allclose(func.grad(lambda m: loss(m, x))(net()), func.grad(loss)(net()))
+        x, model = X.clone(), net()
+    expected = func.grad(loss)(net())
+    assert tree.allclose(func.grad(lambda m: loss(m, x))(net()), expected)
+    assert tree.allclose(func.grad(loss)(model), expected)
+    assert tree.allclose(func.vjp(loss, model)[1](torch.ones((), dtype=torch.float64))[0], expected)
 
 
 def test_a_view_taken_under_no_grad_is_a_constant() -> None:

@@ -1,0 +1,116 @@
+"""A call of a function, opened at the leaves that a derivative is taken with respect to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from parallax.func.moving import Moving
+from parallax.func.nesting import Nesting
+
+__all__ = ["Argnums", "Call"]
+
+Argnums = int | tuple[int, ...]
+
+
+class Call:
+    """A call of a function, and the leaves of its arguments that move, as one list.
+
+    Attributes:
+        parts: the arguments taken apart, in the order of ``argnums``.
+        values: the leaves that move, of one argument after the other.
+    """
+
+    __slots__ = ("args", "argnums", "func", "kwargs", "parts", "values", "what")
+
+    parts: Sequence[Moving]
+    values: list[Tensor]
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        what: str,
+        argnums: Argnums,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.func = func
+        self.what = what
+        self.args = args
+        self.kwargs = kwargs
+        if type(argnums) is int and 0 <= argnums < len(args):
+            self.argnums: Argnums = argnums
+            part = Moving(args[argnums], what, argnums)
+            self.parts, self.values = (part,), part.values
+            return
+        indices = _picked(what, argnums, args)
+        self.argnums = indices[0] if isinstance(argnums, int) else tuple(indices)
+        self.parts = [Moving(args[k], what, k) for k in indices]
+        self.values = [value for part in self.parts for value in part.values]
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Which arguments are differentiated."""
+        return (self.argnums,) if isinstance(self.argnums, int) else self.argnums
+
+    def at(self, values: Sequence[Tensor]) -> Any:
+        """The function at these values of the leaves that move."""
+        args = list(self.args)
+        if isinstance(self.argnums, int):
+            args[self.argnums] = self.parts[0].around(values)
+        else:
+            for index, part, chunk in zip(self.argnums, self.parts, self._chunks(values)):  # noqa: B905  # dynamo traces no strict=
+                args[index] = part.around(chunk)
+        return self.func(*args, **self.kwargs)
+
+    def nested(self, levels: int = 1) -> tuple[Call, Nesting]:
+        """This call as it is made inside of so many transforms."""
+        nesting = Nesting(self.func, self.args, self.kwargs, levels)
+        if not nesting.pairs:
+            return self, nesting
+        inner = Call(nesting.func, self.what, self.argnums, nesting.args, nesting.kwargs)
+        return inner, nesting
+
+    def _chunks(self, values: Sequence[Any]) -> list[Sequence[Any]]:
+        """The values of each differentiated argument."""
+        out: list[Sequence[Any]] = []
+        start = 0
+        for part in self.parts:
+            out.append(values[start : start + len(part.places)])
+            start += len(part.places)
+        return out
+
+    def trees(self, values: Sequence[Any]) -> Any:
+        """Trees shaped like the arguments that hold these values and holes elsewhere.
+
+        One tree where ``argnums`` is an int, a tuple where it is one.
+        """
+        if isinstance(self.argnums, int):
+            return self.parts[0].alone(values)
+        return tuple([p.alone(c) for p, c in zip(self.parts, self._chunks(values))])  # noqa: B905  # as above
+
+
+def _picked(what: str, argnums: Argnums, args: tuple[Any, ...]) -> list[int]:
+    """The indices that ``argnums`` stands for.
+
+    Raises:
+        TypeError: if it is neither an int nor a tuple of ints.
+        ValueError: if it is empty, names an argument twice or one that was not given.
+    """
+    chosen = (argnums,) if isinstance(argnums, int) else argnums
+    if not isinstance(chosen, tuple) or not all([isinstance(k, int) for k in chosen]):
+        raise TypeError(f"{what}: argnums must be an int or a tuple of ints, got {argnums!r}")
+    if not chosen:
+        raise ValueError(f"{what}: argnums is empty; name at least one positional argument")
+    for k in chosen:
+        if not -len(args) <= k < len(args):
+            raise ValueError(
+                f"{what}: argnums={argnums} names argument {k}, and {len(args)} positional "
+                f"arguments were given. Keyword arguments cannot be differentiated: pass by position"
+            )
+    indices = [k % len(args) for k in chosen]
+    if len(set(indices)) < len(indices):
+        raise ValueError(f"{what}: argnums={argnums} names one argument twice")
+    return indices
