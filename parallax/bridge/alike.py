@@ -62,8 +62,8 @@ def same(one: Any, two: Any, seen: Seen = frozenset()) -> bool:
     if cls is types.FunctionType:
         return _same_function(one, two, seen)
     if cls is functools.partial:
-        parts = ((f.func, f.args, f.keywords) for f in (one, two))
-        return same(*parts, seen)
+        first, second = ((f.func, f.args, f.keywords) for f in (one, two))
+        return same(first, second, seen)
     if isinstance(one, (list, tuple)):
         items = zip(one, two, strict=False)
         alike = len(one) == len(two) and all(same(a, b, seen) for a, b in items)

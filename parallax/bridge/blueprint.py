@@ -178,9 +178,9 @@ def _detached(value: Any, path: Path, known: dict[int, Path]) -> Any:
         there = known.get(id(value.__self__))
         return value if there is None else Bound(value.__func__, _ref(path, there))
     if cls is functools.partial:
-        parts = [value.func, list(value.args), dict(value.keywords)]
-        func, args, keywords = (_detached(part, path, known) for part in parts)
-        return functools.partial(func, *args, **keywords)
+        args = [_detached(arg, path, known) for arg in value.args]
+        keywords = {k: _detached(v, path, known) for k, v in value.keywords.items()}
+        return functools.partial(_detached(value.func, path, known), *args, **keywords)
     return _rebuilt(value, lambda item: _detached(item, path, known))
 
 

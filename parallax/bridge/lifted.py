@@ -124,7 +124,8 @@ def lifted_type(origin: type[nn.Module]) -> type:
         >>> tree.select(mlp, bridge.lifted_type(nn.Linear)).paths
         ('0', '2')
     """
-    if not (isinstance(origin, type) and issubclass(origin, nn.Module)):
+    given: Any = origin
+    if not (isinstance(given, type) and issubclass(given, nn.Module)):
         raise TypeError(f"lifted_type() takes a class of nn.Module, got {origin!r}")
     return _Of(f"lifted {origin.__name__}", (), {"origin": origin})
 
@@ -191,7 +192,8 @@ def _make(
         "_parts": (name, container, parameters, buffers, children),
     }
     base = LiftedContainer if container else Lifted
-    made: Any = _LiftedMeta(name, (base,), namespace, any_name=True)
+    metaclass: Any = _LiftedMeta
+    made: Any = metaclass(name, (base,), namespace, any_name=True)
     return made  # type: ignore[no-any-return]  # a class of its bases
 
 

@@ -34,7 +34,7 @@ class _Kept:
         self.structure = structure
         walk = structure.walk()
         self.slots = tuple([tuple(map(str, path)) for path, node in walk if type(node) is Leaf])
-        self.outline = None
+        self.outline: Any = None
         if hasattr(structure.cls, "__layout__"):
             self.outline = unflatten_module(structure, [None] * len(structure.first))
 

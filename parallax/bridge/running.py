@@ -13,6 +13,7 @@ from torch import Tensor
 from parallax import _compat, effects, random
 from parallax.bridge.skeleton import Skeleton, borrow, follow, put_back
 from parallax.module import Module
+from parallax.random.seeds import state_of
 from parallax.registry import flatten_module
 
 __all__ = ["call", "read"]
@@ -95,7 +96,7 @@ def _seeded(module: Any) -> Iterator[None]:
     seed = random.seed_of(Module.rng.fget(module))  # type: ignore[attr-defined]  # a property
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with _seeding, torch.random.fork_rng(devices):
-        torch.set_rng_state(random.seeds.state_of(seed))
+        torch.set_rng_state(state_of(seed))
         for device in devices:
             torch.cuda.default_generators[device].manual_seed(seed % 2**63)
         yield

@@ -37,13 +37,13 @@ def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
         TypeError: if it is no module.
         UninitializedError: if a leaf has no value yet.
     """
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint import state_dict_saver
 
     if Path(path).is_file():
         raise NotADirectoryError(f"{os.fspath(path)} is a file; name a directory")
     tensors = state_dict(module)
     with _as_one_process() as alone:
-        checkpoint.save(tensors, checkpoint_id=os.fspath(path), no_dist=alone)
+        state_dict_saver.save(tensors, checkpoint_id=os.fspath(path), no_dist=alone)
 
 
 def load_distributed(path: str | os.PathLike[str], *, like: M) -> M:
@@ -61,7 +61,7 @@ def load_distributed(path: str | os.PathLike[str], *, like: M) -> M:
         RuntimeError: if names or shapes do not fit.
         ValueError: if a leaf has a value in neither.
     """
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint import filesystem, state_dict_loader
 
     if not is_module(like):
         raise TypeError(
@@ -70,9 +70,9 @@ def load_distributed(path: str | os.PathLike[str], *, like: M) -> M:
     if not (Path(path) / ".metadata").is_file():
         raise FileNotFoundError(f"{os.fspath(path)} holds no distributed checkpoint")
     targets = _targets(like)
-    _check_shapes(checkpoint.FileSystemReader(path).read_metadata(), targets, path)
+    _check_shapes(filesystem.FileSystemReader(path).read_metadata(), targets, path)
     with _as_one_process() as alone:
-        checkpoint.load(targets, checkpoint_id=os.fspath(path), no_dist=alone)
+        state_dict_loader.load(targets, checkpoint_id=os.fspath(path), no_dist=alone)
     module = loaded(like, targets, True, True, placed)
     require_complete(module, path)
     return module

@@ -44,7 +44,7 @@ class Net(Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = torch.tanh(layer(x))
-        return self.heads["out"](self.norm(x))
+        return self.heads["out"](self.norm(x))  # type: ignore[no-any-return]  # a tensor
 
 
 class Noisy(Module):
@@ -54,7 +54,7 @@ class Noisy(Module):
 
 def net() -> Net:
     torch.manual_seed(0)
-    layers = tuple(Dense(torch.randn(4, 4), torch.randn(4)) for _ in range(2))
+    layers = tuple(Dense(torch.randn(4, 4), torch.randn(4)) for _ in range(2))  # type: ignore[arg-type]  # a tensor
     return Net(layers, {"out": Dense(torch.randn(2, 4), None)}, Norm(torch.zeros(4)))
 
 
@@ -212,7 +212,7 @@ def test_a_lifted_module_becomes_its_class_again() -> None:
     assert type(lowered) is nn.Sequential and type(lowered[1]) is nn.LSTM
     x = torch.randn(4, 2)
     torch.testing.assert_close(lowered(x), model(x))
-    assert lowered[0].weight.data_ptr() == model[0].weight.data_ptr()
+    assert lowered[0].weight.data_ptr() == model[0].weight.data_ptr()  # type: ignore[operator]  # a module
     assert lowered[0].weight is not model[0].weight
     lowered(x)[0].sum().backward()
     assert model[0].weight.grad is None and lowered[0].weight.grad is not None
@@ -282,7 +282,7 @@ def _models() -> dict[str, nn.Module]:
 
 
 def test_distributed_data_parallel_gives_the_gradients_of_one_process(tmp_path: Path) -> None:
-    mp.spawn(_train, args=(_port(), str(tmp_path)), nprocs=2)
+    mp.spawn(_train, args=(_port(), str(tmp_path)), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]  # torch does not say
     for kind, model in _models().items():
         model(torch.arange(24.0).view(6, 4).sin()).square().mean().backward()
         found = torch.load(tmp_path / f"{kind}.pt")

@@ -37,9 +37,9 @@ def _add(names: str, arguments: tuple[Any, ...], inputs: Any, **keywords: Any) -
 
 
 _add(
-    "CELU ELU GELU GLU Hardshrink Hardsigmoid Hardswish Hardtanh Identity LeakyReLU LogSigmoid Mish "
-    "PReLU RReLU ReLU ReLU6 SELU SiLU Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Flatten "
-    "Dropout AlphaDropout FeatureAlphaDropout Dropout1d", (), _batch(2, 4, 8),
+    "CELU ELU GELU GLU Hardshrink Hardsigmoid Hardswish Hardtanh Identity LeakyReLU LogSigmoid "
+    "Mish PReLU RReLU ReLU ReLU6 SELU SiLU Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink "
+    "Flatten Dropout AlphaDropout FeatureAlphaDropout Dropout1d", (), _batch(2, 4, 8),
 )  # fmt: skip
 _add("Dropout2d Softmax2d", (), _batch(*_IMAGE))
 _add("Dropout3d", (), _batch(*_VOLUME))
