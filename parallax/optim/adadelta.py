@@ -63,7 +63,7 @@ class Adadelta(Optimizer):
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         adadelta(
-            at.params, at.grads, at["square_avg"], at["acc_delta"], at.steps(how.capturable),
+            at.params, at.grads, at["square_avg"], at["acc_delta"], at.steps(how),
             lr=h["lr"], rho=h["rho"], eps=h["eps"], weight_decay=h["weight_decay"],
             maximize=h["maximize"], has_complex=at.complex, **how.several,
         )  # fmt: skip

@@ -72,7 +72,7 @@ class Adafactor(Optimizer):
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         _compat.adafactor(
-            at.params, at.grads, at["row_var"], at["col_var"], at["variance"], at.steps(),
+            at.params, at.grads, at["row_var"], at["col_var"], at["variance"], at.steps(how),
             d=h["d"], lr=h["lr"], beta2_decay=h["beta2_decay"], weight_decay=h["weight_decay"],
             eps1=h["eps"][0], eps2=h["eps"][1], maximize=h["maximize"], foreach=how.foreach,
         )  # fmt: skip

@@ -73,7 +73,7 @@ class Adagrad(Optimizer):
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         at = at.in_order() if how.fused else at
         adagrad(
-            at.params, at.grads, at["sum"], at.steps(bool(how.fused)),
+            at.params, at.grads, at["sum"], at.steps(how),
             lr=h["lr"], lr_decay=h["lr_decay"], weight_decay=h["weight_decay"], eps=h["eps"],
             maximize=h["maximize"], has_complex=at.complex, foreach=how.foreach, fused=how.fused,
             differentiable=how.differentiable,

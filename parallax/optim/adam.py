@@ -159,7 +159,7 @@ def step_adam(at: Lists, h: Hyper, how: How, decoupled: bool) -> Lists:
     at = at.in_order() if how.fused else at
     adam(
         at.params, at.grads, at["exp_avg"], at["exp_avg_sq"], at["max_exp_avg_sq"],
-        at.steps(how.capturable or bool(how.fused)),
+        at.steps(how),
         has_complex=at.complex, decoupled_weight_decay=decoupled, fused=how.fused, **shared,
         **how.several,
     )  # fmt: skip

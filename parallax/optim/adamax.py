@@ -65,7 +65,7 @@ class Adamax(Optimizer):
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         adamax(
-            at.params, at.grads, at["exp_avg"], at["exp_inf"], at.steps(how.capturable),
+            at.params, at.grads, at["exp_avg"], at["exp_inf"], at.steps(how),
             beta1=h["betas"][0], beta2=h["betas"][1], lr=h["lr"], eps=h["eps"],
             weight_decay=h["weight_decay"], maximize=h["maximize"], has_complex=at.complex,
             **how.several,

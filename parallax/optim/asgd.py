@@ -73,7 +73,7 @@ class ASGD(Optimizer):
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         asgd(
-            at.params, at.grads, at["ax"], at["mu"], at["eta"], at.steps(how.capturable),
+            at.params, at.grads, at["ax"], at["mu"], at["eta"], at.steps(how),
             lambd=h["lambd"], lr=h["lr"], t0=h["t0"], alpha=h["alpha"],
             weight_decay=h["weight_decay"], maximize=h["maximize"], has_complex=at.complex,
             **how.several,

@@ -15,7 +15,7 @@ from parallax.func.moving import trainable_of
 from parallax.nodes import is_module
 from parallax.optim import groups as grouping
 from parallax.optim import vmapped
-from parallax.optim.checks import check_layouts, gather, paths_of
+from parallax.optim.checks import check_layouts, check_sizes, gather, paths_of, remember
 from parallax.optim.clocks import Clocks
 from parallax.optim.donate import mark
 from parallax.optim.lists import How, Lists
@@ -43,6 +43,7 @@ class Optimizer:
     _fused_on: ClassVar[tuple[str, ...]] = ()  # types of devices with a fused kernel
 
     names: tuple[str, ...]
+    hyper: Hyper
     groups: tuple[grouping.Group, ...]
     _leaves: tuple[Any, ...]
     _recipe: tuple[Any, ...]
@@ -51,6 +52,7 @@ class Optimizer:
         for name, value in hyper.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "names", tuple(hyper))
+        object.__setattr__(self, "hyper", hyper)
         object.__setattr__(self, "groups", grouping.freeze(groups, self.names, type(self).__name__))
         values = grouping.Values()
         recipe = tuple([values.take(value) for value in hyper.values()])
@@ -65,11 +67,6 @@ class Optimizer:
         registry.register(cls, _flatten, _unflatten)
 
     # -- a value --------------------------------------------------------------------------------
-
-    @property
-    def hyper(self) -> Hyper:
-        """The hyper-parameters by name, without those of groups."""
-        return {name: getattr(self, name) for name in self.names}
 
     def replace(self, **changes: Any) -> Self:
         """The optimizer with other hyper-parameters.
@@ -188,7 +185,8 @@ class Optimizer:
         known = set(chosen)
         clock_of = tuple([0 if k in known else NEVER for k in range(len(leaves))])
         moments = {name: around(model, column) for name, column in columns.items()}
-        return State(step, moments, (), clock_of, labels, type(self).__name__)
+        sizes = tuple([tuple(p.shape) if isinstance(p, Tensor) else None for p in leaves])
+        return State(step, moments, (), clock_of, labels, sizes, type(self).__name__)
 
     def _clock_device(self, leaf: Any) -> Any:
         on_device = getattr(self, "capturable", False) and isinstance(leaf, Tensor)
@@ -233,7 +231,9 @@ class Optimizer:
         what = f"optim.{type(self).__name__}.step"
         leaves, part = _open_model(model, what)
         old = self._contents(state, part, what)
-        chosen, given = gather(what, model, leaves, part, grads)
+        chosen, given, facts = gather(what, model, leaves, part, grads)
+        if not _compat.is_compiling():
+            check_sizes(what, model, leaves, chosen, facts, state.sizes)
         clocks = Clocks(old.step, old.clocks, state.clock_of, chosen)
         differentiable = bool(getattr(self, "differentiable", False))
         if donate:
@@ -251,6 +251,8 @@ class Optimizer:
             step, others = clocks.ticked()
         next_state = old.close(step, moments, others, clocks.clock_of)
         next_model = core._close(part, made, model._rng)  # type: ignore[attr-defined]  # a module
+        if not _compat.is_compiling():
+            remember(next_model, facts)
         if donate:
             mark(model)
             mark(state, *state.moments.values())
@@ -258,9 +260,10 @@ class Optimizer:
 
     def _contents(self, state: Any, part: Any, what: str) -> Contents:
         if type(state) is not State:
-            hint = "step(model, grads, state)"
+            is_module(state)  # which raises if it was donated
             raise TypeError(
-                f"{what}: the state must be what init returned, got {_kind(state)}: {hint}"
+                f"{what}: the state must be what init returned, got {_kind(state)}. "
+                f"Make one: state = opt.init(model)"
             )
         if state.optimizer != type(self).__name__:
             raise ValueError(
@@ -269,7 +272,9 @@ class Optimizer:
             )
         return Contents(state, part, what)
 
-    def _split(self, chosen: list[int], labels: Sequence[int]) -> list[tuple[list[int], Hyper]]:
+    def _split(
+        self, chosen: Sequence[int], labels: Sequence[int]
+    ) -> list[tuple[Sequence[int], Hyper]]:
         """The stepped leaves of each group, with the group's hyper-parameters."""
         if not self.groups:
             return [(chosen, self.hyper)] if chosen else []
@@ -280,7 +285,7 @@ class Optimizer:
     def _lists(
         self,
         h: Hyper,
-        members: list[int],
+        members: Sequence[int],
         given: dict[int, Tensor] | Sequence[Any],
         leaves: list[Any],
         moments: dict[str, list[Any]],
@@ -375,9 +380,12 @@ def _unflatten(recipe: Any, leaves: Any) -> Optimizer:
     cls, names, hyper, groups = recipe
     opt: Optimizer = object.__new__(cls)
     values = grouping.Values(leaves)
+    hyper_of: Hyper = {}
     for name, mark_ in zip(names, hyper):  # noqa: B905  # dynamo traces no strict=
-        object.__setattr__(opt, name, values.give(mark_))
+        hyper_of[name] = values.give(mark_)
+        object.__setattr__(opt, name, hyper_of[name])
     object.__setattr__(opt, "names", names)
+    object.__setattr__(opt, "hyper", hyper_of)
     object.__setattr__(
         opt, "groups", tuple([grouping.Group.unflatten(group, values) for group in groups])
     )
@@ -431,13 +439,13 @@ def _number(name: str, value: Any) -> Any:
     return value
 
 
-def _some(column: Sequence[Any], members: list[int]) -> list[Any]:
+def _some(column: Sequence[Any], members: Sequence[int]) -> list[Any]:
     if len(members) == len(column):  # indices in order, hence all
         return list(column)
     return [column[k] for k in members]
 
 
-def _put(column: list[Any], members: list[int], values: list[Any]) -> None:
+def _put(column: list[Any], members: Sequence[int], values: list[Any]) -> None:
     if len(members) == len(column):
         column[:] = values
         return

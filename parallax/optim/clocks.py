@@ -29,7 +29,7 @@ class Clocks:
         step: Tensor,
         clocks: Sequence[Tensor],
         clock_of: tuple[int, ...],
-        chosen: list[int],
+        chosen: Sequence[int],
     ) -> None:
         self.before = [step, *clocks]
         self.clock_of = clock_of
@@ -41,7 +41,7 @@ class Clocks:
             return
         self._change(chosen)
 
-    def _change(self, chosen: list[int]) -> None:
+    def _change(self, chosen: Sequence[int]) -> None:
         """Finds out which clocks tick, stay, or part because some of their leaves miss a step."""
         old, count = self.clock_of, len(self.before)
         self.before.append(torch.zeros_like(self.before[0]))

@@ -133,8 +133,8 @@ class Foreign:
             else:
                 self._give(what, model, grads, params)
                 optimizer.step()
-        made = [params.get(k, leaf) for k, leaf in enumerate(leaves)]
-        next_model = core._close(part, [_plain(leaf) for leaf in made], model._rng)  # type: ignore[attr-defined]  # a module
+        made = [params[k].detach() if k in params else leaf for k, leaf in enumerate(leaves)]
+        next_model = core._close(part, made, model._rng)  # type: ignore[attr-defined]  # a module
         return next_model, self._closed(model, optimizer, params, defaults)
 
     # -- into the optimizer -----------------------------------------------------------------------
@@ -144,7 +144,7 @@ class Foreign:
 
     def _give(self, what: str, model: Any, grads: Any, params: dict[int, Tensor]) -> None:
         leaves, part = flatten_module(model)
-        chosen, given = gather(what, model, leaves, part, grads)
+        chosen, given, _ = gather(what, model, leaves, part, grads)
         for param in params.values():
             param.grad = None
         for k in chosen:
@@ -260,10 +260,6 @@ def _same(one: Any, two: Any) -> bool:
     if isinstance(one, Tensor) or isinstance(two, Tensor):
         return one is two or (type(one) is type(two) and bool(torch.equal(one, two)))
     return type(one) is type(two) and bool(one == two)
-
-
-def _plain(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyper: Any) -> Foreign:

@@ -66,10 +66,20 @@ class Lists:
         """Whether any parameter is complex."""
         return any([param.is_complex() for param in self.params])
 
-    def steps(self, on_device: bool = False) -> list[Tensor]:
+    def steps(self, how: How) -> list[Tensor]:
         """The age of each leaf in a tensor of its own, for kernels that count in place."""
-        ages = [self.clocks[k].clone() for k in self.clock_of]
-        return [a.to(p.device) for a, p in zip(ages, self.params)] if on_device else ages  # noqa: B905  # dynamo traces no strict=
+        if how.fused:
+            return [
+                self.clocks[k].to(p.device, copy=True) for k, p in zip(self.clock_of, self.params)
+            ]  # noqa: B905  # dynamo traces no strict=
+        # Where tensors stand for Python's numbers they are as wide: 1 - 0.999**step would lose four
+        # digits. The kernels over lists count in tensors of single precision in torch too.
+        single = how.foreach is not False or self.clocks[0].device.type == "mps"
+        wide = torch.float32 if single else torch.float64
+        ages = [self.clocks[k].to(wide, copy=True) for k in self.clock_of]
+        if not how.capturable:
+            return ages
+        return [age.to(p.device) for age, p in zip(ages, self.params)]  # noqa: B905  # as above
 
     def steps_after(self) -> list[Tensor]:
         """The age of each leaf after this step, for kernels that only read it."""
@@ -114,6 +124,13 @@ class Lists:
         The fused kernels walk through memory without looking at strides.
         """
         others = [self.grads, *self.moments.values()]
+        sizes = [param.shape for param in self.params]
+        for name, column in self.moments.items():
+            if [moment.shape for moment in column] != sizes:
+                raise ValueError(
+                    f"the state's {name} has leaves of other shapes than the model's; "
+                    f"make a state for this model: state = opt.init(model)"
+                )
         if all([t.is_contiguous() for column in (self.params, *others) for t in column]):
             return self
         grads, *moments = [

@@ -68,7 +68,7 @@ class RAdam(Optimizer):
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         radam(
-            at.params, at.grads, at["exp_avg"], at["exp_avg_sq"], at.steps(how.capturable),
+            at.params, at.grads, at["exp_avg"], at["exp_avg_sq"], at.steps(how),
             beta1=h["betas"][0], beta2=h["betas"][1], lr=h["lr"], eps=h["eps"],
             weight_decay=h["weight_decay"], maximize=h["maximize"],
             decoupled_weight_decay=h["decoupled_weight_decay"], has_complex=at.complex, **how.several,

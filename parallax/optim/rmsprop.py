@@ -71,7 +71,7 @@ class RMSprop(Optimizer):
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         rmsprop(
             at.params, at.grads, at["square_avg"], at["grad_avg"], at["momentum_buffer"],
-            at.steps(how.capturable),
+            at.steps(how),
             lr=h["lr"], alpha=h["alpha"], eps=h["eps"], weight_decay=h["weight_decay"],
             momentum=h["momentum"], centered=h["centered"], maximize=h["maximize"],
             has_complex=at.complex, **how.several,

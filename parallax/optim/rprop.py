@@ -68,7 +68,7 @@ class Rprop(Optimizer):
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         rprop(
-            at.params, at.grads, at["prev"], at["step_size"], at.steps(how.capturable),
+            at.params, at.grads, at["prev"], at["step_size"], at.steps(how),
             step_size_min=h["step_sizes"][0], step_size_max=h["step_sizes"][1],
             etaminus=h["etas"][0], etaplus=h["etas"][1], maximize=h["maximize"],
             has_complex=at.complex, **how.several,

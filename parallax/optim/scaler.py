@@ -117,7 +117,7 @@ class LossScaler:
         grown = torch.where(grows, scale.scale * self.growth_factor, scale.scale)
         size = torch.where(finite, grown, scale.scale * self.backoff_factor)
         tracker = torch.where(finite & ~grows, good, torch.zeros_like(good))
-        return scale.replace(scale=size, growth_tracker=tracker)
+        return Scale(size, tracker)
 
     def step(
         self, opt: Any, model: T, grads: Any, state: Any, scale: Scale

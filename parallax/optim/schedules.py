@@ -222,11 +222,10 @@ class CosineAnnealingWarmRestarts(Schedule):
         if self.T_mult == 1:
             return _anneal(self.lr, self.eta_min, (t % self.T_0) / self.T_0)
         begin, length = 0.0, float(self.T_0)
-        start, stop = 0, self.T_0
+        start, size = begin, length
         for _ in range(_MOST_RESTARTS):  # counted by comparing: a logarithm rounds
-            begin = _where(t >= stop, float(stop), begin)
-            start, stop = stop, stop + (stop - start) * self.T_mult
-            length = _where(t >= start, float(stop - start), length)
+            start, size = start + size, size * self.T_mult
+            begin, length = _where(t >= start, start, begin), _where(t >= start, size, length)
         return _anneal(self.lr, self.eta_min, (t - begin) / length)
 
 

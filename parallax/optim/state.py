@@ -33,6 +33,7 @@ class State(Module):
         clock_of: per unique leaf of the model which clock it goes by: 0 is ``step``, ``k`` is
             ``clocks[k - 1]``, -1 is none.
         labels: per unique leaf the index of its group; 0 for the optimizer's own parameters.
+        sizes: per unique leaf its shape; ``None`` for what is no tensor.
         optimizer: the name of the optimizer's class.
     """
 
@@ -41,7 +42,13 @@ class State(Module):
     clocks: tuple[Buffer, ...]
     clock_of: tuple[int, ...]
     labels: tuple[int, ...]
+    sizes: tuple[tuple[int, ...] | None, ...]
     optimizer: str
+
+    def extra_repr(self) -> str:
+        """The optimizer and how many leaves it steps."""
+        stepped = sum(clock != NEVER for clock in self.clock_of)
+        return f"{self.optimizer}, step={self.step}, leaves={stepped}"
 
 
 class Contents:
@@ -53,10 +60,11 @@ class Contents:
         clocks: the ages of the leaves that missed a step.
     """
 
-    __slots__ = ("_count", "_whole", "clocks", "moments", "state", "step")
+    __slots__ = ("_part", "_whole", "clocks", "moments", "state", "step")
 
     def __init__(self, state: State, part: Any, what: str) -> None:
         self.state = state
+        self._part = part
         self._whole: Any = None
         if type(part) is not tracing.Outline and self._read_whole(state, part):
             return
@@ -89,7 +97,6 @@ class Contents:
         if not all([tree is skeleton or tree.skeleton == skeleton for tree in trees.children]):
             return False
         self._whole = spec
-        self._count = n
         self.step = leaves[0]
         self.moments = {
             name: list(leaves[1 + k * n : 1 + k * n + n]) for k, name in enumerate(trees.keys())
@@ -112,8 +119,17 @@ class Contents:
                 leaves += column
             leaves += clocks
             return unflatten_module(self._whole, leaves)  # type: ignore[no-any-return]  # a State
+        if _compat.is_compiling() and clock_of is state.clock_of:
+            # As it was given: a state made anew would be another input to the next compiled call.
+            places = [step]
+            for column in moments.values():
+                places += self._part.expanded(column)
+            places += clocks
+            return state.__make__(iter(places), None)  # type: ignore[attr-defined, no-any-return]  # written per class
         made = {name: around(state.moments[name], column) for name, column in moments.items()}
-        return State(step, made, tuple(clocks), clock_of, state.labels, state.optimizer)
+        return State(
+            step, made, tuple(clocks), clock_of, state.labels, state.sizes, state.optimizer
+        )
 
 
 def around(module: Any, leaves: list[Any]) -> Any:

@@ -1,0 +1,179 @@
+"""Optimizer classes of others as pure steps, and L-BFGS."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from parallax import Module, Parameter, func, optim, tree
+from tests.corpus import MLP, TiedParameter, example_input
+from tests.optim.cases import FIRST, Net, Options, Twin, gradients, label, model_for
+
+
+class Point(Module):
+    at: Parameter
+
+
+class Odd(torch.optim.Optimizer):
+    """Keeps numbers, lists and text per parameter, and a number that changes in its group."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr, "d": 1.0, "rounds": 0})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # as torch's are
+        del closure
+        for group in self.param_groups:
+            group["rounds"] += 1
+            group["d"] *= 1.5
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                state = self.state[param]
+                state.setdefault("count", 0)
+                state.setdefault("history", [])
+                state.setdefault("note", "text")
+                state["count"] += 1
+                state["history"].append(param.grad.clone())
+                state["factor"] = 1.0 / state["count"]
+                mean = torch.stack(state["history"]).mean(0)
+                param.data.add_(mean, alpha=-group["lr"] * group["d"] * state["factor"])
+
+
+@pytest.mark.parametrize(("name", "options"), [(n, o) for n, o in FIRST], ids=label)
+def test_torchs_own_classes_have_the_very_bits(name: str, options: Options) -> None:
+    model = model_for(name)
+    cls = getattr(torch.optim, name)
+    opt = optim.from_torch(cls, **options)
+    twin, state = Twin(lambda params: cls(params, **options), model), opt.init(model)
+    for k, grads in enumerate(gradients(model, 6)):
+        if k == 3:
+            grads = tree.partition(grads, list(tree.named_leaves(model))[0])[1]  # noqa: PLW2901
+        model, state = opt.step(model, grads, state)
+        twin.step(grads)
+    for path, leaf in tree.named_leaves(model).items():
+        assert torch.equal(leaf, twin.params[path])
+    for moments in state.moments.values():
+        assert type(moments) is type(model)
+
+
+def test_numbers_lists_and_changing_groups_are_carried() -> None:
+    model = Net().initialize(0)
+    opt = optim.from_torch(Odd, lr=0.01)
+    twin, state = Twin(lambda params: Odd(params, lr=0.01), model), opt.init(model)
+    for grads in gradients(model, 4):
+        before = [leaf.clone() for leaf in tree.leaves((model, state))]
+        after, later = opt.step(model, grads, state)
+        kept = zip(tree.leaves((model, state)), before, strict=True)
+        assert all(torch.equal(a, b) for a, b in kept)
+        model, state = after, pickle.loads(pickle.dumps(later))
+        twin.step(grads)
+    for path, leaf in tree.named_leaves(model).items():
+        assert torch.equal(leaf, twin.params[path])
+    assert state.moments["count"].bias.item() == 4
+
+
+def test_a_tie_is_one_parameter() -> None:
+    model = TiedParameter().initialize(0)
+    opt = optim.from_torch(torch.optim.SGD, lr=1.0)
+    stepped, _ = opt.step(model, tree.map(torch.ones_like, model), opt.init(model))
+    assert stepped.encoder.weight is stepped.decoder.weight
+    assert torch.equal(stepped.encoder.weight, model.encoder.weight - 1)
+
+
+# -- L-BFGS -----------------------------------------------------------------------------------------
+
+
+def loss(net: Any, x: Tensor) -> Tensor:
+    return (net(x) - 0.5).square().mean()
+
+
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+def test_lbfgs_has_the_very_bits_of_torch_also_when_resumed(search: str | None) -> None:
+    x, model = example_input(), MLP().initialize(0)
+    settings: dict[str, Any] = {"lr": 0.5, "max_iter": 4, "history_size": 3}
+    opt = optim.LBFGS(**settings, line_search_fn=search)
+    state = opt.init(model)
+
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    with torch.no_grad():
+        for param, leaf in zip(net.parameters(), tree.leaves(model), strict=True):
+            param.copy_(leaf)
+    theirs = torch.optim.LBFGS(net.parameters(), **settings, line_search_fn=search)
+
+    def closure() -> Tensor:
+        theirs.zero_grad()
+        value = loss(net, x)
+        value.backward()
+        return value
+
+    first = loss(model, x)
+    for _ in range(5):
+        model, state = opt.step(model, lambda m: func.grad_and_value(loss)(m, x), state)
+        state = pickle.loads(pickle.dumps(state))
+        theirs.step(closure)
+    for leaf, param in zip(tree.leaves(model), net.parameters(), strict=True):
+        assert torch.equal(leaf, param)
+    assert loss(model, x) < first / 2
+
+
+def test_lbfgs_leaves_frozen_parameters_alone() -> None:
+    x = example_input()
+    model = tree.select(MLP().initialize(0), "first").freeze()
+    opt = optim.LBFGS()
+    stepped, _ = opt.step(model, lambda m: func.grad_and_value(loss)(m, x), opt.init(model))
+    assert stepped.first.weight is model.first.weight
+    assert loss(stepped, x) < loss(model, x)
+
+
+# -- bad input -------------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_refused() -> None:
+    point = Point(torch.ones(1))
+    sgd = optim.from_torch(torch.optim.SGD)
+    state = sgd.init(point)
+    with pytest.raises(TypeError, match="takes a subclass of torch.optim.Optimizer, got"):
+        optim.from_torch(nn.Linear)  # type: ignore[arg-type]  # that is what is tested
+    with pytest.raises(ValueError, match="Invalid learning rate: -1"):
+        optim.from_torch(torch.optim.SGD, lr=-1).init(point)
+    with pytest.raises(TypeError, match="takes a tree of gradients; got a function"):
+        sgd.step(point, lambda m: (m, 0), state)
+    with pytest.raises(TypeError, match=r"takes a function of the model: lambda model: func.grad"):
+        optim.LBFGS().step(point, point, optim.LBFGS().init(point))
+    with pytest.raises(TypeError, match=r"returns \(grads, loss\), as func.grad_and_value does"):
+        optim.LBFGS().step(point, lambda m: m.at.sum(), optim.LBFGS().init(point))
+    with pytest.raises(ValueError, match="the state was not made by this optimizer"):
+        sgd.step(point, point, optim.from_torch(torch.optim.Adam).init(point))
+    with pytest.raises(ValueError, match="leave donate out"):
+        sgd.step(point, point, state, donate=True)
+    with pytest.raises(RuntimeError, match="which torch.compile and torch.func cannot"):
+        torch.vmap(lambda p: sgd.step(point, Point(p), state)[0].at)(torch.ones(2, 1))
+    adam = optim.from_torch(torch.optim.Adam)
+    other = Net().initialize(0)
+    _, later = adam.step(other, other, adam.init(other))
+    with pytest.raises(ValueError, match="made for another model: in its step"):
+        adam.step(point, point, later)
+
+    class Empty(Module):
+        pass
+
+    with pytest.raises(ValueError, match="Empty has nothing to train"):
+        sgd.init(Empty())
+
+
+def test_what_cannot_be_carried_is_named() -> None:
+    class Strange(torch.optim.Optimizer):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, {})
+
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]  # as torch's are
+            for param in self.param_groups[0]["params"]:
+                self.state[param]["thing"] = object()
+
+    point, opt = Point(torch.ones(1)), optim.from_torch(Strange)
+    with pytest.raises(TypeError, match=r"from_torch\(Strange\) keeps a object in its state"):
+        opt.step(point, point, opt.init(point))

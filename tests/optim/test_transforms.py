@@ -1,0 +1,275 @@
+"""Steps under vmap, inside derivatives, and compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import Tensor
+
+from parallax import func, optim, tree
+from parallax.optim import schedules
+from tests.corpus import MLP, example_input
+from tests.optim.cases import (
+    DIFFERENTIABLE,
+    FIRST,
+    OPTIONS,
+    Options,
+    distance,
+    gradients,
+    label,
+    make,
+    model_for,
+)
+
+MEMBERS = 3
+RATES = (0.01, 0.03, 0.1)
+
+
+def assert_equal(one: Any, two: Any) -> None:
+    for a, b in zip(tree.leaves(one), tree.leaves(two), strict=True):
+        assert torch.equal(a, b)
+
+
+# -- vmap ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=label)
+def test_an_ensemble_with_rates_of_its_own_is_the_loop_over_its_members(
+    name: str, options: Options
+) -> None:
+    opts = [make(name, {**options, "lr": torch.tensor(rate)}) for rate in RATES]
+    models = [model_for(name, seed) for seed in range(MEMBERS)]
+    states = [opt.init(model) for opt, model in zip(opts, models, strict=True)]
+    grads = [list(gradients(model, 3, seed=k)) for k, model in enumerate(models)]
+    ensemble, state, opt = tree.stack(models), tree.stack(states), tree.stack(opts)
+    for k in range(3):
+        stacked = tree.stack([member[k] for member in grads])
+        ensemble, state = torch.vmap(lambda o, m, g, s: o.step(m, g, s))(
+            opt, ensemble, stacked, state
+        )
+        for j in range(MEMBERS):
+            models[j], states[j] = opts[j].step(models[j], grads[j][k], states[j])
+    assert_equal(tree.stack(models), ensemble)
+    assert_equal(tree.stack(states), state)
+
+
+def test_members_of_different_ages_and_a_schedule() -> None:
+    opt = optim.Adam(lr=schedules.ExponentialLR(0.1, 0.5))
+    models = [model_for("Adam", seed) for seed in range(2)]
+    states = [opt.init(model) for model in models]
+    grads = list(gradients(models[0], 2))
+    models[0], states[0] = opt.step(models[0], grads[0], states[0])
+    ensemble, state = torch.vmap(lambda m, s: opt.step(m, grads[1], s))(
+        tree.stack(models), tree.stack(states)
+    )
+    for k in range(2):
+        models[k], states[k] = opt.step(models[k], grads[1], states[k])
+    assert_equal(tree.stack(models), ensemble)
+    assert state.step.tolist() == [2, 1]
+
+
+def test_vmap_in_vmap() -> None:
+    rates = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+    model = model_for("Adam")
+    grads = next(gradients(model, 1))
+    state = optim.Adam().init(model)
+
+    def step(lr: Tensor) -> Any:
+        return optim.Adam(lr=lr).step(model, grads, state)[0]
+
+    stepped = torch.vmap(torch.vmap(step))(rates)
+    for i in range(2):
+        for j in range(2):
+            alone = step(rates[i, j])
+            assert_equal(tree.map(lambda leaf, i=i, j=j: leaf[i, j], stepped), alone)
+
+
+def test_a_whole_training_step_of_an_ensemble() -> None:
+    opt, x = optim.AdamW(lr=0.05), example_input()
+
+    def train(model: Any, state: Any) -> Any:
+        grads = func.grad(lambda net: net(x).square().mean())(model)
+        return opt.step(model, grads, state)
+
+    models = [MLP().initialize(seed) for seed in range(2)]
+    pairs = [(model, opt.init(model)) for model in models]
+    stacked = tree.stack([p[0] for p in pairs]), tree.stack([p[1] for p in pairs])
+    for _ in range(3):
+        stacked = torch.vmap(train)(*stacked)
+        pairs = [train(*pair) for pair in pairs]
+    for mine, theirs in zip(
+        tree.leaves(stacked[0]), tree.leaves(tree.stack([p[0] for p in pairs])), strict=True
+    ):
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+# -- derivatives of steps -------------------------------------------------------------------------------
+
+
+def after_three_steps(name: str, lr: Tensor, scale: Tensor) -> Tensor:
+    """The loss of a model that the rate and the first model went into."""
+    options = dict(FIRST)[name]
+    opt = make(name, {**options, "lr": lr, "differentiable": True})
+    start = model_for(name, dtype=torch.float64)
+    state = opt.init(start)
+    model = tree.map(lambda p: p * scale, start)
+    for noise in gradients(start, 3):
+        model, state = opt.step(model, tree.map(torch.mul, noise, model), state)
+    return sum([leaf.square().sum() for leaf in tree.leaves(model)], torch.zeros(()))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_meta_gradients_through_rate_and_model_are_exact(name: str) -> None:
+    given = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.03, 1.1)]
+    assert torch.autograd.gradcheck(lambda lr, scale: after_three_steps(name, lr, scale), given)
+    by_tape = torch.autograd.grad(after_three_steps(name, *given), given)
+    values = [value.detach() for value in given]
+    by_transform = torch.func.grad(
+        lambda lr, scale: after_three_steps(name, lr, scale), argnums=(0, 1)
+    )(*values)
+    for one, two in zip(by_tape, by_transform, strict=True):
+        assert torch.allclose(one, two, rtol=1e-10)
+
+
+@pytest.mark.parametrize("options", [o for n, o in OPTIONS if n == "SGD"], ids=label)
+def test_momentum_keeps_the_graph_of_its_first_gradient(options: Options) -> None:
+    # torch.optim detaches the first gradient that enters a momentum.
+    start = model_for("SGD", dtype=torch.float64)
+
+    def loss(scale: Tensor) -> Tensor:
+        opt = make("SGD", {**options, "differentiable": True})
+        model, state = start, opt.init(start)
+        for noise in gradients(start, 3):
+            model, state = opt.step(model, tree.map(lambda g: g * scale, noise), state)
+        return sum([leaf.square().sum() for leaf in tree.leaves(model)], torch.zeros(()))
+
+    assert torch.autograd.gradcheck(
+        loss, torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    )
+
+
+def test_a_differentiable_step_has_the_numbers_of_one_that_is_not() -> None:
+    for name in DIFFERENTIABLE:
+        options = dict(FIRST)[name]
+        model = model_for(name, dtype=torch.float64)
+        grads = list(gradients(model, 3))
+        results = []
+        for differentiable in (False, True):
+            opt = make(name, {**options, "differentiable": differentiable})
+            end, state = model, opt.init(model)
+            for grad in grads:
+                end, state = opt.step(end, grad, state)
+            results.append(torch.cat([leaf.reshape(-1) for leaf in tree.leaves(end)]))
+        assert distance(results[0], results[1]) <= 1e-6, name
+
+
+def test_a_step_inside_a_derivative_is_a_constant_unless_it_is_differentiable() -> None:
+    model = model_for("Adam")
+    grads = next(gradients(model, 1))
+
+    def loss(scale: Tensor, opt: Any) -> Tensor:
+        stepped, _ = opt.step(tree.map(lambda p: p * scale, model), grads, opt.init(model))
+        return tree.leaves(stepped)[0].sum() + scale
+
+    one = torch.tensor(1.0)
+    assert torch.func.grad(loss)(one, optim.Adam()).item() == 1
+    assert torch.func.grad(loss)(one, optim.Adam(differentiable=True)).item() != 1
+
+
+def test_the_gradients_a_user_holds_are_not_written_by_a_decay_that_requires_grad() -> None:
+    # torch's kernels add such a decay to the gradient in place.
+    model = model_for("SGD")
+    grads = next(gradients(model, 1))
+    before = [leaf.clone() for leaf in tree.leaves(grads)]
+    opt = optim.SGD(weight_decay=torch.tensor(0.1, requires_grad=True), differentiable=True)
+    opt.step(model, grads, opt.init(model))
+    assert_equal(grads, before)
+
+
+# -- compiled ---------------------------------------------------------------------------------------------
+
+COMPILED = [(name, options) for name, options in OPTIONS if name != "Adafactor"]
+"""torch cannot compile its Adafactor whole: the kernel reads numbers off tensors."""
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Any:
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("name", "options"), COMPILED, ids=label)
+def test_a_step_is_one_graph_and_new_rates_do_not_make_another(name: str, options: Options) -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def step(lr: Tensor, model: Any, grads: Any, state: Any) -> Any:
+        return make(name, {**options, "lr": lr}).step(model, grads, state)
+
+    model = end = model_for(name)
+    state = end_state = make(name, options).init(model)
+    if options.get("dampening"):  # the first momentum is another computation
+        grads = next(gradients(model, 1, seed=5))
+        model, state = end, end_state = make(name, options).step(model, grads, state)
+    for k, grads in enumerate(gradients(model, 4)):
+        lr = torch.tensor(0.01 * (k + 1))
+        end, end_state = step(lr, end, grads, end_state)
+        model, state = make(name, {**options, "lr": lr}).step(model, grads, state)
+    assert counter.frame_count == 1
+    for mine, theirs in zip(
+        tree.leaves((end, end_state)), tree.leaves((model, state)), strict=True
+    ):
+        assert distance(mine, theirs) <= 1e-6
+
+
+def test_a_schedule_is_part_of_the_graph() -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+    opt = optim.SGD(lr=schedules.WarmupCosineLR(0.5, 3, 10))
+    step = torch.compile(opt.step, fullgraph=True, backend=counter)
+    model = end = model_for("SGD")
+    state = end_state = opt.init(model)
+    for grads in gradients(model, 6):
+        end, end_state = step(end, grads, end_state)
+        model, state = opt.step(model, grads, state)
+    assert counter.frame_count == 1
+    assert (
+        max(distance(a, b) for a, b in zip(tree.leaves(end), tree.leaves(model), strict=True))
+        < 1e-6
+    )
+
+
+def test_the_whole_training_step_is_one_graph() -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+    x = example_input()
+    opt = optim.chain(optim.ClipNorm(1.0), optim.AdamW(lr=0.05, groups={"**.bias": {"lr": 0.1}}))
+
+    def train(model: Any, state: Any) -> Any:
+        grads = func.grad(lambda net: net(x).square().mean())(model)
+        return opt.step(model, grads, state)
+
+    compiled = torch.compile(train, fullgraph=True, backend=counter)
+    model = end = MLP().initialize(0)
+    state = end_state = opt.init(model)
+    for _ in range(4):
+        model, state = train(model, state)
+        end, end_state = compiled(end, end_state)
+    assert counter.frame_count == 1
+    for mine, theirs in zip(tree.leaves(end), tree.leaves(model), strict=True):
+        assert distance(mine, theirs) <= 1e-5
+
+
+def test_holes_and_frozen_leaves_under_compile() -> None:
+    model = tree.select(MLP().initialize(0), "first.weight").freeze()
+    opt = optim.AdamW(lr=0.1)
+    grads = tree.map(torch.ones_like, tree.partition(model, "second.bias")[1])
+    state = opt.init(model)
+    compiled = torch.compile(opt.step, fullgraph=True, backend="eager")
+    mine, mine_state = compiled(model, grads, state)
+    theirs, theirs_state = opt.step(model, grads, state)
+    assert torch.equal(mine.first.weight, model.first.weight)
+    assert torch.equal(mine.second.bias, model.second.bias)
+    assert mine_state.clock_of == theirs_state.clock_of
+    assert distance(mine.first.bias, theirs.first.bias) <= 1e-6

@@ -1,0 +1,226 @@
+"""What stands around an optimizer: averages, scalers, accumulation, chains and splits."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+from parallax import Module, Parameter, optim, tree
+from tests.corpus import MODULES, MLP, Norm
+from tests.optim.cases import Matrices, Net, distance, gradients, model_for
+
+
+class Point(Module):
+    at: Parameter
+
+
+def assert_close(one: Any, two: Any, tolerance: float = 0.0) -> None:
+    for a, b in zip(tree.leaves(one), tree.leaves(two), strict=True):
+        assert a.dtype == b.dtype and distance(a, b) <= tolerance
+
+
+# -- averages -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["swa", "ema"])
+@pytest.mark.parametrize("name", ["mlp", "norm"])
+def test_averages_are_those_of_torch(kind: str, name: str) -> None:
+    case = next(case for case in MODULES if case.name == name)
+    averager = optim.SWA() if kind == "swa" else optim.EMA(0.9)
+    rule = get_swa_multi_avg_fn() if kind == "swa" else get_ema_multi_avg_fn(0.9)
+    models = [case.make(seed) for seed in range(5)]
+    theirs = AveragedModel(copy.deepcopy(case.twin(models[0])), multi_avg_fn=rule)
+    average = averager.init(models[0])
+    for model in models:
+        average = averager.update(average, model)
+        theirs.update_parameters(case.twin(model))
+    values = dict(theirs.module.named_parameters()) | dict(theirs.module.named_buffers())
+    for path, leaf in tree.named_leaves(average.model).items():
+        assert distance(leaf, values[path].detach()) <= 1e-6, path
+    assert average.count.item() == 5 and type(average.model) is type(models[0])
+
+
+def test_an_average_holds_no_memory_of_a_model_and_no_graph() -> None:
+    model = tree.map(lambda p: p.requires_grad_(), MLP().initialize(0))
+    average = optim.EMA(0.5).init(model)
+    average = optim.EMA(0.5).update(average, model)
+    assert not any(leaf.requires_grad for leaf in tree.leaves(average))
+    memory = {leaf.data_ptr() for leaf in tree.leaves(model)}
+    assert memory.isdisjoint(leaf.data_ptr() for leaf in tree.leaves(average))
+    with pytest.raises(ValueError, match="do not fit together"):
+        optim.SWA().update(average, Net().initialize(0))
+    with pytest.raises(ValueError, match="decay is between 0 and 1, got 1.5"):
+        optim.EMA(1.5)
+
+
+@pytest.mark.parametrize("averager", [optim.SWA(), optim.EMA(0.9)])
+def test_averages_compile_to_one_graph(averager: Any) -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+    update = torch.compile(averager.update, fullgraph=True, backend=counter)
+    average = mine = averager.init(Norm().initialize(0))
+    for seed in range(4):
+        model = Norm().initialize(seed)
+        average, mine = averager.update(average, model), update(mine, model)
+    assert counter.frame_count == 1
+    assert_close(mine, average, 1e-6)
+    torch._dynamo.reset()
+
+
+# -- mixed precision -----------------------------------------------------------------------------------
+
+
+def test_the_scaler_is_torchs() -> None:
+    settings = {"init_scale": 8.0, "growth_interval": 3}
+    scaler, theirs = optim.LossScaler(**settings), torch.amp.GradScaler("cpu", **settings)
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([param], lr=0.1)
+    point, opt = Point(torch.ones(2)), optim.SGD(lr=0.1)
+    state, scale = opt.init(point), scaler.init()
+    theirs.scale(torch.zeros(()))  # which makes its state
+    for k in range(12):
+        bad = k in (1, 8)
+        grad = torch.tensor([1.0, torch.inf if bad else 2.0])
+        param.grad = grad * theirs.get_scale()
+        theirs.step(optimizer)
+        theirs.update()
+        grads = Point(scaler.scale(grad, scale))
+        point, state, scale = scaler.step(opt, point, grads, state, scale)
+        assert scale.scale.item() == theirs.get_scale()
+        assert distance(point.at, param.detach()) <= 1e-6
+    assert state.step.item() == 10
+
+
+def test_the_scaler_compiles_to_one_graph() -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+    scaler, opt = optim.LossScaler(8.0, growth_interval=2), optim.Adam(lr=0.1)
+    point = end = Point(torch.ones(2))
+    state = end_state = opt.init(point)
+    scale = end_scale = scaler.init()
+    step = torch.compile(
+        lambda m, g, s, c: scaler.step(opt, m, g, s, c), fullgraph=True, backend=counter
+    )
+    for value in (1.0, torch.inf, 2.0, 3.0):
+        grads = Point(torch.tensor([value, 1.0]))
+        point, state, scale = scaler.step(opt, point, grads, state, scale)
+        end, end_state, end_scale = step(end, grads, end_state, end_scale)
+    assert counter.frame_count == 1
+    assert_close((end, end_state, end_scale), (point, state, scale), 1e-6)
+    torch._dynamo.reset()
+    with pytest.raises(ValueError, match="growth_factor is above 1"):
+        optim.LossScaler(growth_factor=0.5)
+
+
+# -- accumulation ----------------------------------------------------------------------------------------
+
+
+def test_accumulated_steps_are_steps_with_the_mean() -> None:
+    inner = optim.AdamW(lr=0.1)
+    opt, model = optim.Accumulate(inner, every=3), Net().initialize(0)
+    state = opt.init(model)
+    expected, expected_state = model, inner.init(model)
+    grads = list(gradients(model, 6))
+    for k, grad in enumerate(grads):
+        before = model
+        model, state = opt.step(model, grad, state)
+        assert (model is before) == (k % 3 != 2)
+    for part in (grads[:3], grads[3:]):
+        mean = tree.map(lambda *g: torch.stack(g).sum(0) / 3, *part)
+        expected, expected_state = inner.step(expected, mean, expected_state)
+    assert_close(model, expected, 1e-6)
+    with pytest.raises(ValueError, match="every is an int of at least 1, got 0"):
+        optim.Accumulate(inner, 0)
+
+
+def test_accumulation_compiles_to_one_graph() -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+    opt, model = optim.Accumulate(optim.Adam(lr=0.1), every=2), Net().initialize(0)
+    step = torch.compile(opt.step, fullgraph=True, backend=counter)
+    state = end_state = opt.init(model)
+    end = model
+    for grads in gradients(model, 5):
+        model, state = opt.step(model, grads, state)
+        end, end_state = step(end, grads, end_state)
+    assert counter.frame_count == 1
+    assert_close((end, end_state), (model, state), 1e-6)
+    torch._dynamo.reset()
+
+
+# -- chains and splits -----------------------------------------------------------------------------------
+
+
+class Sum:
+    """A transformation with a state: the sum of all gradients so far."""
+
+    def init(self, model: Any) -> Any:
+        return tree.map(torch.zeros_like, model)
+
+    def update(self, grads: Any, state: Any, model: Any) -> Any:
+        del model
+        total = tree.map(torch.add, state, grads)
+        return total, total
+
+
+def test_a_chain_applies_its_parts_in_turn() -> None:
+    opt = optim.chain(lambda g: tree.map(torch.neg, g), Sum(), optim.ClipValue(1.5), optim.SGD(1.0))
+    point = Point(torch.zeros(2))
+    state = opt.init(point)
+    for _ in range(2):
+        point, state = opt.step(point, Point(torch.tensor([1.0, 0.5])), state)
+    assert point.at.tolist() == [1 + 1.5, 0.5 + 1.0]
+    with pytest.raises(TypeError, match="the last part is an optimizer"):
+        optim.chain(optim.ClipNorm(1.0))
+    with pytest.raises(TypeError, match="is no transformation of gradients"):
+        optim.chain(optim.SGD(), optim.SGD())
+    with pytest.raises(TypeError, match="3 is no transformation of gradients"):
+        optim.chain(3, optim.SGD())
+
+
+def test_each_part_of_a_split_is_stepped_by_its_own_optimizer() -> None:
+    model = model_for("Adam")
+    opt = optim.Split({lambda path, p: p.ndim == 2: optim.Muon(lr=0.1)}, rest=optim.Adam(lr=0.05))
+    state = opt.init(model)
+    params = {k: v.clone().requires_grad_() for k, v in tree.named_leaves(model).items()}
+    muon = torch.optim.Muon([params["first"], params["second"]], lr=0.1)
+    adam = torch.optim.Adam([params["bias"], params["scale"]], lr=0.05)
+    for grads in gradients(model, 5):
+        for path, grad in tree.named_leaves(grads).items():
+            params[path].grad = grad
+        model, state = opt.step(model, grads, state)
+        muon.step()
+        adam.step()
+    for path, leaf in tree.named_leaves(model).items():
+        assert distance(leaf, params[path].detach()) <= 1e-6
+
+
+def test_without_a_rest_other_leaves_stay() -> None:
+    model = Matrices().initialize(0)
+    opt = optim.Split({"first": optim.SGD(lr=1.0)})
+    stepped, _ = opt.step(model, tree.map(torch.ones_like, model), opt.init(model))
+    assert stepped.second is model.second
+    assert torch.equal(stepped.first, model.first - 1)
+    with pytest.raises(LookupError, match=r"optim.Split.init: groups\['third'\]"):
+        optim.Split({"third": optim.SGD()}).init(model)
+    with pytest.raises(TypeError, match="Split takes a dict of conditions to optimizers"):
+        optim.Split([optim.SGD()])  # type: ignore[arg-type]  # that is what is tested
+
+
+def test_a_split_compiles_and_donates() -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+    model = end = model_for("Adam")
+    opt = optim.Split({lambda path, p: p.ndim == 2: optim.Muon()}, rest=optim.AdamW())
+    step = torch.compile(opt.step, fullgraph=True, backend=counter)
+    state = end_state = opt.init(model)
+    donated, donated_state = tree.map(torch.clone, model), opt.init(model)
+    for grads in gradients(model, 3):
+        model, state = opt.step(model, grads, state)
+        end, end_state = step(end, grads, end_state)
+        donated, donated_state = opt.step(donated, grads, donated_state, donate=True)
+    assert counter.frame_count == 1
+    assert_close(end, model, 1e-6)
+    assert_close(donated, model)
+    torch._dynamo.reset()
