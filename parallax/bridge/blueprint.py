@@ -16,7 +16,7 @@ import types
 import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -178,6 +178,7 @@ def _detached(value: Any, path: Path, known: dict[int, Path]) -> Any:
         there = known.get(id(value.__self__))
         return value if there is None else Bound(value.__func__, _ref(path, there))
     if cls is functools.partial:
+        value = cast(functools.partial[Any], value)
         args = [_detached(arg, path, known) for arg in value.args]
         keywords = {k: _detached(v, path, known) for k, v in value.keywords.items()}
         return functools.partial(_detached(value.func, path, known), *args, **keywords)

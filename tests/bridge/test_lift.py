@@ -291,7 +291,11 @@ def test_hooks_are_honoured() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     seen: list[str] = []
     model[0].register_forward_pre_hook(lambda module, args: (args[0] * 2,))
-    model[0].register_forward_hook(lambda module, args, out: torch.add(out, 1))
+
+    def plus_one(module: nn.Module, args: Any, out: Any) -> Any:
+        return out + 1
+
+    model[0].register_forward_hook(plus_one)
     handle = model.register_forward_hook(
         lambda module, args, out: seen.append(type(module).__name__)
     )
