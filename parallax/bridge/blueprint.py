@@ -175,6 +175,7 @@ def _detached(value: Any, path: Path, known: dict[int, Path]) -> Any:
         there = None if target is None else known.get(id(target))
         return value if there is None else _ref(path, there, weak=True)
     if cls is types.MethodType:
+        value = cast(types.MethodType, value)
         there = known.get(id(value.__self__))
         return value if there is None else Bound(value.__func__, _ref(path, there))
     if cls is functools.partial:
