@@ -1,9 +1,27 @@
-"""Immutable neural-network modules for PyTorch, as pytrees."""
+"""Immutable neural-network modules for PyTorch, as pytrees.
 
-from parallax import bridge, debug, effects, func, io, optim, random, registry, tree
-from parallax.compiler import compile
+Where things are, from the ground up; imports go downwards only.
+
+1. What a tree is: ``fields`` and ``kinds`` (what may be declared), ``constants``, ``structure`` and
+   ``shape`` (a tree without its leaves, and the code that builds one), ``registry`` (optree's and
+   torch's registries), ``tracing`` (the same under dynamo), ``_compat`` (all private torch API).
+2. What is done with trees: ``tree``; ``random`` and ``effects`` for what must be explicit.
+3. ``module``: declared by ``declare``, ``layout``, ``sealing`` and ``metaclass``; ``notes`` holds its
+   modes and marks, ``display`` shows it, ``initialize`` fills it.
+4. ``func`` (derivatives and vmap), ``compiler``, ``optim``, ``bridge``, ``io``, ``debug``: each loaded
+   when it is first asked for, so that ``import parallax`` stays quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from parallax import effects, random, registry, tree
 from parallax.fields import Buffer, Parameter, UninitializedError, field
 from parallax.module import Module
+
+if TYPE_CHECKING:
+    from parallax import bridge, debug, func, io, optim
+    from parallax.compiler import compile
 
 __all__ = [
     "Buffer",
@@ -23,3 +41,14 @@ __all__ = [
     "tree",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "compile":
+        value = import_module("parallax.compiler").compile
+    elif name in ("bridge", "debug", "func", "io", "optim"):
+        value = import_module(f"parallax.{name}")
+    else:
+        raise AttributeError(f"module 'parallax' has no attribute {name!r}")
+    globals()[name] = value
+    return value
