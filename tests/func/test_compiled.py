@@ -47,7 +47,9 @@ RUNS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     ),
     "step": (lambda m: m.update(lambda p, g: p - 0.1 * g, func.grad(loss)(m)), (MODEL,)),
     "made in the trace": (
-        lambda m, x: func.grad(loss)(Twice(m.first, Net(x, None, m.first.scale + 1, m.first.steps + 1))),
+        lambda m, x: func.grad(loss)(
+            Twice(m.first, Net(x, None, m.first.scale + 1, m.first.steps + 1))
+        ),
         (MODEL, MODEL.second.weight),
     ),
     "vjp": (lambda m, x: func.vjp(lambda m: m(x), m)[1](torch.ones(2, 3).double()), (MODEL, X)),

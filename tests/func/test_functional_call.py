@@ -20,7 +20,9 @@ X32 = X.float()
 
 def mlp(seed: int = 0, activation: nn.Module | None = None, rate: float = 0.5) -> nn.Sequential:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 4), activation or nn.ReLU(), nn.Dropout(rate), nn.Linear(4, 2)).eval()
+    return nn.Sequential(
+        nn.Linear(3, 4), activation or nn.ReLU(), nn.Dropout(rate), nn.Linear(4, 2)
+    ).eval()
 
 
 def test_a_dict_a_tree_or_several_of_them() -> None:
@@ -41,7 +43,9 @@ def test_a_dict_a_tree_or_several_of_them() -> None:
 
 def test_an_nn_module_by_name() -> None:
     one, two = mlp(0), mlp(1)
-    torch.testing.assert_close(func.functional_call(one, dict(two.named_parameters()), (X32,)), two(X32))
+    torch.testing.assert_close(
+        func.functional_call(one, dict(two.named_parameters()), (X32,)), two(X32)
+    )
     some = {"0.bias": torch.zeros(4)}
     expected = torch.func.functional_call(one, some, (X32,))
     torch.testing.assert_close(func.functional_call(one, some, X32), expected)
@@ -51,12 +55,18 @@ def test_misspelled_names_are_refused_by_default() -> None:
     for module, good in ((mlp(), "0.weight"), (Twice(net(), net(1)), "first.weight")):
         x = X32 if isinstance(module, nn.Module) else X
         bad = {good.replace("weight", "wieght"): torch.zeros(1)}
-        with pytest.raises(KeyError, match=f"has no parameter or buffer .*wieght.*Did you mean '{good}'"):
+        with pytest.raises(
+            KeyError, match=f"has no parameter or buffer .*wieght.*Did you mean '{good}'"
+        ):
             func.functional_call(module, bad, x)
         torch.testing.assert_close(func.functional_call(module, bad, x, strict=False), module(x))
         with pytest.raises(KeyError, match="strict=True, and nothing is given for"):
             func.functional_call(module, {}, x, strict=True)
-        named = dict(module.named_parameters()) if isinstance(module, nn.Module) else tree.named_leaves(module)
+        named = (
+            dict(module.named_parameters())
+            if isinstance(module, nn.Module)
+            else tree.named_leaves(module)
+        )
         torch.testing.assert_close(func.functional_call(module, named, x, strict=True), module(x))
 
 
@@ -68,13 +78,16 @@ def test_ties() -> None:
     apart = func.functional_call(model, {"second.weight": other.weight}, X, tie_weights=False)
     torch.testing.assert_close(apart, Twice(shared, shared.replace(weight=other.weight))(X))
     with pytest.raises(ValueError, match="first.weight and second.weight are one tied leaf"):
-        func.functional_call(model, {"first.weight": shared.weight, "second.weight": other.weight}, X)
+        func.functional_call(
+            model, {"first.weight": shared.weight, "second.weight": other.weight}, X
+        )
     linear = nn.Linear(3, 3)
     twin = nn.Sequential(linear, linear)
     for tie in (True, False):
         args: Any = (twin, {"1.weight": torch.zeros(3, 3)}, (X32,))
         torch.testing.assert_close(
-            func.functional_call(*args, tie_weights=tie), torch.func.functional_call(*args, tie_weights=tie)
+            func.functional_call(*args, tie_weights=tie),
+            torch.func.functional_call(*args, tie_weights=tie),
         )
 
 

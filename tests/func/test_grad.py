@@ -60,7 +60,9 @@ def by_backward(model: Any, fn: Callable[[Any], Tensor] = loss) -> dict[str, Ten
     ]  # fmt: skip
     copy = tree.unflatten(spec, fresh)
     fn(copy).backward()  # type: ignore[no-untyped-call]  # torch does not say
-    return {path: leaf.grad for path, leaf in tree.named_leaves(copy).items() if leaf.grad is not None}
+    return {
+        path: leaf.grad for path, leaf in tree.named_leaves(copy).items() if leaf.grad is not None
+    }
 
 
 # -- structure ------------------------------------------------------------------------------------
@@ -139,7 +141,9 @@ def test_argnums_aux_and_pytrees_come_back_in_torchs_order() -> None:
     (ga, gc_), (value, aux) = func.grad_and_value(fn, argnums=(0, -1), has_aux=True)(a, X, c, k=2.0)
     assert set(ga) == {"net"} and isinstance(gc_, tuple)
     torch.testing.assert_close(gc_[0], c[1])
-    torch.testing.assert_close(ga["net"].weight, 2 * by_backward(net(), lambda m: (m(X) ** 2).sum())["weight"])
+    torch.testing.assert_close(
+        ga["net"].weight, 2 * by_backward(net(), lambda m: (m(X) ** 2).sum())["weight"]
+    )
     assert aux["n"] == 3 and aux["none"] is None and aux["b"] is X
     assert aux["net"].weight is a["net"].weight
     grads, again = func.grad(fn, argnums=1, has_aux=True)(a, X, c, k=2.0)
@@ -209,7 +213,9 @@ def test_captured_tensors_stay_differentiable() -> None:
         (ours,) = torch.autograd.grad(total, c)
 
         def reference(d: Tensor) -> Tensor:
-            g = torch.func.grad(lambda w: loss(net().replace(weight=w)) * (d**2).sum())(net().weight)
+            g = torch.func.grad(lambda w: loss(net().replace(weight=w)) * (d**2).sum())(
+                net().weight
+            )
             b = torch.func.grad(lambda b: loss(net().replace(bias=b)) * (d**2).sum())(net().bias)
             return (g**2).sum() + (b**2).sum()
 
@@ -381,7 +387,9 @@ def test_checkpoint_under_a_transform_is_refused_with_the_remedy() -> None:
 @pytest.mark.parametrize("fullgraph", [True, False])
 def test_checkpoint_in_a_compiled_gradient_is_refused_and_breaks_nothing(fullgraph: bool) -> None:
     torch._dynamo.reset()
-    step = torch.compile(lambda m: func.grad(_checkpointed)(m), backend="eager", fullgraph=fullgraph)
+    step = torch.compile(
+        lambda m: func.grad(_checkpointed)(m), backend="eager", fullgraph=fullgraph
+    )
     with pytest.raises(Exception, match="checkpoint cannot run inside"):
         step(net())
     _plain_checkpoint_works()
@@ -480,9 +488,16 @@ def test_keys_survive_a_gradient_and_are_used_once() -> None:
     with pytest.raises(random.KeyReusedError):
         func.grad(lambda m: m())(model)
     again = Noisy(torch.ones(3)).train(random.key(0))
-    assert func.hvp(lambda m: m() ** 2, (again,), (tree.map(torch.ones_like, again),))[1][0].w.shape == (3,)
+    assert func.hvp(lambda m: m() ** 2, (again,), (tree.map(torch.ones_like, again),))[1][
+        0
+    ].w.shape == (3,)
     fresh = Noisy(torch.ones(3)).train(random.key(0))
-    torch.testing.assert_close(torch.func.vmap(lambda w: func.grad(lambda m: m())(fresh.replace(w=w)).w)(torch.ones(1, 3))[0], noise)
+    torch.testing.assert_close(
+        torch.func.vmap(lambda w: func.grad(lambda m: m())(fresh.replace(w=w)).w)(torch.ones(1, 3))[
+            0
+        ],
+        noise,
+    )
 
 
 # -- bad input ------------------------------------------------------------------------------------
@@ -503,7 +518,9 @@ def test_losses_that_have_no_gradient() -> None:
             func.grad(fn)(model)
         with pytest.raises(TypeError, match=message):
             torch.func.vmap(lambda s, fn=fn: func.grad(fn)(model).weight * s)(torch.ones(2))
-    with pytest.raises(TypeError, match=r"func.grad\(loss\): with has_aux=True the function returns a pair"):
+    with pytest.raises(
+        TypeError, match=r"func.grad\(loss\): with has_aux=True the function returns a pair"
+    ):
         func.grad(loss, has_aux=True)(net())
 
 
@@ -511,9 +528,14 @@ def test_arguments_that_cannot_be_differentiated() -> None:
     frozen = tree.select(net(), "weight", "bias").freeze()
     with pytest.raises(ValueError, match=r"Net has no trainable leaf: .* 4 leaves .*unfreeze"):
         func.grad(loss)(frozen)
-    with pytest.raises(TypeError, match=r"argument 0: Net.bias is a Parameter that holds a tensor of torch.int64.*'bias: Buffer'"):
+    with pytest.raises(
+        TypeError,
+        match=r"argument 0: Net.bias is a Parameter that holds a tensor of torch.int64.*'bias: Buffer'",
+    ):
         func.grad(loss)(net().replace(bias=torch.tensor([1, 2, 3])))
-    with pytest.raises(UninitializedError, match="Twice.first.weight is not initialized.*initialize"):
+    with pytest.raises(
+        UninitializedError, match="Twice.first.weight is not initialized.*initialize"
+    ):
         func.grad(loss)(Twice(net().replace(weight=Parameter((3, 3), nn.init.zeros_)), net()))
     with pytest.raises(TypeError, match=r"argument 1 is a tensor of torch.int64"):
         func.grad(lambda m, k: loss(m), argnums=1)(net(), torch.tensor(3))

@@ -112,7 +112,10 @@ def test_outer_backward_reaches_primals_and_captured_tensors_through_a_pullback(
 def test_cotangents_that_do_not_fit_name_the_path() -> None:
     _, pull = func.vjp(lambda m: m.update(lambda p: p * 3), MODEL)
     bad = tree.map(lambda g: g[:1], like(DIRECTION))
-    with pytest.raises(ValueError, match=r"cotangents: Twice.first.weight has shape \(3, 3\) and was given \(1, 3\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"cotangents: Twice.first.weight has shape \(3, 3\) and was given \(1, 3\)",
+    ):
         pull(bad)
     with pytest.raises(ValueError, match="cotangents: the trees do not fit"):
         pull(net())
@@ -125,7 +128,9 @@ def test_jvp_of_a_module_with_holes_in_the_tangent() -> None:
     some = {k: v for k, v in DIRECTION.items() if k != "first.bias"}
     zeroed = {k: some.get(k, torch.zeros_like(v)) for k, v in DIRECTION.items()}
     partly = func.jvp(lambda m: m(X), (MODEL,), (like(some),))[1]
-    torch.testing.assert_close(partly, torch.func.jvp(lambda w: out_of(MODEL, w), (WEIGHTS,), (zeroed,))[1])
+    torch.testing.assert_close(
+        partly, torch.func.jvp(lambda w: out_of(MODEL, w), (WEIGHTS,), (zeroed,))[1]
+    )
     # What stands beside leaves that do not move is not read.
     whole = tree.map(lambda leaf: torch.ones_like(leaf), MODEL)
     ones = {k: torch.ones_like(v) for k, v in WEIGHTS.items()}
@@ -137,7 +142,10 @@ def test_jvp_of_a_module_with_holes_in_the_tangent() -> None:
 
 def test_jvp_with_aux_and_a_module_as_result() -> None:
     out, along, aux = func.jvp(
-        lambda m: (m.update(lambda p: p * p), m.first.steps), (MODEL,), (like(DIRECTION),), has_aux=True
+        lambda m: (m.update(lambda p: p * p), m.first.steps),
+        (MODEL,),
+        (like(DIRECTION),),
+        has_aux=True,
     )
     close(along, {
         **{k: 2 * WEIGHTS[k] * v for k, v in DIRECTION.items()},
@@ -149,7 +157,9 @@ def test_jvp_with_aux_and_a_module_as_result() -> None:
 
 def test_linearize_agrees_with_jvp() -> None:
     out, push = func.linearize(lambda m: m(X), MODEL)
-    torch.testing.assert_close((out, push(like(DIRECTION))), func.jvp(lambda m: m(X), (MODEL,), (like(DIRECTION),)))
+    torch.testing.assert_close(
+        (out, push(like(DIRECTION))), func.jvp(lambda m: m(X), (MODEL,), (like(DIRECTION),))
+    )
     gradient, push = func.linearize(func.grad(loss), MODEL)
     product = func.hvp(loss, (MODEL,), (like(DIRECTION),))[1][0]
     close(push(like(DIRECTION)), tree.named_leaves(product))
@@ -173,14 +183,18 @@ def test_jacobians_are_trees(name: str) -> None:
     expected = getattr(torch.func, name)(lambda w: out_of(MODEL, w))(WEIGHTS)
     close(jacobian, expected)
     assert jacobian.first.weight.shape == (2, 3, 3, 3)
-    (jm, jx), aux = getattr(func, name)(lambda m, x: (m(x), "aux"), argnums=(0, 1), has_aux=True)(MODEL, X)
+    (jm, jx), aux = getattr(func, name)(lambda m, x: (m(x), "aux"), argnums=(0, 1), has_aux=True)(
+        MODEL, X
+    )
     close(jm, expected)
     torch.testing.assert_close(jx, torch.func.jacrev(lambda x: out_of(MODEL, WEIGHTS, x))(X))
     assert aux == "aux"
 
 
 def test_jacobian_of_a_pytree_of_results() -> None:
-    jacobian = func.jacrev(lambda m: {"y": m(X), "net": m.first.update(lambda p: p.sin())}, chunk_size=2)(MODEL)
+    jacobian = func.jacrev(
+        lambda m: {"y": m(X), "net": m.first.update(lambda p: p.sin())}, chunk_size=2
+    )(MODEL)
     close(jacobian["y"], torch.func.jacrev(lambda w: out_of(MODEL, w))(WEIGHTS))
     block = jacobian["net"].weight.first.weight
     torch.testing.assert_close(block, torch.func.jacrev(torch.sin)(WEIGHTS["first.weight"]))
@@ -196,7 +210,10 @@ def test_hessian_is_a_tree_of_trees_and_a_matrix() -> None:
             block = getattr(block, key)
         close(block, expected[row])
     matrix = func.hessian_matrix(loss)(MODEL)
-    blocks = [torch.cat([expected[a][b].reshape(WEIGHTS[a].numel(), -1) for b in WEIGHTS], 1) for a in WEIGHTS]
+    blocks = [
+        torch.cat([expected[a][b].reshape(WEIGHTS[a].numel(), -1) for b in WEIGHTS], 1)
+        for a in WEIGHTS
+    ]
     torch.testing.assert_close(matrix, torch.cat(blocks))
     vector, _ = tree.ravel(like(DIRECTION))
     product = func.hvp(loss, (MODEL,), (like(DIRECTION),))[1][0]
@@ -215,7 +232,9 @@ def test_jacobian_matrix_times_a_vector_is_the_jvp(mode: str) -> None:
 
 def test_third_derivatives() -> None:
     third = func.jacrev(func.hessian(lambda x: (x**4).sum()))(X[0])
-    torch.testing.assert_close(third, torch.func.jacrev(torch.func.hessian(lambda x: (x**4).sum()))(X[0]))
+    torch.testing.assert_close(
+        third, torch.func.jacrev(torch.func.hessian(lambda x: (x**4).sum()))(X[0])
+    )
     one = func.jacfwd(func.hessian(lambda n: (n.w**4).sum()))(Point(X[0]))
     torch.testing.assert_close(one.w.w.w, third)
 
@@ -227,7 +246,9 @@ class Point(Module):
 @pytest.mark.parametrize("around", ["nothing", "vmap", "no_grad", "inference"])
 def test_hvp_everywhere(around: str) -> None:
     def product(scale: Tensor) -> Tensor:
-        value, (hv,), aux = func.hvp(lambda m: (loss(m) * scale, 7), (MODEL,), (like(DIRECTION),), has_aux=True)
+        value, (hv,), aux = func.hvp(
+            lambda m: (loss(m) * scale, 7), (MODEL,), (like(DIRECTION),), has_aux=True
+        )
         assert aux == 7
         return torch.cat([value[None], tree.ravel(hv)[0]])
 

@@ -22,8 +22,12 @@ def looped(fn: Any, *columns: Any) -> Tensor:
 
 
 def test_an_ensemble_calls_every_member() -> None:
-    torch.testing.assert_close(func.vmap(Twice.forward, (0, None))(STACK, X), looped(lambda m: m(X), MEMBERS))
-    torch.testing.assert_close(func.vmap(Twice.forward)(STACK, BATCH), looped(lambda m, x: m(x), MEMBERS, BATCH))
+    torch.testing.assert_close(
+        func.vmap(Twice.forward, (0, None))(STACK, X), looped(lambda m: m(X), MEMBERS)
+    )
+    torch.testing.assert_close(
+        func.vmap(Twice.forward)(STACK, BATCH), looped(lambda m, x: m(x), MEMBERS, BATCH)
+    )
 
 
 def test_a_module_itself_is_mapped_over_data() -> None:
@@ -52,7 +56,9 @@ def test_a_module_shaped_in_dims_maps_some_leaves_only() -> None:
 def test_modules_holes_and_constants_come_out() -> None:
     model = Twice(net(0, bias=False), net(1))
     stack = tree.stack([model, model])
-    out = func.vmap(lambda m, x: {"net": m.update(lambda p: p + 1), "y": m(x), "n": 3, "none": None}, (0, None))(stack, X)
+    out = func.vmap(
+        lambda m, x: {"net": m.update(lambda p: p + 1), "y": m(x), "n": 3, "none": None}, (0, None)
+    )(stack, X)
     assert out["n"] == 3 and out["none"] is None and out["net"].first.bias is None
     torch.testing.assert_close(out["net"].first.weight[1], model.first.weight + 1)
     assert out["net"].first.steps.shape == (2,)
@@ -123,7 +129,9 @@ def test_ties_stay() -> None:
     stack = tree.stack([Twice(n, n) for n in shared])
     out = func.vmap(lambda m: func.grad(loss)(m))(stack)
     assert out.first.weight is out.second.weight
-    torch.testing.assert_close(out.first.weight[2], func.grad(loss)(Twice(shared[2], shared[2])).first.weight)
+    torch.testing.assert_close(
+        out.first.weight[2], func.grad(loss)(Twice(shared[2], shared[2])).first.weight
+    )
 
 
 def test_mapping_is_per_member_for_a_loop_of_any_kind() -> None:
@@ -149,7 +157,9 @@ def test_effects_come_out_of_every_transform() -> None:
         "grad": lambda m: func.grad(lambda m: m(xs[0]))(m),
         "vmap of grad": lambda m: func.vmap(func.grad(lambda m, x: m(x)), (None, 0))(m, xs[:1]),
         "grad of grad": lambda m: func.grad(lambda m: func.grad(lambda m: m(xs[0]))(m).w * m.w)(m),
-        "raw": lambda m: func.vmap(lambda m, x: func.jacrev(lambda m: m(x))(m), (None, 0))(m, xs[:1]),
+        "raw": lambda m: func.vmap(lambda m, x: func.jacrev(lambda m: m(x))(m), (None, 0))(
+            m, xs[:1]
+        ),
         "jvp": lambda m: func.jvp(lambda m: m(xs[0]), (m,), (m,)),
         "jacfwd": lambda m: func.jacfwd(lambda m: m(xs[0]))(m),
         "linearize": lambda m: func.linearize(lambda m: m(xs[0]), m)[0],
@@ -170,10 +180,14 @@ def test_effects_come_out_of_every_transform() -> None:
 
 
 def test_different_sizes_name_two_paths() -> None:
-    with pytest.raises(ValueError, match=r"Twice.first.weight \(argument 0\) has 4 members .* argument 1 has 2"):
+    with pytest.raises(
+        ValueError, match=r"Twice.first.weight \(argument 0\) has 4 members .* argument 1 has 2"
+    ):
         func.vmap(Twice.forward)(STACK, X)
     uneven = STACK.replace(second=tree.map(lambda leaf: leaf[:3], STACK.second))
-    with pytest.raises(ValueError, match=r"Twice.first.weight .* has 4 .*Twice.second.weight .* has 3"):
+    with pytest.raises(
+        ValueError, match=r"Twice.first.weight .* has 4 .*Twice.second.weight .* has 3"
+    ):
         func.vmap(Twice.forward, (0, None))(uneven, X)
 
 
@@ -184,11 +198,15 @@ def test_in_dims_that_do_not_fit_name_the_path() -> None:
         func.vmap(Twice.forward, [0, None])(STACK, X)
     with pytest.raises(ValueError, match=r"argument 0\['net'\] is a Twice and is given \(0, 0\)"):
         func.vmap(lambda d: d, ({"net": (0, 0)},))({"net": STACK})
-    with pytest.raises(ValueError, match=r"argument 0 has the entries \['a'\] and is given dimensions for \['b'\]"):
+    with pytest.raises(
+        ValueError, match=r"argument 0 has the entries \['a'\] and is given dimensions for \['b'\]"
+    ):
         func.vmap(lambda d: d, ({"b": 0},))({"a": X})
     with pytest.raises(ValueError, match="nothing is mapped"):
         func.vmap(Twice.forward, (None, None))(STACK, X)
-    with pytest.raises(ValueError, match=r"Twice.first.scale \(argument 0\) has shape \(\) and no dimension 0"):
+    with pytest.raises(
+        ValueError, match=r"Twice.first.scale \(argument 0\) has shape \(\) and no dimension 0"
+    ):
         func.vmap(Twice.forward, (0, None))(MEMBERS[0], X)
     with pytest.raises(TypeError, match="argument 1 is a float, and only tensors are mapped"):
         func.vmap(lambda x, k: x)(X, 2.0)
@@ -248,14 +266,16 @@ def test_many_gradients_nest_and_keep_the_graphs_of_others() -> None:
     (slope,) = torch.autograd.grad(sum(g.sum() for g in tree.leaves(grads)), c)
     whole = func.per_sample_grad(loss)(MEMBERS[0], BATCH)
     torch.testing.assert_close(slope, 2 * c.detach() * sum(g.sum() for g in tree.leaves(whole)))
-    inside = func.grad(lambda m: sum(g.pow(2).sum() for g in tree.leaves(func.per_sample_grad(loss)(m, BATCH))))(MEMBERS[0])
+    inside = func.grad(
+        lambda m: sum(g.pow(2).sum() for g in tree.leaves(func.per_sample_grad(loss)(m, BATCH)))
+    )(MEMBERS[0])
     expected = func.grad(
         lambda m: sum(g.pow(2).sum() for x in BATCH for g in tree.leaves(func.grad(loss)(m, x)))
     )(MEMBERS[0])
     assert tree.allclose(inside, expected)
-    mapped = torch.func.vmap(lambda s: func.per_sample_grad(lambda m, x: s * loss(m, x))(MEMBERS[0], BATCH).first.weight)(
-        torch.tensor([1.0, 2.0], dtype=torch.float64)
-    )
+    mapped = torch.func.vmap(
+        lambda s: func.per_sample_grad(lambda m, x: s * loss(m, x))(MEMBERS[0], BATCH).first.weight
+    )(torch.tensor([1.0, 2.0], dtype=torch.float64))
     torch.testing.assert_close(mapped[1], 2 * whole.first.weight)
 
 
@@ -270,8 +290,14 @@ def test_many_gradients_refuse_as_grad_and_vmap_do() -> None:
 
 def test_a_mapped_checkpoint_is_refused_with_the_remedy() -> None:
     fn = lambda m, x: checkpoint(lambda y: loss(m, y), x, use_reentrant=False)  # noqa: E731
-    for run in (func.per_sample_grad(fn), func.vmap(func.grad(fn), (None, 0)), func.vmap(fn, (None, 0))):
-        with pytest.raises(RuntimeError, match="checkpoint cannot run inside a torch.func transform"):
+    for run in (
+        func.per_sample_grad(fn),
+        func.vmap(func.grad(fn), (None, 0)),
+        func.vmap(fn, (None, 0)),
+    ):
+        with pytest.raises(
+            RuntimeError, match="checkpoint cannot run inside a torch.func transform"
+        ):
             run(MEMBERS[0].reset(0), BATCH)
     with torch.no_grad():
         assert len(func.vmap(fn, (None, 0))(MEMBERS[0], BATCH)) == 4

@@ -1,0 +1,117 @@
+"""What does a gradient cost, as a tree?
+
+The references are what people write without trees: an `nn.Module` and `loss.backward()`, and the
+functional form, `torch.func.grad` over `functional_call`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.harness import Candidate, Question
+from benchmarks.models import CONTEXT, VOCABULARY, NnGPT, NnMLP, mirror
+from parallax import Module, func, tree
+
+Loss = Callable[[Any], Tensor]
+
+
+def questions(quick: bool) -> Iterator[Question]:
+    yield _against_backward("a 3-layer MLP", *tiny(), limit=1.0)
+    yield _against_functional_call("a 3-layer MLP", *tiny(), limit=0.55)
+    gpt = language_model(2 if quick else 12)
+    yield _against_backward(f"a GPT of {len(list(gpt[0].parameters()))} leaves", *gpt, limit=1.0)
+    yield _against_functional_call("the same GPT", *gpt, limit=None)
+    yield _hessian_product("a 3-layer MLP", *tiny())
+
+
+def tiny() -> tuple[nn.Module, Loss]:
+    """A small classifier and its loss on a batch."""
+    x, y = torch.randn(32, 64), torch.randint(10, (32,))
+    return NnMLP((64, 64, 64, 10)), lambda model: F.cross_entropy(model(x), y)
+
+
+def language_model(blocks: int) -> tuple[nn.Module, Loss]:
+    """A transformer and its loss on a batch of sequences."""
+    tokens = torch.randint(VOCABULARY, (4, CONTEXT))
+    after = torch.randint(VOCABULARY, (4 * CONTEXT,))
+    return NnGPT(blocks), lambda model: F.cross_entropy(model(tokens).flatten(0, 1), after)
+
+
+def same_gradients(named: dict[str, Tensor], grads: Module) -> None:
+    """Both hold the same numbers under the same names."""
+    torch.testing.assert_close(tree.named_leaves(grads), named, rtol=1e-4, atol=1e-5)
+
+
+def _against_backward(name: str, model: nn.Module, loss: Loss, limit: float) -> Question:
+    module = mirror(model)
+    gradient, both = func.grad(loss), func.grad_and_value(loss)
+
+    def backward() -> Tensor:
+        model.zero_grad()
+        value = loss(model)
+        value.backward()  # type: ignore[no-untyped-call]  # torch does not say
+        return value
+
+    def check(value: Tensor, result: Any) -> None:
+        grads, ours = result if isinstance(result, tuple) else (result, value)
+        torch.testing.assert_close(ours, value)
+        backward()
+        named = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        same_gradients(named, grads)
+
+    return Question(
+        f"gradient of {name}",
+        Candidate("nn.Module, zero_grad, loss.backward()", backward),
+        [
+            Candidate("parallax func.grad_and_value", lambda: both(module), limit=limit),
+            Candidate("parallax func.grad", lambda: gradient(module)),
+        ],
+        check=check,
+    )
+
+
+def _against_functional_call(
+    name: str, model: nn.Module, loss: Loss, limit: float | None
+) -> Question:
+    module = mirror(model)
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+
+    def functional(weights: dict[str, Tensor]) -> Tensor:
+        return loss(lambda x: torch.func.functional_call(model, weights, (x,)))
+
+    gradient = torch.func.grad_and_value(functional)
+    both, raw = func.grad_and_value(loss), torch.func.grad_and_value(loss)
+    return Question(
+        f"gradient of {name}, functional",
+        Candidate("torch.func.grad_and_value(functional_call)", lambda: gradient(weights)),
+        [
+            Candidate("parallax func.grad_and_value", lambda: both(module), limit=limit),
+            Candidate("torch.func.grad_and_value of a module", lambda: raw(module)),
+        ],
+        check=lambda named, ours: same_gradients(named[0], ours[0]),
+    )
+
+
+def _hessian_product(name: str, model: nn.Module, loss: Loss) -> Question:
+    module = mirror(model)
+    along = tree.map(torch.ones_like, module)
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    ones = {name: torch.ones_like(value) for name, value in weights.items()}
+
+    def functional(weights: dict[str, Tensor]) -> Tensor:
+        return loss(lambda x: torch.func.functional_call(model, weights, (x,)))
+
+    return Question(
+        f"Hessian-vector product of {name}",
+        Candidate(
+            "torch.func.jvp(torch.func.grad)",
+            lambda: torch.func.jvp(torch.func.grad(functional), (weights,), (ones,))[1],
+        ),
+        [Candidate("parallax func.hvp", lambda: func.hvp(loss, (module,), (along,))[1][0])],
+        check=same_gradients,
+    )

@@ -1,0 +1,139 @@
+"""Learning to learn sinusoids: MAML (Finn, Abbeel, Levine, 2017), to second order.
+
+A network is found that one gradient step on ten points fits to a new sinusoid.
+`python -m parallax.examples.maml`
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parallax import Module, func, optim, random, tree
+from parallax.examples.comparison import Way, ways
+from parallax.examples.digits_net import Dense
+
+TASKS = 16
+POINTS = 10
+INNER_RATE = 0.05
+RATE = 2e-3
+
+
+class Net(Module):
+    """Three dense layers on numbers."""
+
+    first: Dense
+    second: Dense
+    third: Dense
+
+    def __init__(self, hidden: int = 40) -> None:
+        super().__init__()
+        self.first = Dense(1, hidden)
+        self.second = Dense(hidden, hidden)
+        self.third = Dense(hidden, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map points ``(n, 1)`` to values ``(n, 1)``."""
+        x = torch.tanh(self.first(x))
+        return self.third(torch.tanh(self.second(x)))  # type: ignore[no-any-return]  # a module call is Any
+
+
+def loss(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    """The mean squared error."""
+    return F.mse_loss(net(x), y)
+
+
+def adapted(net: Net, x: Tensor, y: Tensor) -> Net:
+    """The network after one step on a task."""
+    return net.update(lambda p, g: p - INNER_RATE * g, func.grad(loss)(net, x, y))
+
+
+def meta_loss(net: Net, x: Tensor, y: Tensor, new_x: Tensor, new_y: Tensor) -> Tensor:
+    """How well the adapted network fits new points of the same tasks."""
+    fit = func.vmap(lambda x, y, new_x, new_y: loss(adapted(net, x, y), new_x, new_y))
+    return fit(x, y, new_x, new_y).mean()  # type: ignore[no-any-return]  # a tensor
+
+
+def meta_gradient(net: Net, *tasks: Tensor) -> Net:
+    """The gradient through the adaptation."""
+    return func.grad(meta_loss)(net, *tasks)  # type: ignore[no-any-return]  # of the net's class
+
+
+def meta_gradient_with_torch(net: nn.Module, *tasks: Tensor) -> dict[str, Tensor]:
+    """The same by ``torch.func`` and an ``nn.Module``."""
+    weights = {name: value.detach() for name, value in net.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(torch.func.functional_call(net, weights, (x,)), y)
+
+    def task(weights: dict[str, Tensor], x: Tensor, y: Tensor, nx: Tensor, ny: Tensor) -> Tensor:
+        grads = torch.func.grad(loss)(weights, x, y)
+        moved = {name: value - INNER_RATE * grads[name] for name, value in weights.items()}
+        return loss(moved, nx, ny)
+
+    def meta(weights: dict[str, Tensor]) -> Tensor:
+        return torch.func.vmap(task, (None, 0, 0, 0, 0))(weights, *tasks).mean()
+
+    return torch.func.grad(meta)(weights)  # type: ignore[no-any-return]  # untyped in torch
+
+
+def draw(key: random.Key, tasks: int = TASKS) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sinusoids of random amplitude and phase: points to adapt on, and new ones."""
+    a, b, c = random.split(key, 3)
+    amplitude = random.uniform(a, (tasks, 1, 1)) * 4.9 + 0.1
+    phase = random.uniform(b, (tasks, 1, 1)) * math.pi
+    x = random.uniform(c, (tasks, 2 * POINTS, 1)) * 10 - 5
+    y = amplitude * torch.sin(x + phase)
+    return x[:, :POINTS], y[:, :POINTS], x[:, POINTS:], y[:, POINTS:]
+
+
+def train(steps: int, seed: int) -> tuple[float, float]:
+    """Learn to learn; returns the error on new tasks after a step, before and after learning."""
+    key = random.key(seed)
+    net = Net().initialize(random.fold_in(key, "init"))
+    tasks = draw(random.fold_in(key, "test"), 100)
+    before = meta_loss(net, *tasks).item()
+    adam = optim.Adam(lr=RATE)
+    state = adam.init(net)
+    for step in range(steps):
+        grads = meta_gradient(net, *draw(random.fold_in(key, step)))
+        net, state = adam.step(net, grads, state)
+    return before, meta_loss(net, *tasks).item()
+
+
+def compare() -> list[Way]:
+    """Both ways on one set of tasks."""
+    net, tasks = Net().initialize(0), draw(random.key(1))
+    twin = nn.Sequential(
+        nn.Linear(1, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 1)
+    )
+    twin.load_state_dict(dict(zip(dict(twin.named_parameters()), tree.leaves(net), strict=True)))
+    return ways(
+        (
+            "parallax",
+            lambda: tree.leaves(meta_gradient(net, *tasks)),
+            (loss, adapted, meta_loss, meta_gradient),
+        ),
+        (
+            "torch.func with nn.Module",
+            lambda: list(meta_gradient_with_torch(twin, *tasks).values()),
+            (meta_gradient_with_torch,),
+        ),
+    )
+
+
+def main() -> None:
+    """Learn, and say what it took."""
+    before, after = train(200, 0)
+    print(
+        f"error after one step on a new sinusoid: {before:.2f} before, {after:.2f} after learning"
+    )
+    print(*compare(), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

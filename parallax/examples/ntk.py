@@ -1,0 +1,86 @@
+"""The empirical neural tangent kernel, two ways that agree.
+
+The kernel of two inputs is the product of the Jacobians there (Jacot, Gabriel, Hongler, 2018).
+`python -m parallax.examples.ntk`
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from parallax import func, tree
+from parallax.examples.comparison import Way, ways
+from parallax.examples.digits import load
+from parallax.examples.per_sample_gradients import Net
+
+IMAGES = 24
+
+
+def kernel(net: Net, x: Tensor, y: Tensor) -> Tensor:
+    """The kernel between two sets of inputs.
+
+    Returns:
+        For each pair of inputs a matrix, ``(len(x), len(y), outputs, outputs)``.
+    """
+    rows, columns = (
+        func.vmap(func.jacobian_matrix(Net.forward), (None, 0))(net, z) for z in (x, y)
+    )
+    return torch.einsum("iap,jbp->ijab", rows, columns)
+
+
+def kernel_by_products(net: Net, x: Tensor, y: Tensor) -> Tensor:
+    """The same without any Jacobian: pull a basis back from one input, push it to the other."""
+
+    def one(x: Tensor, y: Tensor) -> Tensor:
+        out, pull = func.vjp(lambda net: net(x), net)
+        basis = torch.eye(len(out))
+        push = lambda row: func.jvp(lambda net: net(y), (net,), pull(row))[1]  # noqa: E731  # short
+        return func.vmap(push)(basis)  # type: ignore[no-any-return]  # a tensor
+
+    return func.vmap(func.vmap(one, (None, 0)), (0, None))(x, y)  # type: ignore[no-any-return]  # a tensor
+
+
+def kernel_with_torch(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The same by ``torch.func`` and an ``nn.Module``."""
+    weights = {name: value.detach() for name, value in net.named_parameters()}
+
+    def call(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(net, weights, (x,))  # type: ignore[no-any-return]  # of any module
+
+    def rows(x: Tensor) -> list[Tensor]:
+        jacobian = torch.func.vmap(torch.func.jacrev(call), (None, 0))(weights, x)
+        return [block.flatten(2) for block in jacobian.values()]
+
+    pairs = zip(rows(x), rows(y), strict=True)
+    return torch.stack([torch.einsum("iap,jbp->ijab", a, b) for a, b in pairs]).sum(0)
+
+
+def compare() -> list[Way]:
+    """All ways on some images."""
+    x = load().train_x[:IMAGES]
+    net = Net().initialize(0)
+    twin = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+    twin.load_state_dict(dict(zip(dict(twin.named_parameters()), tree.leaves(net), strict=True)))
+    return ways(
+        ("parallax", lambda: kernel(net, x, x), (kernel,)),
+        ("parallax, by products", lambda: kernel_by_products(net, x, x), (kernel_by_products,)),
+        (
+            "torch.func with nn.Module",
+            lambda: kernel_with_torch(twin, x, x),
+            (kernel_with_torch,),
+        ),
+    )
+
+
+def main() -> None:
+    """Compute the kernel of some images, and say what it took."""
+    found = compare()
+    gram = found[0].result.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+    largest = torch.linalg.eigvalsh(gram)[-1]
+    print(f"kernel of {IMAGES} images: {tuple(gram.shape)}, largest eigenvalue {largest:.1f}")
+    print(*found, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
