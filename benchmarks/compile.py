@@ -74,7 +74,7 @@ def _reference_step(name: str) -> Run:
     def run() -> Tensor:
         optimizer.zero_grad()
         value: Tensor = forward(x, y)
-        value.backward()  # type: ignore[no-untyped-call]  # torch's
+        value.backward()
         move()
         return value.detach()
 
@@ -141,10 +141,12 @@ def _overhead(blocks: int) -> Question:
         return x
 
     flat = torch.compile(add, backend=_nothing, fullgraph=True)
-    whole = compile_tree(lambda model, x: add(tree.leaves(model), x), backend=_nothing)
-    inside = torch.compile(
-        lambda model, x: add(tree.leaves(model), x), backend=_nothing, fullgraph=True
-    )
+
+    def add_all(model: Any, x: Tensor) -> Tensor:
+        return add(tree.leaves(model), x)
+
+    whole = compile_tree(add_all, backend=_nothing)
+    inside = torch.compile(add_all, backend=_nothing, fullgraph=True)
     return Question(
         f"call of a compiled function of {len(leaves)} leaves, a backend that does nothing",
         Candidate("torch.compile, leaves flattened by hand", lambda: flat(leaves, x)),

@@ -65,14 +65,14 @@ def compile(fn: Any = None, **options: Any) -> Any:  # noqa: A001  # as above
 
     Example:
         >>> import torch, parallax
-        >>> from parallax import Module, Parameter, tree
+        >>> from parallax import Module, Parameter
         >>> class Scale(Module):
         ...     by: Parameter
         ...     def forward(self, x):
         ...         return self.by * x
         >>> @parallax.compile(backend="eager")
         ... def double(scale, x):
-        ...     return tree.map(lambda leaf: 2 * leaf, scale), scale(x)
+        ...     return scale.update(lambda leaf: 2 * leaf), scale(x)
         >>> scale, y = double(Scale(torch.ones(2)), torch.ones(2))
         >>> scale.by
         tensor([2., 2.])

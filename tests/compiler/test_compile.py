@@ -10,11 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.exc import Unsupported
 from torch._dynamo.utils import counters
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim.adam import adam as functional_adam
 
 import parallax
-from parallax import Module, Parameter, tree
+from parallax import Buffer, Module, Parameter, effects, func, random, tree
 from tests.corpus import MODULES, SIZE, Case, Dense, Scale, TiedModule, example_input
 
 
@@ -24,6 +26,11 @@ def _fresh() -> Iterator[None]:
     counters.clear()
     yield
     torch.compiler.reset()
+
+
+def make_compiled(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """``parallax.compile``, of functions without types, too."""
+    return parallax.compile(fn, **options)
 
 
 def graphs() -> int:
@@ -51,7 +58,7 @@ def test_any_module_goes_in_and_out(case: Case) -> None:
     def fn(module: Any) -> Any:
         return tree.map(torch.clone, module), module
 
-    compiled = parallax.compile(fn, backend="eager")
+    compiled = make_compiled(fn, backend="eager")
     plus, same = compiled(module)
     equal(plus, module)
     assert tree.structure(plus) == tree.structure(module)
@@ -75,7 +82,7 @@ class Net(Module):
     first: Dense
     second: Dense
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.second(torch.relu(self.first(x)))
 
 
@@ -104,7 +111,7 @@ def test_a_whole_training_step_is_one_graph_and_equals_torch_optim(backend: str)
     state, x, y = start(model), torch.randn(5, SIZE), torch.randn(5, 2)
     params = [leaf.clone().requires_grad_() for leaf in tree.leaves(model)]
     optimizer = torch.optim.Adam(params, lr=0.01)
-    compiled = parallax.compile(step, backend=backend)
+    compiled = make_compiled(step, backend=backend)
     for _ in range(4):
         model, state, loss = compiled(model, state, x, y)
         w1, b1, w2, b2 = params
@@ -124,7 +131,7 @@ def test_a_whole_training_step_is_one_graph_and_equals_torch_optim(backend: str)
 def test_gradients_flow_through_a_call(backend: str) -> None:
     model = tree.map(lambda leaf: leaf.requires_grad_(), net())
     x = torch.randn(3, SIZE, requires_grad=True)
-    compiled = parallax.compile(lambda model, x: (model(x), {"sum": x.sum()}), backend=backend)
+    compiled = make_compiled(lambda model, x: (model(x), {"sum": x.sum()}), backend=backend)
     out, extra = compiled(model, x)
     got = torch.autograd.grad(out.sum() + extra["sum"], [*tree.leaves(model), x])
     expected = torch.autograd.grad(model(x).sum() + x.sum(), [*tree.leaves(model), x])
@@ -140,16 +147,16 @@ def test_ties_stay_and_their_gradients_sum() -> None:
         grads = torch.func.grad(lambda module: module(x).square().sum())(module)
         return tree.map(lambda p, g: p - g, module, grads)
 
-    moved = parallax.compile(fn, backend="aot_eager")(module)
+    moved = make_compiled(fn, backend="aot_eager")(module)
     equal(moved, fn(module))
     assert len(tree.leaves(moved)) == len(tree.leaves(module))
 
 
 def test_one_tensor_in_several_arguments_is_one_leaf() -> None:
-    def fn(a: Tensor, b: Tensor) -> Tensor:
+    def fn(a: Tensor, b: Tensor) -> Any:
         return torch.func.grad(lambda a: (a * b).sum())(a)
 
-    compiled = parallax.compile(fn, backend="aot_eager")
+    compiled = make_compiled(fn, backend="aot_eager")
     x, y = torch.randn(3), torch.randn(3)
     for _ in range(2):
         assert torch.equal(compiled(x, y), y)
@@ -172,7 +179,7 @@ class Pair(NamedTuple):
 )
 def test_containers_go_in_and_out(make: Callable[[Any, Any], Any]) -> None:
     given = make(Scale(torch.ones(2)), torch.ones(2))
-    compiled = parallax.compile(lambda value: value, backend="eager")
+    compiled = make_compiled(lambda value: value, backend="eager")
     for _ in range(2):
         out = compiled(given)
         assert type(out) is type(given)
@@ -180,7 +187,7 @@ def test_containers_go_in_and_out(make: Callable[[Any, Any], Any]) -> None:
 
 
 def test_the_order_of_a_dict_is_kept() -> None:
-    compiled = parallax.compile(lambda d: (d, sum(w * x for w, x in enumerate(d.values()))),
+    compiled = make_compiled(lambda d: (d, sum(w * x for w, x in enumerate(d.values()))),
                                 backend="eager")  # fmt: skip
     one, two = torch.tensor(1.0), torch.tensor(10.0)
     for given in ({"a": one, "b": two}, {"b": one, "a": two}, {"a": two, "b": one}):
@@ -195,16 +202,17 @@ def test_keywords_and_defaults_bind_as_ever() -> None:
     ) -> Tensor:
         return x * scale + sum(rest) + shift + sum(more.values())
 
-    compiled = parallax.compile(fn, backend="eager")
+    compiled = make_compiled(fn, backend="eager")
     x = torch.ones(2)
-    for call in (
+    calls: list[Callable[[Any], Any]] = [
         lambda f: f(x, shift=x),
         lambda f: f(x, 3.0, x, shift=x),
         lambda f: f(x, scale=3.0, shift=x, other=x, another=2 * x),
-    ):
+    ]
+    for call in calls:
         assert torch.equal(call(compiled), call(fn))
     with pytest.raises(TypeError, match="shift"):
-        parallax.compile(fn, backend="eager", fullgraph=False)(x)
+        make_compiled(fn, backend="eager", fullgraph=False)(x)
 
 
 def test_it_decorates_functions_methods_and_modules() -> None:
@@ -215,14 +223,14 @@ def test_it_decorates_functions_methods_and_modules() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.by * x
 
-        def twice(self, x: Tensor) -> Tensor:
+        def twice(self, x: Tensor) -> Any:
             return 2 * self(x)
 
     module, x = Double(torch.tensor([3.0])), torch.ones(1)
     assert module(x) == 3
     assert module(x) == 3
-    assert parallax.compile(module, backend="eager")(x) == 3
-    assert parallax.compile(module.twice, backend="eager")(x) == 6
+    assert make_compiled(module, backend="eager")(x) == 3
+    assert make_compiled(module.twice, backend="eager")(x) == 6
 
     @parallax.compile
     def named(x: Tensor) -> Tensor:
@@ -237,7 +245,7 @@ def test_modules_made_inside_come_out_whole() -> None:
         return Scale(model.first.weight @ x), model.replace(first=model.first)
 
     model, x = net(), torch.randn(SIZE)
-    compiled = parallax.compile(fn, backend="eager")
+    compiled = make_compiled(fn, backend="eager")
     for _ in range(2):
         scale, replaced = compiled(model, x)
         torch.testing.assert_close(scale.by, model.first.weight @ x)
@@ -251,16 +259,14 @@ def test_transforms_inside() -> None:
         return torch.vmap(lambda model, x: model(x))(models, xs)
 
     models, xs = tree.stack([net(0), net(1)]), torch.randn(2, SIZE)
-    torch.testing.assert_close(
-        parallax.compile(fn, backend="aot_eager")(models, xs), fn(models, xs)
-    )
+    torch.testing.assert_close(make_compiled(fn, backend="aot_eager")(models, xs), fn(models, xs))
 
 
 # -- where it steps aside -----------------------------------------------------------------------
 
 
 def test_under_a_transform_the_function_itself_runs() -> None:
-    compiled = parallax.compile(lambda model, x: model(x).square().sum(), backend="eager")
+    compiled = make_compiled(lambda model, x: model(x).square().sum(), backend="eager")
     model, x = net(), torch.randn(5, SIZE)
     got = torch.vmap(torch.func.grad(compiled), in_dims=(None, 0))(model, x)
     expected = torch.vmap(
@@ -271,8 +277,8 @@ def test_under_a_transform_the_function_itself_runs() -> None:
 
 
 def test_within_another_trace_it_is_inlined() -> None:
-    inner = parallax.compile(lambda model, x: model(x), backend="eager")
-    outer = parallax.compile(lambda model, x: inner(model, x) + 1, backend="eager")
+    inner = make_compiled(lambda model, x: model(x), backend="eager")
+    outer = make_compiled(lambda model, x: inner(model, x) + 1, backend="eager")
     model, x = net(), torch.randn(SIZE)
     torch.testing.assert_close(outer(model, x), model(x) + 1)
     torch.testing.assert_close(torch.compile(outer, backend="eager")(model, x), model(x) + 1)
@@ -280,7 +286,7 @@ def test_within_another_trace_it_is_inlined() -> None:
 
 
 def test_forward_mode_goes_through() -> None:
-    compiled = parallax.compile(lambda x: x.sin(), backend="eager")
+    compiled = make_compiled(lambda x: x.sin(), backend="eager")
     x = torch.randn(3)
     compiled(x)
     with torch.autograd.forward_ad.dual_level():
@@ -290,10 +296,10 @@ def test_forward_mode_goes_through() -> None:
 
 
 def test_make_fx_and_fake_tensors_see_the_function() -> None:
-    compiled = parallax.compile(lambda scale, x: scale(x), backend="eager")
+    compiled = make_compiled(lambda scale, x: scale(x), backend="eager")
     scale, x = Scale(torch.ones(2)), torch.ones(2)
     compiled(scale, x)
-    traced = torch.fx.experimental.proxy_tensor.make_fx(compiled)(scale, x)
+    traced = make_fx(compiled)(scale, x)
     assert torch.ops.aten.mul.Tensor in {node.target for node in traced.graph.nodes}
 
 
@@ -304,18 +310,18 @@ def test_graph_breaks_are_allowed_on_request() -> None:
         return tree.map(lambda leaf: 2 * leaf, model), y + 1
 
     model, x = net(), torch.randn(SIZE)
-    compiled = parallax.compile(fn, backend="eager", fullgraph=False)
+    compiled = make_compiled(fn, backend="eager", fullgraph=False)
     for _ in range(3):
         doubled, y = compiled(model, x)
         equal(doubled, tree.map(lambda leaf: 2 * leaf, model))
         torch.testing.assert_close(y, model(x) + 1)
-    with pytest.raises(torch._dynamo.exc.Unsupported):
-        parallax.compile(fn, backend="eager")(model, x)
+    with pytest.raises(Unsupported):
+        make_compiled(fn, backend="eager")(model, x)
 
 
 @pytest.mark.parametrize("stance", ["force_eager", "eager_on_recompile"])
 def test_torchs_stances_are_obeyed(stance: Any) -> None:
-    compiled = parallax.compile(lambda scale, x: (scale, scale(x)), backend="eager")
+    compiled = make_compiled(lambda scale, x: (scale, scale(x)), backend="eager")
     scale, x = Scale(torch.full((2,), 3.0)), torch.ones(2)
     with torch.compiler.set_stance(stance):
         for _ in range(2):
@@ -332,18 +338,18 @@ def test_disable_and_the_other_options_of_torch_compile() -> None:
 
     assert parallax.compile(fn, disable=True) is fn
     with pytest.raises(TypeError, match="'backends'"):
-        parallax.compile(fn, backends="eager")
+        make_compiled(fn, backends="eager")
     with pytest.raises(TypeError, match="not both"):
-        parallax.compile(fn, mode="default", options={})
+        make_compiled(fn, mode="default", options={})
     with pytest.raises(RuntimeError, match="Unrecognized mode"):
-        parallax.compile(fn, mode="fast")
+        make_compiled(fn, mode="fast")
     seen: list[str] = []
 
     def theirs(entries: Any) -> list[bool]:
         seen.extend(entry.guard_type for entry in entries)
         return [True] * len(entries)
 
-    parallax.compile(fn, backend="eager", options={"guard_filter_fn": theirs})(torch.ones(2))
+    make_compiled(fn, backend="eager", options={"guard_filter_fn": theirs})(torch.ones(2))
     assert "TENSOR_MATCH" in seen
 
 
@@ -357,7 +363,7 @@ def test_mode_is_told_as_options() -> None:
 
 
 def test_threads_get_their_own_results() -> None:
-    compiled = parallax.compile(step, backend="eager")
+    compiled = make_compiled(step, backend="eager")
     x, y = torch.randn(5, SIZE), torch.randn(5, 2)
     wrong: list[int] = []
 
@@ -388,7 +394,7 @@ def test_a_failed_call_leaves_nothing_behind() -> None:
             raise ValueError("not now")
         return x + 1
 
-    compiled, x = parallax.compile(fn, backend="eager"), torch.ones(2)
+    compiled, x = make_compiled(fn, backend="eager"), torch.ones(2)
     FLAG[0] = True
     with pytest.raises(Exception, match="not now"):
         compiled(x)
@@ -402,7 +408,7 @@ FLAG = [False]
 def test_nothing_given_is_changed_or_kept_alive() -> None:
     import weakref
 
-    compiled = parallax.compile(lambda scale: tree.map(torch.neg, scale), backend="aot_eager")
+    compiled = make_compiled(lambda scale: tree.map(torch.neg, scale), backend="aot_eager")
     scale = Scale(torch.ones(2))
     leaf = weakref.ref(scale.by)
     before = scale.by._version, torch.get_rng_state()
@@ -412,3 +418,47 @@ def test_nothing_given_is_changed_or_kept_alive() -> None:
     assert not vars(scale.by)
     del scale
     assert leaf() is None
+
+
+# -- with the rest of Parallax ------------------------------------------------------------------
+
+
+class Noise(Module):
+    """Draws, and counts its calls by an effect."""
+
+    by: Parameter
+    calls: Buffer
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.emit(calls=self.calls + 1)
+        return x * self.by * random.normal(self.rng, x.shape)
+
+
+def test_a_key_is_an_input_of_the_graph() -> None:
+    module, x = Noise(torch.ones(3), torch.zeros(())), torch.ones(3)
+
+    def call(module: Any, x: Tensor) -> Any:
+        return module(x)
+
+    run = effects.collect(call)
+    compiled = make_compiled(run, backend="aot_eager")
+    for seed in range(4):
+        given = module.train(random.key(seed))
+        (y, after), (expected, expected_after) = compiled(given, x), run(given, x)
+        torch.testing.assert_close(y, expected)
+        equal(after, expected_after)
+        assert after.calls == 1
+    assert graphs() == 1
+
+
+def test_parallax_func_inside_and_around() -> None:
+    def loss(model: Any, x: Tensor) -> Any:
+        return model(x).square().mean()
+
+    model, x = net(), torch.randn(5, SIZE)
+    inside = make_compiled(lambda model, x: func.grad_and_value(loss)(model, x), backend="eager")
+    around = func.grad_and_value(make_compiled(loss, backend="aot_eager"))
+    expected = func.grad_and_value(loss)(model, x)
+    for _ in range(2):
+        equal(inside(model, x), expected)
+        equal(around(model, x), expected)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
 from torch._dynamo.utils import counters
 
 import parallax
@@ -26,6 +27,11 @@ def _fresh() -> Iterator[None]:
     counters.clear()
     yield
     torch.compiler.reset()
+
+
+def make_compiled(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """``parallax.compile``, of functions without types, too."""
+    return parallax.compile(fn, **options)
 
 
 def graphs() -> int:
@@ -88,7 +94,7 @@ ask_for_grad = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tenso
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("name", LEAVES)
 def test_a_changed_leaf(name: str, backend: str) -> None:
-    compiled = parallax.compile(tell, backend=backend, dynamic=False)
+    compiled = make_compiled(tell, backend=backend, dynamic=False)
     for make in (BASE.clone, LEAVES[name], BASE.clone, LEAVES[name]):
         x = make()
         (y, told), (expected, true) = compiled(x), tell(x)
@@ -102,16 +108,16 @@ def test_a_changed_leaf(name: str, backend: str) -> None:
 @ask_for_grad
 @pytest.mark.parametrize("name", LEAVES)
 def test_a_changed_leaf_of_a_module(name: str) -> None:
-    compiled = parallax.compile(lambda scale: tell(scale.by), backend="eager")
+    compiled = make_compiled(lambda scale: tell(scale.by), backend="eager")
     compiled(Scale(BASE.clone()))
     x = LEAVES[name]()
     assert compiled(Scale(x))[1] == facts(x)
 
 
 def test_what_dynamo_cannot_take_is_refused_not_mistaken() -> None:
-    compiled = parallax.compile(tell, backend="eager")
+    compiled = make_compiled(tell, backend="eager")
     compiled(BASE)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="sparse"):
+    with pytest.raises(Unsupported, match="sparse"):
         compiled(BASE.to_sparse())
 
 
@@ -168,7 +174,7 @@ def test_changed_surroundings(name: str, backend: str) -> None:
         )
 
     weight, x = torch.randn(3, 3, requires_grad=True), torch.randn(2, 3)
-    compiled = parallax.compile(fn, backend=backend)
+    compiled = make_compiled(fn, backend=backend)
     for change in (contextlib.nullcontext, SURROUNDINGS[name]) * 2:
         with change():
             got, expected = compiled(weight, x), fn(weight, x)
@@ -194,7 +200,7 @@ def test_globals_closures_and_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     def fn(x: Tensor, default: float = 3.0) -> Tensor:
         return x * GLOBAL["factor"] * SCALAR * cell * default + TENSOR + held
 
-    compiled, x = parallax.compile(fn, backend="eager"), torch.ones(2)
+    compiled, x = make_compiled(fn, backend="eager"), torch.ones(2)
     own = globals()
 
     def changes() -> Iterator[None]:
@@ -221,7 +227,7 @@ def test_results_of_another_shape_by_a_global(monkeypatch: pytest.MonkeyPatch) -
     def fn(scale: Any) -> Any:
         return {"scale": scale} if SCALAR == 2.0 else (scale, scale.by)
 
-    compiled, scale = parallax.compile(fn, backend="eager"), Scale(torch.ones(2))
+    compiled, scale = make_compiled(fn, backend="eager"), Scale(torch.ones(2))
     for value in (2.0, 3.0, 2.0, 3.0):
         monkeypatch.setitem(globals(), "SCALAR", value)
         assert tree.structure(compiled(scale)) == tree.structure(fn(scale))
@@ -241,11 +247,11 @@ def test_a_class_that_changes() -> None:
     class Outer(Module):
         inner: Inner
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return self.inner(x)
 
     outer, x = Outer(Inner(torch.ones(2))), torch.ones(2)
-    compiled = parallax.compile(lambda outer, x: outer(x), backend="eager")
+    compiled = make_compiled(lambda outer, x: outer(x), backend="eager")
     assert torch.equal(compiled(outer, x), x)
     Inner.helper = lambda self, x: 5 * x  # type: ignore[method-assign]  # the change in question
     assert torch.equal(compiled(outer, x), 5 * x)
@@ -256,7 +262,7 @@ def test_a_class_that_changes() -> None:
     class Unrelated(Module):
         by: Parameter
 
-    Unrelated.forward = lambda self, x: x  # type: ignore[method-assign]  # as above
+    Unrelated.other = 1  # type: ignore[attr-defined]  # the change in question
     compiled(outer, x)
     assert graphs() == made
 
@@ -266,7 +272,7 @@ def test_attributes_of_tensors() -> None:
         grad = x.grad
         return x + 1 if grad is None else grad * 2
 
-    compiled = parallax.compile(fn, backend="eager")
+    compiled = make_compiled(fn, backend="eager")
     x = torch.ones(2, requires_grad=True)
     for grad in (None, torch.ones(2), torch.full((2,), 3.0), None):
         x.grad = grad
@@ -282,7 +288,7 @@ def test_writes_into_overlapping_arguments(backend: str) -> None:
         a.add_(1)
         return a + b
 
-    compiled = parallax.compile(fn, backend=backend)
+    compiled = make_compiled(fn, backend=backend)
     for _ in range(2):
         for left, right in ((slice(0, 4), slice(4, 8)), (slice(0, 4), slice(2, 6))):
             one, two = torch.arange(8.0), torch.arange(8.0)
@@ -301,7 +307,7 @@ def test_an_argument_that_is_also_closed_over(backend: str, aliased_first: bool)
     def fn(x: Tensor) -> Tensor:
         return (x * held * 2).sum()
 
-    compiled = parallax.compile(fn, backend=backend)
+    compiled = make_compiled(fn, backend=backend)
     other = torch.randn(3, requires_grad=True)
     for x in (held, other, held) if aliased_first else (other, held, other):
         got = torch.autograd.grad(compiled(x), [x, held])
@@ -317,7 +323,7 @@ def test_writes_into_what_is_also_closed_over(aliased_first: bool) -> None:
         x.add_(1)
         return held * 2
 
-    compiled = parallax.compile(fn, backend="aot_eager")
+    compiled = make_compiled(fn, backend="aot_eager")
     for aliased in (aliased_first, not aliased_first, aliased_first):
         held.fill_(1)
         x = held if aliased else torch.ones(3)
@@ -335,7 +341,7 @@ def test_constants_modes_and_marks_make_one_graph_each() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x * self.rate * self.by if self.mode == "train" else x + 0
 
-    compiled = parallax.compile(lambda drop, x: (drop(x), drop), backend="eager")
+    compiled = make_compiled(lambda drop, x: (drop(x), drop), backend="eager")
     drop, x = Drop(torch.ones(2), 0.5), torch.ones(2)
     variants = [drop, drop.eval(), drop.replace(rate=0.25), drop.replace(rate=1), drop.train()]
     for variant in variants * 3:
@@ -355,7 +361,7 @@ def test_equal_constants_of_other_types_differ(constants: tuple[Any, Any]) -> No
         def forward(self) -> str:
             return repr(self.value)
 
-    compiled = parallax.compile(lambda held, x: (x + 1, held()), backend="eager")
+    compiled = make_compiled(lambda held, x: (x + 1, held()), backend="eager")
     for constant in constants * 2:
         assert compiled(Held(constant), torch.ones(1))[1] == repr(constant)
 
@@ -364,14 +370,14 @@ def test_keys_of_dicts_and_holes() -> None:
     def fn(d: Any) -> Any:
         return [(key, type(key), None if x is None else x + 1) for key, x in d.items()]
 
-    compiled, x = parallax.compile(fn, backend="eager"), torch.ones(2)
+    compiled, x = make_compiled(fn, backend="eager"), torch.ones(2)
     for d in ({1: x, "a": x}, {True: x, "a": x}, {1: x}, {1: None, "a": x}, {1: x, "a": None}):
         for _ in range(2):
             assert str(compiled(d)) == str(fn(d))
 
 
 def test_a_hole_in_a_module() -> None:
-    compiled = parallax.compile(lambda dense, x: dense(x), backend="eager")
+    compiled = make_compiled(lambda dense, x: dense(x), backend="eager")
     x = torch.randn(SIZE)
     for bias in (True, False, True):
         dense = Dense(bias=bias).initialize(0)
@@ -381,8 +387,11 @@ def test_a_hole_in_a_module() -> None:
 
 def test_ties_are_part_of_the_structure() -> None:
     tied = TiedParameter().initialize(0)
-    fn = lambda module: len(tree.leaves(module))  # noqa: E731
-    compiled = parallax.compile(lambda m: (fn(m), tree.map(torch.neg, m)), backend="eager")
+
+    def fn(module: Any) -> int:
+        return len(tree.leaves(module))
+
+    compiled = make_compiled(lambda m: (fn(m), tree.map(torch.neg, m)), backend="eager")
     assert compiled(tied)[0] == fn(tied)
     loose = tree.unflatten(tree.structure(tied), tree.leaves(tied))
     assert compiled(loose)[0] == fn(tied)
@@ -392,7 +401,7 @@ def test_ties_are_part_of_the_structure() -> None:
 
 
 def test_numbers_become_symbols_and_do_not_recompile_for_ever() -> None:
-    compiled = parallax.compile(lambda x, n, rate: x * n + rate, backend="eager")
+    compiled = make_compiled(lambda x, n, rate: x * n + rate, backend="eager")
     x = torch.ones(2)
     for n in range(10):
         torch.testing.assert_close(compiled(x, n, n / 4), x * n + n / 4)
@@ -400,7 +409,7 @@ def test_numbers_become_symbols_and_do_not_recompile_for_ever() -> None:
 
 
 def test_sizes_of_plain_tensors_become_symbolic() -> None:
-    compiled = parallax.compile(lambda scale, x: scale(x) * x.shape[0], backend="aot_eager")
+    compiled = make_compiled(lambda scale, x: scale(x) * x.shape[0], backend="aot_eager")
     scale = Scale(torch.ones(3))
     for n in (4, 5, 6, 7, 1, 9, 4, 0, 12, 1):
         x = torch.randn(n, 3)
@@ -416,14 +425,14 @@ def test_dynamic_false_makes_a_graph_per_size_and_true_one() -> None:
     for dynamic, made in ((False, 3), (True, 1)):
         torch.compiler.reset()
         counters.clear()
-        compiled = parallax.compile(lambda x: x + x.shape[0], backend="eager", dynamic=dynamic)
+        compiled = make_compiled(lambda x: x + x.shape[0], backend="eager", dynamic=dynamic)
         for n in (4, 5, 6, 4, 5, 6):
             assert torch.equal(compiled(torch.ones(n)), torch.ones(n) + n)
         assert graphs() == made
 
 
 def test_models_of_another_size_get_graphs_of_their_own() -> None:
-    compiled = parallax.compile(lambda dense, x: dense(x), backend="eager")
+    compiled = make_compiled(lambda dense, x: dense(x), backend="eager")
     for n in (3, 4, 5, 3, 4):
         dense, x = Dense(n, n).initialize(0), torch.randn(n)
         torch.testing.assert_close(compiled(dense, x), dense(x))
@@ -446,13 +455,13 @@ def test_what_changes_at_every_call_is_named(change: Callable[[int], Any], said:
     def fn(scale: Any, x: Any) -> Any:
         return scale.by * 1, x
 
-    compiled = parallax.compile(fn, backend="eager", recompile_limit=4)
+    compiled = make_compiled(fn, backend="eager", recompile_limit=4)
     for k in range(4):
         compiled(*change(k))
     with pytest.raises(RuntimeError, match=said):
         compiled(*change(4))
     compiled(*change(3))
-    lenient = parallax.compile(fn, backend="eager", recompile_limit=1, fullgraph=False)
+    lenient = make_compiled(fn, backend="eager", recompile_limit=1, fullgraph=False)
     lenient(*change(0))
     with pytest.warns(RuntimeWarning, match="called as it is"):
         assert torch.equal(lenient(*change(1))[0], change(1)[0].by)
@@ -464,7 +473,7 @@ class Constant(Module):
 
 
 def test_an_uninitialized_module_is_refused_by_path() -> None:
-    compiled = parallax.compile(lambda dense: dense, backend="eager")
+    compiled = make_compiled(lambda dense: dense, backend="eager")
     with pytest.raises(UninitializedError, match=r"dense\.weight is not initialized"):
         compiled(Dense())
 
@@ -474,7 +483,7 @@ class Wrapped(Tensor):
 
 
 def test_subclasses_are_guarded_by_dynamo() -> None:
-    compiled = parallax.compile(lambda x: (x * 2, type(x).__name__), backend="eager")
+    compiled = make_compiled(lambda x: (x * 2, type(x).__name__), backend="eager")
     plain = torch.ones(2)
     for x in (plain, plain.as_subclass(Wrapped), plain):
         y, name = compiled(x)
