@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.optim.adadelta import adadelta
 
-from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.base import Groups, Optimizer
+from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
 __all__ = ["Adadelta"]
@@ -35,10 +36,10 @@ class Adadelta(Optimizer):
 
     def __init__(
         self,
-        lr: Rate = 1.0,
-        rho: float = 0.9,
-        eps: float = 1e-6,
-        weight_decay: float = 0,
+        lr: Number = 1.0,
+        rho: Number = 0.9,
+        eps: Number = 1e-6,
+        weight_decay: Number = 0,
         foreach: bool | None = None,
         *,
         capturable: bool = False,

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from parallax import _compat
-from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.base import Groups, Optimizer
+from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
 __all__ = ["Adafactor"]
@@ -35,11 +36,11 @@ class Adafactor(Optimizer):
 
     def __init__(
         self,
-        lr: Rate = 1e-2,
-        beta2_decay: float = -0.8,
+        lr: Number = 1e-2,
+        beta2_decay: Number = -0.8,
         eps: tuple[float | None, float] = (None, 1e-3),
-        d: float = 1.0,
-        weight_decay: float = 0.0,
+        d: Number = 1.0,
+        weight_decay: Number = 0.0,
         *,
         foreach: bool | None = None,
         maximize: bool = False,

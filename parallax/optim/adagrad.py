@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim.adagrad import adagrad
 
-from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.base import Groups, Optimizer
+from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
 __all__ = ["Adagrad"]
@@ -38,11 +39,11 @@ class Adagrad(Optimizer):
 
     def __init__(
         self,
-        lr: Rate = 1e-2,
-        lr_decay: float = 0,
-        weight_decay: float = 0,
-        initial_accumulator_value: float = 0,
-        eps: float = 1e-10,
+        lr: Number = 1e-2,
+        lr_decay: Number = 0,
+        weight_decay: Number = 0,
+        initial_accumulator_value: Number = 0,
+        eps: Number = 1e-10,
         foreach: bool | None = None,
         *,
         maximize: bool = False,

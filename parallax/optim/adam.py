@@ -8,7 +8,8 @@ import torch
 from torch.optim.adam import adam
 
 from parallax import _compat
-from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.base import Groups, Optimizer
+from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
 __all__ = ["Adam", "AdamW"]
@@ -42,10 +43,10 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        lr: Rate = 1e-3,
+        lr: Number = 1e-3,
         betas: tuple[Any, Any] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
+        eps: Number = 1e-8,
+        weight_decay: Number = 0,
         amsgrad: bool = False,
         *,
         foreach: bool | None = None,
@@ -105,10 +106,10 @@ class AdamW(Optimizer):
 
     def __init__(
         self,
-        lr: Rate = 1e-3,
+        lr: Number = 1e-3,
         betas: tuple[Any, Any] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        eps: Number = 1e-8,
+        weight_decay: Number = 1e-2,
         amsgrad: bool = False,
         *,
         maximize: bool = False,

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.optim.adamax import adamax
 
-from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.base import Groups, Optimizer
+from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
 __all__ = ["Adamax"]
@@ -37,10 +38,10 @@ class Adamax(Optimizer):
 
     def __init__(
         self,
-        lr: Rate = 2e-3,
+        lr: Number = 2e-3,
         betas: tuple[Any, Any] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
+        eps: Number = 1e-8,
+        weight_decay: Number = 0,
         foreach: bool | None = None,
         *,
         maximize: bool = False,

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim.asgd import asgd
 
-from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.base import Groups, Optimizer
+from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
 __all__ = ["ASGD"]
@@ -15,7 +16,8 @@ __all__ = ["ASGD"]
 class ASGD(Optimizer):
     """Stochastic gradient descent with a running mean of the parameters.
 
-    As ``torch.optim.ASGD``, and its kernels. Polyak and Juditsky 1992. The mean is ``state.moments["ax"]``.
+    As ``torch.optim.ASGD``, and its kernels. Polyak and Juditsky 1992.
+    The mean is ``state.moments["ax"]``.
 
     Args:
         lr: learning rate: a number, a tensor of no dimension, or a function of the step.
@@ -37,11 +39,11 @@ class ASGD(Optimizer):
 
     def __init__(
         self,
-        lr: Rate = 1e-2,
-        lambd: float = 1e-4,
-        alpha: float = 0.75,
-        t0: float = 1e6,
-        weight_decay: float = 0,
+        lr: Number = 1e-2,
+        lambd: Number = 1e-4,
+        alpha: Number = 0.75,
+        t0: Number = 1e6,
+        weight_decay: Number = 0,
         foreach: bool | None = None,
         maximize: bool = False,
         differentiable: bool = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import FrozenInstanceError
 from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
@@ -18,18 +18,16 @@ from parallax.optim import vmapped
 from parallax.optim.checks import check_layouts, check_sizes, gather, paths_of, remember
 from parallax.optim.clocks import Clocks
 from parallax.optim.donate import mark
-from parallax.optim.lists import How, Lists
+from parallax.optim.hyper import Hyper, plain, resolved, sample
+from parallax.optim.lists import How, Lists, put, some
 from parallax.optim.scalars import Multiplied, Unread
 from parallax.optim.state import NEVER, Contents, State, around
 from parallax.tree import core
 
-__all__ = ["Groups", "Hyper", "Optimizer", "Rate", "plain", "resolved"]
+__all__ = ["Groups", "Optimizer"]
 
 M = TypeVar("M")
-Rate = float | Tensor | Callable[[Any], Any]
-"""A learning rate: a number, a tensor of no dimension, or a function of the number of steps."""
 Groups = Mapping[Any, Mapping[str, Any]] | None
-Hyper = dict[str, Any]
 
 
 class Optimizer:
@@ -42,6 +40,7 @@ class Optimizer:
     _torch: ClassVar[type[torch.optim.Optimizer]]
     _fused_on: ClassVar[tuple[str, ...]] = ()  # types of devices with a fused kernel
 
+    lr: Any
     names: tuple[str, ...]
     hyper: Hyper
     groups: tuple[grouping.Group, ...]
@@ -66,7 +65,7 @@ class Optimizer:
         super().__init_subclass__(**kwargs)
         registry.register(cls, _flatten, _unflatten)
 
-    # -- a value --------------------------------------------------------------------------------
+    # -- a value ----------------------------------------------------------------------------------
 
     def replace(self, **changes: Any) -> Self:
         """The optimizer with other hyper-parameters.
@@ -116,7 +115,7 @@ class Optimizer:
         """Asks torch's own class whether it takes these hyper-parameters."""
         for group in (None, *self.groups):
             hyper = self.hyper if group is None else group.over(self.hyper)
-            plain = {name: _sample(name, value) for name, value in hyper.items()}
+            plain = {name: sample(name, value) for name, value in hyper.items()}
             try:
                 self._torch([torch.zeros(1, 1)], **plain)
             except (ValueError, TypeError, RuntimeError) as error:
@@ -140,7 +139,7 @@ class Optimizer:
         """Steps private lists in place by torch's kernel; returns the lists it wrote."""
         raise NotImplementedError
 
-    # -- init ---------------------------------------------------------------------------------------
+    # -- init -------------------------------------------------------------------------------------
 
     def init(self, model: Any) -> State:
         """The state before the first step.
@@ -174,7 +173,9 @@ class Optimizer:
             step = torch.zeros(
                 (), dtype=torch.float32, device=self._clock_device(leaves[chosen[0]])
             )
-            columns = {name: [None] * len(leaves) for h in hypers for name in self._moments(h)}
+            columns: dict[str, list[Any]] = {
+                name: [None] * len(leaves) for h in hypers for name in self._moments(h)
+            }
             for k in chosen:
                 h = resolved(hypers[labels[k]], 0)
                 if isinstance(leaves[k], Lazy) or not isinstance(leaves[k], Tensor):
@@ -192,7 +193,7 @@ class Optimizer:
         on_device = getattr(self, "capturable", False) and isinstance(leaf, Tensor)
         return leaf.device if on_device else "cpu"
 
-    # -- step ---------------------------------------------------------------------------------------
+    # -- step -------------------------------------------------------------------------------------
 
     def step(self, model: M, grads: Any, state: State, *, donate: bool = False) -> tuple[M, State]:
         """One step: the next model and state, as new trees.
@@ -245,9 +246,9 @@ class Optimizer:
             for members, h in self._split(chosen, state.labels):
                 at = self._lists(h, members, given, made, moments, clocks)
                 at = self._advance(at, h, old.step, differentiable, donate)
-                _put(made, members, at.params)
+                put(made, members, at.params)
                 for name, column in at.moments.items():
-                    _put(moments[name], members, column)
+                    put(moments[name], members, column)
             step, others = clocks.ticked()
         next_state = old.close(step, moments, others, clocks.clock_of)
         next_model = core._close(part, made, model._rng)  # type: ignore[attr-defined]  # a module
@@ -286,7 +287,7 @@ class Optimizer:
         self,
         h: Hyper,
         members: Sequence[int],
-        given: dict[int, Tensor] | Sequence[Any],
+        given: Sequence[Any],
         leaves: list[Any],
         moments: dict[str, list[Any]],
         clocks: Clocks,
@@ -298,10 +299,10 @@ class Optimizer:
                     f"optim.{type(self).__name__}.step: the state has no {name!r}; it was made "
                     f"with other options. Make one for these: state = opt.init(model)"
                 )
-            columns[name] = _some(moments[name], members)
+            columns[name] = some(moments[name], members)
         return Lists(
-            _some(leaves, members), _some(given, members), columns, clocks.before,
-            _some(clocks.index, members),
+            some(leaves, members), some(given, members), columns, clocks.before,
+            some(clocks.index, members),
         )  # fmt: skip
 
     def _advance(
@@ -368,7 +369,7 @@ class Optimizer:
         return Lists(flat[:count], at.grads, moments, at.clocks, at.clock_of)
 
 
-# -- hyper-parameters as values and as leaves -----------------------------------------------------
+# -- as a leaf-bearing value ----------------------------------------------------------------------
 
 
 def _flatten(opt: Optimizer) -> tuple[tuple[Any, ...], Any]:
@@ -394,66 +395,7 @@ def _unflatten(recipe: Any, leaves: Any) -> Optimizer:
     return opt
 
 
-def _sample(name: str, value: Any) -> Any:
-    """A hyper-parameter as torch's class can check it, outside of any transform."""
-    if isinstance(value, Tensor):
-        if _compat.is_wrapped(value) or value.numel() != 1 or value.is_meta:
-            return 0.5  # how many numbers there are is known when it steps
-        return value.item()
-    if isinstance(value, tuple) and any([isinstance(item, Tensor) for item in value]):
-        return tuple([_sample(name, item) for item in value])
-    if callable(value):
-        return 0.5
-    return False if name in ("differentiable", "fused", "capturable", "foreach") else value
-
-
-def resolved(h: Hyper, step: Any) -> Hyper:
-    """The hyper-parameters with every schedule evaluated at ``step``."""
-    if not any([callable(value) for value in h.values()]):
-        return h
-    if isinstance(step, Tensor) and _readable(step):
-        step = int(step)
-    return {name: value(step) if callable(value) else value for name, value in h.items()}
-
-
-def _readable(step: Tensor) -> bool:
-    """Whether the number of steps can be read: not while tracing nor under vmap."""
-    return not _compat.is_compiling() and not _compat.transform_active()
-
-
-def plain(h: Hyper) -> Hyper:
-    """The hyper-parameters with numbers for tensors on the CPU."""
-    return {name: _number(name, value) for name, value in h.items()}
-
-
-def _number(name: str, value: Any) -> Any:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(
-                f"{name} holds {value.numel()} numbers, one per member of an ensemble: step it "
-                f"under vmap, torch.vmap(lambda opt, *args: opt.step(*args))(opt, model, grads, state)"
-            )
-        return value.item() if value.device.type == "cpu" else value
-    if isinstance(value, tuple):
-        return tuple([_number(name, item) for item in value])
-    return value
-
-
-def _some(column: Sequence[Any], members: Sequence[int]) -> list[Any]:
-    if len(members) == len(column):  # indices in order, hence all
-        return list(column)
-    return [column[k] for k in members]
-
-
-def _put(column: list[Any], members: Sequence[int], values: list[Any]) -> None:
-    if len(members) == len(column):
-        column[:] = values
-        return
-    for k, value in zip(members, values):  # noqa: B905  # dynamo traces no strict=
-        column[k] = value
-
-
-# -- what is wrong ----------------------------------------------------------------------------------
+# -- what is wrong --------------------------------------------------------------------------------
 
 
 def _open_model(model: Any, what: str) -> tuple[Sequence[Any], Any]:

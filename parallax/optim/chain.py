@@ -55,11 +55,12 @@ class Chain:
         """
         states: list[Any] = []
         for part, held in zip(self.transforms, state.parts):  # noqa: B905  # the last is the optimizer's
+            after = None
             if held is None:
                 grads = part(grads)
             else:
-                grads, held = part.update(grads, held, model)
-            states.append(held)
+                grads, after = part.update(grads, held, model)
+            states.append(after)
         model, last = self.opt.step(model, grads, state.parts[-1], donate=donate)
         return model, Chained((*states, last))
 

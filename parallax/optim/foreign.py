@@ -14,7 +14,7 @@ from parallax.func.moving import trainable_of
 from parallax.module import Module
 from parallax.nodes import is_module
 from parallax.optim.carry import pack, unpack
-from parallax.optim.checks import gather, paths_of
+from parallax.optim.checks import gather
 from parallax.optim.state import around
 from parallax.registry import flatten_module
 from parallax.tree import core
@@ -237,11 +237,13 @@ class Foreign:
             for name, value in values.items():
                 if type(value) in (bool, int, float):
                     kinds[name, k] = type(value)
-                    value = torch.tensor(value, dtype=_WIDE.get(type(value)))
-                if isinstance(value, Tensor):
-                    columns.setdefault(name, [None] * count)[k] = value.detach().clone()
+                    leaf = torch.tensor(value, dtype=_WIDE.get(type(value)))
+                elif isinstance(value, Tensor):
+                    leaf = value.detach().clone()
                 else:
                     others.setdefault(k, {})[name] = value
+                    continue
+                columns.setdefault(name, [None] * count)[k] = leaf
         groups = [
             {name: value for name, value in now.items() if not _same(value, old.get(name, _NEW))}
             for now, old in zip(self._groups(optimizer), defaults, strict=True)
@@ -249,7 +251,7 @@ class Foreign:
         held = {"kinds": kinds, "others": others, "groups": groups, "order": order}
         recipe, rest = pack(held, f"from_torch({self.name})")
         moments = {name: around(model, column) for name, column in columns.items()}
-        return ForeignState(moments, tuple(rest), recipe, self.name)
+        return ForeignState(moments, tuple(rest), recipe, self.name)  # type: ignore[arg-type]  # tensors
 
 
 _NEW = object()
@@ -260,6 +262,10 @@ def _same(one: Any, two: Any) -> bool:
     if isinstance(one, Tensor) or isinstance(two, Tensor):
         return one is two or (type(one) is type(two) and bool(torch.equal(one, two)))
     return type(one) is type(two) and bool(one == two)
+
+
+def _is_optimizer(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
 
 
 def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyper: Any) -> Foreign:
@@ -290,7 +296,7 @@ def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyp
         >>> opt.step(point, Point(torch.ones(1)), opt.init(point))[0].at
         tensor([0.5000])
     """
-    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+    if not (_is_optimizer(cls)):
         raise TypeError(
             f"from_torch takes a subclass of torch.optim.Optimizer, got {cls!r}. "
             f"Write optim.from_torch(torch.optim.SGD, lr=0.1)"

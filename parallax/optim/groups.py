@@ -57,10 +57,7 @@ class Group(NamedTuple):
 
     def over(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """The hyper-parameters with this group's in their place."""
-        made = dict(hyper)
-        for name, value in zip(self.names, self.values):  # noqa: B905  # dynamo traces no strict=
-            made[name] = value
-        return made
+        return {**hyper, **dict(zip(self.names, self.values))}  # noqa: B905  # dynamo traces no strict=
 
     def flatten(self, values: Values) -> tuple[Any, ...]:
         """This group as a constant."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallax import _compat
 
-__all__ = ["How", "Lists"]
+__all__ = ["How", "Lists", "put", "some"]
 
 
 class How(NamedTuple):
@@ -69,9 +69,8 @@ class Lists:
     def steps(self, how: How) -> list[Tensor]:
         """The age of each leaf in a tensor of its own, for kernels that count in place."""
         if how.fused:
-            return [
-                self.clocks[k].to(p.device, copy=True) for k, p in zip(self.clock_of, self.params)
-            ]  # noqa: B905  # dynamo traces no strict=
+            pairs = zip(self.clock_of, self.params, strict=True)
+            return [self.clocks[k].to(p.device, copy=True) for k, p in pairs]
         # Where tensors stand for Python's numbers they are as wide: 1 - 0.999**step would lose four
         # digits. The kernels over lists count in tensors of single precision in torch too.
         single = how.foreach is not False or self.clocks[0].device.type == "mps"
@@ -163,3 +162,19 @@ def _like(param: Tensor, tensor: Tensor) -> Tensor:
     if tensor.stride() == param.stride():
         return tensor
     return torch.empty_like(param).copy_(tensor)
+
+
+def some(column: Sequence[Any], members: Sequence[int]) -> list[Any]:
+    """The entries at some indices, in order."""
+    if len(members) == len(column):  # indices in order, hence all
+        return list(column)
+    return [column[k] for k in members]
+
+
+def put(column: list[Any], members: Sequence[int], values: list[Any]) -> None:
+    """Puts values at some indices, in order."""
+    if len(members) == len(column):
+        column[:] = values
+        return
+    for k, value in zip(members, values):  # noqa: B905  # dynamo traces no strict=
+        column[k] = value

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from parallax import _compat
-from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.base import Groups, Optimizer
+from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
 __all__ = ["Muon"]
@@ -15,7 +16,8 @@ __all__ = ["Muon"]
 class Muon(Optimizer):
     """Momentum whose update is made orthogonal; for matrices only.
 
-    As ``torch.optim.Muon``, and its kernels. Jordan 2024. Other leaves go to another optimizer: see ``Split``.
+    As ``torch.optim.Muon``, and its kernels. Jordan 2024.
+    Other leaves go to another optimizer: see ``Split``.
 
     Args:
         lr: learning rate: a number, a tensor of no dimension, or a function of the step.
@@ -36,12 +38,12 @@ class Muon(Optimizer):
 
     def __init__(
         self,
-        lr: Rate = 1e-3,
-        weight_decay: float = 0.1,
-        momentum: float = 0.95,
+        lr: Number = 1e-3,
+        weight_decay: Number = 0.1,
+        momentum: Number = 0.95,
         nesterov: bool = True,
         ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
-        eps: float = 1e-7,
+        eps: Number = 1e-7,
         ns_steps: int = 5,
         adjust_lr_fn: str | None = None,
         *,
@@ -65,8 +67,8 @@ class Muon(Optimizer):
     def _check_leaf(self, path: str, param: Tensor) -> None:
         if param.ndim != 2 or param.is_complex():
             raise TypeError(
-                f"optim.Muon: {path} is {param.dtype} of shape {tuple(param.shape)}, and Muon steps "
-                f"real matrices only. Give the rest to another optimizer: optim.Split("
+                f"optim.Muon: {path} is {param.dtype} of shape {tuple(param.shape)}, and Muon "
+                f"steps real matrices only. Give the rest to another optimizer: optim.Split("
                 f"{{lambda path, p: p.ndim == 2: optim.Muon()}}, rest=optim.AdamW())"
             )
 

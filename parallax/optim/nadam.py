@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.nadam import nadam
 
-from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.base import Groups, Optimizer
+from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
 __all__ = ["NAdam"]
@@ -40,11 +41,11 @@ class NAdam(Optimizer):
 
     def __init__(
         self,
-        lr: Rate = 2e-3,
+        lr: Number = 2e-3,
         betas: tuple[Any, Any] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        momentum_decay: float = 4e-3,
+        eps: Number = 1e-8,
+        weight_decay: Number = 0,
+        momentum_decay: Number = 4e-3,
         decoupled_weight_decay: bool = False,
         *,
         foreach: bool | None = None,
@@ -79,7 +80,9 @@ class NAdam(Optimizer):
         nadam(
             at.params, at.grads, at["exp_avg"], at["exp_avg_sq"], at["mu_product"], at.steps(how),
             beta1=h["betas"][0], beta2=h["betas"][1], lr=h["lr"], eps=h["eps"],
-            weight_decay=h["weight_decay"], momentum_decay=h["momentum_decay"], maximize=h["maximize"],
-            decoupled_weight_decay=h["decoupled_weight_decay"], has_complex=at.complex, **how.several,
+            weight_decay=h["weight_decay"], momentum_decay=h["momentum_decay"],
+            maximize=h["maximize"],
+            decoupled_weight_decay=h["decoupled_weight_decay"], has_complex=at.complex,
+            **how.several,
         )  # fmt: skip
         return at

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.optim.radam import radam
 
-from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.base import Groups, Optimizer
+from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
 __all__ = ["RAdam"]
@@ -38,10 +39,10 @@ class RAdam(Optimizer):
 
     def __init__(
         self,
-        lr: Rate = 1e-3,
+        lr: Number = 1e-3,
         betas: tuple[Any, Any] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
+        eps: Number = 1e-8,
+        weight_decay: Number = 0,
         decoupled_weight_decay: bool = False,
         *,
         foreach: bool | None = None,
@@ -71,6 +72,7 @@ class RAdam(Optimizer):
             at.params, at.grads, at["exp_avg"], at["exp_avg_sq"], at.steps(how),
             beta1=h["betas"][0], beta2=h["betas"][1], lr=h["lr"], eps=h["eps"],
             weight_decay=h["weight_decay"], maximize=h["maximize"],
-            decoupled_weight_decay=h["decoupled_weight_decay"], has_complex=at.complex, **how.several,
+            decoupled_weight_decay=h["decoupled_weight_decay"], has_complex=at.complex,
+            **how.several,
         )  # fmt: skip
         return at

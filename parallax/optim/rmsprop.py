@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.optim.rmsprop import rmsprop
 
-from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.base import Groups, Optimizer
+from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
 __all__ = ["RMSprop"]
@@ -37,11 +38,11 @@ class RMSprop(Optimizer):
 
     def __init__(
         self,
-        lr: Rate = 1e-2,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        momentum: float = 0,
+        lr: Number = 1e-2,
+        alpha: Number = 0.99,
+        eps: Number = 1e-8,
+        weight_decay: Number = 0,
+        momentum: Number = 0,
         centered: bool = False,
         capturable: bool = False,
         foreach: bool | None = None,

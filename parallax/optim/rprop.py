@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim.rprop import rprop
 
-from parallax.optim.base import Groups, Hyper, Optimizer, Rate
+from parallax.optim.base import Groups, Optimizer
+from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
 __all__ = ["Rprop"]
@@ -35,7 +36,7 @@ class Rprop(Optimizer):
 
     def __init__(
         self,
-        lr: Rate = 1e-2,
+        lr: Number = 1e-2,
         etas: tuple[float, float] = (0.5, 1.2),
         step_sizes: tuple[float, float] = (1e-6, 50),
         *,

@@ -1,41 +1,41 @@
-"""Learning rates as pure functions of the number of steps: the curves of ``torch.optim.lr_scheduler``.
+"""Learning rates as pure functions of the step: the curves of ``torch.optim.lr_scheduler``.
 
 A schedule stands where a number would: ``optim.Adam(lr=StepLR(0.1, 30))``; any hyper-parameter may
 be one, and so may any function of your own. ``step`` counts the steps already made. It is an int in
 eager code and a tensor under ``torch.compile``, where the rate is part of the graph and changes
 without compiling again. Schedules here take both. They are values: two equal ones are equal.
 
-``ReduceLROnPlateau`` is no function of the step: give the rate as a tensor, ``opt.replace(lr=...)``.
+``ReduceLROnPlateau`` is no function of the step: give the rate as a tensor and change it by
+``opt.replace(lr=...)``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+from parallax.optim.curve import STRATEGIES, Schedule, Step, anneal, least, where
 
-__all__ = ["ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR",
-           "ExponentialLR", "LambdaLR", "LinearLR", "MultiStepLR", "OneCycleLR", "PolynomialLR",
-           "SWALR", "Schedule", "SequentialLR", "StepLR", "WarmupCosineLR"]  # fmt: skip
+__all__ = [
+    "SWALR",
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
+    "CyclicLR",
+    "ExponentialLR",
+    "LambdaLR",
+    "LinearLR",
+    "MultiStepLR",
+    "OneCycleLR",
+    "PolynomialLR",
+    "Schedule",
+    "SequentialLR",
+    "StepLR",
+    "WarmupCosineLR",
+]  # fmt: skip
 
-Step = Any  # an int or a tensor of no dimension
 _MOST_RESTARTS = 64
-
-
-class Schedule:
-    """A function of the number of steps; the base of the schedules here."""
-
-    def __call__(self, step: Step) -> Any:
-        """The rate after ``step`` steps."""
-        return self.at(_wide(step))
-
-    def at(self, t: Step) -> Any:
-        """The rate at a number of double precision."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ConstantLR(Schedule):
 
     def at(self, t: Step) -> Any:
         """The rate."""
-        return _where(t < self.total_iters, self.lr * self.factor, self.lr)
+        return where(t < self.total_iters, self.lr * self.factor, self.lr)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class LinearLR(Schedule):
 
     def at(self, t: Step) -> Any:
         """The rate."""
-        way = _least(t, self.total_iters) / self.total_iters
+        way = least(t, self.total_iters) / self.total_iters
         return self.lr * (self.start_factor + (self.end_factor - self.start_factor) * way)
 
 
@@ -139,7 +139,7 @@ class MultiStepLR(Schedule):
 
     def at(self, t: Step) -> Any:
         """The rate."""
-        return self.lr * self.gamma ** sum([_where(t >= m, 1.0, 0.0) for m in self.milestones])
+        return self.lr * self.gamma ** sum([where(t >= m, 1.0, 0.0) for m in self.milestones])
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class PolynomialLR(Schedule):
 
     def at(self, t: Step) -> Any:
         """The rate."""
-        return self.lr * (1.0 - _least(t, self.total_iters) / self.total_iters) ** self.power
+        return self.lr * (1.0 - least(t, self.total_iters) / self.total_iters) ** self.power
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class CosineAnnealingLR(Schedule):
 
     def at(self, t: Step) -> Any:
         """The rate."""
-        return _anneal(self.lr, self.eta_min, t / self.T_max)
+        return anneal(self.lr, self.eta_min, t / self.T_max)
 
 
 @dataclass(frozen=True)
@@ -220,13 +220,13 @@ class CosineAnnealingWarmRestarts(Schedule):
     def at(self, t: Step) -> Any:
         """The rate."""
         if self.T_mult == 1:
-            return _anneal(self.lr, self.eta_min, (t % self.T_0) / self.T_0)
+            return anneal(self.lr, self.eta_min, (t % self.T_0) / self.T_0)
         begin, length = 0.0, float(self.T_0)
         start, size = begin, length
         for _ in range(_MOST_RESTARTS):  # counted by comparing: a logarithm rounds
             start, size = start + size, size * self.T_mult
-            begin, length = _where(t >= start, start, begin), _where(t >= start, size, length)
-        return _anneal(self.lr, self.eta_min, (t - begin) / length)
+            begin, length = where(t >= start, start, begin), where(t >= start, size, length)
+        return anneal(self.lr, self.eta_min, (t - begin) / length)
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ class CyclicLR(Schedule):
         up = self.step_size_up / total
         cycle = t // total
         x = t / total - cycle
-        height = (self.max_lr - self.base_lr) * _where(x <= up, x / up, (x - 1) / (up - 1))
+        height = (self.max_lr - self.base_lr) * where(x <= up, x / up, (x - 1) / (up - 1))
         if self.mode == "triangular2":
             height = height / 2.0**cycle
         elif self.mode == "exp_range":
@@ -297,7 +297,7 @@ class OneCycleLR(Schedule):
     three_phase: bool = False
 
     def __post_init__(self) -> None:
-        if self.anneal_strategy not in _STRATEGIES:
+        if self.anneal_strategy not in STRATEGIES:
             raise ValueError(
                 f"OneCycleLR: anneal_strategy is 'cos' or 'linear', got {self.anneal_strategy!r}"
             )
@@ -311,10 +311,10 @@ class OneCycleLR(Schedule):
         if self.three_phase:
             middle = 2 * top
             phases[1:] = [(top, middle, self.max_lr, first), (middle, end, first, last)]
-        anneal = _STRATEGIES[self.anneal_strategy]
+        bend = STRATEGIES[self.anneal_strategy]
         rate: Any = last
         for start, stop, here, there in reversed(phases):
-            rate = _where(t <= stop, anneal(here, there, (t - start) / (stop - start)), rate)
+            rate = where(t <= stop, bend(here, there, (t - start) / (stop - start)), rate)
         return rate
 
 
@@ -338,8 +338,8 @@ class SWALR(Schedule):
 
     def at(self, t: Step) -> Any:
         """The rate."""
-        way = _least(t, self.anneal_epochs) / max(self.anneal_epochs, 1)
-        return _STRATEGIES[self.anneal_strategy](self.lr, self.swa_lr, way)
+        way = least(t, self.anneal_epochs) / max(self.anneal_epochs, 1)
+        return STRATEGIES[self.anneal_strategy](self.lr, self.swa_lr, way)
 
 
 @dataclass(frozen=True)
@@ -361,8 +361,8 @@ class WarmupCosineLR(Schedule):
     def at(self, t: Step) -> Any:
         """The rate."""
         span = max(self.total_steps - self.warmup_steps, 1)
-        down = _anneal(self.lr, self.eta_min, _least(t - self.warmup_steps, span) / span)
-        return _where(t < self.warmup_steps, self.lr * t / max(self.warmup_steps, 1), down)
+        down = anneal(self.lr, self.eta_min, least(t - self.warmup_steps, span) / span)
+        return where(t < self.warmup_steps, self.lr * t / max(self.warmup_steps, 1), down)
 
 
 @dataclass(frozen=True)
@@ -390,38 +390,5 @@ class SequentialLR(Schedule):
         """The rate."""
         rate = self.schedules[0](t)
         for schedule, begin in zip(self.schedules[1:], self.milestones):  # noqa: B905  # dynamo traces no strict=
-            rate = _where(t >= begin, schedule(t - begin), rate)
+            rate = where(t >= begin, schedule(t - begin), rate)
         return rate
-
-
-# -- for numbers and tensors ------------------------------------------------------------------------
-
-
-def _wide(step: Step) -> Step:
-    """A tensor in double precision, where the device has it; a number as it is."""
-    if not isinstance(step, Tensor):
-        return step
-    return step if step.device.type == "mps" else step.double()
-
-
-def _where(condition: Any, yes: Any, no: Any) -> Any:
-    if isinstance(condition, Tensor):
-        return torch.where(condition, yes, no)
-    return yes if condition else no
-
-
-def _least(t: Step, most: float) -> Any:
-    return t.clamp(max=most) if isinstance(t, Tensor) else min(t, most)
-
-
-def _anneal(start: float, end: float, way: Any) -> Any:
-    """From ``start`` at 0 to ``end`` at 1 along a cosine."""
-    cosine = torch.cos(math.pi * way) if isinstance(way, Tensor) else math.cos(math.pi * way)
-    return end + (start - end) * (1 + cosine) / 2
-
-
-def _line(start: float, end: float, way: Any) -> Any:
-    return start + (end - start) * way
-
-
-_STRATEGIES: dict[str, Callable[[float, float, Any], Any]] = {"cos": _anneal, "linear": _line}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
 from parallax import _compat
-from parallax.optim.base import Groups, Hyper, Optimizer, Rate, plain, resolved
+from parallax.optim.base import Groups, Optimizer
+from parallax.optim.hyper import Hyper, Number, plain, resolved
 from parallax.optim.lists import How, Lists
 
 __all__ = ["SGD"]
@@ -41,10 +40,10 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        lr: Rate = 1e-3,
-        momentum: float = 0,
-        dampening: float = 0,
-        weight_decay: Any = 0,
+        lr: Number = 1e-3,
+        momentum: Number = 0,
+        dampening: Number = 0,
+        weight_decay: Number = 0,
         nesterov: bool = False,
         *,
         maximize: bool = False,

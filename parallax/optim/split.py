@@ -48,7 +48,8 @@ class Split:
     """
 
     def __init__(self, optimizers: Mapping[Any, Any], rest: Any = None) -> None:
-        if not isinstance(optimizers, Mapping) or not optimizers:
+        given: Any = optimizers
+        if not isinstance(given, Mapping) or not given:
             raise TypeError(
                 f"Split takes a dict of conditions to optimizers, got {optimizers!r}. "
                 f"Write optim.Split({{'**.weight': optim.Muon()}}, rest=optim.AdamW())"
@@ -98,11 +99,12 @@ class Split:
         given = gather("optim.Split.step", model, leaves, part, grads)[1]
         states: list[Any] = []
         for number, (opt, held) in enumerate(zip(self.optimizers, state.states)):  # noqa: B905  # as above
-            if held is not None:
-                mine = [g if k == number else None for g, k in zip(given, state.labels)]  # noqa: B905  # as above
-                masked = core._close(part, mine, None)
-                model, held = opt.step(model, masked, held, donate=donate)
-            states.append(held)
+            if held is None:
+                states.append(None)
+                continue
+            mine = [g if k == number else None for g, k in zip(given, state.labels)]  # noqa: B905  # as above
+            model, after = opt.step(model, core._close(part, mine, None), held, donate=donate)
+            states.append(after)
         return model, Splits(tuple(states), state.labels)
 
     def __repr__(self) -> str:

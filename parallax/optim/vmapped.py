@@ -43,7 +43,7 @@ def call(function: Callable[[Any], Any], arguments: Any) -> Any:
 
 def _call(flat: Callable[..., Any], tensors: list[Tensor]) -> Any:
     if _compat.vmap_active():
-        return _Members.apply(flat, *tensors)
+        return _Members.apply(flat, *tensors)  # type: ignore[no-untyped-call]  # torch's
     return flat(tuple(tensors))
 
 

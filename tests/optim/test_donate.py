@@ -13,7 +13,7 @@ import torch
 
 from parallax import Module, func, optim, tree
 from parallax.optim import DonatedError
-from tests.corpus import MODULES, MLP, Case, example_input
+from tests.corpus import MLP, MODULES, Case, example_input
 from tests.optim.cases import FIRST, Options, gradients, label, make, model_for
 
 USES: dict[str, Callable[[Any], Any]] = {

@@ -51,7 +51,8 @@ def test_torchs_own_classes_have_the_very_bits(name: str, options: Options) -> N
     twin, state = Twin(lambda params: cls(params, **options), model), opt.init(model)
     for k, grads in enumerate(gradients(model, 6)):
         if k == 3:
-            grads = tree.partition(grads, list(tree.named_leaves(model))[0])[1]  # noqa: PLW2901
+            first = next(iter(tree.named_leaves(model)))
+            grads = tree.partition(grads, first)[1]  # noqa: PLW2901
         model, state = opt.step(model, grads, state)
         twin.step(grads)
     for path, leaf in tree.named_leaves(model).items():
@@ -84,7 +85,7 @@ def test_a_tie_is_one_parameter() -> None:
     assert torch.equal(stepped.encoder.weight, model.encoder.weight - 1)
 
 
-# -- L-BFGS -----------------------------------------------------------------------------------------
+# -- L-BFGS ----------------------------------------------------------------------------------------
 
 
 def loss(net: Any, x: Tensor) -> Tensor:
@@ -129,14 +130,14 @@ def test_lbfgs_leaves_frozen_parameters_alone() -> None:
     assert loss(stepped, x) < loss(model, x)
 
 
-# -- bad input -------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 
 def test_bad_input_is_refused() -> None:
     point = Point(torch.ones(1))
     sgd = optim.from_torch(torch.optim.SGD)
     state = sgd.init(point)
-    with pytest.raises(TypeError, match="takes a subclass of torch.optim.Optimizer, got"):
+    with pytest.raises(TypeError, match=r"takes a subclass of torch.optim.Optimizer, got"):
         optim.from_torch(nn.Linear)  # type: ignore[arg-type]  # that is what is tested
     with pytest.raises(ValueError, match="Invalid learning rate: -1"):
         optim.from_torch(torch.optim.SGD, lr=-1).init(point)
@@ -150,7 +151,7 @@ def test_bad_input_is_refused() -> None:
         sgd.step(point, point, optim.from_torch(torch.optim.Adam).init(point))
     with pytest.raises(ValueError, match="leave donate out"):
         sgd.step(point, point, state, donate=True)
-    with pytest.raises(RuntimeError, match="which torch.compile and torch.func cannot"):
+    with pytest.raises(RuntimeError, match=r"which torch.compile and torch.func cannot"):
         torch.vmap(lambda p: sgd.step(point, Point(p), state)[0].at)(torch.ones(2, 1))
     adam = optim.from_torch(torch.optim.Adam)
     other = Net().initialize(0)

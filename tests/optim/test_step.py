@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parallax import Module, Parameter, UninitializedError, func, optim, tree
-from tests.corpus import MODULES, MLP, Case, Dense, Norm, TiedParameter, example_input
+from tests.corpus import MLP, MODULES, Case, Dense, Norm, TiedParameter, example_input
 from tests.optim.cases import FIRST, Matrices, Net, Options, gradients, label, make, model_for
 
 
@@ -29,7 +29,7 @@ def same(one: Any, two: Any) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-# -- purity ---------------------------------------------------------------------------------------
+# -- purity ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "options"), FIRST, ids=label)
@@ -87,7 +87,7 @@ def test_the_model_keeps_its_class_mode_and_random_state() -> None:
     assert tree.structure(stepped) == tree.structure(model)
 
 
-# -- holes, frozen leaves, ties -----------------------------------------------------------------------
+# -- holes, frozen leaves, ties --------------------------------------------------------------------
 
 
 def test_a_hole_leaves_the_leaf_and_its_moments_alone() -> None:
@@ -194,7 +194,7 @@ def test_gradients_laid_out_otherwise_in_memory_are_read_rightly() -> None:
         assert same(opt.step(other, grads, opt.init(model)), expected)
 
 
-# -- the state as a tree ------------------------------------------------------------------------------
+# -- the state as a tree ---------------------------------------------------------------------------
 
 
 def test_moments_are_modules_of_the_models_shape() -> None:
@@ -235,7 +235,7 @@ def test_a_resumed_run_has_the_very_bits_of_one_that_was_not_interrupted(
     assert same((model, state), (other, other_state))
 
 
-# -- an optimizer is a value ----------------------------------------------------------------------------
+# -- an optimizer is a value -----------------------------------------------------------------------
 
 
 def test_an_optimizer_is_immutable_and_says_how_to_change_it() -> None:
@@ -283,7 +283,7 @@ def test_a_tensor_rate_gives_the_numbers_of_a_number() -> None:
         assert same(model, other), name
 
 
-# -- groups -----------------------------------------------------------------------------------------------
+# -- groups ----------------------------------------------------------------------------------------
 
 
 def test_groups_by_glob_class_and_predicate_are_torchs_parameter_groups() -> None:
@@ -351,18 +351,18 @@ def test_a_group_that_means_nothing_is_an_error() -> None:
         optim.Adam(groups={"**.gain": {"lr": 0.1}}).init(MLP().initialize(0))
 
 
-# -- bad input --------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 
 def test_a_negative_learning_rate_is_refused() -> None:
     for name, _ in FIRST:
         with pytest.raises(ValueError, match=rf"optim.{name}: .*-0.1"):
             make(name, {"lr": -0.1})
-    with pytest.raises(ValueError, match="optim.LBFGS: Invalid learning rate: -1"):
+    with pytest.raises(ValueError, match=r"optim.LBFGS: Invalid learning rate: -1"):
         optim.LBFGS(lr=-1)
-    with pytest.raises(ValueError, match="optim.Adam: Invalid learning rate"):
+    with pytest.raises(ValueError, match=r"optim.Adam: Invalid learning rate"):
         optim.Adam(lr=torch.tensor(-0.1))
-    with pytest.raises(ValueError, match="Invalid beta parameter at index 0: 1.5"):
+    with pytest.raises(ValueError, match=r"Invalid beta parameter at index 0: 1.5"):
         optim.Adam(betas=(1.5, 0.9))
 
 
@@ -416,7 +416,7 @@ def test_a_state_of_another_model_or_optimizer_is_refused() -> None:
     sgd = optim.SGD()
     with pytest.raises(ValueError, match="made for another model, of 4 leaves"):
         sgd.step(Point(torch.ones(1)), Point(torch.ones(1)), sgd.init(model))
-    with pytest.raises(ValueError, match="the state was made by optim.SGD"):
+    with pytest.raises(ValueError, match=r"the state was made by optim.SGD"):
         opt.step(model, ones(model), sgd.init(model))
     with pytest.raises(ValueError, match="the state has no 'max_exp_avg_sq'"):
         optim.Adam(amsgrad=True).step(model, ones(model), opt.init(model))
@@ -434,16 +434,16 @@ def test_a_model_without_anything_to_train_is_refused() -> None:
     frozen = tree.select(Net().initialize(0), "trainable").freeze()
     with pytest.raises(ValueError, match=r"Unfreeze some: tree.select\(model, 'frozen'\)"):
         optim.SGD().init(frozen)
-    with pytest.raises(UninitializedError, match="Net.first is not initialized"):
+    with pytest.raises(UninitializedError, match=r"Net.first is not initialized"):
         optim.SGD().init(Net())
-    with pytest.raises(TypeError, match="takes a module, got a dict. Hold what is trained in one"):
+    with pytest.raises(TypeError, match=r"takes a module, got a dict. Hold what is trained in one"):
         optim.SGD().init({"w": torch.ones(1)})
 
 
 def test_leaves_an_optimizer_cannot_step_are_named() -> None:
     with pytest.raises(TypeError, match=r"Net.bias is torch.float32 of shape \(4,\).*optim.Split"):
         optim.Muon().init(Net().initialize(0))
-    with pytest.raises(TypeError, match="Point.at is complex, which Adafactor does not support"):
+    with pytest.raises(TypeError, match=r"Point.at is complex, which Adafactor does not support"):
         optim.Adafactor().init(Point(torch.ones(2, dtype=torch.complex64)))
 
 

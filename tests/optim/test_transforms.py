@@ -33,7 +33,7 @@ def assert_equal(one: Any, two: Any) -> None:
         assert torch.equal(a, b)
 
 
-# -- vmap ---------------------------------------------------------------------------------------------
+# -- vmap ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=label)
@@ -106,7 +106,7 @@ def test_a_whole_training_step_of_an_ensemble() -> None:
         assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-# -- derivatives of steps -------------------------------------------------------------------------------
+# -- derivatives of steps --------------------------------------------------------------------------
 
 
 def after_three_steps(name: str, lr: Tensor, scale: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def test_the_gradients_a_user_holds_are_not_written_by_a_decay_that_requires_gra
     assert_equal(grads, before)
 
 
-# -- compiled ---------------------------------------------------------------------------------------------
+# -- compiled --------------------------------------------------------------------------------------
 
 COMPILED = [(name, options) for name, options in OPTIONS if name != "Adafactor"]
 """torch cannot compile its Adafactor whole: the kernel reads numbers off tensors."""

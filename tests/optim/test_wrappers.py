@@ -11,7 +11,7 @@ import torch._dynamo.testing
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from parallax import Module, Parameter, optim, tree
-from tests.corpus import MODULES, MLP, Norm
+from tests.corpus import MLP, MODULES, Norm
 from tests.optim.cases import Matrices, Net, distance, gradients, model_for
 
 
@@ -24,7 +24,7 @@ def assert_close(one: Any, two: Any, tolerance: float = 0.0) -> None:
         assert a.dtype == b.dtype and distance(a, b) <= tolerance
 
 
-# -- averages -----------------------------------------------------------------------------------------
+# -- averages --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["swa", "ema"])
@@ -54,7 +54,7 @@ def test_an_average_holds_no_memory_of_a_model_and_no_graph() -> None:
     assert memory.isdisjoint(leaf.data_ptr() for leaf in tree.leaves(average))
     with pytest.raises(ValueError, match="do not fit together"):
         optim.SWA().update(average, Net().initialize(0))
-    with pytest.raises(ValueError, match="decay is between 0 and 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"decay is between 0 and 1, got 1.5"):
         optim.EMA(1.5)
 
 
@@ -71,7 +71,7 @@ def test_averages_compile_to_one_graph(averager: Any) -> None:
     torch._dynamo.reset()
 
 
-# -- mixed precision -----------------------------------------------------------------------------------
+# -- mixed precision -------------------------------------------------------------------------------
 
 
 def test_the_scaler_is_torchs() -> None:
@@ -115,7 +115,7 @@ def test_the_scaler_compiles_to_one_graph() -> None:
         optim.LossScaler(growth_factor=0.5)
 
 
-# -- accumulation ----------------------------------------------------------------------------------------
+# -- accumulation ----------------------------------------------------------------------------------
 
 
 def test_accumulated_steps_are_steps_with_the_mean() -> None:
@@ -150,7 +150,7 @@ def test_accumulation_compiles_to_one_graph() -> None:
     torch._dynamo.reset()
 
 
-# -- chains and splits -----------------------------------------------------------------------------------
+# -- chains and splits -----------------------------------------------------------------------------
 
 
 class Sum:

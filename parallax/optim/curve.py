@@ -1,0 +1,59 @@
+"""What every schedule is made of, for Python's numbers and for tensors alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["STRATEGIES", "Schedule", "Step", "anneal", "least", "line", "where"]
+
+Step = Any  # an int or a tensor of no dimension
+
+
+class Schedule:
+    """A function of the number of steps; the base of the schedules here."""
+
+    def __call__(self, step: Step) -> Any:
+        """The rate after ``step`` steps."""
+        return self.at(wide(step))
+
+    def at(self, t: Step) -> Any:
+        """The rate at a number of double precision."""
+        raise NotImplementedError
+
+
+def wide(step: Step) -> Step:
+    """A tensor in double precision, where the device has it; a number as it is."""
+    if not isinstance(step, Tensor):
+        return step
+    return step if step.device.type == "mps" else step.double()
+
+
+def where(condition: Any, yes: Any, no: Any) -> Any:
+    """``yes`` if the condition holds, else ``no``."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, yes, no)
+    return yes if condition else no
+
+
+def least(t: Step, most: float) -> Any:
+    """The smaller one."""
+    return t.clamp(max=most) if isinstance(t, Tensor) else min(t, most)
+
+
+def anneal(start: float, end: float, way: Any) -> Any:
+    """From ``start`` at 0 to ``end`` at 1 along a cosine."""
+    cosine = torch.cos(math.pi * way) if isinstance(way, Tensor) else math.cos(math.pi * way)
+    return end + (start - end) * (1 + cosine) / 2
+
+
+def line(start: float, end: float, way: Any) -> Any:
+    """From ``start`` at 0 to ``end`` at 1 along a straight line."""
+    return start + (end - start) * way
+
+
+STRATEGIES: dict[str, Callable[[float, float, Any], Any]] = {"cos": anneal, "linear": line}

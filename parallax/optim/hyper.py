@@ -1,0 +1,61 @@
+"""Hyper-parameters: numbers, tensors and functions of the step, and what kernels are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from parallax import _compat
+
+__all__ = ["Hyper", "Number", "plain", "resolved", "sample"]
+
+Number = float | Tensor | Callable[[Any], Any]
+"""A hyper-parameter: a number, a tensor of no dimension, or a function of the number of steps."""
+Hyper = dict[str, Any]
+
+
+def sample(name: str, value: Any) -> Any:
+    """A hyper-parameter as torch's class can check it, outside of any transform."""
+    if isinstance(value, Tensor):
+        if _compat.is_wrapped(value) or value.numel() != 1 or value.is_meta:
+            return 0.5  # how many numbers there are is known when it steps
+        return value.item()
+    if isinstance(value, tuple) and any([isinstance(item, Tensor) for item in value]):
+        return tuple([sample(name, item) for item in value])
+    if callable(value):
+        return 0.5
+    return False if name in ("differentiable", "fused", "capturable", "foreach") else value
+
+
+def resolved(h: Hyper, step: Any) -> Hyper:
+    """The hyper-parameters with every schedule evaluated at ``step``."""
+    if not any([callable(value) for value in h.values()]):
+        return h
+    if isinstance(step, Tensor) and _readable(step):
+        step = int(step)
+    return {name: value(step) if callable(value) else value for name, value in h.items()}
+
+
+def _readable(step: Tensor) -> bool:
+    """Whether the number of steps can be read: not while tracing nor under vmap."""
+    return not _compat.is_compiling() and not _compat.transform_active()
+
+
+def plain(h: Hyper) -> Hyper:
+    """The hyper-parameters with numbers for tensors on the CPU."""
+    return {name: _number(name, value) for name, value in h.items()}
+
+
+def _number(name: str, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"{name} holds {value.numel()} numbers, one per member of an ensemble: step it "
+                f"under vmap: torch.vmap(lambda opt, *rest: opt.step(*rest))(opt, model, grads, state)"
+            )
+        return value.item() if value.device.type == "cpu" else value
+    if isinstance(value, tuple):
+        return tuple([_number(name, item) for item in value])
+    return value
