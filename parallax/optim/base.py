@@ -322,7 +322,7 @@ class Optimizer:
 
     def _differentiable(self, at: Lists, h: Hyper) -> Lists:
         at = at.private()
-        at.params = [param.as_subclass(Multiplied) for param in at.params]  # type: ignore[misc]  # tensors
+        at.params = [param.as_subclass(Multiplied) for param in at.params]
         at.grads = [
             grad.clone() for grad in at.grads
         ]  # a decay that requires grad is added in place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,7 +36,10 @@ class ForeignState(Module):
         optimizer: the name of the class.
     """
 
-    moments: dict[str, Module]
+    if TYPE_CHECKING:
+        moments: dict[str, Any]  # of the model's class, which no annotation can say
+    else:
+        moments: dict[str, Module]
     rest: tuple[Buffer, ...]
     recipe: tuple[Any, ...]
     optimizer: str
@@ -210,7 +213,7 @@ class Foreign:
         for group, changes in zip(optimizer.param_groups, held["groups"], strict=True):
             group.update(changes)
 
-    # -- out of the optimizer -----------------------------------------------------------------------
+    # -- out of the optimizer ---------------------------------------------------------------------
 
     def _groups(self, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
         return [

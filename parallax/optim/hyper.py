@@ -53,7 +53,7 @@ def _number(name: str, value: Any) -> Any:
         if value.numel() != 1:
             raise ValueError(
                 f"{name} holds {value.numel()} numbers, one per member of an ensemble: step it "
-                f"under vmap: torch.vmap(lambda opt, *rest: opt.step(*rest))(opt, model, grads, state)"
+                f"under vmap: torch.vmap(lambda opt, *rest: opt.step(*rest))(opt, model, grads, s)"
             )
         return value.item() if value.device.type == "cpu" else value
     if isinstance(value, tuple):

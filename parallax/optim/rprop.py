@@ -64,8 +64,9 @@ class Rprop(Optimizer):
         if name == "prev":
             return torch.zeros_like(param)
         if param.is_complex():  # two real numbers, of one size each
-            return torch.full_like(param, complex(1, 1)) * h["lr"]
-        return torch.ones_like(param) * h["lr"]
+            start = torch.full_like(param, complex(1, 1))
+            return start.mul(h["lr"])
+        return torch.ones_like(param).mul(h["lr"])
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         rprop(

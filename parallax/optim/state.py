@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -38,7 +38,10 @@ class State(Module):
     """
 
     step: Buffer
-    moments: dict[str, Module]
+    if TYPE_CHECKING:
+        moments: dict[str, Any]  # of the model's class, which no annotation can say
+    else:
+        moments: dict[str, Module]
     clocks: tuple[Buffer, ...]
     clock_of: tuple[int, ...]
     labels: tuple[int, ...]
@@ -127,9 +130,8 @@ class Contents:
             places += clocks
             return state.__make__(iter(places), None)  # type: ignore[attr-defined, no-any-return]  # written per class
         made = {name: around(state.moments[name], column) for name, column in moments.items()}
-        return State(
-            step, made, tuple(clocks), clock_of, state.labels, state.sizes, state.optimizer
-        )
+        others: Any = tuple(clocks)
+        return State(step, made, others, clock_of, state.labels, state.sizes, state.optimizer)
 
 
 def around(module: Any, leaves: list[Any]) -> Any:

@@ -138,7 +138,7 @@ class Twin:
             param.grad = given[path].clone() if path in given else None
         self.optimizer.step()
 
-    def state(self, path: str) -> dict[str, Any]:
+    def state(self, path: str) -> Any:
         return self.optimizer.state[self.params[path]]
 
 
@@ -150,7 +150,8 @@ def make(name: str, options: Options) -> Any:
     return getattr(optim, name)(**options)
 
 
-def distance(one: Tensor, two: Tensor) -> float:
+def distance(one: Any, two: Any) -> float:
     """How far apart two tensors are, relative to the second one's norm."""
+    one, two = one.detach(), two.detach()
     gap = torch.linalg.vector_norm((one - two).double())
-    return (gap / torch.linalg.vector_norm(two.double()).clamp(min=1e-30)).item()
+    return float(gap / torch.linalg.vector_norm(two.double()).clamp(min=1e-30))

@@ -17,7 +17,7 @@ def grads_with_a_hole() -> Any:
     return tree.partition(next(gradients(Net().initialize(0), 1)), "bias")[1]
 
 
-def params_of(grads: Any) -> list[torch.nn.Parameter]:
+def params_of(grads: Any) -> list[Any]:
     params = [torch.nn.Parameter(torch.zeros_like(leaf)) for leaf in tree.leaves(grads)]
     for param, leaf in zip(params, tree.leaves(grads), strict=True):
         param.grad = leaf.clone()

@@ -88,7 +88,7 @@ def test_a_tie_is_one_parameter() -> None:
 # -- L-BFGS ----------------------------------------------------------------------------------------
 
 
-def loss(net: Any, x: Tensor) -> Tensor:
+def loss(net: Any, x: Tensor) -> Any:
     return (net(x) - 0.5).square().mean()
 
 
@@ -105,7 +105,7 @@ def test_lbfgs_has_the_very_bits_of_torch_also_when_resumed(search: str | None) 
             param.copy_(leaf)
     theirs = torch.optim.LBFGS(net.parameters(), **settings, line_search_fn=search)
 
-    def closure() -> Tensor:
+    def closure() -> Any:
         theirs.zero_grad()
         value = loss(net, x)
         value.backward()

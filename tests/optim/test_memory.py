@@ -19,12 +19,18 @@ class Wide(Module):
     leaves: tuple[Parameter, ...]
 
 
+def wide() -> Any:
+    leaves: Any = tuple([torch.ones(SIZE) for _ in range(LEAVES)])
+    return Wide(leaves)
+
+
 def peak(run: Any) -> int:
     """The most bytes that were allocated at once while running, beyond those at the start."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         kept = run()
     now = most = 0
-    results = trace.profiler.kineto_results  # type: ignore[union-attr]  # the run is over
+    profiler: Any = trace.profiler
+    results = profiler.kineto_results
     events = [event for event in results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()
@@ -39,7 +45,7 @@ def test_the_peak_is_one_copy_of_what_is_returned(name: str, options: dict[str, 
     if name != "SGD":
         options = {key: value for key, value in options.items() if key != "momentum"}
     opt = getattr(optim, name)(**options)
-    model = Wide(tuple(torch.ones(SIZE) for _ in range(LEAVES)))
+    model = wide()
     model, state = opt.step(model, model, opt.init(model))
     grads = tree.map(torch.ones_like, model)
     returned = tree.nbytes((model, state))
@@ -51,7 +57,7 @@ def test_the_peak_is_one_copy_of_what_is_returned(name: str, options: dict[str, 
 @pytest.mark.parametrize("name", ["RMSprop", "Adadelta", "Adamax", "NAdam", "RAdam", "Rprop"])
 def test_other_kernels_add_the_temporaries_of_one_leaf(name: str) -> None:
     opt = getattr(optim, name)()
-    model = Wide(tuple(torch.ones(SIZE) for _ in range(LEAVES)))
+    model = wide()
     model, state = opt.step(model, model, opt.init(model))
     returned = tree.nbytes((model, state))
     temporaries = 5 * SIZE * 4

@@ -125,7 +125,7 @@ def test_a_step_takes_the_rate_of_the_steps_already_made() -> None:
 
     seen = []
 
-    def rate(step: Any) -> float:
+    def rate(step: Any) -> Any:
         seen.append(step)
         return 0.5**step
 

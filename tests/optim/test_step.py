@@ -187,8 +187,7 @@ def test_gradients_laid_out_otherwise_in_memory_are_read_rightly() -> None:
     grads = next(gradients(model, 1))
     turned = tree.map(lambda g: g.T.contiguous().T, grads)
     assert not tree.leaves(turned)[0].is_contiguous()
-    for change in (lambda m: m, lambda m: tree.map(lambda p: p.T.contiguous().T, m)):
-        other = change(model)
+    for other in (model, tree.map(lambda p: p.T.contiguous().T, model)):
         expected = opt.step(model, grads, opt.init(model))
         assert same(opt.step(other, turned, opt.init(other)), expected)
         assert same(opt.step(other, grads, opt.init(model)), expected)
@@ -299,15 +298,13 @@ def test_groups_by_glob_class_and_predicate_are_torchs_parameter_groups() -> Non
     )
     names = tree.named_leaves(model)
     params = {path: leaf.clone().requires_grad_() for path, leaf in names.items()}
-    twin = torch.optim.AdamW(
-        [
-            {"params": [params["first.weight"]]},
-            {"params": [params["second.bias"]], "lr": 0.5},
-            {"params": [params["first.bias"]], "weight_decay": 0.0},
-            {"params": [params["second.weight"]], "betas": (0.5, 0.5)},
-        ],
-        lr=0.1,
-    )
+    parts: list[dict[str, Any]] = [
+        {"params": [params["first.weight"]]},
+        {"params": [params["second.bias"]], "lr": 0.5},
+        {"params": [params["first.bias"]], "weight_decay": 0.0},
+        {"params": [params["second.weight"]], "betas": (0.5, 0.5)},
+    ]
+    twin = torch.optim.AdamW(parts, lr=0.1)
     state = opt.init(model)
     assert state.labels == (0, 2, 3, 1)
     for grads in gradients(model, 10):
@@ -461,7 +458,7 @@ def test_training_follows_torch_from_gradient_to_step() -> None:
     opt = optim.AdamW(lr=0.05, foreach=False)
     state, x = opt.init(model), example_input()
 
-    def loss(net: Any, x: Tensor) -> Tensor:
+    def loss(net: Any, x: Tensor) -> Any:
         return net(x).square().mean()
 
     for _ in range(20):

@@ -170,7 +170,7 @@ def test_a_step_inside_a_derivative_is_a_constant_unless_it_is_differentiable() 
     model = model_for("Adam")
     grads = next(gradients(model, 1))
 
-    def loss(scale: Tensor, opt: Any) -> Tensor:
+    def loss(scale: Tensor, opt: Any) -> Any:
         stepped, _ = opt.step(tree.map(lambda p: p * scale, model), grads, opt.init(model))
         return tree.leaves(stepped)[0].sum() + scale
 
@@ -262,11 +262,13 @@ def test_the_whole_training_step_is_one_graph() -> None:
 
 
 def test_holes_and_frozen_leaves_under_compile() -> None:
-    model = tree.select(MLP().initialize(0), "first.weight").freeze()
+    model: Any = tree.select(MLP().initialize(0), "first.weight").freeze()
     opt = optim.AdamW(lr=0.1)
     grads = tree.map(torch.ones_like, tree.partition(model, "second.bias")[1])
     state = opt.init(model)
     compiled = torch.compile(opt.step, fullgraph=True, backend="eager")
+    mine: Any
+    theirs: Any
     mine, mine_state = compiled(model, grads, state)
     theirs, theirs_state = opt.step(model, grads, state)
     assert torch.equal(mine.first.weight, model.first.weight)

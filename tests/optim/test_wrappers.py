@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,7 +33,8 @@ def assert_close(one: Any, two: Any, tolerance: float = 0.0) -> None:
 def test_averages_are_those_of_torch(kind: str, name: str) -> None:
     case = next(case for case in MODULES if case.name == name)
     averager = optim.SWA() if kind == "swa" else optim.EMA(0.9)
-    rule = get_swa_multi_avg_fn() if kind == "swa" else get_ema_multi_avg_fn(0.9)
+    make_rule: Any = get_swa_multi_avg_fn if kind == "swa" else partial(get_ema_multi_avg_fn, 0.9)
+    rule = make_rule()
     models = [case.make(seed) for seed in range(5)]
     theirs = AveragedModel(copy.deepcopy(case.twin(models[0])), multi_avg_fn=rule)
     average = averager.init(models[0])
@@ -61,7 +63,7 @@ def test_an_average_holds_no_memory_of_a_model_and_no_graph() -> None:
 @pytest.mark.parametrize("averager", [optim.SWA(), optim.EMA(0.9)])
 def test_averages_compile_to_one_graph(averager: Any) -> None:
     counter = torch._dynamo.testing.CompileCounter()
-    update = torch.compile(averager.update, fullgraph=True, backend=counter)
+    update: Any = torch.compile(averager.update, fullgraph=True, backend=counter)
     average = mine = averager.init(Norm().initialize(0))
     for seed in range(4):
         model = Norm().initialize(seed)
@@ -75,7 +77,7 @@ def test_averages_compile_to_one_graph(averager: Any) -> None:
 
 
 def test_the_scaler_is_torchs() -> None:
-    settings = {"init_scale": 8.0, "growth_interval": 3}
+    settings: dict[str, Any] = {"init_scale": 8.0, "growth_interval": 3}
     scaler, theirs = optim.LossScaler(**settings), torch.amp.GradScaler("cpu", **settings)
     param = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([param], lr=0.1)
