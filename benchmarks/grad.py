@@ -54,7 +54,7 @@ def _against_backward(name: str, model: nn.Module, loss: Loss, limit: float) -> 
     def backward() -> Tensor:
         model.zero_grad()
         value = loss(model)
-        value.backward()  # type: ignore[no-untyped-call]  # torch does not say
+        value.backward()
         return value
 
     def check(value: Tensor, result: Any) -> None:

@@ -37,7 +37,7 @@ def questions(quick: bool) -> Iterator[Question]:
 
     def backward() -> None:
         leaf = module.value.detach().requires_grad_()
-        loss(leaf).backward()  # type: ignore[no-untyped-call]  # torch does not say
+        loss(leaf).backward()
 
     ours, theirs = func.grad(lambda m: loss(m.value)), torch.func.grad(loss)
     yield Question(

@@ -59,7 +59,7 @@ def lines_of(code: Any) -> int:
 
     Example:
         >>> lines_of(lines_of)
-        2
+        3
     """
     parsed = ast.parse(textwrap.dedent(inspect.getsource(code)))
     return len(_without_docstrings(parsed).splitlines())

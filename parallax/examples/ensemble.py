@@ -1,4 +1,7 @@
-"""Sixteen networks trained at once, as one module. `python -m parallax.examples.ensemble`"""
+"""Sixteen networks trained at once, as one module.
+
+`python -m parallax.examples.ensemble`
+"""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def sharpness_with_torch(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         norm = torch.cat([v.flatten() for v in along.values()]).norm()
         along = {name: v / norm for name, v in along.items()}
-        _, product = torch.func.jvp(torch.func.grad(loss), (weights,), (along,))
+        product = torch.func.jvp(torch.func.grad(loss), (weights,), (along,))[1]
         value = torch.stack([(along[name] * product[name]).sum() for name in along]).sum()
         along = product
     return value

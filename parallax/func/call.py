@@ -23,7 +23,7 @@ class Call:
         values: the leaves that move, of one argument after the other.
     """
 
-    __slots__ = ("args", "argnums", "func", "kwargs", "parts", "values", "what")
+    __slots__ = ("argnums", "args", "func", "kwargs", "parts", "values", "what")
 
     parts: Sequence[Moving]
     values: list[Tensor]
@@ -99,7 +99,7 @@ def _picked(what: str, argnums: Argnums, args: tuple[Any, ...]) -> list[int]:
         TypeError: if it is neither an int nor a tuple of ints.
         ValueError: if it is empty, names an argument twice or one that was not given.
     """
-    chosen = (argnums,) if isinstance(argnums, int) else argnums
+    chosen: Any = (argnums,) if isinstance(argnums, int) else argnums
     if not isinstance(chosen, tuple) or not all([isinstance(k, int) for k in chosen]):
         raise TypeError(f"{what}: argnums must be an int or a tuple of ints, got {argnums!r}")
     if not chosen:
@@ -108,7 +108,7 @@ def _picked(what: str, argnums: Argnums, args: tuple[Any, ...]) -> list[int]:
         if not -len(args) <= k < len(args):
             raise ValueError(
                 f"{what}: argnums={argnums} names argument {k}, and {len(args)} positional "
-                f"arguments were given. Keyword arguments cannot be differentiated: pass by position"
+                f"arguments were given. Keyword arguments are not differentiated: pass by position"
             )
     indices = [k % len(args) for k in chosen]
     if len(set(indices)) < len(indices):

@@ -64,9 +64,10 @@ def jvp(
         return made[0].values, (made[0].others, aux)
 
     flat, after = through(call, finish)
-    values, derivatives, beside = torch.func.jvp(
+    found: Any = torch.func.jvp(
         flat, tuple(call.values), tuple(moving), strict=strict, has_aux=True
     )
+    values, derivatives, beside = found
     others, aux = after(beside)
     pair = made[0].rebuilt(values, others), made[0].alone(derivatives)
     return (*pair, aux) if has_aux else pair
@@ -81,7 +82,7 @@ def _call_at(func: Callable[..., Any], what: str, primals: tuple[Any, ...]) -> C
     return Call(func, what, tuple(range(len(primals))), primals, {})
 
 
-def tangents_of(call: Call, tangents: tuple[Any, ...], what: str) -> list[Tensor]:
+def tangents_of(call: Call, tangents: Any, what: str) -> list[Tensor]:
     """One tangent for each leaf of the call that moves."""
     if not isinstance(tangents, tuple) or len(tangents) != len(call.parts):
         got = len(tangents) if isinstance(tangents, tuple) else type(tangents).__name__

@@ -60,7 +60,7 @@ def functional_call(
         ...     by: Parameter
         ...     def forward(self, x):
         ...         return self.by * x
-        >>> func.functional_call(Scale(torch.tensor(2.0)), {"by": torch.tensor(3.0)}, torch.ones(()))
+        >>> func.functional_call(Scale(torch.ones(())), {"by": torch.tensor(3.0)}, torch.ones(()))
         tensor(3.)
     """
     args = () if args is None else args if isinstance(args, tuple) else (args,)

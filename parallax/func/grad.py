@@ -49,7 +49,6 @@ def grad(
         >>> func.grad(lambda p: (p.at**2).sum())(Point(torch.tensor([1.0, 2.0]))).at
         tensor([2., 4.])
     """
-
     what = f"func.grad({name_of(func)})"
 
     @wraps(func, updated=())
@@ -84,7 +83,6 @@ def grad_and_value(
         >>> func.grad_and_value(lambda x: x**2)(torch.tensor(3.0))
         (tensor(6.), tensor(9.))
     """
-
     what = f"func.grad_and_value({name_of(func)})"
 
     @wraps(func, updated=())

@@ -44,7 +44,8 @@ def jacobian_matrix(
     Example:
         >>> import torch
         >>> from parallax import func
-        >>> func.jacobian_matrix(lambda d: d["a"] * d["b"])({"a": torch.ones(2), "b": torch.ones(2)})
+        >>> point = {"a": torch.ones(2), "b": torch.ones(2)}
+        >>> func.jacobian_matrix(lambda d: d["a"] * d["b"])(point)
         tensor([[1., 0., 1., 0.],
                 [0., 1., 0., 1.]])
     """

@@ -6,7 +6,7 @@ modules, every floating or complex tensor. They are said to *move*; all other le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,7 @@ class Opened:
     __slots__ = ("leaves", "places", "spec", "tree", "values")
 
     tree: Any
+    spec: Any
     leaves: Sequence[Any]
     places: list[int]
     values: list[Tensor]

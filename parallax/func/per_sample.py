@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from parallax.func.call import Call

@@ -101,7 +101,7 @@ def run_flat(
         run = torch.func.vmap(
             lambda *t: tuple(flat(t)), batch.dims, 0, randomness, chunk_size=chunk_size
         )
-        return run(*tensors)  # type: ignore[no-any-return]  # a tuple of tensors
+        return run(*tensors)
     if not torch.is_grad_enabled():
         return _run_eager(flat, batch, tensors, randomness, chunk_size)
     # Recomputed in backward, when the vmap is over, a checkpoint would meet tensors of no vmap.
@@ -121,7 +121,7 @@ def _run_eager(
     run = torch.func.vmap(
         lambda *t: tuple(flat(t)), batch.dims, 0, randomness, chunk_size=chunk_size
     )
-    return run(*tensors)  # type: ignore[no-any-return]  # a tuple of tensors
+    return run(*tensors)
 
 
 class Batch:
@@ -225,7 +225,8 @@ def _open_argument(
     Returns:
         Which of its leaves they are, and what builds it from members of them.
     """
-    part = spec = None
+    part: Any = None
+    spec: Any = None
     leaves: Sequence[Any]
     if isinstance(arg, Tensor):
         leaves, rngs = [arg], []
@@ -287,6 +288,8 @@ class _Outputs:
     def __init__(self, out_dims: Any, what: str) -> None:
         self.out_dims = out_dims
         self.what = what
+        self.dims: list[int | None] = []
+        self.shared: list[Tensor] = []
 
     def take(self, result: Any) -> list[Tensor]:
         """The tensors that have a mapped dimension; keeps the rest."""

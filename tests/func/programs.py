@@ -100,7 +100,7 @@ def wrap(step: str, fn: Any, side: Any) -> Any:
         pairs = zip(side.leaves(point), side.leaves(grads), strict=True)
         return sum([(leaf.sin() * g).sum() for leaf, g in pairs], torch.zeros(()))
 
-    def apply(p: Any, x: Tensor, c: Tensor) -> Tensor:
+    def apply(p: Any, x: Tensor, c: Tensor) -> Any:
         if step == "grad":
             return dot(p, lib.grad(fn)(p, x, c))
         if step == "grad of x":

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from parallax import Buffer, Module, Parameter, UninitializedError, effects, func, random, tree
-from tests.func.test_grad import X, Twice, loss, net
+from tests.func.test_grad import Twice, X, loss, net
 
 MEMBERS = [Twice(net(k), net(k + 10)) for k in range(4)]
 STACK = tree.stack(MEMBERS)
@@ -70,7 +70,7 @@ def test_out_dims() -> None:
         torch.testing.assert_close(ours, torch.func.vmap(lambda x: x.T, out_dims=dim)(BATCH))
     fn = lambda x, k: {"a": x, "b": (x[0], k)}  # noqa: E731  # short
     k = torch.tensor(3.0)
-    dims = {"a": 1, "b": (0, None)}
+    dims: Any = {"a": 1, "b": (0, None)}
     ours = func.vmap(fn, (0, None), dims)(BATCH, k)
     assert ours["b"][1] is k
     torch.testing.assert_close(ours, torch.func.vmap(fn, (0, None), dims)(BATCH, k))
@@ -220,7 +220,7 @@ def test_nothing_returned_and_nothing_initialised() -> None:
     with pytest.raises(TypeError, match="returned nothing"):
         func.vmap(lambda x: None)(X)
     lazy = Noisy(Parameter((3,), torch.nn.init.zeros_))
-    with pytest.raises(UninitializedError, match="Noisy.w .* is not initialized"):
+    with pytest.raises(UninitializedError, match=r"Noisy.w .* is not initialized"):
         func.vmap(Noisy.forward)(lazy)
 
 
@@ -282,7 +282,7 @@ def test_many_gradients_nest_and_keep_the_graphs_of_others() -> None:
 def test_many_gradients_refuse_as_grad_and_vmap_do() -> None:
     with pytest.raises(TypeError, match="only a scalar has a gradient"):
         func.per_sample_grad(lambda m, x: m(x))(MEMBERS[0], BATCH)
-    with pytest.raises(ValueError, match="has 4 members .* argument 1 has 2"):
+    with pytest.raises(ValueError, match=r"has 4 members .* argument 1 has 2"):
         func.ensemble_grad(loss, in_dims=(0, 0))(STACK, X)
     with pytest.raises(ValueError, match="no trainable leaf"):
         func.per_sample_grad(loss)(tree.select(MEMBERS[0], "**").freeze(), BATCH)
@@ -296,7 +296,7 @@ def test_a_mapped_checkpoint_is_refused_with_the_remedy() -> None:
         func.vmap(fn, (None, 0)),
     ):
         with pytest.raises(
-            RuntimeError, match="checkpoint cannot run inside a torch.func transform"
+            RuntimeError, match=r"checkpoint cannot run inside a torch.func transform"
         ):
             run(MEMBERS[0].reset(0), BATCH)
     with torch.no_grad():
