@@ -59,8 +59,8 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     """The most bytes that a call holds at once, as torch's allocator counts them."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
-    assert recorded.profiler is not None
-    events = recorded.profiler.kineto_results.events()
+    inner: Any = recorded.profiler
+    events = inner.kineto_results.events()
     held = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         if event.name() == "[memory]":

@@ -144,8 +144,8 @@ def is_hook_refusal(error: RuntimeError) -> bool:
 
 
 NO_CHECKPOINT = (
-    "torch.utils.checkpoint cannot run inside a torch.func transform (vmap, jvp, a nested func.grad) "
-    "nor in a compiled func.grad: torch.func takes no saved-tensor hooks. Call func.grad in eager "
+    "torch.utils.checkpoint cannot run inside a torch.func transform (vmap, jvp, a nested "
+    "func.grad) nor in a compiled func.grad: torch.func takes no saved-tensor hooks. Call func.grad in eager "
     "mode with no transform around it, where it runs on autograd's tape and checkpoints work; "
     "or call the module without checkpoint here"
 )
@@ -198,7 +198,7 @@ def backward(
         # The function in between hands the context on to the threads of other devices.
         run: Callable[..., Any] = torch.autograd.graph._engine_run_backward
         if outputs[0].device.type == "cpu":
-            run = torch.autograd.Variable._execution_engine.run_backward  # type: ignore[attr-defined]  # made in C++
+            run = torch.autograd.Variable._execution_engine.run_backward
         found = run(
             tuple(outputs), tuple(cotangents), retain_graph, create_graph, tuple(inputs),
             allow_unreachable=True, accumulate_grad=False,
@@ -255,3 +255,23 @@ def run_vmap(
         return [remove(t, level, size, 0) for t in outs]
     finally:
         functorch._vmap_decrement_nesting()
+
+
+class without_hooks:  # noqa: N801  # called like a function, as torch.no_grad is
+    """Refuses saved-tensor hooks, and so checkpoints, as ``disable_saved_tensors_hooks`` does.
+
+    That is a generator, which costs a small model some per cent.
+    """
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        autograd = torch._C._autograd
+        self._before = autograd._saved_tensors_hooks_get_disabled_error_message()
+        autograd._saved_tensors_hooks_disable(NO_CHECKPOINT)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is None:
+            torch._C._autograd._saved_tensors_hooks_enable()
+        else:
+            torch._C._autograd._saved_tensors_hooks_disable(self._before)

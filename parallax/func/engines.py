@@ -142,7 +142,7 @@ def _gradient_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor,
 def _record_gradient(call: Call, finish: Finish, tape: Tape) -> tuple[list[Tensor], Tensor, Any]:
     loss, aux = tape.run(call, finish)
     beside, close = open_tensors(aux)
-    keep = tape.recording and tape.reaches_out([loss, *beside])
+    keep = tape.reaches_out([loss, *beside])
     if connected(loss):
         grads = _compat.backward([loss], [torch.ones_like(loss)], tape.leaves, keep, keep)
         if keep:

@@ -124,7 +124,7 @@ def scalar_and_aux(result: Any, what: str, has_aux: bool) -> tuple[Tensor, Any]:
     Raises:
         TypeError: if the loss is no real, floating scalar.
     """
-    loss, aux = with_aux(result, what, has_aux)
+    loss, aux = with_aux(result, what, has_aux) if has_aux else (result, None)
     if isinstance(loss, Tensor) and loss.dim() == 0 and loss.dtype.is_floating_point:
         return loss, aux
     raise TypeError(f"{what}: {_not_scalar(loss)}")

@@ -98,14 +98,11 @@ def run_flat(
 ) -> Sequence[Tensor]:
     """Maps a function of a list of tensors to another; the mapped dimension comes out first."""
     if _compat.is_compiling():
-        run = torch.func.vmap(
-            lambda *t: tuple(flat(t)), batch.dims, 0, randomness, chunk_size=chunk_size
-        )
-        return run(*tensors)
+        return _run_by_torch(flat, batch, tensors, randomness, chunk_size)
     if not torch.is_grad_enabled():
         return _run_eager(flat, batch, tensors, randomness, chunk_size)
     # Recomputed in backward, when the vmap is over, a checkpoint would meet tensors of no vmap.
-    with torch.autograd.graph.disable_saved_tensors_hooks(_compat.NO_CHECKPOINT):
+    with _compat.without_hooks():
         return _run_eager(flat, batch, tensors, randomness, chunk_size)
 
 
@@ -118,10 +115,21 @@ def _run_eager(
 ) -> Sequence[Tensor]:
     if chunk_size is None or chunk_size >= batch.size:
         return _compat.run_vmap(flat, tensors, batch.dims, batch.size, randomness)
-    run = torch.func.vmap(
-        lambda *t: tuple(flat(t)), batch.dims, 0, randomness, chunk_size=chunk_size
-    )
-    return run(*tensors)
+    return _run_by_torch(flat, batch, tensors, randomness, chunk_size)
+
+
+def _run_by_torch(
+    flat: Callable[[Sequence[Tensor]], list[Tensor]],
+    batch: Batch,
+    tensors: Sequence[Tensor],
+    randomness: str,
+    chunk_size: int | None,
+) -> Sequence[Tensor]:
+    def run(*members: Any) -> Any:
+        return tuple(flat(members))
+
+    mapped: Any = torch.func.vmap(run, batch.dims, 0, randomness, chunk_size=chunk_size)
+    return mapped(*tensors)  # type: ignore[no-any-return]  # a tuple of tensors
 
 
 class Batch:
@@ -250,8 +258,8 @@ def _open_argument(
         dims.append(each)
     keyed: list[int] = []
     for place, rng in enumerate(rngs):
-        each = None if rng is None else rng_dim(rng, dim)
-        if each is not None:
+        each = rng_dim(rng, dim)
+        if rng is not None and each is not None:
             keyed.append(place)
             tensors.append(rng.key)
             dims.append(each)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from parallax import func, tree
 from tests.func.test_grad import Net, Twice, X, loss, net
@@ -94,7 +95,7 @@ def test_compiled_equals_eager(name: str, backend: str) -> None:
 
 
 def test_a_training_loop_compiles_once() -> None:
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
 
     @torch.compile(backend=counter, fullgraph=True)
     def step(m: Any, x: Tensor) -> tuple[Any, Tensor]:
@@ -111,7 +112,7 @@ def test_a_training_loop_compiles_once() -> None:
 
 
 def test_freezing_compiles_once_more() -> None:
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     step = torch.compile(lambda m: func.grad(loss)(m), backend=counter, fullgraph=True)
     assert step(MODEL).first.weight is not None
     frozen = tree.select(MODEL, "first.weight").freeze()

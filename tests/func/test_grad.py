@@ -212,7 +212,7 @@ def test_captured_tensors_stay_differentiable() -> None:
     cell = lambda m: loss(m) * (c**2).sum()  # noqa: E731  # a closure is the point
     partial_default = lambda m, d=c: loss(m) * (d**2).sum()  # noqa: E731
     for fn in (cell, partial_default, Holder(c).method, lambda m: loss(m) * (CAPTURED**2).sum()):
-        total = sum((g**2).sum() for g in tree.leaves(func.grad(fn)(net())))
+        total: Any = sum((g**2).sum() for g in tree.leaves(func.grad(fn)(net())))
         (ours,) = torch.autograd.grad(total, c)
 
         def reference(d: Tensor) -> Any:
@@ -297,7 +297,7 @@ def test_the_loop_computes_the_same_however_it_is_prepared() -> None:
 
 def test_going_backward_through_a_gradient_of_a_reset_tree_is_exact() -> None:
     model = net().reset(0)
-    penalty = sum((g**2).sum() for g in tree.leaves(func.grad(loss)(model)))
+    penalty: Any = sum((g**2).sum() for g in tree.leaves(func.grad(loss)(model)))
     penalty.backward()
     reference = torch.func.grad(
         lambda w: sum((g**2).sum() for g in torch.func.grad(
@@ -407,8 +407,8 @@ def test_hooks_and_old_custom_functions_run_on_the_tape() -> None:
             return 2 * x
 
         @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            return 2 * grad
+        def backward(ctx: Any, *grads: Tensor) -> Tensor:
+            return 2 * grads[0]
 
     seen = []
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax import Buffer, Module, Parameter, func, random, tree
+from parallax.tree import core
 from tests.func.test_grad import Net, Twice, X, loss, net
 
 
@@ -40,7 +41,7 @@ def like(weights: dict[str, Tensor]) -> Any:
     """The tree of gradients' shape that holds these tensors."""
     hollow = func.grad(loss)(MODEL)
     spec = tree.structure(hollow)
-    names = [path for path, _ in tree.core.with_paths(hollow)]
+    names = [path for path, _ in core.with_paths(hollow)]
     return tree.unflatten(spec, [weights.get(name) for name in names])
 
 

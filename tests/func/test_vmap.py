@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from parallax import Buffer, Module, Parameter, UninitializedError, effects, func, random, tree
+from parallax.tree import core
 from tests.func.test_grad import Twice, X, loss, net
 
 MEMBERS = [Twice(net(k), net(k + 10)) for k in range(4)]
@@ -47,7 +48,7 @@ def test_a_module_shaped_in_dims_maps_some_leaves_only() -> None:
     shared = MEMBERS[0]
     mixed = shared.replace(first=STACK.first)
     dims = tree.unflatten(tree.structure(mixed), [
-        0 if path.startswith("first") else None for path, _ in tree.core.with_paths(mixed)
+        0 if path.startswith("first") else None for path, _ in core.with_paths(mixed)
     ])  # fmt: skip
     found = func.vmap(Twice.forward, (dims, None))(mixed, X)
     torch.testing.assert_close(found, looped(lambda m: shared.replace(first=m.first)(X), MEMBERS))
@@ -263,7 +264,8 @@ def test_ensemble_gradients(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_many_gradients_nest_and_keep_the_graphs_of_others() -> None:
     c = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     grads = func.per_sample_grad(lambda m, x: loss(m, x) * c**2)(MEMBERS[0], BATCH)
-    (slope,) = torch.autograd.grad(sum(g.sum() for g in tree.leaves(grads)), c)
+    total: Any = sum(g.sum() for g in tree.leaves(grads))
+    (slope,) = torch.autograd.grad(total, c)
     whole = func.per_sample_grad(loss)(MEMBERS[0], BATCH)
     torch.testing.assert_close(slope, 2 * c.detach() * sum(g.sum() for g in tree.leaves(whole)))
     inside = func.grad(
