@@ -217,7 +217,9 @@ def as_dict(node: object) -> object:
     if isinstance(node, tuple):
         return tuple(map(as_dict, node))
     if isinstance(node, Module):
-        children = ((k, v) for k, v in _fields(node).items() if isinstance(v, Tensor | Module | tuple))
+        children = (
+            (k, v) for k, v in _fields(node).items() if isinstance(v, Tensor | Module | tuple)
+        )
         return {name: as_dict(child) for name, child in children}
     return node
 

@@ -2,14 +2,14 @@
 
 Where things are, from the ground up; imports go downwards only.
 
-1. What a tree is: ``fields`` and ``kinds`` (what may be declared), ``constants``, ``structure`` and
-   ``shape`` (a tree without its leaves, and the code that builds one), ``registry`` (optree's and
-   torch's registries), ``tracing`` (the same under dynamo), ``_compat`` (all private torch API).
+1. What a tree is: ``fields`` and ``kinds`` (what may be declared), ``constants``, ``structure``
+   and ``shape`` (a tree without its leaves, and the code that builds one), ``registry`` (optree's
+   and torch's registries), ``tracing`` (the same under dynamo), ``_compat`` (private torch API).
 2. What is done with trees: ``tree``; ``random`` and ``effects`` for what must be explicit.
-3. ``module``: declared by ``declare``, ``layout``, ``sealing`` and ``metaclass``; ``notes`` holds its
-   modes and marks, ``display`` shows it, ``initialize`` fills it.
-4. ``func`` (derivatives and vmap), ``compiler``, ``optim``, ``bridge``, ``io``, ``debug``: each loaded
-   when it is first asked for, so that ``import parallax`` stays quick.
+3. ``module``: declared by ``declare``, ``layout``, ``sealing`` and ``metaclass``; ``notes`` holds
+   its modes and marks, ``display`` shows it, ``initialize`` fills it.
+4. ``func`` (derivatives and vmap), ``compiler``, ``optim``, ``bridge``, ``io``, ``debug``: each
+   loaded when it is first asked for, so that ``import parallax`` stays quick.
 """
 
 from importlib import import_module
@@ -21,7 +21,7 @@ from parallax.module import Module
 
 if TYPE_CHECKING:
     from parallax import bridge, debug, func, io, optim
-    from parallax.compiler import compile
+    from parallax.compiler import compile  # noqa: A004  # named as torch.compile
 
 __all__ = [
     "Buffer",

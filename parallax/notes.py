@@ -9,8 +9,18 @@ from parallax import tracing
 from parallax.layout import TRACED
 from parallax.structure import PLAIN, Local, Note, Structure, local_of, structure_of
 
-__all__ = ["addressed", "carry_note", "distribute", "joined", "note_of", "split_copy", "traced", "traced_copy",
-           "traced_mode", "traced_note"]  # fmt: skip
+__all__ = [
+    "addressed",
+    "carry_note",
+    "distribute",
+    "joined",
+    "note_of",
+    "split_copy",
+    "traced",
+    "traced_copy",
+    "traced_mode",
+    "traced_note",
+]
 
 
 def distribute(structure: Structure, mode: str, root: str = "") -> Structure:
@@ -107,7 +117,7 @@ def traced_copy(module: Any, k: int) -> Any:
 def _traced_local(module: Any, note: Note) -> Local | Note:
     spec: Any = module._spec
     if type(spec) is Structure or type(spec) is Local:
-        local: Local = spec.local if type(spec) is Structure else spec
+        local: Any = spec.local if type(spec) is Structure else spec
         return Local(local.cls, local.constants, local.key, note)
     return note  # made while tracing: eager code finds the constants and their keys
 

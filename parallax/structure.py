@@ -156,8 +156,18 @@ class Structure:
         shape: the classes alone, with the generated code that builds and collects such trees.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_still", "children", "depth", "expand", "local", "marks",
-                 "shape", "ties")  # fmt: skip
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_still",
+        "children",
+        "depth",
+        "expand",
+        "local",
+        "marks",
+        "shape",
+        "ties",
+    )
 
     def __init__(
         self, local: Local, children: tuple[Child, ...], expand: tuple[int, ...] | None = None

@@ -322,7 +322,8 @@ class Optimizer:
 
     def _differentiable(self, at: Lists, h: Hyper) -> Lists:
         at = at.private()
-        at.params = [param.as_subclass(Multiplied) for param in at.params]
+        params: list[Any] = [param.as_subclass(Multiplied) for param in at.params]
+        at.params = params
         at.grads = [
             grad.clone() for grad in at.grads
         ]  # a decay that requires grad is added in place

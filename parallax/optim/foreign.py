@@ -87,7 +87,7 @@ class Foreign:
             if isinstance(leaves[k], Lazy):
                 leaves[k].refuse()
         params = {k: leaves[k].detach().clone() for k in chosen}
-        return self._closed(model, self._made(params), params, self._groups(self._made(params)))
+        return self._closed(model, self._made(params), params, self._groups(self._made(params)), {})
 
     def step(
         self, model: M, grads: Any, state: ForeignState, *, donate: bool = False
@@ -130,7 +130,7 @@ class Foreign:
             }
             optimizer = self._made(params)
             defaults = self._groups(self._made(params))
-            self._restore(optimizer, state, params, part, what)
+            idle = self._restore(optimizer, state, params, part, what)
             if self.closure:
                 optimizer.step(self._closure(what, grads, model, params))
             else:
@@ -138,7 +138,7 @@ class Foreign:
                 optimizer.step()
         made = [params[k].detach() if k in params else leaf for k, leaf in enumerate(leaves)]
         next_model = core._close(part, made, model._rng)  # type: ignore[attr-defined]  # a module
-        return next_model, self._closed(model, optimizer, params, defaults)
+        return next_model, self._closed(model, optimizer, params, defaults, idle)
 
     # -- into the optimizer -----------------------------------------------------------------------
 
@@ -179,7 +179,8 @@ class Foreign:
         params: dict[int, Tensor],
         part: Any,
         what: str,
-    ) -> None:
+    ) -> dict[int, dict[str, Any]]:
+        """Fills the optimizer; returns what belongs to leaves that are not trained now."""
         if type(state) is not ForeignState or state.optimizer != self.name:
             raise ValueError(
                 f"{what}: the state was not made by this optimizer. "
@@ -196,22 +197,25 @@ class Foreign:
                     f"{what}: the state was made for another model: in its {name}, {error}. "
                     f"Make one for this model: state = opt.init(model)"
                 ) from None
-            for k in params:
-                if column[k] is not None:
+            for k, leaf in enumerate(column):
+                if leaf is not None:
                     kind = kinds.get((name, k))
-                    value = column[k].detach().clone() if kind is None else kind(column[k].item())
-                    per_leaf[k][name] = value
+                    value = leaf.detach().clone() if kind is None else kind(leaf.item())
+                    per_leaf.setdefault(k, {})[name] = value
         for k, others in held["others"].items():
-            if k in per_leaf:
-                per_leaf[k].update(others)
+            per_leaf.setdefault(k, {}).update(others)
         optimizer.state.clear()
+        idle = {}
         for k, values in per_leaf.items():
-            if values:
-                # In the order in which the optimizer keeps them.
-                order = held["order"].get(k, tuple(values))
-                optimizer.state[params[k]] = {name: values[name] for name in order}
+            # In the order in which the optimizer keeps them.
+            ordered = {name: values[name] for name in held["order"].get(k, tuple(values))}
+            if k not in params:
+                idle[k] = ordered
+            elif ordered:
+                optimizer.state[params[k]] = ordered
         for group, changes in zip(optimizer.param_groups, held["groups"], strict=True):
             group.update(changes)
+        return idle
 
     # -- out of the optimizer ---------------------------------------------------------------------
 
@@ -227,6 +231,7 @@ class Foreign:
         optimizer: torch.optim.Optimizer,
         params: dict[int, Tensor],
         defaults: list[dict[str, Any]],
+        idle: dict[int, dict[str, Any]],
     ) -> ForeignState:
         """Takes what the optimizer keeps into a tree."""
         count = len(flatten_module(model)[0])
@@ -234,8 +239,8 @@ class Foreign:
         kinds: dict[Any, Any] = {}
         others: dict[int, dict[str, Any]] = {}
         order: dict[int, tuple[str, ...]] = {}
-        for k, param in params.items():
-            values = optimizer.state.get(param, {})
+        kept = {k: optimizer.state.get(param, {}) for k, param in params.items()} | idle
+        for k, values in kept.items():
             order[k] = tuple(values)
             for name, value in values.items():
                 if type(value) in (bool, int, float):

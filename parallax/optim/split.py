@@ -71,11 +71,13 @@ class Split:
         """
         leaves, part = core._open(model)
         labels = grouping.labels(self.conditions, model, len(leaves), "optim.Split.init")
-        states = []
+        states: list[Any] = []
         for number, opt in enumerate(self.optimizers):
             mine = [p if k == number else None for p, k in zip(leaves, labels)]  # noqa: B905  # dynamo traces no strict=
-            some = opt is not None and any([leaf is not None for leaf in mine])
-            states.append(opt.init(core._close(part, mine, None)) if some else None)
+            if opt is None or all([leaf is None for leaf in mine]):
+                states.append(None)
+            else:
+                states.append(opt.init(core._close(part, mine, None)))
         return Splits(tuple(states), labels)
 
     def step(

@@ -11,6 +11,7 @@ from parallax import _compat, tracing
 from parallax.fields import Buffer
 from parallax.module import Module
 from parallax.registry import flatten_module, unflatten_module
+from parallax.tree import core
 from parallax.tree.align import align
 
 __all__ = ["Contents", "State"]
@@ -82,7 +83,7 @@ class Contents:
                     f"{what}: the state was made for another model: in its {name}, {error}. "
                     f"Make one for this model: state = opt.init(model)"
                 ) from None
-        count = part.n_leaves if type(part) is tracing.Outline else len(part.first)
+        count = core._count(part)
         if len(state.clock_of) != count:
             raise ValueError(
                 f"{what}: the state was made for another model, of {len(state.clock_of)} leaves; "

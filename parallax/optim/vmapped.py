@@ -59,7 +59,8 @@ class _Members(torch.autograd.Function):
         ctx.mark_non_differentiable(*output)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, flat: Any, *tensors: Any) -> Any:
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        flat, *tensors = args
         members = []
         for index in range(info.batch_size):
             picked = [

@@ -216,7 +216,7 @@ def uniform(key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch
     " -> Tensor",
     _shaped,
 )
-def randint(  # noqa: PLR0917  # the arguments of the operator
+def randint(  # the arguments of the operator
     key: Tensor,
     shape: Sequence[int],
     low: int,

@@ -10,6 +10,8 @@ from typing import Any
 import optree
 import pytest
 import torch
+from torch._dynamo.exc import Unsupported
+from torch.utils import _pytree as torch_pytree
 
 from parallax import Module, func, optim, tree
 from parallax.optim import DonatedError
@@ -22,7 +24,7 @@ USES: dict[str, Callable[[Any], Any]] = {
     "method": lambda m: m.train(1),
     "map": lambda m: tree.map(torch.neg, m),
     "leaves of a tree around it": lambda m: tree.leaves({"net": m}),
-    "torch's pytree": torch.utils._pytree.tree_leaves,
+    "torch's pytree": torch_pytree.tree_leaves,
     "optree": optree.tree_leaves,
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
@@ -127,6 +129,6 @@ def test_donation_is_for_eager_code() -> None:
         optim.SGD(differentiable=True).step(
             model, model, optim.SGD(differentiable=True).init(model), donate=True
         )
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="plans the memory"):
+    with pytest.raises(Unsupported, match="plans the memory"):
         torch.compile(step, fullgraph=True, backend="eager")(model, state)
     torch._dynamo.reset()

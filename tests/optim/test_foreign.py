@@ -85,6 +85,19 @@ def test_a_tie_is_one_parameter() -> None:
     assert torch.equal(stepped.encoder.weight, model.encoder.weight - 1)
 
 
+def test_what_is_kept_of_a_leaf_waits_while_it_is_frozen() -> None:
+    model, opt = Net().initialize(0), optim.from_torch(Odd, lr=0.01)
+    grads = next(gradients(model, 1))
+    model, state = opt.step(model, grads, opt.init(model))
+    frozen = tree.select(model, "bias").freeze()
+    after, state = opt.step(frozen, grads, state)
+    assert after.bias is model.bias
+    assert state.moments["count"].bias.item() == 1 and state.moments["count"].first.item() == 2
+    thawed = tree.select(after, "bias").unfreeze()
+    thawed, state = opt.step(thawed, grads, state)
+    assert state.moments["count"].bias.item() == 2
+
+
 # -- L-BFGS ----------------------------------------------------------------------------------------
 
 

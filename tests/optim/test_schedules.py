@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from parallax.optim import schedules as mine
 STEPS = 60
 LR = 0.4
 
-CURVES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+MODES: tuple[Any, ...] = ("triangular", "triangular2", "exp_range")
+CURVES: dict[str, Any] = {
     "constant": (mine.ConstantLR(LR, 0.25, 7), lambda o: theirs.ConstantLR(o, 0.25, 7)),
     "linear": (mine.LinearLR(LR, 0.1, 0.9, 8), lambda o: theirs.LinearLR(o, 0.1, 0.9, 8)),
     "step": (mine.StepLR(LR, 7, 0.5), lambda o: theirs.StepLR(o, 7, 0.5)),
@@ -65,11 +67,18 @@ CURVES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 } | {
     f"cyclic_{mode}": (
         mine.CyclicLR(0.1, LR, 6, 9, mode, 0.98),
-        lambda o, mode=mode: theirs.CyclicLR(  # type: ignore[misc]  # mypy reads no default of a lambda
-            o, 0.1, LR, 6, 9, mode, 0.98, cycle_momentum=False
+        partial(
+            theirs.CyclicLR,
+            base_lr=0.1,
+            max_lr=LR,
+            step_size_up=6,
+            step_size_down=9,
+            mode=mode,
+            gamma=0.98,
+            cycle_momentum=False,
         ),
     )
-    for mode in ("triangular", "triangular2", "exp_range")
+    for mode in MODES
 }
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import pickle
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _pytree as torch_pytree
 
+import parallax
 from parallax import Module, Parameter, UninitializedError, func, optim, tree
 from tests.corpus import MLP, MODULES, Case, Dense, Norm, TiedParameter, example_input
 from tests.optim.cases import FIRST, Matrices, Net, Options, gradients, label, make, model_for
@@ -234,6 +237,28 @@ def test_a_resumed_run_has_the_very_bits_of_one_that_was_not_interrupted(
     assert same((model, state), (other, other_state))
 
 
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize(("name", "options"), FIRST, ids=label)
+def test_a_run_resumed_from_files_has_the_very_bits_of_one_that_was_not_interrupted(
+    name: str, options: Options, suffix: str, tmp_path: Path
+) -> None:
+    model, opt = model_for(name), make(name, options)
+    state = opt.init(model)
+    first, second, third, fourth = gradients(model, 4)
+    for grads in (first, second):
+        model, state = opt.step(model, grads, state)
+    files = tmp_path / f"model.{suffix}", tmp_path / f"state.{suffix}"
+    parallax.io.save(model, files[0])
+    parallax.io.save(state, files[1])
+    fresh = model_for(name, seed=5)
+    other = parallax.io.load(files[0], like=fresh)
+    other_state = parallax.io.load(files[1], like=opt.init(fresh))
+    for grads in (third, fourth):
+        model, state = opt.step(model, grads, state)
+        other, other_state = opt.step(other, grads, other_state)
+    assert same((model, state), (other, other_state))
+
+
 # -- an optimizer is a value -----------------------------------------------------------------------
 
 
@@ -263,9 +288,9 @@ def test_names_and_defaults_are_those_of_torch(name: str, options: Options) -> N
 
 def test_a_tensor_is_a_leaf_of_the_optimizer_and_a_number_is_not() -> None:
     opt = optim.Adam(lr=torch.tensor(0.5), groups={"bias": {"lr": torch.tensor(0.25)}})
-    leaves, spec = torch.utils._pytree.tree_flatten(opt)
+    leaves, spec = torch_pytree.tree_flatten(opt)
     assert [leaf.item() for leaf in leaves] == [0.5, 0.25]
-    again = torch.utils._pytree.tree_unflatten([torch.tensor(1.0), torch.tensor(2.0)], spec)
+    again = torch_pytree.tree_unflatten([torch.tensor(1.0), torch.tensor(2.0)], spec)
     assert again.lr.item() == 1 and again.groups[0].values[0].item() == 2
     assert tree.leaves(optim.Adam(lr=0.5)) == []
 

@@ -9,6 +9,7 @@ import torch
 import torch._dynamo.testing
 from torch import Tensor
 
+import parallax
 from parallax import func, optim, tree
 from parallax.optim import schedules
 from tests.corpus import MLP, example_input
@@ -256,6 +257,27 @@ def test_the_whole_training_step_is_one_graph() -> None:
     for _ in range(4):
         model, state = train(model, state)
         end, end_state = compiled(end, end_state)
+    assert counter.frame_count == 1
+    for mine, theirs in zip(tree.leaves(end), tree.leaves(model), strict=True):
+        assert distance(mine, theirs) <= 1e-5
+
+
+def test_parallax_compile_takes_the_optimizer_as_an_argument() -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+    x = example_input()
+
+    def train(opt: Any, model: Any, state: Any, x: Tensor) -> Any:
+        grads = func.grad(lambda net: net(x).square().mean())(model)
+        return opt.step(model, grads, state)
+
+    compiled = parallax.compile(train, backend=counter)
+    model = end = MLP().initialize(0)
+    opt = optim.AdamW(lr=torch.tensor(0.1))
+    state = end_state = opt.init(model)
+    for k in range(4):
+        opt = opt.replace(lr=torch.tensor(0.1 / (k + 1)))
+        model, state = train(opt, model, state, x)
+        end, end_state = compiled(opt, end, end_state, x)
     assert counter.frame_count == 1
     for mine, theirs in zip(tree.leaves(end), tree.leaves(model), strict=True):
         assert distance(mine, theirs) <= 1e-5
