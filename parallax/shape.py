@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from parallax._compat import is_compiling
 from parallax.frozendict import FrozenDict
 from parallax.nodes import NODES, Instance, reading
 
@@ -41,6 +42,8 @@ def shape_of(cls: type, keys: tuple[Any, ...] | None, children: tuple[Any, ...])
     Returns:
         The shape; equal parts give the same object.
     """
+    if is_compiling():  # dynamo would look at every entry of the table
+        return Shape(cls, keys, children)
     key = (cls, keys, tuple(map(id, children)))
     found = _shapes.get(key)
     if found is None:

@@ -127,6 +127,8 @@ def _intern(table: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
 
 def local_of(cls: type, constants: tuple[Any, ...], key: Any, note: Note = PLAIN) -> Local:
     """The interned ``Local`` of these parts."""
+    if is_compiling():  # dynamo would look at every entry of the table
+        return Local(cls, constants, key, note)
     return _intern(_locals, (cls, key, note), lambda: Local(cls, constants, key, note))  # type: ignore[no-any-return]  # one table for both
 
 
@@ -134,6 +136,8 @@ def structure_of(
     local: Local, children: tuple[Child, ...], expand: tuple[int, ...] | None = None
 ) -> Structure:
     """The interned ``Structure`` of these parts."""
+    if is_compiling():
+        return Structure(local, children, expand)
     # Keyed by identity: the parts are interned, and the value keeps them alive.
     key = (id(local), tuple(map(_identity, children)), expand)
     return _intern(_structures, key, lambda: Structure(local, children, expand))  # type: ignore[no-any-return]  # one table for both
