@@ -63,8 +63,7 @@ def _adam_of_torchopt(subject: Subject) -> Iterator[Question]:
     if not TORCHOPT:
         print("no torchopt: pip install torchopt --no-deps, and graphviz, to compare with it")
         return
-    import torchopt
-
+    torchopt: Any = importlib.import_module("torchopt")  # no requirement of the types, either
     params = tuple(tree.leaves(subject.model))
     grads = tuple(tree.leaves(subject.grads))
     opt = torchopt.adam(lr=1e-3)

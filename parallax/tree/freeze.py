@@ -75,9 +75,9 @@ def _specs(module: Any, own: Any, frozen: bool) -> list[Any]:
         return list(
             module._spec.renote(lambda k, n: _changed(n.local.note, own[k], frozen)).nodes()
         )
-    raise NotImplementedError(
-        "freeze and unfreeze of a module that was constructed or replaced while torch.compile "
-        "traces; do it outside of the compiled function"
+    raise RuntimeError(
+        f"cannot freeze or unfreeze a {type(module).__name__} that was constructed or replaced in "
+        f"the function that is being compiled; do it outside of that function"
     )
 
 
