@@ -4,6 +4,9 @@ Nothing outside this file imports a name that starts with an underscore from tor
 torch release moves something, this is the only file that changes.
 """
 
+# Private modules have no types and are not exported: that is what this file is about.
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
