@@ -4,10 +4,10 @@ A ``Shape`` is the classes of a tree alone: no constants, no notes. It is intern
 equal blocks of a transformer share one, and its code is written once.
 
 Why generate, and why like this (150 leaves, 112 modules, CPython 3.11; ratios to optree mapping
-a plain nested dict): optree calling one generated function per class 0.34, this code 0.2.
-An attribute dict is copied from the node's template and set through the ``__dict__`` slot:
-writing into ``o.__dict__`` builds 17 % faster, but reads of such an object are three times
-slower for ever after.
+a plain nested dict): optree calling one generated function per class rebuilds in 0.31, this code
+in 0.34. But an attribute dict is copied here from the node's template and set through the
+``__dict__`` slot: writing into ``o.__dict__``, as the other does, is what is faster, and every
+later read of such an object is three times slower.
 """
 
 from __future__ import annotations
