@@ -8,8 +8,8 @@ Where things are, from the ground up; imports go downwards only.
 2. What is done with trees: ``tree``; ``random`` and ``effects`` for what must be explicit.
 3. ``module``: declared by ``declare``, ``layout``, ``sealing`` and ``metaclass``; ``notes`` holds
    its modes and marks, ``display`` shows it, ``initialize`` fills it.
-4. ``func`` (derivatives and vmap), ``compiler``, ``optim``, ``bridge``, ``io``, ``debug``: each
-   loaded when it is first asked for, so that ``import parallax`` stays quick.
+4. ``func`` (derivatives and vmap), ``compiler``, ``optim``, ``bridge``, ``io``, ``debug``, and the
+   layers of ``nn``: loaded when they are first asked for, so that ``import parallax`` stays quick.
 """
 
 from importlib import import_module
@@ -20,7 +20,7 @@ from parallax.fields import Buffer, Parameter, UninitializedError, field
 from parallax.module import Module
 
 if TYPE_CHECKING:
-    from parallax import bridge, debug, func, io, optim
+    from parallax import bridge, debug, func, io, nn, optim
     from parallax.compiler import compile  # noqa: A004  # named as torch.compile
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "field",
     "func",
     "io",
+    "nn",
     "optim",
     "random",
     "registry",
@@ -46,7 +47,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name == "compile":
         value = import_module("parallax.compiler").compile
-    elif name in ("bridge", "debug", "func", "io", "optim"):
+    elif name in ("bridge", "debug", "func", "io", "nn", "optim"):
         value = import_module(f"parallax.{name}")
     else:
         raise AttributeError(f"module 'parallax' has no attribute {name!r}")

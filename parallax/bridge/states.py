@@ -13,7 +13,7 @@ from parallax.bridge.blueprint import Blueprint
 from parallax.fields import Lazy, UninitializedError
 from parallax.nodes import is_module
 from parallax.registry import flatten_module, unflatten_module
-from parallax.structure import Structure
+from parallax.structure import Leaf, Structure
 
 __all__ = ["load_state_dict", "loaded", "names_of", "state_dict"]
 
@@ -65,10 +65,26 @@ def names_of(structure: Structure) -> tuple[tuple[str, int], ...]:
     if found is None:
         transient = _transient(structure)
         expand = structure.expand or range(structure.n_places)
-        pairs = zip(structure.place_paths, expand, strict=True)
+        pairs = zip(_place_names(structure), expand, strict=True)
         found = tuple([pair for place, pair in enumerate(pairs) if place not in transient])
         variants["state names"] = found
     return found  # type: ignore[no-any-return]  # pairs of a name and an index
+
+
+def _place_names(node: Structure) -> list[str]:
+    """The name of every place: its path, unless a class calls what is below it otherwise.
+
+    A class whose fields are not called as torch's are defines ``__state_name__``, which takes the
+    name below it that its fields give to the one that ``torch.nn`` does.
+    """
+    names: list[str] = []
+    for key, child in zip(node.keys(), node.children, strict=True):
+        if type(child) is Structure:
+            names += [f"{key}.{name}" for name in _place_names(child)]
+        elif type(child) is Leaf:
+            names.append(str(key))
+    rename = getattr(node.cls, "__state_name__", None)
+    return names if rename is None else [rename(name) for name in names]
 
 
 def _transient(structure: Structure) -> set[int]:
