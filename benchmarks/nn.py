@@ -1,0 +1,74 @@
+"""What does a layer cost, where its overhead counts and where its arithmetic does?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch import nn as torch_nn
+
+from benchmarks.harness import Candidate, Question
+from parallax import bridge, nn
+
+SMALL, LARGE = 0.85, 1.02
+# There are many layers: few rounds for each.
+ROUNDS = 9
+
+
+class Case(NamedTuple):
+    """A layer, by the name that it has in both libraries, at one size."""
+
+    name: str
+    size: str
+    arguments: tuple[Any, ...]
+    inputs: tuple[Any, ...]
+
+
+def small(name: str, arguments: tuple[Any, ...], *inputs: Any) -> Case:
+    """A case whose time goes into the call."""
+    return Case(name, "small", arguments, inputs)
+
+
+def large(name: str, arguments: tuple[Any, ...], *inputs: Any) -> Case:
+    """A case whose time goes into the arithmetic: milliseconds."""
+    return Case(name, "large", arguments, inputs)
+
+
+def floats(*shape: int) -> Tensor:
+    """Some numbers."""
+    return torch.randn(shape)
+
+
+CASES = [
+    small("Linear", (4, 4), floats(1, 4)),
+    large("Linear", (512, 512), floats(256, 512)),
+]
+
+
+def questions(quick: bool) -> Iterator[Question]:
+    for case in CASES:
+        if not (quick and case.size == "large"):
+            yield _question(case)
+
+
+def _question(case: Case) -> Question:
+    theirs = getattr(torch_nn, case.name)(*case.arguments).eval()
+    ours = getattr(nn, case.name)(*case.arguments)
+    ours = bridge.load_state_dict(ours, theirs.state_dict()).eval()
+    inputs = case.inputs
+    return Question(
+        f"{case.name}, {case.size}",
+        Candidate("torch.nn", lambda: theirs(*inputs)),
+        [
+            Candidate(
+                "parallax.nn",
+                lambda: ours(*inputs),
+                limit=SMALL if case.size == "small" else LARGE,
+            )
+        ],
+        check=torch.testing.assert_close,
+        context=torch.no_grad,
+        most_rounds=ROUNDS,
+    )

@@ -1,0 +1,123 @@
+"""Every layer, in one table: it is torch's, it vmaps, its gradients are per sample, it compiles."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch import nn as torch_nn
+from torch.utils import _pytree as torch_pytree
+
+from parallax import Module, effects, func, nn
+from tests.nn.parity import assert_parity, assert_same
+
+
+class Case(NamedTuple):
+    """A layer as constructed, torch's with the same arguments, and inputs of one call."""
+
+    name: str
+    ours: Callable[[], Module]
+    theirs: Callable[[], torch_nn.Module] | None
+    inputs: Sequence[Any]
+    mode: str = "eval"
+    tolerance: float = 0.0
+
+
+def like_torch(name: str, inputs: Sequence[Any], *arguments: Any, **keywords: Any) -> Case:
+    """A case of a layer that both have under one name, with the same arguments."""
+    return Case(
+        name,
+        lambda: getattr(nn, name)(*arguments, **keywords),
+        lambda: getattr(torch_nn, name)(*arguments, **keywords),
+        inputs,
+    )
+
+
+def floats(*shape: int) -> Tensor:
+    """Numbers that are the same in every run."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+CASES = [
+    like_torch("Linear", [floats(5, 3)], 3, 2),
+]
+
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def _prepared(case: Case) -> Module:
+    layer = case.ours()
+    if any(leaf is not None for leaf in torch_pytree.tree_leaves(layer)):
+        layer = layer.initialize(0)
+    return layer.train() if case.mode == "train" else layer.eval()
+
+
+def _call(layer: Module, *inputs: Any) -> Any:
+    """The output, with what it emits beside it where it emits anything."""
+    return effects.collect(lambda module: module(*inputs))(layer)[0]
+
+
+def test_the_table_has_every_layer() -> None:
+    layers = {
+        name
+        for name in nn.__all__
+        if inspect.isclass(getattr(nn, name)) and issubclass(getattr(nn, name), Module)
+    }
+    assert layers - {case.name for case in CASES} == set()
+
+
+@every_case
+def test_it_is_torchs(case: Case) -> None:
+    if case.theirs is not None:
+        assert_parity(
+            case.ours(), case.theirs(), *case.inputs, mode=case.mode, tolerance=case.tolerance
+        )
+
+
+@every_case
+def test_vmap_is_a_loop(case: Case) -> None:
+    layer = _prepared(case)
+    batches = [torch_pytree.tree_map(_varied(k), tuple(case.inputs)) for k in range(3)]
+    stacked = torch_pytree.tree_map(lambda *xs: torch.stack(xs), *batches)
+    looped = [_call(layer, *inputs) for inputs in batches]
+    expected = torch_pytree.tree_map(lambda *xs: torch.stack(xs), *looped)
+    assert_same(torch.vmap(lambda *xs: _call(layer, *xs))(*stacked), expected, 1e-5)
+
+
+@every_case
+def test_gradients_per_sample_are_a_loops(case: Case) -> None:
+    layer = _prepared(case)
+    if not list(_parameters(layer)):
+        return
+    batches = [torch_pytree.tree_map(_varied(k), tuple(case.inputs)) for k in range(3)]
+    stacked = torch_pytree.tree_map(lambda *xs: torch.stack(xs), *batches)
+
+    def loss(module: Module, *inputs: Any) -> Tensor:
+        outputs = torch_pytree.tree_leaves(_call(module, *inputs))
+        return torch.stack([out.sin().sum() for out in outputs if out.is_floating_point()]).sum()
+
+    looped = [torch_pytree.tree_leaves(func.grad(loss)(layer, *inputs)) for inputs in batches]
+    expected = [torch.stack(leaves) for leaves in zip(*looped, strict=True)]
+    found = func.per_sample_grad(loss)(layer, *stacked)
+    assert_same(torch_pytree.tree_leaves(found), expected, 1e-5)
+
+
+@every_case
+def test_it_compiles_to_one_graph(case: Case) -> None:
+    layer = _prepared(case)
+    compiled = torch.compile(_call, fullgraph=True, backend="eager")
+    assert_same(compiled(layer, *case.inputs), _call(layer, *case.inputs))
+
+
+def _varied(k: int) -> Callable[[Any], Any]:
+    """Another input of the same kind: of floats other numbers, the rest as it is."""
+    return lambda x: x + k if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _parameters(layer: Module) -> Any:
+    return [leaf for leaf in torch_pytree.tree_leaves(layer) if isinstance(leaf, Tensor)]
