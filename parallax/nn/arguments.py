@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from math import sqrt
+from math import inf, sqrt
 from typing import Any
 
 from torch.nn import init
 
-__all__ = ["positive", "uniform_within"]
+__all__ = ["Sizes", "as_given", "between", "is_int", "one_of",
+           "per_dim", "positive", "uniform_within"]  # fmt: skip
+
+Sizes = int | Sequence[int]
+"""One number for every dimension, or one for each."""
 
 
 def uniform_within(fan: int) -> Any:
@@ -29,7 +34,78 @@ def positive(layer: str, **sizes: Any) -> None:
         ValueError: if one is less than one.
     """
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool):
+        if not is_int(size):
             raise TypeError(f"{layer}({name}=): expected an int, got {size!r}")
         if size < 1:
             raise ValueError(f"{layer}({name}=): must be at least 1, got {size}")
+
+
+def between(layer: str, least: float, most: float = inf, **numbers: Any) -> None:
+    """Raises unless every number is real and in a range.
+
+    Args:
+        layer: the class that was given them.
+        least: the least allowed.
+        most: the greatest allowed.
+        **numbers: by the name of the argument.
+
+    Raises:
+        TypeError: if one is no real number.
+        ValueError: if one is outside.
+    """
+    for name, number in numbers.items():
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
+            raise TypeError(f"{layer}({name}=): expected a number, got {number!r}")
+        if not least <= number <= most:
+            upper = "" if most == inf else f" and at most {most}"
+            raise ValueError(f"{layer}({name}=): must be at least {least}{upper}, got {number}")
+
+
+def per_dim(layer: str, name: str, value: Any, dims: int, least: int | None = 1) -> tuple[int, ...]:
+    """One int for each dimension, given as one for all of them or as a sequence.
+
+    Args:
+        layer: the class that was given it.
+        name: the argument's.
+        value: what was given.
+        dims: the number of dimensions.
+        least: the least that each may be, if there is one.
+
+    Raises:
+        TypeError: if it is neither an int nor a sequence of ints.
+        ValueError: if there are more or fewer than one for each dimension, or one is too small.
+    """
+    if is_int(value):
+        found = (value,) * dims
+    elif isinstance(value, Sequence) and not isinstance(value, str) and all(map(is_int, value)):
+        found = tuple(value)
+    else:
+        raise TypeError(f"{layer}({name}=): expected an int or {dims} of them, got {value!r}")
+    if len(found) != dims:
+        raise ValueError(f"{layer}({name}=): expected an int or {dims} of them, got {value!r}")
+    if least is not None and min(found) < least:
+        raise ValueError(f"{layer}({name}=): must be at least {least}, got {value!r}")
+    return found
+
+
+def as_given(layer: str, name: str, value: Any, dims: int, least: int | None = 1) -> Any:
+    """As ``per_dim``, but one int stays one int: some layers of torch show what they were given."""
+    found = per_dim(layer, name, value, dims, least)
+    return value if is_int(value) else found
+
+
+def one_of(layer: str, name: str, value: Any, *choices: str) -> str:
+    """Raises unless a value is one of the words that an argument may be.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if value not in choices:
+        words = ", ".join(map(repr, choices))
+        raise ValueError(f"{layer}({name}=): expected one of {words}, got {value!r}")
+    return str(value)
+
+
+def is_int(value: Any) -> bool:
+    """Whether a value is an int and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,307 @@
+"""Convolutions of signals, images and volumes."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import prod, sqrt
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import init
+
+from parallax.fields import Parameter
+from parallax.module import Module
+from parallax.nn.arguments import Sizes, is_int, one_of, per_dim, uniform_within
+from parallax.nn.spatial import refuse_spatial
+
+__all__ = ["Conv1d", "Conv2d", "Conv3d", "in_groups"]
+
+
+class _Conv(Module):
+    """What convolutions over one, two and three dimensions share."""
+
+    dims: ClassVar[int]
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+    border: tuple[int, ...]
+    weight: Parameter
+    bias: Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: str | Sizes = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name, dims = type(self).__name__, self.dims
+        in_groups(name, in_channels, out_channels, groups)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = per_dim(name, "kernel_size", kernel_size, dims)
+        self.stride = per_dim(name, "stride", stride, dims)
+        self.dilation = per_dim(name, "dilation", dilation, dims)
+        self.groups = groups
+        if isinstance(padding, str):
+            self.padding = one_of(name, "padding", padding, "same", "valid")
+            if padding == "same" and max(self.stride) > 1:
+                raise ValueError(f"{name}(padding='same'): the stride must be 1, got {stride}")
+        else:
+            self.padding = per_dim(name, "padding", padding, dims, least=0)
+        modes = ("zeros", "reflect", "replicate", "circular")
+        self.padding_mode = one_of(name, "padding_mode", padding_mode, *modes)
+        # What is not zeros is put around the input before the convolution, which adds none.
+        self.border = () if padding_mode == "zeros" else self._around()
+        # A uniform distribution of variance 1 / (3 fan_in), as torch.nn draws it.
+        shape = (out_channels, in_channels // groups, *self.kernel_size)
+        self.weight = Parameter(shape, partial(init.kaiming_uniform_, a=sqrt(5)), dtype=dtype)
+        start = uniform_within(prod(shape[1:]))
+        self.bias = Parameter((out_channels,), start, dtype=dtype) if bias else None
+
+    def _around(self) -> tuple[int, ...]:
+        """How much stands before and after each dimension, the last one first, as F.pad has it."""
+        if self.padding == "same":
+            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            sides = [(total // 2, total - total // 2) for total in totals]
+        else:
+            sides = [(0 if size == "valid" else size,) * 2 for size in self.padding]
+        return sum(reversed(sides), ())
+
+    def _refuse(self, input: Any) -> None:
+        """Raises if the input is of another shape."""
+        padded = self.padding if isinstance(self.padding, tuple) else (0,) * self.dims
+        if self.padding == "same":
+            least: Any = 1
+        else:
+            sizes = zip(self.kernel_size, self.dilation, padded, strict=True)
+            least = [d * (k - 1) + 1 - 2 * p for k, d, p in sizes]
+        refuse_spatial(self, input, self.dims, self.in_channels, least)
+
+    def extra_repr(self) -> str:
+        """The arguments that are not torch's defaults, as torch shows them."""
+        shown = f"{self.in_channels}, {self.out_channels}, "
+        shown += f"kernel_size={self.kernel_size}, stride={self.stride}"
+        if self.padding != (0,) * self.dims:
+            shown += f", padding={self.padding}"
+        if self.dilation != (1,) * self.dims:
+            shown += f", dilation={self.dilation}"
+        if self.groups != 1:
+            shown += f", groups={self.groups}"
+        if self.bias is None:
+            shown += ", bias=False"
+        if self.padding_mode != "zeros":
+            shown += f", padding_mode={self.padding_mode}"
+        return shown
+
+
+def in_groups(layer: str, in_channels: Any, out_channels: Any, groups: Any) -> None:
+    """Raises unless both numbers of channels can be split into the groups.
+
+    Args:
+        layer: the class that was given them.
+        in_channels: of the input; 0 is allowed, as in torch.
+        out_channels: of the output.
+        groups: how many groups of channels do not see each other.
+
+    Raises:
+        TypeError: if one is no int.
+        ValueError: if one is negative or not divisible.
+    """
+    given = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups}
+    for name, number in given.items():
+        if not is_int(number):
+            raise TypeError(f"{layer}({name}=): expected an int, got {number!r}")
+        if number < (least := int(name == "groups")):
+            raise ValueError(f"{layer}({name}=): must be at least {least}, got {number}")
+    for name in ("in_channels", "out_channels"):
+        if given[name] % groups:
+            raise ValueError(
+                f"{layer}({name}=): must be divisible by groups={groups}, got {given[name]}"
+            )
+
+
+class Conv1d(_Conv):
+    r"""A convolution of signals.
+
+    Each output channel is a bias plus the sum over the input channels of a kernel laid on them
+    (a cross-correlation).
+
+    Args:
+        in_channels: the number of channels of the input.
+        out_channels: the number of channels of the output.
+        kernel_size: the size of the kernel: an int or a tuple of one, as all sizes here.
+        stride: the steps between outputs.
+        padding: how much is put on both sides of each dimension; ``"same"`` so much that the
+            output is as large as the input (stride 1 only), ``"valid"`` nothing.
+        dilation: the distance between the elements of the kernel.
+        groups: how many groups of channels do not see each other.
+        bias: whether to add a bias.
+        padding_mode: what is put there: ``"zeros"``, ``"reflect"``, ``"replicate"`` or
+            ``"circular"``.
+        dtype: of the parameters; by default torch's default dtype.
+
+    Shape:
+        - input: ``(N, in_channels, L)`` or ``(in_channels, L)``
+        - output: ``(N, out_channels, M)`` or ``(out_channels, M)`` with
+          :math:`M = \lfloor (L + 2\,padding - dilation\,(kernel - 1) - 1) / stride \rfloor + 1`
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if an argument is out of range, or the input is of another shape.
+
+    Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Conv1d(2, 4, 3, stride=2).initialize(0)(torch.ones(5, 2, 9)).shape
+        torch.Size([5, 4, 4])
+    """
+
+    dims = 1
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve."""
+        try:
+            if self.border:
+                around = F.pad(input, self.border, self.padding_mode)
+                return F.conv1d(
+                    around, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+                )
+            return F.conv1d(
+                input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            )
+        except (RuntimeError, TypeError, ValueError):
+            self._refuse(input)
+            raise
+
+
+class Conv2d(_Conv):
+    r"""A convolution of images.
+
+    Each output channel is a bias plus the sum over the input channels of a kernel laid on them
+    (a cross-correlation).
+
+    Args:
+        in_channels: the number of channels of the input.
+        out_channels: the number of channels of the output.
+        kernel_size: the size of the kernel: an int or a tuple of two, as all sizes here.
+        stride: the steps between outputs.
+        padding: how much is put on both sides of each dimension; ``"same"`` so much that the
+            output is as large as the input (stride 1 only), ``"valid"`` nothing.
+        dilation: the distance between the elements of the kernel.
+        groups: how many groups of channels do not see each other.
+        bias: whether to add a bias.
+        padding_mode: what is put there: ``"zeros"``, ``"reflect"``, ``"replicate"`` or
+            ``"circular"``.
+        dtype: of the parameters; by default torch's default dtype.
+
+    Shape:
+        - input: ``(N, in_channels, H, W)`` or ``(in_channels, H, W)``
+        - output: ``(N, out_channels, I, X)`` or ``(out_channels, I, X)`` with
+          :math:`I = \lfloor (H + 2\,padding - dilation\,(kernel - 1) - 1) / stride \rfloor + 1`,
+          and likewise :math:`X` of :math:`W`
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if an argument is out of range, or the input is of another shape.
+
+    Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Conv2d(2, 4, 3, stride=2).initialize(0)(torch.ones(5, 2, 9, 7)).shape
+        torch.Size([5, 4, 4, 3])
+    """
+
+    dims = 2
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve."""
+        try:
+            if self.border:
+                around = F.pad(input, self.border, self.padding_mode)
+                return F.conv2d(
+                    around, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+                )
+            return F.conv2d(
+                input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            )
+        except (RuntimeError, TypeError, ValueError):
+            self._refuse(input)
+            raise
+
+
+class Conv3d(_Conv):
+    r"""A convolution of volumes.
+
+    Each output channel is a bias plus the sum over the input channels of a kernel laid on them
+    (a cross-correlation).
+
+    Args:
+        in_channels: the number of channels of the input.
+        out_channels: the number of channels of the output.
+        kernel_size: the size of the kernel: an int or a tuple of three, as all sizes here.
+        stride: the steps between outputs.
+        padding: how much is put on both sides of each dimension; ``"same"`` so much that the
+            output is as large as the input (stride 1 only), ``"valid"`` nothing.
+        dilation: the distance between the elements of the kernel.
+        groups: how many groups of channels do not see each other.
+        bias: whether to add a bias.
+        padding_mode: what is put there: ``"zeros"``, ``"reflect"``, ``"replicate"`` or
+            ``"circular"``.
+        dtype: of the parameters; by default torch's default dtype.
+
+    Shape:
+        - input: ``(N, in_channels, D, H, W)`` or ``(in_channels, D, H, W)``
+        - output: ``(N, out_channels, E, I, X)`` or ``(out_channels, E, I, X)`` with
+          :math:`E = \lfloor (D + 2\,padding - dilation\,(kernel - 1) - 1) / stride \rfloor + 1`,
+          and likewise :math:`I` of :math:`H` and :math:`X` of :math:`W`
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if an argument is out of range, or the input is of another shape.
+
+    Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Conv3d(2, 4, 3, stride=2).initialize(0)(torch.ones(5, 2, 9, 7, 3)).shape
+        torch.Size([5, 4, 4, 3, 1])
+    """
+
+    dims = 3
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve."""
+        try:
+            if self.border:
+                around = F.pad(input, self.border, self.padding_mode)
+                return F.conv3d(
+                    around, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+                )
+            return F.conv3d(
+                input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            )
+        except (RuntimeError, TypeError, ValueError):
+            self._refuse(input)
+            raise

@@ -1,0 +1,49 @@
+"""What layers say to a signal, an image or a volume that does not fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from parallax.nn.refusal import refuse
+
+__all__ = ["AXES", "refuse_spatial"]
+
+AXES = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
+"""What the spatial dimensions are called, by how many there are."""
+
+
+def refuse_spatial(
+    layer: Any,
+    input: Any,
+    dims: int,
+    channels: int | None = None,
+    least: Sequence[int] | int = 1,
+    name: str = "input",
+) -> None:
+    """Raises if an input is not ``(C, *spatial)`` or ``(N, C, *spatial)``, and returns otherwise.
+
+    Args:
+        layer: the module that was called.
+        input: what it was called with.
+        dims: the number of spatial dimensions.
+        channels: the number of channels, if it matters.
+        least: the least size of each spatial dimension.
+        name: the argument's.
+
+    Raises:
+        TypeError: if it is no tensor.
+        ValueError: if it is of another shape.
+    """
+    smallest = (least,) * dims if isinstance(least, int) else tuple(least)
+    if isinstance(input, Tensor) and input.dim() in (dims + 1, dims + 2):
+        enough = all([size >= low for size, low in zip(input.shape[-dims:], smallest, strict=True)])
+        if enough and channels in (None, input.shape[-dims - 1]):
+            return
+    axes = AXES[dims]
+    shape = ", ".join(["C" if channels is None else str(channels), *axes])
+    bounds = [f"{axis} >= {low}" for axis, low in zip(axes, smallest, strict=True) if low > 1]
+    expected = f"({shape}) or (N, {shape})" + (f" with {', '.join(bounds)}" if bounds else "")
+    refuse(layer, expected, input, name)

@@ -1,0 +1,309 @@
+"""Transposed convolutions of signals, images and volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from math import prod, sqrt
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import init
+
+from parallax.fields import Parameter
+from parallax.module import Module
+from parallax.nn.arguments import Sizes, one_of, per_dim, uniform_within
+from parallax.nn.conv import in_groups
+from parallax.nn.refusal import where
+from parallax.nn.spatial import refuse_spatial
+
+__all__ = ["ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
+
+
+class _ConvTranspose(Module):
+    """What transposed convolutions over one, two and three dimensions share."""
+
+    dims: ClassVar[int]
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    groups: int
+    dilation: tuple[int, ...]
+    weight: Parameter
+    bias: Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes = 0,
+        output_padding: Sizes = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Sizes = 1,
+        padding_mode: str = "zeros",
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name, dims = type(self).__name__, self.dims
+        in_groups(name, in_channels, out_channels, groups)
+        one_of(name, "padding_mode", padding_mode, "zeros")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = per_dim(name, "kernel_size", kernel_size, dims)
+        self.stride = per_dim(name, "stride", stride, dims)
+        self.padding = per_dim(name, "padding", padding, dims, least=0)
+        self.output_padding = per_dim(name, "output_padding", output_padding, dims, least=0)
+        self.groups = groups
+        self.dilation = per_dim(name, "dilation", dilation, dims)
+        for more, steps in zip(
+            self.output_padding, zip(self.stride, self.dilation, strict=True), strict=True
+        ):
+            if more >= max(steps):
+                raise ValueError(
+                    f"{name}(output_padding=): must be less than the stride or the dilation "
+                    f"(here {max(steps)}), got {output_padding}"
+                )
+        # A uniform distribution of variance 1 / (3 fan_in), as torch.nn draws it.
+        shape = (in_channels, out_channels // groups, *self.kernel_size)
+        self.weight = Parameter(shape, partial(init.kaiming_uniform_, a=sqrt(5)), dtype=dtype)
+        start = uniform_within(prod(shape[1:]))
+        self.bias = Parameter((out_channels,), start, dtype=dtype) if bias else None
+
+    def _beyond(self, input: Tensor, output_size: Sequence[int]) -> tuple[int, ...]:
+        """The output padding that makes an output of a size."""
+        wanted = tuple(output_size)
+        if len(wanted) == input.dim():
+            wanted = wanted[-self.dims :]
+        least = [
+            (size - 1) * s - 2 * p + d * (k - 1) + 1
+            for size, s, p, d, k in zip(
+                input.shape[-self.dims :],
+                self.stride,
+                self.padding,
+                self.dilation,
+                self.kernel_size,
+                strict=True,
+            )
+        ]
+        most = [low + s - 1 for low, s in zip(least, self.stride, strict=True)]
+        if len(wanted) != self.dims or not all(
+            [low <= size <= high for low, size, high in zip(least, wanted, most, strict=True)]
+        ):
+            ranges = ", ".join([f"{a} to {b}" for a, b in zip(least, most, strict=True)])
+            raise ValueError(
+                f"{where(self)}: output_size must be within ({ranges}) for this input, "
+                f"got {tuple(output_size)}"
+            )
+        return tuple([size - low for size, low in zip(wanted, least, strict=True)])
+
+    def _refuse(self, input: Any) -> None:
+        """Raises if the input is of another shape."""
+        refuse_spatial(self, input, self.dims, self.in_channels)
+
+    def extra_repr(self) -> str:
+        """The arguments that are not torch's defaults, as torch shows them."""
+        shown = f"{self.in_channels}, {self.out_channels}, "
+        shown += f"kernel_size={self.kernel_size}, stride={self.stride}"
+        if any(self.padding):
+            shown += f", padding={self.padding}"
+        if max(self.dilation) > 1:
+            shown += f", dilation={self.dilation}"
+        if any(self.output_padding):
+            shown += f", output_padding={self.output_padding}"
+        if self.groups != 1:
+            shown += f", groups={self.groups}"
+        if self.bias is None:
+            shown += ", bias=False"
+        return shown
+
+
+class ConvTranspose1d(_ConvTranspose):
+    r"""The transpose of the convolution of signals with the same arguments.
+
+    Each element of an input channel lays its multiple of a kernel on the output; what overlaps is
+    summed. It is the gradient of ``Conv1d`` by its input, not its inverse.
+
+    Args:
+        in_channels: the number of channels of the input.
+        out_channels: the number of channels of the output.
+        kernel_size: the size of the kernel: an int or a tuple of one, as all sizes here.
+        stride: the steps on the output between neighbours of the input.
+        padding: how much is cut off both sides of each dimension of the output.
+        output_padding: how much longer the output is at its end, where a convolution with stride
+            would have dropped it.
+        groups: how many groups of channels do not see each other.
+        bias: whether to add a bias.
+        dilation: the distance between the elements of the kernel.
+        padding_mode: only ``"zeros"``, as in torch.
+        dtype: of the parameters; by default torch's default dtype.
+
+    Shape:
+        - input: ``(N, in_channels, L)`` or ``(in_channels, L)``
+        - output: ``(N, out_channels, M)`` or ``(out_channels, M)`` with
+          :math:`M = (L - 1)\,stride - 2\,padding + dilation\,(kernel - 1) + output\_padding + 1`
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if an argument is out of range, the input is of another shape, or an
+            ``output_size`` cannot be had.
+
+    Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ConvTranspose1d(4, 2, 3, stride=2).initialize(0)(torch.ones(5, 4, 4)).shape
+        torch.Size([5, 2, 9])
+    """
+
+    dims = 1
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Convolve; ``output_size``, where given, decides in the place of ``output_padding``."""
+        try:
+            if output_size is None:
+                return F.conv_transpose1d(
+                    input, self.weight, self.bias, self.stride, self.padding, self.output_padding,
+                    self.groups, self.dilation,
+                )  # fmt: skip
+            self._refuse(input)
+            beyond = self._beyond(input, output_size)
+            return F.conv_transpose1d(
+                input, self.weight, self.bias, self.stride, self.padding, beyond,
+                self.groups, self.dilation,
+            )  # fmt: skip
+        except (RuntimeError, TypeError):
+            self._refuse(input)
+            raise
+
+
+class ConvTranspose2d(_ConvTranspose):
+    r"""The transpose of the convolution of images with the same arguments.
+
+    Each element of an input channel lays its multiple of a kernel on the output; what overlaps is
+    summed. It is the gradient of ``Conv2d`` by its input, not its inverse.
+
+    Args:
+        in_channels: the number of channels of the input.
+        out_channels: the number of channels of the output.
+        kernel_size: the size of the kernel: an int or a tuple of two, as all sizes here.
+        stride: the steps on the output between neighbours of the input.
+        padding: how much is cut off both sides of each dimension of the output.
+        output_padding: how much longer the output is at its end, where a convolution with stride
+            would have dropped it.
+        groups: how many groups of channels do not see each other.
+        bias: whether to add a bias.
+        dilation: the distance between the elements of the kernel.
+        padding_mode: only ``"zeros"``, as in torch.
+        dtype: of the parameters; by default torch's default dtype.
+
+    Shape:
+        - input: ``(N, in_channels, H, W)`` or ``(in_channels, H, W)``
+        - output: ``(N, out_channels, I, X)`` or ``(out_channels, I, X)`` with
+          :math:`I = (H - 1)\,stride - 2\,padding + dilation\,(kernel - 1) + output\_padding + 1`,
+          and likewise :math:`X` of :math:`W`
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if an argument is out of range, the input is of another shape, or an
+            ``output_size`` cannot be had.
+
+    Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ConvTranspose2d(4, 2, 3, stride=2).initialize(0)(torch.ones(5, 4, 4, 3)).shape
+        torch.Size([5, 2, 9, 7])
+    """
+
+    dims = 2
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Convolve; ``output_size``, where given, decides in the place of ``output_padding``."""
+        try:
+            if output_size is None:
+                return F.conv_transpose2d(
+                    input, self.weight, self.bias, self.stride, self.padding, self.output_padding,
+                    self.groups, self.dilation,
+                )  # fmt: skip
+            self._refuse(input)
+            beyond = self._beyond(input, output_size)
+            return F.conv_transpose2d(
+                input, self.weight, self.bias, self.stride, self.padding, beyond,
+                self.groups, self.dilation,
+            )  # fmt: skip
+        except (RuntimeError, TypeError):
+            self._refuse(input)
+            raise
+
+
+class ConvTranspose3d(_ConvTranspose):
+    r"""The transpose of the convolution of volumes with the same arguments.
+
+    Each element of an input channel lays its multiple of a kernel on the output; what overlaps is
+    summed. It is the gradient of ``Conv3d`` by its input, not its inverse.
+
+    Args:
+        in_channels: the number of channels of the input.
+        out_channels: the number of channels of the output.
+        kernel_size: the size of the kernel: an int or a tuple of three, as all sizes here.
+        stride: the steps on the output between neighbours of the input.
+        padding: how much is cut off both sides of each dimension of the output.
+        output_padding: how much longer the output is at its end, where a convolution with stride
+            would have dropped it.
+        groups: how many groups of channels do not see each other.
+        bias: whether to add a bias.
+        dilation: the distance between the elements of the kernel.
+        padding_mode: only ``"zeros"``, as in torch.
+        dtype: of the parameters; by default torch's default dtype.
+
+    Shape:
+        - input: ``(N, in_channels, D, H, W)`` or ``(in_channels, D, H, W)``
+        - output: ``(N, out_channels, E, I, X)`` or ``(out_channels, E, I, X)`` with
+          :math:`E = (D - 1)\,stride - 2\,padding + dilation\,(kernel - 1) + output\_padding + 1`,
+          and likewise :math:`I` of :math:`H` and :math:`X` of :math:`W`
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if an argument is out of range, the input is of another shape, or an
+            ``output_size`` cannot be had.
+
+    Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ConvTranspose3d(4, 2, 3, stride=2).initialize(0)(torch.ones(5, 4, 4, 3, 1)).shape
+        torch.Size([5, 2, 9, 7, 3])
+    """
+
+    dims = 3
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Convolve; ``output_size``, where given, decides in the place of ``output_padding``."""
+        try:
+            if output_size is None:
+                return F.conv_transpose3d(
+                    input, self.weight, self.bias, self.stride, self.padding, self.output_padding,
+                    self.groups, self.dilation,
+                )  # fmt: skip
+            self._refuse(input)
+            beyond = self._beyond(input, output_size)
+            return F.conv_transpose3d(
+                input, self.weight, self.bias, self.stride, self.padding, beyond,
+                self.groups, self.dilation,
+            )  # fmt: skip
+        except (RuntimeError, TypeError):
+            self._refuse(input)
+            raise
