@@ -44,6 +44,12 @@ def floats(*shape: int) -> Tensor:
 CASES = [
     small("Linear", (4, 4), floats(1, 4)),
     large("Linear", (512, 512), floats(256, 512)),
+    small("BatchNorm1d", (4,), floats(2, 4)),
+    large("BatchNorm1d", (512,), floats(4096, 512)),
+    small("BatchNorm2d", (4,), floats(1, 4, 2, 2)),
+    large("BatchNorm2d", (64,), floats(16, 64, 32, 32)),
+    small("BatchNorm3d", (4,), floats(1, 4, 2, 2, 2)),
+    large("BatchNorm3d", (16,), floats(4, 16, 32, 32, 32)),
 ]
 
 

@@ -44,6 +44,15 @@ def floats(*shape: int) -> Tensor:
 
 CASES = [
     like_torch("Linear", [floats(5, 3)], 3, 2),
+    *[
+        like_torch(name, [floats(*shape)], 3)._replace(mode=mode)
+        for name, shape in [
+            ("BatchNorm1d", (5, 3)),
+            ("BatchNorm2d", (2, 3, 5, 4)),
+            ("BatchNorm3d", (2, 3, 1, 5, 2)),
+        ]
+        for mode in ("train", "eval")
+    ],
 ]
 
 

@@ -1,0 +1,165 @@
+"""Batch normalisation, whose running statistics are effects."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from parallax.nn.channels import ChannelNorm, in_plain_eager_code
+from parallax.nn.refusal import refuse, where
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+
+
+class _BatchNorm(ChannelNorm):
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        bias: bool = True,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise each channel: by the batch while training, by what was seen otherwise."""
+        by_batch = self.running_mean is None
+        if not by_batch and self.mode == "train":
+            return self._train(input)
+        try:
+            if input.dim() not in self.shapes:
+                refuse(self, self.expected(), input)
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias,
+                by_batch, 0.0, self.eps,
+            )  # fmt: skip
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            self._check(input, by_batch)
+            raise
+
+    def _train(self, input: Tensor) -> Tensor:
+        """Normalise by the batch, and emit the new running statistics."""
+        before: Any = self.num_batches_tracked
+        momentum, average = self.momentum, False
+        try:
+            if input.dim() not in self.shapes:
+                refuse(self, self.expected(), input)
+            mean, var = self.own_statistics(input)
+            count = before + 1
+            if momentum is None:
+                average = not in_plain_eager_code()  # where a tensor cannot become the factor
+                momentum = 1.0 if average else 1.0 / float(count)
+            out = F.batch_norm(input, mean, var, self.weight, self.bias, True, momentum, self.eps)
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            self._check(input, True)
+            raise
+        if average:
+            share: Any = 1.0 / count
+            mean = (1 - share) * self.running_mean + share * mean
+            var = (1 - share) * self.running_var + share * var
+        self.emit(merge="mean", running_mean=mean, running_var=var)
+        self.emit(merge="last", num_batches_tracked=count)
+        return out
+
+    def _check(self, input: Any, by_batch: bool) -> None:
+        """Raises if an input does not fit; ``by_batch``: its own statistics are taken."""
+        shape = input.shape if isinstance(input, Tensor) else torch.Size()
+        if len(shape) not in self.shapes or shape[1] != self.num_features:
+            refuse(self, self.expected(), input)
+        if by_batch and shape.numel() == self.num_features:
+            raise ValueError(
+                f"{where(self)}: expected more than one value per channel when training, "
+                f"got input of shape {tuple(shape)}"
+            )
+
+
+class BatchNorm1d(_BatchNorm):
+    r"""Normalise each channel over a batch of vectors or of sequences.
+
+    What it computes, its arguments, its effects and what it raises are ``BatchNorm2d``'s.
+
+    Shape:
+        - input: ``(N, C)`` or ``(N, C, L)``
+        - output: as the input
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> norm = nn.BatchNorm1d(2).initialize(0).eval()
+        >>> norm(torch.ones(5, 2, 7)).shape
+        torch.Size([5, 2, 7])
+    """
+
+    shapes: ClassVar[dict[int, str]] = {2: "(N, {})", 3: "(N, {}, L)"}
+
+
+class BatchNorm2d(_BatchNorm):
+    r"""Normalise each channel: :math:`y = (x - E[x]) (V[x] + \epsilon)^{-1/2} \gamma + \beta`.
+
+    In mode ``"train"`` by the mean and variance of the batch, and the new running statistics are
+    emitted: run it inside ``effects.collect``. In mode ``"eval"`` by the running statistics.
+
+    Several emissions for one buffer (a layer used twice by ``split``, a batch norm that ``vmap``
+    maps over batches) are one step together: running statistics become the mean of what each
+    alone would have made them, and that counts once. The buffers of an ensemble are mapped, too,
+    and not merged.
+
+    Args:
+        num_features: the number of channels, C.
+        eps: is added to the variance; positive when training.
+        momentum: the share of the new batch in the running statistics, between 0 and 1; ``None``
+            for the average of all batches.
+        affine: whether there is a ``weight``, :math:`\gamma`, and a ``bias``, :math:`\beta`.
+        track_running_stats: whether running statistics are kept; otherwise those of the batch
+            are taken in either mode, and nothing is emitted.
+        bias: whether there is a ``bias`` if ``affine``.
+        dtype: of the parameters and the running statistics; by default torch's default dtype.
+
+    Shape:
+        - input: ``(N, C, H, W)``
+        - output: as the input
+
+    Raises:
+        EffectError: if nobody collects, in mode ``"train"``.
+        ValueError: if a size or a number is out of range, the input has another shape, or there
+            is one value per channel to take statistics of.
+
+    Source: S. Ioffe, C. Szegedy, "Batch Normalization", ICML 2015.
+
+    Example:
+        >>> import torch
+        >>> from parallax import effects, nn
+        >>> norm = nn.BatchNorm2d(2).initialize(0).train()
+        >>> y, norm = effects.collect(lambda norm, x: norm(x))(norm, torch.ones(5, 2, 3, 3))
+        >>> norm.running_mean
+        tensor([0.1000, 0.1000])
+    """
+
+    shapes: ClassVar[dict[int, str]] = {4: "(N, {}, H, W)"}
+
+
+class BatchNorm3d(_BatchNorm):
+    r"""Normalise each channel over a batch of volumes.
+
+    What it computes, its arguments, its effects and what it raises are ``BatchNorm2d``'s.
+
+    Shape:
+        - input: ``(N, C, D, H, W)``
+        - output: as the input
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> norm = nn.BatchNorm3d(2).initialize(0).eval()
+        >>> norm(torch.ones(5, 2, 3, 3, 3)).shape
+        torch.Size([5, 2, 3, 3, 3])
+    """
+
+    shapes: ClassVar[dict[int, str]] = {5: "(N, {}, D, H, W)"}

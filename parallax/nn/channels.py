@@ -1,0 +1,97 @@
+"""What batch and instance normalisation share: the running statistics of each channel."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import init
+
+from parallax import _compat
+from parallax.fields import Buffer, Parameter
+from parallax.module import Module
+from parallax.nn.arguments import between, positive
+
+__all__ = ["ChannelNorm", "in_plain_eager_code"]
+
+
+def in_plain_eager_code() -> bool:
+    """Whether neither a transform is running nor a graph is traced."""
+    return not _compat.is_compiling() and not _compat.transform_active()
+
+
+class ChannelNorm(Module):
+    """The fields of a layer that keeps running statistics of each channel.
+
+    Attributes:
+        shapes: of the input, by its number of dimensions, with ``{}`` for the channels.
+    """
+
+    num_features: int
+    eps: float
+    momentum: float | None
+    affine: bool
+    track_running_stats: bool
+    weight: Parameter | None
+    bias: Parameter | None
+    running_mean: Buffer | None
+    running_var: Buffer | None
+    num_batches_tracked: Buffer | None
+
+    shapes: ClassVar[dict[int, str]]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float,
+        momentum: float | None,
+        affine: bool,
+        track_running_stats: bool,
+        bias: bool,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        positive(name, num_features=num_features)
+        between(name, 0, eps=eps)
+        if momentum is not None:
+            between(name, 0, 1, momentum=momentum)
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        shape, tracked = (num_features,), track_running_stats
+        self.weight = Parameter(shape, init.ones_, dtype=dtype) if affine else None
+        self.bias = Parameter(shape, init.zeros_, dtype=dtype) if affine and bias else None
+        self.running_mean = Buffer(shape, init.zeros_, dtype=dtype) if tracked else None
+        self.running_var = Buffer(shape, init.ones_, dtype=dtype) if tracked else None
+        self.num_batches_tracked = Buffer((), init.zeros_, dtype=torch.int64) if tracked else None
+
+    def own_statistics(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """The running statistics as tensors that torch's kernel may write to.
+
+        Args:
+            input: of shape ``(N, C, *)``.
+        """
+        mean: Any = self.running_mean
+        var: Any = self.running_var
+        if in_plain_eager_code():
+            return mean.clone(), var.clone()
+        # Mapped wherever the input is, which vmap asks of what is written to.
+        others = (0, *range(2, input.dim()))
+        nothing = input.detach()[:0].sum(others, dtype=mean.dtype)
+        return nothing + mean, nothing + var
+
+    def expected(self) -> str:
+        """The shapes that the input may have."""
+        return " or ".join(self.shapes.values()).format(*[self.num_features] * len(self.shapes))
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
+            f"affine={self.affine}, bias={self.bias is not None}, "
+            f"track_running_stats={self.track_running_stats}"
+        )
