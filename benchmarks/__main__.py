@@ -1,66 +1,117 @@
-"""Run the benchmarks: `python -m benchmarks [names...] [--quick] [--json PATH] [--compare OLD]`."""
+"""Run the benchmarks: `python -m benchmarks [parts...] [--quick] [--compare OLD] [--bless]`.
+
+A part is a file of this package that defines `questions(quick)`, `curves(quick, ask)` or both.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
+from time import perf_counter
 
 import torch
 
 import benchmarks
-from benchmarks import harness, report
+from benchmarks import harness, plots, records, report
+from benchmarks.harness import Question, Row
 from parallax.examples.progress import progress
 
-Questions = Callable[[bool], Iterator[harness.Question]]
-
-RESULTS = Path(__file__).parent / "results"
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results"
 
 
 def main() -> None:
-    asked = _parser().parse_args()
-    files = _files()
-    unknown = sorted(set(asked.names) - set(files))
+    parser = _parser()
+    asked = parser.parse_args()
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here; leave it out to measure on the CPU")
+    names = asked.parts or _parts(asked.device)
+    unknown = sorted(set(names) - set(_parts("cpu")) - set(_parts("cuda")))
     if unknown:
-        _parser().error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(files)}")
-    before = report.load_ratios(asked.compare) if asked.compare else {}
-    torch.set_num_threads(asked.threads)
-    effort = harness.QUICK if asked.quick else harness.FULL
-    answers = []
-    for name in asked.names or files:
-        for question in files[name](asked.quick):
-            answer = report.Answer(name, question.name, harness.measure(question, effort, progress))
-            answers.append(answer)
-            print(report.table(answer, before), flush=True)
+        parser.error(f"no part named {', '.join(unknown)}; there are {', '.join(_parts('cpu'))}")
+    before = records.load(asked.compare) if asked.compare else None
+    torch.set_num_threads(1)
+    start = perf_counter()
+    answers, curves = _ask(names, quick=asked.quick)
+    about = records.about(asked.device, perf_counter() - start, quick=asked.quick)
+    record = records.Record(about, answers, curves)
+
     path = asked.json or RESULTS / f"{datetime.now():%Y-%m-%d-%H%M%S}.json"
-    report.save(answers, path, quick=asked.quick)
+    records.save(record, path)
+    pictures = plots.draw(record, path.parent, path.stem)
     over = sum(row.verdict == "OVER" for answer in answers for row in answer.rows)
-    print(f"\n{over} over the limit. Saved as {path}")
+    print(f"\n{over} over the limit, in {about['seconds']} s. Saved as {path}")
+    print(f"with {len(pictures)} pictures" if pictures else "without pictures: no matplotlib")
+    if before:
+        lines = list(records.moved(before, record))
+        print("\n".join(["", f"{len(lines)} moved beyond the noise", *lines]))
+    if asked.bless:
+        (FOLDER / "RESULTS.md").write_text(report.page(record))
+
+
+def _ask(names: Sequence[str], *, quick: bool) -> tuple[list[records.Answer], list[records.Curve]]:
+    effort = harness.QUICK if quick else harness.FULL
+    answers: list[records.Answer] = []
+    curves: list[records.Curve] = []
+
+    def ask(question: Question) -> list[Row]:
+        return harness.measure(question, effort, progress)
+
+    for name in names:
+        part = import_module(f"benchmarks.{name}")
+        began = perf_counter()
+        for question in part.questions(quick) if hasattr(part, "questions") else ():
+            answer = records.Answer(name, question.name, ask(question), dict(question.absent))
+            answers.append(answer)
+            print(report.table(answer), flush=True)
+            if question.all_threads and not quick:
+                answers.append(_on_all_threads(name, question, effort))
+                print(report.table(answers[-1]), flush=True)
+        for curve in part.curves(quick, ask) if hasattr(part, "curves") else ():
+            curves.append(curve)
+            print(report.exponents(curve), flush=True)
+        print(f"\n{name} took {perf_counter() - began:.0f} s", flush=True)
+    return answers, curves
+
+
+def _on_all_threads(part: str, question: Question, effort: harness.Effort) -> records.Answer:
+    """Ask again with all of torch's threads; the limits were set for one."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        rows = harness.measure(question, effort, progress)
+    finally:
+        torch.set_num_threads(1)
+    rows = [replace(row, limit=None) for row in rows]
+    return records.Answer(part, f"{question.name}, all threads", rows)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks", description=benchmarks.__doc__)
-    parser.add_argument("names", nargs="*", help="which files to run; all if none is named")
+    parser.add_argument("parts", nargs="*", help="which parts to run; all if none is named")
     parser.add_argument("--quick", action="store_true", help="see that all runs; numbers are rough")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to save the results")
     parser.add_argument("--compare", type=Path, metavar="OLD", help="results to compare with")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--bless", action="store_true", help="write benchmarks/RESULTS.md, too")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     return parser
 
 
-def _files() -> dict[str, Questions]:
-    """Find the files of this package that ask questions."""
-    modules = {
-        info.name: import_module(f"benchmarks.{info.name}")
-        for info in pkgutil.iter_modules(benchmarks.__path__)
-        if info.name != "__main__"
-    }
-    return {
-        name: module.questions for name, module in modules.items() if hasattr(module, "questions")
-    }
+def _parts(device: str) -> list[str]:
+    """The files that measure something, in the order of the alphabet."""
+    found = []
+    for info in pkgutil.iter_modules(benchmarks.__path__):
+        if not info.name.startswith("_"):
+            part = import_module(f"benchmarks.{info.name}")
+            measures = hasattr(part, "questions") or hasattr(part, "curves")
+            if measures and getattr(part, "DEVICE", "cpu") == device:
+                found.append(info.name)
+    return found
 
 
 if __name__ == "__main__":

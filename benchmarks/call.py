@@ -2,61 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import floor, peers
 from benchmarks.harness import Candidate, Question
-from benchmarks.models import NnChain, NnMLP, mirror
-
-Forward = Callable[[Tensor], Tensor]
+from benchmarks.models import CONTEXT, VOCABULARY, NnChain, NnGPT, NnMLP, mirror
 
 
 def questions(quick: bool) -> Iterator[Question]:
     mlp = NnMLP((64, 64, 64, 10))
-    yield _forward("a 3-layer MLP on one example", mlp, _straight_mlp(mlp), torch.randn(1, 64))
+    yield _forward("a 3-layer MLP on one example", mlp, torch.randn(1, 64), limit=0.60)
+    yield _forward("a 3-layer MLP on 512 examples", mlp, torch.randn(512, 64), all_threads=True)
     depth = 20 if quick else 200
     chain = NnChain(depth, 8)
-    yield _forward(f"{depth} layers of 8 x 8", chain, _straight_chain(chain), torch.randn(1, 8))
+    yield _forward(f"{depth} layers of 8 x 8", chain, torch.randn(1, 8), limit=0.60)
+    tokens = torch.randint(VOCABULARY, (1, CONTEXT))
+    yield _forward("a 12-layer transformer", NnGPT(12), tokens, all_threads=True)
 
 
-def _forward(name: str, model: nn.Module, straight: Forward, x: Tensor) -> Question:
-    module = mirror(model)
+def _forward(
+    name: str, model: nn.Module, x: Tensor, limit: float | None = None, all_threads: bool = False
+) -> Question:
+    module: Any = mirror(model)
     parameters = {name: value.detach() for name, value in model.named_parameters()}
+    candidates = [
+        Candidate("parallax", lambda: module(x), limit=limit),
+        Candidate(
+            "torch.func.functional_call",
+            lambda: torch.func.functional_call(model, parameters, (x,)),
+        ),
+    ]
+    absent: dict[str, str] = {}
+    tensordict = peers.find("tensordict", absent)
+    if tensordict is not None:
+        values = tensordict.from_module(model, as_module=False).detach()
+        candidates.append(Candidate("tensordict", partial(_with_tensordict, values, model, x)))
     return Question(
         name,
         Candidate("nn.Module", lambda: model(x)),
-        [
-            Candidate("parallax", lambda: module(x), limit=0.60),
-            Candidate("straight-line torch calls", lambda: straight(x)),
-            Candidate(
-                "torch.func.functional_call",
-                lambda: torch.func.functional_call(model, parameters, (x,)),
-            ),
-        ],
+        candidates,
         check=torch.testing.assert_close,
         context=torch.no_grad,
+        floor=Candidate("floor: straight-line calls", partial(floor.forward_of(model), x)),
+        absent=absent,
+        all_threads=all_threads,
     )
 
 
-def _straight_mlp(model: NnMLP) -> Forward:
-    w1, b1, w2, b2, w3, b3 = (value.detach() for value in model.parameters())
-
-    def forward(x: Tensor) -> Tensor:
-        return F.linear(torch.relu(F.linear(torch.relu(F.linear(x, w1, b1)), w2, b2)), w3, b3)
-
-    return forward
-
-
-def _straight_chain(model: NnChain) -> Forward:
-    parameters = [value.detach() for value in model.parameters()]
-    pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
-
-    def forward(x: Tensor) -> Tensor:
-        for weight, bias in pairs:
-            x = F.linear(x, weight, bias)
-        return x
-
-    return forward
+def _with_tensordict(values: Any, model: nn.Module, x: Tensor) -> Any:
+    with values.to_module(model):
+        return model(x)

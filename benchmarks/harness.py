@@ -21,9 +21,9 @@ import gc
 import random
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from time import perf_counter
 from typing import Any
@@ -68,6 +68,10 @@ class Question:
             raises where they do not agree.
         context: Entered around the checks and the timing.
         most_rounds: Fewer rounds than usual, for calls that take seconds.
+        floor: The physical limit: the same result by the calls that cannot be left out, and
+            nothing else. How far each row is from it is a column of the table.
+        absent: Peers that are not here to compete, with the reason.
+        all_threads: Ask once more with all of torch's threads, where limits do not apply.
     """
 
     name: str
@@ -76,18 +80,25 @@ class Question:
     check: Callable[[Any, Any], object] | None = None
     context: Callable[[], AbstractContextManager[object]] = nullcontext
     most_rounds: int = sys.maxsize
+    floor: Candidate | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
+    all_threads: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the answer; ratios are to the reference, `low` and `high` are their quartiles."""
+    """One line of the answer; ratios are to the reference, `low` and `high` are their quartiles.
+
+    `floor` is the distance to the physical limit: the ratio divided by that of the floor.
+    """
 
     name: str
     seconds: float
     ratio: float
     low: float
     high: float
-    limit: float | None
+    limit: float | None = None
+    floor: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -98,14 +109,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to look: rounds, and the seconds that one slice of a round should take."""
+    """How long to look.
+
+    Attributes:
+        rounds: How often every candidate is timed, unless time runs out.
+        slice_seconds: What one timing should take.
+        question_seconds: After this long the round that runs is the last, if there were enough
+            for a median.
+    """
 
     rounds: int
     slice_seconds: float
+    question_seconds: float
 
 
-QUICK = Effort(rounds=3, slice_seconds=0.001)
-FULL = Effort(rounds=31, slice_seconds=0.008)
+QUICK = Effort(rounds=3, slice_seconds=0.001, question_seconds=1.0)
+FULL = Effort(rounds=31, slice_seconds=0.005, question_seconds=3.0)
+
+_FEWEST_ROUNDS = 5
 
 Watch = Callable[[Iterable[int], int, str], Iterable[int]]
 
@@ -119,26 +140,35 @@ def measure(question: Question, effort: Effort, watch: Watch) -> list[Row]:
         watch: Wraps the rounds, to show progress.
 
     Returns:
-        The reference's row, its noise row, and one row for every candidate.
+        The reference's row, its noise row, one row for every candidate, and the floor's.
     """
+    floor = question.floor
     again = replace(question.reference, name=NOISE)
     candidates = [question.reference, again, *question.candidates]
+    candidates += [floor] if floor else []
     with question.context():
         _check(question)
         calls = [_calls_per_slice(candidate, effort) for candidate in candidates]
         times: list[list[float]] = [[] for _ in candidates]
         rounds = min(effort.rounds, question.most_rounds)
-        for _ in watch(range(rounds), rounds, question.name):
+        end = perf_counter() + effort.question_seconds
+        for done in watch(range(rounds), rounds, question.name):
             for i in random.sample(range(len(candidates)), len(candidates)):
                 times[i].append(_slice(candidates[i], calls[i]) / calls[i] / candidates[i].per)
-    return [_row(c, t, times[0]) for c, t in zip(candidates, times, strict=True)]
+            if perf_counter() > end and done + 1 >= _FEWEST_ROUNDS:
+                break
+    rows = [_row(c, t, times[0]) for c, t in zip(candidates, times, strict=True)]
+    return [replace(row, floor=row.ratio / rows[-1].ratio) for row in rows] if floor else rows
 
 
 def _check(question: Question) -> None:
     if question.check is None:
         return
     expected = _once(question.reference)
-    for candidate in question.candidates:
+    floor = [question.floor] if question.floor else []
+    for candidate in [*question.candidates, *floor]:
+        if candidate.self_timed:
+            continue  # it returns seconds, and checks its result itself
         try:
             question.check(expected, _once(candidate))
         except AssertionError as error:

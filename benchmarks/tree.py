@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import optree
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as torch_pytree
 
+from benchmarks import floor, peers
 from benchmarks.harness import Candidate, Question
 from benchmarks.models import BLOCKS, NnGPT, NnMLP, as_dict, mirror, rebuild
 from parallax import Module, tree
@@ -29,16 +30,25 @@ class Subject:
     """One model as a module and as nested dicts of the same leaves."""
 
     leaves: int
+    model: nn.Module
     module: Module
     plain: Any
 
     def limit(self, ratio: float) -> float | None:
         return ratio if self.leaves == GPT else None
 
+    def equinox(self, task: str, absent: dict[str, str]) -> list[Candidate]:
+        name = "jax with equinox, in a process of its own"
+        return peers.equinox(task, name, absent) if self.leaves == GPT else []
+
+    def tensordict(self, absent: dict[str, str]) -> Any:
+        library = peers.find("tensordict", absent)
+        return library and library.from_module(self.model, as_module=False).detach()
+
 
 def questions(quick: bool) -> Iterator[Question]:
     subjects = [_subject(leaves) for leaves in ((6, GPT) if quick else (6, *BLOCKS))]
-    for subject in subjects:
+    for subject in subjects[:3]:
         yield _flatten(subject)
         yield _unflatten(subject)
         yield _map(subject)
@@ -55,13 +65,14 @@ def _subject(leaves: int) -> Subject:
     everything: Any = module
     for all_leaves in (tree.leaves, optree.tree_leaves, torch_pytree.tree_leaves):
         assert len(all_leaves(everything)) == leaves
-    return Subject(leaves, module, as_dict(module))
+    return Subject(leaves, model, module, as_dict(module))
 
 
 def _flatten(subject: Subject) -> Question:
     def fresh() -> Module:
         return rebuild(subject.module)
 
+    absent: dict[str, str] = {}
     # Both sides fresh: what was just made lies as far away in memory on either.
     return Question(
         f"flatten, {subject.leaves} leaves",
@@ -77,26 +88,39 @@ def _flatten(subject: Subject) -> Question:
                 lambda: (tree.leaves(subject.module), None),
                 limit=subject.limit(0.05),
             ),
+            *subject.equinox("flatten", absent),
         ],
         check=lambda plain, flat: _same_leaves(plain[0], flat[0]),
+        absent=absent,
     )
 
 
 def _unflatten(subject: Subject) -> Question:
     dict_leaves, dict_structure = optree.tree_flatten(subject.plain)
     leaves, structure = tree.flatten(subject.module)
+    absent: dict[str, str] = {}
     return Question(
         f"unflatten, {subject.leaves} leaves",
         Candidate(
             "optree, nested dict", lambda: optree.tree_unflatten(dict_structure, dict_leaves)
         ),
-        [Candidate("tree.unflatten", lambda: tree.unflatten(structure, leaves))],
+        [
+            Candidate("tree.unflatten", lambda: tree.unflatten(structure, leaves)),
+            *subject.equinox("unflatten", absent),
+        ],
         check=_same_tree,
+        absent=absent,
     )
 
 
 def _map(subject: Subject) -> Question:
     module, other = subject.module, rebuild(subject.module)
+    leaves = tree.leaves(module)
+    absent: dict[str, str] = {}
+    candidates = [*subject.equinox("map", absent)]
+    values = subject.tensordict(absent)
+    if values is not None:
+        candidates.append(Candidate("tensordict", lambda: values.apply(_identity)))
     return Question(
         f"map of the identity, {subject.leaves} leaves",
         Candidate("optree, nested dict", lambda: optree.tree_map(_identity, subject.plain)),
@@ -108,8 +132,11 @@ def _map(subject: Subject) -> Question:
                 limit=subject.limit(0.55),
             ),
             Candidate("optree, module", lambda: optree.tree_map(_identity, cast(Any, module))),
+            *candidates,
         ],
         check=_same_tree,
+        floor=Candidate("floor: a flat list, no tree", floor.map_of(leaves, _identity)),
+        absent=absent,
     )
 
 
@@ -155,9 +182,14 @@ def _first(leaf: T, other: object) -> T:
     return leaf
 
 
-def _same_tree(plain: Any, module: Module) -> None:
-    """A result of the module's kind holds the tensors that the dicts hold."""
-    _same_leaves(optree.tree_leaves(plain), tree.leaves(module))
+def _same_tree(plain: Any, other: Any) -> None:
+    """A module, a flat list or a tensordict holds the tensors that the dicts hold."""
+    expected = optree.tree_leaves(plain)
+    if hasattr(other, "batch_size"):  # a tensordict wraps what it holds
+        found = [leaf.data_ptr() for leaf in other.values(True, True)]
+        assert sorted(leaf.data_ptr() for leaf in expected) == sorted(found)
+    else:
+        _same_leaves(expected, tree.leaves(other))
 
 
 def _same_leaves(plain: list[Tensor], leaves: list[Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
@@ -10,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import models, report
+from benchmarks import floor, models, plots, records, report
 from benchmarks.harness import NOISE, Candidate, Effort, Question, Row, measure
 from parallax import tree
 
-EFFORT = Effort(rounds=5, slice_seconds=1e-4)
+EFFORT = Effort(rounds=5, slice_seconds=1e-4, question_seconds=1.0)
 
 
 def _watch(items: Iterable[int], total: int, label: str) -> Iterable[int]:
@@ -58,12 +59,126 @@ def test_setup_gives_every_call_an_argument_of_its_own() -> None:
     assert len(seen) == len(set(seen)) > EFFORT.rounds
 
 
-def test_saved_ratios_are_read_back(tmp_path: Path) -> None:
-    answer = report.Answer("file", "question", [Row("row", 1e-6, 0.5, 0.4, 0.6, 0.6)])
-    report.save([answer], tmp_path / "new" / "result.json", quick=True)
-    before = report.load_ratios(tmp_path / "new" / "result.json")
-    assert before == {("file", "question", "row"): 0.5}
-    assert "0.500 (+0%)" in report.table(answer, before)
+def test_the_floor_is_a_distance_for_every_row_and_is_checked_as_well() -> None:
+    question = Question("far", _fixed("one", 1.0), [_fixed("two", 2.0)], floor=_fixed("half", 0.5))
+    rows = measure(question, EFFORT, _watch)
+    assert [(row.name, row.floor) for row in rows if row.name != NOISE] == [
+        ("one", 2.0),
+        ("two", 4.0),
+        ("half", 1.0),
+    ]
+    wrong = Question(
+        "sum",
+        Candidate("a", lambda: 1),
+        [],
+        check=lambda a, b: _equal(a, b),
+        floor=Candidate("b", lambda: 2),
+    )
+    with pytest.raises(AssertionError, match="'b' disagrees"):
+        measure(wrong, EFFORT, _watch)
+
+
+def _equal(a: object, b: object) -> None:
+    assert a == b
+
+
+def test_time_ends_a_question_once_there_are_rounds_for_a_median() -> None:
+    calls: list[int] = []
+
+    def slow() -> None:
+        time.sleep(0.002)
+        calls.append(1)
+
+    question = Question("slow", Candidate("slow", slow), [])
+    measure(question, Effort(rounds=500, slice_seconds=1e-4, question_seconds=0.01), _watch)
+    assert 10 <= len(calls) < 50
+
+
+def _record(*rows: Row, part: str = "part") -> records.Record:
+    answers = [records.Answer(part, "question", rows, {"peer": "not installed"})]
+    curve = records.Curve(part, "growth", "size", "s", {"square": [(n, n * n) for n in (1, 2, 4)]})
+    loss = records.Curve(part, "loss", "step", "loss", {"sgd": [(0, 2.0), (9, 1.0)]}, powers=False)
+    about = records.about("cpu", 1.0, quick=True)
+    return records.Record(about, answers, [curve, loss])
+
+
+ROWS = (
+    Row("reference", 1e-6, 1.0, 1.0, 1.0),
+    Row(NOISE, 1e-6, 1.0, 0.98, 1.02),
+    Row("row", 1e-6, 0.5, 0.45, 0.55, 0.4, 1.5),
+)
+
+
+def test_a_record_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
+    record = _record(*ROWS)
+    records.save(record, tmp_path / "new" / "result.json")
+    read = records.load(tmp_path / "new" / "result.json")
+    assert read.about == record.about and read.curves == record.curves
+    assert [list(answer.rows) for answer in read.answers] == [list(ROWS)]
+
+
+def test_exponents_are_those_of_the_power() -> None:
+    assert _record(*ROWS).curves[0].exponents() == pytest.approx({"square": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (Row("row", 1e-6, 0.50, 0.45, 0.55), 0),  # the same
+        (Row("row", 1e-6, 0.56, 0.54, 0.60), 0),  # quartiles overlap
+        (Row("row", 1e-6, 0.70, 0.65, 0.75), 1),
+        (Row("new", 1e-6, 0.70, 0.65, 0.75), 0),  # nothing to compare with
+    ],
+)
+def test_only_what_moved_beyond_the_noise_is_told(row: Row, says: int) -> None:
+    lines = list(records.moved(_record(*ROWS), _record(*ROWS[:2], row)))
+    assert len(lines) == says
+    if says:
+        assert lines == ["part: question: row: 0.500 -> 0.700 (+40%)"]
+
+
+def test_a_change_within_the_noise_of_either_run_is_not_told() -> None:
+    noisy = (ROWS[0], Row(NOISE, 1e-6, 1.0, 0.6, 1.5), Row("row", 1e-6, 0.7, 0.65, 0.75))
+    assert not list(records.moved(_record(*ROWS), _record(*noisy)))
+    assert not list(records.moved(_record(*noisy), _record(*ROWS)))
+
+
+def test_tables_and_the_page_say_limits_floors_and_absent_peers() -> None:
+    record = _record(*ROWS)
+    text = report.table(record.answers[0])
+    assert "OVER" in text and "1.50" in text and "peer: absent, not installed" in text
+    page = report.page(record)
+    assert "- part: question: row 0.500 (0.40)" in page
+    assert "| row | 0.500 (0.450-0.550) | 1.50 | 0.40 OVER |" in page
+    assert "| square | 2.00 | 1 | 4 |" in page and "| sgd | 9 | 1 |" in page
+
+
+def test_a_picture_for_every_part_and_curve(tmp_path: Path) -> None:
+    made = plots.draw(_record(*ROWS), tmp_path, "run")
+    assert [path.name for path in made] == [
+        "run-part.png",
+        "run-part-curve0.png",
+        "run-part-curve1.png",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (models.NnMLP((8, 8, 8, 8)), torch.randn(3, 8)),
+        (models.NnChain(4, 8), torch.randn(3, 8)),
+        (models.NnGPT(2, width=8), torch.randint(models.VOCABULARY, (2, 16))),
+    ],
+)
+def test_the_floor_computes_what_the_model_does(model: nn.Module, x: torch.Tensor) -> None:
+    assert torch.equal(floor.forward_of(model)(x), model(x))
+    grads, value = floor.gradient_of(model, torch.sum, x)()
+    expected = model(x).sum()
+    expected.backward()
+    assert torch.equal(value, expected)
+    for grad, parameter in zip(grads, model.parameters(), strict=True):
+        assert parameter.grad is not None and torch.equal(grad, parameter.grad)
 
 
 @pytest.mark.parametrize(

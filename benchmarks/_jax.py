@@ -1,0 +1,133 @@
+"""Times JAX and Equinox on request: a line in with a task, a line out with seconds."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+# One thread on either side; what XLA and its BLAS would take must be said before they start.
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+BLOCKS = 12
+
+
+class Linear(eqx.Module):
+    weight: Any
+    bias: Any
+
+    def __call__(self, x: Any) -> Any:
+        return self.weight @ x + self.bias
+
+
+class Norm(eqx.Module):
+    weight: Any
+    bias: Any
+    eps: float = eqx.field(static=True, default=1e-5)
+
+
+class Attention(eqx.Module):
+    qkv: Linear
+    out: Linear
+    heads: int = eqx.field(static=True, default=4)
+
+
+class Feed(eqx.Module):
+    up: Linear
+    down: Linear
+
+
+class Block(eqx.Module):
+    norm1: Norm
+    attention: Attention
+    norm2: Norm
+    feed: Feed
+
+
+class Embedding(eqx.Module):
+    weight: Any
+
+
+class GPT(eqx.Module):
+    """The tree of the benchmarks' transformer, 150 leaves."""
+
+    position: Any
+    tokens: Embedding
+    blocks: tuple[Block, ...]
+    norm: Norm
+    head: Linear
+
+
+class MLP(eqx.Module):
+    layers: tuple[Linear, ...]
+
+    def __call__(self, x: Any) -> Any:
+        *inner, last = self.layers
+        for layer in inner:
+            x = jax.nn.relu(layer(x))
+        return last(x)
+
+
+def _linear(n: int, m: int) -> Linear:
+    return Linear(jnp.ones((m, n)), jnp.ones((m,)))
+
+
+def _norm() -> Norm:
+    return Norm(jnp.ones((8,)), jnp.ones((8,)))
+
+
+def _block() -> Block:
+    attention = Attention(_linear(8, 24), _linear(8, 8))
+    return Block(_norm(), attention, _norm(), Feed(_linear(8, 32), _linear(32, 8)))
+
+
+def tasks() -> dict[str, Callable[[], Any]]:
+    gpt = GPT(
+        jnp.ones((32, 8)),
+        Embedding(jnp.ones((64, 8))),
+        tuple(_block() for _ in range(BLOCKS)),
+        _norm(),
+        _linear(8, 64),
+    )
+    leaves, structure = jax.tree_util.tree_flatten(gpt)
+    assert len(leaves) == 150
+    mlp = MLP((_linear(64, 64), _linear(64, 64), _linear(64, 10)))
+    x = jnp.ones((64,))
+    call = eqx.filter_jit(lambda model, x: model(x))
+    weight, bias = jnp.ones((2,)), jnp.ones((2,))
+    return {
+        "map": lambda: jax.tree_util.tree_map(lambda leaf: leaf, gpt),
+        "flatten": lambda: jax.tree_util.tree_flatten(gpt),
+        "unflatten": lambda: jax.tree_util.tree_unflatten(structure, leaves),
+        "construct": lambda: Linear(weight, bias),
+        "read": lambda: [mlp.layers for _ in range(100)],
+        "call": lambda: call(mlp, x).block_until_ready(),
+    }
+
+
+def main() -> None:
+    known = tasks()
+    for line in sys.stdin:
+        task, calls = json.loads(line)
+        run = known[task]
+        run()
+        gc.disable()
+        start = perf_counter()
+        for _ in range(calls):
+            run()
+        seconds = (perf_counter() - start) / calls
+        gc.enable()
+        print(seconds, flush=True)
+
+
+if __name__ == "__main__":
+    main()
