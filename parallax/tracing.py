@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from parallax.fields import Lazy
+from parallax.fields import Lazy, Parameter
 from parallax.frozendict import FrozenDict
 from parallax.kinds import Kind
 from parallax.nodes import NODES, reading
@@ -74,6 +74,16 @@ class Outline:
     def n_leaves(self) -> int:
         """How many unique leaves there are, holes included."""
         return self.n_places - len(self.ties)
+
+    @property
+    def trainable(self) -> list[bool]:
+        """Which unique leaves are parameters and not frozen."""
+        spec = self.module._spec
+        if type(spec) is Structure:
+            return [mark == "t" for mark in spec.marks]
+        places: list[bool] = []
+        _trainable(self.module, _ANY, places)
+        return self.unique(places)
 
     def difference(self, other: Outline) -> str | None:
         """The dotted path where the skeletons first differ, ties aside; ``None`` if nowhere."""
@@ -268,6 +278,19 @@ def _paths(value: Any, kind: Kind, path: str, places: list[str]) -> None:
             _paths(part, inner, f"{path}.{key}" if path else str(key), places)
     elif not _is_constant(value, kind):
         places.append(path)
+
+
+def _trainable(value: Any, kind: Kind, places: list[bool]) -> None:
+    spec = getattr(value, "_spec", None) if hasattr(type(value), "__layout__") else None
+    if type(spec) is Structure:
+        places += take_apart(value)[1].expanded([mark == "t" for mark in spec.marks])
+        return
+    parts = _parts(value, kind)
+    if parts is not None:
+        for _, part, inner in parts:
+            _trainable(part, inner, places)
+    elif not _is_constant(value, kind):
+        places.append(kind.leaf is Parameter)
 
 
 def _difference(one: Any, two: Any, kind: Kind, path: str) -> str | None:

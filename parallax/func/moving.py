@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import tracing
-from parallax.fields import Lazy, Parameter, UninitializedError
-from parallax.kinds import Kind
-from parallax.nodes import NODES, is_module
+from parallax.fields import Lazy, UninitializedError
+from parallax.nodes import is_module
 from parallax.registry import unflatten_module
 from parallax.structure import Structure
 from parallax.tree import core
@@ -134,7 +132,7 @@ class Moving(Opened):
         try:
             if is_module(tree):
                 self.leaves, self.spec = core._open(tree)
-                self.places = _moving(self.leaves, trainable_of(self.spec))
+                self.places = _moving(self.leaves, self.spec.trainable)
             elif isinstance(tree, Tensor):
                 self.leaves, self.spec = [tree], None
                 self.places = _moving_outside([tree], 0)
@@ -225,7 +223,7 @@ def _moving_in(leaves: Sequence[Any], parts: Sequence[Any]) -> list[int]:
             places += _moving_outside(leaves, start)
             start += 1
         else:
-            trainable = trainable_of(part)
+            trainable = part.trainable
             stop = start + len(trainable)
             places += _moving(leaves[start:stop], trainable, start)
             start = stop
@@ -243,44 +241,3 @@ def _nothing_moves(tree: Any, leaves: Sequence[Any], where: str) -> str:
         f"frozen or a Buffer ({', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}). "
         f"Unfreeze some: module = tree.select(module, path).unfreeze()"
     )
-
-
-# -- which leaves of a module are trained -------------------------------------------------------
-
-
-def trainable_of(part: Any) -> Sequence[bool]:
-    """Which unique leaves of a module are parameters and not frozen."""
-    if type(part) is not tracing.Outline:
-        return part.trainable  # type: ignore[no-any-return]  # a tuple
-    spec = part.module._spec
-    if type(spec) is Structure:
-        return [mark == "t" for mark in spec.marks]
-    places: list[bool] = []
-    _trainable_places(part.module, _CHILD, places)
-    return part.unique(places)
-
-
-_CHILD = Kind(leaf=Tensor, child=True, optional=True)
-
-
-def _trainable_places(value: Any, kind: Kind, places: list[bool]) -> None:
-    """As ``trainable_of`` per place, for a module that was made while tracing."""
-    if is_module(value):
-        spec = value._spec
-        if type(spec) is Structure:
-            places += tracing.take_apart(value)[1].expanded([mark == "t" for mark in spec.marks])
-            return
-        layout = type(value).__layout__
-        for name in layout.children:
-            _trainable_places(getattr(value, name), layout.kinds[name], places)
-    elif kind.items is not None and isinstance(value, tuple):
-        for index, item in enumerate(value):
-            _trainable_places(item, kind.item(index), places)
-    elif kind.mapping is not None and isinstance(value, dict):
-        for item in value.values():
-            _trainable_places(item, kind.mapping, places)
-    elif type(value) in NODES:
-        for part in NODES[type(value)].flatten(value)[0]:
-            _trainable_places(part, _CHILD, places)
-    elif value is None or isinstance(value, (Tensor, Lazy)) or not kind.constant:
-        places.append(kind.leaf is Parameter)

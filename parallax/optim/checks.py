@@ -9,21 +9,19 @@ import torch
 from torch import Tensor
 
 from parallax import _compat, tracing
-from parallax.func.moving import trainable_of
 from parallax.tree import core
 from parallax.tree.align import align
 
-__all__ = ["check_layouts", "check_sizes", "gather", "paths_of", "remember"]
+__all__ = ["check_layouts", "check_sizes", "gather", "paths_of"]
 
 
 def gather(
     what: str, model: Any, leaves: Sequence[Any], part: Any, grads: Any
-) -> tuple[Sequence[int], Sequence[Any], Any]:
+) -> tuple[Sequence[int], Sequence[Any]]:
     """Which leaves are stepped.
 
     Returns:
-        Their indices, all gradients in the order of the leaves, and the shapes and dtypes of the
-        leaves if all are stepped. What a step made has them in its memo, see ``remember``.
+        Their indices, and all gradients in the order of the leaves.
 
     Raises:
         ValueError: if the gradients have another skeleton, or one has another shape or dtype; the
@@ -33,51 +31,17 @@ def gather(
         given = align(part, grads)
     except ValueError as error:
         raise ValueError(f"{what}: the gradients: {error}") from None
-    trainable = trainable_of(part)
-    if all(trainable):  # nearly always
-        facts = None if _compat.is_compiling() else model.__dict__.get(_MEMO)
-        facts = facts or _facts(leaves)
-        if facts is not None and facts == _facts(given):
-            return range(len(leaves)), given, facts
-    rows = enumerate(zip(leaves, given, trainable))  # noqa: B905  # aligned; dynamo traces no strict=
+    rows = enumerate(zip(leaves, given, trainable_of(part)))  # noqa: B905  # aligned; dynamo traces no strict=
     chosen = [k for k, (a, b, t) in rows if t and a is not None and b is not None]
-    params, mine = [leaves[k] for k in chosen], [given[k] for k in chosen]
-    facts = _facts(params)
-    if facts is None or facts != _facts(mine):
-        for k, leaf, grad in zip(chosen, params, mine):  # noqa: B905  # as above
-            _check_pair(what, model, k, leaf, grad)
-    return chosen, given, None
-
-
-def _facts(leaves: Sequence[Any]) -> tuple[tuple[Any, ...], list[Any]] | None:
-    """The shapes and dtypes of some tensors; ``None`` if there is a hole among them."""
-    try:
-        return tuple([leaf.shape for leaf in leaves]), [leaf.dtype for leaf in leaves]
-    except AttributeError:
-        return None
-
-
-_MEMO = "_facts"
-
-
-def remember(model: Any, facts: Any) -> None:
-    """Keeps what is known about the leaves on the module that a step made.
-
-    Reading them anew costs a twentieth of a step of plain SGD.
-    """
-    if facts is not None:
-        model.__dict__[_MEMO] = facts
+    for k in chosen:
+        _check_pair(what, model, k, leaves[k], given[k])
+    return chosen, given
 
 
 def check_sizes(
-    what: str, model: Any, leaves: Sequence[Any], chosen: Sequence[int], facts: Any, sizes: Any
+    what: str, model: Any, leaves: Sequence[Any], chosen: Sequence[int], sizes: Any
 ) -> None:
     """Raises if the leaves to be stepped are of other sizes than those the state was made for."""
-    if facts is not None:
-        if facts[0] == sizes:
-            return
-    elif all([leaves[k].shape == sizes[k] for k in chosen]):
-        return
     for k in chosen:
         if leaves[k].shape != sizes[k]:
             path = f"{type(model).__name__}.{paths_of(model)[k]}"

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from parallax import _compat
 from parallax.fields import Buffer, Lazy
-from parallax.func.moving import trainable_of
 from parallax.module import Module
 from parallax.nodes import is_module
 from parallax.optim.carry import pack, unpack
@@ -77,7 +76,7 @@ class Foreign:
         if not is_module(model):
             raise TypeError(f"{what} takes a module, got a {type(model).__name__}")
         leaves, part = flatten_module(model)
-        chosen = [k for k, t in enumerate(trainable_of(part)) if t and leaves[k] is not None]
+        chosen = [k for k, t in enumerate(part.trainable) if t and leaves[k] is not None]
         if not chosen:
             raise ValueError(
                 f"{what}: {type(model).__name__} has nothing to train: it holds no Parameter that "
@@ -125,7 +124,7 @@ class Foreign:
         with torch.no_grad():
             params = {
                 k: leaf.detach().clone()
-                for k, (leaf, t) in enumerate(zip(leaves, trainable_of(part), strict=True))
+                for k, (leaf, t) in enumerate(zip(leaves, part.trainable, strict=True))
                 if t and leaf is not None
             }
             optimizer = self._made(params)
@@ -147,7 +146,7 @@ class Foreign:
 
     def _give(self, what: str, model: Any, grads: Any, params: dict[int, Tensor]) -> None:
         leaves, part = flatten_module(model)
-        chosen, given, _ = gather(what, model, leaves, part, grads)
+        chosen, given = gather(what, model, leaves, part, grads)
         for param in params.values():
             param.grad = None
         for k in chosen:
