@@ -68,30 +68,34 @@ class _Conv(Module):
         modes = ("zeros", "reflect", "replicate", "circular")
         self.padding_mode = one_of(name, "padding_mode", padding_mode, *modes)
         # What is not zeros is put around the input before the convolution, which adds none.
-        self.border = () if padding_mode == "zeros" else self._around()
+        around = () if padding_mode == "zeros" else self._sides()
+        self.border = sum(reversed(around), ())
         # A uniform distribution of variance 1 / (3 fan_in), as torch.nn draws it.
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = Parameter(shape, partial(init.kaiming_uniform_, a=sqrt(5)), dtype=dtype)
         start = uniform_within(prod(shape[1:]))
         self.bias = Parameter((out_channels,), start, dtype=dtype) if bias else None
 
-    def _around(self) -> tuple[int, ...]:
-        """How much stands before and after each dimension, the last one first, as F.pad has it."""
+    def _sides(self) -> tuple[tuple[int, int], ...]:
+        """How much is put before and after each dimension."""
         if self.padding == "same":
-            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            sides = [(total // 2, total - total // 2) for total in totals]
-        else:
-            sides = [(0 if size == "valid" else size,) * 2 for size in self.padding]
-        return sum(reversed(sides), ())
+            totals = [extent - 1 for extent in self._extents()]
+            return tuple([(total // 2, total - total // 2) for total in totals])
+        sizes = (0,) * self.dims if isinstance(self.padding, str) else self.padding
+        return tuple([(size, size) for size in sizes])
+
+    def _extents(self) -> list[int]:
+        """How much the kernel spans of each dimension."""
+        return [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
 
     def _refuse(self, input: Any) -> None:
         """Raises if the input is of another shape."""
-        padded = self.padding if isinstance(self.padding, tuple) else (0,) * self.dims
-        if self.padding == "same":
-            least: Any = 1
-        else:
-            sizes = zip(self.kernel_size, self.dilation, padded, strict=True)
-            least = [d * (k - 1) + 1 - 2 * p for k, d, p in sizes]
+        # A signal is mirrored without its end, and wound around itself once.
+        beyond = {"reflect": 1, "circular": 0}.get(self.padding_mode)
+        least = [
+            max(extent - sum(sides), 1 if beyond is None else max(sides) + beyond)
+            for extent, sides in zip(self._extents(), self._sides(), strict=True)
+        ]
         refuse_spatial(self, input, self.dims, self.in_channels, least)
 
     def extra_repr(self) -> str:

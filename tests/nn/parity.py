@@ -11,6 +11,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as torch_pytree
 
 from parallax import Module, bridge, effects, func
+from parallax import nn as parallax_nn
+
+
+def both(name: str, *arguments: Any, **keywords: Any) -> tuple[Module, nn.Module]:
+    """Our layer and torch's, by their common name, with the same arguments."""
+    torch.manual_seed(0)
+    ours: Module = getattr(parallax_nn, name)(*arguments, **keywords)
+    return ours, getattr(nn, name)(*arguments, **keywords)
 
 
 def assert_same(ours: Any, theirs: Any, tolerance: float = 0.0) -> None:
@@ -88,6 +96,14 @@ def assert_parity(
         out = loss(layer, inputs)[1][0]
     assert_same(out, expected, tolerance)
     return layer
+
+
+def assert_starts_alike(name: str, *arguments: Any, **keywords: Any) -> None:
+    """``assert_same_start`` of the layer that both have under one name."""
+    assert_same_start(
+        lambda: both(name, *arguments, **keywords)[0],
+        lambda: getattr(nn, name)(*arguments, **keywords),
+    )
 
 
 def assert_same_start(ours: Callable[[], Module], theirs: Callable[[], nn.Module]) -> None:
