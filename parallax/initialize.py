@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from functools import partial
+from types import FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -37,13 +40,21 @@ def initialize(module: Any, rng: Any, *, device: Any = None, dtype: Any = None) 
             f"{name} is initialized already. Initialize the declaration again for other values: "
             f"{name.lower()} = {name}(...).initialize(rng)"
         )
+    target = target or torch.get_default_device()
     values = []
-    for path, leaf in zip(structure.paths, leaves, strict=True):
-        if isinstance(leaf, Lazy):
-            where = f"{type(module).__name__}.{path}"
-            leaf = _value(leaf, random.derive(seed, path), target, dtype, where)  # noqa: PLW2901  # the leaf's value
-        values.append(leaf)
+    with torch.no_grad(), _on_the_cpu():
+        for path, leaf in zip(structure.paths, leaves, strict=True):
+            if isinstance(leaf, Lazy):
+                where = f"{type(module).__name__}.{path}"
+                leaf = _value(leaf, random.derive(seed, path), target, dtype, where)  # noqa: PLW2901  # the leaf's value
+            values.append(leaf)
     return unflatten_module(structure, values, module._rng)
+
+
+def _on_the_cpu() -> AbstractContextManager[Any]:
+    """Where draws are made; torch's device context costs more than a small draw, if not needed."""
+    cpu = torch.device("cpu")
+    return contextlib.nullcontext() if torch.get_default_device() == cpu else cpu
 
 
 def _device(device: Any) -> torch.device:
@@ -57,7 +68,7 @@ def _device(device: Any) -> torch.device:
 
 
 def _value(
-    lazy: Lazy, seed: int, device: torch.device | None, dtype: torch.dtype | None, where: str
+    lazy: Lazy, seed: int, target: torch.device, dtype: torch.dtype | None, where: str
 ) -> Tensor:
     """The tensor of one declaration.
 
@@ -65,16 +76,14 @@ def _value(
     device nor (up to rounding) a lower precision.
     """
     final = dtype if dtype is not None and lazy.is_floating_point() else lazy.dtype
-    target = device or torch.get_default_device()
     if target.type == "meta":
         return torch.empty(lazy.shape, dtype=final, device=target)
     drawn = torch.float32 if final in (torch.float16, torch.bfloat16) else final
-    with torch.no_grad(), torch.device("cpu"):
-        try:
-            value = _run(lazy.init, lazy.shape, drawn, seed, where)
-        except Exception as error:
-            error.add_note(f"This came from {_name(lazy.init)}, the initializer of {where}.")
-            raise
+    try:
+        value = _run(lazy.init, lazy.shape, drawn, seed, where)
+    except Exception as error:
+        error.add_note(f"This came from {_name(lazy.init)}, the initializer of {where}.")
+        raise
     if value.shape != lazy.shape:
         raise TypeError(
             f"{where}: the initializer {_name(lazy.init)} returned shape {tuple(value.shape)}, "
@@ -150,10 +159,27 @@ def _seeded(form: Callable[..., Any], init: Callable[..., Any], seed: int) -> An
         torch.random.set_rng_state(before)
 
 
-def _parameters(init: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
-    """The parameters of an initializer; ``None`` for a builtin that does not tell."""
+def _parameters(init: Callable[..., Any]) -> Collection[str] | None:
+    """The names of an initializer's parameters; ``None`` for a builtin that does not tell.
+
+    What a function takes is asked once: `inspect` needs longer than the draws of a small layer.
+    """
+    if type(init) is partial and not init.args:
+        return _parameters(init.func)
+    if type(init) is not FunctionType:
+        return _inspected(init)
+    found = _known.get(init)
+    if found is None:
+        found = _known[init] = _inspected(init)
+    return found
+
+
+_known: WeakKeyDictionary[FunctionType, Collection[str] | None] = WeakKeyDictionary()
+
+
+def _inspected(init: Callable[..., Any]) -> Collection[str] | None:
     try:
-        return inspect.signature(init).parameters
+        return tuple(inspect.signature(init).parameters)
     except (TypeError, ValueError):
         return None
 
