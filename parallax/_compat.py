@@ -226,6 +226,18 @@ muon: Callable[..., None] = torch.optim._muon.muon
 flatten_dense: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors
 
 
+def tensor_check(tensors: Sequence[Tensor]) -> Any:
+    """Dynamo's own check of the metadata of several tensors at once, in C++.
+
+    ``check(*others)`` compares type, dispatch keys, dtype, device, requires_grad under the present
+    grad mode, sizes and strides; it is false if a tensor comes twice.
+    """
+    sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
+    return torch._C._dynamo.guards.TensorGuards(
+        *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
+    )
+
+
 AccumulateGrad: type = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]  # made in C++
 """The node of autograd's graph that stands for a leaf, its ``variable``."""
 

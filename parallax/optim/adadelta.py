@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 import torch
 from torch.optim.adadelta import adadelta
 
-from parallax.optim.base import Groups, Optimizer
+from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
@@ -34,30 +35,15 @@ class Adadelta(Optimizer):
 
     _torch = torch.optim.Adadelta
 
-    def __init__(
-        self,
-        lr: Number = 1.0,
-        rho: Number = 0.9,
-        eps: Number = 1e-6,
-        weight_decay: Number = 0,
-        foreach: bool | None = None,
-        *,
-        capturable: bool = False,
-        maximize: bool = False,
-        differentiable: bool = False,
-        groups: Groups = None,
-    ) -> None:
-        super().__init__(
-            groups,
-            lr=lr,
-            rho=rho,
-            eps=eps,
-            weight_decay=weight_decay,
-            foreach=foreach,
-            capturable=capturable,
-            maximize=maximize,
-            differentiable=differentiable,
-        )
+    lr: Number = 1.0
+    rho: Number = 0.9
+    eps: Number = 1e-6
+    weight_decay: Number = 0
+    foreach: bool | None = None
+    _: KW_ONLY
+    capturable: bool = False
+    maximize: bool = False
+    differentiable: bool = False
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         return ("square_avg", "acc_delta")

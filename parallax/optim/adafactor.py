@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 import torch
 from torch import Tensor
 
 from parallax import _compat
-from parallax.optim.base import Groups, Optimizer
+from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
@@ -34,28 +35,14 @@ class Adafactor(Optimizer):
 
     _torch = torch.optim.Adafactor
 
-    def __init__(
-        self,
-        lr: Number = 1e-2,
-        beta2_decay: Number = -0.8,
-        eps: tuple[float | None, float] = (None, 1e-3),
-        d: Number = 1.0,
-        weight_decay: Number = 0.0,
-        *,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        groups: Groups = None,
-    ) -> None:
-        super().__init__(
-            groups,
-            lr=lr,
-            beta2_decay=beta2_decay,
-            eps=eps,
-            d=d,
-            weight_decay=weight_decay,
-            foreach=foreach,
-            maximize=maximize,
-        )
+    lr: Number = 1e-2
+    beta2_decay: Number = -0.8
+    eps: tuple[float | None, float] = (None, 1e-3)
+    d: Number = 1.0
+    weight_decay: Number = 0.0
+    _: KW_ONLY
+    foreach: bool | None = None
+    maximize: bool = False
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         return ("row_var", "col_var", "variance")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 import torch
 from torch import Tensor
 from torch.optim.adagrad import adagrad
 
-from parallax.optim.base import Groups, Optimizer
+from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
@@ -37,32 +38,16 @@ class Adagrad(Optimizer):
     _torch = torch.optim.Adagrad
     _fused_on = ("cpu",)
 
-    def __init__(
-        self,
-        lr: Number = 1e-2,
-        lr_decay: Number = 0,
-        weight_decay: Number = 0,
-        initial_accumulator_value: Number = 0,
-        eps: Number = 1e-10,
-        foreach: bool | None = None,
-        *,
-        maximize: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        groups: Groups = None,
-    ) -> None:
-        super().__init__(
-            groups,
-            lr=lr,
-            lr_decay=lr_decay,
-            weight_decay=weight_decay,
-            initial_accumulator_value=initial_accumulator_value,
-            eps=eps,
-            foreach=foreach,
-            maximize=maximize,
-            differentiable=differentiable,
-            fused=fused,
-        )
+    lr: Number = 1e-2
+    lr_decay: Number = 0
+    weight_decay: Number = 0
+    initial_accumulator_value: Number = 0
+    eps: Number = 1e-10
+    foreach: bool | None = None
+    _: KW_ONLY
+    maximize: bool = False
+    differentiable: bool = False
+    fused: bool | None = None
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         return ("sum",)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 from typing import Any
 
 import torch
 from torch.optim.adam import adam
 
 from parallax import _compat
-from parallax.optim.base import Groups, Optimizer
+from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
@@ -41,36 +42,18 @@ class Adam(Optimizer):
     _torch = torch.optim.Adam
     _fused_on = ("cpu", "cuda", "mps", "xpu")
 
-    def __init__(
-        self,
-        lr: Number = 1e-3,
-        betas: tuple[Any, Any] = (0.9, 0.999),
-        eps: Number = 1e-8,
-        weight_decay: Number = 0,
-        amsgrad: bool = False,
-        *,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        decoupled_weight_decay: bool = False,
-        groups: Groups = None,
-    ) -> None:
-        super().__init__(
-            groups,
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            amsgrad=amsgrad,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-            decoupled_weight_decay=decoupled_weight_decay,
-        )
+    lr: Number = 1e-3
+    betas: tuple[Any, Any] = (0.9, 0.999)
+    eps: Number = 1e-8
+    weight_decay: Number = 0
+    amsgrad: bool = False
+    _: KW_ONLY
+    foreach: bool | None = None
+    maximize: bool = False
+    capturable: bool = False
+    differentiable: bool = False
+    fused: bool | None = None
+    decoupled_weight_decay: bool = False
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         return (*("exp_avg", "exp_avg_sq"), *("max_exp_avg_sq",) * bool(h["amsgrad"]))
@@ -104,34 +87,17 @@ class AdamW(Optimizer):
     _torch = torch.optim.AdamW
     _fused_on = ("cpu", "cuda", "mps", "xpu")
 
-    def __init__(
-        self,
-        lr: Number = 1e-3,
-        betas: tuple[Any, Any] = (0.9, 0.999),
-        eps: Number = 1e-8,
-        weight_decay: Number = 1e-2,
-        amsgrad: bool = False,
-        *,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        groups: Groups = None,
-    ) -> None:
-        super().__init__(
-            groups,
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            amsgrad=amsgrad,
-            maximize=maximize,
-            foreach=foreach,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-        )
+    lr: Number = 1e-3
+    betas: tuple[Any, Any] = (0.9, 0.999)
+    eps: Number = 1e-8
+    weight_decay: Number = 1e-2
+    amsgrad: bool = False
+    _: KW_ONLY
+    maximize: bool = False
+    foreach: bool | None = None
+    capturable: bool = False
+    differentiable: bool = False
+    fused: bool | None = None
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         return (*("exp_avg", "exp_avg_sq"), *("max_exp_avg_sq",) * bool(h["amsgrad"]))

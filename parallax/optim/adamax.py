@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 from typing import Any
 
 import torch
 from torch.optim.adamax import adamax
 
-from parallax.optim.base import Groups, Optimizer
+from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
@@ -36,30 +37,15 @@ class Adamax(Optimizer):
 
     _torch = torch.optim.Adamax
 
-    def __init__(
-        self,
-        lr: Number = 2e-3,
-        betas: tuple[Any, Any] = (0.9, 0.999),
-        eps: Number = 1e-8,
-        weight_decay: Number = 0,
-        foreach: bool | None = None,
-        *,
-        maximize: bool = False,
-        differentiable: bool = False,
-        capturable: bool = False,
-        groups: Groups = None,
-    ) -> None:
-        super().__init__(
-            groups,
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            foreach=foreach,
-            maximize=maximize,
-            differentiable=differentiable,
-            capturable=capturable,
-        )
+    lr: Number = 2e-3
+    betas: tuple[Any, Any] = (0.9, 0.999)
+    eps: Number = 1e-8
+    weight_decay: Number = 0
+    foreach: bool | None = None
+    _: KW_ONLY
+    maximize: bool = False
+    differentiable: bool = False
+    capturable: bool = False
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         return ("exp_avg", "exp_inf")

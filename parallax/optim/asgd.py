@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim.asgd import asgd
 
-from parallax.optim.base import Groups, Optimizer
+from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
@@ -37,32 +37,15 @@ class ASGD(Optimizer):
 
     _torch = torch.optim.ASGD
 
-    def __init__(
-        self,
-        lr: Number = 1e-2,
-        lambd: Number = 1e-4,
-        alpha: Number = 0.75,
-        t0: Number = 1e6,
-        weight_decay: Number = 0,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        differentiable: bool = False,
-        capturable: bool = False,
-        *,
-        groups: Groups = None,
-    ) -> None:
-        super().__init__(
-            groups,
-            lr=lr,
-            lambd=lambd,
-            alpha=alpha,
-            t0=t0,
-            weight_decay=weight_decay,
-            foreach=foreach,
-            maximize=maximize,
-            differentiable=differentiable,
-            capturable=capturable,
-        )
+    lr: Number = 1e-2
+    lambd: Number = 1e-4
+    alpha: Number = 0.75
+    t0: Number = 1e6
+    weight_decay: Number = 0
+    foreach: bool | None = None
+    maximize: bool = False
+    differentiable: bool = False
+    capturable: bool = False
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         return ("mu", "ax", "eta")

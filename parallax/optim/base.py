@@ -10,7 +10,6 @@ from torch import Tensor
 
 from parallax import _compat
 from parallax.fields import Lazy, UninitializedError
-from parallax.func.moving import trainable_of
 from parallax.nodes import is_module
 from parallax.optim import groups as grouping
 from parallax.optim.checks import check_layouts, paths_of

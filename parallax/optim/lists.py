@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,9 +40,11 @@ class Lists:
         moments: per name the moments, overwritten by the kernel.
         clocks: some ages, in steps, each a tensor of no dimension; only read.
         clock_of: per leaf the index of the clock it goes by.
+        known: what was found out about dtypes, devices and layouts. A step keeps all of that, so
+            it is found once for a whole run; see ``Plan``.
     """
 
-    __slots__ = ("clock_of", "clocks", "grads", "moments", "params")
+    __slots__ = ("clock_of", "clocks", "grads", "known", "moments", "params")
 
     def __init__(
         self,
@@ -51,20 +53,49 @@ class Lists:
         moments: dict[str, list[Any]],
         clocks: list[Tensor],
         clock_of: list[int],
+        known: dict[Any, bool] | None = None,
     ) -> None:
         self.params = params
         self.grads = grads
         self.moments = moments
         self.clocks = clocks
         self.clock_of = clock_of
+        self.known = {} if known is None else known
 
     def __getitem__(self, name: str) -> list[Any]:
         return self.moments.get(name, [])
 
+    def _once(self, what: Any, find: Callable[[], bool]) -> bool:
+        found = self.known.get(what)
+        if found is None:
+            found = self.known[what] = find()
+        return found
+
     @property
     def complex(self) -> bool:
         """Whether any parameter is complex."""
-        return any([param.is_complex() for param in self.params])
+        return self._once("complex", lambda: any([p.is_complex() for p in self.params]))
+
+    def full(self) -> bool:
+        """Whether no moment is missing."""
+        what = ("full", *self.moments)
+        if what in self.known:
+            return True
+        if any([m is None for column in self.moments.values() for m in column]):
+            return False  # for now
+        self.known[what] = True
+        return True
+
+    def filled(self, fresh: Callable[[str, Tensor], Tensor | None]) -> Lists:
+        """The same with new moments, where ``fresh`` makes any, for those that are missing."""
+        moments = {
+            name: [fresh(name, p) if m is None else m for p, m in zip(self.params, column)]  # noqa: B905  # dynamo traces no strict=
+            for name, column in self.moments.items()
+        }
+        return self._with(self.params, self.grads, moments)
+
+    def _with(self, params: list[Any], grads: list[Any], moments: dict[str, list[Any]]) -> Lists:
+        return Lists(params, grads, moments, self.clocks, self.clock_of, self.known)
 
     def steps(self, how: How) -> list[Tensor]:
         """The age of each leaf in a tensor of its own, for kernels that count in place."""
@@ -89,39 +120,38 @@ class Lists:
     def private(self) -> Lists:
         """The same numbers in memory that nobody else has."""
         columns = [self.params, *self.moments.values()]
-        flat = [tensor for column in columns for tensor in column if tensor is not None]
-        copies = _clone(flat)
         n = len(self.params)
-        if len(flat) == n * len(columns):
+        if self.full():
+            flat = [tensor for column in columns for tensor in column]
+            copies = _clone(flat)
             made: list[Any] = [list(copies[k * n : k * n + n]) for k in range(len(columns))]
         else:
-            left = iter(copies)
+            left = iter(_clone([t for column in columns for t in column if t is not None]))
             made = [[None if t is None else next(left) for t in column] for column in columns]
         moments = dict(zip(self.moments, made[1:]))  # noqa: B905  # dynamo traces no strict=
-        return Lists(made[0], self.grads, moments, self.clocks, self.clock_of)
+        return self._with(made[0], self.grads, moments)
 
     def uniform(self) -> bool:
         """Whether all parameters are of one dtype and on one device."""
-        first = self.params[0].dtype
-        if not all([param.dtype is first for param in self.params]):
-            return False
-        if all([param.is_cpu for param in self.params]):
-            return True
-        return len({param.device for param in self.params}) == 1
+        return self._once("uniform", lambda: len({(p.dtype, p.device) for p in self.params}) == 1)
 
     def fusable(self, devices: tuple[str, ...]) -> bool:
         """Whether torch has a fused kernel for all parameters, given where it has one at all."""
-        if not all([param.dtype.is_floating_point for param in self.params]):
-            return False
-        if "cpu" in devices and all([param.is_cpu for param in self.params]):
-            return True
-        return all([param.device.type in devices for param in self.params])
+        return self._once(
+            devices,
+            lambda: all(
+                [p.dtype.is_floating_point and p.device.type in devices for p in self.params]
+            ),
+        )
 
     def in_order(self) -> Lists:
         """As they are, with gradients and moments laid out in memory as the parameters are.
 
         The fused kernels walk through memory without looking at strides.
         """
+        what = ("in order", *self.moments)
+        if what in self.known:
+            return self
         others = [self.grads, *self.moments.values()]
         sizes = [param.shape for param in self.params]
         for name, column in self.moments.items():
@@ -131,12 +161,12 @@ class Lists:
                     f"make a state for this model: state = opt.init(model)"
                 )
         if all([t.is_contiguous() for column in (self.params, *others) for t in column]):
+            self.known[what] = True
             return self
         grads, *moments = [
             [_like(p, t) for p, t in zip(self.params, column, strict=True)] for column in others
         ]
-        named = dict(zip(self.moments, moments, strict=True))
-        return Lists(self.params, grads, named, self.clocks, self.clock_of)
+        return self._with(self.params, grads, dict(zip(self.moments, moments, strict=True)))
 
     def pick(self, indices: list[int]) -> Lists:
         """Some of the entries."""

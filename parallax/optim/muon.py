@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from parallax import _compat
-from parallax.optim.base import Groups, Optimizer
+from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
@@ -36,30 +36,14 @@ class Muon(Optimizer):
 
     _torch = torch.optim.Muon
 
-    def __init__(
-        self,
-        lr: Number = 1e-3,
-        weight_decay: Number = 0.1,
-        momentum: Number = 0.95,
-        nesterov: bool = True,
-        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
-        eps: Number = 1e-7,
-        ns_steps: int = 5,
-        adjust_lr_fn: str | None = None,
-        *,
-        groups: Groups = None,
-    ) -> None:
-        super().__init__(
-            groups,
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            nesterov=nesterov,
-            ns_coefficients=ns_coefficients,
-            eps=eps,
-            ns_steps=ns_steps,
-            adjust_lr_fn=adjust_lr_fn,
-        )
+    lr: Number = 1e-3
+    weight_decay: Number = 0.1
+    momentum: Number = 0.95
+    nesterov: bool = True
+    ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315)
+    eps: Number = 1e-7
+    ns_steps: int = 5
+    adjust_lr_fn: str | None = None
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         return ("momentum_buffer",)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.nadam import nadam
 
-from parallax.optim.base import Groups, Optimizer
+from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
@@ -39,34 +40,17 @@ class NAdam(Optimizer):
 
     _torch = torch.optim.NAdam
 
-    def __init__(
-        self,
-        lr: Number = 2e-3,
-        betas: tuple[Any, Any] = (0.9, 0.999),
-        eps: Number = 1e-8,
-        weight_decay: Number = 0,
-        momentum_decay: Number = 4e-3,
-        decoupled_weight_decay: bool = False,
-        *,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
-        groups: Groups = None,
-    ) -> None:
-        super().__init__(
-            groups,
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            momentum_decay=momentum_decay,
-            decoupled_weight_decay=decoupled_weight_decay,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-        )
+    lr: Number = 2e-3
+    betas: tuple[Any, Any] = (0.9, 0.999)
+    eps: Number = 1e-8
+    weight_decay: Number = 0
+    momentum_decay: Number = 4e-3
+    decoupled_weight_decay: bool = False
+    _: KW_ONLY
+    foreach: bool | None = None
+    maximize: bool = False
+    capturable: bool = False
+    differentiable: bool = False
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "mu_product")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.optim.rmsprop import rmsprop
 
-from parallax.optim.base import Groups, Optimizer
+from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
@@ -36,34 +36,16 @@ class RMSprop(Optimizer):
 
     _torch = torch.optim.RMSprop
 
-    def __init__(
-        self,
-        lr: Number = 1e-2,
-        alpha: Number = 0.99,
-        eps: Number = 1e-8,
-        weight_decay: Number = 0,
-        momentum: Number = 0,
-        centered: bool = False,
-        capturable: bool = False,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        differentiable: bool = False,
-        *,
-        groups: Groups = None,
-    ) -> None:
-        super().__init__(
-            groups,
-            lr=lr,
-            alpha=alpha,
-            eps=eps,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            centered=centered,
-            capturable=capturable,
-            foreach=foreach,
-            maximize=maximize,
-            differentiable=differentiable,
-        )
+    lr: Number = 1e-2
+    alpha: Number = 0.99
+    eps: Number = 1e-8
+    weight_decay: Number = 0
+    momentum: Number = 0
+    centered: bool = False
+    capturable: bool = False
+    foreach: bool | None = None
+    maximize: bool = False
+    differentiable: bool = False
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         momentum, centered = h["momentum"] != 0, bool(h["centered"])

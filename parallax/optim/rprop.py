@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 import torch
 from torch import Tensor
 from torch.optim.rprop import rprop
 
-from parallax.optim.base import Groups, Optimizer
+from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 
@@ -34,28 +35,14 @@ class Rprop(Optimizer):
 
     _torch = torch.optim.Rprop
 
-    def __init__(
-        self,
-        lr: Number = 1e-2,
-        etas: tuple[float, float] = (0.5, 1.2),
-        step_sizes: tuple[float, float] = (1e-6, 50),
-        *,
-        capturable: bool = False,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        differentiable: bool = False,
-        groups: Groups = None,
-    ) -> None:
-        super().__init__(
-            groups,
-            lr=lr,
-            etas=etas,
-            step_sizes=step_sizes,
-            capturable=capturable,
-            foreach=foreach,
-            maximize=maximize,
-            differentiable=differentiable,
-        )
+    lr: Number = 1e-2
+    etas: tuple[float, float] = (0.5, 1.2)
+    step_sizes: tuple[float, float] = (1e-6, 50)
+    _: KW_ONLY
+    capturable: bool = False
+    foreach: bool | None = None
+    maximize: bool = False
+    differentiable: bool = False
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         return ("prev", "step_size")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
 from parallax import _compat
-from parallax.optim.base import Groups, Optimizer
+from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number, plain, resolved
 from parallax.optim.lists import How, Lists
 
@@ -38,32 +39,16 @@ class SGD(Optimizer):
     _torch = torch.optim.SGD
     _fused_on = ("cpu", "cuda", "mps", "xpu")
 
-    def __init__(
-        self,
-        lr: Number = 1e-3,
-        momentum: Number = 0,
-        dampening: Number = 0,
-        weight_decay: Number = 0,
-        nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        groups: Groups = None,
-    ) -> None:
-        super().__init__(
-            groups,
-            lr=lr,
-            momentum=momentum,
-            dampening=dampening,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
-            maximize=maximize,
-            foreach=foreach,
-            differentiable=differentiable,
-            fused=fused,
-        )
+    lr: Number = 1e-3
+    momentum: Number = 0
+    dampening: Number = 0
+    weight_decay: Number = 0
+    nesterov: bool = False
+    _: KW_ONLY
+    maximize: bool = False
+    foreach: bool | None = None
+    differentiable: bool = False
+    fused: bool | None = None
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         return () if h["momentum"] == 0 else ("momentum_buffer",)

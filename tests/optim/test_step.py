@@ -291,7 +291,7 @@ def test_a_tensor_is_a_leaf_of_the_optimizer_and_a_number_is_not() -> None:
     leaves, spec = torch_pytree.tree_flatten(opt)
     assert [leaf.item() for leaf in leaves] == [0.5, 0.25]
     again = torch_pytree.tree_unflatten([torch.tensor(1.0), torch.tensor(2.0)], spec)
-    assert again.lr.item() == 1 and again.groups[0].values[0].item() == 2
+    assert again.lr.item() == 1 and again.groups["bias"]["lr"].item() == 2
     assert tree.leaves(optim.Adam(lr=0.5)) == []
 
 

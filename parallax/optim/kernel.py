@@ -1,0 +1,100 @@
+"""How leaves are advanced by torch's kernels: in eager code, traced, vmapped and differentiated."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from parallax import _compat
+from parallax.optim import vmapped
+from parallax.optim.hyper import Hyper, plain, resolved
+from parallax.optim.lists import How, Lists
+from parallax.optim.scalars import Multiplied, Unread
+from parallax.optim.value import Value
+
+__all__ = ["Kernel"]
+
+
+class Kernel(Value, ABC):
+    """What an optimizer keeps per leaf, and the kernel that steps lists of leaves."""
+
+    _fused_on: ClassVar[tuple[str, ...]] = ()  # types of devices with a fused kernel
+
+    @abstractmethod
+    def _moments(self, h: Hyper) -> tuple[str, ...]:
+        """The names of the moments that a leaf has with these hyper-parameters."""
+
+    @abstractmethod
+    def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        """Steps private lists in place by torch's kernel; returns the lists it wrote."""
+
+    def _fresh(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
+        """A moment of a leaf that was never stepped."""
+        return torch.zeros_like(param)
+
+    def _check_leaf(self, path: str, param: Tensor) -> None:
+        """Raises if this optimizer cannot step a leaf."""
+
+    @property
+    def _differentiable(self) -> bool:
+        return bool(self.hyper.get("differentiable"))
+
+    def _advance(self, at: Lists, h: Hyper, step: Tensor, donate: bool) -> Lists:
+        """Steps lists, in private memory unless ``donate``."""
+        if _compat.is_compiling():
+            how = How(False, False, "capturable" in h, self._differentiable)
+            return self._run(at, resolved(h, step), how)
+        if self._differentiable:
+            return self._with_graph(at, resolved(h, step))
+        if _compat.transform_active():
+            if _compat.vmap_active():
+                return self._vmapped(at, h, step)
+            return self._run(at, plain(resolved(h, int(step))), How(False, False))
+        return self._eager(at, h, step, donate)
+
+    def _run(self, at: Lists, h: Hyper, how: How, donate: bool = False) -> Lists:
+        """Fills in missing moments and calls the kernel."""
+        if not at.full():
+            at = at.filled(lambda name, param: self._fresh(name, param.detach(), h))
+        return self._kernel(at if donate else at.private(), h, how)
+
+    def _eager(self, at: Lists, h: Hyper, step: Tensor, donate: bool = False) -> Lists:
+        h = plain(resolved(h, step))
+        foreach, fused = h.get("foreach"), h.get("fused")
+        if foreach is None and fused is None and self._fused_on:
+            fused = at.fusable(self._fused_on)
+        capturable = bool(h.get("capturable")) and at.params[0].device.type != "cpu"
+        return self._run(at, h, How(foreach, bool(fused), capturable), donate)
+
+    def _with_graph(self, at: Lists, h: Hyper) -> Lists:
+        at = at.private()
+        params: list[Any] = [param.as_subclass(Multiplied) for param in at.params]
+        at.params = params
+        # A decay that requires grad is added to the gradients in place.
+        at.grads = [grad.clone() for grad in at.grads]
+        with Unread():
+            at = self._run(at, h, How(False, False, False, True), donate=True)
+        at.params = [param.as_subclass(Tensor) for param in at.params]
+        return at
+
+    def _vmapped(self, at: Lists, h: Hyper, step: Tensor) -> Lists:
+        filled: list[tuple[str, int]] = []
+
+        def member(arguments: Any) -> list[Tensor]:
+            params, grads, moments, clocks, h, step = arguments
+            done = self._eager(Lists(params, grads, moments, clocks, at.clock_of), h, step)
+            filled[:] = [
+                (name, k) for name, column in done.moments.items()
+                for k, moment in enumerate(column) if moment is not None
+            ]  # fmt: skip
+            return [*done.params, *[done.moments[name][k] for name, k in filled]]
+
+        flat = vmapped.call(member, (at.params, at.grads, at.moments, at.clocks, h, step))
+        count = len(at.params)
+        moments: dict[str, list[Any]] = {name: [None] * count for name in at.moments}
+        for (name, k), moment in zip(filled, flat[count:], strict=True):
+            moments[name][k] = moment
+        return Lists(flat[:count], at.grads, moments, at.clocks, at.clock_of)

@@ -1,0 +1,163 @@
+"""What a step finds out about its arguments, and keeps for the next step.
+
+Whether trees fit, which leaves are stepped, their dtypes and layouts: all of that is the same from
+one step to the next, and finding it out anew costs as much as the kernel of a small model. So the
+state that a step returns carries the plan of that step. It is used again for the very model that
+was returned beside it, or one with leaves of the same metadata, and for gradients of the same
+metadata, which torch compares in C++.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+
+from parallax import _compat
+from parallax.nodes import is_module
+from parallax.optim.checks import check_sizes, gather
+from parallax.optim.state import State
+from parallax.registry import flatten_module
+
+__all__ = ["Plan", "Row", "plan_for", "remember"]
+
+
+class Row(NamedTuple):
+    """The leaves of one group that are stepped.
+
+    Attributes:
+        group: the index of the group's hyper-parameters.
+        members: the indices of the leaves.
+        known: what is known about them; see ``Lists``.
+    """
+
+    group: int
+    members: Sequence[int]
+    known: dict[Any, bool]
+
+
+class Plan:
+    """What is the same for the steps of one run.
+
+    Attributes:
+        chosen: the indices of the leaves that are stepped.
+        rows: the same by group.
+        kept: whether it comes from an earlier step.
+    """
+
+    __slots__ = (
+        "_check_grads",
+        "_check_model",
+        "_grads",
+        "_groups",
+        "_holes",
+        "_model",
+        "chosen",
+        "kept",
+        "rows",
+    )
+
+    def __init__(self, chosen: Sequence[int], labels: Sequence[int], groups: int) -> None:
+        self.chosen = chosen
+        self.kept = False
+        self._groups = groups
+        own = [labels[k] if groups else 0 for k in chosen]
+        self.rows = [
+            Row(group, [k for k, label in zip(chosen, own) if label == group], {})  # noqa: B905  # dynamo traces no strict=
+            for group in sorted(set(own))
+        ]
+
+    def keep(self, model: Any, grads: Any) -> None:
+        """Prepares to know such arguments again, if they can be known so."""
+        leaves, self._model = flatten_module(model)
+        given, self._grads = flatten_module(grads)
+        mine, theirs = self._pick(leaves), self._pick(given)
+        dense = all([t.layout is torch.strided for t in (*mine, *theirs)])
+        if not dense or self._model.expand != self._grads.expand:
+            return
+        stepped = set(self.chosen)
+        trainable = enumerate(self._model.trainable)
+        self._holes = [k for k, trains in trainable if trains and k not in stepped]
+        self._check_model = _compat.tensor_check(mine)
+        self._check_grads = _compat.tensor_check(theirs)
+        self.kept = True
+
+    def _pick(self, column: Sequence[Any]) -> Sequence[Any]:
+        chosen = self.chosen
+        if len(chosen) == len(column):
+            return column
+        return itemgetter(*chosen)(column) if len(chosen) > 1 else [column[k] for k in chosen]
+
+    def fits(self, model: Any, known: bool, grads: Any, groups: int) -> Sequence[Any] | None:
+        """All gradients in the order of the model's leaves, if everything is as it was.
+
+        Args:
+            model: a module.
+            known: whether its leaves are known to be as they were.
+            grads: what should be its gradients.
+            groups: how many groups the optimizer has.
+        """
+        if groups != self._groups or not is_module(grads):
+            return None
+        leaves, structure = flatten_module(model)
+        given, theirs = flatten_module(grads)
+        if structure is not self._model or theirs is not self._grads:
+            return None
+        if not (self._check_grads.check(*self._pick(given))):
+            return None
+        if not (known or self._check_model.check(*self._pick(leaves))):
+            return None
+        if any([leaves[k] is not None and given[k] is not None for k in self._holes]):
+            return None
+        return given
+
+
+def plan_for(
+    what: str, model: Any, leaves: Sequence[Any], part: Any, grads: Any, state: State, groups: int
+) -> tuple[Plan, Sequence[Any]]:
+    """The plan of a step, and all gradients in the order of the model's leaves.
+
+    Raises:
+        ValueError: if the gradients have another skeleton, or one has another shape or dtype, or
+            the state was made for leaves of other shapes or for other groups.
+    """
+    traced = _compat.is_compiling()
+    kept = None if traced else state.__dict__.get(_MEMO)
+    if kept is not None:
+        plan, made = kept
+        found = plan.fits(model, made() is model, grads, groups)
+        if found is not None:
+            return plan, found
+    if 0 < groups < max(state.labels):
+        raise ValueError(
+            f"{what}: the state was made for {max(state.labels)} groups or more, and the optimizer "
+            f"has {groups}. Make one for this optimizer: state = opt.init(model)"
+        )
+    chosen, given = gather(what, model, leaves, part, grads)
+    if not traced:
+        check_sizes(what, model, leaves, chosen, state.sizes)
+    return Plan(chosen, state.labels, groups), given
+
+
+_MEMO = "_plan"
+
+
+def remember(plan: Plan, model: Any, grads: Any, made: Any, state: State) -> None:
+    """Keeps a plan on the state that its step made, for the next step.
+
+    Args:
+        plan: the plan.
+        model: the module before the step.
+        grads: its gradients.
+        made: the module after the step.
+        state: the state after the step.
+    """
+    if _compat.transform_active() or _compat.dispatch_mode_active():
+        return
+    if not plan.kept:
+        plan.keep(model, grads)
+    if plan.kept:
+        state.__dict__[_MEMO] = plan, weakref.ref(made)

@@ -1,0 +1,148 @@
+"""An optimizer as an immutable value: its hyper-parameters are fields, its tensors are leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, dataclass, field, fields
+from typing import Any, ClassVar, NoReturn, Self
+
+import torch
+from typing_extensions import dataclass_transform
+
+from parallax import _compat, registry
+from parallax.optim import groups as grouping
+from parallax.optim.hyper import Hyper, sample
+
+__all__ = ["Groups", "Value"]
+
+Groups = Mapping[Any, Mapping[str, Any]] | None
+
+
+@dataclass_transform(field_specifiers=(field,))
+@dataclass(eq=False, repr=False)
+class Value:
+    """The hyper-parameters of an optimizer, which are the fields of its class.
+
+    Attributes:
+        names: the names of the hyper-parameters.
+        hyper: their values by name.
+        groups: other hyper-parameters for some leaves.
+    """
+
+    _torch: ClassVar[type[torch.optim.Optimizer]]
+    names: ClassVar[tuple[str, ...]]
+
+    groups: Groups = field(default=None, kw_only=True)
+    hyper: Hyper = field(init=False)
+    _groups: tuple[grouping.Group, ...] = field(init=False)
+    _hypers: tuple[Hyper, ...] = field(init=False)  # the optimizer's own, then those of each group
+    _leaves: tuple[Any, ...] = field(init=False)
+    _recipe: tuple[Any, ...] = field(init=False)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclass(eq=False, repr=False)(cls)
+        cls.names = tuple([f.name for f in fields(cls) if f.init and f.name != "groups"])
+        registry.register(cls, _flatten, _unflatten)
+
+    def __post_init__(self) -> None:
+        hyper = {name: getattr(self, name) for name in self.names}
+        groups = grouping.freeze(self.groups, self.names, type(self).__name__)
+        values = grouping.Values()
+        recipe = tuple([values.take(value) for value in hyper.values()])
+        others = tuple([group.flatten(values) for group in groups])
+        _fill(self, hyper, groups, tuple(values.tensors), (type(self), recipe, others))
+        if not _compat.is_compiling():
+            self._validate()
+
+    def _validate(self) -> None:
+        """Asks torch's own class whether it takes these hyper-parameters."""
+        for group, hyper in zip((None, *self._groups), self._hypers, strict=True):
+            plain = {name: sample(name, value) for name, value in hyper.items()}
+            try:
+                self._torch([torch.zeros(1, 1)], **plain)
+            except (ValueError, TypeError, RuntimeError) as error:
+                where = "" if group is None else f" in groups[{group.condition!r}]"
+                raise type(error)(f"optim.{type(self).__name__}{where}: {error}") from None
+
+    def replace(self, **changes: Any) -> Self:
+        """The optimizer with other hyper-parameters.
+
+        Args:
+            **changes: new values by name; ``groups`` too.
+
+        Returns:
+            A new optimizer; states made by this one fit it.
+
+        Raises:
+            TypeError: if there is no such hyper-parameter.
+
+        Example:
+            >>> from parallax import optim
+            >>> optim.SGD(lr=0.1).replace(lr=0.01).lr
+            0.01
+        """
+        unknown = [name for name in changes if name not in (*self.names, "groups")]
+        if unknown:
+            raise TypeError(
+                f"optim.{type(self).__name__} has no hyper-parameter {unknown[0]!r}; "
+                f"it has {', '.join(self.names)}"
+            )
+        return type(self)(**{"groups": self.groups, **self.hyper, **changes})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "hyper" not in self.__dict__:  # still in __init__
+            object.__setattr__(self, name, value)
+            return
+        raise FrozenInstanceError(
+            f"cannot assign to optim.{type(self).__name__}.{name}: optimizers are immutable. "
+            f"Make a new one: opt = opt.replace({name}=...)"
+        )
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise FrozenInstanceError(f"cannot delete optim.{type(self).__name__}.{name}")
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={value!r}" for name, value in self.hyper.items()]
+        if self.groups:
+            parts.append(f"groups={self.groups!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _fill(
+    opt: Value,
+    hyper: Hyper,
+    groups: tuple[grouping.Group, ...],
+    leaves: tuple[Any, ...],
+    recipe: tuple[Any, ...],
+) -> None:
+    for name, value in (
+        ("groups", grouping.thaw(groups)),
+        ("hyper", hyper),
+        ("_groups", groups),
+        ("_hypers", (hyper, *[group.over(hyper) for group in groups])),
+        ("_leaves", leaves),
+        ("_recipe", recipe),
+    ):
+        object.__setattr__(opt, name, value)
+
+
+# -- as a node of trees ---------------------------------------------------------------------------
+
+
+def _flatten(opt: Value) -> tuple[tuple[Any, ...], Any]:
+    # What is a leaf was settled when it was made: vmap unflattens around marks of its own.
+    return opt._leaves, opt._recipe
+
+
+def _unflatten(recipe: Any, leaves: Any) -> Value:
+    cls, held, others = recipe
+    opt: Value = object.__new__(cls)
+    values = grouping.Values(leaves)
+    hyper: Hyper = {}
+    for name, mark in zip(cls.names, held):  # noqa: B905  # dynamo traces no strict=
+        hyper[name] = values.give(mark)
+        object.__setattr__(opt, name, hyper[name])
+    groups = tuple([grouping.Group.unflatten(group, values) for group in others])
+    _fill(opt, hyper, groups, tuple(leaves), recipe)
+    return opt
