@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import floor, models, plots, records, report
+from benchmarks import cuda, floor, models, plots, records, report
 from benchmarks.harness import NOISE, Candidate, Effort, Question, Row, measure
 from parallax import tree
 
@@ -201,3 +201,11 @@ def test_gpt_computes_the_same_in_both_forms() -> None:
     model = models.NnGPT(2)
     tokens = torch.randint(models.VOCABULARY, (2, 16))
     torch.testing.assert_close(models.mirror(model)(tokens), model(tokens))
+
+
+def test_the_questions_for_a_gpu_are_sound_on_the_cpu() -> None:
+    asked = list(cuda.questions(quick=True, device="cpu"))
+    assert len(asked) == 8
+    for question in asked:
+        rows = measure(question, Effort(2, 1e-5, 1.0), _watch)
+        assert all(row.seconds > 0 for row in rows)
