@@ -50,6 +50,20 @@ CASES = [
     large("BatchNorm2d", (64,), floats(16, 64, 32, 32)),
     small("BatchNorm3d", (4,), floats(1, 4, 2, 2, 2)),
     large("BatchNorm3d", (16,), floats(4, 16, 32, 32, 32)),
+    small("InstanceNorm1d", (4,), floats(1, 4, 2)),
+    large("InstanceNorm1d", (64,), floats(64, 64, 64)),
+    small("InstanceNorm2d", (4,), floats(1, 4, 2, 2)),
+    large("InstanceNorm2d", (64,), floats(8, 64, 32, 32)),
+    small("InstanceNorm3d", (4,), floats(1, 4, 2, 2, 2)),
+    large("InstanceNorm3d", (16,), floats(2, 16, 32, 32, 32)),
+    small("LayerNorm", (4,), floats(1, 4)),
+    large("LayerNorm", (512,), floats(4096, 512)),
+    small("RMSNorm", (4,), floats(1, 4)),
+    large("RMSNorm", (512,), floats(4096, 512)),
+    small("GroupNorm", (2, 4), floats(1, 4, 2, 2)),
+    large("GroupNorm", (8, 64), floats(16, 64, 32, 32)),
+    small("LocalResponseNorm", (2,), floats(1, 4, 2, 2)),
+    large("LocalResponseNorm", (5,), floats(16, 64, 32, 32)),
 ]
 
 

@@ -59,6 +59,7 @@ class ModuleMeta(_ProtocolMeta):
         bases: tuple[type, ...],
         namespace: dict[str, Any],
         *,
+        init: bool = True,
         kw_only: bool = False,
         any_name: bool = False,
         **kwargs: Any,
@@ -80,7 +81,8 @@ class ModuleMeta(_ProtocolMeta):
         fields = fields_of(cls.__mro__)
         if not has_setattr:
             type.__setattr__(cls, "__setattr__", _setter(frozenset(fields)))
-        written = has_init or _inherits_init(cls, root)
+        # At run time a written __init__ is inherited; type checkers want to be told, init=False.
+        written = has_init or not init or _inherits_init(cls, root)
         type.__setattr__(cls, "__written_init__", written)
         if not written:
             type.__setattr__(cls, "__init__", write_init(cls, fields))

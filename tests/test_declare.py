@@ -737,3 +737,17 @@ def test_a_buffer_and_a_parameter_differ_by_annotation_alone() -> None:
 
     both = Both(torch.ones(1), torch.ones(1)).reset(0)
     assert both.a.requires_grad and not both.b.requires_grad
+
+
+def test_a_class_may_say_that_it_inherits_its_init() -> None:
+    class Base(Module):
+        size: int
+
+        def __init__(self, half: int) -> None:
+            super().__init__()
+            self.size = 2 * half
+
+    class Derived(Base, init=False):
+        pass
+
+    assert Derived(half=3).size == 6

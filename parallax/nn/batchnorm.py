@@ -80,7 +80,7 @@ class _BatchNorm(ChannelNorm):
             )
 
 
-class BatchNorm1d(_BatchNorm):
+class BatchNorm1d(_BatchNorm, init=False):
     r"""Normalise each channel over a batch of vectors or of sequences.
 
     What it computes, its arguments, its effects and what it raises are ``BatchNorm2d``'s.
@@ -100,7 +100,7 @@ class BatchNorm1d(_BatchNorm):
     shapes: ClassVar[dict[int, str]] = {2: "(N, {})", 3: "(N, {}, L)"}
 
 
-class BatchNorm2d(_BatchNorm):
+class BatchNorm2d(_BatchNorm, init=False):
     r"""Normalise each channel: :math:`y = (x - E[x]) (V[x] + \epsilon)^{-1/2} \gamma + \beta`.
 
     In mode ``"train"`` by the mean and variance of the batch, and the new running statistics are
@@ -145,7 +145,7 @@ class BatchNorm2d(_BatchNorm):
     shapes: ClassVar[dict[int, str]] = {4: "(N, {}, H, W)"}
 
 
-class BatchNorm3d(_BatchNorm):
+class BatchNorm3d(_BatchNorm, init=False):
     r"""Normalise each channel over a batch of volumes.
 
     What it computes, its arguments, its effects and what it raises are ``BatchNorm2d``'s.

@@ -89,7 +89,8 @@ class Net(Module):
         self.norm = nn.BatchNorm1d(3, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.norm(x * 2) ** 3).sum()
+        out: Tensor = self.norm(x * 2)
+        return (out**3).sum()
 
 
 def step(net: Net, x: Tensor) -> tuple[Net, tuple[Tensor, Net]]:
@@ -110,7 +111,8 @@ def test_a_map_over_batches_is_a_loop_when_collected_inside(momentum: float | No
     grads, (out, after) = torch.vmap(step, (None, 0))(net, xs)
     for k in range(4):
         expected_grads, (expected, expected_after) = step(net, xs[k])
-        assert_same(grads.norm.weight[k], expected_grads.norm.weight, 1e-6)
+        mapped: Any = grads.norm.weight
+        assert_same(mapped[k], expected_grads.norm.weight, 1e-6)
         assert_same(out[k], expected, 1e-6)
         for name in ("running_mean", "running_var"):
             one, two = getattr(after.norm, name)[k], getattr(expected_after.norm, name)
@@ -123,7 +125,8 @@ def test_a_map_over_batches_makes_one_step_by_their_mean() -> None:
     net, xs = Net().initialize(0), torch.randn(4, 5, 3)
 
     def mapped(net: Net, xs: Tensor) -> Tensor:
-        return func.vmap(Net.forward, in_dims=(None, 0))(net, xs)
+        out: Tensor = func.vmap(Net.forward, in_dims=(None, 0))(net, xs)
+        return out
 
     norm = effects.collect(mapped)(net, xs)[1].norm
     each = [effects.collect(Net.forward)(net, x)[1].norm for x in xs]
@@ -138,7 +141,8 @@ def test_a_layer_used_twice_makes_one_step_by_the_mean() -> None:
 
     def twice(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
         one, two = norm.split(2)
-        return one(x) + two(x * 2)
+        out: Tensor = one(x) + two(x * 2)
+        return out
 
     after = effects.collect(twice)(norm, x)[1]
     each = [collected(norm, x)[1], collected(norm, x * 2)[1]]
@@ -175,7 +179,7 @@ def test_a_mapped_step_compiles_to_one_graph() -> None:
 def test_the_engine_of_torch_func_gives_the_same_step() -> None:
     net, x = Net().initialize(0), torch.randn(5, 3)
     expected = step(net, x)
-    found = torch.vmap(step, (None, 0))(net, x[None])
+    found: Any = torch.vmap(step, (None, 0))(net, x[None])
     assert_same(found[0].norm.weight[0], expected[0].norm.weight, 1e-6)
 
 
@@ -234,7 +238,7 @@ def test_what_is_no_tensor_is_refused(mode: str) -> None:
     norm = nn.BatchNorm1d(3).initialize(0)
     norm = norm.train() if mode == "train" else norm.eval()
     with pytest.raises(TypeError, match=r"^BatchNorm1d: input must be a tensor, got list$"):
-        norm([1.0])  # type: ignore[arg-type]  # on purpose
+        norm([1.0])
 
 
 @pytest.mark.parametrize("track", [True, False])

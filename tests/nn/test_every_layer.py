@@ -53,6 +53,21 @@ CASES = [
         ]
         for mode in ("train", "eval")
     ],
+    *[
+        like_torch(name, [floats(*shape)], 3, affine=True, track_running_stats=track)._replace(
+            mode="train"
+        )
+        for name, shape in [
+            ("InstanceNorm1d", (5, 3, 4)),
+            ("InstanceNorm2d", (2, 3, 5, 4)),
+            ("InstanceNorm3d", (2, 3, 1, 5, 2)),
+        ]
+        for track in (True, False)
+    ],
+    like_torch("LayerNorm", [floats(2, 5, 3)], (5, 3)),
+    like_torch("RMSNorm", [floats(2, 5, 3)], 3),
+    like_torch("GroupNorm", [floats(2, 6, 5)], 3, 6),
+    like_torch("LocalResponseNorm", [floats(2, 6, 5, 4)], 2),
 ]
 
 
@@ -119,6 +134,7 @@ def test_gradients_per_sample_are_a_loops(case: Case) -> None:
 @every_case
 def test_it_compiles_to_one_graph(case: Case) -> None:
     layer = _prepared(case)
+    torch._dynamo.reset()  # there are more layers than it compiles one function for
     compiled = torch.compile(_call, fullgraph=True, backend="eager")
     assert_same(compiled(layer, *case.inputs), _call(layer, *case.inputs))
 

@@ -36,6 +36,12 @@ class Dense(Module):
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
 
 
+class Square4(Dense, init=False):
+    """``init=False`` says that the ``__init__`` of the base is inherited."""
+
+    extra: ClassVar[int] = 4
+
+
 class FromTensors(Module):
     """Leaves may be assigned tensors, and ints and sequences are shapes."""
 
@@ -143,6 +149,7 @@ def constructors_are_seen() -> None:
     """The generated ``__init__`` has the fields for arguments."""
     Dense(3, 4)
     Dense(3, n_out=4, bias=False)
+    Square4(4, 4, bias=False)
     Scale(torch.ones(3))
     Scale(Parameter((3,), init.ones_), 0.1, torch.ones(3), sizes=(1, 2))
     Scale(by=torch.ones(3), rate=2, activation=Dense(3, 3))
