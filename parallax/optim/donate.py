@@ -56,7 +56,8 @@ class Donated(Instance, metaclass=_DonatedMeta):
 
 
 def _name(donated: Any) -> str:
-    return str(object.__getattribute__(donated, "__dict__").get("name", "a module"))
+    spec = object.__getattribute__(donated, "__dict__").get("_spec")
+    return "a module" if spec is None else str(spec.cls.__name__)
 
 
 def _flatten(donated: Any) -> NoReturn:
@@ -79,17 +80,16 @@ _compat.register_torch_node(
     load_context=_flatten,
 )
 _set_class = object.__dict__["__class__"].__set__  # past the __setattr__ that freezes modules
-_set_leaves = Instance.__dict__["_leaves"].__set__
 
 
 def mark(model: Any, *others: Any) -> None:
     """Makes a module with every module below it unusable, and some others alone.
 
-    The objects stay where they are and lose what they held; a module that is also part of another
-    tree is lost to that tree too, as its memory is.
+    The objects stay where they are and what they held cannot be reached any more; a module that is
+    also part of another tree is lost to that tree too, as its memory is.
     """
     for value in others:
-        _empty(value)
+        _set_class(value, Donated)
     stack = [model]
     while stack:
         value = stack.pop()
@@ -100,18 +100,10 @@ def mark(model: Any, *others: Any) -> None:
             below = cls.__layout__.nested
             if below:
                 stack += map(value.__dict__.__getitem__, below)
-            _empty(value)
+            _set_class(value, Donated)
         elif isinstance(value, tuple):
             stack += value
         elif isinstance(value, dict):
             stack += value.values()
         elif cls in NODES:
             stack += NODES[cls].flatten(value)[0]
-
-
-def _empty(module: Any) -> None:
-    held = module.__dict__
-    held.clear()
-    held["name"] = type(module).__name__
-    _set_leaves(module, ())
-    _set_class(module, Donated)
