@@ -64,6 +64,12 @@ CASES = [
     large("GroupNorm", (8, 64), floats(16, 64, 32, 32)),
     small("LocalResponseNorm", (2,), floats(1, 4, 2, 2)),
     large("LocalResponseNorm", (5,), floats(16, 64, 32, 32)),
+    small("Dropout", (), floats(1, 4)),
+    small("Dropout1d", (), floats(1, 4, 2)),
+    small("Dropout2d", (), floats(1, 4, 2, 2)),
+    small("Dropout3d", (), floats(1, 4, 2, 2, 2)),
+    small("AlphaDropout", (), floats(1, 4)),
+    small("FeatureAlphaDropout", (), floats(1, 4, 2)),
 ]
 
 

@@ -28,6 +28,14 @@ from parallax.nn.adaptive import (
 )
 from parallax.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from parallax.nn.conv import Conv1d, Conv2d, Conv3d
+from parallax.nn.dropout import (
+    AlphaDropout,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    FeatureAlphaDropout,
+)
 from parallax.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from parallax.nn.linear import Bilinear, Identity, Linear
 from parallax.nn.normalization import GroupNorm, LayerNorm, LocalResponseNorm, RMSNorm
@@ -50,6 +58,7 @@ __all__ = [
     "AdaptiveMaxPool1d",
     "AdaptiveMaxPool2d",
     "AdaptiveMaxPool3d",
+    "AlphaDropout",
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
@@ -63,6 +72,11 @@ __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "FeatureAlphaDropout",
     "GroupNorm",
     "Hardshrink",
     "Hardsigmoid",

@@ -68,6 +68,12 @@ CASES = [
     like_torch("RMSNorm", [floats(2, 5, 3)], 3),
     like_torch("GroupNorm", [floats(2, 6, 5)], 3, 6),
     like_torch("LocalResponseNorm", [floats(2, 6, 5, 4)], 2),
+    like_torch("Dropout", [floats(5, 3)]),
+    like_torch("Dropout1d", [floats(5, 3, 2)]),
+    like_torch("Dropout2d", [floats(5, 3, 2, 2)]),
+    like_torch("Dropout3d", [floats(5, 3, 2, 2, 2)]),
+    like_torch("AlphaDropout", [floats(5, 3)]),
+    like_torch("FeatureAlphaDropout", [floats(5, 3, 2)]),
 ]
 
 

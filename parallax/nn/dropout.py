@@ -1,0 +1,248 @@
+"""Dropout: what is dropped depends on the module's key alone."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from parallax import random
+from parallax.module import Module
+from parallax.nn.arguments import between
+from parallax.nn.refusal import refuse
+
+__all__ = ["AlphaDropout", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "FeatureAlphaDropout",
+           "dropped"]  # fmt: skip
+
+# The mean that SELU takes to minus infinity: its scale times its alpha.
+_SATURATED = 1.7580993408473766
+
+
+def dropped(input: Tensor, p: float, key: random.Key, noise_shape: Any = None) -> Tensor:
+    """What dropout makes of a tensor.
+
+    Args:
+        input: of any floating or complex dtype.
+        p: the probability of a zero.
+        key: used up.
+        noise_shape: of the mask, which broadcasts; by default the input's.
+    """
+    dtype = input.dtype.to_real() if input.is_complex() else input.dtype
+    shape = input.shape if noise_shape is None else noise_shape
+    return input * random.dropout_mask(key, shape, p, dtype=dtype, device=input.device)
+
+
+def _rank(input: Any) -> int:
+    """How many dimensions a tensor has; what is none has -1."""
+    return input.dim() if isinstance(input, Tensor) else -1
+
+
+class _Dropout(Module):
+    p: float
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        between(type(self).__name__, 0, 1, p=p)
+        self.p = p
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"p={self.p}, inplace=False"
+
+
+class Dropout(_Dropout, init=False):
+    """Set each number to zero with probability ``p``, and divide the others by ``1 - p``.
+
+    In mode ``"train"`` only, and by ``self.rng``: hand a key to the tree, another one for each
+    step (``module.train(key)``). Under ``vmap`` all examples meet the same mask unless the keys
+    are mapped, too. Nothing is drawn if ``p`` is 0.
+
+    Args:
+        p: the probability of a zero.
+
+    Shape:
+        - input: any
+        - output: as the input; in mode ``"eval"`` the input itself
+
+    Raises:
+        KeyReusedError: if the same key was drawn from before.
+        RuntimeError: if it trains, and no rng was handed out.
+        ValueError: if ``p`` is no probability.
+
+    Source: N. Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from
+    Overfitting", JMLR 2014.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn, random
+        >>> nn.Dropout(0.5).train(random.key(0))(torch.ones(6))
+        tensor([0., 2., 2., 0., 0., 0.])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop numbers and scale up the rest."""
+        if self.mode != "train" or self.p == 0:
+            return input
+        if not isinstance(input, Tensor):
+            refuse(self, "(*)", input)
+        return dropped(input, self.p, random.as_key(self.rng))
+
+
+class _ChannelDropout(_Dropout, init=False):
+    # The shape of the input, by its number of dimensions; the channels stand before the others.
+    shapes: ClassVar[dict[int, str]]
+    spatial: ClassVar[int]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop whole channels and scale up the rest."""
+        if _rank(input) not in self.shapes:
+            refuse(self, " or ".join(self.shapes.values()), input)
+        if self.mode != "train" or self.p == 0:
+            return input
+        noise = (*input.shape[: -self.spatial], *(1,) * self.spatial)
+        return dropped(input, self.p, random.as_key(self.rng), noise)
+
+
+class Dropout1d(_ChannelDropout, init=False):
+    """Dropout of whole channels of sequences; see ``Dropout``.
+
+    Args:
+        p: the probability that a channel becomes zero.
+
+    Shape:
+        - input: ``(N, C, L)`` or ``(C, L)``
+        - output: as the input
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn, random
+        >>> nn.Dropout1d().train(random.key(0))(torch.ones(3, 2))
+        tensor([[0., 0.],
+                [2., 2.],
+                [2., 2.]])
+    """
+
+    shapes: ClassVar[dict[int, str]] = {3: "(N, C, L)", 2: "(C, L)"}
+    spatial: ClassVar[int] = 1
+
+
+class Dropout2d(_ChannelDropout, init=False):
+    """Dropout of whole channels of images; see ``Dropout``.
+
+    ``torch.nn`` takes three dimensions, too, for ``(N, C, L)``, and warns that this will change.
+    Here that is ``Dropout1d``'s.
+
+    Args:
+        p: the probability that a channel becomes zero.
+
+    Shape:
+        - input: ``(N, C, H, W)``
+        - output: as the input
+
+    Source: J. Tompson et al., "Efficient Object Localization Using Convolutional Networks", 2015.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn, random
+        >>> nn.Dropout2d(0.25).train(random.key(0))(torch.ones(2, 3, 5, 4)).shape
+        torch.Size([2, 3, 5, 4])
+    """
+
+    shapes: ClassVar[dict[int, str]] = {4: "(N, C, H, W)"}
+    spatial: ClassVar[int] = 2
+
+
+class Dropout3d(_ChannelDropout, init=False):
+    """Dropout of whole channels of volumes; see ``Dropout``.
+
+    Args:
+        p: the probability that a channel becomes zero.
+
+    Shape:
+        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
+        - output: as the input
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn, random
+        >>> nn.Dropout3d(0.25).train(random.key(0))(torch.ones(3, 2, 5, 4)).shape
+        torch.Size([3, 2, 5, 4])
+    """
+
+    shapes: ClassVar[dict[int, str]] = {5: "(N, C, D, H, W)", 4: "(C, D, H, W)"}
+    spatial: ClassVar[int] = 3
+
+
+class _AlphaDropout(_Dropout, init=False):
+    def _dropped(self, input: Tensor, noise_shape: Any) -> Tensor:
+        """Saturate what is dropped, and restore the mean and the variance."""
+        key, p = random.as_key(self.rng), self.p
+        if p == 1:
+            return input * 0.0
+        scale = 1 / sqrt((_SATURATED * _SATURATED * p + 1) * (1 - p))
+        kept = random.bernoulli(key, noise_shape, 1 - p, dtype=input.dtype, device=input.device)
+        shift = (kept - 1) * (_SATURATED * scale) + _SATURATED * scale * p
+        return input * (kept * scale) + shift
+
+
+class AlphaDropout(_AlphaDropout, init=False):
+    """Dropout that keeps mean and variance: what is dropped becomes what SELU saturates to.
+
+    For networks of SELUs, whose activations have mean 0 and variance 1. When and by what numbers
+    are dropped is ``Dropout``'s.
+
+    Args:
+        p: the probability of being dropped.
+
+    Shape:
+        - input: any
+        - output: as the input
+
+    Raises:
+        KeyReusedError: if the same key was drawn from before.
+        RuntimeError: if it trains, and no rng was handed out.
+        ValueError: if ``p`` is no probability.
+
+    Source: G. Klambauer et al., "Self-Normalizing Neural Networks", NeurIPS 2017.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn, random
+        >>> nn.AlphaDropout(0.5).train(random.key(0))(torch.zeros(3))
+        tensor([ 0.7792, -0.7792, -0.7792])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop numbers and restore mean and variance."""
+        if self.mode != "train" or self.p == 0:
+            return input
+        if not isinstance(input, Tensor):
+            refuse(self, "(*)", input)
+        return self._dropped(input, input.shape)
+
+
+class FeatureAlphaDropout(_AlphaDropout, init=False):
+    """Alpha dropout of whole channels; see ``AlphaDropout``.
+
+    Args:
+        p: the probability that a channel is dropped.
+
+    Shape:
+        - input: ``(N, C, *)``
+        - output: as the input
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn, random
+        >>> nn.FeatureAlphaDropout(0.25).train(random.key(0))(torch.ones(2, 3, 5, 4)).shape
+        torch.Size([2, 3, 5, 4])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop channels and restore mean and variance."""
+        if _rank(input) < 2:
+            refuse(self, "(N, C, *)", input)
+        if self.mode != "train" or self.p == 0:
+            return input
+        return self._dropped(input, (*input.shape[:2], *(1,) * (input.dim() - 2)))
