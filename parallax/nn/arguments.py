@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.nn import init
 
-__all__ = ["Sizes", "as_given", "between", "is_int", "one_of",
-           "per_dim", "positive", "uniform_within"]  # fmt: skip
+__all__ = ["Sizes", "as_given", "at_least", "between", "is_int",
+           "one_of", "per_dim", "positive", "uniform_within"]  # fmt: skip
 
 Sizes = int | Sequence[int]
 """One number for every dimension, or one for each."""
@@ -22,22 +22,28 @@ def uniform_within(fan: int) -> Any:
     return partial(init.uniform_, a=-bound, b=bound)
 
 
-def positive(layer: str, **sizes: Any) -> None:
-    """Raises unless every size is an int of at least one.
+def at_least(layer: str, least: int, **sizes: Any) -> None:
+    """Raises unless every size is an int and large enough.
 
     Args:
         layer: the class that was given them.
+        least: the least allowed.
         **sizes: by the name of the argument.
 
     Raises:
         TypeError: if one is no int.
-        ValueError: if one is less than one.
+        ValueError: if one is less.
     """
     for name, size in sizes.items():
         if not is_int(size):
             raise TypeError(f"{layer}({name}=): expected an int, got {size!r}")
-        if size < 1:
-            raise ValueError(f"{layer}({name}=): must be at least 1, got {size}")
+        if size < least:
+            raise ValueError(f"{layer}({name}=): must be at least {least}, got {size}")
+
+
+def positive(layer: str, **sizes: Any) -> None:
+    """Raises unless every size is an int of at least one, as ``at_least`` does."""
+    at_least(layer, 1, **sizes)
 
 
 def between(layer: str, least: float, most: float = inf, **numbers: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from math import prod, sqrt
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from torch.nn import init
 
 from parallax.fields import Parameter
 from parallax.module import Module
-from parallax.nn.arguments import Sizes, is_int, one_of, per_dim, uniform_within
+from parallax.nn.arguments import Sizes, at_least, one_of, per_dim, positive, uniform_within
 from parallax.nn.spatial import refuse_spatial
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "in_groups"]
@@ -23,6 +24,7 @@ class _Conv(Module):
     """What convolutions over one, two and three dimensions share."""
 
     dims: ClassVar[int]
+    convolve: ClassVar[Callable[..., Tensor]]
 
     in_channels: int
     out_channels: int
@@ -76,6 +78,21 @@ class _Conv(Module):
         start = uniform_within(prod(shape[1:]))
         self.bias = Parameter((out_channels,), start, dtype=dtype) if bias else None
 
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve."""
+        try:
+            if self.border:
+                around = F.pad(input, self.border, self.padding_mode)
+                return self.convolve(
+                    around, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+                )
+            return self.convolve(
+                input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            )
+        except (RuntimeError, TypeError, ValueError):
+            self._refuse(input)
+            raise
+
     def _sides(self) -> tuple[tuple[int, int], ...]:
         """How much is put before and after each dimension."""
         if self.padding == "same":
@@ -128,16 +145,12 @@ def in_groups(layer: str, in_channels: Any, out_channels: Any, groups: Any) -> N
         TypeError: if one is no int.
         ValueError: if one is negative or not divisible.
     """
-    given = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups}
-    for name, number in given.items():
-        if not is_int(number):
-            raise TypeError(f"{layer}({name}=): expected an int, got {number!r}")
-        if number < (least := int(name == "groups")):
-            raise ValueError(f"{layer}({name}=): must be at least {least}, got {number}")
-    for name in ("in_channels", "out_channels"):
-        if given[name] % groups:
+    at_least(layer, 0, in_channels=in_channels, out_channels=out_channels)
+    positive(layer, groups=groups)
+    for name, channels in {"in_channels": in_channels, "out_channels": out_channels}.items():
+        if channels % groups:
             raise ValueError(
-                f"{layer}({name}=): must be divisible by groups={groups}, got {given[name]}"
+                f"{layer}({name}=): must be divisible by groups={groups}, got {channels}"
             )
 
 
@@ -180,21 +193,7 @@ class Conv1d(_Conv):
     """
 
     dims = 1
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve."""
-        try:
-            if self.border:
-                around = F.pad(input, self.border, self.padding_mode)
-                return F.conv1d(
-                    around, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
-                )
-            return F.conv1d(
-                input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-            )
-        except (RuntimeError, TypeError, ValueError):
-            self._refuse(input)
-            raise
+    convolve = staticmethod(F.conv1d)
 
 
 class Conv2d(_Conv):
@@ -237,21 +236,7 @@ class Conv2d(_Conv):
     """
 
     dims = 2
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve."""
-        try:
-            if self.border:
-                around = F.pad(input, self.border, self.padding_mode)
-                return F.conv2d(
-                    around, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
-                )
-            return F.conv2d(
-                input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-            )
-        except (RuntimeError, TypeError, ValueError):
-            self._refuse(input)
-            raise
+    convolve = staticmethod(F.conv2d)
 
 
 class Conv3d(_Conv):
@@ -294,18 +279,4 @@ class Conv3d(_Conv):
     """
 
     dims = 3
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve."""
-        try:
-            if self.border:
-                around = F.pad(input, self.border, self.padding_mode)
-                return F.conv3d(
-                    around, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
-                )
-            return F.conv3d(
-                input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-            )
-        except (RuntimeError, TypeError, ValueError):
-            self._refuse(input)
-            raise
+    convolve = staticmethod(F.conv3d)

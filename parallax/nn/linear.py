@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import sqrt
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,10 @@ from torch.nn import init
 
 from parallax.fields import Parameter
 from parallax.module import Module
-from parallax.nn.arguments import uniform_within
+from parallax.nn.arguments import at_least, positive, uniform_within
 from parallax.nn.refusal import ends_with, refuse
 
-__all__ = ["Linear"]
+__all__ = ["Bilinear", "Identity", "Linear"]
 
 
 class Linear(Module):
@@ -32,6 +33,7 @@ class Linear(Module):
         - output: ``(*, out_features)``
 
     Raises:
+        TypeError: if a size is no int, or the input is no tensor.
         ValueError: if a size is negative, or the input has another last dimension.
 
     Example:
@@ -55,6 +57,7 @@ class Linear(Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        at_least("Linear", 0, in_features=in_features, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
         # A uniform distribution of variance 1 / (3 fan_in), as torch.nn draws it.
@@ -78,3 +81,99 @@ class Linear(Module):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}"
         )
+
+
+class Bilinear(Module):
+    r"""A bilinear form of two inputs for each output feature: :math:`y_k = x_1^T A_k x_2 + b_k`.
+
+    Args:
+        in1_features: the size of the last dimension of the first input.
+        in2_features: the size of the last dimension of the second input.
+        out_features: the size of the last dimension of the output.
+        bias: whether to add :math:`b`.
+        dtype: of the parameters; by default torch's default dtype.
+
+    Shape:
+        - input1: ``(*, in1_features)``
+        - input2: ``(*, in2_features)``, where all but the last dimension are those of input1
+        - output: ``(*, out_features)``
+
+    Raises:
+        TypeError: if a size is no int, or an input is no tensor.
+        ValueError: if a size is not positive, or the inputs are of other shapes.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Bilinear(3, 4, 2).initialize(0)(torch.ones(5, 3), torch.ones(5, 4)).shape
+        torch.Size([5, 2])
+    """
+
+    in1_features: int
+    in2_features: int
+    out_features: int
+    weight: Parameter
+    bias: Parameter | None
+
+    def __init__(
+        self,
+        in1_features: int,
+        in2_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        positive("Bilinear", in1_features=in1_features, in2_features=in2_features)
+        positive("Bilinear", out_features=out_features)
+        self.in1_features = in1_features
+        self.in2_features = in2_features
+        self.out_features = out_features
+        start = uniform_within(in1_features)
+        self.weight = Parameter((out_features, in1_features, in2_features), start, dtype=dtype)
+        self.bias = Parameter((out_features,), start, dtype=dtype) if bias else None
+
+    def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
+        """Apply each form to the pairs of vectors."""
+        try:
+            return F.bilinear(input1, input2, self.weight, self.bias)
+        except (IndexError, RuntimeError, TypeError):
+            if not ends_with(input1, self.in1_features):
+                refuse(self, f"(*, {self.in1_features})", input1, "input1")
+            expected = (*input1.shape[:-1], self.in2_features)
+            if not isinstance(input2, Tensor) or input2.shape != expected:
+                refuse(self, f"({', '.join(map(str, expected))})", input2, "input2")
+            raise
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return (
+            f"in1_features={self.in1_features}, in2_features={self.in2_features}, "
+            f"out_features={self.out_features}, bias={self.bias is not None}"
+        )
+
+
+class Identity(Module):
+    """Returns what it is given: what stands where nothing is to be done.
+
+    Args:
+        *args: ignored, so that it can be put in the place of any layer.
+        **kwargs: ignored.
+
+    Shape:
+        - input: anything
+        - output: the input itself
+
+    Example:
+        >>> from parallax import nn
+        >>> nn.Identity(54, unused=True)(1)
+        1
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    def forward(self, input: Any) -> Any:
+        """Nothing."""
+        return input

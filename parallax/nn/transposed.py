@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod, sqrt
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ class _ConvTranspose(Module):
     """What transposed convolutions over one, two and three dimensions share."""
 
     dims: ClassVar[int]
+    convolve: ClassVar[Callable[..., Tensor]]
 
     in_channels: int
     out_channels: int
@@ -78,6 +79,24 @@ class _ConvTranspose(Module):
         self.weight = Parameter(shape, partial(init.kaiming_uniform_, a=sqrt(5)), dtype=dtype)
         start = uniform_within(prod(shape[1:]))
         self.bias = Parameter((out_channels,), start, dtype=dtype) if bias else None
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Convolve; ``output_size``, where given, decides in the place of ``output_padding``."""
+        try:
+            if output_size is None:
+                return self.convolve(
+                    input, self.weight, self.bias, self.stride, self.padding, self.output_padding,
+                    self.groups, self.dilation,
+                )  # fmt: skip
+            self._refuse(input)
+            beyond = self._beyond(input, output_size)
+            return self.convolve(
+                input, self.weight, self.bias, self.stride, self.padding, beyond,
+                self.groups, self.dilation,
+            )  # fmt: skip
+        except (RuntimeError, TypeError):
+            self._refuse(input)
+            raise
 
     def _beyond(self, input: Tensor, output_size: Sequence[int]) -> tuple[int, ...]:
         """The output padding that makes an output of a size."""
@@ -167,24 +186,7 @@ class ConvTranspose1d(_ConvTranspose):
     """
 
     dims = 1
-
-    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """Convolve; ``output_size``, where given, decides in the place of ``output_padding``."""
-        try:
-            if output_size is None:
-                return F.conv_transpose1d(
-                    input, self.weight, self.bias, self.stride, self.padding, self.output_padding,
-                    self.groups, self.dilation,
-                )  # fmt: skip
-            self._refuse(input)
-            beyond = self._beyond(input, output_size)
-            return F.conv_transpose1d(
-                input, self.weight, self.bias, self.stride, self.padding, beyond,
-                self.groups, self.dilation,
-            )  # fmt: skip
-        except (RuntimeError, TypeError):
-            self._refuse(input)
-            raise
+    convolve = staticmethod(F.conv_transpose1d)
 
 
 class ConvTranspose2d(_ConvTranspose):
@@ -228,24 +230,7 @@ class ConvTranspose2d(_ConvTranspose):
     """
 
     dims = 2
-
-    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """Convolve; ``output_size``, where given, decides in the place of ``output_padding``."""
-        try:
-            if output_size is None:
-                return F.conv_transpose2d(
-                    input, self.weight, self.bias, self.stride, self.padding, self.output_padding,
-                    self.groups, self.dilation,
-                )  # fmt: skip
-            self._refuse(input)
-            beyond = self._beyond(input, output_size)
-            return F.conv_transpose2d(
-                input, self.weight, self.bias, self.stride, self.padding, beyond,
-                self.groups, self.dilation,
-            )  # fmt: skip
-        except (RuntimeError, TypeError):
-            self._refuse(input)
-            raise
+    convolve = staticmethod(F.conv_transpose2d)
 
 
 class ConvTranspose3d(_ConvTranspose):
@@ -289,21 +274,4 @@ class ConvTranspose3d(_ConvTranspose):
     """
 
     dims = 3
-
-    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """Convolve; ``output_size``, where given, decides in the place of ``output_padding``."""
-        try:
-            if output_size is None:
-                return F.conv_transpose3d(
-                    input, self.weight, self.bias, self.stride, self.padding, self.output_padding,
-                    self.groups, self.dilation,
-                )  # fmt: skip
-            self._refuse(input)
-            beyond = self._beyond(input, output_size)
-            return F.conv_transpose3d(
-                input, self.weight, self.bias, self.stride, self.padding, beyond,
-                self.groups, self.dilation,
-            )  # fmt: skip
-        except (RuntimeError, TypeError):
-            self._refuse(input)
-            raise
+    convolve = staticmethod(F.conv_transpose3d)

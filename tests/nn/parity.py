@@ -101,7 +101,7 @@ def assert_parity(
 def assert_starts_alike(name: str, *arguments: Any, **keywords: Any) -> None:
     """``assert_same_start`` of the layer that both have under one name."""
     assert_same_start(
-        lambda: both(name, *arguments, **keywords)[0],
+        lambda: getattr(parallax_nn, name)(*arguments, **keywords),
         lambda: getattr(nn, name)(*arguments, **keywords),
     )
 

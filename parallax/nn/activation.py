@@ -1,0 +1,306 @@
+"""Activations that squash or gate each number for itself."""
+
+from __future__ import annotations
+
+from math import inf
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from parallax.module import Module
+from parallax.nn.arguments import between, one_of
+
+__all__ = [
+    "GELU",
+    "Hardsigmoid",
+    "Hardswish",
+    "Hardtanh",
+    "LogSigmoid",
+    "Mish",
+    "SiLU",
+    "Sigmoid",
+    "Softplus",
+    "Softsign",
+    "Tanh",
+]
+
+
+class Sigmoid(Module):
+    r"""Each number between zero and one: :math:`1 / (1 + e^{-x})`.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Sigmoid()(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([0.1192, 0.5000, 0.8808])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Squash."""
+        return torch.sigmoid(input)
+
+
+class Hardsigmoid(Module):
+    r"""A ``Sigmoid`` of straight lines: :math:`\min(\max(0, x / 6 + 1 / 2), 1)`.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Hardsigmoid()(torch.tensor([-4.0, 0.0, 4.0]))
+        tensor([0.0000, 0.5000, 1.0000])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Squash."""
+        return F.hardsigmoid(input)
+
+
+class LogSigmoid(Module):
+    r"""The logarithm of the ``Sigmoid``: :math:`-\log(1 + e^{-x})`.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.LogSigmoid()(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([-2.1269, -0.6931, -0.1269])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Squash, in logarithms."""
+        return F.logsigmoid(input)
+
+
+class Tanh(Module):
+    r"""Each number between minus one and one: :math:`\tanh x`.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Tanh()(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([-0.9640,  0.0000,  0.9640])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Squash."""
+        return torch.tanh(input)
+
+
+class Hardtanh(Module):
+    r"""Each number between two bounds: :math:`\min(\max(min\_val, x), max\_val)`.
+
+    Args:
+        min_val: the lower bound.
+        max_val: the upper bound.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Raises:
+        TypeError: if a bound is no number.
+        ValueError: if the upper bound does not exceed the lower one.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Hardtanh()(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([-1.,  0.,  1.])
+    """
+
+    min_val: float
+    max_val: float
+
+    def __init__(self, min_val: float = -1.0, max_val: float = 1.0) -> None:
+        super().__init__()
+        between("Hardtanh", -inf, min_val=min_val, max_val=max_val)
+        if max_val <= min_val:
+            raise ValueError(f"Hardtanh(max_val=): must exceed min_val={min_val}, got {max_val}")
+        self.min_val = min_val
+        self.max_val = max_val
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Clip."""
+        return F.hardtanh(input, self.min_val, self.max_val)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"min_val={self.min_val}, max_val={self.max_val}"
+
+
+class SiLU(Module):
+    r"""Each number times its sigmoid: :math:`x / (1 + e^{-x})`, also called swish.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Source: D. Hendrycks, K. Gimpel, "Gaussian Error Linear Units", 2016.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.SiLU()(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([-0.2384,  0.0000,  1.7616])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Gate."""
+        return F.silu(input)
+
+
+class Mish(Module):
+    r"""Each number times the tanh of its softplus: :math:`x \tanh(\log(1 + e^x))`.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Source: D. Misra, "Mish: A Self Regularized Non-Monotonic Activation Function", 2020.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Mish()(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([-0.2525,  0.0000,  1.9440])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Gate."""
+        return F.mish(input)
+
+
+class Hardswish(Module):
+    r"""Each number times its ``Hardsigmoid``: a ``SiLU`` of straight lines and a parabola.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Source: A. Howard and others, "Searching for MobileNetV3", 2019.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Hardswish()(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([-0.3333,  0.0000,  1.6667])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Gate."""
+        return F.hardswish(input)
+
+
+class GELU(Module):
+    r"""Each number times the normal distribution's share below it: :math:`x \Phi(x)`.
+
+    Args:
+        approximate: ``"none"``, or ``"tanh"`` for a formula with a tanh that is close to it.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Raises:
+        ValueError: if ``approximate`` is neither.
+
+    Source: D. Hendrycks, K. Gimpel, "Gaussian Error Linear Units", 2016.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.GELU()(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([-0.0455,  0.0000,  1.9545])
+    """
+
+    approximate: str
+
+    def __init__(self, approximate: str = "none") -> None:
+        super().__init__()
+        one_of("GELU", "approximate", approximate, "none", "tanh")
+        self.approximate = approximate
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Gate."""
+        return F.gelu(input, approximate=self.approximate)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"approximate={self.approximate!r}"
+
+
+class Softplus(Module):
+    r"""A smooth ``ReLU``: :math:`\log(1 + e^{\beta x}) / \beta`.
+
+    Args:
+        beta: how sharp the bend is.
+        threshold: where :math:`\beta x` exceeds it, a number stays as it is.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Raises:
+        TypeError: if an argument is no number.
+        ValueError: if beta is 0.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Softplus()(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([0.1269, 0.6931, 2.1269])
+    """
+
+    beta: float
+    threshold: float
+
+    def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
+        super().__init__()
+        between("Softplus", -inf, beta=beta, threshold=threshold)
+        if beta == 0:
+            raise ValueError("Softplus(beta=): must not be 0")
+        self.beta = beta
+        self.threshold = threshold
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rectify smoothly."""
+        return F.softplus(input, self.beta, self.threshold)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"beta={self.beta}, threshold={self.threshold}"
+
+
+class Softsign(Module):
+    r"""Each number between minus one and one: :math:`x / (1 + |x|)`.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Softsign()(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([-0.6667,  0.0000,  0.6667])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Squash."""
+        return F.softsign(input)

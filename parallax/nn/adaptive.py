@@ -1,0 +1,263 @@
+"""Pooling into a number of windows, by the largest and by the mean of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from parallax.module import Module
+from parallax.nn.arguments import is_int
+from parallax.nn.spatial import refuse_spatial
+
+__all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
+]
+
+OutputSize = int | tuple[int | None, ...]
+"""One size for every dimension, or one for each, ``None`` being that of the input."""
+
+
+class _Adaptive(Module):
+    """What adaptive pools share."""
+
+    dims: ClassVar[int]
+    pool: ClassVar[Callable[..., Any]]
+
+    output_size: OutputSize
+
+    def __init__(self, output_size: OutputSize) -> None:
+        super().__init__()
+        self.output_size = _output_size(type(self).__name__, output_size, self.dims)
+
+    def _refuse(self, input: Any) -> None:
+        """Raises if the input is of another shape."""
+        refuse_spatial(self, input, self.dims)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"output_size={self.output_size}"
+
+
+class _AdaptiveMaxPool(_Adaptive):
+    """What adaptive max pools share."""
+
+    return_indices: bool
+
+    def __init__(self, output_size: OutputSize, return_indices: bool = False) -> None:
+        super().__init__(output_size)
+        self.return_indices = return_indices
+
+    def forward(self, input: Tensor) -> Any:
+        """Pool."""
+        try:
+            return self.pool(input, self.output_size, self.return_indices)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            self._refuse(input)
+            raise
+
+
+class _AdaptiveAvgPool(_Adaptive):
+    """What adaptive mean pools share."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pool."""
+        pooled: Tensor
+        try:
+            pooled = self.pool(input, self.output_size)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            self._refuse(input)
+            raise
+        return pooled
+
+
+def _output_size(layer: str, size: Any, dims: int) -> Any:
+    """A checked size; a list becomes a tuple."""
+    several = isinstance(size, (tuple, list))
+    sizes = tuple(size) if several else (size,)
+    if len(sizes) != (dims if several else 1) or not all(
+        [is_int(n) or (n is None and several and dims > 1) for n in sizes]
+    ):
+        raise TypeError(f"{layer}(output_size=): expected an int or {dims} of them, got {size!r}")
+    if any([n is not None and n < 0 for n in sizes]):
+        raise ValueError(f"{layer}(output_size=): must not be negative, got {size!r}")
+    return sizes if several else size
+
+
+class AdaptiveMaxPool1d(_AdaptiveMaxPool):
+    """The largest number of each of a given number of windows of signals, channel by channel.
+
+    The windows are as equal as can be, and overlap by one where they must.
+
+    Args:
+        output_size: how many windows: an int or a tuple of one.
+        return_indices: return a pair, with the flat index of each number in its channel, as
+            ``MaxUnpool1d`` takes it.
+
+    Shape:
+        - input: ``(N, C, L)`` or ``(C, L)``
+        - output: ``(N, C, M)`` or ``(C, M)`` with ``(M)`` as ``output_size`` says
+
+    Raises:
+        TypeError: if a size is no int, or the input is no tensor.
+        ValueError: if a size is negative, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.AdaptiveMaxPool1d(3)(torch.ones(2, 9)).shape
+        torch.Size([2, 3])
+    """
+
+    dims = 1
+    pool = staticmethod(F.adaptive_max_pool1d)
+
+
+class AdaptiveMaxPool2d(_AdaptiveMaxPool):
+    """The largest number of each of a given number of windows of images, channel by channel.
+
+    The windows are as equal as can be, and overlap by one where they must.
+
+    Args:
+        output_size: how many windows: an int or a tuple of two,
+            ``None`` for as many as numbers.
+        return_indices: return a pair, with the flat index of each number in its channel, as
+            ``MaxUnpool2d`` takes it.
+
+    Shape:
+        - input: ``(N, C, H, W)`` or ``(C, H, W)``
+        - output: ``(N, C, I, X)`` or ``(C, I, X)`` with ``(I, X)`` as ``output_size`` says
+
+    Raises:
+        TypeError: if a size is no int, or the input is no tensor.
+        ValueError: if a size is negative, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.AdaptiveMaxPool2d(3)(torch.ones(2, 9, 7)).shape
+        torch.Size([2, 3, 3])
+    """
+
+    dims = 2
+    pool = staticmethod(F.adaptive_max_pool2d)
+
+
+class AdaptiveMaxPool3d(_AdaptiveMaxPool):
+    """The largest number of each of a given number of windows of volumes, channel by channel.
+
+    The windows are as equal as can be, and overlap by one where they must.
+
+    Args:
+        output_size: how many windows: an int or a tuple of three,
+            ``None`` for as many as numbers.
+        return_indices: return a pair, with the flat index of each number in its channel, as
+            ``MaxUnpool3d`` takes it.
+
+    Shape:
+        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
+        - output: ``(N, C, E, I, X)`` or ``(C, E, I, X)`` with ``(E, I, X)`` as ``output_size`` says
+
+    Raises:
+        TypeError: if a size is no int, or the input is no tensor.
+        ValueError: if a size is negative, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.AdaptiveMaxPool3d(3)(torch.ones(2, 9, 7, 5)).shape
+        torch.Size([2, 3, 3, 3])
+    """
+
+    dims = 3
+    pool = staticmethod(F.adaptive_max_pool3d)
+
+
+class AdaptiveAvgPool1d(_AdaptiveAvgPool):
+    """The mean of each of a given number of windows of signals, channel by channel.
+
+    The windows are as equal as can be, and overlap by one where they must.
+
+    Args:
+        output_size: how many windows: an int or a tuple of one.
+
+    Shape:
+        - input: ``(N, C, L)`` or ``(C, L)``
+        - output: ``(N, C, M)`` or ``(C, M)`` with ``(M)`` as ``output_size`` says
+
+    Raises:
+        TypeError: if a size is no int, or the input is no tensor.
+        ValueError: if a size is negative, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.AdaptiveAvgPool1d(3)(torch.ones(2, 9)).shape
+        torch.Size([2, 3])
+    """
+
+    dims = 1
+    pool = staticmethod(F.adaptive_avg_pool1d)
+
+
+class AdaptiveAvgPool2d(_AdaptiveAvgPool):
+    """The mean of each of a given number of windows of images, channel by channel.
+
+    The windows are as equal as can be, and overlap by one where they must.
+
+    Args:
+        output_size: how many windows: an int or a tuple of two,
+            ``None`` for as many as numbers.
+
+    Shape:
+        - input: ``(N, C, H, W)`` or ``(C, H, W)``
+        - output: ``(N, C, I, X)`` or ``(C, I, X)`` with ``(I, X)`` as ``output_size`` says
+
+    Raises:
+        TypeError: if a size is no int, or the input is no tensor.
+        ValueError: if a size is negative, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.AdaptiveAvgPool2d(3)(torch.ones(2, 9, 7)).shape
+        torch.Size([2, 3, 3])
+    """
+
+    dims = 2
+    pool = staticmethod(F.adaptive_avg_pool2d)
+
+
+class AdaptiveAvgPool3d(_AdaptiveAvgPool):
+    """The mean of each of a given number of windows of volumes, channel by channel.
+
+    The windows are as equal as can be, and overlap by one where they must.
+
+    Args:
+        output_size: how many windows: an int or a tuple of three,
+            ``None`` for as many as numbers.
+
+    Shape:
+        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
+        - output: ``(N, C, E, I, X)`` or ``(C, E, I, X)`` with ``(E, I, X)`` as ``output_size`` says
+
+    Raises:
+        TypeError: if a size is no int, or the input is no tensor.
+        ValueError: if a size is negative, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.AdaptiveAvgPool3d(3)(torch.ones(2, 9, 7, 5)).shape
+        torch.Size([2, 3, 3, 3])
+    """
+
+    dims = 3
+    pool = staticmethod(F.adaptive_avg_pool3d)

@@ -1,0 +1,361 @@
+"""Pooling by the largest and by the mean of each window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from parallax.module import Module
+from parallax.nn.arguments import Sizes, as_given, is_int, per_dim
+from parallax.nn.spatial import refuse_spatial
+
+__all__ = ["AvgPool1d", "AvgPool2d", "AvgPool3d", "MaxPool1d", "MaxPool2d", "MaxPool3d"]
+
+
+class _Pool(Module):
+    """What pools by a window that moves share."""
+
+    dims: ClassVar[int]
+    pool: ClassVar[Callable[..., Any]]
+
+    kernel_size: int | tuple[int, ...]
+    stride: int | tuple[int, ...]
+    padding: int | tuple[int, ...]
+    dilation: int | tuple[int, ...]
+    ceil_mode: bool
+
+    def __init__(
+        self, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+    ) -> None:
+        super().__init__()
+        name, dims = type(self).__name__, self.dims
+        self.kernel_size = as_given(name, "kernel_size", kernel_size, dims)
+        self.stride = as_given(name, "stride", kernel_size if stride is None else stride, dims)
+        self.padding = as_given(name, "padding", padding, dims, least=0)
+        self.dilation = as_given(name, "dilation", dilation, dims)
+        self.ceil_mode = ceil_mode
+        spans, sides = self._spans(), per_dim(name, "padding", padding, dims, least=0)
+        if any([2 * side > span for side, span in zip(sides, spans, strict=True)]):
+            raise ValueError(
+                f"{name}(padding=): must be at most half of the window's {spans}, got {padding!r}"
+            )
+
+    def _spans(self) -> tuple[int, ...]:
+        """How much the window spans of each dimension."""
+        sizes, steps = [per_dim("", "", x, self.dims) for x in (self.kernel_size, self.dilation)]
+        return tuple([d * (k - 1) + 1 for k, d in zip(sizes, steps, strict=True)])
+
+    def _refuse(self, input: Any) -> None:
+        """Raises if the input is of another shape."""
+        sides = per_dim("", "", self.padding, self.dims, least=0)
+        least = [span - 2 * side for span, side in zip(self._spans(), sides, strict=True)]
+        refuse_spatial(self, input, self.dims, least=least)
+
+
+class _MaxPool(_Pool):
+    """What max pools over one, two and three dimensions share."""
+
+    return_indices: bool
+
+    def __init__(
+        self,
+        kernel_size: Sizes,
+        stride: Sizes | None = None,
+        padding: Sizes = 0,
+        dilation: Sizes = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
+        self.return_indices = return_indices
+
+    def forward(self, input: Tensor) -> Any:
+        """Pool."""
+        try:
+            return self.pool(
+                input, self.kernel_size, self.stride, self.padding, self.dilation,
+                self.ceil_mode, self.return_indices,
+            )  # fmt: skip
+        except (IndexError, RuntimeError, TypeError):
+            self._refuse(input)
+            raise
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return (
+            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
+            f"dilation={self.dilation}, ceil_mode={self.ceil_mode}"
+        )
+
+
+class _AvgPool(_Pool):
+    """What mean pools over two and three dimensions share."""
+
+    count_include_pad: bool
+    divisor_override: int | None
+
+    def __init__(
+        self,
+        kernel_size: Sizes,
+        stride: Sizes | None = None,
+        padding: Sizes = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, 1, ceil_mode)
+        name = type(self).__name__
+        if divisor_override is not None and not is_int(divisor_override):
+            expected = f"expected an int or None, got {divisor_override!r}"
+            raise TypeError(f"{name}(divisor_override=): {expected}")
+        if divisor_override == 0:
+            raise ValueError(f"{name}(divisor_override=): must not be 0")
+        self.count_include_pad = count_include_pad
+        self.divisor_override = divisor_override
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pool."""
+        pooled: Tensor
+        try:
+            pooled = self.pool(
+                input, self.kernel_size, self.stride, self.padding, self.ceil_mode,
+                self.count_include_pad, self.divisor_override,
+            )  # fmt: skip
+        except (IndexError, RuntimeError, TypeError):
+            self._refuse(input)
+            raise
+        return pooled
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class MaxPool1d(_MaxPool):
+    r"""The largest number of each window of signals, channel by channel.
+
+    Args:
+        kernel_size: the size of the window: an int or a tuple of one, as all sizes here.
+        stride: the steps between windows; by default the size of the window.
+        padding: how much is put on both sides of each dimension, of numbers below all others; at
+            most half of the window.
+        dilation: the distance between the elements of the window.
+        return_indices: return a pair, with the flat index of each number in its channel, as
+            ``MaxUnpool1d`` takes it.
+        ceil_mode: whether windows may reach beyond the end.
+
+    Shape:
+        - input: ``(N, C, L)`` or ``(C, L)``
+        - output: ``(N, C, M)`` or ``(C, M)`` with
+          :math:`M = \lfloor (L + 2\,padding - dilation\,(kernel - 1) - 1) / stride \rfloor + 1`
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if an argument is out of range, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.MaxPool1d(3, stride=2)(torch.ones(2, 9)).shape
+        torch.Size([2, 4])
+    """
+
+    dims = 1
+    pool = staticmethod(F.max_pool1d)
+
+
+class MaxPool2d(_MaxPool):
+    r"""The largest number of each window of images, channel by channel.
+
+    Args:
+        kernel_size: the size of the window: an int or a tuple of two, as all sizes here.
+        stride: the steps between windows; by default the size of the window.
+        padding: how much is put on both sides of each dimension, of numbers below all others; at
+            most half of the window.
+        dilation: the distance between the elements of the window.
+        return_indices: return a pair, with the flat index of each number in its channel, as
+            ``MaxUnpool2d`` takes it.
+        ceil_mode: whether windows may reach beyond the end.
+
+    Shape:
+        - input: ``(N, C, H, W)`` or ``(C, H, W)``
+        - output: ``(N, C, I, X)`` or ``(C, I, X)`` with
+          :math:`I = \lfloor (H + 2\,padding - dilation\,(kernel - 1) - 1) / stride \rfloor + 1`,
+          and likewise :math:`X` of :math:`W`
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if an argument is out of range, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.MaxPool2d(3, stride=2)(torch.ones(2, 9, 7)).shape
+        torch.Size([2, 4, 3])
+    """
+
+    dims = 2
+    pool = staticmethod(F.max_pool2d)
+
+
+class MaxPool3d(_MaxPool):
+    r"""The largest number of each window of volumes, channel by channel.
+
+    Args:
+        kernel_size: the size of the window: an int or a tuple of three, as all sizes here.
+        stride: the steps between windows; by default the size of the window.
+        padding: how much is put on both sides of each dimension, of numbers below all others; at
+            most half of the window.
+        dilation: the distance between the elements of the window.
+        return_indices: return a pair, with the flat index of each number in its channel, as
+            ``MaxUnpool3d`` takes it.
+        ceil_mode: whether windows may reach beyond the end.
+
+    Shape:
+        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
+        - output: ``(N, C, E, I, X)`` or ``(C, E, I, X)`` with
+          :math:`E = \lfloor (D + 2\,padding - dilation\,(kernel - 1) - 1) / stride \rfloor + 1`,
+          and likewise :math:`I` of :math:`H` and :math:`X` of :math:`W`
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if an argument is out of range, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.MaxPool3d(3, stride=2)(torch.ones(2, 9, 7, 5)).shape
+        torch.Size([2, 4, 3, 2])
+    """
+
+    dims = 3
+    pool = staticmethod(F.max_pool3d)
+
+
+class AvgPool1d(_AvgPool):
+    r"""The mean of each window of signals, channel by channel.
+
+    Args:
+        kernel_size: the size of the window: an int or a tuple of one, as all sizes here.
+        stride: the steps between windows; by default the size of the window.
+        padding: how many zeros are put on both sides of each dimension; at most half of the
+            window.
+        ceil_mode: whether windows may reach beyond the end.
+        count_include_pad: whether those zeros count in the mean.
+
+    Shape:
+        - input: ``(N, C, L)`` or ``(C, L)``
+        - output: ``(N, C, M)`` or ``(C, M)`` with
+          :math:`M = \lfloor (L + 2\,padding - kernel) / stride \rfloor + 1`
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if an argument is out of range, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.AvgPool1d(3, stride=2)(torch.ones(2, 9)).shape
+        torch.Size([2, 4])
+    """
+
+    dims = 1
+    pool = staticmethod(F.avg_pool1d)
+
+    def __init__(
+        self,
+        kernel_size: Sizes,
+        stride: Sizes | None = None,
+        padding: Sizes = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> None:
+        name, step = "AvgPool1d", kernel_size if stride is None else stride
+        # torch makes tuples of these three, and shows them so.
+        super().__init__(
+            per_dim(name, "kernel_size", kernel_size, 1),
+            per_dim(name, "stride", step, 1),
+            per_dim(name, "padding", padding, 1, least=0),
+            ceil_mode,
+            count_include_pad,
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pool."""
+        try:
+            return F.avg_pool1d(
+                input, self.kernel_size, self.stride, self.padding, self.ceil_mode,
+                self.count_include_pad,
+            )  # fmt: skip
+        except (IndexError, RuntimeError, TypeError):
+            self._refuse(input)
+            raise
+
+
+class AvgPool2d(_AvgPool):
+    r"""The mean of each window of images, channel by channel.
+
+    Args:
+        kernel_size: the size of the window: an int or a tuple of two, as all sizes here.
+        stride: the steps between windows; by default the size of the window.
+        padding: how many zeros are put on both sides of each dimension; at most half of the
+            window.
+        ceil_mode: whether windows may reach beyond the end.
+        count_include_pad: whether those zeros count in the mean.
+        divisor_override: what sums are divided by, in the place of how many numbers they have.
+
+    Shape:
+        - input: ``(N, C, H, W)`` or ``(C, H, W)``
+        - output: ``(N, C, I, X)`` or ``(C, I, X)`` with
+          :math:`I = \lfloor (H + 2\,padding - kernel) / stride \rfloor + 1`,
+          and likewise :math:`X` of :math:`W`
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if an argument is out of range, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.AvgPool2d(3, stride=2)(torch.ones(2, 9, 7)).shape
+        torch.Size([2, 4, 3])
+    """
+
+    dims = 2
+    pool = staticmethod(F.avg_pool2d)
+
+
+class AvgPool3d(_AvgPool):
+    r"""The mean of each window of volumes, channel by channel.
+
+    Args:
+        kernel_size: the size of the window: an int or a tuple of three, as all sizes here.
+        stride: the steps between windows; by default the size of the window.
+        padding: how many zeros are put on both sides of each dimension; at most half of the
+            window.
+        ceil_mode: whether windows may reach beyond the end.
+        count_include_pad: whether those zeros count in the mean.
+        divisor_override: what sums are divided by, in the place of how many numbers they have.
+
+    Shape:
+        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
+        - output: ``(N, C, E, I, X)`` or ``(C, E, I, X)`` with
+          :math:`E = \lfloor (D + 2\,padding - kernel) / stride \rfloor + 1`,
+          and likewise :math:`I` of :math:`H` and :math:`X` of :math:`W`
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if an argument is out of range, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.AvgPool3d(3, stride=2)(torch.ones(2, 9, 7, 5)).shape
+        torch.Size([2, 4, 3, 2])
+    """
+
+    dims = 3
+    pool = staticmethod(F.avg_pool3d)

@@ -1,0 +1,365 @@
+"""Activations that let what is positive pass, and bend or cut the rest."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import inf
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.init import constant_
+
+from parallax import random
+from parallax.fields import Parameter
+from parallax.module import Module
+from parallax.nn.arguments import between, positive
+from parallax.nn.refusal import refuse
+
+__all__ = [
+    "CELU",
+    "ELU",
+    "SELU",
+    "LeakyReLU",
+    "PReLU",
+    "RReLU",
+    "ReLU",
+    "ReLU6",
+    "Threshold",
+]
+
+
+class ReLU(Module):
+    r"""The larger of each number and zero: :math:`\max(0, x)`.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Source: V. Nair, G. Hinton, "Rectified Linear Units Improve RBMs", ICML 2010.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ReLU()(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([0., 0., 2.])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rectify."""
+        return torch.relu(input)
+
+
+class ReLU6(Module):
+    r"""Each number between zero and six: :math:`\min(\max(0, x), 6)`.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Source: A. Krizhevsky, "Convolutional Deep Belief Networks on CIFAR-10", 2010.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ReLU6()(torch.tensor([-2.0, 2.0, 7.0]))
+        tensor([0., 2., 6.])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Clip."""
+        return F.relu6(input)
+
+
+class LeakyReLU(Module):
+    r"""Positive numbers as they are, the others times a small slope.
+
+    Args:
+        negative_slope: what numbers below zero are multiplied with.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Raises:
+        TypeError: if the slope is no number.
+
+    Source: A. Maas and others, "Rectifier Nonlinearities", ICML 2013.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.LeakyReLU(0.5)(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([-1.,  0.,  2.])
+    """
+
+    negative_slope: float
+
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        super().__init__()
+        between("LeakyReLU", -inf, negative_slope=negative_slope)
+        self.negative_slope = negative_slope
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rectify."""
+        return F.leaky_relu(input, self.negative_slope)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"negative_slope={self.negative_slope}"
+
+
+class ELU(Module):
+    r"""Positive numbers as they are, the others :math:`\alpha (e^x - 1)`.
+
+    Args:
+        alpha: minus the limit for very negative numbers.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Raises:
+        TypeError: if alpha is no number.
+
+    Source: D. Clevert and others, "Fast and Accurate Deep Network Learning by ELUs", 2016.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ELU()(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([-0.8647,  0.0000,  2.0000])
+    """
+
+    alpha: float
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        super().__init__()
+        between("ELU", -inf, alpha=alpha)
+        self.alpha = alpha
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rectify, exponentially below zero."""
+        return F.elu(input, self.alpha)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"alpha={self.alpha}"
+
+
+class CELU(Module):
+    r"""Positive numbers as they are, the others :math:`\alpha (e^{x / \alpha} - 1)`.
+
+    Args:
+        alpha: minus the limit for very negative numbers.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Raises:
+        TypeError: if alpha is no number.
+        ValueError: if alpha is 0.
+
+    Source: J. Barron, "Continuously Differentiable Exponential Linear Units", 2017.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.CELU(2.0)(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([-1.2642,  0.0000,  2.0000])
+    """
+
+    alpha: float
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        super().__init__()
+        between("CELU", -inf, alpha=alpha)
+        if alpha == 0:
+            raise ValueError("CELU(alpha=): must not be 0")
+        self.alpha = alpha
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rectify, exponentially and smoothly below zero."""
+        return F.celu(input, self.alpha)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"alpha={self.alpha}"
+
+
+class SELU(Module):
+    r"""A scaled ``ELU`` that keeps mean zero and variance one from layer to layer.
+
+    :math:`s \cdot (\max(0, x) + \min(0, \alpha (e^x - 1)))` with :math:`s = 1.0507...` and
+    :math:`\alpha = 1.6732...`
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Source: G. Klambauer and others, "Self-Normalizing Neural Networks", 2017.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.SELU()(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([-1.5202,  0.0000,  2.1014])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rectify, exponentially below zero, and scale."""
+        return F.selu(input)
+
+
+class Threshold(Module):
+    r"""Numbers above a threshold as they are, and a value in the place of the others.
+
+    Args:
+        threshold: what numbers must exceed to stay.
+        value: what stands in the place of those that do not.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Raises:
+        TypeError: if an argument is no number.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Threshold(1.0, -9.0)(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([-9., -9.,  2.])
+    """
+
+    threshold: float
+    value: float
+
+    def __init__(self, threshold: float, value: float) -> None:
+        super().__init__()
+        between("Threshold", -inf, threshold=threshold, value=value)
+        self.threshold = threshold
+        self.value = value
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Replace what is not above the threshold."""
+        return F.threshold(input, self.threshold, self.value)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"threshold={self.threshold}, value={self.value}"
+
+
+class PReLU(Module):
+    r"""Positive numbers as they are, the others times a slope that is learned.
+
+    Args:
+        num_parameters: 1 for one slope, or the number of channels for a slope of each.
+        init: where the slopes start.
+        dtype: of the slopes; by default torch's default dtype.
+
+    Shape:
+        - input: ``(*)``; with a slope for each channel ``(N, num_parameters, *)``
+        - output: the same
+
+    Raises:
+        TypeError: if an argument is no number.
+        ValueError: if there is no parameter, or the input has another number of channels.
+
+    Source: K. He and others, "Delving Deep into Rectifiers", 2015.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.PReLU().initialize(0)(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([-0.5000,  0.0000,  2.0000])
+    """
+
+    num_parameters: int
+    init: float
+    weight: Parameter
+
+    def __init__(
+        self, num_parameters: int = 1, init: float = 0.25, *, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        positive("PReLU", num_parameters=num_parameters)
+        between("PReLU", -inf, init=init)
+        self.num_parameters = num_parameters
+        self.init = init
+        self.weight = Parameter((num_parameters,), partial(constant_, val=init), dtype=dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rectify."""
+        try:
+            return F.prelu(input, self.weight)
+        except (RuntimeError, TypeError):
+            self._refuse(input)
+            raise
+
+    def _refuse(self, input: Any) -> None:
+        """Raises if the input is of another shape."""
+        many = self.num_parameters > 1
+        channels = 1 if not isinstance(input, Tensor) or input.dim() < 2 else input.shape[1]
+        if not isinstance(input, Tensor) or (many and channels != self.num_parameters):
+            refuse(self, f"(N, {self.num_parameters}, *)" if many else "(*)", input)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"num_parameters={self.num_parameters}"
+
+
+class RReLU(Module):
+    r"""Positive numbers as they are, the others times a slope that is drawn for each of them.
+
+    In mode ``"train"`` the slopes are uniform between the bounds and depend on ``self.rng`` alone;
+    otherwise they are the mean of the bounds.
+
+    Args:
+        lower: the least slope.
+        upper: the greatest slope.
+
+    Shape:
+        - input: ``(*)``, any shape
+        - output: the same
+
+    Raises:
+        TypeError: if a bound is no number.
+        ValueError: if they are in the wrong order.
+        RuntimeError: in mode ``"train"``, if no rng was handed to the tree.
+
+    Source: B. Xu and others, "Empirical Evaluation of Rectified Activations in Convolutional
+    Network", 2015.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.RReLU(0.25, 0.75).eval()(torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([-1.,  0.,  2.])
+    """
+
+    lower: float
+    upper: float
+
+    def __init__(self, lower: float = 1 / 8, upper: float = 1 / 3) -> None:
+        super().__init__()
+        between("RReLU", -inf, lower=lower, upper=upper)
+        between("RReLU", lower, upper=upper)
+        self.lower = lower
+        self.upper = upper
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rectify, by slopes drawn while training."""
+        if self.mode != "train":
+            return F.leaky_relu(input, (self.lower + self.upper) / 2)
+        key = random.as_key(self.rng)
+        slopes = random.uniform(
+            key, input.shape, self.lower, self.upper, dtype=input.dtype, device=input.device
+        )
+        return torch.where(input <= 0, input * slopes, input)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"lower={self.lower}, upper={self.upper}"

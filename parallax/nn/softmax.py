@@ -1,0 +1,228 @@
+"""Activations along a dimension: softmax and its kin, and gating by one half."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from parallax.module import Module
+from parallax.nn.arguments import is_int
+from parallax.nn.refusal import refuse, where
+
+__all__ = [
+    "GLU",
+    "LogSoftmax",
+    "Softmax",
+    "Softmax2d",
+    "Softmin",
+]
+
+
+class Softmax(Module):
+    r"""Exponentials that sum to one: :math:`e^{x_i} / \sum_j e^{x_j}`.
+
+    Args:
+        dim: the dimension along which they sum to one.
+
+    Shape:
+        - input: ``(*)``, of a shape that has the dimension
+        - output: the same
+
+    Raises:
+        TypeError: if ``dim`` is no int, or the input no tensor.
+        IndexError: if the input has no such dimension.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Softmax(-1)(torch.tensor([0.0, 1.0, 2.0]))
+        tensor([0.0900, 0.2447, 0.6652])
+    """
+
+    dim: int
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dimension("Softmax", dim)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise."""
+        try:
+            return input.softmax(self.dim)
+        except (AttributeError, IndexError, TypeError):
+            require_dim(self, input, self.dim)
+            raise
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"dim={self.dim}"
+
+
+class Softmin(Module):
+    r"""The ``Softmax`` of the negated numbers: :math:`e^{-x_i} / \sum_j e^{-x_j}`.
+
+    Args:
+        dim: the dimension along which they sum to one.
+
+    Shape:
+        - input: ``(*)``, of a shape that has the dimension
+        - output: the same
+
+    Raises:
+        TypeError: if ``dim`` is no int, or the input no tensor.
+        IndexError: if the input has no such dimension.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Softmin(-1)(torch.tensor([0.0, 1.0, 2.0]))
+        tensor([0.6652, 0.2447, 0.0900])
+    """
+
+    dim: int
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dimension("Softmin", dim)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise."""
+        try:
+            return (-input).softmax(self.dim)
+        except (AttributeError, IndexError, TypeError):
+            require_dim(self, input, self.dim)
+            raise
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"dim={self.dim}"
+
+
+class LogSoftmax(Module):
+    r"""The logarithm of the ``Softmax``: :math:`x_i - \log \sum_j e^{x_j}`.
+
+    Args:
+        dim: the dimension along which the exponentials sum to one.
+
+    Shape:
+        - input: ``(*)``, of a shape that has the dimension
+        - output: the same
+
+    Raises:
+        TypeError: if ``dim`` is no int, or the input no tensor.
+        IndexError: if the input has no such dimension.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.LogSoftmax(-1)(torch.tensor([0.0, 1.0, 2.0]))
+        tensor([-2.4076, -1.4076, -0.4076])
+    """
+
+    dim: int
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dimension("LogSoftmax", dim)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise."""
+        try:
+            return input.log_softmax(self.dim)
+        except (AttributeError, IndexError, TypeError):
+            require_dim(self, input, self.dim)
+            raise
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"dim={self.dim}"
+
+
+class Softmax2d(Module):
+    r"""The ``Softmax`` over the channels of images, at each place.
+
+    Shape:
+        - input: ``(N, C, H, W)`` or ``(C, H, W)``
+        - output: the same
+
+    Raises:
+        TypeError: if the input is no tensor.
+        ValueError: if it is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.Softmax2d()(torch.zeros(2, 1, 1)).flatten()
+        tensor([0.5000, 0.5000])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise each place."""
+        given: Any = input
+        if not isinstance(given, Tensor) or given.dim() not in (3, 4):
+            refuse(self, "(C, H, W) or (N, C, H, W)", given)
+        return given.softmax(-3)
+
+
+class GLU(Module):
+    r"""One half of the numbers, gated by the sigmoid of the other: :math:`a \sigma(b)`.
+
+    Args:
+        dim: the dimension that is halved.
+
+    Shape:
+        - input: ``(*, 2 n, *)``
+        - output: ``(*, n, *)``
+
+    Raises:
+        TypeError: if ``dim`` is no int, or the input no tensor.
+        IndexError: if the input has no such dimension.
+        ValueError: if its size is odd.
+
+    Source: Y. Dauphin and others, "Language Modeling with Gated Convolutional Networks", 2017.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.GLU()(torch.tensor([1.0, 2.0, 0.0, 2.0]))
+        tensor([0.5000, 1.7616])
+    """
+
+    dim: int
+
+    def __init__(self, dim: int = -1) -> None:
+        super().__init__()
+        self.dim = dimension("GLU", dim)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Gate."""
+        try:
+            return F.glu(input, self.dim)
+        except (AttributeError, IndexError, RuntimeError, TypeError):
+            require_dim(self, input, self.dim)
+            if input.shape[self.dim] % 2:
+                refuse(self, f"(*) with an even size of dimension {self.dim}", input)
+            raise
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"dim={self.dim}"
+
+
+def dimension(layer: str, dim: Any) -> int:
+    """Raises unless the index of a dimension is an int."""
+    if not is_int(dim):
+        raise TypeError(f"{layer}(dim=): expected an int, got {dim!r}")
+    return int(dim)
+
+
+def require_dim(layer: Module, input: Any, dim: int) -> None:
+    """Raises unless an input is a tensor that has a dimension."""
+    if not isinstance(input, Tensor):
+        refuse(layer, "(*)", input)
+    if not -input.dim() <= dim < input.dim():
+        raise IndexError(
+            f"{where(layer)}: expected input with a dimension {dim}, got shape {tuple(input.shape)}"
+        )
