@@ -357,45 +357,8 @@ class Module(Instance, metaclass=ModuleMeta):
 
     # -- effects --------------------------------------------------------------------------------
 
-    def emit(self, *, merge: str | None = None, **buffers: Any) -> None:
-        """Records new values for this module's buffers, for ``effects.collect`` to apply.
-
-        Args:
-            merge: how several values for one buffer, from ``split`` copies or from ``vmap``,
-                become one: ``"last"``, ``"mean"`` or ``"sum"``; by default they are an error.
-            **buffers: tensors by field name, of the buffer's shape and dtype. They are detached:
-                no gradient flows through a buffer.
-
-        Raises:
-            AttributeError: if a name is no field.
-            EffectError: if nobody collects, or two values for one buffer have no rule.
-            TypeError: if a field is no buffer, or a value no tensor.
-            ValueError: if a value has another shape or dtype than the buffer.
-
-        Example:
-            >>> import torch
-            >>> from parallax import Buffer, Module, effects
-            >>> class Mean(Module):
-            ...     mean: Buffer
-            ...     def forward(self, x):
-            ...         self.emit(mean=x.mean(0))
-            ...         return x - x.mean(0)
-            >>> y, module = effects.collect(Mean.forward)(Mean(torch.zeros(1)), torch.ones(2, 1))
-            >>> module.mean
-            tensor([1.])
-        """
-        effects.emit(self, buffers, merge)
-
-    def sow(self, **values: Tensor) -> None:
-        """Names intermediate results, for ``effects.capture`` to return; else does nothing.
-
-        Args:
-            **values: tensors by name; they stay part of the graph.
-
-        Raises:
-            TypeError: if a value is no tensor, and somebody captures.
-        """
-        effects.sow(self, values)
+    emit = effects.emit
+    sow = effects.sow
 
     # -- what a module knows --------------------------------------------------------------------
 

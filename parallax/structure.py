@@ -295,11 +295,14 @@ class Structure:
         return tuple(".".join(map(str, path)) for path, node in self.walk() if type(node) is Leaf)
 
     @cached_property
-    def addresses(self) -> dict[tuple[str, str], int]:
-        """For the path above every place and its name there, the index of its unique leaf."""
+    def addresses(self) -> dict[str, dict[str, int]]:
+        """By the path above every place and its name there, the index of its unique leaf."""
         index = range(self.n_places) if self.expand is None else self.expand
-        split = [path.rpartition(".") for path in self.place_paths]
-        return {(path, name): k for (path, _, name), k in zip(split, index, strict=True)}
+        found: dict[str, dict[str, int]] = {}
+        for place, k in zip(self.place_paths, index, strict=True):
+            path, _, name = place.rpartition(".")
+            found.setdefault(path, {})[name] = k
+        return found
 
     @cached_property
     def paths(self) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from parallax import _compat, notes, tracing
-from parallax.effects.collection import Address, Collection, EffectError, check_rules, root_of
+from parallax.effects.collection import Collection, EffectError, Emission, root_of
+from parallax.effects.emitting import misfit
 from parallax.registry import flatten_module, unflatten_module
 
 __all__ = ["applied", "below"]
@@ -22,46 +23,84 @@ def below(root: str, path: str) -> str:
 
 def applied(module: Any, collection: Collection) -> Any:
     """The module with the emissions in the place of its buffers."""
-    if not collection.emissions:
+    emissions = collection.emissions
+    if not emissions:
         return module
     root = root_of(module)
+    if root:
+        emissions = [(below(root, path), rule, said, out) for path, rule, said, out in emissions]
     if _compat.is_compiling():
         traced, outline = tracing.take_apart(module)
-        index = outline.expanded(list(range(outline.n_leaves)))
-        split = [path.rpartition(".") for path in outline.place_paths()]
-        places = {(path, name): k for (path, _, name), k in zip(split, index)}  # noqa: B905  # dynamo traces no strict=
-        return tracing.rebuild(outline, _merged(traced, places, collection, root), module._rng)
+        places: dict[str, dict[str, int]] = {}
+        indices = outline.expanded(list(range(outline.n_leaves)))
+        for place, index in zip(outline.place_paths(), indices):  # noqa: B905  # dynamo traces no strict=
+            path, _, name = place.rpartition(".")
+            places.setdefault(path, {})[name] = index
+        return tracing.rebuild(outline, _merged(module, traced, places, emissions), module._rng)
     leaves, structure = flatten_module(module)
-    merged = _merged(leaves, structure.addresses, collection, root)
+    merged = _merged(module, leaves, structure.addresses, emissions)
     return unflatten_module(structure, merged, module._rng)
 
 
 def _merged(
-    held: Sequence[Any], places: dict[Address, int], collection: Collection, root: str
+    module: Any,
+    held: Sequence[Any],
+    places: dict[str, dict[str, int]],
+    emissions: Sequence[Emission],
 ) -> list[Any]:
     leaves = list(held)
-    changed: dict[int, tuple[str | None, list[Tensor]]] = {}
-    for address, (rule, values) in (collection.emissions or {}).items():
-        index = places.get((below(root, address[0]), address[1]) if root else address)
-        if index is None:
-            raise EffectError(
-                f"an effect for {notes.joined(*address)!r}, and the module that is collected has "
-                f"no such leaf. Collect around the module that emits"
+    rules: dict[int, str | None] = {}
+    several: dict[int, list[Tensor]] = {}
+    for path, rule, buffers, relayed in emissions:
+        own = places.get(path)
+        for name, value in buffers.items():
+            index = None if own is None else own.get(name)
+            if index is None:
+                raise _foreign(module, path, name)
+            leaf = held[index]
+            fits = (
+                isinstance(leaf, Tensor) and value.shape == leaf.shape and value.dtype is leaf.dtype
             )
-        before = changed.get(index)
-        if before is not None:  # a tied buffer, met in two places
-            check_rules(address, before[0], rule)
-            values = before[1] + values  # noqa: PLW2901  # those of both places
-        changed[index] = rule, values
-    for index, (rule, values) in changed.items():
-        leaves[index] = _one(values, rule, leaves[index].ndim)
+            if not fits and not (relayed and _is_mapped(value, leaf)):
+                raise misfit(dict(tracing.modules(module))[path], path, name, value, leaf)
+            if index in rules:  # also a tied buffer, met in two places
+                _check_rules(notes.joined(path, name), rules[index], rule)
+                several.setdefault(index, [leaves[index]]).append(value)
+            elif fits:
+                leaves[index] = value
+            else:
+                several[index] = [value]
+            rules[index] = rule
+    for index, values in several.items():
+        leaves[index] = _one(values, rules[index], held[index].ndim)
     return leaves
+
+
+def _is_mapped(value: Tensor, leaf: Any) -> bool:
+    """Whether a value out of ``vmap`` is a stack of values for the buffer."""
+    if not isinstance(leaf, Tensor) or value.dtype is not leaf.dtype:
+        return False
+    return value.ndim > leaf.ndim and value.shape[value.ndim - leaf.ndim :] == leaf.shape
+
+
+def _foreign(module: Any, path: str, name: str) -> EffectError:
+    return EffectError(
+        f"an effect for {notes.joined(path, name)!r}, and the {type(module).__name__} that is "
+        f"collected has no such leaf. Collect around the module that emits"
+    )
+
+
+def _check_rules(where: str, one: str | None, two: str | None) -> None:
+    if one is None or one != two:
+        raise EffectError(
+            f"two effects for {where!r}, with merge={one!r} and merge={two!r}. "
+            f"Say how they become one, the same each time: self.emit(..., merge='mean'), or "
+            f"'last', or 'sum'"
+        )
 
 
 def _one(values: list[Tensor], rule: str | None, ndim: int) -> Tensor:
     """The one value that several for a buffer become."""
-    if len(values) == 1 and values[0].ndim == ndim:
-        return values[0]
     values = [_unmapped(value, rule, ndim) for value in values]
     if len(values) == 1 or rule == "last":
         return values[-1]

@@ -57,7 +57,7 @@ def collect(fn: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], t
     def collected(module: M, /, *args: P.args, **kwargs: P.kwargs) -> tuple[R, M]:
         outer = _rng_of(module, "collect")
         captured = outer.collection.sown if type(outer) is Collecting else None
-        collection = Collection({}, captured)
+        collection = Collection([], captured)
         out = _run(fn, module, collection, args, kwargs)
         return out, applied(module, collection)
 

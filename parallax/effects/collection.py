@@ -8,42 +8,41 @@ from torch import Tensor
 
 from parallax import _compat, notes
 
-__all__ = ["Address", "Collecting", "Collection", "EffectError", "Emissions", "add",
-           "check_rules", "root_of", "source_of", "with_source"]  # fmt: skip
+__all__ = ["Collecting", "Collection", "EffectError", "Emission", "Sown", "root_of", "source_of",
+           "with_source"]  # fmt: skip
 
 
 class EffectError(RuntimeError):
     """An effect cannot be collected: nobody asked for it, or it contradicts another."""
 
 
-Address = tuple[str, str]
-"""The path of a module, and the name of what it says."""
+Emission = tuple[str, str | None, dict[str, Tensor], bool]
+"""The path of a module and what it emitted at once: the rule, values by the buffer's name, and
+whether they came out of a transform, so that a mapped dimension may stand in front."""
 
-Emissions = dict[Address, tuple[str | None, list[Tensor]]]
-"""By address the values for one buffer, and the rule for the case that they are several."""
+Sown = dict[tuple[str, str], list[Tensor]]
+"""By the path of a module and a name, the intermediates it sowed."""
 
 
 class Collection:
     """What is being collected for one call.
 
     Attributes:
-        emissions: by address; ``None`` when emissions are not collected.
-        sown: by address; ``None`` when intermediates are not captured.
+        emissions: in the order they were made; ``None`` when they are not collected.
+        sown: ``None`` when intermediates are not captured.
+        nested: whether it is within a transform, for another one outside.
         level: how many transforms ran when it began; deeper wrappers must not get in.
         backward: whether it began within autograd's backward.
         over: whether the call has returned.
     """
 
-    __slots__ = ("backward", "emissions", "level", "over", "sown")
+    __slots__ = ("backward", "emissions", "level", "nested", "over", "sown")
 
-    def __init__(
-        self,
-        emissions: Emissions | None,
-        sown: dict[Address, list[Tensor]] | None,
-    ) -> None:
+    def __init__(self, emissions: list[Emission] | None, sown: Sown | None) -> None:
         self.emissions = emissions
         self.sown = sown
         self.over = False
+        self.nested = False
         self.level = 0
         self.backward = False
         if not _compat.is_compiling():
@@ -87,31 +86,3 @@ def with_source(rng: Any, source: Any) -> Any:
 def root_of(module: Any) -> str:
     """Where a module's paths begin: within a collection it keeps the ones it has."""
     return (notes.note_of(module).path or "") if type(module._rng) is Collecting else ""
-
-
-def add(emissions: Emissions, address: Address, value: Tensor, rule: str | None) -> None:
-    """Records a value.
-
-    Raises:
-        EffectError: if there is one already, and they have no common rule.
-    """
-    found = emissions.get(address)
-    if found is None:
-        emissions[address] = rule, [value]
-    else:
-        check_rules(address, found[0], rule)
-        found[1].append(value)
-
-
-def check_rules(address: Address, one: str | None, two: str | None) -> None:
-    """Checks that two values for one buffer have a rule.
-
-    Raises:
-        EffectError: if they have none in common.
-    """
-    if one is None or one != two:
-        raise EffectError(
-            f"two effects for {notes.joined(*address)!r}, with merge={one!r} and merge={two!r}. "
-            f"Say how they become one, the same each time: self.emit(..., merge='mean'), or "
-            f"'last', or 'sum'"
-        )

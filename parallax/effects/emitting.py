@@ -2,85 +2,120 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 
 from parallax import _compat, notes
-from parallax.effects.collection import Collecting, Collection, EffectError, add
+from parallax.effects.collection import Collecting, Collection, EffectError
 from parallax.fields import Buffer
 
-__all__ = ["emit", "sow"]
+__all__ = ["emit", "misfit", "sow"]
 
-_RULES = ("last", "mean", "sum")
+RULES = ("last", "mean", "sum")
 
 
-def emit(module: Any, buffers: dict[str, Any], merge: str | None) -> None:
-    """What ``Module.emit`` does; see there."""
+# This runs once per layer, between operators that leave little of Python in the processor's caches:
+# there, looking at the shape of a tensor costs as much as ten lines do in a loop. So shapes are
+# compared when all is applied, in one go.
+def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
+    """Records new values for this module's buffers, for ``effects.collect`` to apply.
+
+    Args:
+        module: the module whose method this is.
+        merge: how several values for one buffer, from ``split`` copies or from ``vmap``,
+            become one: ``"last"``, ``"mean"`` or ``"sum"``; by default they are an error.
+        **buffers: tensors by field name, of the buffer's shape and dtype. They are detached:
+            no gradient flows through a buffer.
+
+    Raises:
+        AttributeError: if a name is no field.
+        EffectError: if nobody collects.
+        TypeError: if a field is no buffer, or a value no tensor.
+        ValueError: if ``merge`` is no rule. A value that has another shape or dtype than the
+            buffer is an error of ``effects.collect``.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Buffer, Module, effects
+        >>> class Mean(Module):
+        ...     mean: Buffer
+        ...     def forward(self, x):
+        ...         self.emit(mean=x.mean(0))
+        ...         return x - x.mean(0)
+        >>> y, module = effects.collect(Mean.forward)(Mean(torch.zeros(1)), torch.ones(2, 1))
+        >>> module.mean
+        tensor([1.])
+    """
     kinds = type(module).__layout__.kinds
     for name, value in buffers.items():
-        kind, held = kinds.get(name), getattr(module, name, None)
-        if (
-            kind is None
-            or kind.leaf is not Buffer
-            or not isinstance(value, Tensor)
-            or not isinstance(held, Tensor)
-            or value.shape != held.shape
-            or value.dtype != held.dtype
-        ):
-            _refuse(module, name, value)
-    if merge is not None and merge not in _RULES:
+        kind = kinds.get(name)
+        if kind is None or kind.leaf is not Buffer or not isinstance(value, Tensor):
+            raise _refusal(type(module), name, value)
+        if value.requires_grad:
+            buffers[name] = value.detach()
+    if merge is not None and merge not in RULES:
         where = f"{type(module).__name__}.emit(merge=)"
-        raise ValueError(f"{where}: expected one of {_RULES} or None, got {merge!r}")
+        raise ValueError(f"{where}: expected one of {RULES} or None, got {merge!r}")
     rng = module._rng
     if type(rng) is not Collecting or rng.collection.emissions is None:
+        _compare(module, buffers)
         raise EffectError(
             f"{_call(module, buffers)}: nobody collects the effects of this call. Write: "
             f"out, module = effects.collect(fn)(module, ...); or switch them off: module.eval()"
         )
-    collection: Collection = rng.collection
-    emissions: Any = collection.emissions
-    if collection.recomputes():
-        return
+    collection = rng.collection
+    if not _compat.is_compiling():
+        if _compat.in_backward() and not collection.backward:
+            return  # a recomputation, whose effects were collected before
+        if _compat.transform_active():
+            _refuse_wrappers(module, buffers, collection, "emit")
+        if collection.nested:
+            _compare(module, buffers)
     if collection.over:
         raise EffectError(
             f"{_call(module, buffers)}: the call that collected is over; this instance "
             f"was kept from inside it. Use the module that collect() returned"
         )
-    if not _compat.is_compiling() and _compat.transform_active():
-        _refuse_wrappers(module, buffers, collection, "emit")
-    path = notes.note_of(module).path or ""
-    for name, value in buffers.items():
-        kept = value.detach() if value.requires_grad else value
-        address = path, name
-        if address in emissions:
-            add(emissions, address, kept, merge)
-        else:
-            emissions[address] = merge, [kept]
+    rng.collection.emissions.append((notes.path_of(module), merge, buffers, False))
 
 
 def _call(module: Any, buffers: dict[str, Any]) -> str:
     return f"{type(module).__name__}.emit({', '.join(buffers)})"
 
 
-def _refuse(module: Any, name: str, value: Any) -> NoReturn:
-    """Says why a value cannot be emitted."""
-    cls = type(module)
+def _refusal(cls: Any, name: str, value: Any) -> Exception:
+    """Why nothing of this kind can be emitted."""
     where = f"{cls.__name__}.emit({name}=)"
     if name not in cls.__layout__.fields:
-        raise AttributeError(
+        return AttributeError(
             f"{where}: {cls.__name__} declares no field {name!r}. Declare it: '{name}: Buffer'"
         )
     kind = cls.__layout__.kinds.get(name)
     if kind is None or kind.leaf is not Buffer:
-        raise TypeError(f"{where}: only buffers are emitted. Declare it: '{name}: Buffer'")
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{where}: expected a tensor, got {type(value).__name__}")
-    held = getattr(module, name)
+        return TypeError(f"{where}: only buffers are emitted. Declare it: '{name}: Buffer'")
+    return TypeError(f"{where}: expected a tensor, got {type(value).__name__}")
+
+
+def _compare(module: Any, buffers: dict[str, Tensor]) -> None:
+    """Compares with the buffers at once; within a transform, as outside they have other shapes."""
+    for name, value in buffers.items():
+        held = getattr(module, name)
+        if (
+            not isinstance(held, Tensor)
+            or value.shape != held.shape
+            or value.dtype is not held.dtype
+        ):
+            raise misfit(module, notes.path_of(module), name, value, held)
+
+
+def misfit(module: Any, path: str, name: str, value: Tensor, held: Any) -> Exception:
+    """Why a value cannot replace what a buffer holds."""
+    where = f"{type(module).__name__}.emit({name}=){f' at {path!r}' if path else ''}"
     if not isinstance(held, Tensor):
         what = "None" if held is None else "not initialized"
-        raise TypeError(f"{where}: the buffer is {what}, so there is nothing to replace")
-    raise ValueError(
+        return TypeError(f"{where}: the buffer is {what}, so there is nothing to replace")
+    return ValueError(
         f"{where}: the buffer has shape {tuple(held.shape)} and {held.dtype}, the value "
         f"{tuple(value.shape)} and {value.dtype}. Reduce it, or cast: value.to({held.dtype})"
     )
@@ -98,8 +133,16 @@ def _refuse_wrappers(
             )
 
 
-def sow(module: Any, values: dict[str, Any]) -> None:
-    """What ``Module.sow`` does; see there."""
+def sow(module: Any, /, **values: Tensor) -> None:
+    """Names intermediate results, for ``effects.capture`` to return; else does nothing.
+
+    Args:
+        module: the module whose method this is.
+        **values: tensors by name; they stay part of the graph.
+
+    Raises:
+        TypeError: if a value is no tensor, and somebody captures.
+    """
     rng = module._rng
     if type(rng) is not Collecting or rng.collection.sown is None:
         return
@@ -107,11 +150,12 @@ def sow(module: Any, values: dict[str, Any]) -> None:
     if collection.over or collection.recomputes():
         return
     for name, value in values.items():
-        if not isinstance(value, Tensor):
+        given: Any = value
+        if not isinstance(given, Tensor):
             where = f"{type(module).__name__}.sow({name}=)"
-            raise TypeError(f"{where}: expected a tensor, got {type(value).__name__}")
+            raise TypeError(f"{where}: expected a tensor, got {type(given).__name__}")
     if not _compat.is_compiling() and _compat.transform_active():
         _refuse_wrappers(module, values, collection, "sow")
-    path = notes.note_of(module).path or ""
+    path = notes.path_of(module)
     for name, value in values.items():
         sown.setdefault((path, name), []).append(value)

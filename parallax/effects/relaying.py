@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax.effects.collection import Collecting, Collection, add
+from parallax.effects.collection import Collecting, Collection
 
 __all__ = ["emitted", "nest", "relay"]
 
@@ -29,9 +29,10 @@ def nest(rng: Any, levels: int = 1) -> Any:
     if type(rng) is not Collecting:
         return rng
     outer = rng.collection
-    emissions: Any = None if outer.emissions is None else {}
+    emissions: Any = None if outer.emissions is None else []
     inner = Collection(emissions, None if outer.sown is None else {})
     inner.level += levels
+    inner.nested = True
     return Collecting(inner, rng.source)
 
 
@@ -40,8 +41,9 @@ def emitted(inner: Any) -> list[Tensor]:
     if type(inner) is not Collecting:
         return []
     collection = inner.collection
-    emissions = [value for _, values in (collection.emissions or {}).values() for value in values]
-    return emissions + [value for values in (collection.sown or {}).values() for value in values]
+    emissions = collection.emissions or []
+    values = [value for _, _, buffers, _ in emissions for value in buffers.values()]
+    return values + [value for values in (collection.sown or {}).values() for value in values]
 
 
 def relay(rng: Any, inner: Any, values: list[Tensor]) -> None:
@@ -52,16 +54,12 @@ def relay(rng: Any, inner: Any, values: list[Tensor]) -> None:
         inner: what it held inside.
         values: ``emitted(inner)`` as the transform returned it; a mapped dimension comes first,
             and is merged by the rule of the emission where the buffer is not mapped.
-
-    Raises:
-        EffectError: if two effects for one buffer have no rule.
     """
     if type(inner) is not Collecting:
         return
     outer, collection, given = rng.collection, inner.collection, iter(values)
     collection.over = True
-    for address, (rule, emissions) in (collection.emissions or {}).items():
-        for _ in emissions:
-            add(outer.emissions, address, next(given), rule)
+    for path, rule, buffers, _ in collection.emissions or []:
+        outer.emissions.append((path, rule, {name: next(given) for name in buffers}, True))
     for address, sown in (collection.sown or {}).items():
         outer.sown.setdefault(address, []).extend([next(given) for _ in sown])
