@@ -42,7 +42,7 @@ def questions(quick: bool) -> Iterator[Question]:
         model = mirror(NnGPT(BLOCKS[leaves], width=64 if leaves == SIZES[0] else 16))
         subject = Subject(leaves, model, tree.map(torch.randn_like, model))
         yield _adam(subject)
-        yield from _adam_of_torchopt(subject)
+        yield _adam_of_torchopt(subject)
         yield _sgd(subject)
 
 
@@ -56,13 +56,16 @@ def _adam(subject: Subject) -> Question:
             _donated("donated", opt, subject, limit=0.25 if subject.leaves == SIZES[0] else None),
             _torch("torch.optim.Adam, fused", lambda p: torch.optim.Adam(p, fused=True), subject),
         ],
+        floor=_floor_of_adam(subject),
     )
 
 
-def _adam_of_torchopt(subject: Subject) -> Iterator[Question]:
+def _adam_of_torchopt(subject: Subject) -> Question:
+    name = f"Adam, {subject.leaves} leaves, functional"
+    pure = _pure("pure", optim.Adam(), subject, limit=0.25)
     if not TORCHOPT:
-        print("no torchopt: pip install torchopt --no-deps, and graphviz, to compare with it")
-        return
+        how = "pip install torchopt --no-deps, and graphviz, to compare with it"
+        return Question(name, pure, [], absent={"torchopt.adam": how})
     torchopt: Any = importlib.import_module("torchopt")  # no requirement of the types, either
     params = tuple(tree.leaves(subject.model))
     grads = tuple(tree.leaves(subject.grads))
@@ -74,11 +77,7 @@ def _adam_of_torchopt(subject: Subject) -> Iterator[Question]:
         updates, state = opt.update(grads, state, params=params, inplace=False)
         return torchopt.apply_updates(params, updates, inplace=False)
 
-    yield Question(
-        f"Adam, {subject.leaves} leaves, against torchopt",
-        Candidate("torchopt.adam, functional", run),
-        [_pure("pure", optim.Adam(), subject, limit=0.25)],
-    )
+    return Question(name, Candidate("torchopt.adam", run), [pure])
 
 
 def _sgd(subject: Subject) -> Question:
@@ -96,7 +95,38 @@ def _sgd(subject: Subject) -> Question:
                 subject,
             ),
         ],
+        floor=_floor_of_sgd(subject),
     )
+
+
+def _floor_of_adam(subject: Subject) -> Candidate:
+    """Copies and the fused kernel, on lists."""
+    params, grads = tree.leaves(subject.model), tree.leaves(subject.grads)
+    n = len(params)
+    held = [*params, *map(torch.zeros_like, params), *map(torch.zeros_like, params)]
+    step = torch.zeros(())
+    hyper = optim.Adam().hyper
+    numbers = {name: hyper[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
+    beta1, beta2 = hyper["betas"]
+
+    def run() -> None:
+        nonlocal held, step
+        held, step = list(torch._foreach_clone(held)), step + 1
+        columns = held[:n], grads, held[n : 2 * n], held[2 * n :], [], [step] * n
+        torch._fused_adam_(*columns, beta1=beta1, beta2=beta2, **numbers)
+
+    return Candidate("copies, torch._fused_adam_", run)
+
+
+def _floor_of_sgd(subject: Subject) -> Candidate:
+    """A sum out of place, on lists."""
+    params, grads = tree.leaves(subject.model), tree.leaves(subject.grads)
+
+    def run() -> None:
+        nonlocal params
+        params = list(torch._foreach_add(params, grads, alpha=-1e-3))
+
+    return Candidate("torch._foreach_add", run)
 
 
 def _torch(name: str, make: Callable[[Any], torch.optim.Optimizer], subject: Subject) -> Candidate:

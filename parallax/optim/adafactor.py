@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
+
 import torch
 from torch import Tensor
 
@@ -59,9 +60,47 @@ class Adafactor(Optimizer):
             raise TypeError(f"optim.Adafactor: {path} is complex, which Adafactor does not support")
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        if _compat.is_compiling():
+            return _traced(at, h, at.steps(how))
         _compat.adafactor(
             at.params, at.grads, at["row_var"], at["col_var"], at["variance"], at.steps(how),
             d=h["d"], lr=h["lr"], beta2_decay=h["beta2_decay"], weight_decay=h["weight_decay"],
             eps1=h["eps"][0], eps2=h["eps"][1], maximize=h["maximize"], foreach=how.foreach,
         )  # fmt: skip
         return at
+
+
+def _traced(at: Lists, h: Hyper, ages: list[Tensor]) -> Lists:
+    """The kernel's numbers without reading any: it decides by numbers it takes off tensors."""
+    row, column, whole = at["row_var"], at["col_var"], at["variance"]
+    for k, (param, age) in enumerate(zip(at.params, ages)):  # noqa: B905  # dynamo traces no strict=
+        wide = torch.promote_types(param.dtype, torch.float32)
+        grad = -at.grads[k] if h["maximize"] else at.grads[k]
+        eps = torch.finfo(param.dtype).eps if h["eps"][0] is None else h["eps"][0]
+        age = age + 1  # noqa: PLW2901  # after this step
+        weight = age ** h["beta2_decay"]
+        root = param.numel() ** 0.5
+        size = (param.norm(2).to(age.dtype) / root).clamp(min=h["eps"][1])
+        rate = size * (age**-0.5).clamp(max=h["lr"])
+        if grad.dim() > 1:
+            row[k] = _toward(row[k], _mean_square(grad, -1), weight)
+            column[k] = _toward(column[k], _mean_square(grad, -2), weight)
+            variance = row[k] @ column[k] / row[k].mean(-2, keepdim=True).clamp(min=eps)
+        else:
+            variance = whole[k] = _toward(whole[k], grad * grad, weight)
+        update = variance.clamp(min=eps * eps).rsqrt() * grad
+        clip = (update.norm(2).to(age.dtype) / (root * h["d"])).clamp(min=1.0)
+        kept = param if h["weight_decay"] == 0 else param * (1 - h["lr"] * h["weight_decay"])
+        step = (rate / clip).to(wide) * update.to(wide)
+        at.params[k] = (kept.to(wide) - step).to(param.dtype)
+    return at
+
+
+def _mean_square(grad: Tensor, dim: int) -> Tensor:
+    return torch.norm(grad, dim=dim, keepdim=True).square() / grad.size(dim)
+
+
+def _toward(average: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    wide = torch.promote_types(average.dtype, torch.float32)
+    moved: Tensor = average.to(wide).lerp(value.to(wide), weight.to(wide))
+    return moved.to(average.dtype)

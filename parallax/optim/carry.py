@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 __all__ = ["pack", "unpack"]
 
+_NONE: Mapping[int, Tensor] = MappingProxyType({})
 _NUMBERS: dict[type, torch.dtype] = {
     bool: torch.bool,
     int: torch.int64,
@@ -18,12 +20,13 @@ _NUMBERS: dict[type, torch.dtype] = {
 }
 
 
-def pack(value: Any, what: str) -> tuple[Any, list[Tensor]]:
+def pack(value: Any, what: str, params: Mapping[int, Tensor] = _NONE) -> tuple[Any, list[Tensor]]:
     """Takes a value apart.
 
     Args:
         value: tensors, numbers, strings, ``None`` and classes, in lists, tuples and dicts.
         what: where it comes from, for error messages.
+        params: tensors that are not taken out but known by their number.
 
     Returns:
         A recipe that hashes, and the tensors; numbers become tensors of no dimension, exactly.
@@ -32,11 +35,14 @@ def pack(value: Any, what: str) -> tuple[Any, list[Tensor]]:
         TypeError: if it holds anything else.
     """
     tensors: list[Tensor] = []
-    return _pack(value, tensors, what), tensors
+    known = {id(param): k for k, param in params.items()}
+    return _pack(value, tensors, what, known), tensors
 
 
-def _pack(value: Any, tensors: list[Tensor], what: str) -> Any:
+def _pack(value: Any, tensors: list[Tensor], what: str, known: dict[int, int]) -> Any:
     kind = type(value)
+    if id(value) in known:
+        return ("parameter", known[id(value)])
     if isinstance(value, Tensor):
         tensors.append(value.detach().clone())
         return "tensor"
@@ -46,29 +52,44 @@ def _pack(value: Any, tensors: list[Tensor], what: str) -> Any:
     if value is None or kind in (str, type, torch.dtype, torch.device):
         return ("constant", value)
     if kind in (list, tuple):
-        return (kind, tuple([_pack(item, tensors, what) for item in value]))
+        return (kind, tuple([_pack(item, tensors, what, known) for item in value]))
     if isinstance(value, dict):
-        items = tuple([_pack(item, tensors, what) for item in value.values()])
-        return (dict, tuple(value), items)
-    raise TypeError(
-        f"{what} keeps a {kind.__name__} in its state, which cannot be carried as a tree; tensors, "
+        items = tuple([_pack(item, tensors, what, known) for item in value.values()])
+        return (dict, tuple([_key(key, what, known) for key in value]), items)
+    raise _refusal(kind, what)
+
+
+def _key(key: Any, what: str, known: dict[int, int]) -> tuple[str, Any]:
+    if id(key) in known:
+        return ("parameter", known[id(key)])
+    if isinstance(key, Tensor):
+        raise _refusal(type(key), what)
+    return ("constant", key)
+
+
+def _refusal(kind: type, what: str) -> TypeError:
+    return TypeError(
+        f"{what} keeps a {kind.__name__}, which cannot be carried as a tree; tensors, "
         f"numbers, strings, lists and dicts can"
     )
 
 
-def unpack(recipe: Any, tensors: list[Tensor]) -> Any:
+def unpack(recipe: Any, tensors: list[Tensor], params: Mapping[int, Tensor] = _NONE) -> Any:
     """The inverse of ``pack``."""
-    return _unpack(recipe, iter(tensors))
+    return _unpack(recipe, iter(tensors), params)
 
 
-def _unpack(recipe: Any, tensors: Iterator[Tensor]) -> Any:
+def _unpack(recipe: Any, tensors: Iterator[Tensor], params: Mapping[int, Tensor]) -> Any:
     if recipe == "tensor":
         return next(tensors)
     head = recipe[0]
+    if head == "parameter":
+        return params[recipe[1]]
     if head == "number":
         return recipe[1](next(tensors).item())
     if head == "constant":
         return recipe[1]
     if head is dict:
-        return dict(zip(recipe[1], [_unpack(r, tensors) for r in recipe[2]], strict=True))
-    return head([_unpack(r, tensors) for r in recipe[1]])
+        keys = [params[key] if kind == "parameter" else key for kind, key in recipe[1]]
+        return dict(zip(keys, [_unpack(r, tensors, params) for r in recipe[2]], strict=True))
+    return head([_unpack(r, tensors, params) for r in recipe[1]])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import _compat, tracing
+from parallax import tracing
 from parallax.tree import core
 from parallax.tree.align import align
 

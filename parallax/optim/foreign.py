@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax import _compat, random
 from parallax.fields import Buffer, Lazy
 from parallax.module import Module
 from parallax.nodes import is_module
+from parallax.optim.attributes import changed, look
 from parallax.optim.carry import pack, unpack
 from parallax.optim.checks import gather
 from parallax.optim.state import around
@@ -86,7 +88,7 @@ class Foreign:
             if isinstance(leaves[k], Lazy):
                 leaves[k].refuse()
         params = {k: leaves[k].detach().clone() for k in chosen}
-        return self._closed(model, self._made(params), params, self._groups(self._made(params)), {})
+        return self._closed(model, self._made(params), params, self._made(params), {})
 
     def step(
         self, model: M, grads: Any, state: ForeignState, *, donate: bool = False
@@ -127,8 +129,7 @@ class Foreign:
                 for k, (leaf, t) in enumerate(zip(leaves, part.trainable, strict=True))
                 if t and leaf is not None
             }
-            optimizer = self._made(params)
-            defaults = self._groups(self._made(params))
+            optimizer, fresh = self._made(params), self._made(params)
             idle = self._restore(optimizer, state, params, part, what)
             if self.closure:
                 optimizer.step(self._closure(what, grads, model, params))
@@ -137,7 +138,7 @@ class Foreign:
                 optimizer.step()
         made = [params[k].detach() if k in params else leaf for k, leaf in enumerate(leaves)]
         next_model = core._close(part, made, model._rng)  # type: ignore[attr-defined]  # a module
-        return next_model, self._closed(model, optimizer, params, defaults, idle)
+        return next_model, self._closed(model, optimizer, params, fresh, idle)
 
     # -- into the optimizer -----------------------------------------------------------------------
 
@@ -156,11 +157,14 @@ class Foreign:
         self, what: str, function: Callable[[Any], Any], model: Any, params: dict[int, Tensor]
     ) -> Callable[[], Any]:
         leaves, part = flatten_module(model)
+        again: AbstractContextManager[object] = nullcontext()
 
         def closure() -> Any:
+            nonlocal again
             now = [params[k].clone() if k in params else leaf for k, leaf in enumerate(leaves)]
-            with torch.enable_grad():
+            with again, torch.enable_grad():
                 result = function(core._close(part, now, model._rng))
+            again = random.reuse()  # a step is of one function: its random numbers are the same
             if not isinstance(result, tuple) or len(result) != 2:
                 raise TypeError(
                     f"{what}: the function returns (grads, loss), as func.grad_and_value does; "
@@ -185,7 +189,9 @@ class Foreign:
                 f"{what}: the state was not made by this optimizer. "
                 f"Make one: state = opt.init(model)"
             )
-        held = unpack(state.recipe, [tensor.clone() for tensor in state.rest])
+        held = unpack(state.recipe, [tensor.clone() for tensor in state.rest], params)
+        for name, value in held["attributes"].items():
+            setattr(optimizer, name, value)
         per_leaf: dict[int, dict[str, Any]] = {k: {} for k in params}
         kinds = held["kinds"]
         for name, moments in state.moments.items():
@@ -229,7 +235,7 @@ class Foreign:
         model: Any,
         optimizer: torch.optim.Optimizer,
         params: dict[int, Tensor],
-        defaults: list[dict[str, Any]],
+        fresh: torch.optim.Optimizer,
         idle: dict[int, dict[str, Any]],
     ) -> ForeignState:
         """Takes what the optimizer keeps into a tree."""
@@ -253,10 +259,15 @@ class Foreign:
                 columns.setdefault(name, [None] * count)[k] = leaf
         groups = [
             {name: value for name, value in now.items() if not _same(value, old.get(name, _NEW))}
-            for now, old in zip(self._groups(optimizer), defaults, strict=True)
+            for now, old in zip(self._groups(optimizer), self._groups(fresh), strict=True)
         ]
-        held = {"kinds": kinds, "others": others, "groups": groups, "order": order}
-        recipe, rest = pack(held, f"from_torch({self.name})")
+        what = f"from_torch({self.name})"
+        attributes = changed(optimizer, look(fresh, params), params, what)
+        held = {
+            "kinds": kinds, "others": others, "groups": groups, "order": order,
+            "attributes": attributes,
+        }  # fmt: skip
+        recipe, rest = pack(held, what, params)
         moments = {name: around(model, column) for name, column in columns.items()}
         return ForeignState(moments, tuple(rest), recipe, self.name)  # type: ignore[arg-type]  # tensors
 
@@ -278,9 +289,9 @@ def _is_optimizer(cls: Any) -> bool:
 def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyper: Any) -> Foreign:
     """Any optimizer class of ``torch.optim``'s kind as ``init`` and a pure ``step``.
 
-    The class is constructed and run on private copies at every step, and what it keeps per
-    parameter and in its groups is carried as a tree. What it keeps in attributes of its own is
-    not. It is for eager code, and costs what the class costs and the copies.
+    The class is constructed and run on private copies at every step. What it keeps per parameter,
+    in its groups and in attributes of its own is carried as a tree: tensors, numbers and strings,
+    in lists and dicts. It is for eager code, and costs what the class costs and the copies.
 
     Args:
         cls: a subclass of ``torch.optim.Optimizer``.
@@ -292,7 +303,8 @@ def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyp
         The optimizer.
 
     Raises:
-        TypeError: if ``cls`` is no optimizer class.
+        TypeError: if ``cls`` is no optimizer class; by ``step``, if it keeps anything else, another
+            optimizer say.
 
     Example:
         >>> import torch
@@ -323,7 +335,8 @@ def LBFGS(  # noqa: N802  # as in torch.optim
     """L-BFGS: steps along an estimate of the inverse Hessian; for full batches.
 
     As ``torch.optim.LBFGS``, and its code. ``step(model, closure, state)`` takes a function of a
-    model to ``(grads, loss)``, which it calls several times.
+    model to ``(grads, loss)``, which it calls several times. A key that the function uses gives it
+    the same numbers every time within a step.
 
     Args:
         lr: learning rate.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY
+
 import torch
 from torch import Tensor
 from torch.optim.rprop import rprop

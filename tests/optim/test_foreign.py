@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallax import Module, Parameter, func, optim, tree
+from parallax import Module, Parameter, func, optim, random, tree
 from tests.corpus import MLP, TiedParameter, example_input
 from tests.optim.cases import FIRST, Net, Options, Twin, gradients, label, model_for
 
@@ -75,6 +75,56 @@ def test_numbers_lists_and_changing_groups_are_carried() -> None:
     for path, leaf in tree.named_leaves(model).items():
         assert torch.equal(leaf, twin.params[path])
     assert state.moments["count"].bias.item() == 4
+
+
+class Remembers(torch.optim.Optimizer):
+    """Keeps what it needs in attributes of its own, beside some that never change."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+        self.count = 0
+        self.means: dict[Any, Any] = {}
+        self.mine = self.param_groups[0]["params"]
+        self.sign = torch.neg
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # as torch's are
+        del closure
+        self.count += 1
+        self.last = [self.count, None]
+        for param in self.mine:
+            mean = self.means.setdefault(param, torch.zeros_like(param))
+            mean.lerp_(param.grad, 0.5)
+            param.data.add_(self.sign(mean), alpha=self.param_groups[0]["lr"] / self.count)
+
+
+def test_what_an_optimizer_keeps_in_attributes_of_its_own_is_carried() -> None:
+    model = Net().initialize(0)
+    opt = optim.from_torch(Remembers, lr=0.01)
+    twin, state = Twin(lambda params: Remembers(params, lr=0.01), model), opt.init(model)
+    for grads in gradients(model, 4):
+        model, state = opt.step(model, grads, state)
+        state = pickle.loads(pickle.dumps(state))
+        twin.step(grads)
+    for path, leaf in tree.named_leaves(model).items():
+        assert torch.equal(leaf, twin.params[path])
+
+
+class Around(torch.optim.Optimizer):
+    """Holds another optimizer, whose state nobody sees."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+        self.inner = torch.optim.Adam(self.param_groups[0]["params"])
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # as torch's are
+        del closure
+        self.inner.step()
+
+
+def test_an_attribute_that_cannot_be_carried_is_an_error_and_not_forgotten() -> None:
+    model, opt = Net().initialize(0), optim.from_torch(Around)
+    with pytest.raises(TypeError, match=r"from_torch\(Around\): its attribute inner keeps a Adam"):
+        opt.step(model, model, opt.init(model))
 
 
 def test_a_tie_is_one_parameter() -> None:
@@ -143,6 +193,27 @@ def test_lbfgs_leaves_frozen_parameters_alone() -> None:
     assert loss(stepped, x) < loss(model, x)
 
 
+def test_the_closure_may_read_its_keys_again_within_a_step_and_not_after() -> None:
+    x, model = example_input(), MLP().initialize(0)
+    opt, key = optim.LBFGS(max_iter=5), random.key(0)
+    calls = []
+
+    def noisy(net: Any, key: Any) -> Any:
+        noise = random.normal(key, (4,))
+        calls.append(noise)
+        return (net(x) - noise).square().mean()
+
+    def closure(net: Any) -> Any:
+        return func.grad_and_value(noisy)(net, key)
+
+    after, state = opt.step(model, closure, opt.init(model))
+    assert len(calls) > 2 and all(torch.equal(noise, calls[0]) for noise in calls)
+    with random.reuse():
+        assert noisy(after, key) < noisy(model, key)
+    with pytest.raises(random.KeyReusedError):
+        opt.step(after, closure, state)
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 
@@ -189,5 +260,5 @@ def test_what_cannot_be_carried_is_named() -> None:
                 self.state[param]["thing"] = object()
 
     point, opt = Point(torch.ones(1)), optim.from_torch(Strange)
-    with pytest.raises(TypeError, match=r"from_torch\(Strange\) keeps a object in its state"):
+    with pytest.raises(TypeError, match=r"from_torch\(Strange\) keeps a object, which"):
         opt.step(point, point, opt.init(point))

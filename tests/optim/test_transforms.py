@@ -192,9 +192,6 @@ def test_the_gradients_a_user_holds_are_not_written_by_a_decay_that_requires_gra
 
 # -- compiled --------------------------------------------------------------------------------------
 
-COMPILED = [(name, options) for name, options in OPTIONS if name != "Adafactor"]
-"""torch cannot compile its Adafactor whole: the kernel reads numbers off tensors."""
-
 
 @pytest.fixture(autouse=True)
 def _fresh_dynamo() -> Any:
@@ -202,7 +199,7 @@ def _fresh_dynamo() -> Any:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("name", "options"), COMPILED, ids=label)
+@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=label)
 def test_a_step_is_one_graph_and_new_rates_do_not_make_another(name: str, options: Options) -> None:
     counter = torch._dynamo.testing.CompileCounter()
 
