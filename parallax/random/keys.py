@@ -89,6 +89,11 @@ def _key(data: Any) -> Key:
 registry.register(Key, lambda k: ((k.data,), None), lambda _, children: _key(children[0]))
 
 
+_set_data = vars(Key)[
+    "data"
+].__set__  # half the time of object.__setattr__, and nothing dynamo traces
+
+
 def _rows(data: Tensor) -> tuple[Tensor, ...]:
     """The keys of a stack; the same tensors each time, so that their marks are found again."""
     if not ops.is_plain(data):
@@ -101,15 +106,19 @@ def _rows(data: Tensor) -> tuple[Tensor, ...]:
 
 def child_of(data: Tensor, name: str) -> Key:
     """The key that ``fold_in(key, name)`` makes; of a plain key the same leaf each time."""
-    if not ops.is_plain(data):
-        return _key(ops.fold_in_name(data, name))
-    children: dict[str, Tensor] | None = getattr(data, "_children", None)
+    # Only plain tensors were given children, so that one with them needs no closer look.
+    traced = _compat.is_compiling() or _compat.dispatch_mode_active()
+    children: dict[str, Tensor] | None = None if traced else getattr(data, "_children", None)
     if children is None:
+        if traced or not ops.is_plain(data):
+            return _key(ops.fold_in_name(data, name))
         children = data._children = {}  # type: ignore[attr-defined]  # kept on the leaf
     found = children.get(name)
     if found is None:
         found = children.setdefault(name, ops.fold_in_name(data, name))
-    return _key(found)
+    made = object.__new__(Key)
+    _set_data(made, found)
+    return made
 
 
 # -- use once -------------------------------------------------------------------------------
