@@ -77,6 +77,8 @@ def _parts(value: Any) -> list[tuple[str, Any]] | None:
     """The named children of a module or container; ``None`` for anything else."""
     cls = type(value)
     if is_module(value):
+        if hasattr(cls, "__shown__"):  # a container whose items stand for it, as in torch
+            return cls.__shown__(value)  # type: ignore[no-any-return]  # a list of pairs
         return [(name, getattr(value, name)) for name in cls.__layout__.children]
     if cls in NODES:
         return [(str(k), part) for k, part in enumerate(NODES[cls].flatten(value)[0])]
