@@ -106,17 +106,20 @@ class _Compiled:
     def wrapper(self) -> Callable[..., Any]:
         """The function that users call: a plain one, which binds as a method does."""
         fn, find, make = self.fn, self._find, self._make
-        last: tuple[Any, Any] = (None, None)
+        last: Graph | None = None
 
         def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             nonlocal last
+            graph = last
+            if graph is not None:
+                opened = graph.open(args, kwargs)
+                if opened is not None and graph.watch.unchanged() and graph.fits(opened):
+                    return graph(opened)
             items, tokens = pack_call(args, kwargs)
-            known, graph = last
-            if not (known == tokens and graph.watch.unchanged() and graph.fits(items)):
-                graph = find(tokens, items)
-                if graph is None:
-                    return make(tokens, items, args, kwargs)
-                last = (tokens, graph)
+            graph = find(tokens, items)
+            if graph is None:
+                return make(tokens, items, args, kwargs)
+            last = graph
             return graph(items)
 
         # Dynamo looks at all that a function closes over, hence one function in another.

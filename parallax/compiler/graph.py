@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from parallax.compiler import dynamo
-from parallax.compiler.packing import build, build_call, spell, tokens_to_trace
+from parallax.compiler.opening import write_builder, write_opener
+from parallax.compiler.packing import build_call, spell, tokens_to_trace
 from parallax.compiler.watch import Watch
 
 __all__ = ["Graph"]
@@ -93,6 +94,7 @@ class Graph:
         leaves: which items are leaves.
         sizes: per leaf its sizes; ``None`` where dynamo made a size symbolic and guards it.
         watch: the classes of the modules among the arguments.
+        open: takes the items from the arguments of a call, or gives ``None`` in doubt.
     """
 
     def __init__(
@@ -108,7 +110,8 @@ class Graph:
         self.tokens = tokens
         self.leaves = Leaves(items)
         self.watch = Watch(tokens)
-        self._results: list[tuple[Any, ...]] = []
+        self.open = write_opener(tokens, items)
+        self._results: list[tuple[tuple[Any, ...], Callable[..., Any]]] = []
         leaves = self.leaves.pick(items)
         self.sizes = [[None if every_size else n for n in leaf.shape] for leaf in leaves]
         if like is not None:
@@ -163,7 +166,7 @@ class Graph:
         number, results = self._run(
             tuple(self.leaves.pick(items)), tuple([items[k] for k in others]) if others else ()
         )
-        return build(iter(self._results[number]), iter(results))
+        return self._results[number][1](results)
 
     def _compile(self, fn: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
         ask, whether_written = dynamo.write_detector(self._note_writes)
@@ -187,16 +190,18 @@ class Graph:
         self._writes = True
 
 
-def _recorder(kept: list[tuple[Any, ...]]) -> Callable[..., int]:
-    """A function that keeps the structure of results, and returns its number."""
+def _recorder(kept: list[tuple[tuple[Any, ...], Callable[..., Any]]]) -> Callable[..., int]:
+    """A function that keeps the structure of results and what builds them; returns its number."""
 
     # Runs while dynamo traces, which puts the number into the graph: every trace has its own.
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # it is torch's
     def record(tokens: tuple[Any, ...], *structures: Any) -> int:
         found = tuple([structures[t] if type(t) is int else t for t in tokens])
-        if found not in kept:
-            kept.append(found)
-        return kept.index(found)
+        for number, (known, _) in enumerate(kept):
+            if known == found:
+                return number
+        kept.append((found, write_builder(found)))
+        return len(kept) - 1
 
     return record  # type: ignore[no-any-return]  # as above
 
