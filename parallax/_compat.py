@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from types import CodeType
 from typing import Any
 
 import optree
@@ -110,6 +111,18 @@ def current_level() -> int:
 def dispatch_mode_active() -> bool:
     """Whether operators are being traced or faked (``make_fx``, ``FakeTensorMode``)."""
     return torch._C._len_torch_dispatch_stack() > 0
+
+
+def module_calls_watched() -> bool:
+    """Whether something watches every call of an ``nn.Module``: global hooks, ``torch.jit.trace``."""
+    module = torch.nn.modules.module
+    return bool(
+        module._global_forward_pre_hooks
+        or module._global_forward_hooks
+        or module._global_backward_pre_hooks
+        or module._global_backward_hooks
+        or torch._C._get_tracing_state()
+    )
 
 
 def in_backward() -> bool:
@@ -290,3 +303,79 @@ class without_hooks:  # noqa: N801  # called like a function, as torch.no_grad i
             torch._C._autograd._saved_tensors_hooks_enable()
         else:
             torch._C._autograd._saved_tensors_hooks_disable(self._before)
+
+# -- dynamo and inductor, which take long to import ---------------------------------------------
+
+
+def is_transforming() -> bool:
+    """Whether operations are not simply run: a transform, dispatch mode or another trace is on."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or torch.fx._symbolic_trace.is_fx_symbolic_tracing()
+    )
+
+
+def tensor_check(
+    tensors: Sequence[Tensor],
+    sizes: Sequence[Sequence[int | None]],
+    strides: Sequence[Sequence[int | None]],
+) -> Any:
+    """Dynamo's own check of the metadata of several tensors at once, in C++.
+
+    ``check(*tensors)`` compares type, dispatch keys, dtype, device, requires_grad under the
+    present grad mode, rank, and those sizes and strides that are not ``None``; it is false if a
+    tensor comes twice. ``check_verbose(*tensors, tensor_check_names=...)`` says what differs.
+    """
+    lists: Any = [list(size) for size in sizes], [list(stride) for stride in strides]
+    return torch._C._dynamo.guards.TensorGuards(
+        *tensors, dynamic_dims_sizes=lists[0], dynamic_dims_strides=lists[1]
+    )
+
+
+def recompile_limit() -> int:
+    """How many graphs torch makes for one function."""
+    from torch._dynamo import config
+
+    return config.recompile_limit
+
+
+def mode_options(mode: str, dynamic: bool | None) -> dict[str, Any]:
+    """What a ``mode`` of ``torch.compile`` means in inductor's options."""
+    from torch._inductor import list_mode_options
+
+    return list_mode_options(mode, dynamic)
+
+
+compiled_entries: Callable[[CodeType], Sequence[Any]] = (
+    torch._C._dynamo.eval_frame._debug_get_cache_entry_list
+)
+"""What dynamo has made of a code object: entries of a guard and a code."""
+
+
+def plain_frames() -> Callable[[], bool]:
+    """A function that tells whether nothing but ordinary running is asked of dynamo."""
+    from torch._dynamo import eval_frame
+
+    callback = torch._C._dynamo.eval_frame.get_eval_frame_callback
+    return lambda: callback() is None and eval_frame._stance.stance == "default"
+
+
+def write_detector(note: Callable[[], None]) -> tuple[Any, Callable[[Any], None]]:
+    """What a traced function calls, and with what, to have ``note`` called if it wrote to an input.
+
+    Call it last. Dynamo traces with stand-ins for tensors, which count what is written into them.
+    """
+    from torch._dynamo.comptime import comptime
+
+    def look(context: Any) -> None:
+        values = [
+            node.meta.get("example_value") for node in context.graph().find_nodes(op="placeholder")
+        ]
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        if any(tensor.is_inference() or tensor._version for tensor in tensors):
+            note()
+
+    return comptime, look

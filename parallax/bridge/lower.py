@@ -202,7 +202,7 @@ def _native(structure: Structure, tensors: Tensors) -> nn.Module:
     first = structure.first
     for index, home, name in skeleton.parameters:
         home[name] = tensors(first[index])
-    for slot in skeleton.buffers:
+    for slot in skeleton.buffers.slots:
         slot.home[slot.name] = tensors(first[slot.index])
     for link in skeleton.links:
         link()

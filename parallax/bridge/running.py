@@ -48,7 +48,7 @@ def call(module: Any, method: str | None, args: tuple[Any, ...], kwargs: dict[st
     if method is not None:
         out = _translated(out, module, skeleton)
     del function
-    changed = skeleton.changes() if skeleton.buffers else None
+    changed = skeleton.buffers.changes() if skeleton.buffers.slots else None
     put_back(structure, skeleton)
     if changed:
         _emit(module, changed)

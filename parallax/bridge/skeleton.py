@@ -1,9 +1,9 @@
 """Skeletons: private ``nn.Module`` trees that run the original's code on a lifted module's leaves.
 
 A skeleton is built once per structure, holds no tensors of its own, and is bound for the duration
-of one call: the leaves are written straight into its ``_parameters`` and ``_buffers``. One call
-has it to itself: a second thread, or a call within the call, gets another. So calls run at
-the original's speed, and what a forward writes never reaches the lifted module:
+of one call: the leaves are written straight into its modules. One call has it to itself: a second
+thread, or a call within the call, gets another. So calls run faster than the original's, whose
+parameters are found less directly, and what a forward writes never reaches the lifted module:
 
 - buffers are private copies; those that changed are handed back,
 - attributes that forward wrote are undone,
@@ -15,22 +15,23 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from parallax import _compat
 from parallax.bridge.blueprint import Blueprint, Ref, defaults, resolved
+from parallax.bridge.buffers import Buffers, Slot
+from parallax.bridge.tables import Children, Weights, hasten, may_show
 from parallax.fields import Buffer, Parameter
 from parallax.structure import Leaf, Structure
 
-__all__ = ["NORMS", "Shell", "Skeleton", "borrow", "empty_node", "put_back"]
+__all__ = ["Shell", "Skeleton", "borrow", "empty_node", "put_back"]
 
 Path = tuple[str, ...]
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
-          nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # fmt: skip
 
 
 class Shell(nn.Module):
@@ -48,24 +49,6 @@ class Shell(nn.Module):
         return getattr(self.inner, name)
 
 
-class Slot:
-    """A place of one leaf in a skeleton."""
-
-    __slots__ = ("home", "index", "kept", "name", "owner", "silent")
-
-    def __init__(
-        self, index: int, home: dict[str, Any], name: str, owner: Path, silent: str
-    ) -> None:
-        self.index = index  # among the unique leaves
-        self.home = home
-        self.name = name
-        self.owner = owner
-        # torch's batch_norm writes running statistics without counting a version: such writes
-        # are looked for in a "norm" layer, and in one-dimensional buffers of "other" layers.
-        self.silent = silent
-        self.kept = silent != "scaled"
-
-
 def empty_node(blueprint: Blueprint, mode: str) -> Any:
     """An ``nn.Module`` of a blueprint's class, without attributes, tensors or children."""
     node = object.__new__(blueprint.cls)
@@ -81,32 +64,44 @@ class Skeleton:
     Attributes:
         root: the topmost module, whose call is the original's.
         paths: the path of every module in it, by ``id``.
+        parameters: for each parameter the index of its leaf, and the dict and name it goes to.
+        shells: the Parallax modules in it, by path.
+        links: what writes tensors into lists and dicts among the attributes.
     """
 
-    def __init__(self, structure: Structure) -> None:
+    def __init__(self, structure: Structure, quick: bool = False) -> None:
+        """The tree, without tensors.
+
+        Args:
+            structure: of the lifted module.
+            quick: whether calls are quick, as ``tables`` has it.
+        """
         self.parameters: list[tuple[int, dict[str, Any], str]] = []
-        self.buffers: list[Slot] = []
+        self.buffers = Buffers()
         self.shells: list[tuple[Path, Shell]] = []
         self.links: list[Callable[[], None]] = []
-        self.watched: list[tuple[dict[str, Any], tuple[Any, ...], dict[str, Any]]] = []
-        self.contents: list[tuple[Any, Any]] = []
-        self.copies: dict[int, tuple[Tensor, int, Tensor, int]] = {}
-        self.given: list[tuple[Any, Any, int]] = []
+        self.quick = quick
+        self._touched: list[Any] = []
+        self._slow: list[Any] = []
         self._at: dict[Path, Any] = {}
-        self._described: list[tuple[Path, Any, Blueprint]] = []
-        expand = structure.expand
-        self._unique = expand if expand is not None else range(structure.n_places)
-        self.counts: list[int] = []
-        self.root = self._node(structure, (), 0)
-        for described in self._described:
-            self._furnish(*described)
+        described: list[tuple[Path, Any, Blueprint]] = []
+        unique = structure.expand
+        self._unique = unique if unique is not None else range(structure.n_places)
+        self.root = self._node(structure, (), 0, described)
+        for path, node, blueprint in described:
+            self._furnish(path, node, blueprint)
         self.paths = {id(node): path for path, node in self._at.items()}
-        self.nodes = list(self._at.values())
-        del self._described, self._unique
+        self._own = {path: tuple(blueprint.attributes) for path, _, blueprint in described}
 
     # -- building -----------------------------------------------------------------------------
 
-    def _node(self, structure: Structure, path: Path, place: int) -> Any:
+    def _node(
+        self,
+        structure: Structure,
+        path: Path,
+        place: int,
+        described: list[tuple[Path, Any, Blueprint]],
+    ) -> Any:
         blueprint = structure.local.constants[0] if structure.local.constants else None
         if type(blueprint) is not Blueprint:
             shell = self._at[path] = Shell()
@@ -114,50 +109,54 @@ class Skeleton:
             return shell
         node = self._at[path] = empty_node(blueprint, structure.local.note.mode)
         kinds = structure.cls.__layout__.kinds  # type: ignore[attr-defined]  # a module class
+        weights: dict[str, int] = {}
+        below: dict[str, Any] = {}
         parts = zip(structure.keys(), structure.children, structure.starts(), strict=True)
         for name, child, start in parts:
             kind = kinds[name]
             if kind.leaf is Parameter:
-                self._parameter(node, blueprint, name, place + start, path)
+                weights[name] = self._unique[place + start]
             elif kind.leaf is Buffer:
                 vars(node)["_buffers"][name] = None
-                index = self._unique[place + start]
-                silent = _silent(node, name)
-                self.buffers.append(Slot(index, vars(node)["_buffers"], name, path, silent))
+                slot = Slot.of(self._unique[place + start], node, name, path)
+                self.buffers.slots.append(slot)
             elif type(child) is Leaf:
-                vars(node)["_modules"][name] = None
+                below[name] = None
             else:
-                below = self._node(child, (*path, name), place + start)
-                vars(node)["_modules"][name] = below
-        self._described.append((path, node, blueprint))
+                below[name] = self._node(child, (*path, name), place + start, described)
+        self._tables(node, blueprint, weights, below)
+        described.append((path, node, blueprint))
         return node
 
-    def _parameter(
-        self, node: Any, blueprint: Blueprint, name: str, place: int, path: Path
+    def _tables(
+        self, node: Any, blueprint: Blueprint, weights: dict[str, int], below: dict[str, Any]
     ) -> None:
-        home = vars(node)["_parameters"]
-        home[name] = None
+        """Fills the tables of parameters and children."""
+        attributes = vars(node)
+        attributes["_parameters"].update(dict.fromkeys(weights))
+        attributes["_modules"].update(below)
+        home = attributes["_parameters"]
         # An embedding with max_norm scales its weight in place: it gets a copy, too.
-        if blueprint.attributes.get("max_norm") is not None and name == "weight":
-            self.buffers.append(Slot(self._unique[place], home, name, (), "scaled"))
+        scaled = blueprint.attributes.get("max_norm") is not None
+        if scaled and "weight" in weights:
+            self.buffers.slots.append(Slot(weights.pop("weight"), home, "weight", (), "scaled"))
+        taken = {**attributes, **blueprint.attributes}
+        if self.quick and not scaled and may_show(blueprint.cls, taken, [*weights, *below]):
+            children = [name for name in below if name.isidentifier()]
+            attributes["_modules"] = Children(node, below, children, self._touched)
+            attributes["_parameters"] = Weights(node, home, weights, self._touched)
+            home = attributes
         else:
-            self.parameters.append((self._unique[place], home, name))
+            self._slow.append(node)
+        self.parameters += [(index, home, name) for name, index in weights.items()]
 
     def _furnish(self, path: Path, node: Any, blueprint: Blueprint) -> None:
         attributes = vars(node)
         for name, value in blueprint.attributes.items():
-            attributes[name] = self._value(value, path)
+            attributes[name] = resolved(value, lambda ref: self._follow(ref, path))
             self._link(attributes[name], value, path)
-        if _may_write(blueprint):
-            self.watched.append((attributes, tuple(attributes.values()), dict(attributes)))
-            self.contents += [
-                (value, value.copy())
-                for value in (attributes["_modules"], *map(attributes.get, blueprint.attributes))
-                if isinstance(value, (dict, list, set)) and hasattr(value, "copy")
-            ]
-
-    def _value(self, value: Any, path: Path) -> Any:
-        return resolved(value, lambda ref: self._follow(ref, path))
+        if type(attributes["_parameters"]) is Weights:
+            hasten(node, self._touched)
 
     def _follow(self, ref: Ref, path: Path) -> Any:
         if ref.up > len(path):
@@ -182,13 +181,30 @@ class Skeleton:
             return
         name = target[-1]
         inside = vars(owner)
-        home = inside["_parameters"] if name in inside["_parameters"] else inside["_buffers"]
+        homes = (inside, inside["_parameters"], inside["_buffers"])
+        home = next(home for home in homes if name in home)
 
         def bind() -> None:
             tensor = home.get(name)
             container[key] = weakref.ref(tensor) if ref.weak and tensor is not None else tensor
 
         self.links.append(bind)
+
+    def remember(self) -> None:
+        """Keeps what the modules look like, to see what a call has changed."""
+        self.nodes = list(self._at.values())
+        self._attributes = [vars(node) for node in self.nodes]
+        self._pristine = [dict(attributes) for attributes in self._attributes]
+        own = [self._own.get(path, ()) for path in self._at]
+        self._getters = [itemgetter("training", *names) for names in own]
+        held = [a[name] for a, names in zip(self._attributes, own, strict=True) for name in names]
+        self._containers = list({id(value): value for value in _containers(held)}.values())
+        self._contents = [value.copy() for value in self._containers]
+        self._lengths = list(map(len, self._attributes))
+        self._seen = self._look()
+        self.classes: list[Any] = list({type(node) for node in self.nodes})
+        self.forwards = [cls.forward for cls in self.classes]
+        self.counts = self.holders()
 
     def at(self, path: Path) -> Any:
         """The module at a path."""
@@ -200,117 +216,94 @@ class Skeleton:
         """Puts the leaves in their places."""
         for index, home, name in self.parameters:
             home[name] = leaves[index]
-        if self.buffers:
-            self._bind_buffers(leaves)
+        if self.buffers.slots:
+            self.buffers.bind(leaves)
         for path, shell in self.shells:
             shell.inner = follow(module, path)
         for link in self.links:
             link()
-
-    def _bind_buffers(self, leaves: tuple[Any, ...]) -> None:
-        plain = _plain()
-        given: dict[int, tuple[Any, Any, int]] = {}
-        self.given = []
-        for slot in self.buffers:
-            made = given.get(slot.index)
-            if made is None:
-                leaf = leaves[slot.index]
-                made = given[slot.index] = (leaf, *self._copy(slot, leaf, plain))
-            slot.home[slot.name] = made[1]
-            self.given.append(made)
-
-    def _copy(self, slot: Slot, leaf: Any, plain: bool) -> tuple[Any, int]:
-        """A private copy of a buffer, the one of the last call if nothing has changed."""
-        if not isinstance(leaf, Tensor):
-            return leaf, 0
-        statistic = leaf.dim() <= 1 and leaf.is_floating_point()  # may be written silently
-        if not (plain and slot.kept) or statistic or leaf.is_inference() or leaf.requires_grad:
-            return _private(leaf)
-        known = self.copies.get(slot.index)
-        if known is not None and known[0] is leaf and known[1] == leaf._version:
-            return known[2:]
-        copy, version = _private(leaf)
-        self.copies[slot.index] = (leaf, leaf._version, copy, version)
-        return copy, version
-
-    def changes(self) -> list[tuple[Path, str, Any]]:
-        """The owner, name and new value of every buffer that the call has changed."""
-        changed, plain = [], _plain()
-        for slot, (leaf, before, version) in zip(self.buffers, self.given, strict=True):
-            now = slot.home.get(slot.name)
-            if now is before and (
-                now is None or (now._version == version and _silently_same(slot, now, leaf, plain))
-            ):
-                continue
-            self.copies.pop(slot.index, None)
-            if slot.kept and now is not None:
-                changed.append((slot.owner, slot.name, now))
-        return changed
 
     def holders(self) -> list[int]:
         """How many references there are to each module."""
         return list(map(sys.getrefcount, self.nodes))
 
     def release(self) -> bool:
-        """Lets go of all leaves; returns whether the skeleton can serve another call.
+        """Lets go of all leaves and undoes what forward wrote, or leaves all to who holds a part.
 
-        It cannot when somebody holds a part of it, or when forward changed a container in it.
+        Returns:
+            Whether the skeleton can serve another call.
         """
-        for attributes, values, pristine in self.watched:
-            if not _unchanged(attributes, values):
-                attributes.clear()
-                attributes.update(pristine)
-        if any(now != before for now, before in self.contents):
-            return False
         if self.holders() != self.counts:
-            return False
+            self._undo()  # what was written may have held modules
+            if self.holders() != self.counts:
+                return False
+        self._unbind()
+        if self._touched or self._slow or [*map(len, self._attributes)] != self._lengths:
+            touched = [*self._touched]
+            self._touched.clear()
+            if not all([table.renew() for table in touched]):
+                return False
+            if not _alike(self._look(), self._seen):
+                self._undo()
+        if not _alike(self._containers, self._contents):
+            self._refill()
+        return True
+
+    def _look(self) -> list[Any]:
+        """What shows whether forward wrote attributes: how many there are, and their values."""
+        try:
+            values = [get(now) for get, now in zip(self._getters, self._attributes, strict=True)]
+        except KeyError:
+            return []
+        return [*map(len, self._attributes), values]
+
+    def _unbind(self) -> None:
         for _, home, name in self.parameters:
             home[name] = None
-        for slot in self.buffers:
-            slot.home[slot.name] = None
+        if self.buffers.slots:
+            self.buffers.release()
         for _, shell in self.shells:
             shell.inner = None
         for link in self.links:
             link()
-        self.given = []
-        return True
+
+    def _undo(self) -> None:
+        """Makes attributes what they were, apart from those that tables show."""
+        for now, before in zip(self._attributes, self._pristine, strict=True):
+            tables = (before["_parameters"], before["_modules"])
+            shown = [name for table in tables for name in getattr(table, "names", ())]
+            kept = {name: now[name] for name in shown if name in now}
+            now.clear()
+            now.update(before)
+            for name in shown:
+                if name not in kept:
+                    del now[name]
+            now.update(kept)
+
+    def _refill(self) -> None:
+        """Makes containers what they were."""
+        for container, content in zip(self._containers, self._contents, strict=True):
+            container.clear()
+            (container.extend if type(container) is list else container.update)(content)
 
 
-def _plain() -> bool:
-    """Whether tensors are what they seem: no transform wraps them, nothing is traced."""
-    return not (_compat.transform_active() or _compat.dispatch_mode_active())
+_CONTAINERS = (list, dict, set, OrderedDict, defaultdict)
 
 
-def _silent(node: nn.Module, name: str) -> str:
-    if isinstance(node, NORMS):
-        return "norm" if node.training and name != "num_batches_tracked" else ""
-    return "other"
+def _containers(values: Iterable[Any]) -> Iterator[Any]:
+    """The lists, dicts and sets among values, and those within them."""
+    for value in values:
+        if type(value) in _CONTAINERS:
+            yield value
+        if type(value) in (list, tuple, set, frozenset):
+            yield from _containers(value)
+        elif type(value) in _CONTAINERS:
+            yield from _containers(value.values())
 
 
-def _silently_same(slot: Slot, now: Tensor, leaf: Tensor, plain: bool) -> bool:
-    """Whether a buffer whose version was not counted up has indeed kept its value."""
-    if slot.silent == "norm":
-        return plain and torch.equal(now, leaf)
-    if slot.silent == "other" and plain and now.dim() == 1 and now.is_floating_point():
-        return torch.equal(now, leaf)
-    return True
-
-
-def _private(leaf: Tensor) -> tuple[Tensor, int]:
-    with torch.inference_mode(False):  # what is made in inference mode counts no versions
-        copy = leaf.clone()
-    return copy, copy._version
-
-
-def _may_write(blueprint: Blueprint) -> bool:
-    """Whether forward may write attributes; torch's own layers do so only by hooks."""
-    own = blueprint.cls.__module__.startswith("torch.nn.modules")
-    return not own or any(name.endswith("hooks") for name in blueprint.attributes)
-
-
-def _unchanged(attributes: dict[str, Any], values: tuple[Any, ...]) -> bool:
+def _alike(now: list[Any], before: list[Any]) -> bool:
     try:
-        return tuple(attributes.values()) == values  # identity first, at C speed
+        return now == before  # identity first, at C speed
     except (RuntimeError, TypeError, ValueError):  # tensors that have no truth value
         return False
 
@@ -322,19 +315,27 @@ def follow(module: Any, path: Path) -> Any:
     return module
 
 
+_POOLS = ("skeletons", "quick skeletons")
+
+
 def borrow(structure: Structure) -> Skeleton:
     """A skeleton for one call."""
-    pool: Any = structure.variants.get("skeletons")
-    try:
-        return pool.pop()  # type: ignore[no-any-return]  # a list of skeletons
-    except (AttributeError, IndexError):
-        skeleton = Skeleton(structure)
-        skeleton.counts = skeleton.holders()
-        return skeleton
+    quick = not _compat.module_calls_watched()
+    pool: Any = structure.variants.get(_POOLS[quick])
+    while pool:
+        try:
+            skeleton: Skeleton = pool.pop()
+        except IndexError:  # another thread took the last one
+            break
+        if [cls.forward for cls in skeleton.classes] == skeleton.forwards:
+            return skeleton
+    skeleton = Skeleton(structure, quick)
+    skeleton.remember()
+    return skeleton
 
 
 def put_back(structure: Structure, skeleton: Skeleton) -> None:
     """Keeps a skeleton for the next call, if it can serve one."""
     if skeleton.release():
-        pool: Any = structure.variants
-        pool.setdefault("skeletons", []).append(skeleton)
+        pools: Any = structure.variants
+        pools.setdefault(_POOLS[skeleton.quick], []).append(skeleton)

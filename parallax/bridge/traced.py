@@ -14,7 +14,8 @@ from torch import nn
 
 from parallax import effects, notes
 from parallax.bridge.blueprint import BY_NUMBER, resolved
-from parallax.bridge.skeleton import NORMS, Shell, empty_node
+from parallax.bridge.buffers import NORMS
+from parallax.bridge.skeleton import Shell, empty_node
 from parallax.module import Module
 
 __all__ = ["call"]
