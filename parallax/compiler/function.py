@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any, TypeVar, overload
 
-from parallax._compat import is_compiling
+from parallax._compat import is_compiling, is_transforming, recompile_limit
 from parallax.compiler import dynamo
 from parallax.compiler.graph import Graph
 from parallax.compiler.packing import pack_call, paths_of, positions_in_modules
@@ -125,7 +125,7 @@ class _Compiled:
         # Dynamo looks at all that a function closes over, hence one function in another.
         @functools.wraps(fn)
         def compiled(*args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or dynamo.is_transforming():
+            if is_compiling() or is_transforming():
                 return fn(*args, **kwargs)
             return call(args, kwargs)
 
@@ -152,7 +152,7 @@ class _Compiled:
             _require_values(items, paths_of(tokens, self._names())[0])
             family = family_of(tokens)
             before = [graph for graph in self.families.get(family, []) if graph.watch.unchanged()]
-            if len(before) >= (self.limit or dynamo.recompile_limit()):
+            if len(before) >= (self.limit or recompile_limit()):
                 return self._refuse(reason(before, tokens, items, self._names()), args, kwargs)
             graph = self._graph(tokens, items)
             result = graph(items)

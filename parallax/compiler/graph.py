@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.compiler import dynamo
+from parallax._compat import tensor_check, write_detector
+from parallax.compiler.dynamo import compile_flat, settings_for
 from parallax.compiler.opening import write_builder, write_opener
 from parallax.compiler.packing import build_call, spell, tokens_to_trace
 from parallax.compiler.watch import Watch
@@ -121,14 +122,14 @@ class Graph:
         strides = [
             anything[k] if k in self.loose else list(leaf.stride()) for k, leaf in enumerate(leaves)
         ]
-        self._tensors = dynamo.tensor_check(leaves, self.sizes, strides)
-        self._kinds = dynamo.tensor_check(leaves, anything, anything)
+        self._tensors = tensor_check(leaves, self.sizes, strides)
+        self._kinds = tensor_check(leaves, anything, anything)
         self.check: Callable[..., bool] = self._tensors.check
         self._sharing = _sharing(leaves)
         self._writes = False
         # Dynamo makes a size symbolic when it sees another one under the same name.
         self.name: str = like.name if like is not None else f"{_name(fn)}_{next(_count)}"
-        self._run = self._compile(fn, settings)
+        self._run = self._compile(fn, settings_for(settings, items))
 
     def fits(self, items: Sequence[Any]) -> bool:
         """Whether this graph is right for ``items`` of its structure."""
@@ -169,7 +170,7 @@ class Graph:
         return self._results[number][1](results)
 
     def _compile(self, fn: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
-        ask, whether_written = dynamo.write_detector(self._note_writes)
+        ask, whether_written = write_detector(self._note_writes)
         namespace = {
             "parallax_ask": ask,
             "parallax_whether_written": whether_written,
@@ -184,7 +185,7 @@ class Graph:
         # dynamo sees that a leaf is also closed over only where both are local.
         code = _flat(fn).__code__.replace(co_name=self.name, co_qualname=self.name)
         flat = FunctionType(code, namespace, self.name, None, (CellType(fn),))
-        return dynamo.compile_flat(flat, settings, lambda k: self._writes or k in self.loose)
+        return compile_flat(flat, settings, lambda k: self._writes or k in self.loose)
 
     def _note_writes(self) -> None:
         self._writes = True
