@@ -189,6 +189,40 @@ def _find_traced_checkpoint(context: Any) -> None:
             raise RuntimeError(NO_CHECKPOINT)
 
 
+def open_checkpoint() -> None:
+    """While dynamo traces a checkpoint: what runs in it may now add to a list outside of it.
+
+    Dynamo refuses that, as eager code would add again when it computes the checkpoint again. Who
+    asks for this does not do so in eager code either. Torch's configuration can only allow it to
+    all code at once.
+    """
+    from torch._dynamo.comptime import comptime
+
+    comptime(_open_checkpoint)
+
+
+def close_checkpoint() -> None:
+    """Undoes ``open_checkpoint``."""
+    from torch._dynamo.comptime import comptime
+
+    comptime(_close_checkpoint)
+
+
+def _open_checkpoint(context: Any) -> None:
+    tracer = context._i_will_not_complain_if_bc_breaks_InstructionTranslator().output.current_tracer
+    if "checkpoint" in str(tracer.source_target):
+        tracer.allowed_before = tracer.allow_side_effects_in_hop
+        tracer.allow_side_effects_in_hop = True
+        # Then every tensor that is computed within is handed out, too.
+        tracer.traced_with_externally_visible_side_effects = True
+
+
+def _close_checkpoint(context: Any) -> None:
+    tracer = context._i_will_not_complain_if_bc_breaks_InstructionTranslator().output.current_tracer
+    if "checkpoint" in str(tracer.source_target):
+        tracer.allow_side_effects_in_hop = tracer.allowed_before
+
+
 outside_transforms: Callable[[], AbstractContextManager[object]] = torch._C._DisableFuncTorch
 """Within ``with outside_transforms():`` operators on plain tensors pass ``torch.func`` by."""
 
@@ -237,18 +271,6 @@ disabled_torch_function: Any = torch._C._disabled_torch_function_impl
 adafactor: Callable[..., None] = torch.optim._adafactor.adafactor
 muon: Callable[..., None] = torch.optim._muon.muon
 flatten_dense: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors
-
-
-def tensor_check(tensors: Sequence[Tensor]) -> Any:
-    """Dynamo's own check of the metadata of several tensors at once, in C++.
-
-    ``check(*others)`` compares type, dispatch keys, dtype, device, requires_grad under the present
-    grad mode, sizes and strides; it is false if a tensor comes twice.
-    """
-    sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
-    return torch._C._dynamo.guards.TensorGuards(
-        *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
-    )
 
 
 AccumulateGrad: type = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]  # made in C++

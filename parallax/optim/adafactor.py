@@ -97,7 +97,8 @@ def _traced(at: Lists, h: Hyper, ages: list[Tensor]) -> Lists:
 
 
 def _mean_square(grad: Tensor, dim: int) -> Tensor:
-    return torch.norm(grad, dim=dim, keepdim=True).square() / grad.size(dim)
+    norm: Tensor = torch.norm(grad, dim=dim, keepdim=True)
+    return norm.square() / grad.size(dim)
 
 
 def _toward(average: Tensor, value: Tensor, weight: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from parallax import _compat
 from parallax.nodes import is_module
@@ -81,8 +82,8 @@ class Plan:
         stepped = set(self.chosen)
         trainable = enumerate(self._model.trainable)
         self._holes = [k for k, trains in trainable if trains and k not in stepped]
-        self._check_model = _compat.tensor_check(mine)
-        self._check_grads = _compat.tensor_check(theirs)
+        self._check_model = _check(mine)
+        self._check_grads = _check(theirs)
         self.kept = True
 
     def _pick(self, column: Sequence[Any]) -> Sequence[Any]:
@@ -113,6 +114,10 @@ class Plan:
         if any([leaves[k] is not None and given[k] is not None for k in self._holes]):
             return None
         return given
+
+
+def _check(tensors: Sequence[Tensor]) -> Any:
+    return _compat.tensor_check(tensors, [t.shape for t in tensors], [t.stride() for t in tensors])
 
 
 def plan_for(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch.optim import lr_scheduler as theirs
 from torch.optim.swa_utils import SWALR
 
@@ -45,6 +46,41 @@ CURVES: dict[str, Any] = {
     "lambda": (
         mine.LambdaLR(LR, lambda t: 0.9**t),
         lambda o: theirs.LambdaLR(o, lambda t: 0.9**t),
+    ),
+    "multiplicative": (
+        mine.MultiplicativeLR(LR, lambda t: 1 - 0.5 / t, total_iters=STEPS),
+        lambda o: theirs.MultiplicativeLR(o, lambda t: 1 - 0.5 / t),
+    ),
+    "chained": (
+        mine.ChainedScheduler(
+            (
+                mine.ConstantLR(LR, 0.1, 20),
+                mine.ChainedScheduler((mine.ExponentialLR(LR, 0.95), mine.StepLR(LR, 9, 0.5))),
+                mine.CosineAnnealingLR(LR, STEPS),
+                mine.LinearLR(LR, 0.5, 0.9, 30),
+            )
+        ),
+        lambda o: theirs.ChainedScheduler(
+            [
+                theirs.ConstantLR(o, 0.1, 20),
+                theirs.ExponentialLR(o, 0.95),
+                theirs.StepLR(o, 9, 0.5),
+                theirs.CosineAnnealingLR(o, STEPS),
+                theirs.LinearLR(o, 0.5, 0.9, 30),
+            ]
+        ),
+    ),
+    "cyclic_by_cycle": (
+        mine.CyclicLR(0.1, LR, 6, 9, scale_fn=lambda x: 1 / (5**x)),
+        lambda o: theirs.CyclicLR(
+            o, 0.1, LR, 6, 9, scale_fn=lambda x: 1 / (5**x), cycle_momentum=False
+        ),
+    ),
+    "cyclic_by_step": (
+        mine.CyclicLR(0.1, LR, 6, scale_fn=lambda x: 0.9**x, scale_mode="iterations"),
+        lambda o: theirs.CyclicLR(
+            o, 0.1, LR, 6, scale_fn=lambda x: 0.9**x, scale_mode="iterations", cycle_momentum=False
+        ),
     ),
     "one_cycle": (mine.OneCycleLR(LR, STEPS), lambda o: theirs.OneCycleLR(o, LR, STEPS)),
     "one_cycle_linear": (
@@ -117,7 +153,7 @@ def test_warmup_and_cosine() -> None:
 
 
 @pytest.mark.parametrize(
-    "schedule", [s for s, _ in CURVES.values() if not isinstance(s, mine.LambdaLR)], ids=repr
+    "schedule", [s for s, _ in CURVES.values() if "<lambda>" not in repr(s)], ids=repr
 )
 def test_schedules_are_values_and_batch(schedule: Any) -> None:
     again = pickle.loads(pickle.dumps(schedule))
@@ -158,7 +194,81 @@ def test_any_hyper_parameter_may_follow_a_schedule() -> None:
     assert point.at.item() == pytest.approx(1 - 0.1 * 0.5)
 
 
+# -- a rate that follows a measured number --------------------------------------------------------
+
+WATCHES: list[dict[str, Any]] = [
+    {"patience": 2},
+    {"mode": "max", "factor": 0.5, "patience": 1, "cooldown": 2},
+    {"threshold": 0.2, "threshold_mode": "abs", "patience": 0, "min_lr": 0.01},
+    {"mode": "max", "threshold": 0.1, "threshold_mode": "abs", "patience": 1, "eps": 0.01},
+]
+
+
+def numbers(count: int) -> list[float]:
+    generator = torch.Generator().manual_seed(3)
+    falling = torch.linspace(2, 1, count) + 0.3 * torch.randn(count, generator=generator)
+    return [float(number) for number in falling] + [1.0] * 10 + [float("nan"), 0.5]
+
+
+@pytest.mark.parametrize("settings", WATCHES, ids=str)
+def test_the_rate_on_a_plateau_is_torchs(settings: dict[str, Any]) -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=LR)
+    scheduler = theirs.ReduceLROnPlateau(optimizer, **settings)
+    watch = mine.ReduceLROnPlateau(**settings)
+    compiled = torch.compile(watch.step, fullgraph=True, backend=counter)
+    plateau = traced = watch.init(LR)
+    for number in numbers(40):
+        scheduler.step(number)
+        plateau = watch.step(plateau, number)
+        traced = compiled(traced, torch.tensor(number))
+        assert plateau.lr.item() == traced.lr.item() == optimizer.param_groups[0]["lr"]
+        assert plateau.best.item() == scheduler.best
+    assert plateau.lr < LR and counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+def test_a_rate_on_a_plateau_is_the_rate_of_an_optimizer() -> None:
+    class Point(Module):
+        at: Parameter
+
+    watch, point = mine.ReduceLROnPlateau(factor=0.5, patience=0), Point(torch.zeros(()))
+    opt, plateau = optim.SGD(), watch.init(1.0)
+    state = opt.init(point)
+    for loss in (1.0, 1.0, 1.0):
+        plateau = watch.step(plateau, loss)
+        opt = opt.replace(lr=plateau.lr)
+        point, state = opt.step(point, Point(torch.ones(())), state)
+    assert point.at.item() == -(1 + 0.5 + 0.25)
+    with pytest.raises(ValueError, match=r"factor is less than 1, got 1.5"):
+        mine.ReduceLROnPlateau(factor=1.5)
+    with pytest.raises(ValueError, match="mode is 'min' or 'max', got 'least'"):
+        mine.ReduceLROnPlateau("least")
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+def test_schedules_are_made_of_a_base_that_cannot_stand_alone() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        mine.Schedule()  # type: ignore[abstract]  # that is what is tested
+    with pytest.raises(TypeError, match="abstract"):
+        optim.Optimizer()  # type: ignore[abstract]  # that is what is tested
+
+
 def test_bad_schedules_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"has no end. Say when .* total_iters=\.\.\."):
+        mine.MultiplicativeLR(LR, lambda t: 0.9)(torch.tensor(1.0))
+    with pytest.raises(ValueError, match="scale_mode is 'cycle' or 'iterations', got 'epochs'"):
+        mine.CyclicLR(0.1, 0.2, scale_mode="epochs")
+    with pytest.raises(TypeError, match=r"LambdaLR.* does not multiply the rate of the others"):
+        mine.ChainedScheduler((mine.ConstantLR(LR), mine.LambdaLR(LR, abs)))
+    with pytest.raises(TypeError, match=r"CosineAnnealingLR.* does not multiply"):
+        mine.ChainedScheduler((mine.CosineAnnealingLR(LR, 10, 0.1),))
+    with pytest.raises(ValueError, match=r"schedules of one rate, got \[0.1, 0.2\]"):
+        mine.ChainedScheduler((mine.ConstantLR(0.1), mine.ConstantLR(0.2)))
+    with pytest.raises(ValueError, match="there is nothing to chain"):
+        mine.ChainedScheduler(())
     with pytest.raises(ValueError, match="mode is 'triangular', 'triangular2' or 'exp_range'"):
         mine.CyclicLR(0.1, 0.2, mode="square")
     with pytest.raises(ValueError, match="anneal_strategy is 'cos' or 'linear', got 'sine'"):

@@ -1,13 +1,4 @@
-"""Learning rates as pure functions of the step: the curves of ``torch.optim.lr_scheduler``.
-
-A schedule stands where a number would: ``optim.Adam(lr=StepLR(0.1, 30))``; any hyper-parameter may
-be one, and so may any function of your own. ``step`` counts the steps already made. It is an int in
-eager code and a tensor under ``torch.compile``, where the rate is part of the graph and changes
-without compiling again. Schedules here take both. They are values: two equal ones are equal.
-
-``ReduceLROnPlateau`` is no function of the step: give the rate as a tensor and change it by
-``opt.replace(lr=...)``.
-"""
+"""Rates that rise and fall, along cosines and straight lines."""
 
 from __future__ import annotations
 
@@ -15,167 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from parallax.optim.curve import STRATEGIES, Schedule, Step, anneal, least, where
+from parallax.optim.schedules.curve import STRATEGIES, Schedule, Step, anneal, least, where
 
 __all__ = [
     "SWALR",
-    "ConstantLR",
     "CosineAnnealingLR",
     "CosineAnnealingWarmRestarts",
     "CyclicLR",
-    "ExponentialLR",
-    "LambdaLR",
-    "LinearLR",
-    "MultiStepLR",
     "OneCycleLR",
-    "PolynomialLR",
-    "Schedule",
-    "SequentialLR",
-    "StepLR",
     "WarmupCosineLR",
-]  # fmt: skip
+]
 
 _MOST_RESTARTS = 64
-
-
-@dataclass(frozen=True)
-class LambdaLR(Schedule):
-    """``lr * lr_lambda(step)``.
-
-    Args:
-        lr: the rate to begin with.
-        lr_lambda: takes an int or a tensor to a factor.
-    """
-
-    lr: float
-    lr_lambda: Callable[[Any], Any]
-
-    def at(self, t: Step) -> Any:
-        """The rate."""
-        return self.lr * self.lr_lambda(t)
-
-
-@dataclass(frozen=True)
-class ConstantLR(Schedule):
-    """``lr * factor`` for ``total_iters`` steps, then ``lr``.
-
-    Args:
-        lr: the rate afterwards.
-        factor: of the rate before.
-        total_iters: how many steps.
-    """
-
-    lr: float
-    factor: float = 1 / 3
-    total_iters: int = 5
-
-    def at(self, t: Step) -> Any:
-        """The rate."""
-        return where(t < self.total_iters, self.lr * self.factor, self.lr)
-
-
-@dataclass(frozen=True)
-class LinearLR(Schedule):
-    """A straight line from ``lr * start_factor`` to ``lr * end_factor``.
-
-    Args:
-        lr: the rate.
-        start_factor: of the rate at the beginning.
-        end_factor: of the rate after ``total_iters`` steps.
-        total_iters: how many steps.
-    """
-
-    lr: float
-    start_factor: float = 1 / 3
-    end_factor: float = 1.0
-    total_iters: int = 5
-
-    def at(self, t: Step) -> Any:
-        """The rate."""
-        way = least(t, self.total_iters) / self.total_iters
-        return self.lr * (self.start_factor + (self.end_factor - self.start_factor) * way)
-
-
-@dataclass(frozen=True)
-class StepLR(Schedule):
-    """``lr`` times ``gamma`` after every ``step_size`` steps.
-
-    Args:
-        lr: the rate to begin with.
-        step_size: how many steps.
-        gamma: the factor.
-
-    Example:
-        >>> from parallax.optim.schedules import StepLR
-        >>> [StepLR(1.0, 2, gamma=0.5)(step) for step in range(5)]
-        [1.0, 1.0, 0.5, 0.5, 0.25]
-    """
-
-    lr: float
-    step_size: int
-    gamma: float = 0.1
-
-    def at(self, t: Step) -> Any:
-        """The rate."""
-        return self.lr * self.gamma ** (t // self.step_size)
-
-
-@dataclass(frozen=True)
-class MultiStepLR(Schedule):
-    """``lr`` times ``gamma`` at every milestone.
-
-    Args:
-        lr: the rate to begin with.
-        milestones: numbers of steps.
-        gamma: the factor.
-    """
-
-    lr: float
-    milestones: tuple[int, ...]
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-
-    def at(self, t: Step) -> Any:
-        """The rate."""
-        return self.lr * self.gamma ** sum([where(t >= m, 1.0, 0.0) for m in self.milestones])
-
-
-@dataclass(frozen=True)
-class ExponentialLR(Schedule):
-    """``lr * gamma**step``.
-
-    Args:
-        lr: the rate to begin with.
-        gamma: the factor per step.
-    """
-
-    lr: float
-    gamma: float
-
-    def at(self, t: Step) -> Any:
-        """The rate."""
-        return self.lr * self.gamma**t
-
-
-@dataclass(frozen=True)
-class PolynomialLR(Schedule):
-    """``lr * (1 - step / total_iters)**power``, and then 0.
-
-    Args:
-        lr: the rate to begin with.
-        total_iters: how many steps.
-        power: the power.
-    """
-
-    lr: float
-    total_iters: int = 5
-    power: float = 1.0
-
-    def at(self, t: Step) -> Any:
-        """The rate."""
-        return self.lr * (1.0 - least(t, self.total_iters) / self.total_iters) ** self.power
 
 
 @dataclass(frozen=True)
@@ -242,6 +84,9 @@ class CyclicLR(Schedule):
         step_size_down: steps down; by default as many.
         mode: ``"triangular"``, ``"triangular2"`` (half as high each time) or ``"exp_range"``.
         gamma: the factor per step of ``"exp_range"``.
+        scale_fn: what the height is multiplied with, in the place of ``mode``.
+        scale_mode: what ``scale_fn`` is given: the number of the ``"cycle"``, from 1, or that of
+            the step (``"iterations"``).
     """
 
     base_lr: float
@@ -250,11 +95,17 @@ class CyclicLR(Schedule):
     step_size_down: int | None = None
     mode: str = "triangular"
     gamma: float = 1.0
+    scale_fn: Callable[[Any], Any] | None = None
+    scale_mode: str = "cycle"
 
     def __post_init__(self) -> None:
         if self.mode not in ("triangular", "triangular2", "exp_range"):
             raise ValueError(
                 f"CyclicLR: mode is 'triangular', 'triangular2' or 'exp_range', got {self.mode!r}"
+            )
+        if self.scale_mode not in ("cycle", "iterations"):
+            raise ValueError(
+                f"CyclicLR: scale_mode is 'cycle' or 'iterations', got {self.scale_mode!r}"
             )
 
     def at(self, t: Step) -> Any:
@@ -265,7 +116,9 @@ class CyclicLR(Schedule):
         cycle = t // total
         x = t / total - cycle
         height = (self.max_lr - self.base_lr) * where(x <= up, x / up, (x - 1) / (up - 1))
-        if self.mode == "triangular2":
+        if self.scale_fn is not None:
+            height = height * self.scale_fn(cycle + 1 if self.scale_mode == "cycle" else t)
+        elif self.mode == "triangular2":
             height = height / 2.0**cycle
         elif self.mode == "exp_range":
             height = height * self.gamma**t
@@ -363,32 +216,3 @@ class WarmupCosineLR(Schedule):
         span = max(self.total_steps - self.warmup_steps, 1)
         down = anneal(self.lr, self.eta_min, least(t - self.warmup_steps, span) / span)
         return where(t < self.warmup_steps, self.lr * t / max(self.warmup_steps, 1), down)
-
-
-@dataclass(frozen=True)
-class SequentialLR(Schedule):
-    """Several schedules one after the other, each counting from its own beginning.
-
-    Args:
-        schedules: the schedules.
-        milestones: when the next one begins; one fewer than there are schedules.
-    """
-
-    schedules: tuple[Callable[[Any], Any], ...]
-    milestones: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "schedules", tuple(self.schedules))
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        if len(self.schedules) != len(self.milestones) + 1:
-            raise ValueError(
-                f"SequentialLR: {len(self.schedules)} schedules need {len(self.schedules) - 1} "
-                f"milestones, got {len(self.milestones)}"
-            )
-
-    def at(self, t: Step) -> Any:
-        """The rate."""
-        rate = self.schedules[0](t)
-        for schedule, begin in zip(self.schedules[1:], self.milestones):  # noqa: B905  # dynamo traces no strict=
-            rate = where(t >= begin, schedule(t - begin), rate)
-        return rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -14,16 +15,16 @@ __all__ = ["STRATEGIES", "Schedule", "Step", "anneal", "least", "line", "where"]
 Step = Any  # an int or a tensor of no dimension
 
 
-class Schedule:
+class Schedule(ABC):
     """A function of the number of steps; the base of the schedules here."""
 
     def __call__(self, step: Step) -> Any:
         """The rate after ``step`` steps."""
         return self.at(wide(step))
 
+    @abstractmethod
     def at(self, t: Step) -> Any:
         """The rate at a number of double precision."""
-        raise NotImplementedError
 
 
 def wide(step: Step) -> Step:

@@ -1,0 +1,111 @@
+"""Schedules made of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from parallax.optim.schedules.curve import Schedule, Step, where
+from parallax.optim.schedules.cycle import CosineAnnealingLR
+from parallax.optim.schedules.decay import (
+    ConstantLR,
+    ExponentialLR,
+    LinearLR,
+    MultiplicativeLR,
+    MultiStepLR,
+    PolynomialLR,
+    StepLR,
+)
+
+__all__ = ["ChainedScheduler", "SequentialLR"]
+
+
+@dataclass(frozen=True)
+class SequentialLR(Schedule):
+    """Several schedules one after the other, each counting from its own beginning.
+
+    Args:
+        schedules: the schedules.
+        milestones: when the next one begins; one fewer than there are schedules.
+    """
+
+    schedules: tuple[Callable[[Any], Any], ...]
+    milestones: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedules", tuple(self.schedules))
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        if len(self.schedules) != len(self.milestones) + 1:
+            raise ValueError(
+                f"SequentialLR: {len(self.schedules)} schedules need {len(self.schedules) - 1} "
+                f"milestones, got {len(self.milestones)}"
+            )
+
+    def at(self, t: Step) -> Any:
+        """The rate."""
+        rate = self.schedules[0](t)
+        for schedule, begin in zip(self.schedules[1:], self.milestones):  # noqa: B905  # dynamo traces no strict=
+            rate = where(t >= begin, schedule(t - begin), rate)
+        return rate
+
+
+@dataclass(frozen=True)
+class ChainedScheduler(Schedule):
+    """Several schedules at once: the first rate times what each of them multiplies it with.
+
+    Args:
+        schedules: schedules that begin with one rate and multiply it: ``ConstantLR``, ``LinearLR``,
+            ``StepLR``, ``MultiStepLR``, ``ExponentialLR``, ``PolynomialLR``, ``MultiplicativeLR``,
+            ``CosineAnnealingLR`` down to 0, or chains of these.
+
+    Raises:
+        TypeError: if one is no such schedule; a ``LambdaLR`` in torch's chain undoes the others.
+        ValueError: if there is none, or they begin with different rates.
+
+    Example:
+        >>> from parallax.optim.schedules import ChainedScheduler, ConstantLR, ExponentialLR
+        >>> rate = ChainedScheduler((ConstantLR(1.0, 0.5, 2), ExponentialLR(1.0, 0.5)))
+        >>> [rate(step) for step in range(4)]
+        [0.5, 0.25, 0.25, 0.125]
+    """
+
+    schedules: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedules", tuple(self.schedules))
+        if not self.schedules:
+            raise ValueError("ChainedScheduler: there is nothing to chain")
+        for schedule in self.schedules:
+            if not _multiplies(schedule):
+                raise TypeError(
+                    f"ChainedScheduler: {schedule!r} does not multiply the rate of the others. "
+                    f"Write a function of the step: lr=lambda step: ..."
+                )
+        rates = {schedule.lr for schedule in self.schedules}
+        if len(rates) > 1:
+            raise ValueError(f"ChainedScheduler: schedules of one rate, got {sorted(rates)}")
+
+    @property
+    def lr(self) -> Any:
+        """The rate to begin with."""
+        return self.schedules[0].lr
+
+    def at(self, t: Step) -> Any:
+        """The rate."""
+        rate = self.lr
+        for schedule in self.schedules:
+            rate = rate * (schedule.at(t) / schedule.lr)
+        return rate
+
+
+_MULTIPLY = (
+    ConstantLR, ExponentialLR, LinearLR, MultiStepLR, MultiplicativeLR, PolynomialLR, StepLR,
+    ChainedScheduler,
+)  # fmt: skip
+
+
+def _multiplies(schedule: Any) -> bool:
+    if isinstance(schedule, CosineAnnealingLR):
+        return schedule.eta_min == 0
+    return isinstance(schedule, _MULTIPLY)
