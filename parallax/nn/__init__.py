@@ -27,6 +27,7 @@ from parallax.nn.adaptive import (
     AdaptiveMaxPool3d,
 )
 from parallax.nn.attention import MultiheadAttention
+from parallax.nn.bags import EmbeddingBag
 from parallax.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from parallax.nn.caching import KVCache
 from parallax.nn.containers import MLP, Lambda, Residual, Sequential
@@ -39,14 +40,36 @@ from parallax.nn.dropout import (
     Dropout3d,
     FeatureAlphaDropout,
 )
+from parallax.nn.embedding import Embedding
 from parallax.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from parallax.nn.linear import Bilinear, Identity, Linear
+from parallax.nn.mirroring import (
+    CircularPad1d,
+    CircularPad2d,
+    CircularPad3d,
+    ReflectionPad1d,
+    ReflectionPad2d,
+    ReflectionPad3d,
+    ReplicationPad1d,
+    ReplicationPad2d,
+    ReplicationPad3d,
+)
 from parallax.nn.normalization import GroupNorm, LayerNorm, LocalResponseNorm, RMSNorm
-from parallax.nn.padding import ZeroPad1d, ZeroPad2d, ZeroPad3d
+from parallax.nn.padding import (
+    ConstantPad1d,
+    ConstantPad2d,
+    ConstantPad3d,
+    ZeroPad1d,
+    ZeroPad2d,
+    ZeroPad3d,
+)
 from parallax.nn.pooling import AvgPool1d, AvgPool2d, AvgPool3d, MaxPool1d, MaxPool2d, MaxPool3d
 from parallax.nn.powerpool import LPPool1d, LPPool2d, LPPool3d
 from parallax.nn.rectifiers import CELU, ELU, SELU, LeakyReLU, PReLU, ReLU, ReLU6, RReLU, Threshold
+from parallax.nn.rnn import GRU, LSTM, RNN
+from parallax.nn.rnn_cells import GRUCell, LSTMCell, RNNCell
 from parallax.nn.rotary import RotaryEmbedding
+from parallax.nn.shaping import ChannelShuffle, Flatten, PixelShuffle, PixelUnshuffle, Unflatten
 from parallax.nn.shrinking import Hardshrink, Softshrink, Tanhshrink
 from parallax.nn.softmax import GLU, LogSoftmax, Softmax, Softmax2d, Softmin
 from parallax.nn.transformer import (
@@ -63,13 +86,17 @@ from parallax.nn.unpooling import (
     MaxUnpool2d,
     MaxUnpool3d,
 )
+from parallax.nn.upsampling import Upsample, UpsamplingBilinear2d, UpsamplingNearest2d
 
 __all__ = [
     "CELU",
     "ELU",
     "GELU",
     "GLU",
+    "GRU",
+    "LSTM",
     "MLP",
+    "RNN",
     "SELU",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
@@ -85,6 +112,7 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Bilinear",
+    "ChannelShuffle",
     "CircularPad1d",
     "CircularPad2d",
     "CircularPad3d",
@@ -101,9 +129,13 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "Embedding",
+    "EmbeddingBag",
     "FeatureAlphaDropout",
+    "Flatten",
     "FractionalMaxPool2d",
     "FractionalMaxPool3d",
+    "GRUCell",
     "GroupNorm",
     "Hardshrink",
     "Hardsigmoid",
@@ -117,6 +149,7 @@ __all__ = [
     "LPPool1d",
     "LPPool2d",
     "LPPool3d",
+    "LSTMCell",
     "Lambda",
     "LayerNorm",
     "LeakyReLU",
@@ -133,7 +166,10 @@ __all__ = [
     "Mish",
     "MultiheadAttention",
     "PReLU",
+    "PixelShuffle",
+    "PixelUnshuffle",
     "RMSNorm",
+    "RNNCell",
     "RReLU",
     "ReLU",
     "ReLU6",
@@ -161,6 +197,10 @@ __all__ = [
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "Unflatten",
+    "Upsample",
+    "UpsamplingBilinear2d",
+    "UpsamplingNearest2d",
     "ZeroPad1d",
     "ZeroPad2d",
     "ZeroPad3d",

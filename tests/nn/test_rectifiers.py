@@ -102,7 +102,7 @@ def test_the_same_key_draws_the_same_slopes_and_the_global_rng_is_left_alone() -
     keys = random.split(random.key(0), 3)
     rows = func.vmap(lambda key: nn.RReLU().train(key)(x))(keys)
     assert len({tuple(row.tolist()) for row in rows}) == 3
-    with pytest.raises(RuntimeError, match="RReLU.rng: no random state was handed to this tree"):
+    with pytest.raises(RuntimeError, match=r"^RReLU\.rng: no random state"):
         nn.RReLU()(x)
 
 

@@ -1,0 +1,185 @@
+"""Tables of vectors, of which bags are looked up and summed."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from parallax.nn.arguments import one_of
+from parallax.nn.embedding import Table
+from parallax.nn.refusal import refuse, where
+
+__all__ = ["EmbeddingBag"]
+
+_REDUCTIONS = {"sum": 0, "mean": 1, "max": 2}
+
+
+class EmbeddingBag(Table):
+    r"""A table of vectors, of which each bag of indices gives the sum, the mean or the largest.
+
+    Args:
+        num_embeddings: the number of rows.
+        embedding_dim: the size of each.
+        max_norm: longer rows are scaled to this norm first. The table itself is not written to,
+            as torch does, and gradients are those of the rows as they were.
+        norm_type: of which norm.
+        scale_grad_by_freq: whether gradients are divided by how often a row is looked up; not in
+            mode ``"max"``.
+        mode: ``"sum"``, ``"mean"`` or ``"max"``; the field is ``reduction``.
+        sparse: whether the gradient of the table is a sparse tensor; not in mode ``"max"``.
+        include_last_offset: whether the last offset is the end of the last bag.
+        padding_idx: a row that is left out of every bag, gets no gradient and starts as zeros.
+        dtype: of the table; by default torch's default dtype.
+
+    Shape:
+        - input: ``(B, N)``, B bags of N indices each; or ``(N,)``, with offsets
+        - offsets: ``(B,)``, where each bag of a one-dimensional input starts
+        - per_sample_weights: as the input; what each row is multiplied with, for ``"sum"`` only
+        - output: ``(B, embedding_dim)``
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor of indices.
+        ValueError: if an argument is out of range, or an input is of another shape.
+        IndexError: if an index is out of range.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.EmbeddingBag(10, 3, mode="sum").initialize(0)(torch.tensor([[1, 2], [9, 1]])).shape
+        torch.Size([2, 3])
+    """
+
+    reduction: str
+    include_last_offset: bool
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq,
+            sparse, dtype,
+        )  # fmt: skip
+        self.reduction = one_of("EmbeddingBag", "mode", mode, *_REDUCTIONS)
+        if mode == "max" and (sparse or scale_grad_by_freq):
+            which = "sparse" if sparse else "scale_grad_by_freq"
+            raise ValueError(f"EmbeddingBag({which}=): must be False for mode='max'")
+        self.include_last_offset = include_last_offset
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        embeddings: Tensor,
+        freeze: bool = True,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+    ) -> Self:
+        """A table of given vectors.
+
+        Args:
+            embeddings: of shape ``(num_embeddings, embedding_dim)``; shared, not copied.
+            freeze: whether the table is left out of training.
+            max_norm: as at construction, and so is the rest.
+            norm_type: of which norm.
+            scale_grad_by_freq: whether gradients are divided by frequency.
+            mode: ``"sum"``, ``"mean"`` or ``"max"``.
+            sparse: whether the gradient is sparse.
+            include_last_offset: whether the last offset is the end of the last bag.
+            padding_idx: as at construction, but the row stays as it is.
+
+        Returns:
+            The layer.
+
+        Raises:
+            ValueError: if the vectors are no matrix.
+
+        Example:
+            >>> import torch
+            >>> from parallax import nn
+            >>> nn.EmbeddingBag.from_pretrained(torch.eye(2))(torch.tensor([[0, 1]]))
+            tensor([[0.5000, 0.5000]])
+        """
+        return cls._of(
+            embeddings,
+            freeze,
+            max_norm=max_norm,
+            norm_type=norm_type,
+            scale_grad_by_freq=scale_grad_by_freq,
+            mode=mode,
+            sparse=sparse,
+            include_last_offset=include_last_offset,
+            padding_idx=padding_idx,
+        )
+
+    def forward(
+        self,
+        input: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Look up rows and reduce those of each bag."""
+        weight = self.weight if self.max_norm is None else self._within_norm(self.weight)
+        try:
+            if offsets is None and per_sample_weights is None and input.dim() == 2:
+                # What F.embedding_bag does, without its questions.
+                size = input.shape[1]
+                starts = torch.arange(
+                    0, input.numel(), size, dtype=input.dtype, device=input.device
+                )
+                return torch.embedding_bag(
+                    weight, input.reshape(-1), starts, self.scale_grad_by_freq,
+                    _REDUCTIONS[self.reduction], self.sparse, None, False, self.padding_idx,
+                )[0]  # fmt: skip
+            return F.embedding_bag(
+                input, weight, offsets, None, 2.0, self.scale_grad_by_freq, self.reduction,
+                self.sparse, per_sample_weights, self.include_last_offset, self.padding_idx,
+            )  # fmt: skip
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            self._refuse(input, error)
+            self._refuse_bags(input, offsets, per_sample_weights)
+            raise
+
+    def _refuse_bags(self, input: Tensor, offsets: Any, weights: Any) -> None:
+        """Raises if the bags are not told apart, or there are not as many weights as indices."""
+        if weights is not None and self.reduction != "sum":
+            raise ValueError(
+                f"{where(self)}: per_sample_weights need mode='sum', not mode='{self.reduction}'"
+            )
+        if input.dim() == 1 and not (isinstance(offsets, Tensor) and offsets.dim() == 1):
+            refuse(self, "(B,) beside an input of shape (N,)", offsets, "offsets")
+        if input.dim() == 2 and offsets is not None:
+            raise ValueError(f"{where(self)}: an input of shape (B, N) takes no offsets")
+        if input.dim() not in (1, 2) or not input.shape[-1]:
+            refuse(self, "(B, N), or (N,) with offsets", input)
+        if isinstance(weights, Tensor) and weights.shape != input.shape:
+            refuse(self, f"{tuple(input.shape)}", weights, "per_sample_weights")
+
+    def extra_repr(self) -> str:
+        """The arguments that are not torch's defaults, as torch shows them."""
+        shown = f"{self.num_embeddings}, {self.embedding_dim}"
+        if self.max_norm is not None:
+            shown += f", max_norm={self.max_norm}"
+        if self.norm_type != 2:
+            shown += f", norm_type={self.norm_type}"
+        if self.scale_grad_by_freq:
+            shown += f", scale_grad_by_freq={self.scale_grad_by_freq}"
+        shown += f", mode={self.reduction!r}"
+        return shown + (f", padding_idx={self.padding_idx}" if self.padding_idx is not None else "")

@@ -1,0 +1,289 @@
+"""Continuing signals, images and volumes by themselves."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from parallax.nn.padding import Pad
+from parallax.nn.spatial import refuse_spatial
+
+__all__ = [
+    "CircularPad1d",
+    "CircularPad2d",
+    "CircularPad3d",
+    "ReflectionPad1d",
+    "ReflectionPad2d",
+    "ReflectionPad3d",
+    "ReplicationPad1d",
+    "ReplicationPad2d",
+    "ReplicationPad3d",
+]
+
+
+class _MirrorPad(Pad):
+    """What padding with the input itself shares."""
+
+    how: ClassVar[str]
+    beyond: ClassVar[int | None]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pad."""
+        try:
+            fits = input.dim() - self.dims in (1, 2)  # torch pads some other ranks, too
+            return F.pad(input, self.padding, self.how) if fits else self._refuse(input)
+        except (AttributeError, RuntimeError, TypeError):
+            self._refuse(input)
+            raise
+
+    def _refuse(self, input: Any) -> Any:
+        """Raises if the input is of another rank, or has less than is to be put around it."""
+        pairs = list(zip(self.padding[::2], self.padding[1::2], strict=True))[::-1]
+        needed = [1 if self.beyond is None else max(pair) + self.beyond for pair in pairs]
+        least = [max(size, -sum(pair), 1) for size, pair in zip(needed, pairs, strict=True)]
+        refuse_spatial(self, input, self.dims, least=least)
+
+
+class ReflectionPad1d(_MirrorPad):
+    """Signals continued by their mirror image, without the end itself.
+
+    Args:
+        padding: how much, before and after: an int or a tuple of
+            two; negative numbers cut off.
+
+    Shape:
+        - input: ``(N, C, L)`` or ``(C, L)``
+        - output: likewise, larger by the padding
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ReflectionPad1d(1)(torch.ones(2, 4)).shape
+        torch.Size([2, 6])
+    """
+
+    dims = 1
+    how = "reflect"
+    beyond = 1
+
+
+class ReflectionPad2d(_MirrorPad):
+    """Images continued by their mirror image, without the end itself.
+
+    Args:
+        padding: how much, left, right, above and below: an int or a tuple of
+            four; negative numbers cut off.
+
+    Shape:
+        - input: ``(N, C, H, W)`` or ``(C, H, W)``
+        - output: likewise, larger by the padding
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ReflectionPad2d(1)(torch.ones(2, 4, 4)).shape
+        torch.Size([2, 6, 6])
+    """
+
+    dims = 2
+    how = "reflect"
+    beyond = 1
+
+
+class ReflectionPad3d(_MirrorPad):
+    """Volumes continued by their mirror image, without the end itself.
+
+    Args:
+        padding: how much, left, right, above, below, in front and behind: an int or a tuple of
+            six; negative numbers cut off.
+
+    Shape:
+        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
+        - output: likewise, larger by the padding
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ReflectionPad3d(1)(torch.ones(2, 4, 4, 4)).shape
+        torch.Size([2, 6, 6, 6])
+    """
+
+    dims = 3
+    how = "reflect"
+    beyond = 1
+
+
+class ReplicationPad1d(_MirrorPad):
+    """Signals continued by their outermost numbers.
+
+    Args:
+        padding: how much, before and after: an int or a tuple of
+            two; negative numbers cut off.
+
+    Shape:
+        - input: ``(N, C, L)`` or ``(C, L)``
+        - output: likewise, larger by the padding
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ReplicationPad1d(1)(torch.ones(2, 4)).shape
+        torch.Size([2, 6])
+    """
+
+    dims = 1
+    how = "replicate"
+    beyond = None
+
+
+class ReplicationPad2d(_MirrorPad):
+    """Images continued by their outermost numbers.
+
+    Args:
+        padding: how much, left, right, above and below: an int or a tuple of
+            four; negative numbers cut off.
+
+    Shape:
+        - input: ``(N, C, H, W)`` or ``(C, H, W)``
+        - output: likewise, larger by the padding
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ReplicationPad2d(1)(torch.ones(2, 4, 4)).shape
+        torch.Size([2, 6, 6])
+    """
+
+    dims = 2
+    how = "replicate"
+    beyond = None
+
+
+class ReplicationPad3d(_MirrorPad):
+    """Volumes continued by their outermost numbers.
+
+    Args:
+        padding: how much, left, right, above, below, in front and behind: an int or a tuple of
+            six; negative numbers cut off.
+
+    Shape:
+        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
+        - output: likewise, larger by the padding
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ReplicationPad3d(1)(torch.ones(2, 4, 4, 4)).shape
+        torch.Size([2, 6, 6, 6])
+    """
+
+    dims = 3
+    how = "replicate"
+    beyond = None
+
+
+class CircularPad1d(_MirrorPad):
+    """Signals continued by themselves from the other end.
+
+    Args:
+        padding: how much, before and after: an int or a tuple of
+            two; negative numbers cut off.
+
+    Shape:
+        - input: ``(N, C, L)`` or ``(C, L)``
+        - output: likewise, larger by the padding
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.CircularPad1d(1)(torch.ones(2, 4)).shape
+        torch.Size([2, 6])
+    """
+
+    dims = 1
+    how = "circular"
+    beyond = 0
+
+
+class CircularPad2d(_MirrorPad):
+    """Images continued by themselves from the other end.
+
+    Args:
+        padding: how much, left, right, above and below: an int or a tuple of
+            four; negative numbers cut off.
+
+    Shape:
+        - input: ``(N, C, H, W)`` or ``(C, H, W)``
+        - output: likewise, larger by the padding
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.CircularPad2d(1)(torch.ones(2, 4, 4)).shape
+        torch.Size([2, 6, 6])
+    """
+
+    dims = 2
+    how = "circular"
+    beyond = 0
+
+
+class CircularPad3d(_MirrorPad):
+    """Volumes continued by themselves from the other end.
+
+    Args:
+        padding: how much, left, right, above, below, in front and behind: an int or a tuple of
+            six; negative numbers cut off.
+
+    Shape:
+        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
+        - output: likewise, larger by the padding
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.CircularPad3d(1)(torch.ones(2, 4, 4, 4)).shape
+        torch.Size([2, 6, 6, 6])
+    """
+
+    dims = 3
+    how = "circular"
+    beyond = 0

@@ -1,0 +1,240 @@
+"""Putting something around signals, images and volumes."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from parallax.module import Module
+from parallax.nn.arguments import Sizes, between, per_dim
+from parallax.nn.refusal import refuse
+from parallax.nn.spatial import AXES
+
+__all__ = [
+    "ConstantPad1d",
+    "ConstantPad2d",
+    "ConstantPad3d",
+    "Pad",
+    "ZeroPad1d",
+    "ZeroPad2d",
+    "ZeroPad3d",
+]
+
+
+class Pad(Module):
+    """What all padding shares: how much, the last dimension first, as ``F.pad`` has it."""
+
+    dims: ClassVar[int]
+
+    padding: tuple[int, ...]
+
+    def __init__(self, padding: Sizes) -> None:
+        super().__init__()
+        name = type(self).__name__
+        self.padding = per_dim(name, "padding", padding, 2 * self.dims, least=None)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"{self.padding}"
+
+
+class _ConstantPad(Pad):
+    """What padding with a number shares."""
+
+    value: float
+
+    def __init__(self, padding: Sizes, value: float) -> None:
+        super().__init__(padding)
+        between(type(self).__name__, -inf, value=value)
+        self.value = value
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pad."""
+        try:
+            return F.pad(input, self.padding, "constant", self.value)
+        except (RuntimeError, TypeError):
+            self._refuse(input)
+            raise
+
+    def _refuse(self, input: Any) -> None:
+        """Raises if the input has too few dimensions, or more is cut off than there is."""
+        axes = AXES[self.dims]
+        least = [-(a + b) for a, b in zip(self.padding[::2], self.padding[1::2], strict=True)][::-1]
+        if isinstance(input, Tensor) and input.dim() >= self.dims:
+            sizes = input.shape[-self.dims :]
+            if all([size >= low for size, low in zip(sizes, least, strict=True)]):
+                return
+        bounds = [f"{axis} >= {low}" for axis, low in zip(axes, least, strict=True) if low > 0]
+        shape = f"(*, {', '.join(axes)})" + (f" with {', '.join(bounds)}" if bounds else "")
+        refuse(self, shape, input)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"padding={self.padding}, value={self.value}"
+
+
+class _ZeroPad(_ConstantPad):
+    """What padding with zeros shares."""
+
+    def __init__(self, padding: Sizes) -> None:
+        super().__init__(padding, 0.0)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"{self.padding}"
+
+
+class ConstantPad1d(_ConstantPad):
+    """A number put around signals.
+
+    Args:
+        padding: how much, before and after: an int or a tuple of
+            two; negative numbers cut off.
+        value: what stands there.
+
+    Shape:
+        - input: ``(*, L)``
+        - output: likewise, larger by the padding
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ConstantPad1d(1, 1.5)(torch.ones(2, 4)).shape
+        torch.Size([2, 6])
+    """
+
+    dims = 1
+
+
+class ConstantPad2d(_ConstantPad):
+    """A number put around images.
+
+    Args:
+        padding: how much, left, right, above and below: an int or a tuple of
+            four; negative numbers cut off.
+        value: what stands there.
+
+    Shape:
+        - input: ``(*, H, W)``
+        - output: likewise, larger by the padding
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ConstantPad2d(1, 1.5)(torch.ones(2, 4, 4)).shape
+        torch.Size([2, 6, 6])
+    """
+
+    dims = 2
+
+
+class ConstantPad3d(_ConstantPad):
+    """A number put around volumes.
+
+    Args:
+        padding: how much, left, right, above, below, in front and behind: an int or a tuple of
+            six; negative numbers cut off.
+        value: what stands there.
+
+    Shape:
+        - input: ``(*, D, H, W)``
+        - output: likewise, larger by the padding
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ConstantPad3d(1, 1.5)(torch.ones(2, 4, 4, 4)).shape
+        torch.Size([2, 6, 6, 6])
+    """
+
+    dims = 3
+
+
+class ZeroPad1d(_ZeroPad):
+    """Zeros put around signals.
+
+    Args:
+        padding: how much, before and after: an int or a tuple of
+            two; negative numbers cut off.
+
+    Shape:
+        - input: ``(*, L)``
+        - output: likewise, larger by the padding
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ZeroPad1d(1)(torch.ones(2, 4)).shape
+        torch.Size([2, 6])
+    """
+
+    dims = 1
+
+
+class ZeroPad2d(_ZeroPad):
+    """Zeros put around images.
+
+    Args:
+        padding: how much, left, right, above and below: an int or a tuple of
+            four; negative numbers cut off.
+
+    Shape:
+        - input: ``(*, H, W)``
+        - output: likewise, larger by the padding
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ZeroPad2d(1)(torch.ones(2, 4, 4)).shape
+        torch.Size([2, 6, 6])
+    """
+
+    dims = 2
+
+
+class ZeroPad3d(_ZeroPad):
+    """Zeros put around volumes.
+
+    Args:
+        padding: how much, left, right, above, below, in front and behind: an int or a tuple of
+            six; negative numbers cut off.
+
+    Shape:
+        - input: ``(*, D, H, W)``
+        - output: likewise, larger by the padding
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.ZeroPad3d(1)(torch.ones(2, 4, 4, 4)).shape
+        torch.Size([2, 6, 6, 6])
+    """
+
+    dims = 3

@@ -1,0 +1,277 @@
+"""The reverse of max pooling, and max pooling by windows of random sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from parallax import random
+from parallax.module import Module
+from parallax.nn.arguments import Sizes, per_dim
+from parallax.nn.refusal import refuse, where
+from parallax.nn.spatial import refuse_spatial
+
+__all__ = [
+    "FractionalMaxPool2d",
+    "FractionalMaxPool3d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
+    "MaxUnpool3d",
+]
+
+
+class _MaxUnpool(Module):
+    """What unpooling over one, two and three dimensions shares."""
+
+    dims: ClassVar[int]
+    unpool: ClassVar[Callable[..., Tensor]]
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+
+    def __init__(self, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0) -> None:
+        super().__init__()
+        name, dims = type(self).__name__, self.dims
+        self.kernel_size = per_dim(name, "kernel_size", kernel_size, dims)
+        self.stride = per_dim(name, "stride", kernel_size if stride is None else stride, dims)
+        self.padding = per_dim(name, "padding", padding, dims, least=0)
+
+    def forward(
+        self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None
+    ) -> Tensor:
+        """Put each number at its index, and zeros everywhere else."""
+        try:
+            return self.unpool(
+                input, indices, self.kernel_size, self.stride, self.padding, output_size
+            )
+        except ValueError as error:
+            raise ValueError(f"{where(self)}: {error}") from None
+        except (AttributeError, IndexError, RuntimeError, TypeError):
+            self._refuse(input, indices)
+            raise
+
+    def _refuse(self, input: Any, indices: Any) -> None:
+        """Raises if the inputs are of other shapes."""
+        refuse_spatial(self, input, self.dims)
+        if not isinstance(indices, Tensor) or indices.shape != input.shape:
+            refuse(self, f"({', '.join(map(str, input.shape))})", indices, "indices")
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class _FractionalMaxPool(Module):
+    """What fractional max pools over two and three dimensions share."""
+
+    dims: ClassVar[int]
+    pool: ClassVar[Callable[..., Any]]
+
+    kernel_size: tuple[int, ...]
+    output_size: tuple[int, ...] | None
+    output_ratio: tuple[float, ...] | None
+    return_indices: bool
+
+    def __init__(
+        self,
+        kernel_size: Sizes,
+        output_size: Sizes | None = None,
+        output_ratio: float | tuple[float, ...] | None = None,
+        return_indices: bool = False,
+    ) -> None:
+        super().__init__()
+        name, dims = type(self).__name__, self.dims
+        if (output_size is None) == (output_ratio is None):
+            raise ValueError(f"{name}: give either output_size or output_ratio")
+        self.kernel_size = per_dim(name, "kernel_size", kernel_size, dims)
+        self.output_size = (
+            None if output_size is None else per_dim(name, "output_size", output_size, dims)
+        )
+        self.output_ratio = None if output_ratio is None else _ratios(name, output_ratio, dims)
+        self.return_indices = return_indices
+
+    def forward(self, input: Tensor) -> Any:
+        """Pool, by windows that are drawn from ``self.rng`` in every mode, as torch draws them."""
+        refuse_spatial(self, input, self.dims, least=self.kernel_size)
+        batch = input.shape[: -self.dims] if input.dim() > self.dims + 1 else (1, input.shape[0])
+        key = random.as_key(self.rng)
+        shares = random.uniform(key, (*batch, self.dims), dtype=input.dtype, device=input.device)
+        return self.pool(
+            input,
+            self.kernel_size,
+            self.output_size,
+            self.output_ratio,
+            self.return_indices,
+            shares,
+        )
+
+    def extra_repr(self) -> str:
+        """Nothing, as in torch."""
+        return ""
+
+
+def _ratios(layer: str, ratio: Any, dims: int) -> tuple[float, ...]:
+    ratios = tuple(ratio) if isinstance(ratio, (tuple, list)) else (ratio,) * dims
+    if len(ratios) != dims or not all([isinstance(share, float) for share in ratios]):
+        raise TypeError(
+            f"{layer}(output_ratio=): expected a float or {dims} of them, got {ratio!r}"
+        )
+    if not all([0 < share < 1 for share in ratios]):
+        raise ValueError(f"{layer}(output_ratio=): must be between 0 and 1, got {ratio!r}")
+    return ratios
+
+
+class MaxUnpool1d(_MaxUnpool):
+    """The reverse of ``MaxPool1d``: zeros where it took no number.
+
+    Args:
+        kernel_size: of the pool: an int or a tuple of one, as all sizes here.
+        stride: of the pool; by default the size of the window.
+        padding: of the pool.
+
+    Shape:
+        - input: ``(N, C, L)`` or ``(C, L)``
+        - indices: the same, as ``MaxPool1d(..., return_indices=True)`` returns them
+        - output: ``(N, C, M)`` or ``(C, M)``, the least that the pool may have had, or
+          ``output_size``
+
+    Raises:
+        TypeError: if an argument is of another type, or an input is no tensor.
+        ValueError: if an argument is out of range, or an input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> most, indices = nn.MaxPool1d(2, return_indices=True)(torch.ones(2, 4))
+        >>> nn.MaxUnpool1d(2)(most, indices).shape
+        torch.Size([2, 4])
+    """
+
+    dims = 1
+    unpool = staticmethod(F.max_unpool1d)
+
+
+class MaxUnpool2d(_MaxUnpool):
+    """The reverse of ``MaxPool2d``: zeros where it took no number.
+
+    Args:
+        kernel_size: of the pool: an int or a tuple of two, as all sizes here.
+        stride: of the pool; by default the size of the window.
+        padding: of the pool.
+
+    Shape:
+        - input: ``(N, C, H, W)`` or ``(C, H, W)``
+        - indices: the same, as ``MaxPool2d(..., return_indices=True)`` returns them
+        - output: ``(N, C, I, X)`` or ``(C, I, X)``, the least that the pool may have had, or
+          ``output_size``
+
+    Raises:
+        TypeError: if an argument is of another type, or an input is no tensor.
+        ValueError: if an argument is out of range, or an input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> most, indices = nn.MaxPool2d(2, return_indices=True)(torch.ones(2, 4, 4))
+        >>> nn.MaxUnpool2d(2)(most, indices).shape
+        torch.Size([2, 4, 4])
+    """
+
+    dims = 2
+    unpool = staticmethod(F.max_unpool2d)
+
+
+class MaxUnpool3d(_MaxUnpool):
+    """The reverse of ``MaxPool3d``: zeros where it took no number.
+
+    Args:
+        kernel_size: of the pool: an int or a tuple of three, as all sizes here.
+        stride: of the pool; by default the size of the window.
+        padding: of the pool.
+
+    Shape:
+        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
+        - indices: the same, as ``MaxPool3d(..., return_indices=True)`` returns them
+        - output: ``(N, C, E, I, X)`` or ``(C, E, I, X)``, the least that the pool may have had, or
+          ``output_size``
+
+    Raises:
+        TypeError: if an argument is of another type, or an input is no tensor.
+        ValueError: if an argument is out of range, or an input is of another shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> most, indices = nn.MaxPool3d(2, return_indices=True)(torch.ones(2, 4, 4, 4))
+        >>> nn.MaxUnpool3d(2)(most, indices).shape
+        torch.Size([2, 4, 4, 4])
+    """
+
+    dims = 3
+    unpool = staticmethod(F.max_unpool3d)
+
+
+class FractionalMaxPool2d(_FractionalMaxPool):
+    """The largest number of each window of images, where the windows' steps are random.
+
+    Args:
+        kernel_size: the size of the window: an int or a tuple of two, as all sizes here.
+        output_size: how many windows; or
+        output_ratio: how many windows, as a share of the input's size.
+        return_indices: return a pair, with the flat index of each number in its channel.
+
+    Shape:
+        - input: ``(N, C, H, W)`` or ``(C, H, W)``
+        - output: ``(N, C, I, X)`` or ``(C, I, X)``
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if an argument is out of range, or the input is of another shape.
+        RuntimeError: if no rng was handed to the tree.
+
+    Source: B. Graham, "Fractional Max-Pooling", 2014.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.FractionalMaxPool2d(2, output_ratio=0.5).train(0)(torch.ones(2, 8, 8)).shape
+        torch.Size([2, 4, 4])
+    """
+
+    dims = 2
+    pool = staticmethod(F.fractional_max_pool2d)
+
+
+class FractionalMaxPool3d(_FractionalMaxPool):
+    """The largest number of each window of volumes, where the windows' steps are random.
+
+    Args:
+        kernel_size: the size of the window: an int or a tuple of three, as all sizes here.
+        output_size: how many windows; or
+        output_ratio: how many windows, as a share of the input's size.
+        return_indices: return a pair, with the flat index of each number in its channel.
+
+    Shape:
+        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
+        - output: ``(N, C, E, I, X)`` or ``(C, E, I, X)``
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if an argument is out of range, or the input is of another shape.
+        RuntimeError: if no rng was handed to the tree.
+
+    Source: B. Graham, "Fractional Max-Pooling", 2014.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> nn.FractionalMaxPool3d(2, output_ratio=0.5).train(0)(torch.ones(2, 8, 8, 8)).shape
+        torch.Size([2, 4, 4, 4])
+    """
+
+    dims = 3
+    pool = staticmethod(F.fractional_max_pool3d)
