@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from math import sqrt
+from math import inf, sqrt
 from typing import Any
 
 import torch
@@ -14,11 +14,17 @@ from torch.nn import init
 from parallax import _compat, random
 from parallax.fields import Parameter
 from parallax.module import Module
-from parallax.nn.arguments import between, positive
+from parallax.nn.arguments import positive
+from parallax.nn.attention_checks import (
+    check_arguments,
+    check_batches,
+    check_inputs,
+    check_room,
+    refuse_cache,
+)
 from parallax.nn.caching import KVCache
 from parallax.nn.linear import Linear
-from parallax.nn.masks import check_mask, merged, padded
-from parallax.nn.refusal import refuse, where
+from parallax.nn.masks import causal, check_mask, merged, padded
 from parallax.nn.rotary import RotaryEmbedding
 
 __all__ = ["MultiheadAttention"]
@@ -120,7 +126,7 @@ class MultiheadAttention(Module):
         self.add_zero_attn = add_zero_attn
         self.batch_first = batch_first
         self.rotary = rotary
-        self._check_arguments()
+        check_arguments(self)
         self.head_dim = embed_dim // num_heads
         narrow = self.num_kv_heads * self.head_dim
         parameter = partial(Parameter, dtype=dtype)
@@ -137,26 +143,6 @@ class MultiheadAttention(Module):
         normal = init.xavier_normal_
         self.bias_k = parameter((1, 1, narrow), normal) if add_bias_kv else None
         self.bias_v = parameter((1, 1, narrow), normal) if add_bias_kv else None
-
-    def _check_arguments(self) -> None:
-        name = "MultiheadAttention"
-        heads, groups = self.num_heads, self.num_kv_heads
-        positive(name, embed_dim=self.embed_dim, num_heads=heads, num_kv_heads=groups)
-        positive(name, kdim=self.kdim, vdim=self.vdim)
-        between(name, 0, 1, dropout=self.dropout)
-        if self.embed_dim % heads:
-            raise ValueError(
-                f"{name}: embed_dim={self.embed_dim} cannot be divided among num_heads={heads}"
-            )
-        if heads % groups:
-            raise ValueError(
-                f"{name}: num_heads={heads} cannot be divided among num_kv_heads={groups}"
-            )
-        if self.rotary is not None and self.rotary.dim != self.embed_dim // heads:
-            raise ValueError(
-                f"{name}(rotary=): turns {self.rotary.dim} features, and a head has "
-                f"{self.embed_dim // heads}. Write: RotaryEmbedding({self.embed_dim // heads})"
-            )
 
     def forward(
         self,
@@ -193,7 +179,7 @@ class MultiheadAttention(Module):
                     average_attn_weights, is_causal,
                 )  # fmt: skip
             if query is not key or key is not value:
-                self._check_batches(query, key, value)
+                check_batches(self, query, key, value)
             q, k, v = self._heads(query, key, value)
             if self.rotary is not None:
                 q, k = self.rotary(q), self.rotary(k)
@@ -202,23 +188,17 @@ class MultiheadAttention(Module):
             drops = self.dropout > 0.0 and self.mode == "train"
             simple = not (need_weights or drops or more)
             if simple and (not masked or (is_causal and key_padding_mask is None)):
-                grouped = self.num_kv_heads != self.num_heads
-                out = F.scaled_dot_product_attention(
-                    q, k, v, is_causal=is_causal, enable_gqa=grouped
-                )
-                return self._out(out), None
+                return self._out(self._mixed(q, k, v, None, is_causal)), None
             mask = None
             if masked or is_causal:
                 mask = merged(self, attn_mask, key_padding_mask, is_causal, q, k)
         except (AttributeError, IndexError, RuntimeError, TypeError):
-            self._check(query, key, value)
+            check_inputs(self, query, key, value)
             raise
         if more:
             k, v, mask = self._with_more(k, v, mask)
         if not (need_weights or drops):
-            grouped = self.num_kv_heads != self.num_heads
-            out = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=grouped)
-            return self._out(out), None
+            return self._out(self._mixed(q, k, v, mask)), None
         out, weights = self._weighed(q, k, v, mask, drops)
         if not need_weights:
             return self._out(out), None
@@ -266,21 +246,18 @@ class MultiheadAttention(Module):
         try:
             q, k, v = self._heads(input, input, input)
             if q.shape[0] != cache.key.shape[0] or self.bias_k is not None or self.add_zero_attn:
-                self._refuse_cache(q, cache)
+                refuse_cache(self, q, cache)
             count = q.shape[2]
             if not _compat.is_compiling() and not _compat.transform_active():
-                self._check_room(count, cache)
+                check_room(self, count, cache)
             if self.rotary is not None:
                 positions = cache.positions(count)
                 q, k = self.rotary(q, positions), self.rotary(k, positions)
             cache = cache.extended(k, v)
         except (AttributeError, IndexError, RuntimeError, TypeError):
-            self._check(input, input, input)
+            check_inputs(self, input, input, input)
             raise
-        grouped = self.num_kv_heads != self.num_heads
-        out = F.scaled_dot_product_attention(
-            q, cache.key, cache.value, cache.visible(count), enable_gqa=grouped
-        )
+        out = self._mixed(q, cache.key, cache.value, cache.visible(count))
         return self._out(out), cache
 
     def extra_repr(self) -> str:
@@ -327,6 +304,22 @@ class MultiheadAttention(Module):
             k, v, mask = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), padded(mask)
         return k, v, mask
 
+    def _mixed(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False
+    ) -> Tensor:
+        """The values weighed, by the fastest kernel; of bools ``mask`` says what is seen."""
+        if not _compat.is_compiling() and _compat.transform_active() and _compat.vmap_active():
+            # The kernel has no rule for vmap, which would loop over the examples.
+            if mask is None and is_causal:
+                mask = ~causal(q.shape[2], k.shape[2], q.device)
+            if mask is not None and mask.dtype is torch.bool:
+                mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -inf)
+            return self._weighed(q, k, v, mask, drops=False)[0]
+        grouped = self.num_kv_heads != self.num_heads
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=is_causal, enable_gqa=grouped
+        )
+
     def _weighed(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drops: bool
     ) -> tuple[Tensor, Tensor]:
@@ -365,7 +358,7 @@ class MultiheadAttention(Module):
         *rest: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """The call without a batch, as a batch of one."""
-        self._check(query, key, value)
+        check_inputs(self, query, key, value)
         dim = 0 if self.batch_first else 1
         one = query.unsqueeze(dim)
         two = one if key is query else key.unsqueeze(dim)
@@ -375,50 +368,3 @@ class MultiheadAttention(Module):
             key_padding_mask = key_padding_mask.unsqueeze(0)
         out, weights = self.forward(one, two, three, key_padding_mask, need_weights, *rest)
         return out.squeeze(dim), None if weights is None else weights.squeeze(0)
-
-    # -- what does not fit ------------------------------------------------------------------------
-
-    def _check_batches(self, query: Tensor, key: Tensor, value: Tensor) -> None:
-        batch = 0 if self.batch_first else 1
-        count = query.shape[batch]
-        if key.shape[batch] != count or value.shape[:2] != key.shape[:2]:
-            self._check(query, key, value)
-
-    def _check(self, query: Any, key: Any, value: Any) -> None:
-        """Raises if the inputs do not fit the layer or each other."""
-        batched = not isinstance(query, Tensor) or query.dim() != 2
-        names = ("N, L", "N, S") if self.batch_first else ("L, N", "S, N")
-        letters = names if batched else ("L", "S")
-        rank = 3 if batched else 2
-        for name, x, size, letter in (
-            ("query", query, self.embed_dim, letters[0]),
-            ("key", key, self.kdim, letters[1]),
-            ("value", value, self.vdim, letters[1]),
-        ):
-            if not isinstance(x, Tensor) or x.dim() != rank or x.shape[-1] != size:
-                refuse(self, f"({letter}, {size})", x, name)
-        if value.shape[:-1] != key.shape[:-1]:
-            refuse(self, f"({', '.join(map(str, key.shape[:-1]))}, {self.vdim})", value, "value")
-        batch = 0 if self.batch_first else 1
-        if batched and key.shape[batch] != query.shape[batch]:
-            count = query.shape[batch]
-            refuse(self, f"({letters[1].replace('N', str(count))}, {self.kdim})", key, "key")
-
-    def _check_room(self, count: int, cache: KVCache) -> None:
-        held, room = int(cache.length), cache.key.shape[2]
-        if held + count > room:
-            raise ValueError(
-                f"{where(self)}: the cache holds {held} of {room} tokens, and {count} more do not "
-                f"fit. Make it larger: empty_cache(batch_size, max_len={held + count})"
-            )
-
-    def _refuse_cache(self, q: Tensor, cache: KVCache) -> None:
-        if q.shape[0] != cache.key.shape[0]:
-            raise ValueError(
-                f"{where(self)}: the cache is for a batch of {cache.key.shape[0]}, got "
-                f"{q.shape[0]}. Write: empty_cache({q.shape[0]}, max_len)"
-            )
-        raise ValueError(
-            f"{where(self)}: decode() knows the tokens' own keys only, and this layer adds others "
-            f"(add_bias_kv or add_zero_attn)"
-        )
