@@ -632,29 +632,49 @@ def test_capturing_inside_a_compiled_function(x: Tensor) -> None:
     assert after.layers[0].count == 1
 
 
-@pytest.mark.parametrize("pure", [True, False])
-def test_a_compiled_checkpoint(pure: bool, x: Tensor) -> None:
-    """Collected inside it is pure; emitted out of it, torch asks to be told so."""
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_compiled_checkpoint_emits_once(inside: bool, x: Tensor) -> None:
+    """Whether the collection begins inside of it or around it, and without any configuration."""
+
+    def checkpointed(module: Any, x: Tensor) -> Any:
+        return checkpoint(lambda x: loss(module, x), x, use_reentrant=False)
 
     def collected_inside(module: Any, x: Tensor) -> Any:
         return checkpoint(effects.collect(loss), module, x, use_reentrant=False)
 
-    def emitted_out_of_it(module: Any, x: Tensor) -> Any:
-        def checkpointed(module: Any, x: Tensor) -> Any:
-            return checkpoint(lambda x: loss(module, x), x, use_reentrant=False)
-
-        return effects.collect(checkpointed)(module, x)
-
+    step = collected_inside if inside else effects.collect(checkpointed)
     module = net().reset(0)
-    step = collected_inside if pure else emitted_out_of_it
-    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
-    with torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=not pure):
-        out, after = compiled(module, x)
-        out.backward()
+    out, after = torch.compile(step, backend="aot_eager", fullgraph=True)(module, x)
+    out.backward()
     expected = reference()
     backward(expected(x))
     assert_stats(after, expected)
     torch.testing.assert_close(module.grad().layers[0].weight, expected[0].weight.grad)
+
+
+def test_a_compiled_checkpoint_lets_sown_tensors_out(x: Tensor) -> None:
+    def checkpointed(module: Any, x: Tensor) -> Any:
+        return checkpoint(lambda x: loss(module, x), x, use_reentrant=False)
+
+    run = effects.capture(effects.collect(checkpointed))
+    _, found = torch.compile(run, backend="aot_eager", fullgraph=True)(net().reset(0), x)
+    assert list(found) == ["layers.0.mean", "layers.1.layers.0.mean"]
+    torch.testing.assert_close(found["layers.0.mean"], x.mean(0))
+
+
+def test_a_compiled_checkpoint_still_refuses_other_side_effects(x: Tensor) -> None:
+    def step(module: Any, x: Tensor) -> Any:
+        seen = []
+
+        def block(x: Tensor) -> Any:
+            value = loss(module, x)
+            seen.append(value)
+            return value
+
+        return checkpoint(block, x, use_reentrant=False)
+
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="side effect"):
+        torch.compile(effects.collect(step), backend="eager", fullgraph=True)(net().reset(0), x)
 
 
 # -- capturing ----------------------------------------------------------------------------------

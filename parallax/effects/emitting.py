@@ -77,7 +77,11 @@ def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
             f"{_call(module, buffers)}: the call that collected is over; this instance "
             f"was kept from inside it. Use the module that collect() returned"
         )
+    if _compat.is_compiling():
+        _compat.open_checkpoint()
     rng.collection.emissions.append((notes.path_of(module), merge, buffers, False))
+    if _compat.is_compiling():
+        _compat.close_checkpoint()
 
 
 def _call(module: Any, buffers: dict[str, Any]) -> str:
@@ -157,5 +161,9 @@ def sow(module: Any, /, **values: Tensor) -> None:
     if not _compat.is_compiling() and _compat.transform_active():
         _refuse_wrappers(module, values, collection, "sow")
     path = notes.path_of(module)
+    if _compat.is_compiling():
+        _compat.open_checkpoint()
     for name, value in values.items():
         sown.setdefault((path, name), []).append(value)
+    if _compat.is_compiling():
+        _compat.close_checkpoint()
