@@ -227,6 +227,9 @@ outside_transforms: Callable[[], AbstractContextManager[object]] = torch._C._Dis
 """Within ``with outside_transforms():`` operators on plain tensors pass ``torch.func`` by."""
 
 
+_run_backward: Callable[..., Any] = torch.autograd.Variable._execution_engine.run_backward
+
+
 def backward(
     outputs: Sequence[Tensor],
     cotangents: Sequence[Tensor],
@@ -246,15 +249,12 @@ def backward(
         )  # fmt: skip
     else:
         # The function in between hands the context on to the threads of other devices.
-        run: Callable[..., Any] = torch.autograd.graph._engine_run_backward
-        if outputs[0].device.type == "cpu":
-            run = torch.autograd.Variable._execution_engine.run_backward
+        run = _run_backward if outputs[0].is_cpu else torch.autograd.graph._engine_run_backward
         found = run(
             tuple(outputs), tuple(cotangents), retain_graph, create_graph, tuple(inputs),
             allow_unreachable=True, accumulate_grad=False,
         )  # fmt: skip
-    pairs: Any = zip(found, inputs, strict=True)  # torch's types leave out that one may be None
-    return [torch.zeros_like(x) if g is None else g for g, x in pairs]
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
 
 
 # torch's functions of lists of tensors, and the copy of such a list into one vector.

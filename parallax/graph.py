@@ -94,22 +94,23 @@ def escapes(tensors: Sequence[Tensor], own: set[int]) -> bool:
     Returns:
         True as soon as one such leaf is found.
     """
-    stack: list[Any] = []
+    nodes: list[Any] = []
     for tensor in tensors:
         if tensor.grad_fn is not None:
-            stack.append(tensor.grad_fn)
+            nodes.append(tensor.grad_fn)
         elif tensor.requires_grad and _is_foreign(tensor, own):
             return True
-    # This walk is all that func.grad does beyond what backward() does: 0.4 us for each node.
-    seen: set[Any] = {None, *stack}
-    while stack:
-        for node, _ in stack.pop().next_functions:
-            if node not in seen:
-                seen.add(node)
-                if type(node) is not AccumulateGrad:
-                    stack.append(node)
-                elif _is_foreign(node.variable, own):  # type: ignore[attr-defined]  # made in C++
+    # This walk is what func.grad does beyond backward(): 0.5 us for each node, nearly all of it
+    # in next_functions, which makes a Python object of each node below.
+    seen: set[Any] = {None, *nodes}
+    for node in nodes:  # the list grows
+        for below, _ in node.next_functions:
+            if type(below) is AccumulateGrad:
+                if id(below.variable) not in own and _is_foreign(below.variable, own):  # type: ignore[attr-defined]  # made in C++
                     return True
+            elif below not in seen:
+                seen.add(below)
+                nodes.append(below)
     return False
 
 

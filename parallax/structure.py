@@ -343,6 +343,11 @@ class Structure:
             for role, mark in zip(self.roles, self.frozen, strict=True)
         )
 
+    @cached_property
+    def trained(self) -> tuple[int, ...]:
+        """The indices of the unique leaves that are trained."""
+        return tuple([k for k, mark in enumerate(self.marks) if mark == "t"])
+
     def _find_still(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The places of leaves that are no parameters, and of those that are frozen."""
         others: list[int] = []

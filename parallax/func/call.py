@@ -10,7 +10,7 @@ from torch import Tensor
 from parallax.func.moving import Moving
 from parallax.func.nesting import Nesting
 
-__all__ = ["Argnums", "Call"]
+__all__ = ["Argnums", "Call", "call_at", "picked"]
 
 Argnums = int | tuple[int, ...]
 
@@ -45,7 +45,7 @@ class Call:
             part = Moving(args[argnums], what, argnums)
             self.parts, self.values = (part,), part.values
             return
-        indices = _picked(what, argnums, args)
+        indices = picked(what, argnums, args)
         self.argnums = indices[0] if isinstance(argnums, int) else tuple(indices)
         self.parts = [Moving(args[k], what, k) for k in indices]
         self.values = [value for part in self.parts for value in part.values]
@@ -92,7 +92,21 @@ class Call:
         return tuple([p.alone(c) for p, c in zip(self.parts, self._chunks(values))])  # noqa: B905  # as above
 
 
-def _picked(what: str, argnums: Argnums, args: tuple[Any, ...]) -> list[int]:
+def call_at(func: Callable[..., Any], what: str, primals: Any) -> Call:
+    """A call that is differentiated with respect to all of its arguments.
+
+    Raises:
+        TypeError: if ``primals`` is no tuple.
+    """
+    if not isinstance(primals, tuple):
+        raise TypeError(
+            f"{what}: primals must be a tuple of the arguments, got {type(primals).__name__}. "
+            f"For one argument write (argument,)"
+        )
+    return Call(func, what, tuple(range(len(primals))), primals, {})
+
+
+def picked(what: str, argnums: Argnums, args: tuple[Any, ...]) -> list[int]:
     """The indices that ``argnums`` stands for.
 
     Raises:

@@ -12,14 +12,10 @@ from parallax.nodes import is_module
 from parallax.registry import NAMESPACE
 from parallax.tree import core
 
-__all__ = ["Each", "checked_dim", "rng_dim", "spread"]
+__all__ = ["checked_dim", "rng_dim", "spread"]
 
 Dims = Any
 """An int, ``None``, or a tree (or a prefix of one) of these."""
-
-
-class Each(list[int | None]):
-    """The dimension of each leaf of a tree, spread already."""
 
 
 def spread(dims: Dims, tree: Any, what: str, path: str) -> list[int | None]:
@@ -38,8 +34,6 @@ def spread(dims: Dims, tree: Any, what: str, path: str) -> list[int | None]:
     Raises:
         ValueError: if ``dims`` does not fit the tree; the message names the path.
     """
-    if type(dims) is Each:
-        return dims
     if dims is None or (isinstance(dims, int) and not isinstance(dims, bool)):
         count = 1 if isinstance(tree, Tensor) else core.structure(tree).num_leaves
         return [dims] * count

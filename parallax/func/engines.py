@@ -145,13 +145,12 @@ def _record_gradient(call: Call, finish: Finish, tape: Tape) -> tuple[list[Tenso
     keep = tape.reaches_out([loss, *beside])
     if connected(loss):
         grads = _compat.backward([loss], [torch.ones_like(loss)], tape.leaves, keep, keep)
-        if keep:
-            grads = tape.release(grads, keep)
     else:
         grads = [torch.zeros_like(x) for x in tape.inputs]
-    if not keep and aux is None and id(loss) not in tape.own:
-        return grads, loss.detach(), None
-    loss, *beside = tape.release([loss, *beside], keep)
+    if keep or beside or loss.grad_fn is None:
+        grads, (loss, *beside) = tape.release(grads, keep), tape.release([loss, *beside], keep)
+    else:  # the usual case, with less
+        loss = loss.detach()
     return grads, loss, close(beside)
 
 

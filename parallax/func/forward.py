@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from parallax import random
-from parallax.func.call import Call
+from parallax.func.call import Call, call_at
 from parallax.func.engines import through
-from parallax.func.grad import with_aux
 from parallax.func.moving import name_of
-from parallax.func.results import Result
+from parallax.func.results import Result, Taking
 from parallax.func.vjp import jacobian, jacrev
 
 __all__ = ["hessian", "jacfwd", "jvp", "linearize", "tangents_of"]
@@ -54,32 +53,17 @@ def jvp(
         (tensor(0.), tensor(2.))
     """
     what = f"func.jvp({name_of(func)})"
-    call = _call_at(func, what, primals)
+    call = call_at(func, what, primals)
     moving = tangents_of(call, tangents, what)
-    made: list[Result] = []
-
-    def finish(out: Any) -> tuple[list[Tensor], Any]:
-        out, aux = with_aux(out, what, has_aux)
-        made[:] = [Result(out, what)]
-        return made[0].values, (made[0].others, aux)
-
-    flat, after = through(call, finish)
+    taking = Taking(what, has_aux)
+    flat, after = through(call, taking)
     found: Any = torch.func.jvp(
         flat, tuple(call.values), tuple(moving), strict=strict, has_aux=True
     )
     values, derivatives, beside = found
     others, aux = after(beside)
-    pair = made[0].rebuilt(values, others), made[0].alone(derivatives)
+    pair = taking.result.rebuilt(values, others), taking.result.alone(derivatives)
     return (*pair, aux) if has_aux else pair
-
-
-def _call_at(func: Callable[..., Any], what: str, primals: tuple[Any, ...]) -> Call:
-    if not isinstance(primals, tuple):
-        raise TypeError(
-            f"{what}: primals must be a tuple of the arguments, got {type(primals).__name__}. "
-            f"For one argument write (argument,)"
-        )
-    return Call(func, what, tuple(range(len(primals))), primals, {})
 
 
 def tangents_of(call: Call, tangents: Any, what: str) -> list[Tensor]:
@@ -122,7 +106,7 @@ def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..
         tensor(2.)
     """
     what = f"func.linearize({name_of(func)})"
-    call = _call_at(func, what, primals)
+    call = call_at(func, what, primals)
     made: list[Result] = []
 
     def flat(*values: Tensor) -> list[Tensor]:

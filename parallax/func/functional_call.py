@@ -132,7 +132,8 @@ def _closest(name: str, have: list[str]) -> str:
 
 
 def _replaced(module: Any, named: dict[str, Any], tie_weights: bool, strict: bool | None) -> Any:
-    leaves, part = core._open(module)
+    leaves, spec = core.opened(module)
+    part = spec.parts[0]
     paths = part.place_paths() if _compat.is_compiling() else part.place_paths
     index = core.expand_of(part)
     present = {path for path, k in zip(paths, index) if leaves[k] is not None}  # noqa: B905  # dynamo traces no strict=
@@ -153,7 +154,7 @@ def _replaced(module: Any, named: dict[str, Any], tie_weights: bool, strict: boo
                     )
                 source[k] = path
                 values[k] = named[path]
-        return core._close(part, values, module._rng)
+        return spec.build(values)
     survey = Survey(module)
     edits = [(e, named[e.path]) for e in survey.entries if e.kind == "leaf" and e.path in named]
     return rebuild(survey, edits)

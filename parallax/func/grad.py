@@ -11,8 +11,9 @@ from torch import Tensor
 from parallax.func.call import Call
 from parallax.func.engines import gradient
 from parallax.func.moving import name_of
+from parallax.func.results import describe, with_aux
 
-__all__ = ["grad", "grad_and_value", "scalar_and_aux", "with_aux"]
+__all__ = ["grad", "grad_and_value", "scalar_and_aux"]
 
 
 def grad(
@@ -51,10 +52,14 @@ def grad(
     """
     what = f"func.grad({name_of(func)})"
 
+    def finish(result: Any) -> tuple[Tensor, Any]:
+        return scalar_and_aux(result, what, has_aux)
+
     @wraps(func, updated=())
     def gradient_of(*args: Any, **kwargs: Any) -> Any:
-        grads, _, aux = _differentiate(what, func, argnums, has_aux, args, kwargs)
-        return (grads, aux) if has_aux else grads
+        call = Call(func, what, argnums, args, kwargs)
+        grads, _, aux = gradient(call, finish)
+        return (call.trees(grads), aux) if has_aux else call.trees(grads)
 
     return gradient_of
 
@@ -85,37 +90,16 @@ def grad_and_value(
     """
     what = f"func.grad_and_value({name_of(func)})"
 
+    def finish(result: Any) -> tuple[Tensor, Any]:
+        return scalar_and_aux(result, what, has_aux)
+
     @wraps(func, updated=())
     def gradient_and_value_of(*args: Any, **kwargs: Any) -> Any:
-        grads, value, aux = _differentiate(what, func, argnums, has_aux, args, kwargs)
-        return grads, (value, aux) if has_aux else value
+        call = Call(func, what, argnums, args, kwargs)
+        grads, value, aux = gradient(call, finish)
+        return call.trees(grads), (value, aux) if has_aux else value
 
     return gradient_and_value_of
-
-
-def _differentiate(
-    what: str,
-    func: Callable[..., Any],
-    argnums: int | tuple[int, ...],
-    has_aux: bool,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[Any, Tensor, Any]:
-    call = Call(func, what, argnums, args, kwargs)
-    grads, loss, aux = gradient(call, lambda result: scalar_and_aux(result, what, has_aux))
-    return call.trees(grads), loss, aux
-
-
-def with_aux(result: Any, what: str, has_aux: bool) -> tuple[Any, Any]:
-    """The result of a function and what it returned beside it."""
-    if not has_aux:
-        return result, None
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise TypeError(
-            f"{what}: with has_aux=True the function returns a pair (result, aux), "
-            f"got {_describe(result)}"
-        )
-    return result
 
 
 def scalar_and_aux(result: Any, what: str, has_aux: bool) -> tuple[Tensor, Any]:
@@ -135,7 +119,7 @@ def _not_scalar(loss: Any) -> str:
         return "the function returned nothing. End it with: return loss"
     if not isinstance(loss, Tensor):
         hint = ", or pass has_aux=True to return (loss, aux)" if isinstance(loss, tuple) else ""
-        return f"the function returned {_describe(loss)}. Return one scalar tensor{hint}"
+        return f"the function returned {describe(loss)}. Return one scalar tensor{hint}"
     if loss.dim():
         return (
             f"the function returned a tensor of shape {tuple(loss.shape)}, and only a scalar has a "
@@ -148,11 +132,3 @@ def _not_scalar(loss: Any) -> str:
     return (
         f"the function returned a {loss.dtype} scalar, which has no gradient. Return a float loss"
     )
-
-
-def _describe(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, tuple):
-        return f"a tuple of {len(value)}"
-    return f"a {type(value).__name__}"

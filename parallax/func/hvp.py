@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from parallax import tree
-from parallax.func.call import Call
+from parallax.func.call import call_at
 from parallax.func.forward import tangents_of
 from parallax.func.grad import grad, grad_and_value, scalar_and_aux
 from parallax.func.moving import name_of
@@ -51,13 +51,8 @@ def hvp(
         tensor(12.)
     """
     what = f"func.hvp({name_of(func)})"
-    if not isinstance(primals, tuple):
-        raise TypeError(
-            f"{what}: primals must be a tuple of the arguments, got {type(primals).__name__}. "
-            f"For one argument write (argument,)"
-        )
+    along = tangents_of(call_at(func, what, primals), tangents, what)
     everything = tuple(range(len(primals)))
-    along = tangents_of(Call(func, what, everything, primals, {}), tangents, what)
 
     def checked(*inner: Any) -> tuple[Tensor, Any]:
         return scalar_and_aux(func(*inner), what, has_aux)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -68,7 +68,7 @@ def jacobian_matrix(
     return matrix_of
 
 
-def _side_by_side(row: Any, values: list[Tensor]) -> Tensor:
+def _side_by_side(row: Any, values: Sequence[Tensor]) -> Tensor:
     """The derivatives of one tensor by each leaf, as one matrix."""
     blocks = zip(row, values)  # noqa: B905  # dynamo traces no strict=
     return torch.cat([block.reshape(-1, x.numel()) for block, x in blocks], 1)

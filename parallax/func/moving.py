@@ -14,9 +14,9 @@ from torch import Tensor
 
 from parallax.fields import Lazy, UninitializedError
 from parallax.nodes import is_module
-from parallax.registry import unflatten_module
 from parallax.structure import Structure
 from parallax.tree import core
+from parallax.tree.leaves import all_floating
 
 __all__ = ["INEXACT", "Moving", "Opened", "is_inexact", "name_of", "path_of", "paths_of"]
 
@@ -40,6 +40,13 @@ def is_inexact(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype in INEXACT
 
 
+def filled(leaves: list[Any], places: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    """The leaves, with values written into some places."""
+    for place, value in zip(places, values):  # noqa: B905  # dynamo traces no strict=
+        leaves[place] = value
+    return leaves
+
+
 class Opened:
     """A tree taken apart into some chosen leaves and all the rest.
 
@@ -48,46 +55,28 @@ class Opened:
         leaves: all leaves, those of modules one by one, ties once, holes as ``None``.
         places: the indices of the chosen leaves.
         values: the chosen leaves.
-        spec: the structure: of a module, of a pytree, or ``None`` for a single tensor.
+        spec: the structure.
     """
 
     __slots__ = ("leaves", "places", "spec", "tree", "values")
 
     tree: Any
-    spec: Any
+    spec: core.TreeSpec
     leaves: Sequence[Any]
-    places: list[int]
+    places: Sequence[int]
     values: list[Tensor]
 
     def around(self, values: Sequence[Any]) -> Any:
         """The tree with other values for the chosen leaves."""
-        return self._built(self._filled(self.leaves, values), alone=False)
+        if len(values) == len(self.leaves):
+            return self.spec.build(values)
+        return self.spec.build(filled(list(self.leaves), self.places, values))
 
     def alone(self, values: Sequence[Any]) -> Any:
         """A tree of the same structure that holds these values and holes everywhere else."""
-        return self._built(self._filled(None, values), alone=True)
-
-    def _filled(self, rest: Sequence[Any] | None, values: Sequence[Any]) -> Sequence[Any]:
-        count = len(self.leaves)
-        if len(values) == count:
-            return values
-        leaves = [None] * count if rest is None else list(rest)
-        for place, value in zip(self.places, values):  # noqa: B905  # dynamo traces no strict=
-            leaves[place] = value
-        return leaves
-
-    def _built(self, leaves: Sequence[Any], alone: bool) -> Any:
-        """The tree around all of its leaves, without random state if ``alone``."""
-        spec = self.spec
-        if spec is None:
-            return leaves[0]
-        if type(spec) is Structure:
-            return unflatten_module(spec, leaves, None if alone else self.tree._rng)
-        if type(spec) is core.TreeSpec:
-            if alone:
-                spec = core.TreeSpec(spec.outer, spec.parts, (None,) * len(spec.parts))
-            return core.unflatten(spec, leaves)
-        return core._close(spec, leaves, None if alone else self.tree._rng)
+        if len(values) == len(self.leaves):
+            return self.spec.build(values, bare=True)
+        return self.spec.build(filled([None] * len(self.leaves), self.places, values), bare=True)
 
     def beside(self, other: Any, what: str, kind: str) -> list[Any]:
         """What another tree has in the place of each chosen leaf, zeros for its holes.
@@ -129,22 +118,21 @@ class Moving(Opened):
 
     def __init__(self, tree: Any, what: str, index: int) -> None:
         self.tree = tree
+        self.leaves, self.spec = leaves, spec = core.opened(tree)
+        part = spec.parts[0]
+        if spec.outer is None and type(part) is Structure:  # the usual case, with less
+            self.places = part.trained
+            whole = len(self.places) == len(leaves)
+            self.values = list(leaves) if whole else [leaves[place] for place in self.places]
+            if self.places and all_floating(self.values):
+                return
         try:
-            if is_module(tree):
-                self.leaves, self.spec = core._open(tree)
-                self.places = _moving(self.leaves, self.spec.trainable)
-            elif isinstance(tree, Tensor):
-                self.leaves, self.spec = [tree], None
-                self.places = _moving_outside([tree], 0)
-            else:
-                self.leaves, self.spec = core.flatten(tree)
-                self.places = _moving_in(self.leaves, self.spec.parts)
+            self.places = _moving_in(leaves, spec.parts)
         except _RefusedError as refused:
             raise refused.at(tree, f"{what}, argument {index}") from None
         if not self.places:
             where = f"{what}, argument {index}"
-            raise ValueError(_nothing_moves(tree, self.leaves, where))
-        leaves = self.leaves
+            raise ValueError(_nothing_moves(tree, leaves, where))
         self.values = [leaves[place] for place in self.places]
 
 

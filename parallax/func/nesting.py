@@ -58,20 +58,14 @@ class Nesting:
     def _within(self, tree: Any) -> Any:
         """The tree with the stand-ins; the very tree where nothing is collected."""
         if is_module(tree):
-            inner = effects.nest(tree._rng, self.levels)
-            if inner is tree._rng:
+            if effects.nest(tree._rng, self.levels) is tree._rng:
                 return tree
-            self.pairs.append((tree._rng, inner))
-            leaves, part = core._open(tree)
-            return core._close(part, leaves, inner)
-        if not isinstance(tree, (tuple, list, dict)):
+        elif not isinstance(tree, (tuple, list, dict)):
             return tree
-        leaves, spec = core.flatten(tree)
+        leaves, spec = core.opened(tree)
         known = len(self.pairs)
-        rngs = tuple([self._source(rng) for rng in spec.rngs])
-        if len(self.pairs) == known:
-            return tree
-        return core.unflatten(core.TreeSpec(spec.outer, spec.parts, rngs), leaves)
+        rngs = [self._source(rng) for rng in spec.rngs]
+        return tree if len(self.pairs) == known else spec.with_rngs(rngs).build(leaves)
 
     def _source(self, rng: Any) -> Any:
         inner = effects.nest(rng, self.levels)

@@ -14,11 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax.func.call import Call
-from parallax.func.dims import Each, spread
+from parallax.func.call import Argnums, Call, picked
 from parallax.func.engines import gradient, on_tape
 from parallax.func.grad import grad, scalar_and_aux
-from parallax.func.moving import Moving, name_of
+from parallax.func.moving import filled, name_of
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
 from parallax.func.vmap import Batch, run_flat, vmap
@@ -118,98 +117,82 @@ def _many(
 ) -> Callable[..., Any]:
     @wraps(func, updated=())
     def gradients_of(*args: Any, **kwargs: Any) -> Any:
-        call = Call(func, what, argnums, args, kwargs)
         dims = in_dims
         if dims is None:
-            dims = tuple([default[0 if k in call.indices else 1] for k in range(len(args))])
-        batch = Batch(args, dims, what)
-        if chunk_size is None and on_tape() and _nbytes(call, batch) <= LARGEST:
-            summed = _Summed(call, batch, dims, has_aux, randomness)
-            # The cotangent of each loss is one, so it is their sum that is differentiated.
-            grads, _, aux = gradient(summed, lambda result: result)
-            trees = call.trees(summed.leading(grads))
-            return (trees, aux) if has_aux else trees
+            moving = picked(what, argnums, args)
+            dims = tuple([default[0 if k in moving else 1] for k in range(len(args))])
+        if chunk_size is None and on_tape():
+            summed = _Summed(func, what, argnums, args, kwargs, dims, has_aux, randomness)
+            if summed.nbytes <= LARGEST:
+                # The cotangent of each loss is one, so it is their sum that is differentiated.
+                grads, _, aux = gradient(summed, _as_it_is)
+                trees = summed.trees(summed.leading(grads))
+                return (trees, aux) if has_aux else trees
         one = grad(func, argnums, has_aux)
         return vmap(one, dims, 0, randomness, chunk_size=chunk_size)(*args, **kwargs)
 
     return gradients_of
 
 
-def _nbytes(call: Call, batch: Batch) -> int:
-    """How much a copy of each leaf for each loss takes, to within what is mapped already."""
-    mapped = {index for index, _, _, _ in batch.parts}
-    return sum(
-        [
-            sum([value.nbytes for value in part.values]) * (1 if index in mapped else batch.size)
-            for index, part in zip(call.indices, call.parts, strict=True)
-        ]
-    )
+def _as_it_is(result: Any) -> Any:
+    return result
 
 
 class _Summed(Call):
-    """The sum of the losses, as a function of one copy of each leaf for each loss.
+    """The losses of all, as a function of one copy of each leaf for each loss.
 
     Attributes:
         batch: the arguments, every leaf that moves mapped.
         places: where the leaves that move are among the mapped tensors.
     """
 
-    __slots__ = ("batch", "has_aux", "nesting", "places", "randomness")
+    __slots__ = ("batch", "closing", "has_aux", "nesting", "places", "randomness")
 
     def __init__(
-        self, call: Call, batch: Batch, dims: tuple[Any, ...], has_aux: bool, randomness: str
+        self,
+        func: Callable[..., Any],
+        what: str,
+        argnums: Argnums,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        dims: tuple[Any, ...],
+        has_aux: bool,
+        randomness: str,
     ) -> None:
-        self.what = call.what
-        self.argnums = call.argnums
+        self.nesting = nesting = Nesting(func, args, kwargs)
+        super().__init__(nesting.func, what, argnums, nesting.args, nesting.kwargs)
         self.has_aux = has_aux
         self.randomness = randomness
-        args, over = list(call.args), list(dims)
-        for index, part in zip(call.indices, call.parts, strict=True):
-            args[index], over[index] = _copied(part, dims[index], batch.size, call.what, index)
-        self.nesting = Nesting(call.func, args, call.kwargs)
-        if any(a is not b for a, b in zip(self.nesting.args, call.args, strict=True)):
-            batch = Batch(self.nesting.args, tuple(over), call.what)
-        self.batch = batch
+        moving = dict(zip(self.indices, self.parts, strict=True))
+        self.batch = Batch(self.args, dims, what, moving)
+        mapped = {part.index: part for part in self.batch.parts}
         self.places: list[int] = []
-        for index, part in zip(call.indices, call.parts, strict=True):
-            _, start, held, _ = next(entry for entry in batch.parts if entry[0] == index)
-            self.places += [start + held.index(place) for place in part.places]
-        self.values = [batch.tensors[place] for place in self.places]
+        for index, part in moving.items():
+            where = {place: k for k, place in enumerate(mapped[index].places, mapped[index].start)}
+            self.places += [where[place] for place in part.places]
+        self.values = [self.batch.tensors[place] for place in self.places]
+
+    @property
+    def nbytes(self) -> int:
+        """How much a copy of each leaf for each loss takes."""
+        return sum([value.nbytes for value in self.values])
 
     def at(self, values: Sequence[Tensor]) -> tuple[Tensor, Any]:
         """The losses at these copies, and what came beside them."""
-        nesting = self.nesting
-        tensors = list(self.batch.tensors)
-        for place, value in zip(self.places, values, strict=True):
-            tensors[place] = value
-        closes: list[Any] = []
-
-        def flat(members: Sequence[Tensor]) -> list[Tensor]:
-            result = nesting.func(*self.batch.around(members), **nesting.kwargs)
-            loss, aux = scalar_and_aux(result, self.what, self.has_aux)
-            beside, close = open_tensors(aux)
-            closes[:] = [close, 1 + len(beside)]
-            return [loss, *beside, *nesting.emitted()]
-
-        found = run_flat(flat, self.batch, tensors, self.randomness)
-        close, count = closes
-        nesting.relay(found[count:])
+        tensors = filled(list(self.batch.tensors), self.places, values)
+        found = run_flat(self._losses, self.batch, tensors, self.randomness)
+        close, count = self.closing
+        self.nesting.relay(found[count:])
         return found[0], close(found[1:count])
+
+    def _losses(self, members: Sequence[Tensor]) -> list[Tensor]:
+        result = self.func(*self.batch.around(members), **self.kwargs)
+        loss, aux = scalar_and_aux(result, self.what, self.has_aux)
+        beside, close = open_tensors(aux)
+        self.closing = close, 1 + len(beside)
+        return [loss, *beside, *self.nesting.emitted()]
 
     def leading(self, grads: list[Tensor]) -> list[Tensor]:
         """The gradients with the mapped dimension first."""
         dims = [self.batch.dims[place] for place in self.places]
         return [g.movedim(dim, 0) if dim else g for g, dim in zip(grads, dims, strict=True)]
-
-
-def _copied(part: Moving, dims: Any, size: int, what: str, index: int) -> tuple[Any, Any]:
-    """An argument of which each leaf that moves is mapped, and over which dimensions."""
-    if type(dims) is int:
-        return part.tree, dims
-    each = spread(dims, part.tree, f"{what}, in_dims", f"argument {index}")
-    over: list[Any] = list(each)
-    values = []
-    for place, value in zip(part.places, part.values, strict=True):
-        values.append(value.expand(size, *value.shape) if over[place] is None else value)
-        over[place] = over[place] or 0
-    return part.around(values), Each(over)

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax.func.moving import Opened, is_inexact, path_of
+from parallax.func.moving import Opened, filled, is_inexact, path_of
 from parallax.nodes import is_module
 from parallax.tree import core
 
-__all__ = ["Result", "open_tensors"]
+__all__ = ["Result", "Taking", "describe", "open_tensors", "with_aux"]
 
 
 class Result(Opened):
@@ -44,16 +44,61 @@ class Result(Opened):
         self.values = [self.leaves[place] for place in self.places]
         self.others = [self.leaves[place] for place in self._others]
 
+    def around(self, values: Sequence[Any]) -> Any:
+        """The tree with other values for the tensors that are differentiated."""
+        return self._close(filled(list(self.leaves), self.places, values))
+
+    def alone(self, values: Sequence[Any]) -> Any:
+        """A tree of the same structure that holds these values and holes everywhere else."""
+        return self._close(filled([None] * len(self.leaves), self.places, values))
+
     def rebuilt(self, values: Sequence[Any], others: Sequence[Any]) -> Any:
         """The tree with other values for all of its tensors."""
-        leaves = list(self.leaves)
-        for place, value in zip(self._others, others):  # noqa: B905  # dynamo traces no strict=
-            leaves[place] = value
-        return self._close(self._filled(leaves, values))
+        leaves = filled(list(self.leaves), self._others, others)
+        return self._close(filled(leaves, self.places, values))
 
-    def _built(self, leaves: Sequence[Any], alone: bool) -> Any:
-        del alone
-        return self._close(leaves)
+
+class Taking:
+    """Takes what a function returned to its floating tensors, and keeps what they came from.
+
+    Attributes:
+        result: what the function returned last.
+    """
+
+    __slots__ = ("has_aux", "result", "what")
+
+    result: Result
+
+    def __init__(self, what: str, has_aux: bool) -> None:
+        self.what = what
+        self.has_aux = has_aux
+
+    def __call__(self, returned: Any) -> tuple[list[Tensor], Any]:
+        """The floating tensors; and the others, with what came beside."""
+        result, aux = with_aux(returned, self.what, self.has_aux)
+        self.result = Result(result, self.what)
+        return self.result.values, (self.result.others, aux)
+
+
+def with_aux(returned: Any, what: str, has_aux: bool) -> tuple[Any, Any]:
+    """The result of a function and what it returned beside it."""
+    if not has_aux:
+        return returned, None
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise TypeError(
+            f"{what}: with has_aux=True the function returns a pair (result, aux), "
+            f"got {describe(returned)}"
+        )
+    return returned
+
+
+def describe(value: Any) -> str:
+    """A returned value in a few words, for error messages."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    return f"a {type(value).__name__}"
 
 
 def _inside_module(tree: Any) -> bool:

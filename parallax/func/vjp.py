@@ -11,9 +11,8 @@ from torch import Tensor
 
 from parallax.func.call import Call
 from parallax.func.engines import pullback, through
-from parallax.func.grad import with_aux
 from parallax.func.moving import name_of
-from parallax.func.results import Result
+from parallax.func.results import Result, Taking
 
 __all__ = ["Transform", "jacobian", "jacobian_rows", "jacrev", "vjp"]
 
@@ -44,15 +43,9 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple
     """
     what = f"func.vjp({name_of(func)})"
     call = Call(func, what, tuple(range(len(primals))), primals, {})
-    made: list[Result] = []
-
-    def finish(out: Any) -> tuple[list[Tensor], Any]:
-        out, aux = with_aux(out, what, has_aux)
-        made[:] = [Result(out, what)]
-        return made[0].values, (made[0].others, aux)
-
-    values, pull, (others, aux) = pullback(call, finish)
-    result = made[0]
+    taking = Taking(what, has_aux)
+    values, pull, (others, aux) = pullback(call, taking)
+    result = taking.result
     out = result.rebuilt(values, others)
 
     def vjp_fn(cotangents: Any) -> Any:
@@ -119,13 +112,7 @@ def jacobian_rows(
     transform: Transform, call: Call, has_aux: bool, levels: int
 ) -> tuple[Sequence[Sequence[Tensor]], Result, Any]:
     """For each tensor of the result its derivatives by each leaf, the result, and ``aux``."""
-    made: list[Result] = []
-
-    def finish(out: Any) -> tuple[tuple[Tensor, ...], Any]:
-        out, aux = with_aux(out, call.what, has_aux)
-        made[:] = [Result(out, call.what)]
-        return tuple(made[0].values), aux
-
-    flat, after = through(call, finish, levels)
+    taking = Taking(call.what, has_aux)
+    flat, after = through(call, taking, levels)
     rows, beside = transform(flat, tuple(range(len(call.values))))(*call.values)
-    return rows, made[0], after(beside)
+    return rows, taking.result, after(beside)[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -11,10 +11,9 @@ from torch import Tensor
 
 from parallax import _compat
 from parallax.func.dims import checked_dim, rng_dim, spread
-from parallax.func.moving import name_of, path_of
+from parallax.func.moving import Moving, filled, name_of, path_of
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
-from parallax.nodes import is_module
 from parallax.tree import core
 
 __all__ = ["Batch", "run_flat", "vmap"]
@@ -128,8 +127,11 @@ def _run_by_torch(
     def run(*members: Any) -> Any:
         return tuple(flat(members))
 
-    mapped: Any = torch.func.vmap(run, batch.dims, 0, randomness, chunk_size=chunk_size)
+    mapped: Any = torch.func.vmap(run, tuple(batch.dims), 0, randomness, chunk_size=chunk_size)
     return mapped(*tensors)  # type: ignore[no-any-return]  # a tuple of tensors
+
+
+_NONE: Mapping[int, Moving] = {}
 
 
 class Batch:
@@ -139,44 +141,45 @@ class Batch:
         tensors: the tensors that are mapped.
         dims: the mapped dimension of each.
         size: how many members there are.
-        parts: for each mapped argument its index, where its tensors start among ``tensors``, which
-            of its leaves they are, and what builds it from members of them.
+        parts: the mapped arguments.
     """
 
     __slots__ = ("args", "dims", "parts", "size", "tensors")
 
-    def __init__(self, args: tuple[Any, ...], in_dims: Any, what: str) -> None:
+    def __init__(
+        self, args: tuple[Any, ...], in_dims: Any, what: str, copied: Mapping[int, Moving] = _NONE
+    ) -> None:
         self.args = args
-        self.parts: list[tuple[int, int, list[int], Callable[[Sequence[Tensor]], Any]]] = []
+        self.parts: list[_Mapped] = []
         self.tensors: list[Tensor] = []
-        dims: list[int] = []
+        self.dims: list[Any] = []
         for index, (arg, dim) in enumerate(_pairs(args, in_dims, what)):
-            if dim is None:
-                continue
-            start = len(self.tensors)
-            if isinstance(arg, Tensor) and type(dim) is int and 0 <= dim < arg.dim():
-                self.tensors.append(arg)
-                dims.append(dim)
-                self.parts.append((index, start, [0], _only))
-                continue
-            places, close = _open_argument(arg, dim, what, index, self.tensors, dims)
-            self.parts.append((index, start, places, close))
-        if not self.tensors:
+            if dim is not None or index in copied:
+                part = _Mapped(index, len(self.tensors))
+                part.open(arg, dim, what, copied.get(index), self.tensors, self.dims)
+                self.parts.append(part)
+        pairs = zip(self.tensors, self.dims)  # noqa: B905  # dynamo traces no strict=
+        sizes = [tensor.shape[dim] for tensor, dim in pairs if dim is not None]
+        if not sizes:
             raise ValueError(
                 f"{what}: nothing is mapped, in_dims={in_dims!r} leaves no tensor with a "
                 f"dimension. Map at least one argument: in_dims=(0, None)"
             )
-        self.dims = tuple(dims)
-        self.size: int = self.tensors[0].shape[dims[0]]
-        for tensor, dim in zip(self.tensors, dims):  # noqa: B905  # dynamo traces no strict=
-            if tensor.shape[dim] != self.size:
+        self.size: int = sizes[0]
+        for size in sizes:
+            if size != self.size:
                 raise ValueError(self._uneven(in_dims, what))
+        if len(sizes) < len(self.dims):
+            for k, dim in enumerate(self.dims):
+                if dim is None:
+                    tensor = self.tensors[k]
+                    self.tensors[k], self.dims[k] = tensor.expand(self.size, *tensor.shape), 0
 
     def around(self, tensors: Sequence[Tensor]) -> list[Any]:
         """The arguments around one member of each mapped tensor."""
         args = list(self.args)
-        for index, start, _, close in self.parts:
-            args[index] = close(tensors[start:] if start else tensors)
+        for part in self.parts:
+            args[part.index] = part.around(tensors)
         return args
 
     def _uneven(self, in_dims: Any, what: str) -> str:
@@ -225,67 +228,66 @@ def _where(arg: Any, index: int, place: int) -> str:
     return f"{path} (argument {index})"
 
 
-def _open_argument(
-    arg: Any, dim: Any, what: str, index: int, tensors: list[Tensor], dims: list[int]
-) -> tuple[list[int], Callable[[Sequence[Tensor]], Any]]:
-    """Adds the mapped tensors of an argument.
+class _Mapped:
+    """An argument of which leaves are mapped.
 
-    Returns:
-        Which of its leaves they are, and what builds it from members of them.
+    Attributes:
+        index: which argument it is.
+        start: where its tensors start among all that are mapped.
+        places: which of its leaves they are.
     """
-    part: Any = None
-    spec: Any = None
-    leaves: Sequence[Any]
-    if isinstance(arg, Tensor):
-        leaves, rngs = [arg], []
-    elif is_module(arg):
-        leaves, part = core._open(arg)
-        rngs = [arg._rng]
-    else:
-        leaves, spec = core.flatten(arg)
-        rngs = list(spec.rngs)
-    whole = type(dim) is int and dim >= 0
-    wanted = () if whole else spread(dim, arg, f"{what}, in_dims", f"argument {index}")
-    places: list[int] = []
-    for place, leaf in enumerate(leaves):
-        each: Any = dim if whole else wanted[place]
-        if each is None or leaf is None:
-            continue
-        if not (isinstance(leaf, Tensor) and type(each) is int and 0 <= each < leaf.dim()):
-            each = checked_dim(leaf, each, f"{what}, in_dims", _where(arg, index, place))
-        places.append(place)
-        tensors.append(leaf)
-        dims.append(each)
-    keyed: list[int] = []
-    for place, rng in enumerate(rngs):
-        each = rng_dim(rng, dim)
-        if rng is not None and each is not None:
-            keyed.append(place)
-            tensors.append(rng.key)
+
+    __slots__ = ("index", "keyed", "leaves", "places", "spec", "start")
+
+    def __init__(self, index: int, start: int) -> None:
+        self.index = index
+        self.start = start
+
+    def open(
+        self, arg: Any, dim: Any, what: str, copied: Moving | None, tensors: list[Any], dims: Any
+    ) -> None:
+        """Adds the mapped tensors of the argument, with ``None`` for the dimension of a copy."""
+        opened = core.opened(arg) if copied is None else (copied.leaves, copied.spec)
+        self.leaves, self.spec = opened
+        self.keyed: list[int] = []
+        if dim is None and copied is not None:
+            self.places = copied.places
+            tensors += copied.values
+            dims += [None] * len(copied.values)
+            return
+        whole = type(dim) is int and dim >= 0
+        wanted = () if whole else spread(dim, arg, f"{what}, in_dims", f"argument {self.index}")
+        copies = () if copied is None else copied.places
+        places: list[int] = []
+        for place, leaf in enumerate(self.leaves):
+            each: Any = dim if whole else wanted[place]
+            if leaf is None or (each is None and place not in copies):
+                continue
+            if not (isinstance(leaf, Tensor) and type(each) is int and 0 <= each < leaf.dim()):
+                each = checked_dim(leaf, each, f"{what}, in_dims", _where(arg, self.index, place))
+            places.append(place)
+            tensors.append(leaf)
             dims.append(each)
+        self.places = places
+        for place, rng in enumerate(self.spec.rngs):
+            each = rng_dim(rng, dim)
+            if each is not None:
+                self.keyed.append(place)
+                tensors.append(rng.key)
+                dims.append(each)
 
-    def rebuild(members: Sequence[Tensor]) -> Any:
-        count = len(places)
-        if count == len(leaves):
-            values: Any = members[:count]
-        else:
-            values = list(leaves)
-            for place, member in zip(places, members):  # noqa: B905  # dynamo traces no strict=
-                values[place] = member
-        inner = rngs
-        if keyed:
-            inner = list(rngs)
-            for place, key in zip(keyed, members[count:]):  # noqa: B905  # as above
-                inner[place] = rngs[place].with_key(key)
-        if part is not None:
-            return core._close(part, values, inner[0])
-        return core.unflatten(core.TreeSpec(spec.outer, spec.parts, tuple(inner)), values)
-
-    return places, _only if isinstance(arg, Tensor) else rebuild
-
-
-def _only(members: Sequence[Tensor]) -> Tensor:
-    return members[0]
+    def around(self, members: Sequence[Tensor]) -> Any:
+        """The argument around one member of each of its tensors."""
+        stop = self.start + len(self.places)
+        values: Any = members[self.start : stop]
+        if len(values) < len(self.leaves):
+            values = filled(list(self.leaves), self.places, values)
+        if not self.keyed:
+            return self.spec.build(values)
+        rngs = list(self.spec.rngs)
+        for place, key in zip(self.keyed, members[stop:]):  # noqa: B905  # dynamo traces no strict=
+            rngs[place] = rngs[place].with_key(key)
+        return self.spec.with_rngs(rngs).build(values)
 
 
 class _Outputs:

@@ -30,9 +30,31 @@ class TreeSpec:
     __slots__ = ("outer", "parts", "rngs")
 
     def __init__(self, outer: Any, parts: tuple[Any, ...], rngs: tuple[Any, ...]) -> None:
-        self.outer = outer  # optree's spec of what stands around the modules; None for none
+        self.outer = outer  # optree's spec of what stands around; None for a lone module or leaf
         self.parts = parts  # per module its structure, per other leaf None
-        self.rngs = rngs
+        self.rngs = rngs  # what each module holds as rng: carried, never compared
+
+    def build(self, leaves: Sequence[Any], *, bare: bool = False) -> Any:
+        """The tree of this structure around exactly its leaves; without any rng if ``bare``."""
+        if self.outer is None:
+            part = self.parts[0]
+            if part is None:
+                return leaves[0]
+            return _close(part, leaves, None if bare else self.rngs[0])
+        items, start = [], 0
+        for part, rng in zip(self.parts, self.rngs):  # noqa: B905  # dynamo traces no strict=
+            if part is None:
+                items.append(leaves[start])
+                start += 1
+            else:
+                stop = start + _count(part)
+                items.append(_close(part, leaves[start:stop], None if bare else rng))
+                start = stop
+        return optree.tree_unflatten(self.outer, items)
+
+    def with_rngs(self, rngs: Iterable[Any]) -> TreeSpec:
+        """The same structure, whose modules hold other rngs."""
+        return TreeSpec(self.outer, self.parts, tuple(rngs))
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -43,14 +65,18 @@ class TreeSpec:
         return hash(self.parts)
 
     def __repr__(self) -> str:
-        return (
-            repr(self.parts[0]) if self.outer is None else f"TreeSpec({self.outer}, {self.parts})"
-        )
+        if self.outer is not None:
+            return f"TreeSpec({self.outer}, {self.parts})"
+        return "TreeSpec(*)" if self.parts[0] is None else repr(self.parts[0])
 
     @property
     def num_leaves(self) -> int:
         """How many leaves a tree of this structure has, holes included, ties once."""
         return sum([1 if part is None else _count(part) for part in self.parts])
+
+
+LONE = TreeSpec(None, (None,), (None,))
+"""The structure of a lone leaf."""
 
 
 def _open(module: Any) -> tuple[Sequence[Any], Any]:
@@ -104,10 +130,20 @@ def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
         >>> tree.unflatten(spec, [2 * leaf for leaf in leaves])["p"].at
         tensor([2., 2.])
     """
+    found, spec = opened(tree)
+    return list(found), spec
+
+
+def opened(tree: Any) -> tuple[Sequence[Any], TreeSpec]:
+    """As ``flatten``; the leaves of a lone module as they are kept on it."""
     if is_module(tree):
         found, part = _open(tree)
-        return list(found), TreeSpec(None, (part,), (tree._rng,))
+        return found, TreeSpec(None, (part,), (tree._rng,))
+    if isinstance(tree, Tensor):
+        return (tree,), LONE
     items, outer = _outer(tree)
+    if len(items) == 1 and items[0] is tree:
+        return items, LONE
     out: list[Any] = []
     parts, rngs = [], []
     for item in items:
@@ -137,15 +173,9 @@ def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
         ValueError: if the number of leaves is another.
     """
     given = list(leaves)
-    counts = [1 if part is None else _count(part) for part in spec.parts]
-    if sum(counts) != len(given):
-        raise ValueError(f"unflatten: the structure has {sum(counts)} leaves, got {len(given)}")
-    items, start = [], 0
-    for part, count, rng in zip(spec.parts, counts, spec.rngs, strict=True):
-        chunk = given[start : start + count]
-        items.append(chunk[0] if part is None else _close(part, chunk, rng))
-        start += count
-    return with_items(spec, items)
+    if spec.num_leaves != len(given):
+        raise ValueError(f"unflatten: the structure has {spec.num_leaves} leaves, got {len(given)}")
+    return spec.build(given)
 
 
 def with_items(spec: TreeSpec, items: list[Any]) -> Any:
@@ -259,8 +289,9 @@ def beside(spec: TreeSpec, tree: Any, other: Any) -> list[tuple[Any, str, Any]]:
         ValueError: if they differ outside of modules; the message names the first path.
     """
     if spec.outer is None:
-        return [(spec.parts[0], "", other)]
-    triples = list(zip(spec.parts, _item_paths(spec.outer), up_to(spec.outer, tree, other)))  # noqa: B905  # dynamo traces no strict=
+        triples = [(spec.parts[0], "", other)]
+    else:
+        triples = list(zip(spec.parts, _item_paths(spec.outer), up_to(spec.outer, tree, other)))  # noqa: B905  # dynamo traces no strict=
     for part, path, item in triples:
         if part is None and (is_module(item) or not is_leaf(item)):
             raise ValueError(misfit(path, "a leaf", f"a {type(item).__name__}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +22,7 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, (Tensor, Lazy))
 
 
-def all_floating(leaves: list[Any]) -> bool:
+def all_floating(leaves: Iterable[Any]) -> bool:
     """Whether all leaves are tensors of real floating numbers: a quick look at the usual case."""
     try:
         return all(map(Tensor.is_floating_point, leaves))
