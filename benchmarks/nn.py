@@ -70,6 +70,18 @@ CASES = [
     small("Dropout3d", (), floats(1, 4, 2, 2, 2)),
     small("AlphaDropout", (), floats(1, 4)),
     small("FeatureAlphaDropout", (), floats(1, 4, 2)),
+    small("RNNCell", (4, 4), floats(1, 4)),
+    large("RNNCell", (512, 512), floats(256, 512)),
+    small("GRUCell", (4, 4), floats(1, 4)),
+    large("GRUCell", (256, 256), floats(256, 256)),
+    small("LSTMCell", (4, 4), floats(1, 4)),
+    large("LSTMCell", (256, 256), floats(256, 256)),
+    small("RNN", (4, 4), floats(1, 1, 4)),
+    large("RNN", (256, 256), floats(16, 64, 256)),
+    small("GRU", (4, 4), floats(1, 1, 4)),
+    large("GRU", (256, 256), floats(16, 64, 256)),
+    small("LSTM", (4, 4), floats(1, 1, 4)),
+    large("LSTM", (256, 256), floats(16, 64, 256)),
 ]
 
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.nn.channels import ChannelNorm, in_plain_eager_code
+from parallax.nn.channels import ChannelNorm
+from parallax.nn.plain import in_plain_eager_code
 from parallax.nn.refusal import refuse, where
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]

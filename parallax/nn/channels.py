@@ -8,17 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import init
 
-from parallax import _compat
 from parallax.fields import Buffer, Parameter
 from parallax.module import Module
 from parallax.nn.arguments import between, positive
+from parallax.nn.plain import in_plain_eager_code
 
-__all__ = ["ChannelNorm", "in_plain_eager_code"]
-
-
-def in_plain_eager_code() -> bool:
-    """Whether neither a transform is running nor a graph is traced."""
-    return not _compat.is_compiling() and not _compat.transform_active()
+__all__ = ["ChannelNorm"]
 
 
 class ChannelNorm(Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -42,8 +43,68 @@ def floats(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
 
 
+def indices(pooled: Tensor) -> Tensor:
+    """Where a max pool with a window of one number and steps of two finds its numbers."""
+    spatial = pooled.shape[2:]
+    sizes = [2 * size - 1 for size in spatial]
+    flat = torch.arange(math.prod(sizes)).reshape(sizes)
+    places = flat[tuple(slice(None, None, 2) for _ in spatial)]
+    return places.expand(pooled.shape).contiguous()
+
+
+SIGNAL, IMAGE, VOLUME = floats(2, 4, 6), floats(2, 4, 6, 5), floats(2, 4, 6, 5, 4)
+
+SQUASHING = [
+    "GELU",
+    "Hardsigmoid",
+    "Hardswish",
+    "Hardtanh",
+    "LogSigmoid",
+    "Mish",
+    "SiLU",
+    "Sigmoid",
+]
+SQUASHING += ["Softplus", "Softsign", "Tanh", "Hardshrink", "Softshrink", "Tanhshrink"]
+RECTIFYING = ["CELU", "ELU", "LeakyReLU", "PReLU", "RReLU", "ReLU", "ReLU6", "SELU"]
+
 CASES = [
     like_torch("Linear", [floats(5, 3)], 3, 2),
+    like_torch("Bilinear", [floats(5, 3), floats(5, 4)], 3, 4, 2),
+    like_torch("Identity", [floats(5, 3)]),
+    like_torch("Embedding", [torch.tensor([[1, 2], [0, 1]])], 5, 3, padding_idx=1),
+    like_torch("EmbeddingBag", [torch.tensor([[1, 2], [0, 1]])], 5, 3),
+    *[
+        case
+        for dims, signal in ((1, SIGNAL), (2, IMAGE), (3, VOLUME))
+        for case in (
+            like_torch(f"Conv{dims}d", [signal], 4, 2, 3, padding=1),
+            like_torch(f"Conv{dims}d", [signal], 4, 2, 3, padding="same", padding_mode="circular"),
+            like_torch(f"ConvTranspose{dims}d", [signal], 4, 2, 3, stride=2),
+            like_torch(f"MaxPool{dims}d", [signal], 3, 2),
+            like_torch(f"AvgPool{dims}d", [signal], 3, 2),
+            like_torch(f"AdaptiveMaxPool{dims}d", [signal], 2),
+            like_torch(f"AdaptiveAvgPool{dims}d", [signal], 2),
+            like_torch(f"LPPool{dims}d", [signal], 2, 3),
+            like_torch(f"MaxUnpool{dims}d", [signal, indices(signal)], 1, 2),
+            like_torch(f"ConstantPad{dims}d", [signal], 1, 0.5),
+            like_torch(f"ZeroPad{dims}d", [signal], 1),
+            like_torch(f"ReflectionPad{dims}d", [signal], 1),
+            like_torch(f"ReplicationPad{dims}d", [signal], 1),
+            like_torch(f"CircularPad{dims}d", [signal], 1),
+        )
+    ],
+    like_torch("Flatten", [IMAGE]),
+    like_torch("Unflatten", [IMAGE], 1, (2, 2)),
+    like_torch("Upsample", [VOLUME], scale_factor=2, mode="trilinear"),
+    like_torch("UpsamplingNearest2d", [IMAGE], 7),
+    like_torch("UpsamplingBilinear2d", [IMAGE], scale_factor=2),
+    like_torch("PixelShuffle", [IMAGE], 2),
+    like_torch("PixelUnshuffle", [IMAGE[..., :4, :4]], 2),
+    like_torch("ChannelShuffle", [IMAGE], 2),
+    *[like_torch(name, [floats(5, 4)]) for name in SQUASHING + RECTIFYING],
+    like_torch("Threshold", [floats(5, 4)], 0.1, -1.0),
+    like_torch("Softmax2d", [IMAGE]),
+    *[like_torch(name, [floats(5, 4)], -1) for name in ("Softmax", "Softmin", "LogSoftmax", "GLU")],
     *[
         like_torch(name, [floats(*shape)], 3)._replace(mode=mode)
         for name, shape in [
@@ -74,9 +135,17 @@ CASES = [
     like_torch("Dropout3d", [floats(5, 3, 2, 2, 2)]),
     like_torch("AlphaDropout", [floats(5, 3)]),
     like_torch("FeatureAlphaDropout", [floats(5, 3, 2)]),
+    like_torch("RNNCell", [floats(5, 3), floats(5, 2)], 3, 2),
+    like_torch("GRUCell", [floats(5, 3), floats(5, 2)], 3, 2),
+    like_torch("LSTMCell", [floats(5, 3), (floats(5, 2), floats(5, 2))], 3, 2),
+    like_torch("RNN", [floats(4, 5, 3)], 3, 2, bidirectional=True),
+    like_torch("GRU", [floats(5, 4, 3)], 3, 2, batch_first=True),
+    like_torch("LSTM", [floats(4, 5, 3)], 3, 2, num_layers=2),
 ]
 
 
+# Right, but a loop inside torch for the kernels that it has no batching rule of.
+slowly = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -109,6 +178,7 @@ def test_it_is_torchs(case: Case) -> None:
         )
 
 
+@slowly
 @every_case
 def test_vmap_is_a_loop(case: Case) -> None:
     layer = _prepared(case)
@@ -119,6 +189,7 @@ def test_vmap_is_a_loop(case: Case) -> None:
     assert_same(torch.vmap(lambda *xs: _call(layer, *xs))(*stacked), expected, 1e-5)
 
 
+@slowly
 @every_case
 def test_gradients_per_sample_are_a_loops(case: Case) -> None:
     layer = _prepared(case)

@@ -1,0 +1,210 @@
+"""What the recurrent networks share: torch's kernels, and a loop where they do not work."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from parallax import random
+from parallax.fields import Parameter
+from parallax.module import Module
+from parallax.nn.arguments import between, positive, uniform_within
+from parallax.nn.dropout import dropped
+from parallax.nn.plain import in_plain_eager_code
+from parallax.nn.recurrence import State
+from parallax.nn.refusal import refuse, where
+
+__all__ = ["Recurrent"]
+
+
+class Recurrent(Module):
+    """Layers of a recurrence, in one or two directions, over whole sequences.
+
+    The weights stand in one dict by the names and in the order that ``torch.nn`` gives them, which
+    is what its kernels take.
+
+    Attributes:
+        output_size: of the state that is put out, in one direction.
+        gates: how many vectors of the hidden size a step computes from the input.
+    """
+
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    output_size: int
+    weights: dict[str, Parameter]
+
+    gates: ClassVar[int]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        dtype: torch.dtype | None,
+        proj_size: int = 0,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        positive(name, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        between(name, 0, 1, dropout=dropout)
+        if dropout > 0 and num_layers == 1:
+            warnings.warn(
+                f"{name}(dropout={dropout}): dropout comes between layers, and there is one layer",
+                stacklevel=3,
+            )
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.output_size = output = proj_size or hidden_size
+        rows, start = self.gates * hidden_size, uniform_within(hidden_size)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(num_layers):
+            below = input_size if layer == 0 else output * (1 + bidirectional)
+            for suffix in (f"_l{layer}", f"_l{layer}_reverse")[: 1 + bidirectional]:
+                shapes[f"weight_ih{suffix}"] = (rows, below)
+                shapes[f"weight_hh{suffix}"] = (rows, output)
+                if bias:
+                    shapes[f"bias_ih{suffix}"] = shapes[f"bias_hh{suffix}"] = (rows,)
+                if proj_size:
+                    shapes[f"weight_hr{suffix}"] = (proj_size, hidden_size)
+        self.weights = {k: Parameter(shape, start, dtype=dtype) for k, shape in shapes.items()}
+
+    @staticmethod
+    def __state_name__(name: str) -> str:
+        return name.removeprefix("weights.")
+
+    def kernel(
+        self, input: Tensor, states: State, weights: list[Tensor], layers: int
+    ) -> tuple[Tensor, ...]:
+        """Run torch's kernel: the outputs and the last states."""
+        raise TypeError(f"{type(self).__name__} defines no kernel")
+
+    def step(
+        self, drive: Tensor, state: State, weight: Tensor, bias: Any, projection: Any
+    ) -> State:
+        """Run one step of the recurrence; see ``recurrence``."""
+        raise TypeError(f"{type(self).__name__} defines no step")
+
+    def run(self, input: Tensor, **states: Tensor | None) -> tuple[Tensor, ...]:
+        """Run over whole sequences.
+
+        Args:
+            input: as the layer was given it.
+            **states: before the first step, by name; ``None`` for zeros.
+
+        Returns:
+            The outputs and the last states.
+        """
+        self._check(input, states)
+        alone, axis = input.dim() == 2, 0 if self.batch_first else 1
+        x = input.unsqueeze(axis) if alone else input
+        rows = self.num_layers * (1 + self.bidirectional)
+        before = []
+        for name, state in states.items():
+            if state is None:
+                before.append(x.new_zeros((rows, x.shape[axis], self._size(name))))
+            else:
+                before.append(state.unsqueeze(1) if alone else state)
+        output, *last = self._layers(x, tuple(before))
+        if alone:
+            return output.squeeze(axis), *[state.squeeze(1) for state in last]
+        return output, *last
+
+    def _layers(self, x: Tensor, states: State) -> tuple[Tensor, ...]:
+        """Run over batches of sequences, with dropout between the layers while training."""
+        advance = self.kernel if in_plain_eager_code() else self._scan
+        weights, layers = list(self.weights.values()), self.num_layers
+        if self.dropout == 0 or layers == 1 or self.mode != "train":
+            return advance(x, states, weights, layers)
+        keys = random.split(random.as_key(self.rng), layers - 1)
+        rows, per_layer = 1 + self.bidirectional, len(weights) // layers
+        ends = []
+        for k in range(layers):
+            if k > 0:
+                x = dropped(x, self.dropout, keys[k - 1])
+            before = tuple([state[k * rows : (k + 1) * rows] for state in states])
+            own = weights[k * per_layer : (k + 1) * per_layer]
+            x, *last = advance(x, before, own, 1)
+            ends.append(last)
+        return x, *[torch.cat(states) for states in zip(*ends, strict=True)]
+
+    def _scan(
+        self, input: Tensor, states: State, weights: list[Tensor], layers: int
+    ) -> tuple[Tensor, ...]:
+        """What ``kernel`` does, step by step: torch's kernels know neither vmap nor jvp."""
+        x = input.transpose(0, 1) if self.batch_first else input
+        directions = 1 + self.bidirectional
+        size = len(weights) // (layers * directions)
+        ends = []
+        for layer in range(layers):
+            outputs = []
+            for k in range(layer * directions, (layer + 1) * directions):
+                weight_ih, weight_hh, *rest = weights[k * size : (k + 1) * size]
+                projection = rest[-1] if len(rest) % 2 else None
+                bias_ih, bias_hh = rest[:2] if self.bias else (None, None)
+                state = tuple([before[k] for before in states])
+                seen, backwards = [], k % directions == 1
+                drives = F.linear(x, weight_ih, bias_ih).unbind()
+                for drive in drives[::-1] if backwards else drives:
+                    state = self.step(drive, state, weight_hh, bias_hh, projection)
+                    seen.append(state[0])
+                outputs.append(torch.stack(seen[::-1] if backwards else seen))
+                ends.append(state)
+            x = torch.cat(outputs, -1) if directions > 1 else outputs[0]
+        # The loop, not zip(strict=True): dynamo traces this.
+        last = [torch.stack([end[i] for end in ends]) for i in range(len(states))]
+        return x.transpose(0, 1) if self.batch_first else x, *last
+
+    def _size(self, state: str) -> int:
+        """Of the last dimension of a state."""
+        return self.hidden_size if state == "c" else self.output_size
+
+    def _check(self, input: Any, states: dict[str, Any]) -> None:
+        """Raises if the input or a state does not fit."""
+        if isinstance(input, PackedSequence):
+            raise TypeError(
+                f"{where(self)}: packed sequences are not taken. Unpack them first, and take the "
+                f"outputs before each one's end: "
+                f"padded, lengths = torch.nn.utils.rnn.pad_packed_sequence(packed)"
+            )
+        shape = input.shape if isinstance(input, Tensor) else torch.Size()
+        if len(shape) not in (2, 3) or shape[-1] != self.input_size:
+            axes = "(N, T" if self.batch_first else "(T, N"
+            refuse(self, f"{axes}, {self.input_size}) or (T, {self.input_size})", input)
+        batch = () if len(shape) == 2 else (shape[0 if self.batch_first else 1],)
+        rows = self.num_layers * (1 + self.bidirectional)
+        if not shape[1 if self.batch_first and batch else 0]:
+            raise ValueError(f"{where(self)}: expected at least one step, got {tuple(shape)}")
+        for name, state in states.items():
+            wanted = (rows, *batch, self._size(name))
+            if state is not None and (not isinstance(state, Tensor) or state.shape != wanted):
+                refuse(self, str(wanted), state, name)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch shows them."""
+        shown = f"{self.input_size}, {self.hidden_size}"
+        if self.output_size != self.hidden_size:
+            shown += f", proj_size={self.output_size}"
+        usual = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0}
+        for name, value in {**usual, "bidirectional": False}.items():
+            if getattr(self, name) != value:
+                shown += f", {name}={getattr(self, name)}"
+        return shown

@@ -1,0 +1,275 @@
+"""Recurrent networks over whole sequences."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from parallax.nn.arguments import is_int, one_of
+from parallax.nn.recurrence import State, gru_step, lstm_step, relu_step, tanh_step
+from parallax.nn.recurrent import Recurrent
+from parallax.nn.refusal import where
+
+__all__ = ["GRU", "LSTM", "RNN"]
+
+
+class RNN(Recurrent):
+    r"""An Elman network: :math:`h_t = \tanh(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})`.
+
+    Args:
+        input_size: of the last dimension of the input, I.
+        hidden_size: of the state, H.
+        num_layers: how many layers, L, each run over the outputs of the one before.
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+        bias: whether there are biases.
+        batch_first: whether the batch stands before the steps.
+        dropout: the probability of a zero among what one layer hands to the next, in mode
+            ``"train"``, by ``self.rng``.
+        bidirectional: whether each layer runs backwards, too, with weights of its own: D is 2.
+        dtype: of the parameters; by default torch's default dtype.
+
+    Attributes:
+        weights: a dict of the parameters by the names that ``torch.nn`` gives them, such as
+            ``weight_ih_l0`` and ``bias_hh_l1_reverse``.
+
+    Shape:
+        - input: ``(T, N, I)``, with ``batch_first`` ``(N, T, I)``, or ``(T, I)``
+        - hx: ``(D * L, N, H)`` or ``(D * L, H)``; zeros by default
+        - output: ``(T, N, D * H)``, ``(N, T, D * H)`` or ``(T, D * H)``, and the last state,
+          like ``hx``
+
+    Raises:
+        RuntimeError: if there is dropout, and no rng was handed out.
+        TypeError: if the input is packed; the message says what to do with it.
+        ValueError: if a number is out of range, or the input or ``hx`` has another shape.
+
+    Source: J. Elman, "Finding Structure in Time", Cognitive Science, 1990.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> outputs, last = nn.RNN(3, 2, num_layers=2).initialize(0)(torch.ones(7, 5, 3))
+        >>> outputs.shape, last.shape
+        (torch.Size([7, 5, 2]), torch.Size([2, 5, 2]))
+    """
+
+    nonlinearity: str
+    gates: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype
+        )
+        self.nonlinearity = one_of("RNN", "nonlinearity", nonlinearity, "tanh", "relu")
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The states of the last layer at all steps, and those of all layers at the last one."""
+        output, last = self.run(input, hx=hx)
+        return output, last
+
+    def kernel(
+        self, input: Tensor, states: State, weights: list[Tensor], layers: int
+    ) -> tuple[Tensor, ...]:
+        """Run torch's kernel."""
+        run = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
+        return run(
+            input, states[0], weights, self.bias, layers, 0.0, False, self.bidirectional,
+            self.batch_first,
+        )  # fmt: skip
+
+    def step(
+        self, drive: Tensor, state: State, weight: Tensor, bias: Any, projection: Any
+    ) -> State:
+        """Run one step."""
+        step = tanh_step if self.nonlinearity == "tanh" else relu_step
+        return step(drive, state, weight, bias, projection)
+
+
+class GRU(Recurrent):
+    r"""Gated recurrent units; what a step computes is ``GRUCell``'s.
+
+    Args:
+        input_size: of the last dimension of the input, I.
+        hidden_size: of the state, H.
+        num_layers: how many layers, L, each run over the outputs of the one before.
+        bias: whether there are biases.
+        batch_first: whether the batch stands before the steps.
+        dropout: the probability of a zero among what one layer hands to the next, in mode
+            ``"train"``, by ``self.rng``.
+        bidirectional: whether each layer runs backwards, too, with weights of its own: D is 2.
+        dtype: of the parameters; by default torch's default dtype.
+
+    Attributes:
+        weights: a dict of the parameters by the names that ``torch.nn`` gives them.
+
+    Shape:
+        - input: ``(T, N, I)``, with ``batch_first`` ``(N, T, I)``, or ``(T, I)``
+        - hx: ``(D * L, N, H)`` or ``(D * L, H)``; zeros by default
+        - output: ``(T, N, D * H)``, ``(N, T, D * H)`` or ``(T, D * H)``, and the last state,
+          like ``hx``
+
+    Raises:
+        RuntimeError: if there is dropout, and no rng was handed out.
+        TypeError: if the input is packed; the message says what to do with it.
+        ValueError: if a number is out of range, or the input or ``hx`` has another shape.
+
+    Source: K. Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", 2014.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> gru = nn.GRU(3, 2, bidirectional=True, batch_first=True).initialize(0)
+        >>> outputs, last = gru(torch.ones(5, 7, 3))
+        >>> outputs.shape, last.shape
+        (torch.Size([5, 7, 4]), torch.Size([2, 5, 2]))
+    """
+
+    gates: ClassVar[int] = 3
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype
+        )
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The states of the last layer at all steps, and those of all layers at the last one."""
+        output, last = self.run(input, hx=hx)
+        return output, last
+
+    def kernel(
+        self, input: Tensor, states: State, weights: list[Tensor], layers: int
+    ) -> tuple[Tensor, ...]:
+        """Run torch's kernel."""
+        return torch.gru(
+            input, states[0], weights, self.bias, layers, 0.0, False, self.bidirectional,
+            self.batch_first,
+        )  # fmt: skip
+
+    def step(
+        self, drive: Tensor, state: State, weight: Tensor, bias: Any, projection: Any
+    ) -> State:
+        """Run one step."""
+        return gru_step(drive, state, weight, bias, projection)
+
+
+class LSTM(Recurrent):
+    r"""Long short-term memory; what a step computes is ``LSTMCell``'s.
+
+    Args:
+        input_size: of the last dimension of the input, I.
+        hidden_size: of the memory, C.
+        num_layers: how many layers, L, each run over the outputs of the one before.
+        bias: whether there are biases.
+        batch_first: whether the batch stands before the steps.
+        dropout: the probability of a zero among what one layer hands to the next, in mode
+            ``"train"``, by ``self.rng``.
+        bidirectional: whether each layer runs backwards, too, with weights of its own: D is 2.
+        proj_size: of the state after a projection, H; 0 for none, where H is C.
+        dtype: of the parameters; by default torch's default dtype.
+
+    Attributes:
+        weights: a dict of the parameters by the names that ``torch.nn`` gives them.
+
+    Shape:
+        - input: ``(T, N, I)``, with ``batch_first`` ``(N, T, I)``, or ``(T, I)``
+        - hx: a pair of ``(D * L, N, H)`` and ``(D * L, N, C)``, or without ``N``; zeros by default
+        - output: ``(T, N, D * H)``, ``(N, T, D * H)`` or ``(T, D * H)``, and the last states,
+          a pair like ``hx``
+
+    Raises:
+        RuntimeError: if there is dropout, and no rng was handed out.
+        TypeError: if the input is packed (the message says what to do with it), or ``hx`` is no
+            pair.
+        ValueError: if a number is out of range, or the input or a part of ``hx`` has another
+            shape.
+
+    Source: S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", Neural Computation, 1997; the
+    projection: H. Sak et al., "Long Short-Term Memory Based Recurrent Neural Network Architectures
+    for Large Vocabulary Speech Recognition", 2014.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> outputs, (h, c) = nn.LSTM(3, 4, num_layers=2).initialize(0)(torch.ones(7, 5, 3))
+        >>> outputs.shape, h.shape, c.shape
+        (torch.Size([7, 5, 4]), torch.Size([2, 5, 4]), torch.Size([2, 5, 4]))
+    """
+
+    proj_size: int
+    gates: ClassVar[int] = 4
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not is_int(proj_size):
+            raise TypeError(f"LSTM(proj_size=): expected an int, got {proj_size!r}")
+        if is_int(hidden_size) and not 0 <= proj_size < max(hidden_size, 1):
+            raise ValueError(
+                f"LSTM(proj_size=): must be at least 0 and less than hidden_size, {hidden_size}, "
+                f"got {proj_size}"
+            )
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype,
+            proj_size,
+        )  # fmt: skip
+        self.proj_size = proj_size
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The states of the last layer at all steps, and those of all layers at the last one."""
+        given: Any = (None, None) if hx is None else hx
+        if not isinstance(given, (tuple, list)) or len(given) != 2:
+            raise TypeError(f"{where(self)}: hx must be a pair of tensors (h, c)")
+        output, h, c = self.run(input, h=given[0], c=given[1])
+        return output, (h, c)
+
+    def kernel(
+        self, input: Tensor, states: State, weights: list[Tensor], layers: int
+    ) -> tuple[Tensor, ...]:
+        """Run torch's kernel."""
+        return torch.lstm(
+            input, states, weights, self.bias, layers, 0.0, False, self.bidirectional,
+            self.batch_first,
+        )  # fmt: skip
+
+    def step(
+        self, drive: Tensor, state: State, weight: Tensor, bias: Any, projection: Any
+    ) -> State:
+        """Run one step."""
+        return lstm_step(drive, state, weight, bias, projection)
