@@ -36,6 +36,7 @@ class ASGD(Optimizer):
     """
 
     _torch = torch.optim.ASGD
+    _by_age = ("mu",)
 
     lr: Number = 1e-2
     lambd: Number = 1e-4

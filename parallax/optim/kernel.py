@@ -12,7 +12,7 @@ from parallax import _compat
 from parallax.optim import vmapped
 from parallax.optim.hyper import Hyper, plain, resolved
 from parallax.optim.lists import How, Lists
-from parallax.optim.scalars import Multiplied, Unread
+from parallax.optim.scalars import Multiplied, Unread, spread
 from parallax.optim.value import Value
 
 __all__ = ["Kernel"]
@@ -22,6 +22,7 @@ class Kernel(Value, ABC):
     """What an optimizer keeps per leaf, and the kernel that steps lists of leaves."""
 
     _fused_on: ClassVar[tuple[str, ...]] = ()  # types of devices with a fused kernel
+    _by_age: ClassVar[tuple[str, ...]] = ()  # moments that the kernel reads, to branch on
 
     @abstractmethod
     def _moments(self, h: Hyper) -> tuple[str, ...]:
@@ -71,6 +72,8 @@ class Kernel(Value, ABC):
 
     def _with_graph(self, at: Lists, h: Hyper) -> Lists:
         at = at.private()
+        if _compat.vmap_active():
+            at = self._spread(at, h)
         params: list[Any] = [param.as_subclass(Multiplied) for param in at.params]
         at.params = params
         # A decay that requires grad is added to the gradients in place.
@@ -98,3 +101,14 @@ class Kernel(Value, ABC):
         for (name, k), moment in zip(filled, flat[count:], strict=True):
             moments[name][k] = moment
         return Lists(flat[:count], at.grads, moments, at.clocks, at.clock_of)
+
+    def _spread(self, at: Lists, h: Hyper) -> Lists:
+        numbers = [n for value in h.values() for n in (value if type(value) is tuple else (value,))]
+        moments = [m for column in at.moments.values() for m in column]
+        over = [*at.params, *at.grads, *moments, *at.clocks, *numbers]
+        columns = {
+            name: column if name in self._by_age else spread(column, over)
+            for name, column in at.moments.items()
+        }
+        params, grads = spread(at.params, over), spread(at.grads, over)
+        return Lists(params, grads, columns, at.clocks, at.clock_of)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from parallax import _compat
 
-__all__ = ["Multiplied", "Unread"]
+__all__ = ["Multiplied", "Unread", "spread"]
 
 
 class Multiplied(Tensor):
@@ -37,10 +38,54 @@ class Multiplied(Tensor):
 
 
 class Unread(TorchFunctionMode):
-    """Within it, ``item()`` leaves a tensor a tensor."""
+    """Within it, ``item()`` leaves a tensor a tensor, and vmap has a rule for every operator."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Calls ``func``, or nothing."""
-        return args[0] if func is Tensor.item else func(*args, **(kwargs or {}))
+        """Calls ``func``, what it is made of, or nothing."""
+        if func is Tensor.item:
+            return args[0]
+        composed = _COMPOSED.get(func) if _compat.vmap_active() else None
+        return (composed or func)(*args, **(kwargs or {}))
+
+
+def _addcmul_(self: Tensor, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Tensor:
+    return self.add_(value * tensor1 * tensor2)
+
+
+def _addcdiv_(self: Tensor, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Tensor:
+    return self.add_(value * tensor1 / tensor2)
+
+
+def _lerp_(self: Tensor, end: Any, weight: Any) -> Tensor:
+    return self.add_(weight * (end - self))
+
+
+def _clamp_(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return self.copy_(torch.clamp(self, *args, **kwargs))
+
+
+def _setitem(self: Tensor, mask: Any, value: Any) -> None:
+    self.copy_(torch.where(mask, value, self))  # kernels set by masks alone
+
+
+_COMPOSED: dict[Any, Any] = {
+    Tensor.addcmul_: _addcmul_,
+    Tensor.addcdiv_: _addcdiv_,
+    Tensor.lerp_: _lerp_,
+    Tensor.clamp_: _clamp_,
+    Tensor.__setitem__: _setitem,
+}
+
+
+def spread(tensors: list[Any], over: list[Any]) -> list[Any]:
+    """Copies with every dimension that a running ``vmap`` maps any of the tensors ``over``.
+
+    What is written in place must have the mapped dimensions of all that is written into it.
+    """
+    zero: Any = 0
+    for tensor in over:
+        if isinstance(tensor, Tensor) and tensor.numel():
+            zero = zero + torch.zeros_like(tensor.detach().reshape(-1)[0], dtype=torch.float32)
+    return [None if t is None else t + zero.to(t.dtype).to(t.device) for t in tensors]

@@ -110,29 +110,48 @@ def test_a_whole_training_step_of_an_ensemble() -> None:
 # -- derivatives of steps --------------------------------------------------------------------------
 
 
-def after_three_steps(name: str, lr: Tensor, scale: Tensor) -> Tensor:
-    """The loss of a model that the rate and the first model went into."""
-    options = dict(FIRST)[name]
-    opt = make(name, {**options, "lr": lr, "differentiable": True})
+def three_steps(name: str) -> Any:
+    """A loss of a rate and a factor, of a model that both went into."""
     start = model_for(name, dtype=torch.float64)
-    state = opt.init(start)
-    model = tree.map(lambda p: p * scale, start)
-    for noise in gradients(start, 3):
-        model, state = opt.step(model, tree.map(torch.mul, noise, model), state)
-    return sum([leaf.square().sum() for leaf in tree.leaves(model)], torch.zeros(()))
+    noises = list(gradients(start, 3))
+
+    def loss(lr: Tensor, scale: Tensor) -> Tensor:
+        opt = make(name, {**dict(FIRST)[name], "lr": lr, "differentiable": True})
+        model, state = tree.map(lambda p: p * scale, start), opt.init(start)
+        for noise in noises:
+            model, state = opt.step(model, tree.map(torch.mul, noise, model), state)
+        return sum([leaf.square().sum() for leaf in tree.leaves(model)], torch.zeros(()))
+
+    return loss
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_meta_gradients_through_rate_and_model_are_exact(name: str) -> None:
     given = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.03, 1.1)]
-    assert torch.autograd.gradcheck(lambda lr, scale: after_three_steps(name, lr, scale), given)
-    by_tape = torch.autograd.grad(after_three_steps(name, *given), given)
-    values = [value.detach() for value in given]
-    by_transform = torch.func.grad(
-        lambda lr, scale: after_three_steps(name, lr, scale), argnums=(0, 1)
-    )(*values)
+    loss = three_steps(name)
+    assert torch.autograd.gradcheck(loss, given)
+    by_tape = torch.autograd.grad(loss(*given), given)
+    by_transform = torch.func.grad(loss, argnums=(0, 1))(*[value.detach() for value in given])
     for one, two in zip(by_tape, by_transform, strict=True):
         assert torch.allclose(one, two, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_meta_gradients_of_an_ensemble_with_rates_of_its_own_are_those_of_the_loop(
+    name: str,
+) -> None:
+    rates = torch.tensor(RATES, dtype=torch.float64)
+    scales = torch.tensor([0.9, 1.0, 1.1], dtype=torch.float64)
+    loss = three_steps(name)
+    by_transform = torch.vmap(torch.func.grad(loss, argnums=(0, 1)))(rates, scales)
+    given = rates.clone().requires_grad_(), scales.clone().requires_grad_()
+    by_tape = torch.autograd.grad(torch.vmap(loss)(*given).sum(), given)
+    for k in range(MEMBERS):
+        one = [value[k].clone().requires_grad_() for value in (rates, scales)]
+        expected = torch.autograd.grad(loss(*one), one)
+        for index in (0, 1):
+            assert torch.allclose(by_transform[index][k], expected[index], rtol=1e-10)
+            assert torch.allclose(by_tape[index][k], expected[index], rtol=1e-10)
 
 
 @pytest.mark.parametrize("options", [o for n, o in OPTIONS if n == "SGD"], ids=label)
