@@ -63,7 +63,7 @@ def _lerp_(self: Tensor, end: Any, weight: Any) -> Tensor:
 
 
 def _clamp_(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return self.copy_(torch.clamp(self, *args, **kwargs))
+    return self.copy_(torch.clamp(self.clone(), *args, **kwargs))  # which is saved for backward
 
 
 def _setitem(self: Tensor, mask: Any, value: Any) -> None:
