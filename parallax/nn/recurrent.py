@@ -116,13 +116,17 @@ class Recurrent(Module):
         self._check(input, states)
         alone, axis = input.dim() == 2, 0 if self.batch_first else 1
         x = input.unsqueeze(axis) if alone else input
-        rows = self.num_layers * (1 + self.bidirectional)
         before = []
+        zeros: dict[int, Tensor] = {}
         for name, state in states.items():
-            if state is None:
-                before.append(x.new_zeros((rows, x.shape[axis], self._size(name))))
-            else:
+            if state is not None:
                 before.append(state.unsqueeze(1) if alone else state)
+                continue
+            size = self._size(name)
+            if size not in zeros:
+                rows = self.num_layers * (1 + self.bidirectional)
+                zeros[size] = x.new_zeros((rows, x.shape[axis], size))
+            before.append(zeros[size])
         output, *last = self._layers(x, tuple(before))
         if alone:
             return output.squeeze(axis), *[state.squeeze(1) for state in last]
