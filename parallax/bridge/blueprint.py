@@ -3,79 +3,31 @@
 It is the constant that a lifted module holds: the class, the plain attributes and the hooks. Two
 modules that were built alike have equal blueprints, so their trees fit together.
 
-Attributes may point at tensors or modules of the same model: a list of weights, a bound method, a
-reference to a sibling. Such a pointer is kept as a ``Ref``, a relative path; a blueprint
-holds no weights and leads to no mutable module.
+A blueprint holds no weights and leads to no mutable module of the model: see ``pointers``. Objects
+of classes that Python does not come with are the original's own, such as a configuration.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
-import types
 import weakref
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from parallax.bridge.alike import same
+from parallax.bridge.pointers import ATOMS, Detaching, changeable
 
-__all__ = ["Blueprint", "Bound", "Ref", "attributes_of", "defaults", "resolved"]
+__all__ = ["BY_NUMBER", "Blueprint", "attributes_of", "defaults"]
 
 Path = tuple[str, ...]
 
-_SEPARATE = frozenset({"_parameters", "_buffers", "_modules", "training"})
-_ATOMS = frozenset(
-    {int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device}
-    | {torch.Size, types.FunctionType, types.BuiltinFunctionType}
-)
+# A compiled call is one of the original itself; it goes, as it does when a module is pickled.
+_SEPARATE = frozenset({"_parameters", "_buffers", "_modules", "training", "_compiled_call_impl"})
 _HASHED = (int, bool, str, float)
 _DEFAULTS: dict[str, Any] = {k: v for k, v in vars(nn.Module()).items() if k not in _SEPARATE}
 _EMPTY = frozenset(name for name, value in _DEFAULTS.items() if not value)
-
-
-class Ref:
-    """A tensor or module of the same model, by its path from the module that points at it."""
-
-    __slots__ = ("down", "up", "weak")
-
-    def __init__(self, up: int, down: Path, weak: bool = False) -> None:
-        self.up = up  # how many levels to climb first
-        self.down = down
-        self.weak = weak
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ref) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    @property
-    def _key(self) -> tuple[Any, ...]:
-        return self.up, self.down, self.weak
-
-    def __repr__(self) -> str:
-        return f"Ref({'^' * self.up}{'.'.join(self.down)})"
-
-
-class Bound:
-    """A method bound to a module of the same model."""
-
-    __slots__ = ("function", "to")
-
-    def __init__(self, function: Callable[..., Any], to: Ref) -> None:
-        self.function = function
-        self.to = to
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Bound) and (self.function, self.to) == (other.function, other.to)
-
-    def __hash__(self) -> int:
-        return hash((self.function, self.to))
 
 
 _numbers = itertools.count()
@@ -90,14 +42,16 @@ class Blueprint:
         cls: the class of the ``nn.Module``.
         attributes: its plain attributes, without those that every ``nn.Module`` begins with.
         number: unique in this process.
+        objects: which objects of the original's it holds: those that can change.
     """
 
-    __slots__ = ("__weakref__", "_hash", "attributes", "cls", "number")
+    __slots__ = ("__weakref__", "_hash", "attributes", "cls", "number", "objects")
 
     def __init__(self, cls: type[nn.Module], attributes: dict[str, Any]) -> None:
         self.cls = cls
         self.attributes = attributes
         self.number = next(_numbers)
+        self.objects = tuple([id(item) for item in changeable(attributes)])
         plain = [(k, v) for k, v in attributes.items() if type(v) in _HASHED]
         self._hash = hash((_unparametrized(cls), len(attributes), *plain))
         BY_NUMBER[self.number] = self
@@ -142,82 +96,22 @@ def defaults() -> dict[str, Any]:
     }
 
 
-def attributes_of(module: nn.Module, path: Path, known: dict[int, Path]) -> dict[str, Any]:
+def attributes_of(module: nn.Module, path: Path, detaching: Detaching) -> dict[str, Any]:
     """The plain attributes of a module, with a ``Ref`` for each pointer into the model.
 
     Args:
         module: the module.
         path: where it stands in the model.
-        known: the path of every tensor and module of the model, by ``id``.
+        detaching: of that model.
 
     Returns:
         A new dict; the containers in it are new, too.
     """
-    found = {}
-    for name, value in vars(module).items():
-        if name in _SEPARATE or (name in _EMPTY and not value):
-            continue
-        found[name] = value if type(value) in _ATOMS else _detached(value, path, known)
-    return found
-
-
-def _detached(value: Any, path: Path, known: dict[int, Path]) -> Any:
-    """A value without any pointer into the model."""
-    cls = type(value)
-    if cls in _ATOMS:
-        return value
-    if isinstance(value, (nn.Module, Tensor)) and id(value) in known:
-        return _ref(path, known[id(value)])
-    if isinstance(value, Tensor):
-        return value.detach() if value.grad_fn is not None else value
-    if cls is weakref.ReferenceType:
-        target = value()
-        there = None if target is None else known.get(id(target))
-        return value if there is None else _ref(path, there, weak=True)
-    if cls is types.MethodType:
-        value = cast(types.MethodType, value)
-        there = known.get(id(value.__self__))
-        return value if there is None else Bound(value.__func__, _ref(path, there))
-    if cls is functools.partial:
-        value = cast(functools.partial[Any], value)
-        args = [_detached(arg, path, known) for arg in value.args]
-        keywords = {k: _detached(v, path, known) for k, v in value.keywords.items()}
-        return functools.partial(_detached(value.func, path, known), *args, **keywords)
-    return _rebuilt(value, lambda item: _detached(item, path, known))
-
-
-def _rebuilt(value: Any, each: Callable[[Any], Any]) -> Any:
-    """A container with ``each`` of its items; what is no container is itself."""
-    cls = type(value)
-    if cls in (list, tuple, set, frozenset):
-        return cls([each(item) for item in value])
-    if cls in (dict, OrderedDict):
-        return cls((key, each(item)) for key, item in value.items())
-    if cls is defaultdict:
-        return defaultdict(value.default_factory, {k: each(v) for k, v in value.items()})
-    return value
-
-
-def _ref(start: Path, target: Path, weak: bool = False) -> Ref:
-    shared = 0
-    for one, two in zip(start, target, strict=False):
-        if one != two:
-            break
-        shared += 1
-    return Ref(len(start) - shared, target[shared:], weak)
-
-
-def resolved(value: Any, follow: Callable[[Ref], Any]) -> Any:
-    """A value with what each ``Ref`` in it points at; containers are new."""
-    if type(value) is Ref:
-        return follow(value)
-    if type(value) is Bound:
-        return types.MethodType(value.function, follow(value.to))
-    if type(value) is functools.partial:
-        args = [resolved(arg, follow) for arg in value.args]
-        keywords = {k: resolved(v, follow) for k, v in value.keywords.items()}
-        return functools.partial(resolved(value.func, follow), *args, **keywords)
-    return _rebuilt(value, lambda item: resolved(item, follow))
+    return {
+        name: value if type(value) in ATOMS else detaching.detached(value, path)
+        for name, value in vars(module).items()
+        if not (name in _SEPARATE or (name in _EMPTY and not value))
+    }
 
 
 def _same_hooks(name: str, one: Any, two: Any) -> bool:

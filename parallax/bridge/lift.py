@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from parallax.bridge.blueprint import Blueprint, attributes_of
 from parallax.bridge.lifted import class_for
 from parallax.bridge.lower import Lowered, gathered, with_modes
+from parallax.bridge.pointers import Detaching
 from parallax.layout import find_ties
 from parallax.registry import unflatten_module
 from parallax.structure import (
@@ -18,6 +19,7 @@ from parallax.structure import (
     PARAMETER,
     PLAIN,
     SLOT,
+    Local,
     Note,
     Structure,
     local_of,
@@ -39,7 +41,9 @@ def lift(module: nn.Module, *, copy: bool = False) -> Any:
     A call runs the original's own code. In mode ``"train"`` without an rng its stochastic layers
     draw from torch's global generator; with one (``module.train(rng)``) they are a function of it.
     Buffers that a call changes come back as effects: ``effects.collect(fn)(model, x)``. Other
-    attributes that a forward writes are forgotten after the call.
+    attributes that a forward writes are forgotten after the call. Two things it reaches are not
+    copies: a parameter that it writes into in place, and an attribute's object of a class of one's
+    own, such as a configuration.
 
     Args:
         module: the module.
@@ -80,6 +84,7 @@ class _Lifting:
         self.tensors: dict[int, Tensor] = {}
         self.open: set[int] = set()
         self.survey(root, ())
+        self.detaching = Detaching(self.known)
 
     def survey(self, module: nn.Module, path: Path) -> None:
         """Notes where everything is, and refuses what cannot be lifted."""
@@ -117,7 +122,7 @@ class _Lifting:
             tuple(buffers),
             tuple(below),
         )
-        blueprint = Blueprint(cls, attributes_of(module, path, self.known))
+        blueprint = Blueprint(cls, attributes_of(module, path, self.detaching))
         places = [self.leaf(tensor) for tensor in (*parameters.values(), *buffers.values())]
         children: list[Any] = [*(PARAMETER for _ in parameters), *(BUFFER for _ in buffers)]
         for name, child in below.items():
@@ -128,7 +133,7 @@ class _Lifting:
                 structure, inner = self.node(child, (*path, name))
                 children.append(structure)
                 places += inner
-        local = local_of(lifted, (blueprint,), ((Blueprint, blueprint),), _note(module))
+        local = _local_around(lifted, blueprint, _note(module))
         if len({id(leaf) for leaf in places if leaf is not None}) == len(places):
             return structure_of(local, tuple(children)), places
         return find_ties(local, tuple(children), places)[0], places
@@ -142,6 +147,22 @@ class _Lifting:
             found = tensor.detach()
             found = self.tensors[id(tensor)] = found.clone() if self.copy else found
         return found
+
+
+_own: dict[Any, tuple[Local, Local]] = {}
+_MOST_OWN = 4096
+
+
+def _local_around(lifted: type, blueprint: Blueprint, note: Note) -> Local:
+    """The node of a blueprint; never one that holds objects of another model's, even if alike."""
+    key = ((Blueprint, blueprint),)
+    alike = local_of(lifted, (blueprint,), key, note)
+    if alike.constants[0].objects == blueprint.objects:
+        return alike
+    if len(_own) >= _MOST_OWN:
+        _own.clear()
+    made = (alike, Local(lifted, (blueprint,), key, note))
+    return _own.setdefault((id(alike), blueprint.objects), made)[1]
 
 
 def _note(module: nn.Module) -> Note:

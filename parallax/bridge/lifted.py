@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 import inspect
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import nn
 
 from parallax import _compat, notes
 from parallax.bridge import running, traced
-from parallax.bridge.blueprint import Blueprint, Ref, resolved
+from parallax.bridge.blueprint import Blueprint
+from parallax.bridge.pointers import Ref, resolved
 from parallax.bridge.skeleton import follow
 from parallax.fields import Buffer, Parameter
 from parallax.metaclass import ModuleMeta
@@ -256,7 +258,8 @@ def _referred(module: Any, ref: Ref) -> Any:
             f"an attribute of {type(module).__name__} points at a module or tensor above it, "
             f"which is not known here. Ask the module that holds both"
         )
-    return follow(module, ref.down)
+    found = follow(module, ref.down)
+    return weakref.ref(found) if ref.weak else found
 
 
 def _method(module: Any, name: str, function: Any) -> Any:

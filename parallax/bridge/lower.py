@@ -205,7 +205,7 @@ def _native(structure: Structure, tensors: Tensors) -> nn.Module:
     for slot in skeleton.buffers.slots:
         slot.home[slot.name] = tensors(first[slot.index])
     for link in skeleton.links:
-        link()
+        link.bind()
     return skeleton.root  # type: ignore[no-any-return]  # an nn.Module
 
 

@@ -23,8 +23,9 @@ from typing import Any
 from torch import nn
 
 from parallax import _compat
-from parallax.bridge.blueprint import Blueprint, Ref, defaults, resolved
+from parallax.bridge.blueprint import Blueprint, defaults
 from parallax.bridge.buffers import Buffers, Slot
+from parallax.bridge.pointers import ATOMS, Ref, points_at_tensors, resolved
 from parallax.bridge.tables import Children, Weights, hasten, may_show
 from parallax.fields import Buffer, Parameter
 from parallax.structure import Leaf, Structure
@@ -58,6 +59,29 @@ def empty_node(blueprint: Blueprint, mode: str) -> Any:
     return node
 
 
+class Link:
+    """An attribute that points at tensors, and so is another one in each call."""
+
+    __slots__ = ("_empty", "_follow", "_home", "_name", "_value")
+
+    def __init__(
+        self, home: dict[str, Any], name: str, value: Any, follow: Callable[[Ref], Any]
+    ) -> None:
+        self._home = home
+        self._name = name
+        self._value = value
+        self._follow = follow
+        self._empty = home[name]
+
+    def bind(self) -> None:
+        """Points at the tensors that are bound."""
+        self._home[self._name] = resolved(self._value, self._follow)
+
+    def release(self) -> None:
+        """Points at none."""
+        self._home[self._name] = self._empty
+
+
 class Skeleton:
     """The ``nn.Module`` tree of one structure.
 
@@ -66,7 +90,7 @@ class Skeleton:
         paths: the path of every module in it, by ``id``.
         parameters: for each parameter the index of its leaf, and the dict and name it goes to.
         shells: the Parallax modules in it, by path.
-        links: what writes tensors into lists and dicts among the attributes.
+        links: the attributes that hold tensors of the model.
     """
 
     def __init__(self, structure: Structure, quick: bool = False) -> None:
@@ -79,7 +103,7 @@ class Skeleton:
         self.parameters: list[tuple[int, dict[str, Any], str]] = []
         self.buffers = Buffers()
         self.shells: list[tuple[Path, Shell]] = []
-        self.links: list[Callable[[], None]] = []
+        self.links: list[Link] = []
         self.quick = quick
         self._touched: list[Any] = []
         self._slow: list[Any] = []
@@ -152,43 +176,27 @@ class Skeleton:
 
     def _furnish(self, path: Path, node: Any, blueprint: Blueprint) -> None:
         attributes = vars(node)
+
+        def follow(ref: Ref) -> Any:
+            return self._follow(ref, path)
+
         for name, value in blueprint.attributes.items():
-            attributes[name] = resolved(value, lambda ref: self._follow(ref, path))
-            self._link(attributes[name], value, path)
+            attributes[name] = resolved(value, follow)
+            if type(value) not in ATOMS and points_at_tensors(value):
+                self.links.append(Link(attributes, name, value, follow))
         if type(attributes["_parameters"]) is Weights:
             hasten(node, self._touched)
 
     def _follow(self, ref: Ref, path: Path) -> Any:
+        target = (*path[: len(path) - ref.up], *ref.down)
         if ref.up > len(path):
             return None  # above the module that is called on its own
-        target = (*path[: len(path) - ref.up], *ref.down)
-        return self._at.get(target)  # None for a tensor, which is linked when it is bound
-
-    def _link(self, made: Any, value: Any, path: Path) -> None:
-        """Has the tensors in a list or dict written anew whenever leaves are bound."""
-        if isinstance(value, (list, dict)):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            for key, item in list(items):
-                if type(item) is Ref:
-                    self._link_item(made, key, item, path)
-                else:
-                    self._link(made[key], item, path)
-
-    def _link_item(self, container: Any, key: Any, ref: Ref, path: Path) -> None:
-        target = (*path[: len(path) - ref.up], *ref.down)
-        owner = None if ref.up > len(path) or not target else self._at.get(target[:-1])
-        if owner is None or target in self._at:
-            return
-        name = target[-1]
-        inside = vars(owner)
-        homes = (inside, inside["_parameters"], inside["_buffers"])
-        home = next(home for home in homes if name in home)
-
-        def bind() -> None:
-            tensor = home.get(name)
-            container[key] = weakref.ref(tensor) if ref.weak and tensor is not None else tensor
-
-        self.links.append(bind)
+        if not ref.tensor:
+            found = self._at.get(target)
+        else:
+            owner = self._at.get(target[:-1])
+            found = None if owner is None else getattr(owner, target[-1], None)
+        return weakref.ref(found) if ref.weak and found is not None else found
 
     def remember(self) -> None:
         """Keeps what the modules look like, to see what a call has changed."""
@@ -221,7 +229,7 @@ class Skeleton:
         for path, shell in self.shells:
             shell.inner = follow(module, path)
         for link in self.links:
-            link()
+            link.bind()
 
     def holders(self) -> list[int]:
         """How many references there are to each module."""
@@ -234,8 +242,12 @@ class Skeleton:
             Whether the skeleton can serve another call.
         """
         if self.holders() != self.counts:
+            written = [dict(attributes) for attributes in self._attributes]
             self._undo()  # what was written may have held modules
             if self.holders() != self.counts:
+                for now, then in zip(self._attributes, written, strict=True):
+                    now.clear()
+                    now.update(then)
                 return False
         self._unbind()
         if self._touched or self._slow or [*map(len, self._attributes)] != self._lengths:
@@ -265,7 +277,7 @@ class Skeleton:
         for _, shell in self.shells:
             shell.inner = None
         for link in self.links:
-            link()
+            link.release()
 
     def _undo(self) -> None:
         """Makes attributes what they were, apart from those that tables show."""

@@ -136,7 +136,7 @@ class Children(dict[str, Any]):
 
     __setitem__ = _after("open", "__setitem__")
     __delitem__ = _after("open", "__delitem__")
-    __ior__ = _after("open", "__ior__")  # type: ignore[assignment]  # as dict's
+    __ior__ = _after("open", "__ior__")
     clear = _after("open", "clear")
     pop = _after("open", "pop")
     popitem = _after("open", "popitem")
@@ -203,8 +203,8 @@ class Weights(Children):
     __getitem__ = _after("fill", "__getitem__")
     __eq__ = _after("fill", "__eq__")
     __ne__ = _after("fill", "__ne__")
-    __or__ = _after("fill", "__or__")  # type: ignore[assignment]  # as dict's
-    __ror__ = _after("fill", "__ror__")  # type: ignore[assignment]  # as dict's
+    __or__ = _after("fill", "__or__")
+    __ror__ = _after("fill", "__ror__")
     __repr__ = _after("fill", "__repr__")
     copy = _after("fill", "copy")
     get = _after("fill", "get")

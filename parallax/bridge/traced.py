@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from parallax import effects, notes
-from parallax.bridge.blueprint import BY_NUMBER, resolved
+from parallax.bridge.blueprint import BY_NUMBER
 from parallax.bridge.buffers import NORMS
+from parallax.bridge.pointers import resolved
 from parallax.bridge.skeleton import Shell, empty_node
 from parallax.module import Module
 
