@@ -64,7 +64,7 @@ class _AdaptiveMaxPool(_Adaptive):
             raise
 
 
-class _AdaptiveAvgPool(_Adaptive):
+class _AdaptiveAvgPool(_Adaptive, init=False):
     """What adaptive mean pools share."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def _output_size(layer: str, size: Any, dims: int) -> Any:
     return sizes if several else size
 
 
-class AdaptiveMaxPool1d(_AdaptiveMaxPool):
+class AdaptiveMaxPool1d(_AdaptiveMaxPool, init=False):
     """The largest number of each of a given number of windows of signals, channel by channel.
 
     The windows are as equal as can be, and overlap by one where they must.
@@ -120,7 +120,7 @@ class AdaptiveMaxPool1d(_AdaptiveMaxPool):
     pool = staticmethod(F.adaptive_max_pool1d)
 
 
-class AdaptiveMaxPool2d(_AdaptiveMaxPool):
+class AdaptiveMaxPool2d(_AdaptiveMaxPool, init=False):
     """The largest number of each of a given number of windows of images, channel by channel.
 
     The windows are as equal as can be, and overlap by one where they must.
@@ -150,7 +150,7 @@ class AdaptiveMaxPool2d(_AdaptiveMaxPool):
     pool = staticmethod(F.adaptive_max_pool2d)
 
 
-class AdaptiveMaxPool3d(_AdaptiveMaxPool):
+class AdaptiveMaxPool3d(_AdaptiveMaxPool, init=False):
     """The largest number of each of a given number of windows of volumes, channel by channel.
 
     The windows are as equal as can be, and overlap by one where they must.
@@ -180,7 +180,7 @@ class AdaptiveMaxPool3d(_AdaptiveMaxPool):
     pool = staticmethod(F.adaptive_max_pool3d)
 
 
-class AdaptiveAvgPool1d(_AdaptiveAvgPool):
+class AdaptiveAvgPool1d(_AdaptiveAvgPool, init=False):
     """The mean of each of a given number of windows of signals, channel by channel.
 
     The windows are as equal as can be, and overlap by one where they must.
@@ -207,7 +207,7 @@ class AdaptiveAvgPool1d(_AdaptiveAvgPool):
     pool = staticmethod(F.adaptive_avg_pool1d)
 
 
-class AdaptiveAvgPool2d(_AdaptiveAvgPool):
+class AdaptiveAvgPool2d(_AdaptiveAvgPool, init=False):
     """The mean of each of a given number of windows of images, channel by channel.
 
     The windows are as equal as can be, and overlap by one where they must.
@@ -235,7 +235,7 @@ class AdaptiveAvgPool2d(_AdaptiveAvgPool):
     pool = staticmethod(F.adaptive_avg_pool2d)
 
 
-class AdaptiveAvgPool3d(_AdaptiveAvgPool):
+class AdaptiveAvgPool3d(_AdaptiveAvgPool, init=False):
     """The mean of each of a given number of windows of volumes, channel by channel.
 
     The windows are as equal as can be, and overlap by one where they must.

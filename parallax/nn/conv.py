@@ -154,7 +154,7 @@ def in_groups(layer: str, in_channels: Any, out_channels: Any, groups: Any) -> N
             )
 
 
-class Conv1d(_Conv):
+class Conv1d(_Conv, init=False):
     r"""A convolution of signals.
 
     Each output channel is a bias plus the sum over the input channels of a kernel laid on them
@@ -196,7 +196,7 @@ class Conv1d(_Conv):
     convolve = staticmethod(F.conv1d)
 
 
-class Conv2d(_Conv):
+class Conv2d(_Conv, init=False):
     r"""A convolution of images.
 
     Each output channel is a bias plus the sum over the input channels of a kernel laid on them
@@ -239,7 +239,7 @@ class Conv2d(_Conv):
     convolve = staticmethod(F.conv2d)
 
 
-class Conv3d(_Conv):
+class Conv3d(_Conv, init=False):
     r"""A convolution of volumes.
 
     Each output channel is a bias plus the sum over the input channels of a kernel laid on them

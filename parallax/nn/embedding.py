@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
-from parallax import tree
+from parallax import _compat, tree
 from parallax.fields import Parameter
 from parallax.module import Module
 from parallax.nn.arguments import at_least, between, is_int
@@ -190,14 +190,19 @@ class Embedding(Table):
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up rows."""
+        # torch forgets the padding of all batched tables but the first (2.13).
+        padding = self.padding_idx
+        held = padding is not None and (_compat.is_compiling() or _compat.vmap_active())
         try:
             rows = F.embedding(
-                input, self.weight, self.padding_idx, None, 2.0, self.scale_grad_by_freq,
-                self.sparse,
+                input, self.weight, None if held else padding, None, 2.0,
+                self.scale_grad_by_freq, self.sparse,
             )  # fmt: skip
         except (IndexError, RuntimeError, TypeError) as error:
             self._refuse(input, error)
             raise
+        if held and padding is not None:
+            rows = torch.where(torch.eq(input, padding).unsqueeze(-1), rows.detach(), rows)
         return rows if self.max_norm is None else self._within_norm(rows)
 
     def extra_repr(self) -> str:

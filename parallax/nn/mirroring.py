@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-class _MirrorPad(Pad):
+class _MirrorPad(Pad, init=False):
     """What padding with the input itself shares."""
 
     how: ClassVar[str]
@@ -46,7 +46,7 @@ class _MirrorPad(Pad):
         refuse_spatial(self, input, self.dims, least=least)
 
 
-class ReflectionPad1d(_MirrorPad):
+class ReflectionPad1d(_MirrorPad, init=False):
     """Signals continued by their mirror image, without the end itself.
 
     Args:
@@ -73,7 +73,7 @@ class ReflectionPad1d(_MirrorPad):
     beyond = 1
 
 
-class ReflectionPad2d(_MirrorPad):
+class ReflectionPad2d(_MirrorPad, init=False):
     """Images continued by their mirror image, without the end itself.
 
     Args:
@@ -100,7 +100,7 @@ class ReflectionPad2d(_MirrorPad):
     beyond = 1
 
 
-class ReflectionPad3d(_MirrorPad):
+class ReflectionPad3d(_MirrorPad, init=False):
     """Volumes continued by their mirror image, without the end itself.
 
     Args:
@@ -127,7 +127,7 @@ class ReflectionPad3d(_MirrorPad):
     beyond = 1
 
 
-class ReplicationPad1d(_MirrorPad):
+class ReplicationPad1d(_MirrorPad, init=False):
     """Signals continued by their outermost numbers.
 
     Args:
@@ -154,7 +154,7 @@ class ReplicationPad1d(_MirrorPad):
     beyond = None
 
 
-class ReplicationPad2d(_MirrorPad):
+class ReplicationPad2d(_MirrorPad, init=False):
     """Images continued by their outermost numbers.
 
     Args:
@@ -181,7 +181,7 @@ class ReplicationPad2d(_MirrorPad):
     beyond = None
 
 
-class ReplicationPad3d(_MirrorPad):
+class ReplicationPad3d(_MirrorPad, init=False):
     """Volumes continued by their outermost numbers.
 
     Args:
@@ -208,7 +208,7 @@ class ReplicationPad3d(_MirrorPad):
     beyond = None
 
 
-class CircularPad1d(_MirrorPad):
+class CircularPad1d(_MirrorPad, init=False):
     """Signals continued by themselves from the other end.
 
     Args:
@@ -235,7 +235,7 @@ class CircularPad1d(_MirrorPad):
     beyond = 0
 
 
-class CircularPad2d(_MirrorPad):
+class CircularPad2d(_MirrorPad, init=False):
     """Images continued by themselves from the other end.
 
     Args:
@@ -262,7 +262,7 @@ class CircularPad2d(_MirrorPad):
     beyond = 0
 
 
-class CircularPad3d(_MirrorPad):
+class CircularPad3d(_MirrorPad, init=False):
     """Volumes continued by themselves from the other end.
 
     Args:

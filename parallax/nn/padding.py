@@ -87,7 +87,7 @@ class _ZeroPad(_ConstantPad):
         return f"{self.padding}"
 
 
-class ConstantPad1d(_ConstantPad):
+class ConstantPad1d(_ConstantPad, init=False):
     """A number put around signals.
 
     Args:
@@ -113,7 +113,7 @@ class ConstantPad1d(_ConstantPad):
     dims = 1
 
 
-class ConstantPad2d(_ConstantPad):
+class ConstantPad2d(_ConstantPad, init=False):
     """A number put around images.
 
     Args:
@@ -139,7 +139,7 @@ class ConstantPad2d(_ConstantPad):
     dims = 2
 
 
-class ConstantPad3d(_ConstantPad):
+class ConstantPad3d(_ConstantPad, init=False):
     """A number put around volumes.
 
     Args:
@@ -165,7 +165,7 @@ class ConstantPad3d(_ConstantPad):
     dims = 3
 
 
-class ZeroPad1d(_ZeroPad):
+class ZeroPad1d(_ZeroPad, init=False):
     """Zeros put around signals.
 
     Args:
@@ -190,7 +190,7 @@ class ZeroPad1d(_ZeroPad):
     dims = 1
 
 
-class ZeroPad2d(_ZeroPad):
+class ZeroPad2d(_ZeroPad, init=False):
     """Zeros put around images.
 
     Args:
@@ -215,7 +215,7 @@ class ZeroPad2d(_ZeroPad):
     dims = 2
 
 
-class ZeroPad3d(_ZeroPad):
+class ZeroPad3d(_ZeroPad, init=False):
     """Zeros put around volumes.
 
     Args:

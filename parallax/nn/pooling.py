@@ -134,7 +134,7 @@ class _AvgPool(_Pool):
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
-class MaxPool1d(_MaxPool):
+class MaxPool1d(_MaxPool, init=False):
     r"""The largest number of each window of signals, channel by channel.
 
     Args:
@@ -167,7 +167,7 @@ class MaxPool1d(_MaxPool):
     pool = staticmethod(F.max_pool1d)
 
 
-class MaxPool2d(_MaxPool):
+class MaxPool2d(_MaxPool, init=False):
     r"""The largest number of each window of images, channel by channel.
 
     Args:
@@ -201,7 +201,7 @@ class MaxPool2d(_MaxPool):
     pool = staticmethod(F.max_pool2d)
 
 
-class MaxPool3d(_MaxPool):
+class MaxPool3d(_MaxPool, init=False):
     r"""The largest number of each window of volumes, channel by channel.
 
     Args:
@@ -295,7 +295,7 @@ class AvgPool1d(_AvgPool):
             raise
 
 
-class AvgPool2d(_AvgPool):
+class AvgPool2d(_AvgPool, init=False):
     r"""The mean of each window of images, channel by channel.
 
     Args:
@@ -328,7 +328,7 @@ class AvgPool2d(_AvgPool):
     pool = staticmethod(F.avg_pool2d)
 
 
-class AvgPool3d(_AvgPool):
+class AvgPool3d(_AvgPool, init=False):
     r"""The mean of each window of volumes, channel by channel.
 
     Args:

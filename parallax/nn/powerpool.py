@@ -75,7 +75,7 @@ class _LPPool(Module):
         )
 
 
-class LPPool1d(_LPPool):
+class LPPool1d(_LPPool, init=False):
     r"""The power sum of each window of signals: :math:`\sqrt[p]{\sum x^p}`, channel by channel.
 
     Args:
@@ -105,7 +105,7 @@ class LPPool1d(_LPPool):
     pool = staticmethod(F.lp_pool1d)
 
 
-class LPPool2d(_LPPool):
+class LPPool2d(_LPPool, init=False):
     r"""The power sum of each window of images: :math:`\sqrt[p]{\sum x^p}`, channel by channel.
 
     Args:
@@ -136,7 +136,7 @@ class LPPool2d(_LPPool):
     pool = staticmethod(F.lp_pool2d)
 
 
-class LPPool3d(_LPPool):
+class LPPool3d(_LPPool, init=False):
     r"""The power sum of each window of volumes: :math:`\sqrt[p]{\sum x^p}`, channel by channel.
 
     Args:

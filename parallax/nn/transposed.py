@@ -146,7 +146,7 @@ class _ConvTranspose(Module):
         return shown
 
 
-class ConvTranspose1d(_ConvTranspose):
+class ConvTranspose1d(_ConvTranspose, init=False):
     r"""The transpose of the convolution of signals with the same arguments.
 
     Each element of an input channel lays its multiple of a kernel on the output; what overlaps is
@@ -189,7 +189,7 @@ class ConvTranspose1d(_ConvTranspose):
     convolve = staticmethod(F.conv_transpose1d)
 
 
-class ConvTranspose2d(_ConvTranspose):
+class ConvTranspose2d(_ConvTranspose, init=False):
     r"""The transpose of the convolution of images with the same arguments.
 
     Each element of an input channel lays its multiple of a kernel on the output; what overlaps is
@@ -233,7 +233,7 @@ class ConvTranspose2d(_ConvTranspose):
     convolve = staticmethod(F.conv_transpose2d)
 
 
-class ConvTranspose3d(_ConvTranspose):
+class ConvTranspose3d(_ConvTranspose, init=False):
     r"""The transpose of the convolution of volumes with the same arguments.
 
     Each element of an input channel lays its multiple of a kernel on the output; what overlaps is

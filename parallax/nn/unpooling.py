@@ -125,7 +125,7 @@ def _ratios(layer: str, ratio: Any, dims: int) -> tuple[float, ...]:
     return ratios
 
 
-class MaxUnpool1d(_MaxUnpool):
+class MaxUnpool1d(_MaxUnpool, init=False):
     """The reverse of ``MaxPool1d``: zeros where it took no number.
 
     Args:
@@ -155,7 +155,7 @@ class MaxUnpool1d(_MaxUnpool):
     unpool = staticmethod(F.max_unpool1d)
 
 
-class MaxUnpool2d(_MaxUnpool):
+class MaxUnpool2d(_MaxUnpool, init=False):
     """The reverse of ``MaxPool2d``: zeros where it took no number.
 
     Args:
@@ -185,7 +185,7 @@ class MaxUnpool2d(_MaxUnpool):
     unpool = staticmethod(F.max_unpool2d)
 
 
-class MaxUnpool3d(_MaxUnpool):
+class MaxUnpool3d(_MaxUnpool, init=False):
     """The reverse of ``MaxPool3d``: zeros where it took no number.
 
     Args:
@@ -215,7 +215,7 @@ class MaxUnpool3d(_MaxUnpool):
     unpool = staticmethod(F.max_unpool3d)
 
 
-class FractionalMaxPool2d(_FractionalMaxPool):
+class FractionalMaxPool2d(_FractionalMaxPool, init=False):
     """The largest number of each window of images, where the windows' steps are random.
 
     Args:
@@ -246,7 +246,7 @@ class FractionalMaxPool2d(_FractionalMaxPool):
     pool = staticmethod(F.fractional_max_pool2d)
 
 
-class FractionalMaxPool3d(_FractionalMaxPool):
+class FractionalMaxPool3d(_FractionalMaxPool, init=False):
     """The largest number of each window of volumes, where the windows' steps are random.
 
     Args:

@@ -76,7 +76,7 @@ def test_identity_takes_any_arguments_and_returns_its_input() -> None:
             ValueError,
             r"Bilinear\(in1_features=\): must be at least",
         ),
-        (lambda: nn.Bilinear(1, 1, 0.5), TypeError, r"Bilinear\(out_features=\): expected an int"),
+        (lambda: nn.Bilinear(1, 1, True), TypeError, r"Bilinear\(out_features=\): expected an int"),
     ],
 )
 def test_bad_arguments_fail_at_construction(make: Any, error: type[Exception], text: str) -> None:
