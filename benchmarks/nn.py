@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,27 +25,109 @@ class Case(NamedTuple):
     name: str
     size: str
     arguments: tuple[Any, ...]
-    inputs: tuple[Any, ...]
+    inputs: tuple[Callable[[], Any], ...]
 
 
-def small(name: str, arguments: tuple[Any, ...], *inputs: Any) -> Case:
+def small(name: str, arguments: tuple[Any, ...], *inputs: Callable[[], Any]) -> Case:
     """A case whose time goes into the call."""
     return Case(name, "small", arguments, inputs)
 
 
-def large(name: str, arguments: tuple[Any, ...], *inputs: Any) -> Case:
+def large(name: str, arguments: tuple[Any, ...], *inputs: Callable[[], Any]) -> Case:
     """A case whose time goes into the arithmetic: milliseconds."""
     return Case(name, "large", arguments, inputs)
 
 
-def floats(*shape: int) -> Tensor:
-    """Some numbers."""
-    return torch.randn(shape)
+def floats(*shape: int) -> Callable[[], Tensor]:
+    """Some numbers, when they are needed."""
+    return partial(torch.randn, shape)
 
+
+def indices(*shape: int) -> Callable[[], Tensor]:
+    """Rows of a table of ten."""
+    return partial(torch.randint, 10, shape)
+
+
+def places(*shape: int) -> Callable[[], Tensor]:
+    """Where the numbers of a shape stand in one that is twice as large."""
+    return lambda: torch.arange(math.prod(shape[2:])).reshape(shape[2:]).expand(shape).contiguous()
+
+
+PLAIN = ["CELU", "ELU", "GELU", "GLU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh"]
+PLAIN += ["LeakyReLU", "LogSigmoid", "Mish", "PReLU", "RReLU", "ReLU", "ReLU6", "SELU", "SiLU"]
+PLAIN += ["Sigmoid", "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink"]
+ACTIVATIONS: dict[str, tuple[Any, ...]] = dict.fromkeys(PLAIN, ())
+ACTIVATIONS |= {"LogSoftmax": (-1,), "Softmax": (-1,), "Softmin": (-1,), "Threshold": (0.1, 1.0)}
 
 CASES = [
     small("Linear", (4, 4), floats(1, 4)),
     large("Linear", (512, 512), floats(256, 512)),
+    small("Bilinear", (4, 4, 4), floats(1, 4), floats(1, 4)),
+    large("Bilinear", (64, 64, 64), floats(256, 64), floats(256, 64)),
+    small("Identity", (), floats(1, 4)),
+    small("Embedding", (10, 4), indices(1, 4)),
+    large("Embedding", (10_000, 512), indices(64, 64)),
+    small("EmbeddingBag", (10, 4), indices(1, 4)),
+    large("EmbeddingBag", (10_000, 512), indices(512, 64)),
+    small("Conv1d", (4, 4, 3), floats(1, 4, 4)),
+    large("Conv1d", (64, 64, 3), floats(16, 64, 256)),
+    small("Conv2d", (4, 4, 3), floats(1, 4, 4, 4)),
+    large("Conv2d", (64, 64, 3), floats(4, 64, 32, 32)),
+    small("Conv3d", (4, 4, 3), floats(1, 4, 4, 4, 4)),
+    large("Conv3d", (16, 16, 3), floats(2, 16, 16, 16, 16)),
+    small("ConvTranspose1d", (4, 4, 3), floats(1, 4, 4)),
+    large("ConvTranspose1d", (64, 64, 3), floats(16, 64, 256)),
+    small("ConvTranspose2d", (4, 4, 3), floats(1, 4, 4, 4)),
+    large("ConvTranspose2d", (64, 64, 3), floats(4, 64, 32, 32)),
+    small("ConvTranspose3d", (4, 4, 3), floats(1, 4, 4, 4, 4)),
+    large("ConvTranspose3d", (16, 16, 3), floats(2, 16, 16, 16, 16)),
+    *[
+        case
+        for dims, signals in ((1, (64, 64, 256)), (2, (16, 64, 32, 32)), (3, (4, 16, 32, 32, 16)))
+        for name, arguments in (
+            ("MaxPool", (2,)),
+            ("AvgPool", (2,)),
+            ("LPPool", (2, 2)),
+            ("AdaptiveMaxPool", (2,)),
+            ("AdaptiveAvgPool", (2,)),
+            ("ConstantPad", (1, 0.5)),
+            ("ZeroPad", (1,)),
+            ("ReflectionPad", (1,)),
+            ("ReplicationPad", (1,)),
+            ("CircularPad", (1,)),
+        )
+        for case in (
+            small(f"{name}{dims}d", arguments, floats(1, 1, *[4] * dims)),
+            large(f"{name}{dims}d", arguments, floats(*signals)),
+        )
+    ],
+    small("MaxUnpool1d", (2,), floats(1, 1, 2), places(1, 1, 2)),
+    small("MaxUnpool2d", (2,), floats(1, 1, 2, 2), places(1, 1, 2, 2)),
+    small("MaxUnpool3d", (2,), floats(1, 1, 2, 2, 2), places(1, 1, 2, 2, 2)),
+    large("MaxUnpool2d", (2,), floats(16, 64, 32, 32), places(16, 64, 32, 32)),
+    small("Flatten", (), floats(1, 4, 4)),
+    small("Unflatten", (1, (2, 2)), floats(1, 4)),
+    small("Upsample", (None, 2), floats(1, 1, 2, 2)),
+    large("Upsample", (None, 2), floats(16, 64, 16, 16)),
+    small("UpsamplingNearest2d", (4,), floats(1, 1, 2, 2)),
+    small("UpsamplingBilinear2d", (4,), floats(1, 1, 2, 2)),
+    large("UpsamplingBilinear2d", (32,), floats(16, 64, 16, 16)),
+    small("PixelShuffle", (2,), floats(1, 4, 2, 2)),
+    large("PixelShuffle", (2,), floats(16, 64, 32, 32)),
+    small("PixelUnshuffle", (2,), floats(1, 1, 4, 4)),
+    large("PixelUnshuffle", (2,), floats(16, 64, 32, 32)),
+    small("ChannelShuffle", (2,), floats(1, 4, 2)),
+    large("ChannelShuffle", (2,), floats(16, 64, 32, 32)),
+    *[
+        case
+        for name, arguments in ACTIVATIONS.items()
+        for case in (
+            small(name, arguments, floats(1, 4)),
+            large(name, arguments, floats(1024, 512)),
+        )
+    ],
+    small("Softmax2d", (), floats(1, 2, 2, 2)),
+    large("Softmax2d", (), floats(16, 64, 16, 16)),
     small("BatchNorm1d", (4,), floats(2, 4)),
     large("BatchNorm1d", (512,), floats(4096, 512)),
     small("BatchNorm2d", (4,), floats(1, 4, 2, 2)),
@@ -95,7 +179,7 @@ def _question(case: Case) -> Question:
     theirs = getattr(torch_nn, case.name)(*case.arguments).eval()
     ours = getattr(nn, case.name)(*case.arguments)
     ours = bridge.load_state_dict(ours, theirs.state_dict()).eval()
-    inputs = case.inputs
+    inputs = [make() for make in case.inputs]
     return Question(
         f"{case.name}, {case.size}",
         Candidate("torch.nn", lambda: theirs(*inputs)),
