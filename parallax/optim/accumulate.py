@@ -10,6 +10,7 @@ from torch import Tensor
 from parallax import _compat
 from parallax.fields import Buffer
 from parallax.module import Module
+from parallax.optim.checks import check_state, gather
 from parallax.optim.choose import choose
 from parallax.tree import core
 
@@ -92,6 +93,10 @@ class Accumulate:
         Raises:
             ValueError: if something does not fit the model.
         """
+        what = "optim.Accumulate.step"
+        check_state(what, state, Accumulated)
+        leaves, part = core._open(model)
+        gather(what, model, leaves, part, grads)
         with torch.no_grad():
             total = core.map(torch.add, state.sum, grads)
         count = state.count + 1

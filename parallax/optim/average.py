@@ -10,6 +10,7 @@ from torch import Tensor
 from parallax import _compat
 from parallax.fields import Buffer
 from parallax.module import Module
+from parallax.optim.checks import check_state
 from parallax.tree import core
 from parallax.tree.arithmetic import lerp
 
@@ -72,6 +73,7 @@ class SWA:
         Raises:
             ValueError: if the model has another skeleton; the message names the first path.
         """
+        check_state(f"{type(self).__name__}.update", average, Average, "ema.init(model)")
         with torch.no_grad():
             weight = self._weight(average.count)
             mixed = lerp(average.model, model, weight)

@@ -12,7 +12,7 @@ from parallax import _compat
 from parallax.fields import Lazy, UninitializedError
 from parallax.nodes import is_module
 from parallax.optim import groups as grouping
-from parallax.optim.checks import check_layouts, paths_of
+from parallax.optim.checks import check_layouts, check_state, paths_of
 from parallax.optim.clocks import Clocks
 from parallax.optim.donate import mark
 from parallax.optim.hyper import Hyper, resolved
@@ -152,12 +152,7 @@ class Optimizer(Kernel):
         return next_model, next_state
 
     def _contents(self, state: Any, part: Any, what: str) -> Contents:
-        if type(state) is not State:
-            is_module(state)  # which raises if it was donated
-            raise TypeError(
-                f"{what}: the state must be what init returned, got {_kind(state)}. "
-                f"Make one: state = opt.init(model)"
-            )
+        check_state(what, state, State)
         if state.optimizer != type(self).__name__:
             raise ValueError(
                 f"{what}: the state was made by optim.{state.optimizer}. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from parallax.module import Module
+from parallax.optim.checks import check_state
 
 __all__ = ["Chain", "Chained", "chain"]
 
@@ -53,6 +54,7 @@ class Chain:
         Raises:
             ValueError: if something does not fit the model.
         """
+        check_state("chain(...).step", state, Chained)
         states: list[Any] = []
         for part, held in zip(self.transforms, state.parts):  # noqa: B905  # the last is the optimizer's
             after = None

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from parallax import tracing
+from parallax.nodes import is_module
 from parallax.tree import core
 from parallax.tree.align import align
 
-__all__ = ["check_layouts", "check_sizes", "gather", "paths_of"]
+__all__ = ["check_layouts", "check_sizes", "check_state", "gather", "paths_of"]
 
 
 def gather(
@@ -50,6 +51,16 @@ def check_sizes(
                 f"{sizes[k]}, here {tuple(leaves[k].shape)}. "
                 f"Make one for this model: state = opt.init(model)"
             )
+
+
+def check_state(what: str, state: Any, cls: type, make: str = "opt.init(model)") -> None:
+    """Raises unless a state is of its class."""
+    if type(state) is not cls:
+        is_module(state)  # which raises if it was donated
+        kind = "None" if state is None else f"a {type(state).__name__}"
+        raise TypeError(
+            f"{what}: the state must be what init returned, got {kind}. Make one: state = {make}"
+        )
 
 
 def check_layouts(what: str, model: Any, chosen: Sequence[int], given: Sequence[Any]) -> None:

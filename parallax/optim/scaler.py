@@ -11,6 +11,7 @@ from torch import Tensor
 from parallax import _compat
 from parallax.fields import Buffer
 from parallax.module import Module
+from parallax.optim.checks import check_state
 from parallax.optim.choose import choose
 from parallax.tree import core
 
@@ -98,8 +99,9 @@ class LossScaler:
         inverse = scale.scale.double().reciprocal().float()
         made = core.map(lambda g: g * inverse.to(g.device), grads)
         parts = [leaf.isfinite().all() for leaf in core.leaves(made)]
-        finite = torch.stack([part.to(parts[0].device) for part in parts]).all()
-        return made, finite
+        if not parts:
+            return made, torch.tensor(True)
+        return made, torch.stack([part.to(parts[0].device) for part in parts]).all()
 
     def update(self, scale: Scale, finite: Tensor) -> Scale:
         """The scale after a step.
@@ -134,6 +136,7 @@ class LossScaler:
         Returns:
             The model, the optimizer's state and the scaler's state.
         """
+        check_state("LossScaler.step", scale, Scale, "scaler.init()")
         unscaled, finite = self.unscale(grads, scale)
         after = self.update(scale, finite)
         if not (_compat.is_compiling() or _compat.transform_active()):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from parallax.module import Module
 from parallax.optim import groups as grouping
-from parallax.optim.checks import gather
+from parallax.optim.checks import check_state, gather
 from parallax.tree import core
 
 __all__ = ["Split", "Splits"]
@@ -97,6 +97,7 @@ class Split:
         Raises:
             ValueError: if something does not fit the model.
         """
+        check_state("optim.Split.step", state, Splits)
         leaves, part = core._open(model)
         given = gather("optim.Split.step", model, leaves, part, grads)[1]
         states: list[Any] = []

@@ -9,6 +9,7 @@ import torch
 
 from parallax import tree
 from tests.optim.cases import (
+    FIRST,
     HAS_FOREACH,
     HAS_FUSED,
     OPTIONS,
@@ -89,3 +90,17 @@ def test_the_default_agrees_with_the_default_of_torch(
     if dtype is torch.float64:  # where no leaf comes so near to zero that rounding is all of it
         for path, leaf in tree.named_leaves(model).items():
             assert distance(leaf, twin.params[path]) <= 1e-6, path
+
+
+CAPTURABLE = [(n, o) for n, o in FIRST if "capturable" in make(n, {}).hyper]
+
+
+@pytest.mark.parametrize(("name", "options"), CAPTURABLE, ids=label)
+def test_capturable_steps_have_the_same_numbers(name: str, options: Options) -> None:
+    # On the CPU torch refuses to construct a capturable optimizer's step, except when compiling.
+    model = model_for(name)
+    twin = twin_of(name, {**options, "foreach": False}, model)
+    end, state = follow(make(name, {**options, "capturable": True}), model, twin)
+    for path, leaf in tree.named_leaves(end).items():
+        assert distance(leaf, twin.params[path]) <= 1e-6
+    assert state.step.device == tree.leaves(model)[0].device

@@ -196,6 +196,67 @@ def test_gradients_laid_out_otherwise_in_memory_are_read_rightly() -> None:
         assert same(opt.step(other, grads, opt.init(model)), expected)
 
 
+def other_memory(value: Tensor) -> Tensor:
+    return value.T.contiguous().T
+
+
+CHANGES: dict[str, Any] = {
+    "transposed gradients": lambda m, g: (m, tree.map(other_memory, g)),
+    "a transposed model": lambda m, g: (tree.map(other_memory, m), g),
+    "gradients that require grad": lambda m, g: (m, tree.map(Tensor.requires_grad_, g)),
+    "a model that requires grad": lambda m, g: (tree.map(Tensor.requires_grad_, m), g),
+    "a hole": lambda m, g: (m, tree.partition(g, "first")[1]),
+    "a frozen leaf": lambda m, g: (tree.select(m, "first").freeze(), g),
+    "another mode": lambda m, g: (m.train(3), g),
+    "parameters of torch": lambda m, g: (m, tree.map(torch.nn.Parameter, g)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+@pytest.mark.parametrize("name", ["SGD", "Adam", "RMSprop"])
+def test_what_is_kept_from_step_to_step_is_not_believed_of_other_trees(
+    name: str, change: Any
+) -> None:
+    opt: Any = make(name, {"lr": 0.1})
+    model: Any = Matrices().initialize(0)
+    kept, forgotten, state, other = model, model, opt.init(model), opt.init(model)
+    for k, grads in enumerate(gradients(model, 6)):
+        here, there = (kept, grads), (forgotten, grads)
+        if k in (2, 3, 5):
+            here, there = change(*here), change(*there)
+        kept, state = opt.step(*here, state)
+        # A state that was copied knows nothing but its leaves.
+        forgotten, other = opt.step(*there, pickle.loads(pickle.dumps(other)))
+        assert same((kept, state), (forgotten, other))
+        kept = kept if k in (2, 3, 5) else tree.map(torch.clone, kept)
+
+
+def test_a_step_after_others_refuses_what_the_first_would_refuse() -> None:
+    model, opt = MLP().initialize(0), optim.Adam()
+    state = opt.init(model)
+    for _ in range(3):
+        model, state = opt.step(model, ones(model), state)
+    before = [leaf.clone() for leaf in tree.leaves((model, state))]
+    wrong: list[tuple[Any, Any]] = [
+        (tree.map(lambda g: g.sum(), ones(model)), r"and its gradient has \(\)"),
+        (tree.map(lambda g: g.double(), ones(model)), "its gradient is torch.float64"),
+        (MLP(torch.relu).initialize(0), "the gradients: .*activation"),
+        (None, "pass the whole tree"),
+    ]
+    for grads, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            opt.step(model, grads, state)
+    wide: Any = tree.map(lambda p: torch.cat([p, p]), model)
+    with pytest.raises(ValueError, match=r"made for another model: there MLP.first.weight has"):
+        opt.step(wide, wide, state)
+    grouped = optim.Adam(groups={"**.bias": {"lr": 1.0}, "**.weight": {"lr": 0.0}})
+    state_of_groups = grouped.init(model)
+    fewer = grouped.replace(groups={"**.bias": {"lr": 1.0}})
+    with pytest.raises(ValueError, match=r"made for 2 groups or more, and the optimizer has 1"):
+        fewer.step(model, ones(model), state_of_groups)
+    assert same((model, state), before)
+
+
 # -- the state as a tree ---------------------------------------------------------------------------
 
 

@@ -226,3 +226,43 @@ def test_a_split_compiles_and_donates() -> None:
     assert_close(end, model, 1e-6)
     assert_close(donated, model)
     torch._dynamo.reset()
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+def test_a_state_of_another_kind_is_refused() -> None:
+    model, adam, scaler = Net().initialize(0), optim.Adam(), optim.LossScaler()
+    state = adam.init(model)
+    others: dict[str, Any] = {
+        r"chain\(...\).step": optim.chain(optim.ClipNorm(1.0), adam),
+        "optim.Split.step": optim.Split({"first": adam}),
+        "optim.Accumulate.step": optim.Accumulate(adam, 2),
+    }
+    for name, opt in others.items():
+        match = f"{name}: the state must be what init returned, got a State. Make one: state = opt"
+        with pytest.raises(TypeError, match=match):
+            opt.step(model, model, state)
+    with pytest.raises(TypeError, match=r"optim.Adam.step: .* got a Chained"):
+        adam.step(model, model, others[r"chain\(...\).step"].init(model))
+    with pytest.raises(TypeError, match=r"LossScaler.step: .*Make one: state = scaler.init\(\)"):
+        scaler.step(adam, model, model, state, state)  # type: ignore[arg-type]  # as tested
+    with pytest.raises(TypeError, match=r"EMA.update: .* got None. Make one: state = ema.init"):
+        optim.EMA().update(None, model)  # type: ignore[arg-type]  # that is what is tested
+
+
+def test_gradients_of_other_shapes_are_not_spread_over_a_sum() -> None:
+    model, opt = Net().initialize(0), optim.Accumulate(optim.SGD(), 2)
+    grads = tree.map(lambda g: g.sum(), model)
+    with pytest.raises(ValueError, match=r"Net.first has shape \(4, 3\) and its gradient has \(\)"):
+        opt.step(model, grads, opt.init(model))
+    with pytest.raises(ValueError, match=r"Accumulate.step: the gradients: the trees do not fit"):
+        opt.step(model, MLP().initialize(0), opt.init(model))
+
+
+def test_a_scaler_without_any_gradient_steps_nothing() -> None:
+    model, opt, scaler = Net().initialize(0), optim.SGD(), optim.LossScaler()
+    holes = tree.partition(model, "parameter")[1]
+    after, _, scale = scaler.step(opt, model, holes, opt.init(model), scaler.init())
+    assert_close(after, model)
+    assert scale.growth_tracker.item() == 1
