@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as torch_pytree
+from torch import nn
 
 from parallax import bridge, effects, func
+from tests.bridge.checks import check_gradients, check_step, same, total
 from tests.bridge.zoo import layer, public_layers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning"),
 ]
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    return [leaf for leaf in torch_pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def total(value: Any) -> Tensor:
-    floating = [x for x in tensors_of(value) if x.is_floating_point() and x.numel()]
-    return torch.stack([(x * x).sum() for x in floating]).sum()
-
-
-def same(one: Any, two: Any) -> None:
-    ones, twos = tensors_of(one), tensors_of(two)
-    assert len(ones) == len(twos)
-    for a, b in zip(ones, twos, strict=True):
-        assert torch.equal(a, b) or (
-            torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
-        )
 
 
 @pytest.mark.parametrize("name", public_layers())
@@ -52,19 +32,12 @@ def test_layer_is_lifted_and_lowered_exactly(name: str) -> None:
         same(lifted(*inputs), frozen(*inputs))
 
     # gradients equal to backward's
-    names = [n for n, p in original.named_parameters() if p.requires_grad]
-    if names:
+    if any(p.requires_grad for p in original.parameters()):
         reference = copy.deepcopy(original)
         total(reference(*inputs)).backward()
         grads = func.grad(lambda m: total(m(*inputs)))(lifted)
-        found = bridge.state_dict(grads)
-        for n, p in reference.named_parameters():
-            torch.testing.assert_close(found[n], torch.zeros_like(p) if p.grad is None else p.grad)
-        # one step of SGD, as a tree and in place
-        torch.optim.SGD(reference.parameters(), lr=0.1).step()
-        stepped = lifted.update(lambda p, g: p - 0.1 * g, grads)
-        for n, p in reference.named_parameters():
-            torch.testing.assert_close(bridge.state_dict(stepped)[n], p.detach())
+        check_gradients(grads, reference)
+        check_step(lifted, grads, reference)
 
     # lift and lower are inverse on state dicts, and nothing was written into the original
     assert type(lowered) is type(original)
