@@ -19,7 +19,7 @@ from parallax import Module, _compat, tree
 
 
 def questions(quick: bool) -> Iterator[Question]:
-    for leaves in (6, 150) if quick else (6, *BLOCKS):
+    for leaves in (6, 150) if quick else (6, 150, 1_002):
         model = NnGPT(BLOCKS[leaves], width=8) if leaves in BLOCKS else NnMLP((8, 8, 8, 8))
         module = mirror(model)
         yield from _of_two(module, leaves)
@@ -67,7 +67,7 @@ def _of_two(module: Module, leaves: int) -> Iterator[Question]:
             Candidate("tree.vdot", lambda: tree.vdot(module, other)),
             Candidate("optree, nested dict", lambda: _optree_vdot(plain, plain_other)),
         ],
-        check=torch.testing.assert_close,
+        check=_same_sum,
     )
 
 
@@ -100,6 +100,11 @@ def _of_one(module: Module, leaves: int) -> Iterator[Question]:
         ],
         check=_same_values,
     )
+
+
+def _same_sum(one: Tensor, two: Tensor) -> None:
+    # Many products added in another order.
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
 
 
 def _mapped(function: Callable[..., Any], *plains: Any) -> Callable[[], Any]:
