@@ -15,7 +15,6 @@ __all__ = [
     "distribute",
     "joined",
     "note_of",
-    "path_of",
     "split_copy",
     "traced",
     "traced_copy",
@@ -85,13 +84,6 @@ def note_of(module: Any) -> Note:
     if type(spec) is Structure:
         return spec.local.note
     return spec.note if type(spec) is Local else spec if type(spec) is Note else PLAIN
-
-
-def path_of(module: Any) -> str:
-    """Where a module stands in its tree; asked in every emission, hence in one step."""
-    spec = module._spec
-    note = spec.local.note if type(spec) is Structure else note_of(module)
-    return note.path or ""
 
 
 def traced(module: Any, change: Callable[[str, Note], Note], rng: Any) -> Any:

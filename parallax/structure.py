@@ -295,13 +295,17 @@ class Structure:
         return tuple(".".join(map(str, path)) for path, node in self.walk() if type(node) is Leaf)
 
     @cached_property
-    def addresses(self) -> dict[str, dict[str, int]]:
-        """By the path above every place and its name there, the index of its unique leaf."""
-        index = range(self.n_places) if self.expand is None else self.expand
+    def buffers(self) -> dict[str, dict[str, int]]:
+        """By the path above each place of a buffer and its name there, its unique leaf's index."""
+        index = iter(range(self.n_places) if self.expand is None else self.expand)
         found: dict[str, dict[str, int]] = {}
-        for place, k in zip(self.place_paths, index, strict=True):
-            path, _, name = place.rpartition(".")
-            found.setdefault(path, {})[name] = k
+        for path, node in self.walk():
+            if type(node) is Structure:
+                found[".".join(map(str, path))] = {}
+            elif type(node) is Leaf:
+                leaf = next(index)
+                if node is BUFFER:
+                    found[".".join(map(str, path[:-1]))][str(path[-1])] = leaf
         return found
 
     @cached_property

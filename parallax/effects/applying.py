@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallax import _compat, notes, tracing
 from parallax.effects.collection import Collection, EffectError, Emission, root_of
-from parallax.effects.emitting import misfit
+from parallax.effects.emitting import RULES, check
 from parallax.registry import flatten_module, unflatten_module
 
 __all__ = ["applied", "below"]
@@ -38,7 +38,7 @@ def applied(module: Any, collection: Collection) -> Any:
             places.setdefault(path, {})[name] = index
         return tracing.rebuild(outline, _merged(module, traced, places, emissions), module._rng)
     leaves, structure = flatten_module(module)
-    merged = _merged(module, leaves, structure.addresses, emissions)
+    merged = _merged(module, leaves, structure.buffers, emissions)
     return unflatten_module(structure, merged, module._rng)
 
 
@@ -53,16 +53,21 @@ def _merged(
     several: dict[int, list[Tensor]] = {}
     for path, rule, buffers, relayed in emissions:
         own = places.get(path)
+        if own is None or (rule is not None and rule not in RULES):
+            raise _foreign(module, path, buffers, rule)
         for name, value in buffers.items():
-            index = None if own is None else own.get(name)
-            if index is None:
-                raise _foreign(module, path, name)
-            leaf = held[index]
+            index = own.get(name)
+            leaf = None if index is None else held[index]
             fits = (
-                isinstance(leaf, Tensor) and value.shape == leaf.shape and value.dtype is leaf.dtype
+                isinstance(leaf, Tensor)
+                and isinstance(value, Tensor)
+                and value.shape == leaf.shape
+                and value.dtype is leaf.dtype
             )
-            if not fits and not (relayed and _is_mapped(value, leaf)):
-                raise misfit(dict(tracing.modules(module))[path], path, name, value, leaf)
+            if index is None or not (fits or (relayed and _is_mapped(value, leaf))):
+                raise _foreign(module, path, buffers, rule)
+            if value.requires_grad:
+                value = value.detach()  # noqa: PLW2901  # no gradient flows through a buffer
             if index in rules:  # also a tied buffer, met in two places
                 _check_rules(notes.joined(path, name), rules[index], rule)
                 several.setdefault(index, [leaves[index]]).append(value)
@@ -83,10 +88,15 @@ def _is_mapped(value: Tensor, leaf: Any) -> bool:
     return value.ndim > leaf.ndim and value.shape[value.ndim - leaf.ndim :] == leaf.shape
 
 
-def _foreign(module: Any, path: str, name: str) -> EffectError:
+def _foreign(module: Any, path: str, buffers: dict[str, Any], rule: str | None) -> EffectError:
+    """Raises what is wrong with an emission; if nothing is, it comes from elsewhere."""
+    emitter = dict(tracing.modules(module)).get(path)
+    if emitter is not None:
+        check(emitter, path, buffers, rule)
+    where = ", ".join([repr(notes.joined(path, name)) for name in buffers])
     return EffectError(
-        f"an effect for {notes.joined(path, name)!r}, and the {type(module).__name__} that is "
-        f"collected has no such leaf. Collect around the module that emits"
+        f"an effect for {where}, and the {type(module).__name__} that is collected has no such "
+        f"leaf. Collect around the module that emits"
     )
 
 

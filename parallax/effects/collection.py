@@ -16,7 +16,7 @@ class EffectError(RuntimeError):
     """An effect cannot be collected: nobody asked for it, or it contradicts another."""
 
 
-Emission = tuple[str, str | None, dict[str, Tensor], bool]
+Emission = tuple[str, str | None, dict[str, Any], bool]
 """The path of a module and what it emitted at once: the rule, values by the buffer's name, and
 whether they came out of a transform, so that a mapped dimension may stand in front."""
 

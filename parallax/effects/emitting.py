@@ -9,17 +9,17 @@ from torch import Tensor
 from parallax import _compat, notes
 from parallax.effects.collection import Collecting, Collection, EffectError
 from parallax.fields import Buffer
+from parallax.structure import Structure
 
-__all__ = ["emit", "misfit", "sow"]
+__all__ = ["RULES", "check", "emit", "sow"]
 
 RULES = ("last", "mean", "sum")
 
 
-# This runs once per layer, between operators that leave little of Python in the processor's caches:
-# there, looking at the shape of a tensor costs as much as ten lines do in a loop. So shapes are
-# compared when all is applied, in one go.
 def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
     """Records new values for this module's buffers, for ``effects.collect`` to apply.
+
+    What is wrong with a value is said when it is applied.
 
     Args:
         module: the module whose method this is.
@@ -32,8 +32,7 @@ def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
         AttributeError: if a name is no field.
         EffectError: if nobody collects.
         TypeError: if a field is no buffer, or a value no tensor.
-        ValueError: if ``merge`` is no rule. A value that has another shape or dtype than the
-            buffer is an error of ``effects.collect``.
+        ValueError: if a value has another shape or dtype than the buffer, or ``merge`` is no rule.
 
     Example:
         >>> import torch
@@ -47,82 +46,74 @@ def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
         >>> module.mean
         tensor([1.])
     """
-    kinds = type(module).__layout__.kinds
-    for name, value in buffers.items():
-        kind = kinds.get(name)
-        if kind is None or kind.leaf is not Buffer or not isinstance(value, Tensor):
-            raise _refusal(type(module), name, value)
-        if value.requires_grad:
-            buffers[name] = value.detach()
-    if merge is not None and merge not in RULES:
-        where = f"{type(module).__name__}.emit(merge=)"
-        raise ValueError(f"{where}: expected one of {RULES} or None, got {merge!r}")
+    # Between the operators of a network nothing of this is in the processor's caches: a look at a
+    # tensor costs there what ten lines cost in a loop. So here is only what must be done at once.
     rng = module._rng
     if type(rng) is not Collecting or rng.collection.emissions is None:
-        _compare(module, buffers)
+        check(module, "", buffers, merge)
         raise EffectError(
             f"{_call(module, buffers)}: nobody collects the effects of this call. Write: "
             f"out, module = effects.collect(fn)(module, ...); or switch them off: module.eval()"
         )
     collection = rng.collection
-    if not _compat.is_compiling():
-        if _compat.in_backward() and not collection.backward:
-            return  # a recomputation, whose effects were collected before
-        if _compat.transform_active():
-            _refuse_wrappers(module, buffers, collection, "emit")
-        if collection.nested:
-            _compare(module, buffers)
+    if _compat.is_compiling():
+        _emit_traced(module, buffers, merge, rng.collection.emissions)
+        return
+    if _compat.in_backward() and not collection.backward:
+        return  # a recomputation, whose effects were collected before
     if collection.over:
         raise EffectError(
             f"{_call(module, buffers)}: the call that collected is over; this instance "
             f"was kept from inside it. Use the module that collect() returned"
         )
-    if _compat.is_compiling():
-        _compat.open_checkpoint()
-    rng.collection.emissions.append((notes.path_of(module), merge, buffers, False))
-    if _compat.is_compiling():
-        _compat.close_checkpoint()
+    if _compat.transform_active():
+        check(module, notes.note_of(module).path or "", buffers, merge)
+        _refuse_wrappers(module, buffers, collection, "emit")
+    spec = module._spec
+    path = spec.local.note.path if type(spec) is Structure else notes.note_of(module).path
+    rng.collection.emissions.append((path or "", merge, buffers, False))
+
+
+def _emit_traced(module: Any, buffers: dict[str, Any], merge: str | None, emissions: Any) -> None:
+    path = notes.note_of(module).path or ""
+    check(module, path, buffers, merge)
+    kept = {name: value.detach() for name, value in buffers.items()}
+    _compat.open_checkpoint()
+    emissions.append((path, merge, kept, False))
+    _compat.close_checkpoint()
 
 
 def _call(module: Any, buffers: dict[str, Any]) -> str:
     return f"{type(module).__name__}.emit({', '.join(buffers)})"
 
 
-def _refusal(cls: Any, name: str, value: Any) -> Exception:
-    """Why nothing of this kind can be emitted."""
-    where = f"{cls.__name__}.emit({name}=)"
-    if name not in cls.__layout__.fields:
-        return AttributeError(
-            f"{where}: {cls.__name__} declares no field {name!r}. Declare it: '{name}: Buffer'"
-        )
-    kind = cls.__layout__.kinds.get(name)
-    if kind is None or kind.leaf is not Buffer:
-        return TypeError(f"{where}: only buffers are emitted. Declare it: '{name}: Buffer'")
-    return TypeError(f"{where}: expected a tensor, got {type(value).__name__}")
-
-
-def _compare(module: Any, buffers: dict[str, Tensor]) -> None:
-    """Compares with the buffers at once; within a transform, as outside they have other shapes."""
+def check(module: Any, path: str, buffers: dict[str, Any], merge: str | None) -> None:
+    """Checks an emission against the module that made it, which stands at ``path``."""
     for name, value in buffers.items():
+        cls = type(module)
+        where = f"{cls.__name__}.emit({name}=){f' at {path!r}' if path else ''}"
+        if name not in cls.__layout__.fields:
+            raise AttributeError(
+                f"{where}: {cls.__name__} declares no field {name!r}. Declare it: '{name}: Buffer'"
+            )
+        kind = cls.__layout__.kinds.get(name)
+        if kind is None or kind.leaf is not Buffer:
+            raise TypeError(f"{where}: only buffers are emitted. Declare it: '{name}: Buffer'")
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{where}: expected a tensor, got {type(value).__name__}")
         held = getattr(module, name)
-        if (
-            not isinstance(held, Tensor)
-            or value.shape != held.shape
-            or value.dtype is not held.dtype
-        ):
-            raise misfit(module, notes.path_of(module), name, value, held)
-
-
-def misfit(module: Any, path: str, name: str, value: Tensor, held: Any) -> Exception:
-    """Why a value cannot replace what a buffer holds."""
-    where = f"{type(module).__name__}.emit({name}=){f' at {path!r}' if path else ''}"
-    if not isinstance(held, Tensor):
-        what = "None" if held is None else "not initialized"
-        return TypeError(f"{where}: the buffer is {what}, so there is nothing to replace")
-    return ValueError(
-        f"{where}: the buffer has shape {tuple(held.shape)} and {held.dtype}, the value "
-        f"{tuple(value.shape)} and {value.dtype}. Reduce it, or cast: value.to({held.dtype})"
-    )
+        if not isinstance(held, Tensor):
+            what = "None" if held is None else "not initialized"
+            raise TypeError(f"{where}: the buffer is {what}, so there is nothing to replace")
+        if value.shape != held.shape or value.dtype is not held.dtype:
+            raise ValueError(
+                f"{where}: the buffer has shape {tuple(held.shape)} and {held.dtype}, the value "
+                f"{tuple(value.shape)} and {value.dtype}. Reduce it, or cast: "
+                f"value.to({held.dtype})"
+            )
+    if merge is not None and merge not in RULES:
+        where = f"{type(module).__name__}.emit(merge=)"
+        raise ValueError(f"{where}: expected one of {RULES} or None, got {merge!r}")
 
 
 def _refuse_wrappers(
@@ -160,7 +151,7 @@ def sow(module: Any, /, **values: Tensor) -> None:
             raise TypeError(f"{where}: expected a tensor, got {type(given).__name__}")
     if not _compat.is_compiling() and _compat.transform_active():
         _refuse_wrappers(module, values, collection, "sow")
-    path = notes.path_of(module)
+    path = notes.note_of(module).path or ""
     if _compat.is_compiling():
         _compat.open_checkpoint()
     for name, value in values.items():
