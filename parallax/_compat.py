@@ -9,6 +9,7 @@ torch release moves something, this is the only file that changes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import CodeType
@@ -106,6 +107,34 @@ def level_of(tensor: Tensor) -> int:
 def current_level() -> int:
     """How many transforms are running."""
     return torch._C._functorch.maybe_current_level() or 0
+
+
+transforming: Callable[[], bool] = torch._C._are_functorch_transforms_active
+"""As ``transform_active``, and dynamo knows the answer while it traces."""
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # it is torch's
+def _repeat() -> Any:
+    from parallax._repeat import repeat  # imports dynamo, which runs already
+
+    return repeat
+
+
+def repeated(
+    body: Callable[..., Tensor], value: Tensor, stacks: Sequence[Tensor], times: int
+) -> Tensor:
+    """Calls ``body(value, *rows)`` for each row of the stacks with the value of the call before.
+
+    Only while dynamo traces; the body is traced and compiled once. It must not keep its value's
+    tensor, nor return another shape.
+    """
+    count = len(stacks)
+
+    def call(value: Tensor, *rows_and_stacks: Tensor) -> Tensor:
+        return body(value, *rows_and_stacks[:count])
+
+    firsts = [stack[0] for stack in stacks]
+    return _repeat()(call, value, *firsts, *stacks, members=count, times=times)  # type: ignore[no-any-return]  # what the body returns
 
 
 def dispatch_mode_active() -> bool:
@@ -270,6 +299,7 @@ fused_sgd: Callable[..., Any] = torch._fused_sgd_
 disabled_torch_function: Any = torch._C._disabled_torch_function_impl
 adafactor: Callable[..., None] = torch.optim._adafactor.adafactor
 muon: Callable[..., None] = torch.optim._muon.muon
+weight_norm: Callable[[Tensor, Tensor, int], Tensor] = torch._weight_norm
 flatten_dense: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors
 
 
@@ -401,3 +431,31 @@ def write_detector(note: Callable[[], None]) -> tuple[Any, Callable[[Any], None]
             note()
 
     return comptime, look
+
+
+def unasserted_inputs() -> dict[str, Any]:
+    """Inductor's options for code that does not check the sizes of its inputs again.
+
+    What it checks of the results of kernels stays: that guards against wrong descriptions of them.
+    """
+    from torch._inductor import config
+
+    # A pass of the user's own is left alone.
+    free = getattr(config, "_post_fusion_custom_pass", "no such option") is None
+    return {"_post_fusion_custom_pass": _unassert()} if free else {}
+
+
+@functools.cache
+def _unassert() -> Any:
+    from torch._inductor.custom_graph_pass import CustomSchedulerPass
+    from torch._inductor.virtualized import V
+
+    class Unassert(CustomSchedulerPass):
+        def __call__(self, nodes: list[Any]) -> list[Any]:
+            getattr(V.graph.wrapper_code, "_pending_input_asserts", {}).clear()
+            return nodes
+
+        def uuid(self) -> str:
+            return "parallax.unasserted_inputs"
+
+    return Unassert()
