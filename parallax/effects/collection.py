@@ -30,19 +30,17 @@ class Collection:
     Attributes:
         emissions: in the order they were made; ``None`` when they are not collected.
         sown: ``None`` when intermediates are not captured.
-        nested: whether it is within a transform, for another one outside.
         level: how many transforms ran when it began; deeper wrappers must not get in.
         backward: whether it began within autograd's backward.
         over: whether the call has returned.
     """
 
-    __slots__ = ("backward", "emissions", "level", "nested", "over", "sown")
+    __slots__ = ("backward", "emissions", "level", "over", "sown")
 
     def __init__(self, emissions: list[Emission] | None, sown: Sown | None) -> None:
         self.emissions = emissions
         self.sown = sown
         self.over = False
-        self.nested = False
         self.level = 0
         self.backward = False
         if not _compat.is_compiling():

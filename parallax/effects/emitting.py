@@ -56,16 +56,17 @@ def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
             f"out, module = effects.collect(fn)(module, ...); or switch them off: module.eval()"
         )
     collection = rng.collection
-    if _compat.is_compiling():
-        _emit_traced(module, buffers, merge, rng.collection.emissions)
-        return
-    if _compat.in_backward() and not collection.backward:
+    traced = _compat.is_compiling()
+    if not traced and _compat.in_backward() and not collection.backward:
         return  # a recomputation, whose effects were collected before
     if collection.over:
         raise EffectError(
             f"{_call(module, buffers)}: the call that collected is over; this instance "
             f"was kept from inside it. Use the module that collect() returned"
         )
+    if traced:
+        _emit_traced(module, buffers, merge, rng.collection.emissions)
+        return
     if _compat.transform_active():
         check(module, notes.note_of(module).path or "", buffers, merge)
         _refuse_wrappers(module, buffers, collection, "emit")

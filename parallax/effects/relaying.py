@@ -32,7 +32,6 @@ def nest(rng: Any, levels: int = 1) -> Any:
     emissions: Any = None if outer.emissions is None else []
     inner = Collection(emissions, None if outer.sown is None else {})
     inner.level += levels
-    inner.nested = True
     return Collecting(inner, rng.source)
 
 
