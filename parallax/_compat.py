@@ -189,8 +189,8 @@ def is_hook_refusal(error: RuntimeError) -> bool:
 
 
 NO_CHECKPOINT = (
-    "torch.utils.checkpoint cannot run inside a torch.func transform (vmap, jvp, a nested "
-    "func.grad) nor in a compiled func.grad: torch.func takes no saved-tensor hooks. Call "
+    "torch.utils.checkpoint cannot run inside a torch.func transform (vmap, jacrev, hessian, a "
+    "nested func.grad) nor in a compiled func.grad: torch.func takes no saved-tensor hooks. Call "
     "func.grad in eager mode with no transform around it, where it runs on autograd's tape and "
     "checkpoints work; or call the module without checkpoint here"
 )

@@ -22,7 +22,7 @@ from parallax.func.call import Call
 from parallax.func.results import open_tensors
 from parallax.graph import RUNNING, alias, escapes, escaping, retire
 
-__all__ = ["Pullback", "gradient", "on_tape", "pullback", "through"]
+__all__ = ["Pullback", "applied", "gradient", "on_tape", "pullback", "through"]
 
 Finish = Callable[[Any], tuple[Any, Any]]
 Pullback = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -199,16 +199,17 @@ def _gradient_by_functorch(call: Call, finish: Finish) -> tuple[list[Tensor], Te
         transform = torch.func.grad_and_value(flat, everything, has_aux=True)
         grads, (loss, beside) = transform(*call.values)
     else:
-        loss, pull, beside = _vjp(flat, call.values)
+        loss, pull, beside = applied(torch.func.vjp, flat, *call.values, has_aux=True)
         grads = pull(torch.ones_like(loss))
     return list(grads), loss, after(beside)
 
 
-def _vjp(flat: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+def applied(transform: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What a transform of ``torch.func`` returns; its refusal of a checkpoint names the remedy."""
     if _compat.is_compiling():
-        return torch.func.vjp(flat, *inputs, has_aux=True)
+        return transform(*args, **options)
     try:
-        return torch.func.vjp(flat, *inputs, has_aux=True)
+        return transform(*args, **options)
     except RuntimeError as error:
         if _compat.is_hook_refusal(error):
             raise RuntimeError(_compat.NO_CHECKPOINT) from error
@@ -268,5 +269,5 @@ def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullbac
 
 def _pullback_by_functorch(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback, Any]:
     flat, after = through(call, finish)
-    outs, pull, beside = _vjp(flat, call.values)
+    outs, pull, beside = applied(torch.func.vjp, flat, *call.values, has_aux=True)
     return list(outs), lambda cotangents: list(pull(list(cotangents))), after(beside)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from parallax import random
+from parallax._compat import is_compiling
 from parallax.func.call import Call, call_at
-from parallax.func.engines import through
+from parallax.func.engines import on_tape, through
 from parallax.func.moving import name_of
 from parallax.func.results import Result, Taking
 from parallax.func.vjp import jacobian, jacrev
@@ -85,6 +87,8 @@ def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..
     """The value of ``func`` and its linear approximation, as ``torch.func.linearize``.
 
     Worth it when many products at one point are wanted: ``func`` is evaluated twice and traced.
+    Where the point itself is differentiated or mapped, and in a compiled function, nothing is
+    saved and each product costs a ``jvp``.
 
     Args:
         func: takes the primals to a tensor, a module, or any pytree of them.
@@ -107,25 +111,53 @@ def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..
     """
     what = f"func.linearize({name_of(func)})"
     call = call_at(func, what, primals)
-    made: list[Result] = []
-
-    def flat(*values: Tensor) -> list[Tensor]:
-        if made:  # the second evaluation, which is traced; its effects were collected before
-            with random.reuse():
-                return Result(call.nested()[0].at(values), what).values
-        made.append(Result(call.at(values), what))
-        return made[0].values
-
-    with warnings.catch_warnings():
-        # torch's own: its folding of constants looks for them in the wrong graph first.
-        warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node")
-        values, push = torch.func.linearize(flat, *call.values)
-    result = made[0]
+    result = Result(call.at(call.values), what)
+    again = [*call.values, *result.values]
+    differentiable = torch.is_grad_enabled() and any([value.requires_grad for value in again])
+    push = _pushed(call, what) if differentiable or not on_tape() else _recorded(call, result, what)
 
     def jvp_fn(*tangents: Any) -> Any:
         return result.alone(push(*tangents_of(call, tangents, what)))
 
-    return result.around(values), jvp_fn
+    return result.around(result.values), jvp_fn
+
+
+Push = Callable[..., Sequence[Tensor]]
+
+
+def _pushed(call: Call, what: str) -> Push:
+    """The derivative along tangents, from the function anew each time.
+
+    What ``torch.func.linearize`` records is constant where somebody differentiates the point
+    itself: silently wrong under ``grad``, refused under ``vmap``, ``jvp`` and by dynamo.
+    """
+
+    def flat(*values: Tensor) -> list[Tensor]:
+        # Its effects were collected when it was evaluated first.
+        return Result(call.nested()[0].at(values), what).values
+
+    def push(*moving: Tensor) -> Sequence[Tensor]:
+        with nullcontext() if is_compiling() else random.reuse():
+            derivatives: Any = torch.func.jvp(flat, tuple(call.values), moving)[1]
+        return derivatives  # type: ignore[no-any-return]  # a list of tensors
+
+    return push
+
+
+def _recorded(call: Call, result: Result, what: str) -> Push:
+    """The same from a recording by ``torch.func.linearize``."""
+    known = [result.values]
+
+    def flat(*values: Tensor) -> list[Tensor]:
+        if known:  # it evaluates the function first, which is done
+            return known.pop()
+        with random.reuse():
+            return Result(call.nested()[0].at(values), what).values
+
+    with warnings.catch_warnings():
+        # torch's own: its folding of constants looks for them in the wrong graph first.
+        warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node")
+        return torch.func.linearize(flat, *call.values)[1]
 
 
 def jacfwd(

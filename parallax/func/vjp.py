@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from parallax.func.call import Call
-from parallax.func.engines import pullback, through
+from parallax.func.engines import applied, pullback, through
 from parallax.func.moving import name_of
 from parallax.func.results import Result, Taking
 
@@ -114,5 +114,5 @@ def jacobian_rows(
     """For each tensor of the result its derivatives by each leaf, the result, and ``aux``."""
     taking = Taking(call.what, has_aux)
     flat, after = through(call, taking, levels)
-    rows, beside = transform(flat, tuple(range(len(call.values))))(*call.values)
+    rows, beside = applied(transform(flat, tuple(range(len(call.values)))), *call.values)
     return rows, taking.result, after(beside)[1]

@@ -34,6 +34,17 @@ def with_aux(m: Any, x: Tensor) -> tuple[Tensor, Any]:
     return loss(m, x), {"x": x, "n": 2}
 
 
+def linearized(m: Any, v: Any) -> Any:
+    value, push = func.linearize(lambda m: m(X), m)
+    return value, push(v), push(tree.map(lambda t: 2 * t, v))
+
+
+def built(x: Tensor, scale: Tensor) -> Any:
+    """A step of a module made in the trace, which holds one buffer twice."""
+    m = Twice(Net(x, None, scale, scale), Net(x, None, scale, scale))
+    return m.update(lambda p, g: p - g, func.grad(loss)(m))
+
+
 RUNS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "grad": (lambda m: func.grad(loss)(m), (MODEL,)),
     "grad of a tied module": (lambda m: func.grad(loss)(m), (TIED,)),
@@ -53,8 +64,10 @@ RUNS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         ),
         (MODEL, MODEL.second.weight),
     ),
+    "made with ties": (built, (MODEL.first.weight, MODEL.first.scale)),
     "vjp": (lambda m, x: func.vjp(lambda m: m(x), m)[1](torch.ones(2, 3).double()), (MODEL, X)),
     "jvp": (lambda m, v: func.jvp(lambda m: m(X), (m,), (v,)), (MODEL, V)),
+    "linearize": (linearized, (MODEL, V)),
     "jacrev": (lambda m: func.jacrev(lambda m: m(X))(m), (MODEL,)),
     "jacfwd": (lambda m: func.jacfwd(lambda m: m(X))(m), (MODEL,)),
     "hessian": (lambda m: func.hessian_matrix(loss)(m), (MODEL,)),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from parallax import Buffer, Module, Parameter, func, random, tree
 from parallax.tree import core
@@ -165,6 +167,58 @@ def test_linearize_agrees_with_jvp() -> None:
     product = func.hvp(loss, (MODEL,), (like(DIRECTION),))[1][0]
     close(push(like(DIRECTION)), tree.named_leaves(product))
     assert type(gradient) is Twice
+
+
+@pytest.mark.parametrize("around", ["grad", "tape", "vmap", "jvp", "backward", "inference"])
+def test_linearize_where_its_point_is_differentiated_or_mapped(around: str) -> None:
+    # What torch.func.linearize records is constant there: zeros, or an error.
+    model, direction = net(), func.grad(loss)(net())
+
+    def along(w: Tensor, push: bool) -> Any:
+        point = model.replace(weight=w)
+        if push:
+            return func.linearize(loss, point)[1](direction)
+        return func.jvp(loss, (point,), (direction,))[1]
+
+    w = model.weight
+    found = []
+    for push in (True, False):
+        fn = partial(along, push=push)
+        if around == "grad":
+            found.append(torch.func.grad(fn)(w))
+        elif around == "tape":
+            found.append(func.grad(fn)(w))
+        elif around == "vmap":
+            found.append(torch.func.vmap(fn)(torch.stack([w, 2 * w])))
+        elif around == "jvp":
+            found.append(torch.func.jvp(fn, (w,), (w,))[1])
+        elif around == "backward":
+            leaf = w.clone().requires_grad_()
+            found += torch.autograd.grad(fn(leaf), leaf)
+        else:
+            with torch.inference_mode():
+                found.append(fn(w))
+    assert found[0].any()
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_linearize_of_a_function_that_captures_what_requires_grad() -> None:
+    c = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    model = net()
+    _, push = func.linearize(lambda m: loss(m) * c, model)
+    (slope,) = torch.autograd.grad(push(func.grad(loss)(model)), c)
+    torch.testing.assert_close(slope, func.jvp(loss, (model,), (func.grad(loss)(model),))[1])
+
+
+@pytest.mark.parametrize("transform", ["jacrev", "hessian", "hessian_matrix"])
+def test_checkpoint_within_a_jacobian_is_refused_with_the_remedy(transform: str) -> None:
+    def fn(m: Any) -> Any:
+        return checkpoint(lambda x: (m(x) ** 2).mean(), X, use_reentrant=False)
+
+    with pytest.raises(RuntimeError, match=r"jacrev, hessian, .* Call func.grad in eager"):
+        getattr(func, transform)(fn)(net())
+    grads = func.grad(fn)(net())  # and ordinary checkpoints still work
+    assert tree.allclose(grads, func.grad(loss)(net()))
 
 
 def test_linearize_of_a_module_that_draws() -> None:
