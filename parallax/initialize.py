@@ -18,7 +18,66 @@ from parallax import random
 from parallax.fields import Lazy
 from parallax.registry import flatten_module, unflatten_module
 
-__all__ = ["initialize"]
+__all__ = ["Following", "Several", "initialize"]
+
+
+class Several:
+    """The initializer of one tensor that holds a leaf of several equal modules.
+
+    Each member gets the value that it would have in a tuple in the place of the module that holds
+    them: ``stack.block.weight`` is filled as ``stack.0.weight``, ``stack.1.weight`` and so on.
+
+    Attributes:
+        member: the declaration of the leaf in one of the modules.
+        below: the path of the leaf, as the holder sees it, in two parts: the name of the field
+            that stands for all, and the rest.
+        count: how many there are.
+    """
+
+    __slots__ = ("below", "count", "member")
+
+    def __init__(self, member: Lazy, below: tuple[str, str], count: int) -> None:
+        self.member = member
+        self.below = below
+        self.count = count
+
+    def __call__(self, tensor: Tensor) -> None:
+        raise TypeError("a declaration of several leaves is initialized by its path")
+
+    def paths(self, path: str) -> list[str]:
+        """The paths of the members, from the path of the tensor that holds all."""
+        field, rest = self.below
+        above = path.removesuffix(f"{field}.{rest}")
+        return [f"{above}{k}.{rest}" for k in range(self.count)]
+
+
+class Following:
+    """An initializer that goes by the values of other leaves, which are declared before.
+
+    Attributes:
+        fill: fills a tensor in place; it is given the values of the others after it.
+        others: the paths of the others, as the module that holds the declaration sees them.
+    """
+
+    __slots__ = ("fill", "others")
+
+    def __init__(self, fill: Callable[..., object], *others: str) -> None:
+        self.fill = fill
+        self.others = others
+
+    def __call__(self, tensor: Tensor) -> None:
+        """Refuses: by itself it has nothing to go by."""
+        raise TypeError("a declaration that follows others is initialized after them")
+
+    def declared(self, lazy: Lazy, path: str, values: dict[str, Any]) -> Lazy:
+        """The declaration on its own, once the others have values."""
+        above = path[: path.rfind(".") + 1]
+        given = [values[above + other].to("cpu") for other in self.others]
+
+        def fill_(tensor: Tensor) -> None:
+            self.fill(tensor, *[value.to(tensor.dtype) for value in given])
+
+        return type(lazy)(lazy.shape, fill_, dtype=lazy.dtype)
 
 
 def initialize(module: Any, rng: Any, *, device: Any = None, dtype: Any = None) -> Any:
@@ -46,9 +105,18 @@ def initialize(module: Any, rng: Any, *, device: Any = None, dtype: Any = None) 
         for path, leaf in zip(structure.paths, leaves, strict=True):
             if isinstance(leaf, Lazy):
                 where = f"{type(module).__name__}.{path}"
-                leaf = _value(leaf, random.derive(seed, path), target, dtype, where)  # noqa: PLW2901  # the leaf's value
+                if type(leaf.init) is Following and target.type != "meta":
+                    leaf = leaf.init.declared(leaf, path, _by_path(structure, values))  # noqa: PLW2901  # likewise
+                leaf = _drawn(leaf, seed, path, target, dtype, where)  # noqa: PLW2901  # the leaf's value
             values.append(leaf)
     return unflatten_module(structure, values, module._rng)
+
+
+def _by_path(structure: Any, values: list[Any]) -> dict[str, Any]:
+    """The values that are there by the paths of all their places."""
+    index = structure.expand or range(structure.n_places)
+    places = zip(structure.place_paths, index, strict=True)
+    return {path: values[k] for path, k in places if k < len(values)}
 
 
 def _on_the_cpu() -> AbstractContextManager[Any]:
@@ -65,6 +133,18 @@ def _device(device: Any) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"initialize(device={device!r}): no such device here: {reason}") from None
     return found
+
+
+def _drawn(
+    lazy: Lazy, seed: int, path: str, target: torch.device, dtype: torch.dtype | None, where: str
+) -> Tensor:
+    """The tensor of one declaration, whose numbers depend on its path."""
+    if type(lazy.init) is Several:
+        one = lazy.init.member
+        return torch.stack(
+            [_drawn(one, seed, p, target, dtype, where) for p in lazy.init.paths(path)]
+        )
+    return _value(lazy, random.derive(seed, path), target, dtype, where)
 
 
 def _value(

@@ -75,7 +75,7 @@ def _place_names(node: Structure) -> list[str]:
     """The name of every place: its path, unless a class calls what is below it otherwise.
 
     A class whose fields are not called as torch's are defines ``__state_name__``, which takes the
-    name below it that its fields give to the one that ``torch.nn`` does.
+    name below it that its fields give, and its constants, to the name that ``torch.nn`` gives.
     """
     names: list[str] = []
     for key, child in zip(node.keys(), node.children, strict=True):
@@ -83,8 +83,12 @@ def _place_names(node: Structure) -> list[str]:
             names += [f"{key}.{name}" for name in _place_names(child)]
         elif type(child) is Leaf:
             names.append(str(key))
-    rename = getattr(node.cls, "__state_name__", None)
-    return names if rename is None else [rename(name) for name in names]
+    cls: Any = node.cls
+    rename = getattr(cls, "__state_name__", None)
+    if rename is None:
+        return names
+    constants = dict(zip(cls.__layout__.constants, node.local.constants, strict=True))
+    return [rename(name, constants) for name in names]
 
 
 def _transient(structure: Structure) -> set[int]:

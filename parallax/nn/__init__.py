@@ -63,6 +63,7 @@ from parallax.nn.padding import (
     ZeroPad2d,
     ZeroPad3d,
 )
+from parallax.nn.parametrize import SpectralNorm, WeightNorm
 from parallax.nn.pooling import AvgPool1d, AvgPool2d, AvgPool3d, MaxPool1d, MaxPool2d, MaxPool3d
 from parallax.nn.powerpool import LPPool1d, LPPool2d, LPPool3d
 from parallax.nn.rectifiers import CELU, ELU, SELU, LeakyReLU, PReLU, ReLU, ReLU6, RReLU, Threshold
@@ -72,6 +73,7 @@ from parallax.nn.rotary import RotaryEmbedding
 from parallax.nn.shaping import ChannelShuffle, Flatten, PixelShuffle, PixelUnshuffle, Unflatten
 from parallax.nn.shrinking import Hardshrink, Softshrink, Tanhshrink
 from parallax.nn.softmax import GLU, LogSoftmax, Softmax, Softmax2d, Softmin
+from parallax.nn.stack import Stack
 from parallax.nn.transformer import (
     TransformerDecoder,
     TransformerDecoderLayer,
@@ -190,6 +192,8 @@ __all__ = [
     "Softplus",
     "Softshrink",
     "Softsign",
+    "SpectralNorm",
+    "Stack",
     "Tanh",
     "Tanhshrink",
     "Threshold",
@@ -201,6 +205,7 @@ __all__ = [
     "Upsample",
     "UpsamplingBilinear2d",
     "UpsamplingNearest2d",
+    "WeightNorm",
     "ZeroPad1d",
     "ZeroPad2d",
     "ZeroPad3d",

@@ -74,7 +74,7 @@ class Sequential(Module):
         return [(str(index), layer) for index, layer in enumerate(self.layers)]
 
     @staticmethod
-    def __state_name__(name: str) -> str:
+    def __state_name__(name: str, _: dict[str, Any]) -> str:
         return name.removeprefix("layers.")
 
 

@@ -88,7 +88,7 @@ class Recurrent(Module):
         self.weights = {k: Parameter(shape, start, dtype=dtype) for k, shape in shapes.items()}
 
     @staticmethod
-    def __state_name__(name: str) -> str:
+    def __state_name__(name: str, _: dict[str, Any]) -> str:
         return name.removeprefix("weights.")
 
     def kernel(

@@ -1,0 +1,307 @@
+"""Wrappers that compute a parameter of a layer from others before each call."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import init
+
+from parallax import _compat, tracing
+from parallax.bridge.states import names_of
+from parallax.fields import Buffer, Lazy, Parameter
+from parallax.initialize import Following
+from parallax.module import Module
+from parallax.nn.arguments import between, is_int, positive
+from parallax.nn.plain import in_plain_eager_code
+from parallax.nn.refusal import where
+from parallax.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from parallax.registry import flatten_module, unflatten_module
+
+__all__ = ["SpectralNorm", "WeightNorm"]
+
+
+class _Parametrized(Module):
+    """A layer one of whose parameters is computed.
+
+    Attributes:
+        layer: holds, in the place of that parameter, what it is computed from.
+        name: of that parameter in the layer's state dict.
+        place: of that parameter among the layer's leaves.
+    """
+
+    layer: Module
+    name: str
+    place: int
+
+    def __init__(self, layer: Module, name: str) -> None:
+        super().__init__()
+        self.layer = layer
+        self.name = name
+        self.place = self._place_of(layer, name)
+
+    def __check_init__(self) -> None:
+        if not _compat.is_compiling() and self._place_of(self.layer, self.name) != self.place:
+            raise ValueError(
+                f"{type(self).__name__}(layer=): {self.name!r} stands in another place of the new "
+                f"layer. Wrap it: {type(self).__name__}(layer, {self.name!r})"
+            )
+
+    def _place_of(self, layer: Any, name: Any) -> int:
+        own = type(self).__name__
+        if not isinstance(layer, Module):
+            raise TypeError(f"{own}(layer=): expected a Module, got {type(layer).__name__}")
+        names = dict(names_of(flatten_module(layer)[1]))
+        if name not in names:
+            raise ValueError(
+                f"{own}(name=): {type(layer).__name__} has no parameter {name!r}. "
+                f"It has: {', '.join(names)}"
+            )
+        return names[name]
+
+    def original(self) -> Any:
+        """What the parameter is computed from, where the layer holds it."""
+        if _compat.is_compiling():
+            return tracing.take_apart(self.layer)[0][self.place]
+        return flatten_module(self.layer)[0][self.place]
+
+    def call(self, weight: Tensor, args: Any, kwargs: Any) -> Any:
+        """Call the layer around the computed parameter."""
+        layer: Any = self.layer
+        if _compat.is_compiling():
+            traced, outline = tracing.take_apart(layer)
+            traced[self.place] = weight
+            return tracing.rebuild(outline, traced)(*args, **kwargs)
+        (leaves, structure), k = flatten_module(layer), self.place
+        leaves = (*leaves[:k], weight, *leaves[k + 1 :])
+        try:
+            return unflatten_module(structure, leaves, layer._rng)(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            # The layer that was called is not the one that stands in the tree.
+            error.add_note(f"This came from the layer of {where(self)}.")
+            raise
+
+
+class SpectralNorm(_Parametrized):
+    r"""Divide a weight by its largest singular value before each call: :math:`W / \sigma(W)`.
+
+    :math:`\sigma = u^T W v` for two vectors that power iterations turn towards the singular
+    vectors. In mode ``"train"`` each call makes some iterations and emits the vectors: run it
+    inside ``effects.collect``. In mode ``"eval"`` they stay. Emissions from several uses of the
+    layer become the last one; they start from the same vectors, so they are equal.
+
+    Args:
+        layer: whose parameter it is.
+        name: the parameter's, as the layer's state dict has it.
+        n_power_iterations: how many for a call in mode ``"train"``.
+        eps: the least norm that a vector is divided by.
+        dim: the dimension of the outputs, which become the rows of a matrix; by default 1 of a
+            transposed convolution, otherwise 0.
+
+    Shape:
+        - input, output: the layer's
+
+    Raises:
+        EffectError: if nobody collects, in mode ``"train"``.
+        TypeError: if ``layer`` is no module.
+        ValueError: if it has no such parameter, or a number is out of range.
+
+    Source: T. Miyato et al., "Spectral Normalization for Generative Adversarial Networks",
+    ICLR 2018; numbers and state dict as of ``torch.nn.utils.parametrizations.spectral_norm``.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> layer = nn.SpectralNorm(nn.Linear(20, 40)).initialize(0).eval()
+        >>> torch.linalg.matrix_norm(layer.weight, 2).round(decimals=1)
+        tensor(1.)
+    """
+
+    n_power_iterations: int
+    eps: float
+    dim: int
+    u: Buffer | None
+    v: Buffer | None
+
+    def __init__(
+        self,
+        layer: Module,
+        name: str = "weight",
+        n_power_iterations: int = 1,
+        eps: float = 1e-12,
+        dim: int | None = None,
+    ) -> None:
+        super().__init__(layer, name)
+        positive("SpectralNorm", n_power_iterations=n_power_iterations)
+        between("SpectralNorm", 0, eps=eps)
+        transposed = isinstance(layer, (ConvTranspose1d, ConvTranspose2d, ConvTranspose3d))
+        weight = self.original()
+        dim = _dimension("SpectralNorm", int(transposed) if dim is None else dim, weight)
+        self.n_power_iterations = n_power_iterations
+        self.eps = eps
+        self.dim = dim = dim % max(weight.ndim, 1)
+        self.u = self.v = None
+        if weight.ndim > 1:
+            rows, kept = weight.shape[dim], {"dtype": weight.dtype}
+            columns = weight.numel() // rows
+            others = [_path_of(layer, self.place)]
+            start = partial(_fill_left_, dim=dim, eps=eps)
+            finish = partial(_fill_right_, dim=dim, eps=eps)
+            self.u = Buffer((rows,), Following(start, *others), **kept)
+            self.v = Buffer((columns,), Following(finish, *others, "u"), **kept)
+
+    @property
+    def weight(self) -> Tensor:
+        """The normalised weight, by the vectors as they are."""
+        return self._normalised(self.original(), self.u, self.v)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the layer with the normalised weight."""
+        weight, u, v = self.original(), self.u, self.v
+        if u is not None and v is not None and self.mode == "train":
+            matrix = _matrix(weight.detach(), self.dim)
+            for _ in range(self.n_power_iterations):
+                u = F.normalize(torch.mv(matrix, v), dim=0, eps=self.eps)
+                v = F.normalize(torch.mv(matrix.H, u), dim=0, eps=self.eps)
+            self.emit(merge="last", u=u, v=v)
+        return self.call(self._normalised(weight, u, v), args, kwargs)
+
+    def _normalised(self, weight: Tensor, u: Any, v: Any) -> Tensor:
+        if u is None:  # of a vector the norm is known
+            return F.normalize(weight, dim=0, eps=self.eps)
+        sigma = torch.vdot(u, torch.mv(_matrix(weight, self.dim), v))
+        return weight / sigma
+
+    @staticmethod
+    def __state_name__(name: str, constants: dict[str, Any]) -> str:
+        own = f"parametrizations.{constants['name']}"
+        known = {"u": f"{own}.0._u", "v": f"{own}.0._v"}
+        known[f"layer.{constants['name']}"] = f"{own}.original"
+        return known.get(name) or name.removeprefix("layer.")
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return (
+            f"name={self.name!r}, n_power_iterations={self.n_power_iterations}, eps={self.eps}, "
+            f"dim={self.dim}"
+        )
+
+
+class WeightNorm(_Parametrized):
+    r"""Compute a weight from a magnitude and a direction before each call: :math:`g v / \|v\|`.
+
+    Args:
+        layer: whose parameter it is; it holds the direction, v, in its place.
+        name: the parameter's, as the layer's state dict has it.
+        dim: the dimension each of whose slices has a magnitude of its own; ``None`` for one
+            magnitude.
+
+    Shape:
+        - input, output: the layer's
+
+    Raises:
+        TypeError: if ``layer`` is no module.
+        ValueError: if it has no such parameter, or that has no such dimension.
+
+    Source: T. Salimans, D. Kingma, "Weight Normalization", NeurIPS 2016; numbers and state dict as
+    of ``torch.nn.utils.parametrizations.weight_norm``.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> layer = nn.WeightNorm(nn.Linear(20, 40)).initialize(0)
+        >>> torch.allclose(layer.weight, layer.layer.weight)
+        True
+        >>> layer(torch.ones(5, 20)).shape
+        torch.Size([5, 40])
+    """
+
+    dim: int | None
+    magnitude: Parameter
+
+    def __init__(self, layer: Module, name: str = "weight", dim: int | None = 0) -> None:
+        super().__init__(layer, name)
+        direction = self.original()
+        self.dim = None if dim is None else _dimension("WeightNorm", dim, direction)
+        if self.dim is not None:
+            self.dim %= max(direction.ndim, 1)
+        if isinstance(direction, Lazy):
+            sizes = enumerate(direction.shape)
+            shape = [size if axis == self.dim else 1 for axis, size in sizes]
+            start = Following(partial(_fill_norm_, dim=self.dim), _path_of(layer, self.place))
+            self.magnitude = Parameter(() if dim is None else shape, start, dtype=direction.dtype)
+        else:
+            self.magnitude = _norm(direction.detach(), self.dim)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the layer is called with."""
+        direction: Tensor = self.original()
+        dim = self.dim
+        if in_plain_eager_code():
+            return _compat.weight_norm(direction, self.magnitude, -1 if dim is None else dim)
+        return direction * (self.magnitude / _norm(direction, dim))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the layer with the computed weight."""
+        return self.call(self.weight, args, kwargs)
+
+    @staticmethod
+    def __state_name__(name: str, constants: dict[str, Any]) -> str:
+        own = f"parametrizations.{constants['name']}"
+        known = {"magnitude": f"{own}.original0", f"layer.{constants['name']}": f"{own}.original1"}
+        return known.get(name) or name.removeprefix("layer.")
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"name={self.name!r}, dim={self.dim}"
+
+
+def _path_of(layer: Module, place: int) -> str:
+    """The path of a leaf of a layer, from the module that holds the layer."""
+    return f"layer.{flatten_module(layer)[1].paths[place]}"
+
+
+def _dimension(layer: str, dim: Any, weight: Any) -> int:
+    """Raises unless a weight has this dimension."""
+    if not is_int(dim):
+        raise TypeError(f"{layer}(dim=): expected an int or None, got {dim!r}")
+    if not -weight.ndim <= dim < max(weight.ndim, 1):
+        raise ValueError(f"{layer}(dim=): the weight has {weight.ndim} dimensions, got {dim}")
+    return int(dim)
+
+
+def _matrix(weight: Tensor, dim: int) -> Tensor:
+    """A weight as a matrix whose rows are its slices along ``dim``."""
+    return (weight.movedim(dim, 0) if dim else weight).flatten(1)
+
+
+def _norm(weight: Tensor, dim: int | None) -> Tensor:
+    """The norm of each slice along ``dim``, or of the whole."""
+    others = [axis for axis in range(weight.dim()) if axis != dim]
+    if not others:
+        return weight.abs()
+    norm: Tensor = torch.linalg.vector_norm(weight, dim=others, keepdim=dim is not None)
+    return norm
+
+
+def _fill_norm_(tensor: Tensor, weight: Tensor, *, dim: int | None) -> None:
+    tensor.copy_(_norm(weight, dim))
+
+
+def _fill_left_(tensor: Tensor, weight: Tensor, *, dim: int, eps: float) -> None:
+    """Near the left singular vector: torch makes 15 iterations from a random one."""
+    matrix = _matrix(weight, dim)
+    v = F.normalize(init.normal_(weight.new_empty(matrix.shape[1])), dim=0, eps=eps)
+    for turn in range(15):
+        if turn:
+            v = F.normalize(torch.mv(matrix.H, tensor), dim=0, eps=eps)
+        tensor.copy_(F.normalize(torch.mv(matrix, v), dim=0, eps=eps))
+
+
+def _fill_right_(tensor: Tensor, weight: Tensor, left: Tensor, *, dim: int, eps: float) -> None:
+    """The right singular vector that belongs to the left one."""
+    tensor.copy_(F.normalize(torch.mv(_matrix(weight, dim).H, left), dim=0, eps=eps))
