@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["pack", "unpack"]
+__all__ = ["cast", "pack", "unpack"]
 
 _NONE: Mapping[int, Tensor] = MappingProxyType({})
 _NUMBERS: dict[type, torch.dtype] = {
@@ -18,6 +18,7 @@ _NUMBERS: dict[type, torch.dtype] = {
     float: torch.float64,
     complex: torch.complex128,
 }
+_KINDS = {kind.__name__: kind for kind in (*_NUMBERS, list, tuple, dict)}
 
 
 def pack(value: Any, what: str, params: Mapping[int, Tensor] = _NONE) -> tuple[Any, list[Tensor]]:
@@ -48,15 +49,20 @@ def _pack(value: Any, tensors: list[Tensor], what: str, known: dict[int, int]) -
         return "tensor"
     if kind in _NUMBERS:
         tensors.append(torch.tensor(value, dtype=_NUMBERS[kind]))
-        return ("number", kind)
+        return ("number", kind.__name__)
     if value is None or kind in (str, type, torch.dtype, torch.device):
         return ("constant", value)
     if kind in (list, tuple):
-        return (kind, tuple([_pack(item, tensors, what, known) for item in value]))
+        return (kind.__name__, tuple([_pack(item, tensors, what, known) for item in value]))
     if isinstance(value, dict):
         items = tuple([_pack(item, tensors, what, known) for item in value.values()])
-        return (dict, tuple([_key(key, what, known) for key in value]), items)
+        return ("dict", tuple([_key(key, what, known) for key in value]), items)
     raise _refusal(kind, what)
+
+
+def cast(kind: str, number: Tensor) -> Any:
+    """A number of Python from a tensor of no dimension."""
+    return _KINDS[kind](number.item())
 
 
 def _key(key: Any, what: str, known: dict[int, int]) -> tuple[str, Any]:
@@ -86,10 +92,10 @@ def _unpack(recipe: Any, tensors: Iterator[Tensor], params: Mapping[int, Tensor]
     if head == "parameter":
         return params[recipe[1]]
     if head == "number":
-        return recipe[1](next(tensors).item())
+        return cast(recipe[1], next(tensors))
     if head == "constant":
         return recipe[1]
-    if head is dict:
+    if head == "dict":
         keys = [params[key] if kind == "parameter" else key for kind, key in recipe[1]]
         return dict(zip(keys, [_unpack(r, tensors, params) for r in recipe[2]], strict=True))
-    return head([_unpack(r, tensors, params) for r in recipe[1]])
+    return _KINDS[head]([_unpack(r, tensors, params) for r in recipe[1]])

@@ -14,8 +14,9 @@ from parallax.fields import Buffer, Lazy
 from parallax.module import Module
 from parallax.nodes import is_module
 from parallax.optim.attributes import changed, look
-from parallax.optim.carry import pack, unpack
+from parallax.optim.carry import cast, pack, unpack
 from parallax.optim.checks import gather
+from parallax.optim.saved import Constants, Tensors, below, constant, shaped
 from parallax.optim.state import around
 from parallax.registry import flatten_module
 from parallax.tree import core
@@ -35,6 +36,7 @@ class ForeignState(Module):
         rest: everything else it keeps, as a row of tensors.
         recipe: how to put that together again.
         optimizer: the name of the class.
+        holes: the model's skeleton, without leaves.
     """
 
     if TYPE_CHECKING:
@@ -44,6 +46,18 @@ class ForeignState(Module):
     rest: tuple[Buffer, ...]
     recipe: tuple[Any, ...]
     optimizer: str
+    holes: Module
+
+    def __as_saved__(self, constants: Constants, tensors: Tensors) -> ForeignState:
+        device = torch.device("cpu")
+        moments = {
+            name: shaped(self.holes, below(tensors, f"moments.{name}"), device)
+            for name in constant(constants, "moments", "keys")
+        }
+        count = sum(name.startswith("rest.") for name in tensors)
+        rest: Any = tuple([torch.empty_like(tensors[f"rest.{k}"]) for k in range(count)])
+        recipe = constant(constants, "", "recipe")
+        return ForeignState(moments, rest, recipe, self.optimizer, self.holes)
 
 
 class Foreign:
@@ -205,7 +219,7 @@ class Foreign:
             for k, leaf in enumerate(column):
                 if leaf is not None:
                     kind = kinds.get((name, k))
-                    value = leaf.detach().clone() if kind is None else kind(leaf.item())
+                    value = _copy(leaf, params.get(k)) if kind is None else cast(kind, leaf)
                     per_leaf.setdefault(k, {})[name] = value
         for k, others in held["others"].items():
             per_leaf.setdefault(k, {}).update(others)
@@ -249,7 +263,7 @@ class Foreign:
             order[k] = tuple(values)
             for name, value in values.items():
                 if type(value) in (bool, int, float):
-                    kinds[name, k] = type(value)
+                    kinds[name, k] = type(value).__name__
                     leaf = torch.tensor(value, dtype=_WIDE.get(type(value)))
                 elif isinstance(value, Tensor):
                     leaf = value.detach().clone()
@@ -269,7 +283,15 @@ class Foreign:
         }  # fmt: skip
         recipe, rest = pack(held, what, params)
         moments = {name: around(model, column) for name, column in columns.items()}
-        return ForeignState(moments, tuple(rest), recipe, self.name)  # type: ignore[arg-type]  # tensors
+        holes = around(model, [None] * count)
+        return ForeignState(moments, tuple(rest), recipe, self.name, holes)  # type: ignore[arg-type]  # tensors
+
+
+def _copy(leaf: Tensor, param: Tensor | None) -> Tensor:
+    """A moment's copy, beside its parameter if it is as large: from a file it comes elsewhere."""
+    if param is None or param.shape != leaf.shape:
+        return leaf.detach().clone()
+    return leaf.detach().to(param.device, copy=True)
 
 
 _NEW = object()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from parallax import _compat, tracing
 from parallax.fields import Buffer
 from parallax.module import Module
+from parallax.optim.saved import Constants, Tensors, below, constant, shaped
 from parallax.registry import flatten_module, unflatten_module
 from parallax.tree import core
 from parallax.tree.align import align
@@ -49,10 +51,27 @@ class State(Module):
     sizes: tuple[tuple[int, ...] | None, ...]
     optimizer: str
 
+    def __as_saved__(self, constants: Constants, tensors: Tensors) -> State:
+        clock_of = constant(constants, "", "clock_of")
+        if len(clock_of) != len(self.clock_of):  # of another model, which the reader will say
+            return self
+        count = sum(name.startswith("clocks.") for name in tensors)
+        clocks: Any = tuple([torch.zeros_like(self.step) for _ in range(count)])
+        moments = {
+            name: shaped(tree, below(tensors, f"moments.{name}"), _device(tree, self.step))
+            for name, tree in self.moments.items()
+        }
+        return State(self.step, moments, clocks, clock_of, self.labels, self.sizes, self.optimizer)
+
     def extra_repr(self) -> str:
         """The optimizer and how many leaves it steps."""
         stepped = sum(clock != NEVER for clock in self.clock_of)
         return f"{self.optimizer}, step={self.step}, leaves={stepped}"
+
+
+def _device(tree: Any, step: Tensor) -> torch.device:
+    leaves = [leaf for leaf in flatten_module(tree)[0] if leaf is not None]
+    return leaves[0].device if leaves else step.device
 
 
 class Contents:

@@ -15,6 +15,8 @@ from torch.utils import _pytree as torch_pytree
 
 import parallax
 from parallax import Module, Parameter, UninitializedError, func, optim, tree
+from parallax.optim import plan
+from parallax.optim.checks import gather
 from tests.corpus import MLP, MODULES, Case, Dense, Norm, TiedParameter, example_input
 from tests.optim.cases import FIRST, Matrices, Net, Options, gradients, label, make, model_for
 
@@ -229,6 +231,43 @@ def test_what_is_kept_from_step_to_step_is_not_believed_of_other_trees(
         forgotten, other = opt.step(*there, pickle.loads(pickle.dumps(other)))
         assert same((kept, state), (forgotten, other))
         kept = kept if k in (2, 3, 5) else tree.map(torch.clone, kept)
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("case", [c for c in MODULES if c.name != "empty"], ids=str)
+def test_a_run_looks_at_its_trees_once(
+    case: Case, donate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+
+    def counting(*arguments: Any) -> Any:
+        looked.append(arguments[0])
+        return gather(*arguments)
+
+    monkeypatch.setattr(plan, "gather", counting)
+    model, opt = case.make(), optim.Adam()
+    state = opt.init(model)
+    for _ in range(4):
+        grads = tree.map(torch.ones_like, tree.partition(model, "trainable")[0])
+        model, state = opt.step(model, grads, state, donate=donate)
+    assert len(looked) == 1
+
+
+def test_a_run_of_prepared_models_looks_at_its_trees_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+
+    def counting(*arguments: Any) -> Any:
+        looked.append(arguments[0])
+        return gather(*arguments)
+
+    monkeypatch.setattr(plan, "gather", counting)
+    model, opt, x = MLP().initialize(0), optim.SGD(lr=0.01), example_input()
+    state = opt.init(model)
+    for seed in range(5):
+        model = model.reset(seed)
+        model(x).square().sum().backward()
+        model, state = opt.step(model, model.grad(), state)
+    assert len(looked) == 1
 
 
 def test_a_step_after_others_refuses_what_the_first_would_refuse() -> None:

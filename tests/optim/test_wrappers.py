@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torch._dynamo.testing
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+import parallax
 from parallax import Module, Parameter, optim, tree
 from tests.corpus import MLP, MODULES, Norm
 from tests.optim.cases import Matrices, Net, distance, gradients, model_for
@@ -226,6 +228,49 @@ def test_a_split_compiles_and_donates() -> None:
     assert_close(end, model, 1e-6)
     assert_close(donated, model)
     torch._dynamo.reset()
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+RUNS: dict[str, Any] = {
+    "plain": lambda: optim.Adam(lr=0.1),
+    "momentum that begins with a gradient": lambda: optim.SGD(momentum=0.9, dampening=0.5),
+    "chain": lambda: optim.chain(optim.ClipNorm(1.0), Sum(), optim.Adam(lr=0.1)),
+    "split": lambda: optim.Split({"first": optim.SGD(momentum=0.9)}, rest=optim.Adam(lr=0.1)),
+    "accumulate": lambda: optim.Accumulate(optim.RMSprop(), 2),
+    "of torch": lambda: optim.from_torch(torch.optim.Adam, lr=0.1, amsgrad=True),
+}
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("make", RUNS.values(), ids=list(RUNS))
+def test_a_state_of_leaves_of_several_ages_is_resumed_from_a_file(
+    make: Any, suffix: str, tmp_path: Path
+) -> None:
+    opt, model = make(), Net().initialize(0)
+    state = opt.init(tree.select(model, "second").freeze())
+    grads = list(gradients(model, 8))
+    for k in (1, 2, 4):
+        grads[k] = tree.partition(grads[k], "bias")[1]
+    for grad in grads[:5]:
+        model, state = opt.step(model, grad, state)
+    files = tmp_path / f"model.{suffix}", tmp_path / f"state.{suffix}"
+    parallax.io.save(model, files[0])
+    parallax.io.save(state, files[1])
+    other: Any = parallax.io.load(files[0], like=Net().initialize(7))
+    fresh = opt.init(other)
+    resumed = parallax.io.load(files[1], like=fresh)
+    for grad in grads[5:]:
+        model, state = opt.step(model, grad, state)
+        other, resumed = opt.step(other, grad, resumed)
+    assert_close((other, resumed), (model, state))
+
+
+def test_a_state_of_another_model_is_not_resumed(tmp_path: Path) -> None:
+    opt, path = optim.Adam(), tmp_path / "state.pt"
+    parallax.io.save(opt.init(MLP().initialize(0)), path)
+    with pytest.raises(RuntimeError, match=r"(?s)Missing key.*Unexpected key"):
+        parallax.io.load(path, like=opt.init(Matrices().initialize(0)))
 
 
 # -- bad input -------------------------------------------------------------------------------------
