@@ -32,13 +32,12 @@ class _MirrorPad(Pad, init=False):
     def forward(self, input: Tensor) -> Tensor:
         """Pad."""
         try:
-            fits = input.dim() - self.dims in (1, 2)  # torch pads some other ranks, too
-            return F.pad(input, self.padding, self.how) if fits else self._refuse(input)
+            return F.pad(input, self.padding, self.how)
         except (AttributeError, RuntimeError, TypeError):
             self._refuse(input)
             raise
 
-    def _refuse(self, input: Any) -> Any:
+    def _refuse(self, input: Any) -> None:
         """Raises if the input is of another rank, or has less than is to be put around it."""
         pairs = list(zip(self.padding[::2], self.padding[1::2], strict=True))[::-1]
         needed = [1 if self.beyond is None else max(pair) + self.beyond for pair in pairs]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from parallax.module import Module
@@ -54,7 +54,7 @@ class _ConstantPad(Pad):
     def forward(self, input: Tensor) -> Tensor:
         """Pad."""
         try:
-            return F.pad(input, self.padding, "constant", self.value)
+            return torch.constant_pad_nd(input, self.padding, self.value)
         except (RuntimeError, TypeError):
             self._refuse(input)
             raise

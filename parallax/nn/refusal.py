@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+from parallax._compat import is_compiling
 from parallax.nodes import is_module
 
 __all__ = ["ends_with", "refuse", "where"]
@@ -46,6 +47,8 @@ def where(layer: Any) -> str:
     that does, so the tree is looked for among the variables of the callers: the outermost one
     that holds this very module gives the path. It costs nothing until something is wrong.
     """
+    if is_compiling():
+        return type(layer).__name__
     path, root = "", layer
     seen: set[int] = set()
     frame: Any = sys._getframe(1)

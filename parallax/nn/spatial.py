@@ -38,9 +38,10 @@ def refuse_spatial(
         ValueError: if it is of another shape.
     """
     smallest = (least,) * dims if isinstance(least, int) else tuple(least)
-    if isinstance(input, Tensor) and input.dim() in (dims + 1, dims + 2):
+    # By comparisons: dynamo finds no number that may vary "in" a tuple of such (2.13).
+    if isinstance(input, Tensor) and dims + 1 <= input.dim() <= dims + 2:
         enough = all([size >= low for size, low in zip(input.shape[-dims:], smallest, strict=True)])
-        if enough and channels in (None, input.shape[-dims - 1]):
+        if enough and (channels is None or input.shape[-dims - 1] == channels):
             return
     axes = AXES[dims]
     shape = ", ".join(["C" if channels is None else str(channels), *axes])

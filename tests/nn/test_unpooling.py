@@ -97,6 +97,19 @@ def test_fractional_pools_draw_from_the_key_alone() -> None:
     assert first.shape == F.max_pool2d(x, 2).new_empty(1, 1, 24, 24).shape
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("dims", [2, 3])
+def test_fractional_pools_vmap_and_compile(dims: int) -> None:
+    pool = getattr(nn, f"FractionalMaxPool{dims}d")(2, 3)
+    x = images(dims)
+    keys = random.split(random.key(0), 2)
+    looped = [pool.train(random.clone(keys[i]))(x[i]) for i in range(2)]
+    batched = func.vmap(lambda key, x: pool.train(key)(x))(keys, x)
+    assert torch.equal(batched, torch.stack(looped))
+    compiled = torch.compile(lambda pool, x: pool(x), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(pool.train(random.key(1)), x), pool.train(random.key(1))(x))
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "error", "text"),
     [
