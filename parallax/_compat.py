@@ -356,6 +356,7 @@ class without_hooks:  # noqa: N801  # called like a function, as torch.no_grad i
         else:
             torch._C._autograd._saved_tensors_hooks_disable(self._before)
 
+
 # -- dynamo and inductor, which take long to import ---------------------------------------------
 
 
@@ -431,6 +432,13 @@ def write_detector(note: Callable[[], None]) -> tuple[Any, Callable[[Any], None]
             note()
 
     return comptime, look
+
+
+def traced_names() -> frozenset[str] | None:
+    """The names of globals and attributes in the code that dynamo is tracing; ``None`` if unknown.
+    """
+    codes = torch._guards.TracingContext.get_traced_code()
+    return None if codes is None else frozenset(name for code in codes for name in code.co_names)
 
 
 def unasserted_inputs() -> dict[str, Any]:
