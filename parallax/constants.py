@@ -87,7 +87,8 @@ def _refuse_hidden(value: Any, where: str, via: str = "") -> None:
     if isinstance(value, torch.nn.Module):
         raise TypeError(
             f"{where} was given {via}{type(value).__name__}, a mutable torch.nn.Module, whose "
-            f"parameters no tree would see. Make it a parallax.Module and write '{name}: Module'."
+            f"parameters no tree would see. Write '{name}: Module' and assign bridge.lift(...) of "
+            f"it, or a parallax.Module."
         )
     if is_module(value):
         raise TypeError(

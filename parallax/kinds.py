@@ -161,7 +161,8 @@ def _class_kind(cls: Any, where: str, resolve: Any) -> Kind:
     if issubclass(cls, torch.nn.Module):
         raise TypeError(
             f"{where} is annotated {_full_name(cls)}, a mutable torch.nn.Module. A tree holds "
-            f"immutable modules: write '{name}: Module' and assign a parallax.Module."
+            f"immutable modules: write '{name}: Module' and assign a parallax.Module, such as "
+            f"bridge.lift(...) of it."
         )
     if is_node(cls):
         return Kind(child=True)

@@ -382,7 +382,7 @@ def _unexpected(value: Any, kind: Kind, where: str) -> str:
     if isinstance(value, torch.nn.Module):
         return (
             f"{where} was given {got}, a mutable torch.nn.Module. A tree holds immutable modules: "
-            f"assign a parallax.Module."
+            f"assign bridge.lift(...) of it, or a parallax.Module."
         )
     if kind.items is not None or kind.mapping is not None:
         held = "tuple or list" if kind.items is not None else "dict"

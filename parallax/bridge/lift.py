@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from parallax.bridge.blueprint import Blueprint, attributes_of
+from parallax.bridge.lazies import materialized
 from parallax.bridge.lifted import class_for
 from parallax.bridge.lower import Lowered, gathered, with_modes
 from parallax.bridge.pointers import Detaching
@@ -31,7 +32,7 @@ __all__ = ["lift"]
 Path = tuple[str, ...]
 
 
-def lift(module: nn.Module, *, copy: bool = False) -> Any:
+def lift(module: nn.Module, *, copy: bool = False, sample: Any = None) -> Any:
     """An immutable module that mirrors an ``nn.Module`` and computes what it computes.
 
     Leaves have the names of ``state_dict``; buffers that are not persistent are leaves, too.
@@ -49,6 +50,9 @@ def lift(module: nn.Module, *, copy: bool = False) -> Any:
         module: the module.
         copy: whether the leaves are copies; otherwise they share storage with the original, and
             show what is written into that.
+        sample: an input (a tuple: its positional arguments) from which lazy modules learn their
+            shapes; parameters that need it are initialised by torch's global generator, which is
+            left as it was. Without one, they must have been called before.
 
     Returns:
         The lifted module; of what ``bridge.lower`` made, the Parallax module it was made from.
@@ -68,6 +72,8 @@ def lift(module: nn.Module, *, copy: bool = False) -> Any:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"bridge.lift() takes a torch.nn.Module, got {type(module).__name__}")
+    if sample is not None:
+        module = materialized(module, sample)
     lifting = _Lifting(module, copy)
     structure, places = lifting.node(module, ())
     if structure.expand is not None:
@@ -211,6 +217,6 @@ def _refuse_lazy(module: nn.Module, tensor: Tensor, path: Path) -> None:
     if is_lazy(tensor):
         raise ValueError(
             f"bridge.lift: {'.'.join(path)} of {type(module).__name__} is not initialized: a lazy "
-            f"module learns its shapes from its first input. Call it once on a sample: "
-            f"model(sample); bridge.lift(model)"
+            f"module learns its shapes from its first input. Give it one: "
+            f"bridge.lift(model, sample=x)"
         )

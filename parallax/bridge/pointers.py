@@ -12,7 +12,7 @@ import types
 import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,15 @@ class Ref:
 
     def __repr__(self) -> str:
         return f"Ref({'^' * self.up}{'.'.join(self.down)})"
+
+
+class Partial:
+    """A ``functools.partial`` around a part of the model."""
+
+    def __init__(self, function: Any, args: Any, keywords: Any) -> None:
+        self.function = function
+        self.args = args
+        self.keywords = keywords
 
 
 class Bound:
@@ -150,9 +159,7 @@ class Detaching:
         if cls is types.FunctionType:
             return Around(value, each)
         if cls is functools.partial:
-            part = cast("functools.partial[Any]", value)
-            keywords = {name: each(item) for name, item in part.keywords.items()}
-            return functools.partial(each(part.func), *map(each, part.args), **keywords)
+            return Partial(each(value.func), each(value.args), each(value.keywords))
         slots = any(vars(base).get("__slots__") for base in cls.__mro__)
         makes: Any = cls.__new__
         if slots or makes is not object.__new__:
@@ -240,16 +247,18 @@ def resolved(value: Any, follow: Follow) -> Any:
     if cls is Ref:
         return follow(value)
     if cls is Bound:
-        return types.MethodType(value.function, each(value.to))
+        to = each(value.to)
+        return None if to is None else types.MethodType(value.function, to)
     if cls is Around:
         return value.function(each)
     if cls is Knowing:
         made = object.__new__(value.cls)
         vars(made).update(each(value.attributes))
         return made
-    if cls is functools.partial:
-        keywords = {name: each(item) for name, item in value.keywords.items()}
-        return functools.partial(each(value.func), *map(each, value.args), **keywords)
+    if cls is Partial:
+        function = each(value.function)  # None while tensors are not bound, as in Bound
+        args, keywords = each(value.args), each(value.keywords)
+        return None if function is None else functools.partial(function, *args, **keywords)
     return _rebuilt(value, each)
 
 
@@ -258,7 +267,7 @@ def changeable(value: Any) -> Iterator[Any]:
     cls = type(value)
     if cls in ATOMS or cls is Ref:
         return
-    if cls in (Bound, Around, Knowing) or cls in _SEQUENCES or cls in _MAPPINGS:
+    if cls in (Bound, Partial, Around, Knowing) or cls in _SEQUENCES or cls in _MAPPINGS:
         for item in _inside(value):
             yield from changeable(item)
     elif not (cls is types.FunctionType and value.__closure__ is None):

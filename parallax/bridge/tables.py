@@ -169,7 +169,8 @@ class Weights(Children):
             self.filled = True
             self.touched.append(self)
             for name in self.shown:
-                dict.__setitem__(self, name, vars(self.node)[name])
+                if name in vars(self.node):  # else nn.Module has removed it, to set another one
+                    dict.__setitem__(self, name, vars(self.node)[name])
 
     def open(self) -> None:
         """Takes the plain attributes away, for something will be written."""
