@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch import nn as torch_nn
+from torch.nn.utils import parametrizations
 
 from benchmarks.harness import Candidate, Question
 from parallax import bridge, nn
@@ -52,6 +53,12 @@ def places(*shape: int) -> Callable[[], Tensor]:
     """Where the numbers of a shape stand in one that is twice as large."""
     return lambda: torch.arange(math.prod(shape[2:])).reshape(shape[2:]).expand(shape).contiguous()
 
+
+# Around a linear layer.
+WRAPPERS: dict[str, Any] = {
+    "SpectralNorm": parametrizations.spectral_norm,
+    "WeightNorm": parametrizations.weight_norm,
+}
 
 PLAIN = ["CELU", "ELU", "GELU", "GLU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh"]
 PLAIN += ["LeakyReLU", "LogSigmoid", "Mish", "PReLU", "RReLU", "ReLU", "ReLU6", "SELU", "SiLU"]
@@ -154,6 +161,10 @@ CASES = [
     small("Dropout3d", (), floats(1, 4, 2, 2, 2)),
     small("AlphaDropout", (), floats(1, 4)),
     small("FeatureAlphaDropout", (), floats(1, 4, 2)),
+    small("SpectralNorm", (4, 4), floats(1, 4)),
+    large("SpectralNorm", (512, 512), floats(256, 512)),
+    small("WeightNorm", (4, 4), floats(1, 4)),
+    large("WeightNorm", (512, 512), floats(256, 512)),
     small("RNNCell", (4, 4), floats(1, 4)),
     large("RNNCell", (512, 512), floats(256, 512)),
     small("GRUCell", (4, 4), floats(1, 4)),
@@ -176,8 +187,12 @@ def questions(quick: bool) -> Iterator[Question]:
 
 
 def _question(case: Case) -> Question:
-    theirs = getattr(torch_nn, case.name)(*case.arguments).eval()
-    ours = getattr(nn, case.name)(*case.arguments)
+    if case.name in WRAPPERS:
+        theirs = WRAPPERS[case.name](torch_nn.Linear(*case.arguments)).eval()
+        ours = getattr(nn, case.name)(nn.Linear(*case.arguments))
+    else:
+        theirs = getattr(torch_nn, case.name)(*case.arguments).eval()
+        ours = getattr(nn, case.name)(*case.arguments)
     ours = bridge.load_state_dict(ours, theirs.state_dict()).eval()
     inputs = [make() for make in case.inputs]
     return Question(
