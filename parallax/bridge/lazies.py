@@ -27,10 +27,12 @@ def materialized(module: nn.Module, sample: Any) -> nn.Module:
     if not any([is_lazy(tensor) for tensor in (*module.parameters(), *buffers.values())]):
         return module
     # Parameters are shared; buffers are not, for the call may write into them.
-    memo: dict[int, Any] = {id(p): p for p in module.parameters() if not is_lazy(p)}
+    tensors: list[Any] = list(module.parameters())
+    memo: dict[int, Any] = {id(p): p for p in tensors if not is_lazy(p)}
     for buffer in buffers.values():
         if is_lazy(buffer):  # which torch refuses to copy
-            memo[id(buffer)] = UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)
+            empty: Any = UninitializedBuffer  # whose arguments torch's types do not know
+            memo[id(buffer)] = empty(device=buffer.device, dtype=buffer.dtype)
     twin = copy.deepcopy(module, memo)
     modes = [(part, part.training) for part in twin.modules()]
     args = sample if isinstance(sample, tuple) else (sample,)

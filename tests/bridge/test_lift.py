@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallax import bridge, func, tree
+from parallax import Module, bridge, func, tree
 from tests.bridge.models import Block, Model
 
 
@@ -210,3 +210,26 @@ def test_a_module_compiled_in_place_is_lifted_as_it_was() -> None:
     zeros = tree.map(torch.zeros_like, lifted)
     assert torch.equal(zeros(x), torch.zeros(2))
     assert torch.equal(bridge.lower(zeros)(x), torch.zeros(2))
+
+
+def test_a_torch_module_in_a_field_is_refused_with_the_line_that_lifts_it() -> None:
+    class Constant(Module):
+        rate: float
+
+    class Child(Module):
+        body: Module
+
+    with pytest.raises(
+        TypeError, match=r"Constant.rate was given Linear.*bridge.lift\(...\) of it"
+    ):
+        Constant(nn.Linear(1, 1))  # type: ignore[arg-type]  # the mistake that is tested
+    with pytest.raises(TypeError, match=r"Child.body was given Linear.*bridge.lift\(...\) of it"):
+        Child(nn.Linear(1, 1))  # type: ignore[arg-type]  # as above
+    with pytest.raises(TypeError, match=r"a mutable torch.nn.Module.*bridge.lift\(...\) of it"):
+
+        class Annotated(Module):
+            body: nn.Linear
+
+        Annotated(nn.Linear(1, 1))
+    linear = nn.Linear(1, 1)
+    assert torch.equal(Child(bridge.lift(linear)).body.weight, linear.weight)

@@ -78,7 +78,7 @@ def replaces_a_child(self: Model, x: Tensor) -> Any:
     before = self.inner(x)
     self.inner = nn.Identity()  # type: ignore[assignment]  # any module
     self.add_module("more", nn.Flatten(0))
-    return before, self.inner(x), self.more(x)
+    return before, self.inner(x), self.more(x)  # type: ignore[operator]  # a module
 
 
 @forward
@@ -90,10 +90,10 @@ def replaces_a_forward(self: Model, x: Tensor) -> Any:
         seen.append(original(x))
         return seen[-1] + 1
 
-    self.inner.forward = recording  # type: ignore[method-assign]  # that is the point
+    self.inner.forward = recording  # type: ignore[method-assign, assignment]  # that is the point
     y = self.inner(x)
     self.inner.forward = original  # type: ignore[method-assign]  # as above
-    self.norm.forward = lambda x: x  # type: ignore[method-assign]  # and it stays
+    self.norm.forward = lambda x: x  # type: ignore[method-assign, assignment]  # and it stays
     return y, seen, self.inner(x), self.norm(x)
 
 
