@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Candidate, Question
 from benchmarks.models import BLOCKS, NnGPT, mirror
-from parallax import Module, optim, tree
+from parallax import Module, _compat, optim, tree
 
 SIZES = (150, 1_002)
 TORCHOPT = importlib.util.find_spec("torchopt") is not None
@@ -111,9 +111,9 @@ def _floor_of_adam(subject: Subject) -> Candidate:
 
     def run() -> None:
         nonlocal held, step
-        held, step = list(torch._foreach_clone(held)), step + 1
+        held, step = list(_compat.foreach_clone(held)), step + 1
         columns = held[:n], grads, held[n : 2 * n], held[2 * n :], [], [step] * n
-        torch._fused_adam_(*columns, beta1=beta1, beta2=beta2, **numbers)
+        _compat.fused_adam(*columns, beta1=beta1, beta2=beta2, **numbers)
 
     return Candidate("copies, torch._fused_adam_", run)
 
@@ -124,7 +124,7 @@ def _floor_of_sgd(subject: Subject) -> Candidate:
 
     def run() -> None:
         nonlocal params
-        params = list(torch._foreach_add(params, grads, alpha=-1e-3))
+        params = list(_compat.foreach_add(params, grads, alpha=-1e-3))
 
     return Candidate("torch._foreach_add", run)
 

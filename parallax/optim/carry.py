@@ -18,7 +18,7 @@ _NUMBERS: dict[type, torch.dtype] = {
     float: torch.float64,
     complex: torch.complex128,
 }
-_KINDS = {kind.__name__: kind for kind in (*_NUMBERS, list, tuple, dict)}
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (*_NUMBERS, list, tuple, dict)}
 
 
 def pack(value: Any, what: str, params: Mapping[int, Tensor] = _NONE) -> tuple[Any, list[Tensor]]:

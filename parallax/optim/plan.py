@@ -130,7 +130,7 @@ def plan_for(
             the state was made for leaves of other shapes or for other groups.
     """
     traced = _compat.is_compiling()
-    kept = None if traced else state.__dict__.get(_MEMO)
+    kept = None if traced else vars(state).get(_MEMO)
     if kept is not None:
         plan, made = kept
         found = plan.fits(model, made() is model, grads, groups)
@@ -165,4 +165,4 @@ def remember(plan: Plan, model: Any, grads: Any, made: Any, state: State) -> Non
     if not plan.kept:
         plan.keep(model, grads)
     if plan.kept:
-        state.__dict__[_MEMO] = plan, weakref.ref(made)
+        vars(state)[_MEMO] = plan, weakref.ref(made)
