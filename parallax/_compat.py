@@ -416,10 +416,11 @@ def plain_frames() -> Callable[[], bool]:
     return lambda: callback() is None and eval_frame._stance.stance == "default"
 
 
-def write_detector(note: Callable[[], None]) -> tuple[Any, Callable[[Any], None]]:
-    """What a traced function calls, and with what, to have ``note`` called if it wrote to an input.
+def trace_reporter(note: Callable[[bool, frozenset[str]], None]) -> tuple[Any, Any]:
+    """What a traced function calls, and with what, to have ``note`` told what it did.
 
-    Call it last. Dynamo traces with stand-ins for tensors, which count what is written into them.
+    Call it last. ``note`` gets whether an input was written to, for dynamo traces with stand-ins
+    for tensors, which count that; and the names of globals and attributes in the code it traced.
     """
     from torch._dynamo.comptime import comptime
 
@@ -428,17 +429,13 @@ def write_detector(note: Callable[[], None]) -> tuple[Any, Callable[[Any], None]
             node.meta.get("example_value") for node in context.graph().find_nodes(op="placeholder")
         ]
         tensors = [value for value in values if isinstance(value, Tensor)]
-        if any(tensor.is_inference() or tensor._version for tensor in tensors):
-            note()
+        codes = torch._guards.TracingContext.get_traced_code() or ()
+        note(
+            any([tensor.is_inference() or tensor._version for tensor in tensors]),
+            frozenset([name for code in codes for name in code.co_names]),
+        )
 
     return comptime, look
-
-
-def traced_names() -> frozenset[str] | None:
-    """The names of globals and attributes in the code that dynamo is tracing; ``None`` if unknown.
-    """
-    codes = torch._guards.TracingContext.get_traced_code()
-    return None if codes is None else frozenset(name for code in codes for name in code.co_names)
 
 
 def unasserted_inputs() -> dict[str, Any]:

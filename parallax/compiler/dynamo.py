@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from parallax import _compat
+from parallax.compiler.outside import LEAF, Outside
 
 __all__ = ["compile_flat", "compile_settings", "settings_for"]
 
@@ -55,7 +56,6 @@ def settings_for(settings: dict[str, Any], items: Sequence[Any]) -> dict[str, An
     return {**settings, "options": {**defaults, **options}}
 
 
-_LEAF = re.compile(r"L\['parallax_leaves'\](?:\[(\d+)\])?")
 _LEAF_GUARDS = ("TENSOR_MATCH", "TYPE_MATCH", "SEQUENCE_LENGTH")
 # What is given to the flat function, and the rooms of Parallax that hold no state.
 _OURS = re.compile(
@@ -72,6 +72,7 @@ def compile_flat(
     flat: FunctionType,
     settings: dict[str, Any],
     is_loose: Callable[[int], bool],
+    outside: Outside,
 ) -> Callable[..., Any]:
     """``torch.compile`` of a flat function, without dynamo's guards on what the caller checks.
 
@@ -80,11 +81,13 @@ def compile_flat(
             named ``parallax_...`` never change.
         settings: for ``torch.compile``.
         is_loose: whether dynamo shall guard a leaf itself; asked after tracing.
+        outside: is told what every trace reads from globals.
     """
     options = dict(settings["options"])
     theirs = options.pop("guard_filter_fn", None)
 
     def keep(entries: Sequence[Any]) -> list[bool]:
+        outside.add(entries)
         kept = [_keeps(entry, is_loose) for entry in entries]
         if theirs is None:
             return kept
@@ -125,7 +128,7 @@ def _direct(flat: FunctionType, compiled: Callable[..., Any]) -> Callable[..., A
 def _keeps(entry: Any, is_loose: Callable[[int], bool]) -> bool:
     """Whether dynamo shall check this guard: all but what is checked elsewhere or cannot change."""
     name = entry.orig_guard.name
-    leaf = _LEAF.fullmatch(name)
+    leaf = LEAF.fullmatch(name)
     if leaf is not None:
         checked = entry.guard_type in _LEAF_GUARDS
         return not checked or (leaf[1] is not None and is_loose(int(leaf[1])))

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import tensor_check, write_detector
+from parallax._compat import tensor_check, trace_reporter
 from parallax.compiler.dynamo import compile_flat, settings_for
 from parallax.compiler.opening import write_builder, write_opener
+from parallax.compiler.outside import Outside
 from parallax.compiler.packing import build_call, spell, tokens_to_trace
 from parallax.compiler.watch import Watch
 
@@ -25,13 +26,13 @@ _count = itertools.count()
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 # What the flat function below reads: every graph has a namespace of its own for them.
-parallax_ask: Any = None
+parallax_comptime: Any = None
 parallax_build: Any = None
 parallax_places: Any = None
 parallax_record: Any = None
 parallax_spell: Any = None
 parallax_tokens: Any = None
-parallax_whether_written: Any = None
+parallax_report: Any = None
 
 
 class Leaves:
@@ -125,8 +126,9 @@ class Graph:
         self._tensors = tensor_check(leaves, self.sizes, strides)
         self._kinds = tensor_check(leaves, anything, anything)
         self.check: Callable[..., bool] = self._tensors.check
-        self._sharing = _sharing(leaves)
+        self._outside: Outside
         self._writes = False
+        self._sharing: dict[int, Any] = {}  # by the number of globals that were known then
         # Dynamo makes a size symbolic when it sees another one under the same name.
         self.name: str = like.name if like is not None else f"{_name(fn)}_{next(_count)}"
         self._run = self._compile(fn, settings_for(settings, items))
@@ -136,8 +138,10 @@ class Graph:
         leaves = self.leaves.pick(items)
         if not self.check(*leaves) or (self.leaves.own is not None and not self.leaves.fits(items)):
             return False
+        if self._outside.same and not self._outside.unchanged(leaves):
+            return False
         # Where memory overlaps matters to a graph that writes into it.
-        return not self._writes or _sharing(leaves) == self._sharing
+        return not self._writes or self._sharing[len(self._outside.tensors)] == self._shared(leaves)
 
     def why_not(self, items: Sequence[Any], paths: list[str]) -> str:
         """What keeps ``items`` of this structure from using this graph, with the item's path."""
@@ -145,6 +149,8 @@ class Graph:
         if now.own != self.leaves.own or now.same != self.leaves.same:
             return "other arguments are one and the same tensor, or are no plain tensors"
         if self.check(*self.leaves.pick(items)):
+            if not self._outside.unchanged(self.leaves.pick(items)):
+                return "an argument was a global that the function reads, and is another tensor now"
             return "other arguments overlap in memory, and the function writes into them"
         leaves, names = self.leaves.pick(items), self.leaves.pick(paths)
         return str(self._tensors.check_verbose(*leaves, tensor_check_names=list(names)))
@@ -164,16 +170,17 @@ class Graph:
     def __call__(self, items: Sequence[Any]) -> Any:
         """The function of the arguments that ``items`` were taken from."""
         others = self.leaves.others
-        number, results = self._run(
-            tuple(self.leaves.pick(items)), tuple([items[k] for k in others]) if others else ()
-        )
+        leaves = tuple(self.leaves.pick(items))
+        number, results = self._run(leaves, tuple([items[k] for k in others]) if others else ())
+        if self._writes:
+            self._sharing.setdefault(len(self._outside.tensors), self._shared(leaves))
         return self._results[number][1](results)
 
     def _compile(self, fn: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
-        ask, whether_written = write_detector(self._note_writes)
+        comptime, report = trace_reporter(self._note)
         namespace = {
-            "parallax_ask": ask,
-            "parallax_whether_written": whether_written,
+            "parallax_comptime": comptime,
+            "parallax_report": report,
             "__builtins__": builtins,
             "parallax_build": build_call,
             "parallax_places": self.leaves.places(),
@@ -185,10 +192,18 @@ class Graph:
         # dynamo sees that a leaf is also closed over only where both are local.
         code = _flat(fn).__code__.replace(co_name=self.name, co_qualname=self.name)
         flat = FunctionType(code, namespace, self.name, None, (CellType(fn),))
-        return compile_flat(flat, settings, lambda k: self._writes or k in self.loose)
+        self._outside = Outside(namespace)
+        return compile_flat(
+            flat, settings, lambda k: self._writes or k in self.loose, self._outside
+        )
 
-    def _note_writes(self) -> None:
-        self._writes = True
+    def _note(self, written: bool, names: frozenset[str]) -> None:
+        self._writes = self._writes or written
+        self._outside.names |= names
+
+    def _shared(self, leaves: Sequence[Tensor]) -> Any:
+        """Where the memory of the leaves, and of the globals that the function reads, overlaps."""
+        return _sharing([*leaves, *self._outside.present()])
 
 
 def _recorder(kept: list[tuple[tuple[Any, ...], Callable[..., Any]]]) -> Callable[..., int]:
@@ -240,7 +255,7 @@ def _flat(fn: Callable[..., Any]) -> FunctionType:
         tokens: list[Any] = []
         structures: list[Any] = []
         parallax_spell(fn(*args, **kwargs), results, tokens, structures)
-        parallax_ask(parallax_whether_written)
+        parallax_comptime(parallax_report)
         return parallax_record(tuple(tokens), *structures), results
 
     return flat  # type: ignore[return-value]  # a def is one

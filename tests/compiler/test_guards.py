@@ -330,6 +330,74 @@ def test_writes_into_what_is_also_closed_over(aliased_first: bool) -> None:
         assert torch.equal(compiled(x), torch.full((3,), 4.0 if aliased else 2.0))
 
 
+class Holder:
+    """Something that a global may be."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+HELD = torch.full((3,), 3.0)
+SHELF: dict[str, Any] = {"tensor": HELD, 3: [HELD]}
+HOLDER = Holder(HELD)
+READERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a global": lambda x: x * HELD,
+    "in a dict": lambda x: x * SHELF["tensor"],
+    "in a list": lambda x: x * SHELF[3][0],
+    "an attribute": lambda x: x * HOLDER.tensor,
+}
+
+
+@pytest.mark.parametrize("aliased_first", [True, False])
+@pytest.mark.parametrize("where", READERS)
+def test_an_argument_that_is_also_a_global(where: str, aliased_first: bool) -> None:
+    # Raw torch takes the two for one at every later call: it guards no pair of local and global.
+    fn = READERS[where]
+    compiled, other = make_compiled(fn, backend="aot_eager"), torch.full((3,), 5.0)
+    for x in (HELD, other, HELD) if aliased_first else (other, HELD, other):
+        torch.testing.assert_close(compiled(x), fn(x))
+    assert graphs() <= 2
+
+
+def test_a_global_module_read_beside_the_argument() -> None:
+    def fn(scale: Any, x: Tensor) -> Any:
+        return scale(x) + GLOBAL_SCALE.by  # the one it began with, an error that is often made
+
+    compiled, x = make_compiled(fn, backend="eager"), torch.ones(2)
+    scale: Any = GLOBAL_SCALE
+    for _ in range(4):
+        torch.testing.assert_close(compiled(scale, x), fn(scale, x))
+        scale = tree.map(lambda leaf: leaf + 1, scale)
+    assert graphs() == 2
+
+
+GLOBAL_SCALE = Scale(torch.ones(2))
+BATCH = torch.ones(2)
+
+
+def test_a_global_that_is_only_given_costs_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = make_compiled(lambda scale, x: scale(x) * SCALAR, backend="eager")
+    for value in (1.0, 2.0, 3.0):
+        monkeypatch.setitem(globals(), "BATCH", torch.full((2,), value))
+        torch.testing.assert_close(compiled(GLOBAL_SCALE, BATCH), BATCH * SCALAR)
+    compiled(GLOBAL_SCALE, torch.ones(2))
+    assert graphs() == 1
+
+
+@pytest.mark.parametrize("aliased_first", [True, False])
+def test_writes_into_what_is_also_a_global(aliased_first: bool) -> None:
+    def fn(x: Tensor) -> Tensor:
+        x.add_(1)
+        return HELD * 2
+
+    compiled = make_compiled(fn, backend="aot_eager")
+    for aliased in (aliased_first, not aliased_first, aliased_first):
+        HELD.fill_(3)
+        x = HELD if aliased else torch.ones(3)
+        assert torch.equal(compiled(x), torch.full((3,), 8.0 if aliased else 6.0))
+    HELD.fill_(3)
+
+
 # -- the structure ------------------------------------------------------------------------------
 
 
