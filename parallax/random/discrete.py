@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallax.random import ops
 from parallax.random.draws import gumbel_noise
-from parallax.random.given import Device, Shape, given, probability, wide
+from parallax.random.given import Device, Shape, axis, dtype_of, given, probability, wide
 from parallax.random.keys import Key, consume
 
 __all__ = ["bits", "categorical", "choice", "permutation", "randint"]
@@ -45,6 +45,7 @@ def randint(
         ValueError: if ``low`` is not below ``high``, or ``dtype`` does not hold them.
     """
     data, size, where = given(key, shape, device, "randint()")
+    dtype = dtype_of(dtype, "randint()")
     if dtype.is_floating_point or dtype.is_complex or dtype is torch.bool:
         raise TypeError(f"randint(): dtype must be an integer one, got {dtype}")
     for name, value in (("low", low), ("high", high)):
@@ -55,10 +56,9 @@ def randint(
     limits = torch.iinfo(dtype)
     if low < limits.min or high - 1 > limits.max:
         raise ValueError(f"randint(): {dtype} does not hold {low} to {high - 1}")
+    drawn = ops.randint(data, size, low, high - 1, torch.int64, where).to(dtype)
     consume(data, "randint()")
-    if dtype is torch.int64:
-        return ops.randint(data, size, low, high - 1, dtype, where)
-    return ops.randint(data, size, low, high - 1, torch.int64, where).to(dtype)
+    return drawn
 
 
 def bits(
@@ -85,10 +85,11 @@ def bits(
     if width is None:
         names = ", ".join(str(known) for known in _WORD_DTYPES)
         raise TypeError(f"bits(): dtype must be one of {names}, got {dtype}")
-    consume(data, "bits()")
     n = math.prod(size)
     words = ops.bits(data, -(-n * width // 8), where)
-    return (words if width == 8 else words.view(dtype)[:n]).reshape(size)
+    drawn = (words if width == 8 else words.view(dtype)[:n]).reshape(size)
+    consume(data, "bits()")
+    return drawn
 
 
 def permutation(key: Key, x: int | Tensor, *, dim: int = 0, device: Device = None) -> Tensor:
@@ -112,13 +113,18 @@ def permutation(key: Key, x: int | Tensor, *, dim: int = 0, device: Device = Non
         >>> random.permutation(random.key(0), 5)
         tensor([4, 0, 3, 1, 2])
     """
-    n = x.shape[dim] if isinstance(x, Tensor) else x
-    data, size, where = given(
-        key, (n,), x.device if isinstance(x, Tensor) else device, "permutation()"
-    )
-    consume(data, "permutation()")
+    if isinstance(x, Tensor):
+        dim = axis(x, dim, "permutation()")
+        n, device = x.shape[dim], x.device
+    elif ops.is_int(x):
+        n = x
+    else:
+        raise TypeError(f"permutation(): x is a count or a tensor, got {x!r}")
+    data, size, where = given(key, (n,), device, "permutation()")
     order = ops.permutation(data, size[0], where)
-    return x.index_select(dim, order) if isinstance(x, Tensor) else order
+    drawn = x.index_select(dim, order) if isinstance(x, Tensor) else order
+    consume(data, "permutation()")
+    return drawn
 
 
 def categorical(key: Key, logits: Tensor, shape: Shape = (), *, dim: int = -1) -> Tensor:
@@ -143,12 +149,13 @@ def categorical(key: Key, logits: Tensor, shape: Shape = (), *, dim: int = -1) -
     scores: Any = logits
     if not isinstance(scores, Tensor) or not scores.dtype.is_floating_point:
         raise TypeError(f"categorical(): logits must be a floating tensor, got {logits!r}")
-    if logits.ndim == 0 or logits.shape[dim] == 0:
+    if logits.ndim == 0 or logits.shape[axis(logits, dim, "categorical()")] == 0:
         raise ValueError(f"categorical(): no category in logits of shape {tuple(logits.shape)}")
     data, size, where = given(key, shape, logits.device, "categorical()")
-    consume(data, "categorical()")
     noise = gumbel_noise(data, (*size, *logits.shape), wide(logits.dtype), where)
-    return (noise + logits).argmax(dim if dim < 0 else dim - logits.ndim)
+    drawn = (noise + logits).argmax(dim if dim < 0 else dim - logits.ndim)
+    consume(data, "categorical()")
+    return drawn
 
 
 def choice(
@@ -180,9 +187,18 @@ def choice(
 
     Source: without replacement and with ``p``, the Gumbel-top-k trick (T. Vieira, 2014).
     """
-    n = x.shape[dim] if isinstance(x, Tensor) else x
-    if not ops.is_int(n) or n < 1:
+    if isinstance(x, Tensor):
+        dim = axis(x, dim, "choice()")
+        n = x.shape[dim]
+    elif ops.is_int(x):
+        n = x
+    else:
+        raise TypeError(f"choice(): x is a count or a tensor, got {x!r}")
+    if n < 1:
         raise ValueError(f"choice(): nothing to draw from: got {n!r} elements")
+    weights: object = p
+    if weights is not None and not isinstance(weights, Tensor):
+        raise TypeError(f"choice(p=): expected a tensor of probabilities, got {p!r}")
     held = x if isinstance(x, Tensor) else p
     data, size, where = given(key, shape, None if held is None else held.device, "choice()")
     count = math.prod(size)
@@ -192,15 +208,14 @@ def choice(
         probability(p, "choice(p=)")
         if p.shape != (n,):
             raise ValueError(f"choice(p=): expected {n} probabilities, got {tuple(p.shape)}")
-        if not replace and ops.is_plain(p) and int((p > 0).sum()) < count:
-            raise ValueError(f"choice(replace=False): fewer than {count} elements have p > 0")
+        if ops.is_plain(p) and int((p > 0).sum()) < (1 if replace else count):
+            raise ValueError(f"choice(): {count} to draw, and too few elements have p > 0")
+    drawn = _indices(data, n, size, where, replace=replace, p=p)
+    if isinstance(x, Tensor):
+        drawn = x.index_select(dim, drawn.reshape(-1))
+        drawn = drawn.reshape(*x.shape[:dim], *size, *x.shape[dim + 1 :])
     consume(data, "choice()")
-    index = _indices(data, n, size, where, replace=replace, p=p)
-    if not isinstance(x, Tensor):
-        return index
-    dim %= x.ndim
-    drawn = x.index_select(dim, index.reshape(-1))
-    return drawn.reshape(*x.shape[:dim], *size, *x.shape[dim + 1 :])
+    return drawn
 
 
 def _indices(

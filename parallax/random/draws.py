@@ -1,8 +1,9 @@
 """Draws: random numbers from a key, by the names ``torch`` and ``torch.distributions`` use.
 
-Every draw takes a single key and a shape, uses the key up, and checks all it is given before it
-does. The numbers depend on the key, the shape, the dtype and the kind of device, and on nothing
-else: they are the same bits in eager code, under ``vmap``, ``grad`` and ``jvp``, and compiled.
+Every draw takes a single key and a shape, and uses the key up when all has gone well: after an
+error it is as good as new. The numbers depend on the key, the shape, the dtype and the kind of
+device, and on nothing else: they are the same bits in eager code, under ``vmap``, ``grad`` and
+``jvp``, and compiled.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ import torch
 from torch import Tensor
 
 from parallax.random import ops
-from parallax.random.given import Device, Shape, floating, given, probability, wide
+from parallax.random.given import (
+    Device,
+    Shape,
+    broadcasts,
+    dtype_of,
+    floating,
+    given,
+    parameter,
+    probability,
+    wide,
+)
 from parallax.random.keys import Key, consume
 
 __all__ = ["bernoulli", "dropout_mask", "exponential", "gumbel", "gumbel_noise", "normal",
@@ -37,7 +48,7 @@ def normal(
         shape: of the result.
         mean: the mean; a tensor broadcasts with ``shape``, and gradients reach it.
         std: the standard deviation; likewise.
-        dtype: floating or complex; by default ``torch.get_defaultfloating()``.
+        dtype: floating or complex; by default ``torch.get_default_dtype()``.
         device: by default ``torch.get_default_device()``.
 
     Returns:
@@ -54,14 +65,16 @@ def normal(
     """
     data, size, where = given(key, shape, device, "normal()")
     dtype = floating(dtype, "normal()", complex_too=True)
+    parameter(mean, size, "normal(mean=)")
+    parameter(std, size, "normal(std=)")
     if isinstance(std, (int, float)) and not std >= 0:
         raise ValueError(f"normal(): std must not be negative, got {std}")
-    consume(data, "normal()")
     drawn = ops.normal(data, size, dtype, where)
     if not isinstance(std, (int, float)) or std != 1:
         drawn = drawn * std
     if not isinstance(mean, (int, float)) or mean != 0:
         drawn = drawn + mean
+    consume(data, "normal()")
     return drawn
 
 
@@ -81,7 +94,7 @@ def uniform(
         shape: of the result.
         low: the lower end; a tensor broadcasts with ``shape``, and gradients reach it.
         high: the upper end, not reached but by rounding; likewise.
-        dtype: floating; by default ``torch.get_defaultfloating()``.
+        dtype: floating; by default ``torch.get_default_dtype()``.
         device: by default ``torch.get_default_device()``.
 
     Returns:
@@ -93,14 +106,21 @@ def uniform(
     """
     data, size, where = given(key, shape, device, "uniform()")
     dtype = floating(dtype, "uniform()")
+    parameter(low, size, "uniform(low=)")
+    parameter(high, size, "uniform(high=)")
     standard = False
     if isinstance(low, (int, float)) and isinstance(high, (int, float)):
-        if not low <= high:
-            raise ValueError(f"uniform(): low must not exceed high, got {low} and {high}")
+        if not -math.inf < low <= high < math.inf:
+            raise ValueError(
+                f"uniform(): low and high must be finite, and low not exceed high, got {low} and "
+                f"{high}"
+            )
         standard = low == 0 and high == 1
-    consume(data, "uniform()")
     drawn = ops.uniform(data, size, dtype, where)
-    return drawn if standard else low + drawn * (high - low)
+    if not standard:
+        drawn = low + drawn * (high - low)
+    consume(data, "uniform()")
+    return drawn
 
 
 def truncated_normal(
@@ -119,7 +139,7 @@ def truncated_normal(
         shape: of the result.
         lower: the least number.
         upper: the greatest number.
-        dtype: floating; by default ``torch.get_defaultfloating()``.
+        dtype: floating; by default ``torch.get_default_dtype()``.
         device: by default ``torch.get_default_device()``.
 
     Returns:
@@ -134,16 +154,20 @@ def truncated_normal(
     """
     data, size, where = given(key, shape, device, "truncated_normal()")
     dtype = floating(dtype, "truncated_normal()")
+    for name, bound in (("lower", lower), ("upper", upper)):
+        if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+            raise TypeError(f"truncated_normal({name}=): expected a number, got {bound!r}")
     if not lower < upper:
         raise ValueError(f"truncated_normal(): lower must be below upper, got {lower}, {upper}")
-    consume(data, "truncated_normal()")
     mirrored = lower > 0
     if mirrored:
         lower, upper = -upper, -lower
     least, most = (0.5 * math.erfc(-bound / math.sqrt(2)) for bound in (lower, upper))
     share = ops.uniform(data, size, torch.float64, where)
     drawn: Tensor = torch.special.ndtri(least + (most - least) * share).clamp(lower, upper)
-    return (-drawn if mirrored else drawn).to(dtype)
+    drawn = (-drawn if mirrored else drawn).to(dtype)
+    consume(data, "truncated_normal()")
+    return drawn
 
 
 def bernoulli(
@@ -177,10 +201,13 @@ def bernoulli(
     """
     data, size, where = given(key, shape, device, "bernoulli()")
     probability(p, "bernoulli(p=)")
-    consume(data, "bernoulli()")
+    if isinstance(p, Tensor):
+        broadcasts(p, size, "bernoulli(p=)")
+    dtype = dtype_of(dtype, "bernoulli()")
     precision = p.dtype if isinstance(p, Tensor) and p.dtype is torch.float64 else torch.float32
-    drawn = ops.uniform(data, size, precision, where) < p
-    return drawn if dtype is torch.bool else drawn.to(dtype)
+    drawn = (ops.uniform(data, size, precision, where) < p).to(dtype)
+    consume(data, "bernoulli()")
+    return drawn
 
 
 def dropout_mask(
@@ -197,7 +224,7 @@ def dropout_mask(
         key: a single key; used up.
         shape: of the mask.
         p: the probability of a zero, as in ``torch.nn.functional.dropout``.
-        dtype: floating; by default ``torch.get_defaultfloating()``.
+        dtype: floating; by default ``torch.get_default_dtype()``.
         device: by default ``torch.get_default_device()``.
 
     Returns:
@@ -214,10 +241,14 @@ def dropout_mask(
     """
     data, size, where = given(key, shape, device, "dropout_mask()")
     dtype = floating(dtype, "dropout_mask()")
+    given_p: object = p
+    if isinstance(given_p, Tensor):
+        raise TypeError(f"dropout_mask(p=): a probability is a float, got {p!r}")
     probability(p, "dropout_mask(p=)")
-    consume(data, "dropout_mask()")
     kept = ops.uniform(data, size, torch.float32, where) >= p
-    return kept.to(dtype).mul_(1 / (1 - p) if p < 1 else 0.0)
+    mask = kept.to(dtype).mul_(1 / (1 - p) if p < 1 else 0.0)
+    consume(data, "dropout_mask()")
+    return mask
 
 
 def exponential(
@@ -228,7 +259,7 @@ def exponential(
     Args:
         key: a single key; used up.
         shape: of the result.
-        dtype: floating; by default ``torch.get_defaultfloating()``.
+        dtype: floating; by default ``torch.get_default_dtype()``.
         device: by default ``torch.get_default_device()``.
 
     Returns:
@@ -240,8 +271,9 @@ def exponential(
     """
     data, size, where = given(key, shape, device, "exponential()")
     dtype = floating(dtype, "exponential()")
+    drawn = (-torch.log1p(-ops.uniform(data, size, wide(dtype), where))).to(dtype)
     consume(data, "exponential()")
-    return (-torch.log1p(-ops.uniform(data, size, wide(dtype), where))).to(dtype)
+    return drawn
 
 
 def gumbel(
@@ -252,7 +284,7 @@ def gumbel(
     Args:
         key: a single key; used up.
         shape: of the result.
-        dtype: floating; by default ``torch.get_defaultfloating()``.
+        dtype: floating; by default ``torch.get_default_dtype()``.
         device: by default ``torch.get_default_device()``.
 
     Returns:
@@ -264,8 +296,9 @@ def gumbel(
     """
     data, size, where = given(key, shape, device, "gumbel()")
     dtype = floating(dtype, "gumbel()")
+    drawn = gumbel_noise(data, size, dtype, where)
     consume(data, "gumbel()")
-    return gumbel_noise(data, size, dtype, where)
+    return drawn
 
 
 def gumbel_noise(

@@ -12,7 +12,8 @@ from parallax import _compat
 from parallax.random import ops
 from parallax.random.keys import Key, data_of
 
-__all__ = ["Device", "Shape", "floating", "given", "probability", "wide"]
+__all__ = ["Device", "Shape", "axis", "broadcasts", "dtype_of", "floating", "given", "parameter",
+           "probability", "wide"]  # fmt: skip
 
 Shape = int | Sequence[int]
 Device = torch.device | str | None
@@ -51,11 +52,44 @@ def floating(dtype: torch.dtype | None, by: str, *, complex_too: bool = False) -
     """The floating dtype of a draw, or the default."""
     if dtype is None:
         return torch.get_default_dtype()
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{by}: dtype must be a torch.dtype, got {dtype!r}")
-    if not (dtype.is_floating_point or (complex_too and dtype.is_complex)):
+    if not (dtype_of(dtype, by).is_floating_point or (complex_too and dtype.is_complex)):
         raise TypeError(f"{by}: dtype must be a floating one, got {dtype}")
     return dtype
+
+
+def dtype_of(dtype: Any, by: str) -> torch.dtype:
+    """A dtype, checked to be one."""
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{by}: dtype must be a torch.dtype, got {dtype!r}")
+    return dtype
+
+
+def axis(x: Tensor, dim: Any, by: str) -> int:
+    """A dimension of a tensor, counted from the front."""
+    if not ops.is_int(dim):
+        raise TypeError(f"{by}: dim is an int, got {dim!r}")
+    if not -x.ndim <= dim < x.ndim:
+        raise IndexError(f"{by}: there is no dim {dim} in a tensor of shape {tuple(x.shape)}")
+    return dim % x.ndim  # type: ignore[no-any-return]  # an int
+
+
+def parameter(value: Any, shape: Any, by: str) -> None:
+    """Checks what shifts or scales a draw: a number, or a tensor that broadcasts to its shape."""
+    if isinstance(value, Tensor):
+        broadcasts(value, shape, by)
+    elif isinstance(value, bool) or not isinstance(value, (int, float, complex)):
+        raise TypeError(f"{by}: expected a number or a tensor, got {value!r}")
+
+
+def broadcasts(value: Tensor, shape: Any, by: str) -> None:
+    """Checks that a tensor broadcasts to a shape: every number has a draw of its own."""
+    sizes = reversed(tuple(value.shape))
+    fits = all([a in (1, b) for a, b in zip(sizes, reversed(tuple(shape)))])  # noqa: B905  # the shape may be longer
+    if value.ndim > len(shape) or not fits:
+        raise ValueError(
+            f"{by}: a tensor of shape {tuple(value.shape)} does not broadcast to the shape "
+            f"{tuple(shape)} of the draw. Draw more: shape={tuple(value.shape)}"
+        )
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -60,7 +60,7 @@ class Key:
         return self.data.shape
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(_rows(self.data))
 
     def __iter__(self) -> Iterator[Key]:
         return iter([_key(row) for row in _rows(self.data)])
@@ -96,6 +96,8 @@ _set_data = vars(Key)[
 
 def _rows(data: Tensor) -> tuple[Tensor, ...]:
     """The keys of a stack; the same tensors each time, so that their marks are found again."""
+    if not data.ndim:
+        raise TypeError("a single key is no stack: make several of it, random.split(key, n)")
     if not ops.is_plain(data):
         return data.unbind()
     rows: tuple[Tensor, ...] | None = getattr(data, "_rows", None)
@@ -197,6 +199,8 @@ def key(seed: int | Tensor) -> Key:
     if isinstance(seed, Tensor):
         if seed.dtype.is_floating_point or seed.dtype.is_complex or seed.dtype is torch.bool:
             raise TypeError(f"key(seed): a seed is an integer, got a tensor of {seed.dtype}")
+        if seed.device.type == "meta":
+            raise TypeError("key(seed): a tensor on meta has no number to be a seed")
         return _key(seed.detach().to("cpu", torch.int64, copy=True))
     if not ops.is_int(seed):
         raise TypeError(f"key(seed): a seed is an int, got {seed!r} ({type(seed).__name__})")
@@ -257,8 +261,9 @@ def split(key: Key, n: int = 2) -> Key:
     if n < 1:
         raise ValueError(f"split(key, n): n is at least 1, got {n}")
     data = data_of(key, "split()")
+    children = ops.split(data, n)
     consume(data, "split()")
-    return _key(ops.split(data, n))
+    return _key(children)
 
 
 def fold_in(key: Key, data: int | str | Tensor) -> Key:

@@ -55,6 +55,10 @@ class SeedSource:
             return seed % 2**63
         return generator_of(seed) if self.form == "generator" else state_of(seed)
 
+    def child(self, name: str) -> SeedSource:
+        """The source for a part of the tree, such as one of several equal modules."""
+        return SeedSource(derive(self.seed, "part", name), self.form)
+
     def __repr__(self) -> str:
         return f"SeedSource({self.form})"
 
@@ -77,6 +81,10 @@ class KeySource:
     def of(self, name: str) -> Key:
         """The key of the module that ``name`` is for; the same leaf each time it is asked."""
         return child_of(self.key, name)
+
+    def child(self, name: str) -> KeySource:
+        """The source for a part of the tree, such as one of several equal modules."""
+        return KeySource(child_of(self.key, f"part {name}").data)
 
     def with_key(self, key: Any) -> KeySource:
         """This source around another leaf."""

@@ -333,7 +333,6 @@ def test_choice_follows_its_probabilities() -> None:
     [
         (0, {}),
         (-1, {}),
-        (1.5, {}),
         (torch.zeros(0), {}),
         (3, {"shape": (4,), "replace": False}),
         (3, {"p": torch.tensor([0.5, 0.5])}),
@@ -344,3 +343,45 @@ def test_choice_follows_its_probabilities() -> None:
 def test_choice_refuses_what_cannot_be_drawn(x: Any, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="choice"):
         random.choice(random.key(0), x, **options)
+
+
+def bad(value: Any) -> Any:
+    """What no type checker would let pass."""
+    return value
+
+
+UNFIT: list[tuple[Callable[[random.Key], Tensor], type[Exception], str]] = [
+    (lambda k: random.normal(k, (3,), torch.zeros(2)), ValueError, r"mean=.*\(2,\).*\(3,\)"),
+    (lambda k: random.normal(k, (), torch.zeros(2)), ValueError, "does not broadcast"),
+    (lambda k: random.normal(k, (3,), 0.0, bad("1")), TypeError, "std=.*'1'"),
+    (lambda k: random.normal(k, (3,), bad(None)), TypeError, "mean=.*None"),
+    (lambda k: random.uniform(k, (3,), bad(True)), TypeError, "low=.*True"),
+    (lambda k: random.uniform(k, (3,), 0.0, torch.inf), ValueError, "finite"),
+    (lambda k: random.truncated_normal(k, (3,), bad("a")), TypeError, "lower=.*'a'"),
+    (lambda k: random.bernoulli(k, (3,), torch.full((2,), 0.5)), ValueError, "does not broadcast"),
+    (lambda k: random.bernoulli(k, (3,), dtype=bad("float")), TypeError, "torch.dtype"),
+    (lambda k: random.dropout_mask(k, (2,), bad(torch.zeros(2))), TypeError, "a float"),
+    (lambda k: random.randint(k, (3,), 0, 2, dtype=bad("int")), TypeError, "torch.dtype"),
+    (lambda k: random.permutation(k, torch.zeros(3), dim=4), IndexError, r"no dim 4.*\(3,\)"),
+    (lambda k: random.permutation(k, torch.zeros(())), IndexError, "no dim 0"),
+    (lambda k: random.permutation(k, bad([1, 2])), TypeError, "a count or a tensor"),
+    (lambda k: random.categorical(k, torch.zeros(3), dim=5), IndexError, "no dim 5"),
+    (lambda k: random.choice(k, torch.zeros(3), dim=3), IndexError, "no dim 3"),
+    (lambda k: random.choice(k, torch.zeros(3), dim=bad(0.0)), TypeError, "dim is an int"),
+    (lambda k: random.choice(k, bad(None)), TypeError, "a count or a tensor"),
+    (lambda k: random.choice(k, bad(1.5)), TypeError, "a count or a tensor"),
+    (lambda k: random.choice(k, 3, p=bad([0.5, 0.5, 0.0])), TypeError, "tensor of prob"),
+    (lambda k: random.choice(k, 3, p=torch.zeros(3)), ValueError, "too few"),
+    (lambda k: random.normal(k, (2**40, 2**40)), RuntimeError, "overflow"),
+    (lambda k: random.normal(k, (3,), dtype=torch.float8_e5m2), NotImplementedError, "Float8"),
+]
+
+
+@pytest.mark.parametrize(("draw", "error", "message"), UNFIT)
+def test_what_goes_wrong_uses_nothing_up(
+    draw: Callable[[random.Key], Tensor], error: type[Exception], message: str
+) -> None:
+    key = random.key(0)
+    with torch.random.fork_rng(devices=[]), pytest.raises(error, match=message):
+        draw(key)
+    assert torch.equal(random.normal(key, (3,)), random.normal(random.key(0), (3,)))
