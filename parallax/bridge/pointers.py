@@ -224,7 +224,8 @@ def _rebuilt(value: Any, each: Callable[[Any], Any]) -> Any:
     if cls is defaultdict:
         return defaultdict(value.default_factory, {k: each(v) for k, v in value.items()})
     if cls in _MAPPINGS:
-        return cls([(key, each(item)) for key, item in value.items()])
+        made: Any = cls
+        return made([(key, each(item)) for key, item in value.items()])
     return value
 
 

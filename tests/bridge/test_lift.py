@@ -219,17 +219,19 @@ def test_a_torch_module_in_a_field_is_refused_with_the_line_that_lifts_it() -> N
     class Child(Module):
         body: Module
 
-    with pytest.raises(
-        TypeError, match=r"Constant.rate was given Linear.*bridge.lift\(...\) of it"
-    ):
+    hint = r"bridge.lift\(...\) of it"
+    with pytest.raises(TypeError, match=f"Constant.rate was given Linear.*{hint}"):
         Constant(nn.Linear(1, 1))  # type: ignore[arg-type]  # the mistake that is tested
-    with pytest.raises(TypeError, match=r"Child.body was given Linear.*bridge.lift\(...\) of it"):
+    with pytest.raises(TypeError, match=f"Child.body was given Linear.*{hint}"):
         Child(nn.Linear(1, 1))  # type: ignore[arg-type]  # as above
-    with pytest.raises(TypeError, match=r"a mutable torch.nn.Module.*bridge.lift\(...\) of it"):
-
-        class Annotated(Module):
-            body: nn.Linear
-
-        Annotated(nn.Linear(1, 1))
     linear = nn.Linear(1, 1)
-    assert torch.equal(Child(bridge.lift(linear)).body.weight, linear.weight)
+    held: Any = Child(bridge.lift(linear)).body
+    assert torch.equal(held.weight, linear.weight)
+
+
+def test_a_torch_module_as_an_annotation_is_refused_with_the_line_that_lifts_it() -> None:
+    class Annotated(Module):
+        body: nn.Linear
+
+    with pytest.raises(TypeError, match=r"a mutable torch.nn.Module.*bridge.lift\(...\) of it"):
+        Annotated(nn.Linear(1, 1))

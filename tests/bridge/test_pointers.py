@@ -50,7 +50,7 @@ def closure(self: nn.Module) -> Any:
     return lambda x: self.inner(x)  # type: ignore[operator]  # a module
 
 
-def default(self: nn.Module) -> Any:
+def default(self: Any) -> Any:
     return lambda x, module=self.inner: module(x)
 
 
@@ -87,7 +87,7 @@ def test_what_is_around_a_part_of_the_model_finds_the_leaves(way: str) -> None:
             self.__dict__["apply_it"] = WAYS[way](self)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.apply_it(x)  # type: ignore[no-any-return]  # a tensor
+            return vars(self)["apply_it"](x)  # type: ignore[no-any-return]  # a tensor
 
     model, x = Pointing().requires_grad_(False), torch.randn(2)
     lifted, other = bridge.lift(model), Pointing().requires_grad_(False)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as torch_pytree
 
 from parallax import bridge
 
@@ -99,7 +100,10 @@ def replaces_a_forward(self: Model, x: Tensor) -> Any:
 
 @forward
 def registers_hooks(self: Model, x: Tensor) -> Any:
-    first = self.inner.register_forward_hook(lambda module, args, out: out + 1)
+    def plus_one(module: nn.Module, args: Any, out: Any) -> Any:
+        return out + 1
+
+    first = self.inner.register_forward_hook(plus_one)
     self.norm.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
     y = self.inner(x), self.norm(x)
     first.remove()
@@ -141,9 +145,9 @@ def test_a_forward_is_what_it_was_and_forgotten(name: str) -> None:
     before = {n: p.clone() for n, p in model.state_dict().items()}
     x = torch.randn(3)
     plain = model.inner(x), model.norm(x), model.drop(x)
-    expected = torch.utils._pytree.tree_leaves(copy.deepcopy(model)(x))
+    expected = torch_pytree.tree_leaves(copy.deepcopy(model)(x))
     for _ in range(3):
-        found = torch.utils._pytree.tree_leaves(lifted(x))
+        found = torch_pytree.tree_leaves(lifted(x))
         assert len(found) == len(expected)
         for mine, theirs in zip(found, expected, strict=True):
             same = torch.equal(mine, theirs) if isinstance(mine, Tensor) else mine == theirs
