@@ -13,11 +13,11 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import is_compiling
-from parallax.func.call import Call, call_at
+from parallax.func.call import Argnums, Call, call_at
 from parallax.func.engines import on_tape, through
 from parallax.func.moving import name_of
 from parallax.func.results import Result, Taking
-from parallax.func.vjp import jacobian, jacrev
+from parallax.func.vjp import jacobian, jacrev_as
 
 __all__ = ["hessian", "jacfwd", "jvp", "linearize", "tangents_of"]
 
@@ -190,12 +190,22 @@ def jacfwd(
                 [0., 4.]])
     """
     what = f"func.jacfwd({name_of(func)})"
+    return _jacfwd_as(what, func, argnums, has_aux=has_aux, randomness=randomness)
+
+
+def _jacfwd_as(
+    what: str,
+    func: Callable[..., Any],
+    argnums: Argnums,
+    *,
+    has_aux: bool = False,
+    randomness: str = "error",
+) -> Callable[..., Any]:
+    def transform(flat: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:
+        return torch.func.jacfwd(flat, places, has_aux=True, randomness=randomness)
 
     @wraps(func, updated=())
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
-        def transform(flat: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:
-            return torch.func.jacfwd(flat, places, has_aux=True, randomness=randomness)
-
         return jacobian(transform, Call(func, what, argnums, args, kwargs), has_aux, levels=2)
 
     return jacobian_of
@@ -224,4 +234,5 @@ def hessian(func: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Cal
         tensor([[ 6.,  0.],
                 [ 0., 12.]])
     """
-    return jacfwd(jacrev(func, argnums), argnums)
+    what = f"func.hessian({name_of(func)})"
+    return _jacfwd_as(what, jacrev_as(what, func, argnums), argnums)

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax.func.call import Call
+from parallax.func.call import Argnums, Call
 from parallax.func.engines import gradient
 from parallax.func.moving import name_of
 from parallax.func.results import describe, with_aux
 
-__all__ = ["grad", "grad_and_value", "scalar_and_aux"]
+__all__ = ["grad", "grad_and_value", "grad_as", "scalar_and_aux"]
 
 
 def grad(
@@ -50,7 +50,13 @@ def grad(
         >>> func.grad(lambda p: (p.at**2).sum())(Point(torch.tensor([1.0, 2.0]))).at
         tensor([2., 4.])
     """
-    what = f"func.grad({name_of(func)})"
+    return grad_as(f"func.grad({name_of(func)})", func, argnums, has_aux)
+
+
+def grad_as(
+    what: str, func: Callable[..., Any], argnums: Argnums, has_aux: bool = False
+) -> Callable[..., Any]:
+    """``grad`` under another name for error messages."""
 
     def finish(result: Any) -> tuple[Tensor, Any]:
         return scalar_and_aux(result, what, has_aux)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.func.call import Call
-from parallax.func.grad import grad
+from parallax.func.call import Argnums, Call
+from parallax.func.grad import grad_as
 from parallax.func.moving import name_of
 from parallax.func.vjp import jacobian_rows
 
@@ -52,7 +52,16 @@ def jacobian_matrix(
     what = f"func.jacobian_matrix({name_of(func)})"
     if mode not in ("reverse", "forward"):
         raise ValueError(f"{what}: mode must be 'reverse' or 'forward', got {mode!r}")
+    return _matrix_as(what, func, argnums, mode, chunk_size)
 
+
+def _matrix_as(
+    what: str,
+    func: Callable[..., Any],
+    argnums: Argnums,
+    mode: str,
+    chunk_size: int | None = None,
+) -> Callable[..., Any]:
     def transform(flat: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:
         if mode == "forward":
             return torch.func.jacfwd(flat, places, has_aux=True)
@@ -98,4 +107,5 @@ def hessian_matrix(
         tensor([[ 6.,  0.],
                 [ 0., 12.]])
     """
-    return jacobian_matrix(grad(func, argnums), argnums, mode="forward")
+    what = f"func.hessian_matrix({name_of(func)})"
+    return _matrix_as(what, grad_as(what, func, argnums), argnums, "forward")

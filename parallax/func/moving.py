@@ -107,6 +107,11 @@ class Opened:
                     f"{what}: the {kind}: {path_of(self.tree, place) or 'the tensor'} has shape "
                     f"{tuple(value.shape)} and was given {got}"
                 )
+            elif kind == "tangents" and leaf.dtype is not value.dtype:  # a cotangent is cast
+                raise ValueError(
+                    f"{what}: the tangents: {path_of(self.tree, place) or 'the tensor'} has dtype "
+                    f"{value.dtype} and was given {leaf.dtype}. Cast it: tangent.to({value.dtype})"
+                )
             found.append(leaf)
         return found
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.func.call import Call
+from parallax.func.call import Argnums, Call
 from parallax.func.engines import applied, pullback, through
 from parallax.func.moving import name_of
 from parallax.func.results import Result, Taking
 
-__all__ = ["Transform", "jacobian", "jacobian_rows", "jacrev", "vjp"]
+__all__ = ["Transform", "jacobian", "jacobian_rows", "jacrev", "jacrev_as", "vjp"]
 
 
 def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[Any, ...]:
@@ -87,12 +87,24 @@ def jacrev(
                 [0., 4.]])
     """
     what = f"func.jacrev({name_of(func)})"
+    return jacrev_as(what, func, argnums, has_aux=has_aux, chunk_size=chunk_size)
+
+
+def jacrev_as(
+    what: str,
+    func: Callable[..., Any],
+    argnums: Argnums,
+    *,
+    has_aux: bool = False,
+    chunk_size: int | None = None,
+) -> Callable[..., Any]:
+    """``jacrev`` under another name for error messages."""
+
+    def transform(flat: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:
+        return torch.func.jacrev(flat, places, has_aux=True, chunk_size=chunk_size)
 
     @wraps(func, updated=())
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
-        def transform(flat: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:
-            return torch.func.jacrev(flat, places, has_aux=True, chunk_size=chunk_size)
-
         return jacobian(transform, Call(func, what, argnums, args, kwargs), has_aux)
 
     return jacobian_of

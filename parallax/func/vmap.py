@@ -348,5 +348,11 @@ class _Outputs:
                 values.append(next(shared))
             else:
                 tensor = next(stacked)
+                if dim and not -tensor.dim() <= dim < tensor.dim():
+                    raise ValueError(
+                        f"{self.what}: out_dims={dim} for a result that has "
+                        f"{tensor.dim() - 1} dimensions and gets one more. "
+                        f"Give one from {-tensor.dim()} to {tensor.dim() - 1}"
+                    )
                 values.append(tensor if dim == 0 else tensor.movedim(0, dim))
         return self.close(values)
