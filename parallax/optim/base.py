@@ -145,7 +145,7 @@ class Optimizer(Kernel):
         next_state = old.close(step, moments, others, clocks.clock_of)
         next_model = core._close(part, made, model._rng)  # type: ignore[attr-defined]  # a module
         if not (_compat.is_compiling() or self._differentiable):
-            remember(plan, model, grads, next_model, next_state)
+            remember(plan, model, grads, state, next_model, next_state)
         if donate:
             mark(model)
             mark(state, *state.moments.values())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from copy import copy
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -86,6 +87,16 @@ class Plan:
         self._check_grads = _check(theirs)
         self.kept = True
 
+    def again(self) -> Plan:
+        """The plan for a state that steps of another plan came to."""
+        plan = copy(self)
+        plan.rows = [Row(group, members, {}) for group, members, _ in self.rows]
+        return plan
+
+    def is_again(self, other: Plan) -> bool:
+        """Whether both are for the same arguments."""
+        return self._check_grads is other._check_grads
+
     def _pick(self, column: Sequence[Any]) -> Sequence[Any]:
         chosen = self.chosen
         if len(chosen) == len(column):
@@ -132,10 +143,12 @@ def plan_for(
     traced = _compat.is_compiling()
     kept = None if traced else vars(state).get(_MEMO)
     if kept is not None:
-        plan, made = kept
-        found = plan.fits(model, made() is model, grads, groups)
-        if found is not None:
-            return plan, found
+        plans, made = kept
+        for place, plan in enumerate(plans):
+            last = place == 0
+            found = plan.fits(model, last and made() is model, grads, groups)
+            if found is not None:
+                return plan if last else plan.again(), found
     if 0 < groups < max(state.labels):
         raise ValueError(
             f"{what}: the state was made for {max(state.labels)} groups or more, and the optimizer "
@@ -147,16 +160,18 @@ def plan_for(
     return Plan(chosen, state.labels, groups), given
 
 
-_MEMO = "_plan"
+_MEMO = "_plans"
+_MOST = 4  # a run may go to and fro: a part of the model has no gradient in every other step
 
 
-def remember(plan: Plan, model: Any, grads: Any, made: Any, state: State) -> None:
-    """Keeps a plan on the state that its step made, for the next step.
+def remember(plan: Plan, model: Any, grads: Any, before: State, made: Any, state: State) -> None:
+    """Keeps a plan on the state that its step made, for the next step, and a few older ones.
 
     Args:
         plan: the plan.
         model: the module before the step.
         grads: its gradients.
+        before: the state before the step.
         made: the module after the step.
         state: the state after the step.
     """
@@ -165,4 +180,7 @@ def remember(plan: Plan, model: Any, grads: Any, made: Any, state: State) -> Non
     if not plan.kept:
         plan.keep(model, grads)
     if plan.kept:
-        vars(state)[_MEMO] = plan, weakref.ref(made)
+        plans = vars(before).get(_MEMO, ((), None))[0]
+        if not (plans and plans[0] is plan):
+            plans = (plan, *[other for other in plans if not other.is_again(plan)][: _MOST - 1])
+        vars(state)[_MEMO] = plans, weakref.ref(made)

@@ -233,18 +233,22 @@ def test_what_is_kept_from_step_to_step_is_not_believed_of_other_trees(
         kept = kept if k in (2, 3, 5) else tree.map(torch.clone, kept)
 
 
-@pytest.mark.parametrize("donate", [False, True])
-@pytest.mark.parametrize("case", [c for c in MODULES if c.name != "empty"], ids=str)
-def test_a_run_looks_at_its_trees_once(
-    case: Case, donate: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looked = []
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Grows whenever a step looks at its trees leaf by leaf."""
+    found: list[Any] = []
 
     def counting(*arguments: Any) -> Any:
-        looked.append(arguments[0])
+        found.append(arguments[0])
         return gather(*arguments)
 
     monkeypatch.setattr(plan, "gather", counting)
+    return found
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("case", [c for c in MODULES if c.name != "empty"], ids=str)
+def test_a_run_looks_at_its_trees_once(case: Case, donate: bool, looked: list[Any]) -> None:
     model, opt = case.make(), optim.Adam()
     state = opt.init(model)
     for _ in range(4):
@@ -253,14 +257,7 @@ def test_a_run_looks_at_its_trees_once(
     assert len(looked) == 1
 
 
-def test_a_run_of_prepared_models_looks_at_its_trees_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked = []
-
-    def counting(*arguments: Any) -> Any:
-        looked.append(arguments[0])
-        return gather(*arguments)
-
-    monkeypatch.setattr(plan, "gather", counting)
+def test_a_run_of_prepared_models_looks_at_its_trees_once(looked: list[Any]) -> None:
     model, opt, x = MLP().initialize(0), optim.SGD(lr=0.01), example_input()
     state = opt.init(model)
     for seed in range(5):
@@ -268,6 +265,15 @@ def test_a_run_of_prepared_models_looks_at_its_trees_once(monkeypatch: pytest.Mo
         model(x).square().sum().backward()
         model, state = opt.step(model, model.grad(), state)
     assert len(looked) == 1
+
+
+def test_a_run_to_and_fro_looks_at_each_kind_of_tree_once(looked: list[Any]) -> None:
+    model, opt = Matrices().initialize(0), optim.Adam()
+    state = opt.init(model)
+    for k, grads in enumerate(gradients(model, 9)):
+        kinds = grads, tree.partition(grads, "first")[1], tree.map(other_memory, grads)
+        model, state = opt.step(model, kinds[k % 3], state)
+    assert len(looked) == 3
 
 
 def test_a_step_after_others_refuses_what_the_first_would_refuse() -> None:
