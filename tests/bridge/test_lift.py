@@ -230,8 +230,11 @@ def test_a_torch_module_in_a_field_is_refused_with_the_line_that_lifts_it() -> N
 
 
 def test_a_torch_module_as_an_annotation_is_refused_with_the_line_that_lifts_it() -> None:
-    class Annotated(Module):
-        body: nn.Linear
+    def declare() -> type:
+        class Annotated(Module):
+            body: nn.Linear
+
+        return Annotated
 
     with pytest.raises(TypeError, match=r"a mutable torch.nn.Module.*bridge.lift\(...\) of it"):
-        Annotated(nn.Linear(1, 1))
+        declare()
