@@ -12,6 +12,7 @@ import torch
 
 from parallax import _compat
 from parallax.compiler.outside import LEAF, Outside
+from parallax.structure import Structure
 
 __all__ = ["compile_flat", "compile_settings", "settings_for"]
 
@@ -39,7 +40,9 @@ def compile_settings(options: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def settings_for(settings: dict[str, Any], items: Sequence[Any]) -> dict[str, Any]:
+def settings_for(
+    settings: dict[str, Any], items: Sequence[Any], tokens: Sequence[Any]
+) -> dict[str, Any]:
     """The settings with the default options for a graph of these items.
 
     What inductor writes around its kernels is Python unless it is asked for C++; for a small step
@@ -50,10 +53,17 @@ def settings_for(settings: dict[str, Any], items: Sequence[Any]) -> dict[str, An
     devices = {item.device.type for item in items if isinstance(item, torch.Tensor)}
     if settings["backend"] != "inductor" or devices != {"cpu"}:
         return settings
-    defaults = {"cpp_wrapper": True}
+    # In C++ inductor cannot call a graph from a graph, as which repeated blocks are compiled.
+    defaults: dict[str, Any] = {} if _repeats(tokens) else {"cpp_wrapper": True}
     if "size_asserts" not in options:
         defaults |= _compat.unasserted_inputs()
     return {**settings, "options": {**defaults, **options}}
+
+
+def _repeats(tokens: Sequence[Any]) -> bool:
+    """Whether a module among the arguments is compiled as a graph that is called several times."""
+    structures = [token for token in tokens if type(token) is Structure]
+    return any(hasattr(node.cls, "__repeats__") for one in structures for node in one.nodes())
 
 
 _LEAF_GUARDS = ("TENSOR_MATCH", "TYPE_MATCH", "SEQUENCE_LENGTH")

@@ -131,7 +131,7 @@ class Graph:
         self._sharing: dict[int, Any] = {}  # by the number of globals that were known then
         # Dynamo makes a size symbolic when it sees another one under the same name.
         self.name: str = like.name if like is not None else f"{_name(fn)}_{next(_count)}"
-        self._run = self._compile(fn, settings_for(settings, items))
+        self._run = self._compile(fn, settings_for(settings, items, tokens))
 
     def fits(self, items: Sequence[Any]) -> bool:
         """Whether this graph is right for ``items`` of its structure."""

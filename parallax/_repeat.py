@@ -1,0 +1,160 @@
+"""A higher-order operator that calls one traced function several times, and is compiled once.
+
+This is the part of ``_compat`` that only a compiled ``nn.Stack`` loads: all of it is private torch.
+torch has such operators (``scan``, ``invoke_subgraph``), but dynamo refuses them within a transform
+of ``torch.func``, so that no gradient can be taken inside of compiled code.
+
+- Dynamo traces the function once, as for ``wrap``, and does not look for aliases in its graph,
+  which is what it cannot do within a transform.
+- While AOTAutograd traces the graph, each call becomes an ``invoke_subgraph`` of one and the same
+  graph, which inductor compiles once. A call under ``grad`` becomes an autograd function whose
+  backward is such a call again, of the vector-Jacobian product; so derivatives of any order work.
+- Everywhere else the function is simply called.
+"""
+
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.variables import higher_order_ops as variables
+from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
+from torch._ops import HigherOrderOperator
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+__all__ = ["repeat"]
+
+_Grad = torch._C._functorch.TransformType.Grad
+_count = itertools.count()
+
+
+class Repeat(HigherOrderOperator):
+    """``repeat(body, value, *firsts, *stacks, *rest, members=, times=)``.
+
+    ``body(value, *members, *stacks, *rest)`` is called ``times`` times with the value it returned
+    before, each time with the next row of every stack. ``firsts`` are the first rows.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("parallax_repeat")
+
+    def __call__(self, body: Any, value: Tensor, *operands: Any, members: int, times: int) -> Any:
+        stacks, rest = operands[members : 2 * members], operands[members:]
+        program = _program(body)
+        rows = [stack.unbind(0) for stack in stacks]
+        for k in range(times):
+            (value,) = _called(program, [value, *[row[k] for row in rows], *rest])
+        return (value,)
+
+
+repeat = Repeat()
+
+
+class _Variable(variables.BaseHOPVariable):
+    supports_input_mutation = True
+    supports_aliasing = True
+
+    def _call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
+        proxies, _, example, body, _, _, outputs, _ = self.create_wrapped_node(
+            tx, args[0], args[1:], {}, "repeat", subgraph_name="repeated",
+            set_subgraph_inputs="automatic_with_forced_inputs",
+        )  # fmt: skip
+        constants = {name: value.as_proxy() for name, value in kwargs.items()}
+        return variables._call_function_with_auto_output_flattening(
+            tx, self.value, proxies, constants, example, body, outputs
+        )
+
+
+variables._hop_name_to_variable_class["parallax_repeat"] = _Variable
+
+
+class _Program:
+    """A function of tensors to a tuple of tensors, by a name that tells equal graphs."""
+
+    __slots__ = ("fn", "name", "pullbacks")
+
+    def __init__(self, fn: Callable[..., tuple[Tensor, ...]], name: str) -> None:
+        self.fn = fn
+        self.name = name
+        self.pullbacks: dict[Any, _Program] = {}
+
+    def pullback(self, wanted: tuple[int, ...], given: tuple[int, ...], count: int) -> _Program:
+        """The program of the operands and the cotangents ``given`` to those of ``wanted``."""
+        key = wanted, given
+        if key not in self.pullbacks:
+            fn = self.fn
+
+            def pull(*inputs: Tensor) -> tuple[Tensor, ...]:
+                operands, cotangents = list(inputs[:count]), inputs[count:]
+
+                def moved(*values: Tensor) -> list[Tensor]:
+                    for place, value in zip(wanted, values, strict=True):
+                        operands[place] = value
+                    outs = fn(*operands)
+                    return [outs[k] for k in given]
+
+                _, vjp = torch.func.vjp(moved, *[operands[k] for k in wanted])
+                return tuple(vjp(list(cotangents)))
+
+            self.pullbacks[key] = _Program(pull, f"{self.name}_back{len(self.pullbacks)}")
+        return self.pullbacks[key]
+
+
+def _program(body: Any) -> _Program:
+    """The program of a graph, the same each time."""
+    found: _Program | None = getattr(body, "_parallax_program", None)
+    if found is None:
+        found = _Program(body, f"parallax_{next(_count)}")
+        body._parallax_program = found
+    return found
+
+
+def _called(program: _Program, operands: Sequence[Any]) -> tuple[Tensor, ...]:
+    """The results of a program: of a call of its graph, where a graph is traced."""
+    if get_proxy_mode() is None or not _only_gradients():
+        return program.fn(*operands)
+    differentiable = torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in operands
+    )
+    if differentiable:
+        return _Call.apply(program, *operands)
+    if torch._C._are_functorch_transforms_active():  # nothing to differentiate at this level
+        return _Call.apply(program, *operands)
+    return tuple(invoke_subgraph(program.fn, program.name, *operands))
+
+
+def _only_gradients() -> bool:
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return all(entry.key() == _Grad for entry in stack)
+
+
+class _Call(torch.autograd.Function):
+    """A call that autograd sees as one function, at whatever level of ``torch.func.grad``."""
+
+    @staticmethod
+    def forward(program: _Program, *operands: Any) -> tuple[Tensor, ...]:
+        return _called(program, operands)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.program, *operands = inputs
+        ctx.save_for_backward(*operands)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        operands = ctx.saved_tensors
+        # Always the first operand, too: the first call of all shall have the graph of the others.
+        wanted = (0, *[k for k in range(1, len(operands)) if ctx.needs_input_grad[k + 1]])
+        given = tuple(k for k, cotangent in enumerate(cotangents) if cotangent is not None)
+        program = ctx.program.pullback(wanted, given, len(operands))
+        found = _called(program, [*operands, *[cotangents[k] for k in given]])
+        grads: list[Any] = [None] * (len(operands) + 1)
+        for place, grad in zip(wanted, found, strict=True):
+            grads[place + 1] = grad if ctx.needs_input_grad[place + 1] else None
+        return tuple(grads)

@@ -1,0 +1,229 @@
+"""Equal blocks whose leaves are stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from parallax import _compat, effects, notes, tracing, tree
+from parallax.fields import Lazy
+from parallax.initialize import Several
+from parallax.module import Module
+from parallax.nn.arguments import positive
+from parallax.registry import flatten_module, unflatten_module
+
+__all__ = ["Stack"]
+
+
+class Stack(Module):
+    """Equal blocks, one after the other, held as one block whose leaves are stacked.
+
+    What a tuple of blocks computes, with as many leaves as one block has: every verb and every
+    optimizer works on few large tensors, and compiling takes as long as for one block. Each block
+    is initialized for itself, with the numbers it would have in a tuple; has random numbers of
+    its own; and its effects are its own.
+
+    Args:
+        block: takes its input to something of the same shape; not initialized, so that each of
+            the blocks gets values of its own.
+        count: how many blocks.
+        checkpoint: compute each block once more in backward, instead of keeping what it computed.
+            On autograd's tape; not within another transform.
+
+    Shape:
+        - input: what the block takes; further arguments are given to each block
+        - output: as the input
+
+    Raises:
+        TypeError: if ``block`` is no module or ``count`` no int.
+        ValueError: if ``count`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> stack = nn.Stack(nn.Residual(nn.Linear(4, 4)), 12).initialize(0)
+        >>> stack.block.inner.weight.shape
+        torch.Size([12, 4, 4])
+        >>> stack(torch.ones(2, 4)).shape
+        torch.Size([2, 4])
+        >>> stack[3]
+        Residual(
+          (inner): Linear(in_features=4, out_features=4, bias=True)
+        )
+    """
+
+    block: Module
+    count: int
+    checkpoint: bool
+
+    __repeats__: ClassVar[bool] = True
+
+    def __init__(self, block: Module, count: int, *, checkpoint: bool = False) -> None:
+        super().__init__()
+        if not isinstance(block, Module):
+            raise TypeError(f"Stack(block=): expected a parallax.Module, got {block!r}")
+        positive("Stack", count=count)
+        leaves, structure = flatten_module(block)
+        pairs = zip(leaves, structure.paths, strict=True)
+        several = [_several(leaf, path, count) for leaf, path in pairs]
+        self.block = unflatten_module(structure, several, block._rng)
+        self.count = count
+        self.checkpoint = checkpoint
+
+    @classmethod
+    def of(cls, blocks: Sequence[Module], *, checkpoint: bool = False) -> Self:
+        """The stack of blocks that are there already.
+
+        Args:
+            blocks: equal but for the values of their leaves.
+            checkpoint: as above.
+
+        Raises:
+            ValueError: if two differ in anything else; the message names where.
+
+        Example:
+            >>> import torch
+            >>> from parallax import nn
+            >>> blocks = [nn.Linear(2, 2).initialize(seed) for seed in range(3)]
+            >>> stack = nn.Stack.of(blocks)
+            >>> torch.equal(stack[2].weight, blocks[2].weight)
+            True
+        """
+        stacked = tree.stack(list(blocks))
+        return cls(blocks[0], len(blocks), checkpoint=checkpoint).replace(block=stacked)
+
+    def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call one block after the other."""
+        if effects.source_of(self._rng) is not self._rng:
+            return self._collected(input, args, kwargs)
+        if _compat.is_compiling() and isinstance(input, Tensor) and not self.checkpoint:
+            return self._repeated(input, args, kwargs)
+        recompute = self.checkpoint and torch.is_grad_enabled() and self.mode == "train"
+        value = input
+        for block in self._blocks():
+            if recompute:
+                value = _recomputed(block, value, args, kwargs)
+            else:
+                value = block(value, *args, **kwargs)
+        return value
+
+    def _repeated(self, input: Tensor, args: Any, kwargs: Any) -> Any:
+        """Calls the blocks as a function that is traced and compiled once."""
+        stacked, outline = tracing.take_apart(self.block)
+        present = [k for k, leaf in enumerate(stacked) if leaf is not None]
+        keys = [rng.key for rng in self._rngs()] if self._rng is not None else []
+        stacks = [stacked[k] for k in present]
+        if keys:
+            stacks.append(torch.stack(keys))
+        rng = self._rng
+
+        def call(value: Tensor, *rows: Tensor) -> Tensor:
+            leaves: list[Any] = [None] * len(stacked)
+            for k, row in zip(present, rows):  # noqa: B905  # dynamo traces no strict=
+                leaves[k] = row
+            held = rng.with_key(rows[-1]) if keys else rng
+            return tracing.rebuild(outline, leaves, held)(value, *args, **kwargs)
+
+        return _compat.repeated(call, input, stacks, self.count)
+
+    def _collected(self, input: Any, args: Any, kwargs: Any) -> Any:
+        """Calls the blocks, and emits what each of them emits, stacked."""
+        call = effects.collect(lambda block, value: block(value, *args, **kwargs))
+        value, before, after = input, [], []
+        for block in self._blocks():
+            value, changed = call(block, value)
+            before.append(_taken(block)[0])
+            after.append(_taken(changed)[0])
+        _, paths = _taken(self.block)
+        for path, old, new in zip(paths, zip(*before), zip(*after)):  # noqa: B905  # dynamo traces no strict=
+            if any([one is not two for one, two in zip(old, new)]):  # noqa: B905  # as above
+                _at(self.block, path).emit(**{path[-1]: torch.stack(new)})
+        return value
+
+    def _members(self) -> tuple[list[tuple[list[Any], Any]], Callable[..., Any]]:
+        """The leaves and the rng of each block, and what builds a block from them."""
+        if _compat.is_compiling():
+            stacked, outline = tracing.take_apart(self.block)
+            build = partial(tracing.rebuild, outline)
+        else:
+            stacked, structure = flatten_module(self.block)
+            build = partial(unflatten_module, structure)
+        columns = [_unstacked(leaf, self.count) for leaf in stacked]
+        leaves = [[column[k] for column in columns] for k in range(self.count)]
+        return list(zip(leaves, self._rngs())), build  # noqa: B905  # as above
+
+    def _rngs(self) -> list[Any]:
+        """The rng of each block."""
+        path = notes.note_of(self).path or ""
+        return [_rng_of(self._rng, notes.joined(path, k)) for k in range(self.count)]
+
+    def _blocks(self) -> list[Any]:
+        members, build = self._members()
+        return [build(leaves, rng) for leaves, rng in members]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._blocks())
+
+    def __getitem__(self, index: int) -> Any:
+        return self._blocks()[index]
+
+    def extra_repr(self) -> str:
+        """Nothing: the blocks are shown."""
+        return "checkpoint=True" if self.checkpoint else ""
+
+    def __shown__(self) -> list[tuple[str, Any]]:
+        label = "0" if self.count == 1 else f"0-{self.count - 1}"
+        return [(label, self._blocks()[0])]
+
+
+def _several(leaf: Any, path: str, count: int) -> Any:
+    """The leaf of all blocks, from that of one."""
+    if isinstance(leaf, Lazy):
+        several = Several(leaf, ("block", path), count)
+        return type(leaf)((count, *leaf.shape), several, dtype=leaf.dtype)
+    return None if leaf is None else leaf.expand(count, *leaf.shape).clone()
+
+
+def _unstacked(leaf: Any, count: int) -> Sequence[Any]:
+    """The leaf of each block, from that of all."""
+    if leaf is None:
+        return [None] * count
+    return [leaf.init.member] * count if isinstance(leaf, Lazy) else leaf.unbind(0)
+
+
+def _rng_of(rng: Any, name: str) -> Any:
+    """The rng of one block, from that of the stack."""
+    source = effects.source_of(rng)
+    return rng if source is None else effects.with_source(rng, source.child(name))
+
+
+def _recomputed(block: Any, value: Any, args: Any, kwargs: Any) -> Any:
+    # Keys make the random numbers the same again; torch's own state has no part in them.
+    return checkpoint(block, value, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def _taken(module: Any) -> tuple[list[Any], list[tuple[str, ...]]]:
+    """The leaves of a module, and the path of each."""
+    if _compat.is_compiling():
+        leaves, outline = tracing.take_apart(module)
+        return leaves, [tuple(path.split(".")) for path in outline.paths()]
+    found, structure = flatten_module(module)
+    return list(found), [tuple(path.split(".")) for path in structure.paths]
+
+
+def _at(module: Any, path: tuple[str, ...]) -> Any:
+    """The module that a path's last part belongs to."""
+    for name in path[:-1]:
+        if isinstance(module, tuple):
+            module = module[int(name)]
+        else:
+            module = module[name] if isinstance(module, dict) else getattr(module, name)
+    return module
