@@ -139,17 +139,17 @@ class SpectralNorm(_Parametrized):
         between("SpectralNorm", 0, eps=eps)
         transposed = isinstance(layer, (ConvTranspose1d, ConvTranspose2d, ConvTranspose3d))
         weight = self.original()
-        dim = _dimension("SpectralNorm", int(transposed) if dim is None else dim, weight)
+        axis = _dimension("SpectralNorm", int(transposed) if dim is None else dim, weight)
         self.n_power_iterations = n_power_iterations
         self.eps = eps
-        self.dim = dim = dim % max(weight.ndim, 1)
+        self.dim = axis = axis % max(weight.ndim, 1)
         self.u = self.v = None
         if weight.ndim > 1:
-            rows, kept = weight.shape[dim], {"dtype": weight.dtype}
+            rows, kept = weight.shape[axis], {"dtype": weight.dtype}
             columns = weight.numel() // rows
             others = [_path_of(layer, self.place)]
-            start = partial(_fill_left_, dim=dim, eps=eps)
-            finish = partial(_fill_right_, dim=dim, eps=eps)
+            start = partial(_fill_left_, dim=axis, eps=eps)
+            finish = partial(_fill_right_, dim=axis, eps=eps)
             self.u = Buffer((rows,), Following(start, *others), **kept)
             self.v = Buffer((columns,), Following(finish, *others, "u"), **kept)
 

@@ -135,7 +135,8 @@ class Recurrent(Module):
     def _layers(self, x: Tensor, states: State) -> tuple[Tensor, ...]:
         """Run over batches of sequences, with dropout between the layers while training."""
         advance = self.kernel if in_plain_eager_code() else self._scan
-        weights, layers = list(self.weights.values()), self.num_layers
+        weights: list[Tensor] = [*self.weights.values()]
+        layers = self.num_layers
         if self.dropout == 0 or layers == 1 or self.mode != "train":
             return advance(x, states, weights, layers)
         keys = random.split(random.as_key(self.rng), layers - 1)

@@ -271,4 +271,8 @@ def test_an_argument_of_another_kind_fails_at_construction() -> None:
 
 def collected(norm: Any, x: Tensor) -> Any:
     """The output, and the layer with its new statistics."""
-    return effects.collect(lambda norm, x: norm(x))(norm, x)
+    return effects.collect(called)(norm, x)
+
+
+def called(norm: Any, x: Tensor) -> Any:
+    return norm(x)

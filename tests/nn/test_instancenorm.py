@@ -51,7 +51,11 @@ def test_dtypes(dtype: torch.dtype) -> None:
 
 def collected(norm: Any, x: Tensor) -> Any:
     """The output, and the layer with its new statistics."""
-    return effects.collect(lambda norm, x: norm(x))(norm, x)
+    return effects.collect(called)(norm, x)
+
+
+def called(norm: Any, x: Tensor) -> Any:
+    return norm(x)
 
 
 def test_a_sequence_of_batches_leaves_torchs_statistics() -> None:

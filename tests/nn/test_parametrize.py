@@ -175,7 +175,11 @@ def test_several_uses_make_one_iteration() -> None:
         return one(x) - two(2 * x)
 
     after = effects.collect(twice)(layer, x)[1]
-    once = effects.collect(lambda layer, x: layer(x))(layer, x)[1]
+
+    def single(layer: Any, x: Tensor) -> Any:
+        return layer(x)
+
+    once = effects.collect(single)(layer, x)[1]
     assert_same(tree.leaves(after), tree.leaves(once))
 
 

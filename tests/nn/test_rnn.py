@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch import nn as torch_nn
+from torch.utils import _pytree as torch_pytree
 
 from parallax import Module, bridge, func, nn, random, tree
 from tests.nn.parity import assert_parity, assert_same, assert_same_start
@@ -80,7 +81,7 @@ def test_it_starts_where_torchs_does(name: str) -> None:
 
 
 def loss(net: Module, x: Tensor, hx: Any) -> Tensor:
-    parts = [part for part in torch.utils._pytree.tree_leaves(net(x, hx)) if part is not None]
+    parts = [part for part in torch_pytree.tree_leaves(net(x, hx)) if part is not None]
     return torch.stack([(part * torch.arange(part.shape[-1] + 1.0)[1:]).sum() for part in parts])
 
 
