@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from parallax import Buffer, Module, Parameter, UninitializedError, func, random, tree
@@ -223,6 +224,81 @@ def test_captured_tensors_stay_differentiable() -> None:
             return (g**2).sum() + (b**2).sum()
 
         torch.testing.assert_close(ours, torch.func.grad(reference)(c.detach()))
+
+
+class Scaled(torch.autograd.Function):
+    """``x`` times the sum of ``k``, whose backward is written by hand."""
+
+    @staticmethod
+    def forward(x: Tensor, k: Tensor) -> Tensor:
+        return x * k.sum()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, k = ctx.saved_tensors
+        return grads[0] * k.sum(), (grads[0] * x).sum().expand_as(k)
+
+
+def written_in_place(m: Any, c: Tensor) -> Tensor:
+    y: Tensor = m(X).clone()
+    y[0] *= c.sum()
+    return y.mul_((c * 2)[0]).sum()
+
+
+def written_into_zeros(m: Any, c: Tensor) -> Any:
+    y = torch.zeros(4, dtype=torch.float64)
+    y[:2] = c * 2
+    return m.weight.sum() * y.unbind(0)[1]
+
+
+HIDDEN: dict[str, Callable[[Any, Tensor], Any]] = {
+    "custom function": lambda m, c: Scaled.apply(m(X), c).sum(),  # type: ignore[no-untyped-call]  # torch's own
+    "in place": written_in_place,
+    "a view of what was written": written_into_zeros,
+    "one of several results": lambda m, c: torch.linalg.slogdet(m.weight * c[0] + torch.eye(3))[1],
+    "where": lambda m, c: torch.where(m.weight > 0, m.weight * c[0], m.weight).sum(),
+    "a list": lambda m, c: torch.stack([m.weight.sum(), c.sum()]).prod(),
+    "a checkpoint": lambda m, c: checkpoint(
+        lambda x: (m(x) * c.sum()).sum(), X, use_reentrant=False
+    ),
+}
+
+
+@pytest.mark.parametrize("made", [lambda c: c, lambda c: c * 2], ids=["leaf", "made of a leaf"])
+@pytest.mark.parametrize("how", HIDDEN)
+def test_a_captured_tensor_is_found_wherever_it_enters(how: str, made: Any) -> None:
+    fn, model, c = HIDDEN[how], net(), torch.tensor([0.3, 0.6], dtype=torch.float64)
+
+    def slope(c: Tensor) -> Any:
+        return (func.grad(lambda m: fn(m, made(c)))(model).weight ** 2).sum()
+
+    leaf = c.clone().requires_grad_()
+    (ours,) = torch.autograd.grad(slope(leaf), leaf)
+    step = 1e-6 * torch.eye(2, dtype=torch.float64)
+    numeric = torch.stack([(slope(c + h) - slope(c - h)) / 2e-6 for h in step])
+    torch.testing.assert_close(ours, numeric, rtol=1e-5, atol=1e-6)
+
+
+def test_dual_numbers_of_autograd_pass_through() -> None:
+    model, along = net(), torch.ones(3, 3, dtype=torch.float64)
+    with forward_ad.dual_level():
+        dual: Any = forward_ad.make_dual(model.weight, along)
+        grads: Any = func.grad(loss)(model.replace(weight=dual)).weight
+        tangent = forward_ad.unpack_dual(grads).tangent
+        factor = forward_ad.make_dual(torch.tensor(2.0), torch.tensor(1.0))
+        captured: Any = func.grad(lambda m: loss(m) * factor**2)(model).weight
+        by_factor = forward_ad.unpack_dual(captured).tangent
+
+    def of_weight(w: Tensor) -> Tensor:
+        return loss(model.replace(weight=w))
+
+    expected: Any = torch.func.jvp(torch.func.grad(of_weight), (model.weight,), (along,))[1]
+    torch.testing.assert_close(tangent, expected)
+    torch.testing.assert_close(by_factor, 4 * func.grad(loss)(model).weight)
 
 
 def test_a_captured_tensor_that_does_not_touch_the_gradient_leaves_no_graph_on_it() -> None:

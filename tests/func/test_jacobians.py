@@ -347,7 +347,20 @@ def test_results_that_cannot_be_differentiated() -> None:
                 call(fn)
 
 
+@pytest.mark.parametrize("name", ["jacrev", "jacfwd", "hessian", "hessian_matrix"])
+def test_an_error_names_the_transform_that_was_called(name: str) -> None:
+    with pytest.raises(
+        TypeError, match=rf"^func.{name}\(<lambda>\): the function returned nothing"
+    ):
+        getattr(func, name)(lambda m: None)(MODEL)
+    with pytest.raises(ValueError, match=rf"^func.{name}\(loss\), argument 0: .*no trainable leaf"):
+        getattr(func, name)(loss)(tree.select(net(), "weight", "bias").freeze())
+
+
 def test_primals_and_tangents_that_do_not_fit() -> None:
+    wide = net().replace(weight=net().weight.float())
+    with pytest.raises(ValueError, match=r"tangents: Net.weight has dtype torch.float64.*float32"):
+        func.jvp(loss, (net(),), (wide,))
     with pytest.raises(TypeError, match=r"primals must be a tuple.*\(argument,\)"):
         func.jvp(loss, MODEL, (like(DIRECTION),))  # type: ignore[arg-type]  # what is refused
     with pytest.raises(TypeError, match="one tree for each of the 1 primals, got 2"):

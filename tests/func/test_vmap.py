@@ -217,6 +217,11 @@ def test_in_dims_that_do_not_fit_name_the_path() -> None:
         func.vmap(lambda m: m, (tree.map(lambda leaf: "a", STACK),))(STACK)
 
 
+def test_out_dims_out_of_range() -> None:
+    with pytest.raises(ValueError, match=r"out_dims=3 .* 1 dimensions .* from -2 to 1"):
+        func.vmap(lambda x: x, out_dims=3)(torch.ones(2, 3))
+
+
 def test_nothing_returned_and_nothing_initialised() -> None:
     with pytest.raises(TypeError, match="returned nothing"):
         func.vmap(lambda x: None)(X)
@@ -259,6 +264,20 @@ def test_ensemble_gradients(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tree.allclose(func.ensemble_grad(loss, in_dims=(-1, None))(last, X), expected)
     dims = tree.map(lambda leaf: 0, STACK)
     assert tree.allclose(func.ensemble_grad(loss, in_dims=(dims, None))(STACK, X), expected)
+
+
+@pytest.mark.parametrize("way", ["by the sum", "by vmap of grad"])
+def test_ensemble_gradients_of_members_that_share_some_leaves(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "by vmap of grad":
+        monkeypatch.setattr("parallax.func.per_sample.LARGEST", -1)
+    weights = torch.stack([net(0).weight, net(1).weight])
+    members = net(2).replace(weight=weights.movedim(0, 1))
+    dims = tree.unflatten(tree.structure(members), [1, None, None, None])
+    grads = func.ensemble_grad(loss, in_dims=(dims,))(members)
+    expected = [func.grad(loss)(members.replace(weight=weight)) for weight in weights]
+    assert tree.allclose(grads, tree.stack(expected))
 
 
 def test_many_gradients_nest_and_keep_the_graphs_of_others() -> None:
