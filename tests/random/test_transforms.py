@@ -111,6 +111,23 @@ def test_compiled_vmap_equals_a_loop() -> None:
     assert torch.equal(compiled(keys), looped(DRAWS["split_then_draw"], keys))
 
 
+def test_compiled_derivatives_of_mapped_draws_equal_a_loop() -> None:
+    def loss(x: Tensor, keys: Key) -> Tensor:
+        return torch.vmap(lambda key: (x**2 * random.normal(key, (3,))).sum())(keys).sum()
+
+    keys, x = stack(), torch.tensor(3.0, dtype=torch.float64)
+    drawn = looped(lambda key: random.normal(key, (3,)), keys).double().sum()
+    gradient = torch.func.grad(loss)
+    compiled = torch.compile(gradient, backend="aot_eager", fullgraph=True)
+    for found in (gradient(x, keys), compiled(x, keys)):
+        torch.testing.assert_close(found, 6 * drawn)
+
+    def curvature(x: Tensor, keys: Key) -> Tensor:
+        return torch.func.jvp(lambda x: gradient(x, keys), (x,), (torch.ones_like(x),))[1]  # type: ignore[no-any-return]  # a Tensor
+
+    torch.testing.assert_close(curvature(x, keys), 2 * drawn)
+
+
 def test_inductor_gives_the_same_bits_and_one_graph_for_all_keys() -> None:
     graphs = []
 
