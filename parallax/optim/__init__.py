@@ -24,7 +24,8 @@ from parallax.optim.clip import (
     clip_per_sample,
 )
 from parallax.optim.donate import DonatedError
-from parallax.optim.foreign import LBFGS, from_torch
+from parallax.optim.foreign import from_torch
+from parallax.optim.lbfgs import LBFGS
 from parallax.optim.muon import Muon
 from parallax.optim.nadam import NAdam
 from parallax.optim.radam import RAdam
