@@ -32,16 +32,19 @@ class Several:
         below: the path of the leaf, as the holder sees it, in two parts: the name of the field
             that stands for all, and the rest.
         count: how many there are.
+        members: the declaration of each.
     """
 
-    __slots__ = ("below", "count", "member")
+    __slots__ = ("below", "count", "member", "members")
 
     def __init__(self, member: Lazy, below: tuple[str, str], count: int) -> None:
         self.member = member
         self.below = below
         self.count = count
+        self.members = [member] * count
 
     def __call__(self, tensor: Tensor) -> None:
+        """Refuses: it is asked for one member after the other."""
         raise TypeError("a declaration of several leaves is initialized by its path")
 
     def paths(self, path: str) -> list[str]:
@@ -69,10 +72,11 @@ class Following:
         """Refuses: by itself it has nothing to go by."""
         raise TypeError("a declaration that follows others is initialized after them")
 
-    def declared(self, lazy: Lazy, path: str, values: dict[str, Any]) -> Lazy:
-        """The declaration on its own, once the others have values."""
+    def declared(self, lazy: Lazy, path: str, values: dict[str, Any], k: int | None) -> Lazy:
+        """The declaration on its own, once the others have values; ``k``: of which member."""
         above = path[: path.rfind(".") + 1]
-        given = [values[above + other].to("cpu") for other in self.others]
+        found = [values[above + other] for other in self.others]
+        given = [(value if k is None else value[k]).to("cpu") for value in found]
 
         def fill_(tensor: Tensor) -> None:
             self.fill(tensor, *[value.to(tensor.dtype) for value in given])
@@ -100,23 +104,33 @@ def initialize(module: Any, rng: Any, *, device: Any = None, dtype: Any = None) 
             f"{name.lower()} = {name}(...).initialize(rng)"
         )
     target = target or torch.get_default_device()
-    values = []
+    values: list[Any] = []
     with torch.no_grad(), _on_the_cpu():
         for path, leaf in zip(structure.paths, leaves, strict=True):
             if isinstance(leaf, Lazy):
                 where = f"{type(module).__name__}.{path}"
-                if type(leaf.init) is Following and target.type != "meta":
-                    leaf = leaf.init.declared(leaf, path, _by_path(structure, values))  # noqa: PLW2901  # likewise
+                if target.type != "meta":
+                    leaf = _apart(leaf, path, structure, values)  # noqa: PLW2901  # likewise
                 leaf = _drawn(leaf, seed, path, target, dtype, where)  # noqa: PLW2901  # the leaf's value
             values.append(leaf)
     return unflatten_module(structure, values, module._rng)
 
 
-def _by_path(structure: Any, values: list[Any]) -> dict[str, Any]:
-    """The values that are there by the paths of all their places."""
+def _apart(lazy: Lazy, path: str, structure: Any, values: list[Any]) -> Lazy:
+    """A declaration that does not go by other leaves any more, which have their values now."""
+    init: Any = lazy.init
+    several = type(init) is Several
+    member = init.member if several else lazy
+    if type(member.init) is not Following:
+        return lazy
     index = structure.expand or range(structure.n_places)
     places = zip(structure.place_paths, index, strict=True)
-    return {path: values[k] for path, k in places if k < len(values)}
+    placed = {place: values[k] for place, k in places if k < len(values)}
+    if not several:
+        return member.init.declared(lazy, path, placed, None)
+    init = Several(member, init.below, init.count)
+    init.members = [member.init.declared(member, path, placed, k) for k in range(init.count)]
+    return type(lazy)(lazy.shape, init, dtype=lazy.dtype)
 
 
 def _on_the_cpu() -> AbstractContextManager[Any]:
@@ -140,10 +154,8 @@ def _drawn(
 ) -> Tensor:
     """The tensor of one declaration, whose numbers depend on its path."""
     if type(lazy.init) is Several:
-        one = lazy.init.member
-        return torch.stack(
-            [_drawn(one, seed, p, target, dtype, where) for p in lazy.init.paths(path)]
-        )
+        members = zip(lazy.init.members, lazy.init.paths(path), strict=True)
+        return torch.stack([_drawn(one, seed, p, target, dtype, where) for one, p in members])
     return _value(lazy, random.derive(seed, path), target, dtype, where)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.nn import init
 
-__all__ = ["Sizes", "as_given", "at_least", "between", "is_int",
-           "one_of", "per_dim", "positive", "uniform_within"]  # fmt: skip
+__all__ = ["Sizes", "as_given", "at_least", "between", "is_int", "one_of", "per_dim", "positive",
+           "switches", "uniform_within"]  # fmt: skip
 
 Sizes = int | Sequence[int]
 """One number for every dimension, or one for each."""
@@ -65,6 +65,13 @@ def between(layer: str, least: float, most: float = inf, **numbers: Any) -> None
         if not least <= number <= most:
             upper = "" if most == inf else f" and at most {most}"
             raise ValueError(f"{layer}({name}=): must be at least {least}{upper}, got {number}")
+
+
+def switches(layer: str, **values: Any) -> None:
+    """Raises ``TypeError`` unless every value is a bool."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{layer}({name}=): expected a bool, got {value!r}")
 
 
 def per_dim(layer: str, name: str, value: Any, dims: int, least: int | None = 1) -> tuple[int, ...]:

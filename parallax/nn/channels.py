@@ -10,7 +10,7 @@ from torch.nn import init
 
 from parallax.fields import Buffer, Parameter
 from parallax.module import Module
-from parallax.nn.arguments import between, positive
+from parallax.nn.arguments import between, positive, switches
 from parallax.nn.plain import in_plain_eager_code
 
 __all__ = ["ChannelNorm"]
@@ -50,6 +50,7 @@ class ChannelNorm(Module):
         name = type(self).__name__
         positive(name, num_features=num_features)
         between(name, 0, eps=eps)
+        switches(name, affine=affine, track_running_stats=track_running_stats, bias=bias)
         if momentum is not None:
             between(name, 0, 1, momentum=momentum)
         self.num_features = num_features

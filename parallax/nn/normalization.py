@@ -13,7 +13,7 @@ from torch.nn import init
 
 from parallax.fields import Parameter
 from parallax.module import Module
-from parallax.nn.arguments import between, is_int, positive
+from parallax.nn.arguments import between, is_int, positive, switches
 from parallax.nn.refusal import ends_with, refuse, where
 
 __all__ = ["GroupNorm", "LayerNorm", "LocalResponseNorm", "RMSNorm"]
@@ -78,6 +78,7 @@ class LayerNorm(Module):
         super().__init__()
         shape = _trailing("LayerNorm", normalized_shape)
         between("LayerNorm", 0, eps=eps)
+        switches("LayerNorm", elementwise_affine=elementwise_affine, bias=bias)
         self.normalized_shape = shape
         self.eps = eps
         self.elementwise_affine = elementwise_affine
@@ -147,6 +148,7 @@ class RMSNorm(Module):
         shape = _trailing("RMSNorm", normalized_shape)
         if eps is not None:
             between("RMSNorm", 0, eps=eps)
+        switches("RMSNorm", elementwise_affine=elementwise_affine)
         self.normalized_shape = shape
         self.eps = eps
         self.elementwise_affine = elementwise_affine
@@ -223,6 +225,7 @@ class GroupNorm(Module):
         super().__init__()
         positive("GroupNorm", num_groups=num_groups, num_channels=num_channels)
         between("GroupNorm", 0, eps=eps)
+        switches("GroupNorm", affine=affine, bias=bias)
         if num_channels % num_groups:
             raise ValueError(
                 f"GroupNorm(num_channels=): {num_channels} channels cannot be divided into "

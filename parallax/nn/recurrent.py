@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from parallax import random
 from parallax.fields import Parameter
 from parallax.module import Module
-from parallax.nn.arguments import between, positive, uniform_within
+from parallax.nn.arguments import between, positive, switches, uniform_within
 from parallax.nn.dropout import dropped
 from parallax.nn.plain import in_plain_eager_code
 from parallax.nn.recurrence import State
@@ -61,6 +62,7 @@ class Recurrent(Module):
         name = type(self).__name__
         positive(name, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         between(name, 0, 1, dropout=dropout)
+        switches(name, bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 f"{name}(dropout={dropout}): dropout comes between layers, and there is one layer",
@@ -91,17 +93,17 @@ class Recurrent(Module):
     def __state_name__(name: str, _: dict[str, Any]) -> str:
         return name.removeprefix("weights.")
 
+    @abstractmethod
     def kernel(
         self, input: Tensor, states: State, weights: list[Tensor], layers: int
     ) -> tuple[Tensor, ...]:
         """Run torch's kernel: the outputs and the last states."""
-        raise TypeError(f"{type(self).__name__} defines no kernel")
 
+    @abstractmethod
     def step(
         self, drive: Tensor, state: State, weight: Tensor, bias: Any, projection: Any
     ) -> State:
         """Run one step of the recurrence; see ``recurrence``."""
-        raise TypeError(f"{type(self).__name__} defines no step")
 
     def run(self, input: Tensor, **states: Tensor | None) -> tuple[Tensor, ...]:
         """Run over whole sequences.
@@ -208,8 +210,8 @@ class Recurrent(Module):
         shown = f"{self.input_size}, {self.hidden_size}"
         if self.output_size != self.hidden_size:
             shown += f", proj_size={self.output_size}"
-        usual = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0}
-        for name, value in {**usual, "bidirectional": False}.items():
-            if getattr(self, name) != value:
-                shown += f", {name}={getattr(self, name)}"
+        usual = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0}
+        for name, default in (*usual.items(), ("bidirectional", False)):
+            value = getattr(self, name)
+            shown += "" if value == default else f", {name}={value}"
         return shown

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallax.fields import Parameter
 from parallax.module import Module
-from parallax.nn.arguments import one_of, positive, uniform_within
+from parallax.nn.arguments import one_of, positive, switches, uniform_within
 from parallax.nn.plain import in_plain_eager_code
 from parallax.nn.recurrence import gru_step, lstm_step, relu_step, tanh_step
 from parallax.nn.refusal import refuse, where
@@ -43,6 +43,7 @@ class _Cell(Module):
     ) -> None:
         super().__init__()
         positive(type(self).__name__, input_size=input_size, hidden_size=hidden_size)
+        switches(type(self).__name__, bias=bias)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias

@@ -265,6 +265,8 @@ def test_arguments_out_of_range_fail_at_construction(
 
 
 def test_an_argument_of_another_kind_fails_at_construction() -> None:
+    with pytest.raises(TypeError, match=r"BatchNorm2d\(affine=\): expected a bool, got 2"):
+        nn.BatchNorm2d(3, affine=2)  # type: ignore[arg-type]  # on purpose
     with pytest.raises(TypeError, match=r"BatchNorm2d\(momentum=\): expected a number, got '0'"):
         nn.BatchNorm2d(3, momentum="0")  # type: ignore[arg-type]  # on purpose
 

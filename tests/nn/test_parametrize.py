@@ -104,6 +104,13 @@ def test_a_layer_that_has_values_keeps_them() -> None:
     assert spectral.u is not None and torch.allclose(spectral.u.norm(), torch.ones(()))
 
 
+def test_each_block_of_a_stack_starts_by_its_own_weight() -> None:
+    stack = nn.Stack(nn.SpectralNorm(nn.Linear(6, 6)), 3).initialize(0).eval()
+    for block in stack:
+        largest = torch.linalg.matrix_norm(block.original(), 2)
+        assert_same(block.original() / block.weight, 0 * block.weight + largest, 0.05)
+
+
 class Swapped(Module):
     """Another layer, whose weight stands elsewhere."""
 

@@ -252,5 +252,7 @@ def test_arguments_out_of_range_fail_at_construction(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         getattr(nn, name)(**{**SIZES, **arguments})
+    with pytest.raises(TypeError, match=rf"{name}\(bidirectional=\): expected a bool, got 2"):
+        getattr(nn, name)(3, 2, bidirectional=2)
     with pytest.raises(TypeError, match=r"expected an int, got 2.0"):
         getattr(nn, name)(3, 2.0)
