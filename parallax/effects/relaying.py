@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax.effects.collection import Collecting, Collection
+from parallax import notes
+from parallax.effects.collection import Collecting, Collection, EffectError
 
 __all__ = ["emitted", "nest", "relay"]
 
@@ -45,7 +46,7 @@ def emitted(inner: Any) -> list[Tensor]:
     return values + [value for values in (collection.sown or {}).values() for value in values]
 
 
-def relay(rng: Any, inner: Any, values: list[Tensor]) -> None:
+def relay(rng: Any, inner: Any, values: list[Tensor], aside: bool = False) -> None:
     """Records what came out of a transform where the transform was called.
 
     Args:
@@ -53,11 +54,22 @@ def relay(rng: Any, inner: Any, values: list[Tensor]) -> None:
         inner: what it held inside.
         values: ``emitted(inner)`` as the transform returned it; a mapped dimension comes first,
             and is merged by the rule of the emission where the buffer is not mapped.
+        aside: whether modules are mapped elsewhere than in their first dimension.
+
+    Raises:
+        EffectError: if they are, and something was emitted: it would be put in crosswise.
     """
     if type(inner) is not Collecting:
         return
     outer, collection, given = rng.collection, inner.collection, iter(values)
     collection.over = True
+    if aside and collection.emissions:
+        path, _, buffers, _ = collection.emissions[0]
+        raise EffectError(
+            f"the effect of {notes.joined(path, next(iter(buffers), ""))!r} "
+            f"came out of a vmap over another dimension of the module than its first. Map modules "
+            f"over dimension 0, as tree.stack makes them: in_dims=(0, ...)"
+        )
     for path, rule, buffers, _ in collection.emissions or []:
         outer.emissions.append((path, rule, {name: next(given) for name in buffers}, True))
     for address, sown in (collection.sown or {}).items():

@@ -77,10 +77,10 @@ class Nesting:
         """All that was emitted inside, to be returned beside the result."""
         return [value for _, inner in self.pairs for value in effects.emitted(inner)]
 
-    def relay(self, values: Sequence[Tensor]) -> None:
-        """Records what came out where the transform was called."""
+    def relay(self, values: Sequence[Tensor], aside: bool = False) -> None:
+        """Records what came out where the transform was called; see ``effects.relay``."""
         start = 0
         for rng, inner in self.pairs:
             count = len(effects.emitted(inner))
-            effects.relay(rng, inner, list(values[start : start + count]))
+            effects.relay(rng, inner, list(values[start : start + count]), aside)
             start += count

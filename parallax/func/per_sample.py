@@ -182,7 +182,7 @@ class _Summed(Call):
         tensors = filled(list(self.batch.tensors), self.places, values)
         found = run_flat(self._losses, self.batch, tensors, self.randomness)
         close, count = self.closing
-        self.nesting.relay(found[count:])
+        self.nesting.relay(found[count:], self.batch.aside())
         return found[0], close(found[1:count])
 
     def _losses(self, members: Sequence[Tensor]) -> list[Tensor]:

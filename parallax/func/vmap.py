@@ -82,7 +82,7 @@ def vmap(
             return [*outs.take(result), *nesting.emitted()]
 
         found = run_flat(flat, batch, batch.tensors, randomness, chunk_size)
-        nesting.relay(found[outs.count :])
+        nesting.relay(found[outs.count :], batch.aside())
         return outs.give(found)
 
     return mapped
@@ -181,6 +181,14 @@ class Batch:
         for part in self.parts:
             args[part.index] = part.around(tensors)
         return args
+
+    def aside(self) -> bool:
+        """Whether a leaf of a tree is mapped elsewhere than in its first dimension."""
+        return any(
+            any(self.dims[part.start : part.start + len(part.places)])
+            for part in self.parts
+            if not isinstance(self.args[part.index], Tensor)
+        )
 
     def _uneven(self, in_dims: Any, what: str) -> str:
         """Names two leaves of different sizes."""

@@ -153,6 +153,24 @@ def test_func_vmap_hands_effects_on(x: Tensor) -> None:
         torch.testing.assert_close(after.layers[0].running_mean[k], alone.layers[0].running_mean)
 
 
+def test_effects_of_a_module_mapped_aside_are_refused_rather_than_put_in_crosswise(
+    x: Tensor,
+) -> None:
+    members = tree.stack([net(), tree.map(lambda leaf: leaf + 1, net())] * 2)
+    sideways = tree.map(lambda leaf: leaf.movedim(0, -1), members)
+
+    def over_members(module: Any, x: Tensor) -> Any:
+        return func.vmap(forward, in_dims=(sideways_dims(module), None))(module, x)
+
+    def sideways_dims(module: Any) -> Any:
+        return tree.map(lambda leaf: leaf.ndim - 1, module)
+
+    with pytest.raises(EffectError, match=r"layers\.0\.running_mean.*in_dims=\(0"):
+        effects.collect(over_members)(sideways, x)
+    _, found = effects.capture(lambda module, x: over_members(module.eval(), x))(sideways, x)
+    assert found == {}
+
+
 def test_func_jvp_and_vjp_hand_effects_on(x: Tensor) -> None:
     def forwards(module: Any, x: Tensor) -> Any:
         return func.jvp(lambda x: loss(module, x), (x,), (torch.ones_like(x),))
