@@ -66,7 +66,7 @@ def relay(rng: Any, inner: Any, values: list[Tensor], aside: bool = False) -> No
     if aside and collection.emissions:
         path, _, buffers, _ = collection.emissions[0]
         raise EffectError(
-            f"the effect of {notes.joined(path, next(iter(buffers), ""))!r} "
+            f"the effect of {notes.joined(path, next(iter(buffers), ''))!r} "
             f"came out of a vmap over another dimension of the module than its first. Map modules "
             f"over dimension 0, as tree.stack makes them: in_dims=(0, ...)"
         )
