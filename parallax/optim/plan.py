@@ -10,7 +10,7 @@ metadata, which torch compares in C++.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -57,6 +57,7 @@ class Plan:
         "_groups",
         "_holes",
         "_model",
+        "_pick",
         "chosen",
         "kept",
         "rows",
@@ -76,6 +77,7 @@ class Plan:
         """Prepares to know such arguments again, if they can be known so."""
         leaves, self._model = flatten_module(model)
         given, self._grads = flatten_module(grads)
+        self._pick = _picker(self.chosen, len(leaves))
         mine, theirs = self._pick(leaves), self._pick(given)
         dense = all([t.layout is torch.strided for t in (*mine, *theirs)])
         if not dense or self._model.expand != self._grads.expand:
@@ -96,12 +98,6 @@ class Plan:
     def is_again(self, other: Plan) -> bool:
         """Whether both are for the same arguments."""
         return self._check_grads is other._check_grads
-
-    def _pick(self, column: Sequence[Any]) -> Sequence[Any]:
-        chosen = self.chosen
-        if len(chosen) == len(column):
-            return column
-        return itemgetter(*chosen)(column) if len(chosen) > 1 else [column[k] for k in chosen]
 
     def fits(self, model: Any, known: bool, grads: Any, groups: int) -> Sequence[Any] | None:
         """All gradients in the order of the model's leaves, if everything is as it was.
@@ -125,6 +121,14 @@ class Plan:
         if any([leaves[k] is not None and given[k] is not None for k in self._holes]):
             return None
         return given
+
+
+def _picker(chosen: Sequence[int], count: int) -> Callable[[Any], Sequence[Any]]:
+    if len(chosen) == count:
+        return tuple
+    if len(chosen) > 1:
+        return itemgetter(*chosen)
+    return itemgetter(slice(chosen[0], chosen[0] + 1) if chosen else slice(0))
 
 
 def _check(tensors: Sequence[Tensor]) -> Any:
