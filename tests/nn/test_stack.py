@@ -1,0 +1,297 @@
+"""A stack is the tuple of its blocks: values, gradients, random numbers, effects, compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import parallax
+from parallax import Buffer, Module, Parameter, bridge, effects, func, nn, random, tree
+from tests.nn.parity import assert_same
+
+
+class Block(Module):
+    """Everything a block may have: constants, a hole, a tie, a norm, dropout."""
+
+    linear: nn.Linear
+    norm: nn.LayerNorm
+    dropout: nn.Dropout
+    nothing: Parameter | None = None
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return x + scale * self.dropout(torch.tanh(self.linear(self.norm(x))))
+
+
+class Count(Module):
+    """Emits, and names an intermediate result."""
+
+    calls: Buffer
+    weight: Parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.emit(calls=self.calls + x.detach().sum())
+        self.sow(seen=x)
+        return x * self.weight
+
+
+class Tuple(Module):
+    """What a stack stands for."""
+
+    blocks: tuple[Module, ...]
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        for block in self.blocks:
+            x = block(x, *args)
+        return x
+
+
+class Net(Module):
+    """A module with a stack below."""
+
+    blocks: nn.Stack
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+
+def block(rate: float = 0.0) -> Block:
+    return Block(nn.Linear(4, 4), nn.LayerNorm(4), nn.Dropout(rate))
+
+
+def both(count: int = 3) -> tuple[nn.Stack, Tuple]:
+    stack = nn.Stack(block(), count).initialize(0)
+    return stack, Tuple(tuple(stack))
+
+
+def loss(module: Module, x: Tensor) -> Tensor:
+    return module(x).square().sum()
+
+
+def rows(grads: Tuple) -> list[Tensor]:
+    """The gradients of a tuple of blocks, stacked."""
+    each = [[leaf for leaf in tree.leaves(b) if leaf is not None] for b in grads.blocks]
+    return [torch.stack(leaves) for leaves in zip(*each, strict=True)]
+
+
+X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+
+
+# -- what it is -----------------------------------------------------------------------------------
+
+
+def test_its_leaves_are_those_of_one_block_stacked() -> None:
+    stack, unstacked = both()
+    assert tree.summary(stack).count == tree.summary(unstacked).count
+    assert stack.block.linear.weight.shape == (3, 4, 4)  # type: ignore[attr-defined]  # a Block
+    assert len(stack) == 3 and [type(b) for b in stack] == [Block] * 3
+    assert_same(stack[1].linear.weight, stack.block.linear.weight[1])  # type: ignore[attr-defined]  # as above
+    assert repr(stack).splitlines()[:2] == ["Stack(", "  (0-2): Block("]
+
+
+def test_every_block_starts_as_in_a_tuple() -> None:
+    stack = Net(nn.Stack(block(), 3)).initialize(7)
+    unstacked = Tuple(tuple(block() for _ in range(3))).initialize(7)
+    for one, two in zip(stack.blocks, unstacked.blocks, strict=True):
+        assert tree.equal(one, two)
+    nested = nn.Stack(nn.Stack(block(), 2), 3).initialize(0)
+    weight = nested.block.block.linear.weight  # type: ignore[attr-defined]  # a Block in a Stack
+    assert weight.shape == (3, 2, 4, 4) and weight.unique().numel() == weight.numel()
+    assert_same(nested[1][1].linear.weight, weight[1, 1])
+
+
+def test_meta_devices_and_dtypes() -> None:
+    stack = nn.Stack(block(), 3).initialize(0, dtype=torch.float64)
+    assert stack(X.double()).dtype is torch.float64
+    meta = nn.Stack(block(), 3).initialize(0, device="meta")
+    assert meta.block.linear.weight.shape == (3, 4, 4)  # type: ignore[attr-defined]  # a Block
+
+
+def test_blocks_that_are_there_already() -> None:
+    blocks = [block().initialize(seed) for seed in range(3)]
+    stack = nn.Stack.of(blocks)
+    assert_same(stack(X), Tuple(tuple(blocks))(X))
+    assert all(tree.equal(one, two) for one, two in zip(stack, blocks, strict=True))
+    with pytest.raises(ValueError, match="the trees do not fit together"):
+        nn.Stack.of([*blocks[:2], block(0.5).initialize(0)])
+    again = bridge.load_state_dict(nn.Stack(block(), 3), bridge.state_dict(stack))
+    assert tree.equal(again, stack)
+
+
+# -- calling --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_values_and_gradients_are_a_tuples(count: int) -> None:
+    stack, unstacked = both(count)
+    assert_same(stack(X), unstacked(X))
+    assert_same(stack(X, 0.5), unstacked(X, 0.5))
+    found = [leaf for leaf in tree.leaves(func.grad(loss)(stack, X)) if leaf is not None]
+    assert_same(found, rows(func.grad(loss)(unstacked, X)))
+
+
+def test_it_vmaps_and_differentiates_twice() -> None:
+    stack, unstacked = both()
+    xs = torch.randn(5, 2, 4)
+    torch.testing.assert_close(func.vmap(stack)(xs), torch.stack([unstacked(x) for x in xs]))
+
+    def curvature(module: Module, x: Tensor) -> Tensor:
+        return func.grad(loss, argnums=1)(module, x).square().sum()
+
+    found = [leaf for leaf in tree.leaves(func.grad(curvature)(stack, X)) if leaf is not None]
+    torch.testing.assert_close(found, rows(func.grad(curvature)(unstacked, X)))
+
+
+@pytest.mark.parametrize("rng", [random.key(3), 3, torch.Generator().manual_seed(3)], ids=str)
+def test_every_block_has_random_numbers_of_its_own(rng: Any) -> None:
+    stack = nn.Stack(nn.Dropout(0.5), 2).train(rng)
+    one, two = [b(torch.ones(64)) for b in nn.Stack(nn.Dropout(0.5), 2).train(rng)]
+    assert not torch.equal(one, two)
+    with random.reuse():
+        assert_same(stack(torch.ones(64)), one * two)
+        assert_same(stack.eval()(torch.ones(64)), torch.ones(64))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_effects_are_each_blocks_own(compiled: bool) -> None:
+    weights = torch.tensor([2.0, 3.0])
+    stack = Net(nn.Stack.of([Count(torch.zeros(()), w) for w in weights]))
+    run: Any = effects.collect(Net.forward)
+    if compiled:
+        run = parallax.compile(run, backend="eager")
+    out, after = run(stack, torch.ones(4))
+    assert_same(out, torch.full((4,), 6.0))
+    assert_same(after.blocks.block.calls, torch.tensor([4.0, 8.0]))
+    assert_same(stack.blocks.block.calls, torch.zeros(2))  # type: ignore[attr-defined]  # a Count
+
+
+def test_intermediate_results_are_captured_in_order() -> None:
+    stack = nn.Stack.of([Count(torch.zeros(()), w) for w in torch.tensor([2.0, 3.0])])
+    run = effects.capture(lambda m, x: effects.collect(nn.Stack.forward)(m, x)[0])
+    _, sown = run(stack, torch.ones(4))
+    assert_same(sown, {"block.seen": (torch.ones(4), torch.full((4,), 2.0))})
+
+
+def test_an_effect_that_nobody_collects_is_an_error() -> None:
+    stack = nn.Stack.of([Count(torch.zeros(()), w) for w in torch.tensor([2.0, 3.0])])
+    with pytest.raises(effects.EffectError, match="nobody collects"):
+        stack(torch.ones(4))
+
+
+def test_checkpoints_give_the_same_gradients_with_less_kept() -> None:
+    kept: list[int] = []
+
+    def gradient(stack: nn.Stack) -> Any:
+        count = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal count
+            count += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            grads = func.grad(loss)(stack.train(random.key(1)), X)
+        kept.append(count)
+        return [leaf for leaf in tree.leaves(grads) if leaf is not None]
+
+    plain = nn.Stack(block(0.5), 6).initialize(0)
+    assert_same(gradient(plain), gradient(plain.replace(checkpoint=True)))
+    assert kept[1] < kept[0]
+    assert "checkpoint=True" in repr(plain.replace(checkpoint=True))
+
+
+# -- compiled -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("compiler", [parallax.compile, torch.compile])
+def test_compiled_it_is_the_same(backend: str, compiler: Any) -> None:
+    torch._dynamo.reset()
+    stack, _ = both()
+    options = {"backend": backend, "fullgraph": True}
+    assert_same(compiler(lambda m, x: m(x, 0.5), **options)(stack, X), stack(X, 0.5))
+    gradient = func.grad(loss, argnums=(0, 1))
+    found = compiler(lambda m, x: gradient(m, x), **options)(stack, X)
+    torch.testing.assert_close(tree.leaves(found[0]), tree.leaves(gradient(stack, X)[0]))
+    torch.testing.assert_close(found[1], gradient(stack, X)[1])
+
+
+def test_a_gradient_outside_of_compiled_code() -> None:
+    stack, _ = both()
+    call = parallax.compile(lambda m, x: m(x), backend="aot_eager")
+    found = func.grad(lambda m, x: call(m, x).square().sum(), argnums=(0, 1))(stack, X)
+    expected = func.grad(loss, argnums=(0, 1))(stack, X)
+    torch.testing.assert_close(tree.leaves(found[0]), tree.leaves(expected[0]))
+    torch.testing.assert_close(found[1], expected[1])
+
+
+def test_second_derivatives_and_vmap_in_compiled_code() -> None:
+    stack, _ = both()
+
+    def curvature(module: Module, x: Tensor) -> Tensor:
+        return func.grad(loss, argnums=1)(module, x).square().sum()
+
+    found = parallax.compile(func.grad(curvature), backend="aot_eager")(stack, X)
+    expected = func.grad(curvature)(stack, X)
+    torch.testing.assert_close(tree.leaves(found), tree.leaves(expected))
+    xs = torch.randn(5, 2, 4)
+    mapped = parallax.compile(lambda m, xs: func.vmap(m)(xs), backend="aot_eager")
+    torch.testing.assert_close(mapped(stack, xs), func.vmap(stack)(xs))
+
+
+def test_a_compiled_training_step_has_the_eager_steps_keys() -> None:
+    stack = nn.Stack(block(0.5), 3).initialize(0)
+
+    def step(model: nn.Stack, x: Tensor, key: random.Key) -> nn.Stack:
+        grads = func.grad(loss)(model.train(key), x)
+        return model.update(lambda p, g: p - 0.1 * g, grads)
+
+    found = parallax.compile(step, backend="aot_eager")(stack, X, random.key(5))
+    expected = step(stack, X, random.key(5))
+    torch.testing.assert_close(tree.leaves(found), tree.leaves(expected))
+
+
+def test_the_graph_of_a_block_is_there_once_whatever_the_depth() -> None:
+    """The number of operators that a backend compiles does not depend on the number of blocks."""
+
+    def operators(count: int) -> int:
+        found = 0
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            nonlocal found
+            modules = [m for m in graph.modules() if isinstance(m, torch.fx.GraphModule)]
+            found = sum(
+                node.op == "call_function" and "aten" in str(node.target)
+                for module in {id(m): m for m in modules}.values()
+                for node in module.graph.nodes
+                if "layer_norm" in str(node.target) or "tanh" in str(node.target)
+            )
+            return graph
+
+        compiler = torch._dynamo.backends.common.aot_autograd(fw_compiler=backend)
+        stack = nn.Stack(block(), count).initialize(0)
+        parallax.compile(func.grad(loss), backend=compiler)(stack, X)
+        return found
+
+    assert operators(3) == operators(9) > 0
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+def test_arguments_that_make_no_sense() -> None:
+    wrong: Any = torch.tanh
+    with pytest.raises(TypeError, match=r"Stack\(block=\): expected a parallax.Module, got <built"):
+        nn.Stack(wrong, 2)
+    with pytest.raises(ValueError, match=r"Stack\(count=\): must be at least 1, got 0"):
+        nn.Stack(block(), 0)
+    with pytest.raises(TypeError, match=r"Stack\(count=\): expected an int, got 2.0"):
+        nn.Stack(block(), 2.0)  # type: ignore[arg-type]  # that is the point
+
+
+def test_inputs_that_do_not_fit_name_the_layer() -> None:
+    net = Net(nn.Stack(block(), 2)).initialize(0)
+    with pytest.raises(ValueError, match=r"norm \(LayerNorm\): expected input of shape \(\*, 4\)"):
+        net(torch.ones(2, 5))
