@@ -10,6 +10,7 @@ from torch import Tensor
 
 from parallax.module import Module
 from parallax.nn.arguments import is_int
+from parallax.nn.refusal import name_in
 from parallax.nn.spatial import refuse_spatial
 
 __all__ = [
@@ -59,8 +60,9 @@ class _AdaptiveMaxPool(_Adaptive):
         """Pool."""
         try:
             return self.pool(input, self.output_size, self.return_indices)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             self._refuse(input)
+            name_in(error, self)
             raise
 
 
@@ -72,8 +74,9 @@ class _AdaptiveAvgPool(_Adaptive, init=False):
         pooled: Tensor
         try:
             pooled = self.pool(input, self.output_size)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             self._refuse(input)
+            name_in(error, self)
             raise
         return pooled
 

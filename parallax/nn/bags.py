@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallax.nn.arguments import one_of
 from parallax.nn.embedding import Table
-from parallax.nn.refusal import refuse, where
+from parallax.nn.refusal import name_in, refuse, where
 
 __all__ = ["EmbeddingBag"]
 
@@ -155,6 +155,7 @@ class EmbeddingBag(Table):
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             self._refuse(input, error)
             self._refuse_bags(input, offsets, per_sample_weights)
+            name_in(error, self)
             raise
 
     def _refuse_bags(self, input: Tensor, offsets: Any, weights: Any) -> None:

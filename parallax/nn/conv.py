@@ -15,6 +15,7 @@ from torch.nn import init
 from parallax.fields import Parameter
 from parallax.module import Module
 from parallax.nn.arguments import Sizes, at_least, one_of, per_dim, positive, uniform_within
+from parallax.nn.refusal import name_in
 from parallax.nn.spatial import refuse_spatial
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "in_groups"]
@@ -89,8 +90,9 @@ class _Conv(Module):
             return self.convolve(
                 input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
             )
-        except (RuntimeError, TypeError, ValueError):
+        except (RuntimeError, TypeError, ValueError) as error:
             self._refuse(input)
+            name_in(error, self)
             raise
 
     def _sides(self) -> tuple[tuple[int, int], ...]:

@@ -15,7 +15,7 @@ from parallax import _compat, tree
 from parallax.fields import Parameter
 from parallax.module import Module
 from parallax.nn.arguments import at_least, between, is_int
-from parallax.nn.refusal import where
+from parallax.nn.refusal import name_in, where
 
 __all__ = ["Embedding", "Table"]
 
@@ -200,6 +200,7 @@ class Embedding(Table):
             )  # fmt: skip
         except (IndexError, RuntimeError, TypeError) as error:
             self._refuse(input, error)
+            name_in(error, self)
             raise
         if held and padding is not None:
             rows = torch.where(torch.eq(input, padding).unsqueeze(-1), rows.detach(), rows)

@@ -14,7 +14,7 @@ from torch.nn import init
 from parallax.fields import Parameter
 from parallax.module import Module
 from parallax.nn.arguments import at_least, positive, uniform_within
-from parallax.nn.refusal import ends_with, refuse
+from parallax.nn.refusal import ends_with, name_in, refuse
 
 __all__ = ["Bilinear", "Identity", "Linear"]
 
@@ -70,9 +70,10 @@ class Linear(Module):
         """Map the last dimension."""
         try:
             return F.linear(input, self.weight, self.bias)
-        except (RuntimeError, TypeError):
+        except (RuntimeError, TypeError) as error:
             if not ends_with(input, self.in_features):
                 refuse(self, f"(*, {self.in_features})", input)
+            name_in(error, self)
             raise
 
     def extra_repr(self) -> str:
@@ -138,13 +139,18 @@ class Bilinear(Module):
         """Apply each form to the pairs of vectors."""
         try:
             return F.bilinear(input1, input2, self.weight, self.bias)
-        except (IndexError, RuntimeError, TypeError):
-            if not ends_with(input1, self.in1_features):
-                refuse(self, f"(*, {self.in1_features})", input1, "input1")
-            expected = (*input1.shape[:-1], self.in2_features)
-            if not isinstance(input2, Tensor) or input2.shape != expected:
-                refuse(self, f"({', '.join(map(str, expected))})", input2, "input2")
+        except (IndexError, RuntimeError, TypeError) as error:
+            self._refuse(input1, input2)
+            name_in(error, self)
             raise
+
+    def _refuse(self, input1: Any, input2: Any) -> None:
+        """Raises if the inputs are of other shapes."""
+        if not ends_with(input1, self.in1_features):
+            refuse(self, f"(*, {self.in1_features})", input1, "input1")
+        expected = (*input1.shape[:-1], self.in2_features)
+        if not isinstance(input2, Tensor) or input2.shape != expected:
+            refuse(self, f"({', '.join(map(str, expected))})", input2, "input2")
 
     def extra_repr(self) -> str:
         """The arguments, as torch shows them."""

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallax.nn.arguments import Sizes
 from parallax.nn.padding import Pad
+from parallax.nn.refusal import name_in
 from parallax.nn.spatial import refuse_spatial
 
 __all__ = [
@@ -23,25 +25,37 @@ __all__ = [
 ]
 
 
-class _MirrorPad(Pad, init=False):
+class _MirrorPad(Pad):
     """What padding with the input itself shares."""
 
     how: ClassVar[str]
     beyond: ClassVar[int | None]
 
+    cuts: bool
+
+    def __init__(self, padding: Sizes) -> None:
+        super().__init__(padding)
+        # torch (2.13) returns memory as it was where too little is left to wind around.
+        self.cuts = self.how == "circular" and min(self.padding) < 0
+
     def forward(self, input: Tensor) -> Tensor:
         """Pad."""
+        if self.cuts:
+            self._refuse(input)
         try:
             return F.pad(input, self.padding, self.how)
-        except (AttributeError, RuntimeError, TypeError):
+        except (AttributeError, RuntimeError, TypeError) as error:
             self._refuse(input)
+            name_in(error, self)
             raise
 
     def _refuse(self, input: Any) -> None:
         """Raises if the input is of another rank, or has less than is to be put around it."""
         pairs = list(zip(self.padding[::2], self.padding[1::2], strict=True))[::-1]
-        needed = [1 if self.beyond is None else max(pair) + self.beyond for pair in pairs]
-        least = [max(size, -sum(pair), 1) for size, pair in zip(needed, pairs, strict=True)]
+        least = [1 if self.beyond is None else max(pair) + self.beyond for pair in pairs]
+        for axis, pair in enumerate(pairs):
+            cut = -sum([size for size in pair if size < 0])
+            least[axis] = max(least[axis] + cut if self.cuts else least[axis], 1 - sum(pair), 1)
         refuse_spatial(self, input, self.dims, least=least)
 
 

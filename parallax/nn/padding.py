@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallax.module import Module
 from parallax.nn.arguments import Sizes, between, per_dim
-from parallax.nn.refusal import refuse
+from parallax.nn.refusal import name_in, refuse
 from parallax.nn.spatial import AXES
 
 __all__ = [
@@ -55,14 +55,16 @@ class _ConstantPad(Pad):
         """Pad."""
         try:
             return torch.constant_pad_nd(input, self.padding, self.value)
-        except (RuntimeError, TypeError):
+        except (RuntimeError, TypeError) as error:
             self._refuse(input)
+            name_in(error, self)
             raise
 
     def _refuse(self, input: Any) -> None:
         """Raises if the input has too few dimensions, or more is cut off than there is."""
         axes = AXES[self.dims]
-        least = [-(a + b) for a, b in zip(self.padding[::2], self.padding[1::2], strict=True)][::-1]
+        cuts = [max(-size, 0) for size in self.padding]
+        least = [a + b for a, b in zip(cuts[::2], cuts[1::2], strict=True)][::-1]
         if isinstance(input, Tensor) and input.dim() >= self.dims:
             sizes = input.shape[-self.dims :]
             if all([size >= low for size, low in zip(sizes, least, strict=True)]):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from parallax.module import Module
 from parallax.nn.arguments import Sizes, as_given, is_int, per_dim
+from parallax.nn.refusal import name_in
 from parallax.nn.spatial import refuse_spatial
 
 __all__ = ["AvgPool1d", "AvgPool2d", "AvgPool3d", "MaxPool1d", "MaxPool2d", "MaxPool3d"]
@@ -51,7 +52,7 @@ class _Pool(Module):
     def _refuse(self, input: Any) -> None:
         """Raises if the input is of another shape."""
         sides = per_dim("", "", self.padding, self.dims, least=0)
-        least = [span - 2 * side for span, side in zip(self._spans(), sides, strict=True)]
+        least = [max(span - 2 * side, 1) for span, side in zip(self._spans(), sides, strict=True)]
         refuse_spatial(self, input, self.dims, least=least)
 
 
@@ -79,8 +80,9 @@ class _MaxPool(_Pool):
                 input, self.kernel_size, self.stride, self.padding, self.dilation,
                 self.ceil_mode, self.return_indices,
             )  # fmt: skip
-        except (IndexError, RuntimeError, TypeError):
+        except (IndexError, RuntimeError, TypeError) as error:
             self._refuse(input)
+            name_in(error, self)
             raise
 
     def extra_repr(self) -> str:
@@ -124,8 +126,9 @@ class _AvgPool(_Pool):
                 input, self.kernel_size, self.stride, self.padding, self.ceil_mode,
                 self.count_include_pad, self.divisor_override,
             )  # fmt: skip
-        except (IndexError, RuntimeError, TypeError):
+        except (IndexError, RuntimeError, TypeError) as error:
             self._refuse(input)
+            name_in(error, self)
             raise
         return pooled
 
@@ -290,8 +293,9 @@ class AvgPool1d(_AvgPool):
                 input, self.kernel_size, self.stride, self.padding, self.ceil_mode,
                 self.count_include_pad,
             )  # fmt: skip
-        except (IndexError, RuntimeError, TypeError):
+        except (IndexError, RuntimeError, TypeError) as error:
             self._refuse(input)
+            name_in(error, self)
             raise
 
 

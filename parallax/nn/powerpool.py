@@ -11,6 +11,7 @@ from torch import Tensor
 
 from parallax.module import Module
 from parallax.nn.arguments import Sizes, as_given, between, is_int, per_dim
+from parallax.nn.refusal import name_in
 from parallax.nn.spatial import refuse_spatial
 
 __all__ = ["LPPool1d", "LPPool2d", "LPPool3d"]
@@ -58,8 +59,9 @@ class _LPPool(Module):
                 means = self.mean(input.pow(power), size, step, 0, self.ceil_mode)
                 return means.relu().mul(self.elements).pow(1 / power)
             return self.pool(input, power, self.kernel_size, self.stride, self.ceil_mode)
-        except (AttributeError, IndexError, RuntimeError, TypeError):
+        except (AttributeError, IndexError, RuntimeError, TypeError) as error:
             self._refuse(input)
+            name_in(error, self)
             raise
 
     def _refuse(self, input: Any) -> None:

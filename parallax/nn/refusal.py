@@ -10,7 +10,7 @@ from torch import Tensor
 from parallax._compat import is_compiling
 from parallax.nodes import is_module
 
-__all__ = ["ends_with", "refuse", "where"]
+__all__ = ["ends_with", "name_in", "refuse", "where"]
 
 
 def ends_with(value: Any, *sizes: int) -> bool:
@@ -34,6 +34,11 @@ def refuse(layer: Any, expected: str, given: Any, name: str = "input") -> NoRetu
     if not isinstance(given, Tensor):
         raise TypeError(f"{where(layer)}: {name} must be a tensor, got {type(given).__name__}")
     raise ValueError(f"{where(layer)}: expected {name} of shape {expected}, got {_shape(given)}")
+
+
+def name_in(error: Exception, layer: Any) -> None:
+    """Adds the place of a layer to an error of torch's that no shape explains, a dtype say."""
+    error.add_note(f"This came from {where(layer)}.")
 
 
 def _shape(tensor: Tensor) -> str:

@@ -41,10 +41,13 @@ def refuse_spatial(
     # By comparisons: dynamo finds no number that may vary "in" a tuple of such (2.13).
     if isinstance(input, Tensor) and dims + 1 <= input.dim() <= dims + 2:
         enough = all([size >= low for size, low in zip(input.shape[-dims:], smallest, strict=True)])
-        if enough and (channels is None or input.shape[-dims - 1] == channels):
+        found = input.shape[-dims - 1]
+        if enough and (found > 0 if channels is None else found == channels):
             return
     axes = AXES[dims]
     shape = ", ".join(["C" if channels is None else str(channels), *axes])
     bounds = [f"{axis} >= {low}" for axis, low in zip(axes, smallest, strict=True) if low > 1]
+    if channels is None and isinstance(input, Tensor) and 0 in input.shape:
+        bounds.insert(0, "C >= 1")
     expected = f"({shape}) or (N, {shape})" + (f" with {', '.join(bounds)}" if bounds else "")
     refuse(layer, expected, input, name)

@@ -16,7 +16,7 @@ from parallax.fields import Parameter
 from parallax.module import Module
 from parallax.nn.arguments import Sizes, one_of, per_dim, uniform_within
 from parallax.nn.conv import in_groups
-from parallax.nn.refusal import where
+from parallax.nn.refusal import name_in, where
 from parallax.nn.spatial import refuse_spatial
 
 __all__ = ["ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
@@ -94,8 +94,9 @@ class _ConvTranspose(Module):
                 input, self.weight, self.bias, self.stride, self.padding, beyond,
                 self.groups, self.dilation,
             )  # fmt: skip
-        except (RuntimeError, TypeError):
+        except (RuntimeError, TypeError) as error:
             self._refuse(input)
+            name_in(error, self)
             raise
 
     def _beyond(self, input: Tensor, output_size: Sequence[int]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from parallax import random
 from parallax.module import Module
 from parallax.nn.arguments import Sizes, per_dim
-from parallax.nn.refusal import refuse, where
+from parallax.nn.refusal import name_in, refuse, where
 from parallax.nn.spatial import refuse_spatial
 
 __all__ = [
@@ -50,8 +50,9 @@ class _MaxUnpool(Module):
             )
         except ValueError as error:
             raise ValueError(f"{where(self)}: {error}") from None
-        except (AttributeError, IndexError, RuntimeError, TypeError):
+        except (AttributeError, IndexError, RuntimeError, TypeError) as error:
             self._refuse(input, indices)
+            name_in(error, self)
             raise
 
     def _refuse(self, input: Any, indices: Any) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from parallax.module import Module
 from parallax.nn.arguments import is_int, one_of
-from parallax.nn.refusal import refuse
+from parallax.nn.refusal import name_in, refuse
 
 __all__ = ["Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d"]
 
@@ -67,8 +67,9 @@ class _Upsample(Module):
                 input, self.size, self.scale_factor, self.method, self.align_corners,
                 self.recompute_scale_factor,
             )  # fmt: skip
-        except (AttributeError, RuntimeError, TypeError, ValueError):
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             self._refuse(input)
+            name_in(error, self)
             raise
 
     def _refuse(self, input: Any) -> None:

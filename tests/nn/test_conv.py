@@ -143,5 +143,6 @@ def test_what_is_no_tensor_or_of_another_dtype() -> None:
     net = Net(nn.Conv2d(4, 2, 3)).initialize(0)
     with pytest.raises(TypeError, match=r"^Net.first \(Conv2d\): input must be a tensor, got list"):
         net([1.0])
-    with pytest.raises(RuntimeError, match="type"):
+    with pytest.raises(RuntimeError, match="type") as caught:
         net(torch.ones(4, 9, 9, dtype=torch.float64))
+    assert caught.value.__notes__ == ["This came from Net.first (Conv2d)."]

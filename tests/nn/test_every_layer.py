@@ -139,6 +139,43 @@ CASES = [
     like_torch("Dropout3d", [floats(5, 3, 2, 2, 2)]),
     like_torch("AlphaDropout", [floats(5, 3)]),
     like_torch("FeatureAlphaDropout", [floats(5, 3, 2)]),
+    # Compared with torch's, where it has them, in files of their own.
+    Case("Sequential", lambda: nn.Sequential(nn.Linear(3, 4), torch.tanh), None, [floats(5, 3)]),
+    Case("Lambda", lambda: nn.Lambda(torch.tanh), None, [floats(5, 3)]),
+    Case("Residual", lambda: nn.Residual(nn.Linear(3, 3)), None, [floats(5, 3)]),
+    Case("MLP", lambda: nn.MLP((3, 4, 2)), None, [floats(5, 3)]),
+    Case("Stack", lambda: nn.Stack(nn.Residual(nn.Linear(3, 3)), 2), None, [floats(5, 3)]),
+    Case("RotaryEmbedding", lambda: nn.RotaryEmbedding(4), None, [floats(2, 5, 4)]),
+    Case(
+        "MultiheadAttention",
+        lambda: nn.MultiheadAttention(4, 2),
+        None,
+        [floats(5, 3, 4), floats(6, 3, 4), floats(6, 3, 4)],
+    ),
+    Case(
+        "TransformerEncoderLayer",
+        lambda: nn.TransformerEncoderLayer(4, 2, 8),
+        None,
+        [floats(5, 3, 4)],
+    ),
+    Case(
+        "TransformerDecoderLayer",
+        lambda: nn.TransformerDecoderLayer(4, 2, 8),
+        None,
+        [floats(5, 3, 4), floats(6, 3, 4)],
+    ),
+    Case(
+        "TransformerEncoder",
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8), 2),
+        None,
+        [floats(5, 3, 4)],
+    ),
+    Case(
+        "TransformerDecoder",
+        lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(4, 2, 8), 2),
+        None,
+        [floats(5, 3, 4), floats(6, 3, 4)],
+    ),
     *[
         case._replace(in_graph=1e-6)
         for case in (

@@ -37,6 +37,23 @@ def test_what_is_cut_off(kind: str) -> None:
     assert_parity(*both(f"{kind}Pad2d", (-1, 1, 2, -2)), images(2))
 
 
+@pytest.mark.parametrize("sides", [(1, -3), (2, -2), (-1, 2), (-3, 1), (-1, -2), (3, -1)])
+def test_what_is_cut_off_before_it_is_wound_around(sides: tuple[int, int]) -> None:
+    x = torch.arange(4.0)[None]
+    inner = x[:, max(-sides[0], 0) : 4 - max(-sides[1], 0)]
+    before, after = [max(side, 0) for side in sides]
+    wound = [inner[:, inner.shape[1] - before :], inner, inner[:, :after]]
+    assert torch.equal(nn.CircularPad1d(sides)(x), torch.cat(wound, dim=1))
+    assert_parity(*both("CircularPad1d", sides), x)
+
+
+@pytest.mark.parametrize("sides", [(1, -4), (2, -3), (-3, 2), (-4, 1), (-2, -2)])
+def test_nothing_is_wound_around_that_is_not_there(sides: tuple[int, int]) -> None:
+    """torch.nn returns whatever stood in memory."""
+    with pytest.raises(ValueError, match=r"^CircularPad1d: expected input of shape"):
+        nn.CircularPad1d(sides)(torch.arange(4.0)[None])
+
+
 @pytest.mark.parametrize(
     ("layer", "given", "expected"),
     [
