@@ -173,6 +173,19 @@ def forward_level_active() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
+def tape_is_exact() -> bool:
+    """Whether no transform, trace, dual level or inference mode is active; one call for all."""
+    return not (
+        is_compiling()
+        or _peek() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.is_inference_mode_enabled()
+    )
+
+
+_peek: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+
+
 def is_inference_refusal(error: RuntimeError) -> bool:
     """Whether autograd met a tensor that was made in inference mode."""
     return str(error).startswith(

@@ -30,12 +30,7 @@ Pullback = Callable[[Sequence[Tensor]], list[Tensor]]
 
 def on_tape() -> bool:
     """Whether the tape gives what ``torch.func`` would, here."""
-    return not (
-        _compat.is_compiling()
-        or _compat.transform_active()
-        or _compat.forward_level_active()
-        or torch.is_inference_mode_enabled()
-    )
+    return _compat.tape_is_exact()
 
 
 def gradient(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
@@ -141,7 +136,7 @@ def _gradient_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor,
 
 def _record_gradient(call: Call, finish: Finish, tape: Tape) -> tuple[list[Tensor], Tensor, Any]:
     loss, aux = tape.run(call, finish)
-    beside, close = open_tensors(aux)
+    beside, close = ([], None) if aux is None else open_tensors(aux)
     keep = tape.reaches_out([loss, *beside])
     if connected(loss):
         grads = _compat.backward([loss], [torch.ones_like(loss)], tape.leaves, keep, keep)
@@ -151,7 +146,7 @@ def _record_gradient(call: Call, finish: Finish, tape: Tape) -> tuple[list[Tenso
         grads, (loss, *beside) = tape.release(grads, keep), tape.release([loss, *beside], keep)
     else:  # the usual case, with less
         loss = loss.detach()
-    return grads, loss, close(beside)
+    return grads, loss, None if close is None else close(beside)
 
 
 # -- functorch ----------------------------------------------------------------------------------

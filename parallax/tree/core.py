@@ -12,6 +12,7 @@ from parallax import _compat, tracing
 from parallax.graph import RUNNING, carries
 from parallax.nodes import is_module
 from parallax.registry import NAMESPACE, flatten_module, unflatten_module
+from parallax.structure import Structure
 from parallax.tree.align import align, misfit
 from parallax.tree.outside import is_leaf, join, up_to
 
@@ -37,10 +38,10 @@ class TreeSpec:
     def build(self, leaves: Sequence[Any], *, bare: bool = False) -> Any:
         """The tree of this structure around exactly its leaves; without any rng if ``bare``."""
         if self.outer is None:
-            part = self.parts[0]
-            if part is None:
-                return leaves[0]
-            return _close(part, leaves, None if bare else self.rngs[0])
+            part, rng = self.parts[0], None if bare else self.rngs[0]
+            if type(part) is Structure:  # the usual case, with less
+                return unflatten_module(part, leaves, rng)
+            return leaves[0] if part is None else _close(part, leaves, rng)
         items, start = [], 0
         for part, rng in zip(self.parts, self.rngs):  # noqa: B905  # dynamo traces no strict=
             if part is None:
