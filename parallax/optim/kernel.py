@@ -63,7 +63,7 @@ class Kernel(Value, ABC):
         return self._kernel(at if donate else at.private(), h, how)
 
     def _eager(self, at: Lists, h: Hyper, step: Tensor, donate: bool = False) -> Lists:
-        h = plain(resolved(h, step))
+        h = h if self._fixed else plain(resolved(h, step))
         foreach, fused = h.get("foreach"), h.get("fused")
         if foreach is None and fused is None and self._fused_on:
             fused = at.fusable(self._fused_on)

@@ -59,7 +59,7 @@ class SGD(Optimizer):
         if donate or chosen or h["weight_decay"] != 0 or h["momentum"] != 0:
             return super()._eager(at, h, step, donate)
         # Out of place it is one pass over memory, where a copy and a kernel are two.
-        rate = plain(resolved({"lr": h["lr"]}, step))["lr"]
+        rate = h["lr"] if self._fixed else plain(resolved({"lr": h["lr"]}, step))["lr"]
         if isinstance(rate, Tensor):  # on another device
             return super()._eager(at, h, step, donate)
         rate = rate if h["maximize"] else -rate

@@ -36,6 +36,7 @@ class Value:
     hyper: Hyper = field(init=False)
     _groups: tuple[grouping.Group, ...] = field(init=False)
     _hypers: tuple[Hyper, ...] = field(init=False)  # the optimizer's own, then those of each group
+    _fixed: bool = field(init=False)  # whether all are numbers: no tensor and no schedule
     _leaves: tuple[Any, ...] = field(init=False)
     _recipe: tuple[Any, ...] = field(init=False)
 
@@ -116,11 +117,14 @@ def _fill(
     leaves: tuple[Any, ...],
     recipe: tuple[Any, ...],
 ) -> None:
+    hypers = (hyper, *[group.over(hyper) for group in groups])
+    moving = any([callable(value) for h in hypers for value in h.values()])
     for name, value in (
         ("groups", grouping.thaw(groups)),
         ("hyper", hyper),
         ("_groups", groups),
-        ("_hypers", (hyper, *[group.over(hyper) for group in groups])),
+        ("_hypers", hypers),
+        ("_fixed", not leaves and not moving),
         ("_leaves", leaves),
         ("_recipe", recipe),
     ):
