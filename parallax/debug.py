@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
+from types import MethodType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import optree
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from parallax import _compat, notes, random, tracing
+from parallax.effects.collecting import refuse_deferred
 from parallax.nodes import is_module
 from parallax.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.tree import core
@@ -43,6 +45,8 @@ class Before(NamedTuple):
     tensor: Tensor
     version: int | None
     copy: Tensor
+    requires_grad: bool
+    grad: tuple[Tensor, int] | None
 
 
 def pure(fn: Callable[P, R]) -> Callable[P, R]:
@@ -55,9 +59,10 @@ def pure(fn: Callable[P, R]) -> Callable[P, R]:
         A function that does the same, and raises when ``fn`` was impure.
 
     Raises:
-        ImpureError: after the call, if a leaf was written in place, a module was changed through
-            its ``__dict__``, or the global random state of the CPU or a CUDA device moved. The
-            message names the leaf's path.
+        ImpureError: after the call, if a leaf or its ``.grad`` was written in place, a list or dict
+            was changed, a module was changed through its ``__dict__``, or the global random state
+            of the CPU or a CUDA device moved. The message names the leaf's path.
+        TypeError: if ``fn`` returns a coroutine or a generator, which would run after the check.
 
     Example:
         >>> import torch
@@ -69,20 +74,25 @@ def pure(fn: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(fn)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = {f"args[{k}]": value for k, value in enumerate(args)} | dict(kwargs)
+        given = _given(fn, args, kwargs)
+        leaves = core.named_leaves(given)
         tensors = {path: _before(leaf) for path, leaf in _tensors(given)}
         modules = {path: (module, dict(vars(module))) for path, module in _modules(given)}
         rng = _rng_states()
         result = fn(*args, **kwargs)
+        refuse_deferred(result, "debug.pure")
         name = _name(fn)
         for path, before in tensors.items():
-            if _written(before):
-                raise ImpureError(
-                    f"{name}() is not pure: it wrote into {path} in place. Compute a new tensor "
-                    f"(x + 1, not x.add_(1)), or work on a copy: x.clone()"
-                )
+            _refuse_write(name, path, before)
         for path, (module, attributes) in modules.items():
             _refuse_mutation(name, path, module, attributes)
+        now = core.named_leaves(given)
+        for path in {**leaves, **now}:
+            if path not in leaves or path not in now or leaves[path] is not now[path]:
+                raise ImpureError(
+                    f"{name}() is not pure: it put something else in the place {path}. Make a new "
+                    f"list or dict: [*items, item], {{**items, key: value}}"
+                )
         for device, state in _rng_states().items():
             if device in rng and not torch.equal(state, rng[device]):
                 raise ImpureError(
@@ -98,22 +108,57 @@ def _tensors(value: Any) -> list[tuple[str, Tensor]]:
     return [(p, leaf) for p, leaf in core.named_leaves(value).items() if isinstance(leaf, Tensor)]
 
 
+def _given(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All that a call is given by name; a module that is called, or whose method is, as well."""
+    owner = fn if is_module(fn) else getattr(fn, "__self__", None)
+    given = {"self": owner} if is_module(owner) else {}
+    return given | {f"args[{k}]": value for k, value in enumerate(args)} | kwargs
+
+
 def _before(tensor: Tensor) -> Before:
     version = None if tensor.is_inference() else tensor._version
+    grad = tensor.grad if tensor.is_leaf else None
     # A write through .data or a NumPy view moves no counter, so the values are compared too.
-    return Before(tensor, version, tensor.detach().clone())
+    return Before(
+        tensor,
+        version,
+        tensor.detach().clone(),
+        tensor.requires_grad,
+        None if grad is None else (grad, grad._version),
+    )
 
 
-def _written(before: Before) -> bool:
-    tensor, version, copy = before
-    if version is not None and tensor._version != version:
-        return True
-    return not _same_bits(tensor.detach(), copy)
+def _refuse_write(name: str, path: str, before: Before) -> None:
+    now = _before(before.tensor)
+    if now.version != before.version or not _same_bits(now.copy, before.copy):
+        raise ImpureError(
+            f"{name}() is not pure: it wrote into {path} in place. Compute a new tensor "
+            f"(x + 1, not x.add_(1)), or work on a copy: x.clone()"
+        )
+    if now.requires_grad != before.requires_grad:
+        raise ImpureError(
+            f"{name}() is not pure: it changed {path}.requires_grad. Work on a tensor of its own: "
+            f"x.detach().requires_grad_()"
+        )
+    one, two = now.grad, before.grad
+    if (one is None) != (two is None) or (
+        one and two and (one[0] is not two[0] or one[1] != two[1])
+    ):
+        raise ImpureError(
+            f"{name}() is not pure: it wrote into {path}.grad. Ask for gradients as values: "
+            f"func.grad(loss)(module, x), or prepare leaves inside: module = module.reset(rng)"
+        )
 
 
 def _same_bits(one: Tensor, two: Tensor) -> bool:
     if one.shape != two.shape or one.dtype != two.dtype or one.device != two.device:
         return False
+    one, two = (torch.func.debug_unwrap(tensor, recurse=True).detach() for tensor in (one, two))
+    with _compat.outside_transforms():
+        return one.shape == two.shape and _equal_bits(one, two)
+
+
+def _equal_bits(one: Tensor, two: Tensor) -> bool:
     if one.device.type == "meta" or one.numel() == 0:
         return True
     if one.layout is not torch.strided:
@@ -178,6 +223,7 @@ def deterministic(fn: Callable[P, R]) -> Callable[P, R]:
 
     Raises:
         ImpureError: if the results differ; the message names the first leaf that does.
+        TypeError: if ``fn`` returns a coroutine or a generator, which would run after the check.
 
     Example:
         >>> import torch
@@ -189,7 +235,9 @@ def deterministic(fn: Callable[P, R]) -> Callable[P, R]:
     @wraps(fn)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         with random.reuse():
-            one, two = fn(*args, **kwargs), fn(*args, **kwargs)
+            one = fn(*args, **kwargs)
+            refuse_deferred(one, "debug.deterministic")
+            two = fn(*args, **kwargs)
         first, second = dict(_leaves(one)), dict(_leaves(two))
         for path in {**first, **second}:
             if path not in first or path not in second or not _equal(first[path], second[path]):
@@ -234,6 +282,7 @@ def nans(fn: Callable[P, R]) -> Callable[P, R]:
     Raises:
         NonFiniteError: as soon as a module returns infinities or nans, naming its path; if an
             argument holds some, before the call; if only the result does, after it.
+        TypeError: if ``fn`` returns a coroutine or a generator, which would run after the check.
 
     Example:
         >>> import torch
@@ -252,14 +301,19 @@ def nans(fn: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(fn)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = {f"args[{k}]": value for k, value in enumerate(args)} | dict(kwargs)
-        for path, leaf in _tensors(given):
+        for path, leaf in _tensors(_given(fn, args, kwargs)):
             _refuse_non_finite(leaf, f"{path}, an argument,")
         inner: Any = _addressed(args)
         options: Any = _addressed(kwargs)
-        run: Callable[..., R] = fn
+        run: Any = fn
+        owner = getattr(run, "__self__", None)
+        if is_module(run):
+            run = _addressed(run)
+        elif is_module(owner):
+            run = MethodType(run.__func__, _addressed(owner))
         with _Watch():
-            result = run(*inner, **options)
+            result: R = run(*inner, **options)
+        refuse_deferred(result, "debug.nans")
         for path, leaf in _leaves(result):
             if isinstance(leaf, Tensor):
                 _refuse_non_finite(leaf, f"{_name(fn)}(){'.' if path else ''}{path}")

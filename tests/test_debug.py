@@ -115,6 +115,63 @@ def test_changing_a_module_through_its_dict_is_impure() -> None:
         debug.pure(extend)(net())
 
 
+def test_gradients_and_flags_of_a_leaf_are_part_of_it() -> None:
+    leaf = torch.ones(2, requires_grad=True)
+    backward: Any = lambda x: (2 * x).sum().backward()  # noqa: E731  # no value
+    for _ in range(2):  # a first gradient, and one added to it
+        with pytest.raises(ImpureError, match=r"wrote into args\[0\]\.grad.*func\.grad"):
+            debug.pure(backward)(leaf)
+    with pytest.raises(ImpureError, match=r"args\[0\]\.requires_grad"):
+        debug.pure(lambda x: x.requires_grad_() * 1)(torch.ones(2))
+    debug.pure(lambda m: m.reset(0)(X).sum().backward())(net())
+
+
+def test_lists_and_dicts_are_looked_at_too() -> None:
+    with pytest.raises(ImpureError, match=r"something else in the place args\[0\]\.1"):
+        debug.pure(lambda items: items.append(1))([X])
+    with pytest.raises(ImpureError, match=r"args\[0\]\.a\.0"):
+        debug.pure(lambda d: d["a"].__setitem__(0, X + 1))({"a": [X]})
+    with pytest.raises(ImpureError, match=r"args\[0\]\.a"):
+        debug.pure(lambda d: d.pop("a"))({"a": X})
+
+
+def test_a_module_that_is_called_is_given_as_well() -> None:
+    class Writes(Module):
+        total: Buffer
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.total.add_(x)
+            return x
+
+    module: Any = Writes(torch.zeros(()))
+    for fn in (module, module.forward):
+        with pytest.raises(ImpureError, match=r"wrote into self\.total"):
+            debug.pure(fn)(torch.ones(()))
+
+
+def test_it_works_within_transforms() -> None:
+    doubled = torch.vmap(debug.pure(lambda x: 2 * x))(X)
+    assert torch.equal(doubled, 2 * X)
+    assert torch.equal(torch.vmap(debug.deterministic(lambda x: 2 * x))(X), 2 * X)
+    assert torch.equal(torch.func.grad(debug.pure(lambda x: (x * x).sum()))(X), 2 * X)
+    with pytest.raises(ImpureError, match=r"args\[0\] in place"):
+        torch.vmap(debug.pure(lambda x: x.add_(1)))(X.clone())
+
+
+def test_what_runs_later_cannot_be_checked() -> None:
+    def generator(x: Tensor) -> Any:
+        yield x
+
+    async def coroutine(x: Tensor) -> Tensor:
+        return x
+
+    checks: list[Any] = [debug.pure, debug.deterministic, debug.nans]
+    for check in checks:
+        for fn in (generator, coroutine):
+            with pytest.raises(TypeError, match="when the call is over"):
+                check(fn)(X)
+
+
 # -- deterministic --------------------------------------------------------------------------
 
 
@@ -162,6 +219,13 @@ def test_finite_functions_are_left_alone() -> None:
 def test_the_first_module_is_named_even_where_later_ones_fail_too() -> None:
     with pytest.raises(NonFiniteError, match=r"^log \(Log\) returned 1 of 3 numbers"):
         debug.nans(Net.forward)(net(), torch.tensor([0.0, 1.0, 2.0]))
+
+
+def test_a_module_that_is_called_knows_its_paths() -> None:
+    module = net()
+    for fn in (module, module.forward):
+        with pytest.raises(NonFiniteError, match=r"^log \(Log\)"):
+            debug.nans(fn)(torch.tensor([0.0, 1.0, 2.0]))
 
 
 class Cube(Module):

@@ -16,7 +16,7 @@ from parallax.effects.collection import Collecting, Collection, root_of, source_
 from parallax.nodes import is_module
 from parallax.registry import NAMESPACE, flatten_module, unflatten_module
 
-__all__ = ["capture", "collect"]
+__all__ = ["capture", "collect", "refuse_deferred"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -131,7 +131,7 @@ def _run(
     if isinstance(out, Tensor):
         return out
     if not _compat.is_compiling():
-        _refuse_deferred(out)
+        refuse_deferred(out, "effects")
     return _freed(out, collection, outer)
 
 
@@ -146,13 +146,18 @@ def _under(module: Any, inner: Collecting) -> Any:
     return unflatten_module(notes.addressed(structure, root_of(module)), leaves, inner)
 
 
-def _refuse_deferred(out: Any) -> None:
+def refuse_deferred(out: Any, by: str) -> None:
+    """Refuses what a function returned if that has not run yet.
+
+    Raises:
+        TypeError: if it is a coroutine or a generator.
+    """
     if inspect.iscoroutine(out) or inspect.isgenerator(out) or inspect.isasyncgen(out):
         if not inspect.isasyncgen(out):
             out.close()
         raise TypeError(
-            f"effects: the function returned a {type(out).__name__}, which runs after the "
-            f"collection is over. Collect inside it, around the calls themselves"
+            f"{by}: the function returned a {type(out).__name__}, which runs when the call is "
+            f"over. Use {by} inside it, around the calls themselves"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import Unsupported
 from torch.utils.checkpoint import checkpoint
 
 from parallax import effects, random
@@ -109,5 +110,5 @@ def test_a_compiled_checkpoint_still_refuses_other_side_effects(x: Tensor) -> No
 
         return checkpoint(block, x, use_reentrant=False)
 
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="side effect"):
+    with pytest.raises(Unsupported, match="side effect"):
         torch.compile(effects.collect(step), backend="eager", fullgraph=True)(net().reset(0), x)

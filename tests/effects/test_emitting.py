@@ -114,7 +114,7 @@ def test_generators_and_coroutines_would_run_too_late() -> None:
         yield 1
 
     for fn in (generator, coroutine, stream):
-        with pytest.raises(TypeError, match="after the collection"):
+        with pytest.raises(TypeError, match="call is over"):
             effects.collect(fn)(norm())
 
 

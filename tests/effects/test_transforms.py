@@ -167,7 +167,11 @@ def test_effects_of_a_module_mapped_aside_are_refused_rather_than_put_in_crosswi
 
     with pytest.raises(EffectError, match=r"layers\.0\.running_mean.*in_dims=\(0"):
         effects.collect(over_members)(sideways, x)
-    _, found = effects.capture(lambda module, x: over_members(module.eval(), x))(sideways, x)
+
+    def without_effects(module: Any, x: Tensor) -> Any:
+        return over_members(module.eval(), x)
+
+    _, found = effects.capture(without_effects)(sideways, x)
     assert found == {}
 
 
