@@ -69,6 +69,12 @@ ACTIVATIONS |= {"LogSoftmax": (-1,), "Softmax": (-1,), "Softmin": (-1,), "Thresh
 CASES = [
     small("Linear", (4, 4), floats(1, 4)),
     large("Linear", (512, 512), floats(256, 512)),
+    small("MultiheadAttention", (4, 2), *[floats(2, 1, 4)] * 3),
+    large("MultiheadAttention", (256, 4), *[floats(64, 16, 256)] * 3),
+    small("TransformerEncoderLayer", (4, 2, 8, 0.0), floats(2, 1, 4)),
+    large("TransformerEncoderLayer", (256, 4, 1024, 0.0), floats(64, 8, 256)),
+    small("TransformerDecoderLayer", (4, 2, 8, 0.0), *[floats(2, 1, 4)] * 2),
+    large("TransformerDecoderLayer", (256, 4, 1024, 0.0), *[floats(64, 8, 256)] * 2),
     small("Bilinear", (4, 4, 4), floats(1, 4), floats(1, 4)),
     large("Bilinear", (64, 64, 64), floats(256, 64), floats(256, 64)),
     small("Identity", (), floats(1, 4)),

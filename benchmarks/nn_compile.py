@@ -1,0 +1,76 @@
+"""How long does it take to compile many equal blocks, in a tuple and in a `Stack`?
+
+Cold, in processes of their own without caches; what is timed is the first call.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import parallax
+from benchmarks.harness import Candidate, Question
+from parallax import Module, func, nn
+
+LIMIT = 0.25
+
+
+def questions(quick: bool) -> Iterator[Question]:
+    if quick:
+        return
+    # Inductor takes minutes for a tuple of 48, so that at full depth it is left out: what is in
+    # front of it takes longer for a tuple, too.
+    yield _question("forward", "aot_eager", 48, LIMIT)
+    yield _question("gradient", "aot_eager", 16)
+    yield _question("forward", "inductor", 12)
+
+
+def _question(what: str, backend: str, blocks: int, limit: float | None = None) -> Question:
+    def run(which: str) -> float:
+        return _cold(which, what, backend, str(blocks))
+
+    return Question(
+        f"first call of a compiled {what} of {blocks} blocks, {backend}",
+        Candidate("a tuple of blocks", lambda: run("tuple"), self_timed=True),
+        [Candidate("Stack", lambda: run("stack"), self_timed=True, limit=limit)],
+        most_rounds=2,
+    )
+
+
+def _cold(*arguments: str) -> float:
+    environment = {**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.nn_compile", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def _main(which: str, what: str, backend: str, blocks: str) -> None:
+    torch.set_num_threads(1)
+    layer = nn.TransformerEncoderLayer(64, 4, 256, 0.0, "gelu", batch_first=True, norm_first=True)
+    count = int(blocks)
+    model: Any = nn.Stack(layer, count) if which == "stack" else nn.TransformerEncoder(layer, count)
+    model = model.initialize(0)
+
+    def forward(model: Module, x: Tensor) -> Any:
+        return model(x)
+
+    def gradient(model: Module, x: Tensor) -> Any:
+        return func.grad(lambda model: model(x).square().mean())(model)
+
+    compiled = parallax.compile(forward if what == "forward" else gradient, backend=backend)
+    torch.compile(torch.sin)(torch.ones(3))  # what is only done once, whoever compiles
+    x = torch.randn(4, 32, 64)
+    start = time.perf_counter()
+    compiled(model, x)
+    sys.stdout.write(f"{time.perf_counter() - start}\n")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,211 @@
+"""A transformer that writes Parallax, character by character.
+
+It reads a text that every installation has, the sources of `parallax.nn`, and learns to predict
+the next character. The whole training step is one compiled function, from trees and a key to
+trees; its equal blocks are a `Stack`, so that it compiles as fast with many as with two. Writing
+takes a key, and a cache of what every block has seen: a value that goes in and comes out.
+
+Run it: python -m parallax.examples.character_model
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import parallax
+from parallax import Module, func, nn, optim, random
+from parallax.examples.progress import progress
+
+WIDTH, HEADS, BLOCKS = 64, 4, 2
+CONTEXT, BATCH, RATE = 64, 32, 3e-3
+
+Caches = tuple[nn.KVCache, ...]
+
+
+class Text(NamedTuple):
+    """A text as numbers."""
+
+    characters: str  # the alphabet: a character's number is where it stands
+    codes: Tensor
+
+
+def read() -> Text:
+    """The sources of `parallax.nn`, one after the other."""
+    files = sorted(resources.files("parallax.nn").iterdir(), key=lambda file: file.name)
+    text = "".join(file.read_text() for file in files if file.name.endswith(".py"))
+    characters = "".join(sorted(set(text)))
+    numbers = {character: number for number, character in enumerate(characters)}
+    return Text(characters, torch.tensor([numbers[character] for character in text]))
+
+
+class Block(Module):
+    """Attention and two affine maps, each after a norm and added to its input."""
+
+    norm1: nn.RMSNorm
+    attention: nn.MultiheadAttention
+    norm2: nn.RMSNorm
+    feed: nn.MLP
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(width)
+        self.attention = nn.MultiheadAttention(
+            width, heads, bias=False, batch_first=True, num_kv_heads=heads // 2,
+            rotary=nn.RotaryEmbedding(width // heads),
+        )  # fmt: skip
+        self.norm2 = nn.RMSNorm(width)
+        self.feed = nn.MLP((width, 4 * width, width), F.gelu, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A whole sequence at once."""
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False, is_causal=True)[0]
+        return x + self.feed(self.norm2(x))
+
+    def decode(self, x: Tensor, cache: nn.KVCache) -> tuple[Tensor, nn.KVCache]:
+        """The next characters of sequences whose beginning is in the cache."""
+        y, cache = self.attention.decode(self.norm1(x), cache)
+        x = x + y
+        return x + self.feed(self.norm2(x)), cache
+
+
+class CharacterModel(Module):
+    """Scores for the next character after each."""
+
+    embedding: nn.Embedding
+    blocks: nn.Stack
+    norm: nn.RMSNorm
+    head: nn.Linear
+
+    def __init__(
+        self, characters: int, width: int = WIDTH, heads: int = HEADS, blocks: int = BLOCKS
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(characters, width)
+        self.blocks = nn.Stack(Block(width, heads), blocks)
+        self.norm = nn.RMSNorm(width)
+        self.head = nn.Linear(width, characters, bias=False)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Of sequences as a whole."""
+        return self.head(self.norm(self.blocks(self.embedding(codes))))
+
+    def empty_caches(self, batch_size: int, max_len: int) -> Caches:
+        """For `decode`, of a text that has not begun."""
+        return tuple([block.attention.empty_cache(batch_size, max_len) for block in self.blocks])
+
+    def decode(self, codes: Tensor, caches: Caches) -> tuple[Tensor, Caches]:
+        """Of the next characters of sequences whose beginning is in the caches."""
+        x, after = self.embedding(codes), []
+        for block, cache in zip(self.blocks, caches):  # noqa: B905  # dynamo traces no strict=
+            x, cache = block.decode(x, cache)  # noqa: PLW2901  # the cache that comes after
+            after.append(cache)
+        return self.head(self.norm(x)), tuple(after)
+
+
+def surprise(model: CharacterModel, codes: Tensor) -> Tensor:
+    """The cross-entropy of each next character, in nats."""
+    return F.cross_entropy(model(codes[:, :-1]).flatten(0, 1), codes[:, 1:].flatten())
+
+
+def cut(codes: Tensor, key: random.Key, batch: int = BATCH) -> Tensor:
+    """Pieces from anywhere in the text."""
+    starts = random.randint(key, (batch, 1), 0, len(codes) - CONTEXT)
+    return codes[starts + torch.arange(CONTEXT + 1)]
+
+
+class Trained(NamedTuple):
+    """What so many steps left behind."""
+
+    model: CharacterModel
+    losses: list[float]
+    seconds: float  # of the steps after the first, which compiles
+
+
+def train(text: Text, steps: int, seed: int, *, backend: str = "inductor") -> Trained:
+    """Learn the text; every random number comes from the seed.
+
+    Args:
+        text: what to learn.
+        steps: how many pieces to look at, `BATCH` at once.
+        seed: of the first weights and of the choice of pieces.
+        backend: of the compiler.
+    """
+    adam = optim.Adam(lr=RATE)
+
+    @parallax.compile(backend=backend)
+    def step(model: CharacterModel, state: Any, codes: Tensor, key: random.Key) -> Any:
+        grads, loss = func.grad_and_value(surprise)(model, cut(codes, key))
+        return *adam.step(model, grads, state), loss
+
+    key = random.key(seed)
+    model = CharacterModel(len(text.characters)).initialize(random.fold_in(key, "model"))
+    state, losses, start = adam.init(model), [], time.perf_counter()
+    for number in progress(range(steps), steps, "steps"):
+        model, state, loss = step(model, state, text.codes, random.fold_in(key, number))
+        if number == 0:
+            start = time.perf_counter()
+        losses.append(loss.item())
+    return Trained(model, losses, time.perf_counter() - start)
+
+
+def write(
+    model: CharacterModel,
+    text: Text,
+    prompt: str,
+    length: int,
+    key: random.Key,
+    *,
+    temperature: float = 0.8,
+    backend: str = "eager",
+) -> Iterator[str]:
+    """Characters that may follow the prompt, one by one.
+
+    Args:
+        model: trained on the text.
+        text: for its alphabet.
+        prompt: how it begins.
+        length: how many characters to write.
+        key: the same key writes the same.
+        temperature: the lower, the less is ventured.
+        backend: of the compiler, which compiles a step once.
+    """
+    decode = parallax.compile(CharacterModel.decode, backend=backend)
+    caches = model.empty_caches(1, len(prompt) + length)
+    codes = torch.tensor([[text.characters.index(character) for character in prompt]])
+    with torch.no_grad():
+        scores, caches = model.decode(codes, caches)
+        for number in range(length):
+            likely = scores[0, -1] / temperature
+            code = random.categorical(random.fold_in(key, number), likely)
+            yield text.characters[int(code)]
+            scores, caches = decode(model, code.reshape(1, 1), caches)
+
+
+def main() -> None:
+    """Learn the sources of `parallax.nn`, and write some more of them."""
+    text = read()
+    count, alphabet = len(text.codes), len(text.characters)
+    print(f"{count:,} characters, {alphabet} different ones: {math.log(alphabet):.2f} nats each")
+    begin = time.perf_counter()
+    trained = train(text, 300, 0)
+    whole = time.perf_counter() - begin
+    last = sum(trained.losses[-20:]) / 20
+    print(f"{trained.losses[0]:.2f} nats before, {last:.2f} after {len(trained.losses)} steps")
+    print(
+        f"{trained.seconds / (len(trained.losses) - 1) * 1e3:.1f} ms a step, {whole:.0f} s in all"
+    )
+    print("What it writes after 'class':\n")
+    print("class" + "".join(write(trained.model, text, "class", 300, random.key(0))))
+
+
+if __name__ == "__main__":
+    main()
