@@ -46,8 +46,10 @@ def refuse_spatial(
             return
     axes = AXES[dims]
     shape = ", ".join(["C" if channels is None else str(channels), *axes])
-    bounds = [f"{axis} >= {low}" for axis, low in zip(axes, smallest, strict=True) if low > 1]
-    if channels is None and isinstance(input, Tensor) and 0 in input.shape:
-        bounds.insert(0, "C >= 1")
-    expected = f"({shape}) or (N, {shape})" + (f" with {', '.join(bounds)}" if bounds else "")
+    bounds = [("C", 1)] if channels is None else []
+    bounds += zip(axes, smallest, strict=True)
+    # That nothing may be empty goes without saying, unless something is.
+    said = 0 if isinstance(input, Tensor) and 0 in input.shape else 1
+    limits = ", ".join([f"{axis} >= {low}" for axis, low in bounds if low > said])
+    expected = f"({shape}) or (N, {shape})" + (f" with {limits}" if limits else "")
     refuse(layer, expected, input, name)

@@ -60,7 +60,7 @@ def test_bad_arguments_fail_at_construction(
         (nn.AdaptiveAvgPool1d(3), (7,), "(C, L) or (N, C, L)"),
         (nn.AdaptiveAvgPool2d((2, None)), (7,), "(C, H, W) or (N, C, H, W)"),
         (nn.AdaptiveAvgPool3d(2), (2, 7, 7), "(C, D, H, W) or (N, C, D, H, W)"),
-        (nn.AdaptiveMaxPool1d(2), (2, 0), "(C, L) or (N, C, L)"),
+        (nn.AdaptiveMaxPool1d(2), (2, 0), "(C, L) or (N, C, L) with C >= 1, L >= 1"),
         (nn.AdaptiveMaxPool2d(2), (2, 2), "(C, H, W) or (N, C, H, W)"),
         (nn.AdaptiveMaxPool3d(2), (1,) * 6, "(C, D, H, W) or (N, C, D, H, W)"),
     ],
