@@ -88,9 +88,14 @@ class Epoch(NamedTuple):
     loss: float
 
 
+def loss_of(net: ResNet, x: Tensor, y: Tensor) -> Tensor:
+    """Compute the mean cross-entropy."""
+    return F.cross_entropy(net(x), y)
+
+
 def loss_and_effects(net: ResNet, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ResNet]]:
     """The mean cross-entropy to differentiate; beside it its value, and the net after the batch."""
-    loss, after = effects.collect(lambda net: F.cross_entropy(net(x), y))(net)
+    loss, after = effects.collect(loss_of)(net, x, y)
     return loss, (loss.detach(), after)
 
 

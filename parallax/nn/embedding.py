@@ -69,7 +69,8 @@ class Table(Module):
                 f"{cls.__name__}.from_pretrained(embeddings): expected a tensor of shape "
                 f"(num_embeddings, embedding_dim), got {got!r}"
             )
-        table = cls(*embeddings.shape, **arguments).replace(weight=embeddings)
+        rows, columns = embeddings.shape
+        table = cls(rows, columns, **arguments).replace(weight=embeddings)
         return tree.select(table, "weight").freeze() if freeze else table
 
     def _within_norm(self, rows: Tensor) -> Tensor:

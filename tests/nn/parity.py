@@ -64,7 +64,10 @@ def assert_parity(
     layer = layer.train() if mode == "train" else layer.eval()
 
     def loss(module: Module, inputs: Any) -> tuple[Tensor, Any]:
-        out, after = effects.collect(lambda m: m(*inputs, **keywords))(module)
+        def call(module: Module) -> Any:
+            return module(*inputs, **keywords)
+
+        out, after = effects.collect(call)(module)
         return _total(out), (out, after)
 
     wanted = torch_pytree.tree_map(_differentiable, inputs)

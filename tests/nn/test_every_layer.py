@@ -204,7 +204,11 @@ def _prepared(case: Case) -> Module:
 
 def _call(layer: Module, *inputs: Any) -> Any:
     """The output, with what it emits beside it where it emits anything."""
-    return effects.collect(lambda module: module(*inputs))(layer)[0]
+
+    def call(module: Module) -> Any:
+        return module(*inputs)
+
+    return effects.collect(call)(layer)[0]
 
 
 def test_the_table_has_every_layer() -> None:

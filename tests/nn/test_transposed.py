@@ -90,6 +90,6 @@ def test_bad_arguments_fail_at_construction(
 
 @pytest.mark.parametrize("given", [(3, 9, 9), (4, 9), (1, 4, 9, 9, 9), (4, 0, 9)], ids=str)
 def test_an_input_that_does_not_fit_names_the_shape(given: tuple[int, ...]) -> None:
-    text = f"ConvTranspose2d: expected input of shape (4, H, W) or (N, 4, H, W)"
+    text = "ConvTranspose2d: expected input of shape (4, H, W) or (N, 4, H, W)"
     with pytest.raises(ValueError, match=re.escape(text)):
         nn.ConvTranspose2d(4, 2, 3).initialize(0)(torch.ones(given))
