@@ -70,6 +70,14 @@ class Collecting:
         """The same collection, with the rng around another leaf."""
         return Collecting(self.collection, self.source.with_key(key))
 
+    def __reduce__(self) -> Any:
+        # A copy of the collection would be read by nobody: what is loaded is out of it.
+        return _itself, (self.source,)
+
+
+def _itself(source: Any) -> Any:
+    return source
+
 
 def source_of(rng: Any) -> Any:
     """The rng proper of what a tree holds as rng."""

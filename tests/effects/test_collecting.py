@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -78,6 +79,16 @@ def test_an_instance_kept_from_inside_says_so(x: Tensor) -> None:
     effects.collect(lambda m, x: kept.append(m))(net(), x)
     with pytest.raises(EffectError, match="is over"):
         kept[0](x)
+
+
+def test_what_is_pickled_inside_is_out_of_the_collection(x: Tensor) -> None:
+    module = net().train(random.key(3))
+    saved, after = effects.collect(lambda m: pickle.dumps(m))(module)
+    loaded = pickle.loads(saved)
+    assert after is module
+    assert torch.equal(loaded.rng.data, module.rng.data)
+    with pytest.raises(EffectError, match="nobody collects"):
+        loaded(x)
 
 
 def test_mode_and_rng_can_change_inside(x: Tensor) -> None:
