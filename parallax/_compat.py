@@ -154,6 +154,17 @@ def module_calls_watched() -> bool:
     )
 
 
+def run_as_it_is(function: Callable[..., Any]) -> None:
+    """Has dynamo run a function, and all it calls, as ordinary Python where it does not trace it.
+
+    As ``torch.compiler.disable``, without loading dynamo or wrapping the function.
+    """
+    frames = torch._C._dynamo.eval_frame
+    skip = frames._FrameAction.SKIP
+    code = function.__code__  # type: ignore[attr-defined]  # of a Python function
+    frames.set_code_exec_strategy(code, frames._FrameExecStrategy(skip, skip))
+
+
 def in_backward() -> bool:
     """Whether this code runs within autograd's backward, as recomputation does."""
     return torch._C._current_graph_task_id() != -1

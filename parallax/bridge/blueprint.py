@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from parallax.bridge.alike import same
-from parallax.bridge.pointers import ATOMS, Detaching, changeable
+from parallax.bridge.pointers import ATOMS, Detaching, changeable, points_at_tensors
 
 __all__ = ["BY_NUMBER", "Blueprint", "attributes_of", "defaults"]
 
@@ -43,15 +43,18 @@ class Blueprint:
         attributes: its plain attributes, without those that every ``nn.Module`` begins with.
         number: unique in this process.
         objects: which objects of the original's it holds: those that can change.
+        linked: the attributes that point at tensors of the model.
     """
 
-    __slots__ = ("__weakref__", "_hash", "attributes", "cls", "number", "objects")
+    __slots__ = ("__weakref__", "_hash", "attributes", "cls", "linked", "number", "objects")
 
     def __init__(self, cls: type[nn.Module], attributes: dict[str, Any]) -> None:
         self.cls = cls
         self.attributes = attributes
         self.number = next(_numbers)
         self.objects = tuple([id(item) for item in changeable(attributes)])
+        items = [(k, v) for k, v in attributes.items() if type(v) not in ATOMS]
+        self.linked = tuple([name for name, value in items if points_at_tensors(value)])
         plain = [(k, v) for k, v in attributes.items() if type(v) in _HASHED]
         self._hash = hash((_unparametrized(cls), len(attributes), *plain))
         BY_NUMBER[self.number] = self

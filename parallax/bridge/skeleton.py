@@ -25,7 +25,7 @@ from torch import nn
 from parallax import _compat
 from parallax.bridge.blueprint import Blueprint, defaults
 from parallax.bridge.buffers import Buffers, Slot
-from parallax.bridge.pointers import ATOMS, Ref, points_at_tensors, resolved
+from parallax.bridge.pointers import Ref, resolved
 from parallax.bridge.tables import Children, Weights, hasten, may_show
 from parallax.fields import Buffer, Parameter
 from parallax.structure import Leaf, Structure
@@ -182,7 +182,7 @@ class Skeleton:
 
         for name, value in blueprint.attributes.items():
             attributes[name] = resolved(value, follow)
-            if type(value) not in ATOMS and points_at_tensors(value):
+            if name in blueprint.linked:
                 self.links.append(Link(attributes, name, value, follow))
         if type(attributes["_parameters"]) is Weights:
             hasten(node, self._touched)

@@ -148,6 +148,9 @@ def load_state_dict(
             f"load_state_dict(module, mapping): expected tensors by name, "
             f"got {type(mapping).__name__}"
         )
+    for name in mapping:
+        if not isinstance(name, str):
+            raise TypeError(f"load_state_dict: the names are strings, got {name!r}")
 
     def place(value: Tensor, leaf: Any) -> Tensor:
         return value.detach() if assign else _placed(value, leaf)
@@ -228,6 +231,8 @@ def _hint(missing: list[str], unexpected: list[str]) -> list[str]:
 def _misfit(name: str, value: Any, leaf: Any, any_dtype: bool) -> str | None:
     if not isinstance(value, Tensor):
         raise TypeError(f'load_state_dict: "{name}" is {type(value).__name__}, expected a tensor')
+    if isinstance(leaf, Tensor) and value.layout != leaf.layout:
+        return f"layout mismatch for {name}: {value.layout} in checkpoint, {leaf.layout} in module."
     if value.shape != leaf.shape:
         return (
             f"size mismatch for {name}: copying a param with shape {value.shape} from checkpoint, "

@@ -69,6 +69,11 @@ def _taken(
     if not hasattr(module, "_parts"):
         shells.append((prefix[:-1], module))
         return ()
+    if module._blueprint.linked:
+        raise RuntimeError(
+            "a lifted nn.Module has an attribute that points at tensors of the model, which "
+            "compiled code cannot follow. Call it outside of the compiled function"
+        )
     _, _, own, transient, below = module._parts
     for name in own:
         tensors[prefix + name] = getattr(module, name)

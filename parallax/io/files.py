@@ -243,7 +243,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tenso
         if source.suffix == ".safetensors":
             return _read_safetensors(source)
         return _read_torch(source)
-    except (json.JSONDecodeError, KeyError) as error:
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
         raise _unreadable(source, error) from error
 
 
@@ -251,7 +251,7 @@ def _read_safetensors(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     safetensors = _safetensors()
     try:
         with safetensors.safe_open(source, framework="pt") as file:
-            header = load_header((file.metadata() or {}).get(_HEADER))
+            header = _header((file.metadata() or {}).get(_HEADER), source)
             return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
     except safetensors.SafetensorError as error:
         raise _unreadable(source, error) from error
@@ -271,27 +271,30 @@ def _read_torch(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     header = None
     if isinstance(found, dict) and _HEADER in found and "state_dict" in found:
         header, found = found[_HEADER], found["state_dict"]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
+    ):
         keys = f" with the keys {list(found)[:5]}" if isinstance(found, dict) else ""
         raise ValueError(
             f"{source} holds a {type(found).__name__}{keys}, no tensors by name. Take the part "
             f"that is a state dict: bridge.load_state_dict(module, torch.load(path)[key])"
         )
-    return load_header(header), dict(found)
+    return _header(header, source), dict(found)
 
 
 def _read_shards(source: Path) -> dict[str, Tensor]:
     """The tensors of a sharded checkpoint, by its index."""
-    index = json.loads(source.read_text())
-    if not isinstance(index, dict):
+    index = json.loads(source.read_bytes())
+    named = index["weight_map"] if isinstance(index, dict) else None
+    if not isinstance(named, dict) or not all(isinstance(shard, str) for shard in named.values()):
         raise ValueError(f"{source} is truncated or no checkpoint: it holds no weight_map")
     tensors: dict[str, Tensor] = {}
     shards: dict[str, list[str]] = {}
-    for name, shard in index["weight_map"].items():
+    for name, shard in named.items():
         shards.setdefault(shard, []).append(name)
     for shard, names in shards.items():
         file = source.parent / shard
-        if Path(shard).name != shard:
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise ValueError(f"{source} names the shard {shard!r}, which is not beside it")
         if not file.exists():
             raise FileNotFoundError(f"{source} names the shard {shard}, which is not there")
@@ -301,6 +304,13 @@ def _read_shards(source: Path) -> dict[str, Tensor]:
                 raise ValueError(f"{file} lacks {name!r}, which {source.name} says it holds")
             tensors[name] = found[name]
     return tensors
+
+
+def _header(text: Any, source: Path) -> dict[str, Any]:
+    try:
+        return load_header(text)
+    except ValueError as error:
+        raise _unreadable(source, error) from error
 
 
 def _unreadable(source: Path, error: Exception) -> ValueError:

@@ -34,18 +34,31 @@ def dump_header(structure: Structure, metadata: Mapping[str, Any] | None) -> str
     return json.dumps({**header, "metadata": json.loads(extra)})
 
 
-def load_header(text: str | None) -> dict[str, Any]:
+def load_header(text: Any) -> dict[str, Any]:
     """The header of a file; an empty one for a file that Parallax did not write.
 
     Raises:
-        ValueError: if the text is no header.
+        ValueError: if it is no header.
     """
     if text is None:
         return {"metadata": {}}
-    header = json.loads(text)
-    if not isinstance(header, dict) or header.get("version") != _VERSION:
+    header = json.loads(text) if isinstance(text, str) else text
+    if not isinstance(header, dict):
+        raise ValueError("its header is none that Parallax wrote")
+    if header.get("version") != _VERSION:
         raise ValueError(f"its header is of version {header.get('version')}, known is {_VERSION}")
+    if not (
+        isinstance(header.get("metadata"), dict)
+        and isinstance(header.get("fingerprint"), str)
+        and isinstance(header.get("nodes"), list)
+        and all(map(_is_node, header["nodes"]))
+    ):
+        raise ValueError("its header is damaged")
     return header
+
+
+def _is_node(node: Any) -> bool:
+    return isinstance(node, list) and list(map(type, node)) == [str, str, dict]
 
 
 def difference(header: dict[str, Any], structure: Structure) -> str | None:

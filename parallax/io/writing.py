@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``; what is written there takes its place at the end.
 
     The data are on the disk before the name is: whatever happens, ``path`` is the old file or
-    the new one. After an error the temporary file is gone and the old one as it was.
+    the new one, with the permissions of the old one. After an error the temporary file is gone
+    and the old one as it was.
 
     Args:
         path: the file to be; a symbolic link is followed.
@@ -31,6 +33,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
         yield temporary
+        with suppress(FileNotFoundError):  # there may be no old file
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         _sync(temporary, os.O_RDWR)
         os.replace(temporary, target)
     except BaseException:

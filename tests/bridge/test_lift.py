@@ -166,6 +166,7 @@ def test_things_that_are_no_modules() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 def test_torchscript() -> None:
     with pytest.raises(
         TypeError, match="the module is RecursiveScriptModule, a TorchScript module"

@@ -146,3 +146,13 @@ def test_holes_are_left_out() -> None:
     lifted = bridge.lift(nn.Linear(2, 2, bias=False))
     assert list(bridge.state_dict(lifted)) == ["weight"]
     assert tree.equal(bridge.load_state_dict(lifted, bridge.state_dict(lifted)), lifted)
+
+
+def test_names_are_strings_and_layouts_agree() -> None:
+    lifted = bridge.lift(nn.Linear(1, 1))
+    mapping: Any = {"weight": torch.ones(1, 1), "bias": torch.ones(1), 2: torch.ones(1)}
+    with pytest.raises(TypeError, match="the names are strings, got 2"):
+        bridge.load_state_dict(lifted, mapping)
+    sparse = {"weight": torch.ones(1, 1).to_sparse(), "bias": torch.ones(1)}
+    with pytest.raises(RuntimeError, match=r"layout mismatch for weight: torch.sparse_coo in"):
+        bridge.load_state_dict(lifted, sparse)

@@ -125,3 +125,49 @@ def test_raw_transforms_agree_with_functional_call() -> None:
     out: Any = torch.func.jvp(lambda m: mine(m, x), (lifted,), (tangents,))
     expected_out: Any = torch.func.jvp(lambda w: reference(w, x), (weights,), (ones,))
     torch.testing.assert_close(out[1], expected_out[1])
+
+
+class Pointing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.through: Any = lambda x: self.linear(x)
+        self.weights = [self.linear.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.through(x) + self.weights[0].sum()  # type: ignore[no-any-return]  # a tensor
+
+
+def test_an_attribute_that_points_at_tensors_is_refused_in_one_graph_and_run_outside_of_it() -> (
+    None
+):
+    lifted, x = bridge.lift(Pointing()), torch.randn(2, 3)
+    with pytest.raises(Exception, match="points at tensors of the model, which compiled code"):
+        compiled(lambda m, x: m(x))(lifted, x)
+    torch._dynamo.reset()
+    broken = torch.compile(lambda m, x: m(x) * 2, backend="eager")
+    torch.testing.assert_close(broken(lifted, x), lifted(x) * 2)
+
+
+def test_a_recurrent_layer_runs_outside_of_the_graph() -> None:
+    lifted, x = bridge.lift(nn.LSTM(3, 2)), torch.randn(4, 3)
+    torch._dynamo.reset()
+    call = torch.compile(lambda m, x: m(x)[0], backend="eager")
+    torch.testing.assert_close(call(lifted, x), lifted(x)[0])
+
+
+def test_a_function_around_a_module_finds_the_leaves() -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+            self.through: Any = lambda x: self.linear(x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.through(x)  # type: ignore[no-any-return]  # a tensor
+
+    lifted, x = bridge.lift(Around()), torch.randn(2, 3)
+    zeros = tree.map(torch.zeros_like, lifted)
+    call = compiled(lambda m, x: m(x))
+    torch.testing.assert_close(call(lifted, x), lifted(x))
+    torch.testing.assert_close(call(zeros, x), torch.zeros(2, 3))

@@ -238,6 +238,42 @@ def test_a_file_that_holds_something_else(tmp_path: Path) -> None:
         io.load(tmp_path / "whole.pt", like=pair())
 
 
+NODES = {"nodes": [["", "Linear", {}]], "fingerprint": "a", "metadata": {}}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [3, "x", "{}", "[]", '{"version": 1}', torch.ones(1), '{"version": 2}']
+    + [json.dumps({"version": 1, **NODES, **change})
+       for change in ({"nodes": 3}, {"nodes": [1]}, {"nodes": [["", "Linear"]]}, {"metadata": 3},
+                      {"fingerprint": None})],
+)  # fmt: skip
+def test_a_header_that_is_none(tmp_path: Path, header: Any) -> None:
+    linear = bridge.lift(nn.Linear(1, 1))
+    saved = {"parallax": header, "state_dict": bridge.state_dict(linear)}
+    torch.save(saved, tmp_path / "m.pt")
+    for reading in (lambda path: io.load(path, like=linear), io.read, io.metadata):
+        with pytest.raises(ValueError, match=r"m\.pt is truncated or no checkpoint"):
+            reading(tmp_path / "m.pt")
+
+
+def test_names_that_are_none(tmp_path: Path) -> None:
+    torch.save({1: torch.ones(1)}, tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=r"keys \[1\], no tensors by name"):
+        io.read(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize(
+    "text", ['{"weight_map": 3}', '{"weight_map": {"by": 3}}', '{"weight_map": {"by": ""}}',
+             '{"weight_map": {"by": "."}}', '{"weight_map": {"by": "x.pt"}}', "\xff"],
+)  # fmt: skip
+def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_bytes(text.encode("latin1"))
+    with pytest.raises(ValueError, match=r"no checkpoint|not beside it"):
+        io.load(index, like=Scale(torch.ones(1)))
+
+
 # -- paths, arguments, disks ----------------------------------------------------------------------
 
 
@@ -330,3 +366,20 @@ def test_without_safetensors_the_extra_is_named(
     with pytest.raises(ImportError, match=r"extra 'io' installs: pip install 'parallax\[io\]'"):
         io.save(pair(), tmp_path / "m.safetensors")
     io.save(pair(), tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_was_loaded_stays_when_its_file_is_replaced(tmp_path: Path, name: str) -> None:
+    module = pair()
+    io.save(module, tmp_path / name)
+    loaded = io.load(tmp_path / name, like=module)
+    io.save(tree.zeros_like(module), tmp_path / name)
+    assert tree.equal(loaded, module)
+
+
+def test_a_file_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    io.save(pair(), path)
+    path.chmod(0o600)
+    io.save(pair(), path)
+    assert path.stat().st_mode & 0o777 == 0o600
