@@ -124,7 +124,7 @@ def _fill(
         ("hyper", hyper),
         ("_groups", groups),
         ("_hypers", hypers),
-        ("_fixed", not leaves and not moving),
+        ("_fixed", len(leaves) == 0 and not moving),  # dynamo does not trace not of a tuple
         ("_leaves", leaves),
         ("_recipe", recipe),
     ):
