@@ -41,7 +41,7 @@ class Repeat(HigherOrderOperator):
     """
 
     def __init__(self) -> None:
-        super().__init__("parallax_repeat")
+        super().__init__("parallax_repeat")  # type: ignore[no-untyped-call]  # it is torch's
 
     def __call__(self, body: Any, value: Tensor, *operands: Any, members: int, times: int) -> Any:
         stacks, rest = operands[members : 2 * members], operands[members:]
@@ -89,7 +89,7 @@ class _Program:
         if key not in self.pullbacks:
             fn = self.fn
 
-            def pull(*inputs: Tensor) -> tuple[Tensor, ...]:
+            def back(*inputs: Tensor) -> tuple[Tensor, ...]:
                 operands, cotangents = list(inputs[:count]), inputs[count:]
 
                 def moved(*values: Tensor) -> list[Tensor]:
@@ -98,10 +98,10 @@ class _Program:
                     outs = fn(*operands)
                     return [outs[k] for k in given]
 
-                _, vjp = torch.func.vjp(moved, *[operands[k] for k in wanted])
-                return tuple(vjp(list(cotangents)))
+                pull: Any = torch.func.vjp(moved, *[operands[k] for k in wanted])[1]
+                return tuple(pull(list(cotangents)))
 
-            self.pullbacks[key] = _Program(pull, f"{self.name}_back{len(self.pullbacks)}")
+            self.pullbacks[key] = _Program(back, f"{self.name}_back{len(self.pullbacks)}")
         return self.pullbacks[key]
 
 
@@ -121,11 +121,14 @@ def _called(program: _Program, operands: Sequence[Any]) -> tuple[Tensor, ...]:
     differentiable = torch.is_grad_enabled() and any(
         isinstance(x, Tensor) and x.requires_grad for x in operands
     )
-    if differentiable:
-        return _Call.apply(program, *operands)
-    if torch._C._are_functorch_transforms_active():  # nothing to differentiate at this level
-        return _Call.apply(program, *operands)
-    return tuple(invoke_subgraph(program.fn, program.name, *operands))
+    found: Any
+    # Within a transform also where nothing is to differentiate: it leaves the level.
+    if differentiable or torch._C._are_functorch_transforms_active():
+        found = _Call.apply(program, *operands)  # type: ignore[no-untyped-call]  # it is torch's
+    else:
+        fn: Any = program.fn
+        found = invoke_subgraph(fn, program.name, *operands)
+    return tuple(found)
 
 
 def _only_gradients() -> bool:
@@ -142,13 +145,16 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.program, *operands = inputs
-        ctx.save_for_backward(*operands)
+        ctx.program = inputs[0]
+        # Sizes may be among them, where shapes are symbolic.
+        ctx.sizes = [None if isinstance(x, Tensor) else x for x in inputs[1:]]
+        ctx.save_for_backward(*[x if isinstance(x, Tensor) else None for x in inputs[1:]])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        operands = ctx.saved_tensors
+        pairs = zip(ctx.saved_tensors, ctx.sizes, strict=True)
+        operands = [size if x is None else x for x, size in pairs]
         # Always the first operand, too: the first call of all shall have the graph of the others.
         wanted = (0, *[k for k in range(1, len(operands)) if ctx.needs_input_grad[k + 1]])
         given = tuple(k for k, cotangent in enumerate(cotangents) if cotangent is not None)

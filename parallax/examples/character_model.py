@@ -68,7 +68,8 @@ class Block(Module):
         """A whole sequence at once."""
         y = self.norm1(x)
         x = x + self.attention(y, y, y, need_weights=False, is_causal=True)[0]
-        return x + self.feed(self.norm2(x))
+        output: Tensor = x + self.feed(self.norm2(x))
+        return output
 
     def decode(self, x: Tensor, cache: nn.KVCache) -> tuple[Tensor, nn.KVCache]:
         """The next characters of sequences whose beginning is in the cache."""
@@ -96,7 +97,8 @@ class CharacterModel(Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Of sequences as a whole."""
-        return self.head(self.norm(self.blocks(self.embedding(codes))))
+        scores: Tensor = self.head(self.norm(self.blocks(self.embedding(codes))))
+        return scores
 
     def empty_caches(self, batch_size: int, max_len: int) -> Caches:
         """For `decode`, of a text that has not begun."""
@@ -196,7 +198,7 @@ def main() -> None:
     count, alphabet = len(text.codes), len(text.characters)
     print(f"{count:,} characters, {alphabet} different ones: {math.log(alphabet):.2f} nats each")
     begin = time.perf_counter()
-    trained = train(text, 300, 0)
+    trained = train(text, 200, 0)
     whole = time.perf_counter() - begin
     last = sum(trained.losses[-20:]) / 20
     print(f"{trained.losses[0]:.2f} nats before, {last:.2f} after {len(trained.losses)} steps")

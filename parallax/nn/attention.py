@@ -286,9 +286,9 @@ class MultiheadAttention(Module):
             biases = (None, None, None) if bias is None else bias.split(sizes)
             triples = zip((query, key, value), weights, biases, strict=True)
             parts = [F.linear(x, w, b) for x, w, b in triples]
-        order = (0, 2, 1, 3) if self.batch_first else (1, 2, 0, 3)
+        dims = (0, 2, 1, 3) if self.batch_first else (1, 2, 0, 3)
         pairs = zip(parts, (heads, narrow, narrow), strict=True)
-        return tuple([x.reshape(*x.shape[:2], n, size).permute(order) for x, n in pairs])
+        return tuple([x.reshape(*x.shape[:2], n, size).permute(dims) for x, n in pairs])
 
     def _with_more(
         self, k: Tensor, v: Tensor, mask: Tensor | None
@@ -346,7 +346,8 @@ class MultiheadAttention(Module):
     def _out(self, heads: Tensor) -> Tensor:
         """The heads side by side, projected."""
         order = (0, 2, 1, 3) if self.batch_first else (2, 0, 1, 3)
-        return self.out_proj(heads.permute(order).flatten(2))
+        out: Tensor = self.out_proj(heads.permute(order).flatten(2))
+        return out
 
     def _unbatched(
         self,

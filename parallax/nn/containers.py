@@ -207,7 +207,8 @@ class MLP(Module):
         value = input
         for layer in hidden:
             value = activation(layer(value))
-        return last(value)
+        output: Tensor = last(value)
+        return output
 
 
 def _require_layer(owner: str, name: str, layer: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from parallax.module import Module
 from parallax.nn.arguments import between, positive
-from parallax.nn.refusal import refuse
+from parallax.nn.refusal import ends_with, refuse
 
 __all__ = ["RotaryEmbedding"]
 
@@ -63,17 +65,12 @@ class RotaryEmbedding(Module):
 
     def forward(self, input: Tensor, positions: Tensor | None = None) -> Tensor:
         """Turn the pairs of the last dimension."""
-        if (
-            not isinstance(input, Tensor)
-            or input.dim() < 2
-            or input.shape[-1] != self.dim
-            or not input.is_floating_point()
-        ):
+        if not self._fits(input):
             refuse(self, f"(*, L, {self.dim}) of floats", input)
         wide = torch.promote_types(input.dtype, torch.float32)
         if positions is None:
             positions = torch.arange(input.shape[-2], device=input.device)
-        elif not isinstance(positions, Tensor) or positions.shape[-1:] != input.shape[-2:-1]:
+        elif not ends_with(positions, input.shape[-2]):
             refuse(self, f"(*, {input.shape[-2]})", positions, "positions")
         steps = torch.arange(0, self.dim, 2, dtype=wide, device=input.device)
         angles = positions.to(wide).unsqueeze(-1) * self.base ** (-steps / self.dim)
@@ -86,3 +83,6 @@ class RotaryEmbedding(Module):
             one, two = wider.chunk(2, -1)
             turned = torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
         return turned.to(input.dtype)
+
+    def _fits(self, input: Any) -> bool:
+        return ends_with(input, self.dim) and input.dim() > 1 and bool(input.is_floating_point())

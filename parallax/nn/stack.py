@@ -120,20 +120,21 @@ class Stack(Module):
         stacks = [stacked[k] for k in present]
         if keys:
             stacks.append(torch.stack(keys))
-        rng = self._rng
+        rng: Any = self._rng
 
         def call(value: Tensor, *rows: Tensor) -> Tensor:
             leaves: list[Any] = [None] * len(stacked)
             for k, row in zip(present, rows):  # noqa: B905  # dynamo traces no strict=
                 leaves[k] = row
             held = rng.with_key(rows[-1]) if keys else rng
-            return tracing.rebuild(outline, leaves, held)(value, *args, **kwargs)
+            block = tracing.rebuild(outline, leaves, held)
+            return block(value, *args, **kwargs)  # type: ignore[no-any-return]  # checked by dynamo
 
         return _compat.repeated(call, input, stacks, self.count)
 
     def _collected(self, input: Any, args: Any, kwargs: Any) -> Any:
         """Calls the blocks, and emits what each of them emits, stacked."""
-        call = effects.collect(lambda block, value: block(value, *args, **kwargs))
+        call: Any = effects.collect(lambda block, value: block(value, *args, **kwargs))
         value, before, after = input, [], []
         for block in self._blocks():
             value, changed = call(block, value)
@@ -147,6 +148,7 @@ class Stack(Module):
 
     def _members(self) -> tuple[list[tuple[list[Any], Any]], Callable[..., Any]]:
         """The leaves and the rng of each block, and what builds a block from them."""
+        stacked: Sequence[Any]
         if _compat.is_compiling():
             stacked, outline = tracing.take_apart(self.block)
             build = partial(tracing.rebuild, outline)
@@ -196,7 +198,10 @@ def _unstacked(leaf: Any, count: int) -> Sequence[Any]:
     """The leaf of each block, from that of all."""
     if leaf is None:
         return [None] * count
-    return [leaf.init.member] * count if isinstance(leaf, Lazy) else leaf.unbind(0)
+    if isinstance(leaf, Lazy):
+        several: Any = leaf.init
+        return [several.member] * count
+    return leaf.unbind(0)  # type: ignore[no-any-return]  # a tuple of tensors
 
 
 def _rng_of(rng: Any, name: str) -> Any:

@@ -92,8 +92,9 @@ class TransformerEncoderLayer(Module):
         super().__init__()
         name = type(self).__name__
         _check_arguments(name, d_model, nhead, dim_feedforward, dropout)
-        attention: Any = (d_model, nhead, dropout, bias)
-        self.self_attn = MultiheadAttention(*attention, batch_first=batch_first, dtype=dtype)
+        self.self_attn = MultiheadAttention(
+            d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype
+        )
         self.linear1 = Linear(d_model, dim_feedforward, bias, dtype=dtype)
         self.dropout = Dropout(dropout)
         self.linear2 = Linear(dim_feedforward, d_model, bias, dtype=dtype)
@@ -125,11 +126,13 @@ class TransformerEncoderLayer(Module):
             out = self.self_attn(x, x, x, src_key_padding_mask, False, src_mask, False, is_causal)
             src = src + self.dropout1(out[0])
             x = self.dropout(self.activation(self.linear1(self.norm2(src))))
-            return src + self.dropout2(self.linear2(x))
+            mapped: Tensor = src + self.dropout2(self.linear2(x))
+            return mapped
         out = self.self_attn(src, src, src, src_key_padding_mask, False, src_mask, False, is_causal)
         src = self.norm1(src + self.dropout1(out[0]))
         x = self.linear2(self.dropout(self.activation(self.linear1(src))))
-        return self.norm2(src + self.dropout2(x))
+        output: Tensor = self.norm2(src + self.dropout2(x))
+        return output
 
     def extra_repr(self) -> str:
         """Nothing, as torch."""
@@ -206,9 +209,12 @@ class TransformerDecoderLayer(Module):
         super().__init__()
         name = type(self).__name__
         _check_arguments(name, d_model, nhead, dim_feedforward, dropout)
-        attention: Any = (d_model, nhead, dropout, bias)
-        self.self_attn = MultiheadAttention(*attention, batch_first=batch_first, dtype=dtype)
-        self.multihead_attn = MultiheadAttention(*attention, batch_first=batch_first, dtype=dtype)
+        self.self_attn = MultiheadAttention(
+            d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype
+        )
+        self.multihead_attn = MultiheadAttention(
+            d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype
+        )
         self.linear1 = Linear(d_model, dim_feedforward, bias, dtype=dtype)
         self.dropout = Dropout(dropout)
         self.linear2 = Linear(dim_feedforward, d_model, bias, dtype=dtype)
@@ -254,12 +260,14 @@ class TransformerDecoderLayer(Module):
             x = self.norm2(tgt)
             tgt = tgt + self.dropout2(self.multihead_attn(x, memory, memory, *other)[0])
             x = self.dropout(self.activation(self.linear1(self.norm3(tgt))))
-            return tgt + self.dropout3(self.linear2(x))
+            mapped: Tensor = tgt + self.dropout3(self.linear2(x))
+            return mapped
         tgt = self.norm1(tgt + self.dropout1(self.self_attn(tgt, tgt, tgt, *own)[0]))
         x = self.multihead_attn(tgt, memory, memory, *other)[0]
         tgt = self.norm2(tgt + self.dropout2(x))
         x = self.linear2(self.dropout(self.activation(self.linear1(tgt))))
-        return self.norm3(tgt + self.dropout3(x))
+        output: Tensor = self.norm3(tgt + self.dropout3(x))
+        return output
 
     def extra_repr(self) -> str:
         """Nothing, as torch."""

@@ -89,7 +89,7 @@ def test_residual_refuses_another_shape() -> None:
     class Net(Module):
         block: nn.Residual
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return self.block(x)
 
     net = Net(nn.Residual(nn.Linear(3, 1))).initialize(0)
@@ -107,7 +107,8 @@ def test_mlp_is_affine_maps_with_activations_between(bias: bool) -> None:
     )  # fmt: skip
     net = bridge.load_state_dict(ours, theirs.state_dict())
     x = torch.randn(7, 3)
-    one, two, three = theirs["layers"]
+    layers: Any = theirs["layers"]
+    one, two, three = layers
     assert_same(net(x), three(torch.tanh(two(torch.tanh(one(x))))).detach())
 
 

@@ -47,7 +47,7 @@ def test_products_depend_on_the_distance_alone() -> None:
     rotary = nn.RotaryEmbedding(16)
     q, k = torch.randn(1, 16, dtype=torch.float64), torch.randn(1, 16, dtype=torch.float64)
 
-    def product(i: int, j: int) -> Tensor:
+    def product(i: int, j: int) -> Any:
         return (rotary(q, torch.tensor([i])) * rotary(k, torch.tensor([j]))).sum()
 
     torch.testing.assert_close(product(3, 8), product(103, 108))

@@ -21,7 +21,7 @@ class Block(Module):
     dropout: nn.Dropout
     nothing: Parameter | None = None
 
-    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, scale: float = 1.0) -> Any:
         return x + scale * self.dropout(torch.tanh(self.linear(self.norm(x))))
 
 
@@ -31,7 +31,7 @@ class Count(Module):
     calls: Buffer
     weight: Parameter
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         self.emit(calls=self.calls + x.detach().sum())
         self.sow(seen=x)
         return x * self.weight
@@ -42,7 +42,7 @@ class Tuple(Module):
 
     blocks: tuple[Module, ...]
 
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any) -> Any:
         for block in self.blocks:
             x = block(x, *args)
         return x
@@ -53,7 +53,7 @@ class Net(Module):
 
     blocks: nn.Stack
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.blocks(x)
 
 
@@ -66,7 +66,7 @@ def both(count: int = 3) -> tuple[nn.Stack, Tuple]:
     return stack, Tuple(tuple(stack))
 
 
-def loss(module: Module, x: Tensor) -> Tensor:
+def loss(module: Module, x: Tensor) -> Any:
     return module(x).square().sum()
 
 
@@ -137,7 +137,7 @@ def test_it_vmaps_and_differentiates_twice() -> None:
     xs = torch.randn(5, 2, 4)
     torch.testing.assert_close(func.vmap(stack)(xs), torch.stack([unstacked(x) for x in xs]))
 
-    def curvature(module: Module, x: Tensor) -> Tensor:
+    def curvature(module: Module, x: Tensor) -> Any:
         return func.grad(loss, argnums=1)(module, x).square().sum()
 
     found = [leaf for leaf in tree.leaves(func.grad(curvature)(stack, X)) if leaf is not None]
@@ -220,7 +220,7 @@ def test_compiled_it_is_the_same(backend: str, compiler: Any) -> None:
 
 def test_a_gradient_outside_of_compiled_code() -> None:
     stack, _ = both()
-    call = parallax.compile(lambda m, x: m(x), backend="aot_eager")
+    call: Any = parallax.compile(lambda m, x: m(x), backend="aot_eager")
     found = func.grad(lambda m, x: call(m, x).square().sum(), argnums=(0, 1))(stack, X)
     expected = func.grad(loss, argnums=(0, 1))(stack, X)
     torch.testing.assert_close(tree.leaves(found[0]), tree.leaves(expected[0]))
@@ -230,15 +230,24 @@ def test_a_gradient_outside_of_compiled_code() -> None:
 def test_second_derivatives_and_vmap_in_compiled_code() -> None:
     stack, _ = both()
 
-    def curvature(module: Module, x: Tensor) -> Tensor:
+    def curvature(module: Module, x: Tensor) -> Any:
         return func.grad(loss, argnums=1)(module, x).square().sum()
 
     found = parallax.compile(func.grad(curvature), backend="aot_eager")(stack, X)
     expected = func.grad(curvature)(stack, X)
     torch.testing.assert_close(tree.leaves(found), tree.leaves(expected))
     xs = torch.randn(5, 2, 4)
-    mapped = parallax.compile(lambda m, xs: func.vmap(m)(xs), backend="aot_eager")
+    mapped: Any = parallax.compile(lambda m, xs: func.vmap(m)(xs), backend="aot_eager")
     torch.testing.assert_close(mapped(stack, xs), func.vmap(stack)(xs))
+
+
+def test_a_batch_of_another_size_makes_the_size_symbolic() -> None:
+    stack, _ = both()
+    gradient: Any = parallax.compile(func.grad(loss), backend="aot_eager")
+    for size in (2, 5, 7):
+        x = torch.randn(size, 4)
+        expected = func.grad(loss)(stack, x)
+        torch.testing.assert_close(tree.leaves(gradient(stack, x)), tree.leaves(expected))
 
 
 def test_a_compiled_training_step_has_the_eager_steps_keys() -> None:

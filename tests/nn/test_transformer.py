@@ -74,13 +74,14 @@ def test_encoder_layer_gives_the_same_bits(kwargs: dict[str, Any]) -> None:
 def test_encoder_layer_masks(kwargs: dict[str, Any], given: str) -> None:
     ours, theirs = encoder(kwargs, dtype=torch.float64)
     keys = torch.arange(5).expand(3, 5) > torch.tensor([[4], [2], [3]])
-    call: dict[str, Any] = {
+    calls: dict[str, dict[str, Any]] = {
         "mask": {"src_mask": torch.randn(5, 5, dtype=torch.float64)},
         "causal": {"src_mask": causal(5), "is_causal": True},
         "keys": {"src_key_padding_mask": keys},
         "both": {"src_mask": causal(5), "src_key_padding_mask": keys, "is_causal": True},
         "batch": {},
-    }[given]
+    }
+    call = calls[given]
     src = torch.randn(5, E, dtype=torch.float64) if given == "batch" else sequence(5, kwargs)
     assert_parity(ours, theirs, src, mode="train", show=False, tolerance=1e-12, **call)
 
@@ -207,7 +208,7 @@ def test_inputs_that_do_not_fit_name_the_layer() -> None:
         encoder: nn.TransformerEncoder
         decoder: nn.TransformerDecoder
 
-        def forward(self, src: Tensor, tgt: Tensor) -> Tensor:
+        def forward(self, src: Tensor, tgt: Tensor) -> Any:
             return self.decoder(tgt, self.encoder(src))
 
     net = Net(
