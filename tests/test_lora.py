@@ -31,23 +31,22 @@ def test_only_adapters_are_trained_and_saved(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     start = lora.adapt(model, rank=2, seed=0)
     x, y = data()
-    *_, (adapted, last) = lora.train(start, x, y, steps=30, rate=0.5)
-    _, first = next(lora.train(start, x, y, steps=1, rate=0.5))
+    *_, (adapted, last) = lora.train(start, x, y, steps=30, rate=0.05)
+    _, first = next(lora.train(start, x, y, steps=1, rate=0.05))
     assert last < first
 
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
     trained = tree.leaves(tree.partition(adapted, "trainable")[0])
-    assert sum(leaf is not None for leaf in trained) == 2 * 2 * 2
+    assert sum(leaf is not None for leaf in trained) == 2 * 5
 
     file = tmp_path / "adapters.pt"
     lora.save_adapters(adapted, file)
     loaded = lora.load_adapters(lora.adapt(model, rank=2, seed=1), file)
     torch.testing.assert_close(loaded(x), adapted(x))
     names = set(torch.load(file)["state_dict"])
-    assert names == {
-        f"layers.{k}.{m}.{p}" for k in (0, 1) for m in ("qkv", "out") for p in ("down", "up")
-    }
+    linears = ("layers.0.qkv", "layers.0.out", "layers.1.qkv", "layers.1.out", "head")
+    assert names == {f"{linear}.{p}" for linear in linears for p in ("down", "up")}
 
 
 def test_an_adapted_model_lowers() -> None:
@@ -56,7 +55,7 @@ def test_an_adapted_model_lowers() -> None:
     lowered = bridge.lower(adapted)
     x, _ = data()
     torch.testing.assert_close(lowered(x), adapted(x))
-    assert sum(p.requires_grad for p in lowered.parameters()) == 8
+    assert sum(p.requires_grad for p in lowered.parameters()) == 10
 
 
 def test_the_job_runs(capsys: pytest.CaptureFixture[str]) -> None:

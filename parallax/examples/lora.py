@@ -1,7 +1,7 @@
 """Low-rank adaptation of a lifted transformer: surgery, freezing, training, saving the rest.
 
-An ``nn.Module`` is lifted, each of its attention's linear maps is wrapped by an adapter with two
-small matrices, everything else is frozen, and only what was trained is saved.
+An ``nn.Module`` is lifted, each of its linear maps is wrapped by an adapter with two small
+matrices, everything else is frozen, and only what was trained is saved.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallax import Module, Parameter, bridge, func, io, tree
+from parallax import Module, Parameter, bridge, func, io, optim, tree
 
 __all__ = ["Adapter", "adapt", "load_adapters", "make_model", "save_adapters", "train"]
 
@@ -74,7 +74,7 @@ def make_model() -> nn.Module:
 
 
 def adapt(model: nn.Module, *, rank: int, seed: int) -> Any:
-    """The lifted model with an adapter around each linear map of a layer, all else frozen.
+    """The lifted model with an adapter around each linear map, all else frozen.
 
     Args:
         model: it stays as it is, and shares its weights.
@@ -85,16 +85,15 @@ def adapt(model: nn.Module, *, rank: int, seed: int) -> Any:
         A module that computes what ``model`` does, until it is trained.
     """
     frozen = tree.select(bridge.lift(model), "parameter").freeze()
-    adapted = tree.select(frozen, "layers.*.qkv", "layers.*.out").apply(
-        lambda linear: Adapter(linear, rank)
-    )
+    linears = tree.select(frozen, bridge.lifted_type(nn.Linear))
+    adapted = linears.apply(lambda linear: Adapter(linear, rank))
     return adapted.initialize(seed)
 
 
 def train(
     module: Any, x: Tensor, y: Tensor, *, steps: int, rate: float
 ) -> Iterator[tuple[Any, Tensor]]:
-    """Plain gradient descent on what is not frozen.
+    """Trains what is not frozen, with Adam.
 
     Args:
         module: an adapted model.
@@ -110,9 +109,11 @@ def train(
     def loss_of(module: Any) -> Tensor:
         return F.cross_entropy(module(x), y)
 
+    adam = optim.Adam(lr=rate)
+    state = adam.init(module)
     for _ in range(steps):
         grads, loss = func.grad_and_value(loss_of)(module)
-        module = module.update(lambda p, g: p - rate * g, grads)
+        module, state = adam.step(module, grads, state)
         yield module, loss
 
 
@@ -147,7 +148,7 @@ def main() -> None:
     x = torch.randint(0, 16, (64, 8))
     start = adapt(make_model(), rank=4, seed=0)
     adapted, loss = start, torch.tensor(torch.nan)
-    for adapted, loss in train(start, x, x.sum(1) % 4, steps=50, rate=0.5):  # noqa: B007
+    for adapted, loss in train(start, x, x.sum(1) % 4, steps=50, rate=0.05):  # noqa: B007
         pass
     trained, _ = tree.partition(adapted, "trainable")
     print(f"{tree.size(trained):,} of {tree.size(adapted):,} numbers trained, loss {loss:.3f}")
