@@ -83,9 +83,13 @@ def mapping_key(name: str) -> KeyPath:
     return torch_pytree.MappingKey(name)
 
 
+innermost_transform: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+"""The innermost ``torch.func`` transform (vmap, grad, jvp, functionalize), ``None`` for none."""
+
+
 def transform_active() -> bool:
-    """Whether a ``torch.func`` transform (vmap, grad, jvp, functionalize) is running."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether a ``torch.func`` transform is running."""
+    return innermost_transform() is not None
 
 
 def vmap_active() -> bool:
@@ -165,9 +169,13 @@ def run_as_it_is(function: Callable[..., Any]) -> None:
     frames.set_code_exec_strategy(code, frames._FrameExecStrategy(skip, skip))
 
 
+graph_task: Callable[[], int] = torch._C._current_graph_task_id
+"""The number of the backward that this code runs within; -1 outside of any."""
+
+
 def in_backward() -> bool:
     """Whether this code runs within autograd's backward, as recomputation does."""
-    return torch._C._current_graph_task_id() != -1
+    return graph_task() != -1
 
 
 def differentiating() -> bool:
@@ -460,6 +468,13 @@ def trace_reporter(note: Callable[[bool, frozenset[str]], None]) -> tuple[Any, A
         )
 
     return comptime, look
+
+
+def is_backend_failure(error: RuntimeError) -> bool:
+    """Whether the compiler behind dynamo could not compile a graph."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    return isinstance(error, BackendCompilerFailed)
 
 
 def unasserted_inputs() -> dict[str, Any]:

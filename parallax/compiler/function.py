@@ -43,8 +43,14 @@ def compile(fn: Any = None, **options: Any) -> Any:  # noqa: A001  # as above
     Python numbers follow torch's rule: a constant at first, symbolic once they have changed.
 
     A function that writes into its arguments is compiled as torch would, with a graph for each way
-    in which they overlap in memory. One tensor as an argument and as a global of the function is
-    what torch itself takes for the same at every later call: pass it in one way.
+    in which they overlap in memory. A tensor that is an argument and a global as well is told from
+    it at later calls, where torch itself takes the two for one from then on.
+
+    On the CPU, inductor gets two options that change no result. ``cpp_wrapper``: what it writes
+    around its kernels is C++, faster to run and, for whole steps, to compile, though slower to
+    compile for a few lines; ``options={"cpp_wrapper": False}`` asks for Python. And its code does
+    not check the sizes of inputs once more, unless ``size_asserts`` is among your options. An
+    error in a graph is raised as ``fn`` itself raises it, called for that purpose.
 
     Where a ``torch.func`` transform, a dispatch mode or another trace is active, ``fn`` itself is
     called, and becomes part of that.

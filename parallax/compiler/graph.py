@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import tensor_check, trace_reporter
+from parallax._compat import is_backend_failure, tensor_check, trace_reporter
 from parallax.compiler.dynamo import compile_flat, settings_for
 from parallax.compiler.opening import write_builder, write_opener
 from parallax.compiler.outside import Outside
 from parallax.compiler.packing import build_call, spell, tokens_to_trace
 from parallax.compiler.watch import Watch
+from parallax.random import reuse
 
 __all__ = ["Graph"]
 
@@ -110,6 +111,7 @@ class Graph:
         every_size: bool = False,
     ) -> None:
         self.tokens = tokens
+        self._fn = fn
         self.leaves = Leaves(items)
         self.watch = Watch(tokens)
         self.open = write_opener(tokens, items)
@@ -131,7 +133,10 @@ class Graph:
         self._sharing: dict[int, Any] = {}  # by the number of globals that were known then
         # Dynamo makes a size symbolic when it sees another one under the same name.
         self.name: str = like.name if like is not None else f"{_name(fn)}_{next(_count)}"
-        self._run = self._compile(fn, settings_for(settings, items, tokens))
+        # Inductor writes some graphs in Python only: then the settings are those that were given.
+        chosen = settings_for(settings, items, tokens)
+        self._spare = None if chosen is settings else settings
+        self._run = self._compile(fn, chosen)
 
     def fits(self, items: Sequence[Any]) -> bool:
         """Whether this graph is right for ``items`` of its structure."""
@@ -171,10 +176,27 @@ class Graph:
         """The function of the arguments that ``items`` were taken from."""
         others = self.leaves.others
         leaves = tuple(self.leaves.pick(items))
-        number, results = self._run(leaves, tuple([items[k] for k in others]) if others else ())
+        try:
+            number, results = self._run(leaves, tuple([items[k] for k in others]) if others else ())
+        except RuntimeError as error:
+            if is_backend_failure(error) and self._spare is not None:
+                self._run, self._spare = self._compile(self._fn, self._spare), None
+                return self(items)
+            if type(error) is RuntimeError and not self._writes:
+                self._tell(items)
+            raise
         if self._writes:
             self._sharing.setdefault(len(self._outside.tensors), self._shared(leaves))
         return self._results[number][1](results)
+
+    def _tell(self, items: Sequence[Any]) -> None:
+        """Raises what the function itself raises.
+
+        C++ hands on no exception of an operator but its words, and not those of a custom one.
+        """
+        args, kwargs = build_call(self.tokens, items)
+        with reuse():
+            self._fn(*args, **kwargs)
 
     def _compile(self, fn: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
         comptime, report = trace_reporter(self._note)

@@ -50,13 +50,16 @@ def write_opener(tokens: tuple[Any, ...], items: Sequence[Any]) -> Opener:
     head = ["def open(args, kwargs):", "  try:"]
     # A module whose leaves were never collected has no such attribute.
     lines = [*head, *["    " + line for line in body], "  except AttributeError: return None"]
-    return _made("\n".join(lines), "open", writer.scope)
+    opener: Opener = _made("\n".join(lines), "open", writer.scope)
+    return opener
 
 
 def write_builder(tokens: tuple[Any, ...]) -> Callable[[Sequence[Any]], Any]:
     """Writes what puts a tree together from items: ``build`` for these tokens."""
     writer = _Builder(tokens)
-    return _made(f"def build(items):\n  return {writer.value()}", "build", writer.scope)
+    source = f"def build(items):\n  return {writer.value()}"
+    builder: Callable[[Sequence[Any]], Any] = _made(source, "build", writer.scope)
+    return builder
 
 
 class _Writer:
@@ -172,7 +175,8 @@ class _Builder(_Writer):
             return f"items[{self.item - 1}]"
         if token is RNG or type(token) is Structure:
             return self._module(token)
-        cls, keys = token[0], token[1]
+        cls: Any = token[0]
+        keys: Any = token[1]
         n = keys if type(keys) is int else len(keys)
         known = cls in (tuple, list, dict, FrozenDict) or hasattr(cls, "_fields")
         if not known or n > _WIDEST or depth > _DEEPEST:

@@ -338,7 +338,7 @@ class Holder:
 
 
 HELD = torch.full((3,), 3.0)
-SHELF: dict[str, Any] = {"tensor": HELD, 3: [HELD]}
+SHELF: dict[Any, Any] = {"tensor": HELD, 3: [HELD]}
 HOLDER = Holder(HELD)
 READERS: dict[str, Callable[[Tensor], Tensor]] = {
     "a global": lambda x: x * HELD,
@@ -412,6 +412,7 @@ def test_constants_modes_and_marks_make_one_graph_each() -> None:
     compiled = make_compiled(lambda drop, x: (drop(x), drop), backend="eager")
     drop, x = Drop(torch.ones(2), 0.5), torch.ones(2)
     variants = [drop, drop.eval(), drop.replace(rate=0.25), drop.replace(rate=1), drop.train()]
+    variants.append(tree.select(drop, "by").freeze())
     for variant in variants * 3:
         y, back = compiled(variant, x)
         torch.testing.assert_close(y, variant(x))
