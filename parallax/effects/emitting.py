@@ -57,7 +57,7 @@ def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
         )
     collection = rng.collection
     traced = _compat.is_compiling()
-    if not traced and _compat.in_backward() and not collection.backward:
+    if not traced and _compat.graph_task() != -1 and not collection.backward:
         return  # a recomputation, whose effects were collected before
     if collection.over:
         raise EffectError(
@@ -67,7 +67,7 @@ def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
     if traced:
         _emit_traced(module, buffers, merge, rng.collection.emissions)
         return
-    if _compat.transform_active():
+    if _compat.innermost_transform() is not None:
         check(module, notes.note_of(module).path or "", buffers, merge)
         _refuse_wrappers(module, buffers, collection, "emit")
     spec = module._spec
