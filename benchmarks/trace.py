@@ -20,7 +20,7 @@ Step = Callable[[Any, Tensor, Tensor], Any]
 
 
 def questions(quick: bool) -> Iterator[Question]:
-    blocks = 2 if quick else 12
+    blocks = 1 if quick else 3
     model = NnGPT(blocks).requires_grad_(False)
     module = mirror(model)
     nested = as_dict(module)
@@ -36,7 +36,7 @@ def questions(quick: bool) -> Iterator[Question]:
             _cold("parallax, torch's tree_map", _raw_step, module, data),
             _cold("flat list", _list_step, flat, data),
         ],
-        most_rounds=3,
+        most_rounds=2,
     )
     yield Question(
         f"a call whose graph does nothing, forward of {blocks} blocks",

@@ -176,14 +176,13 @@ class _Builder(_Writer):
         if token is RNG or type(token) is Structure:
             return self._module(token)
         cls: Any = token[0]
-        keys: Any = token[1]
-        n = keys if type(keys) is int else len(keys)
+        n = token[1] if type(token[1]) is int else len(token[1])
         known = cls in (tuple, list, dict, FrozenDict) or hasattr(cls, "_fields")
         if not known or n > _WIDEST or depth > _DEEPEST:
             return self._rest(start)
         values = [self.value(depth + 1) for _ in range(n)]
         if cls is dict or cls is FrozenDict:
-            pairs = zip(keys, values, strict=True)
+            pairs = zip(token[1], values, strict=True)
             shown = f"{{{', '.join(f'{self.bound(key)}: {value}' for key, value in pairs)}}}"
             return shown if cls is dict else f"{self.bound(cls)}({shown})"
         inside = "".join(f"{value}, " for value in values)
