@@ -267,6 +267,18 @@ def test_it_compiles_to_one_graph(case: Case) -> None:
     assert_same(compiled(layer, *case.inputs), _call(layer, *case.inputs), case.in_graph)
 
 
+@every_case
+def test_nothing_is_written(case: Case) -> None:
+    layer = _prepared(case)
+    tensors = [x for x in torch_pytree.tree_leaves((layer, case.inputs)) if isinstance(x, Tensor)]
+    before = [(x._version, x.clone()) for x in tensors]
+    state = torch.random.get_rng_state()
+    _call(layer, *case.inputs)
+    for x, (version, value) in zip(tensors, before, strict=True):
+        assert x._version == version and torch.equal(x, value)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def _varied(k: int) -> Callable[[Any], Any]:
     """Another input of the same kind: of floats other numbers, the rest as it is."""
     return lambda x: x + k if isinstance(x, Tensor) and x.is_floating_point() else x
