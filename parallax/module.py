@@ -19,7 +19,7 @@ from parallax.metaclass import ModuleMeta, undeclared
 from parallax.nodes import Instance
 from parallax.registry import flatten_module, unflatten_module
 from parallax.structure import Structure
-from parallax.tree import core
+from parallax.tree import recording
 
 __all__ = ["Module"]
 
@@ -321,7 +321,7 @@ class Module(Instance, metaclass=ModuleMeta):
             >>> p.update(lambda p, g: p - g, g).at
             tensor([0.5000, 0.5000])
         """
-        return core.update(fn, self, *trees)
+        return recording.update(fn, self, *trees)
 
     def modules(self) -> Iterator[Module]:
         """This module and all below it, parents first, each object once.

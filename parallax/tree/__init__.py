@@ -17,10 +17,10 @@ from parallax.tree.core import (
     named_leaves,
     structure,
     unflatten,
-    update,
 )
 from parallax.tree.flat import ravel
 from parallax.tree.parts import combine, partition
+from parallax.tree.recording import update
 from parallax.tree.select import Selection, select
 from parallax.tree.ties import tie
 

@@ -9,7 +9,6 @@ import optree
 from torch import Tensor
 
 from parallax import _compat, tracing
-from parallax.graph import RUNNING, carries
 from parallax.nodes import is_module
 from parallax.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.structure import Structure
@@ -17,7 +16,7 @@ from parallax.tree.align import align, misfit
 from parallax.tree.outside import is_leaf, join, up_to
 
 __all__ = ["TreeSpec", "flatten", "leaves", "map", "map_with_path", "named_leaves", "structure",
-           "unflatten", "update"]  # fmt: skip
+           "unflatten"]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -302,44 +301,6 @@ def beside(spec: TreeSpec, tree: Any, other: Any) -> list[tuple[Any, str, Any]]:
 def _map_outer(fn: Callable[..., Any], tree: Any, rest: tuple[Any, ...]) -> Any:
     spec, found, others = columns(tree, rest)
     return unflatten(spec, _apply(fn, found, others))
-
-
-def update(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
-    """As ``map``, recording a graph only when a later tree carries one.
-
-    Within a derivative (``func.grad`` and its like) it is ``map``: all of it is differentiated.
-    Outside, the graph by which ``func.grad`` leads back to leaves that ``reset`` prepared does not
-    count, so a loop of ``func.grad`` and ``update`` never grows one.
-
-    Args:
-        fn: takes a leaf of ``tree`` and one of each further tree to a new leaf.
-        tree: a module, or any pytree that holds modules and tensors.
-        *rest: trees of the same skeleton.
-
-    Returns:
-        The tree of results.
-
-    Raises:
-        ValueError: if a later tree has another skeleton.
-    """
-    if _compat.transform_active() or RUNNING.depth:
-        return map(fn, tree, *rest)
-    graphs = [leaf for other in rest for leaf in leaves(other) if _requires_grad(leaf)]
-    if graphs and (_compat.is_compiling() or carries(graphs)):
-        return map(fn, tree, *rest)
-    if graphs or any(_requires_grad(leaf) for leaf in leaves(tree)):
-        # Without their graphs rather than under no_grad: what fn holds itself, a learned rate,
-        # say, is differentiated as anywhere.
-        return map(lambda *row: fn(*[_plain(leaf) for leaf in row]), tree, *rest)
-    return map(fn, tree, *rest)
-
-
-def _requires_grad(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.requires_grad
-
-
-def _plain(leaf: Any) -> Any:
-    return leaf.detach() if _requires_grad(leaf) else leaf
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
