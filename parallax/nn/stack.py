@@ -134,7 +134,11 @@ class Stack(Module):
 
     def _collected(self, input: Any, args: Any, kwargs: Any) -> Any:
         """Calls the blocks, and emits what each of them emits, stacked."""
-        call: Any = effects.collect(lambda block, value: block(value, *args, **kwargs))
+
+        def run(block: Any, value: Any) -> Any:
+            return block(value, *args, **kwargs)
+
+        call = effects.collect(run)
         value, before, after = input, [], []
         for block in self._blocks():
             value, changed = call(block, value)
