@@ -112,7 +112,7 @@ def _floor_of_adam(subject: Subject) -> Candidate:
     def run() -> None:
         nonlocal held, step
         held, step = list(_compat.foreach_clone(held)), step + 1
-        columns = held[:n], grads, held[n : 2 * n], held[2 * n :], [], [step] * n
+        columns: Any = held[:n], grads, held[n : 2 * n], held[2 * n :], [], [step] * n
         _compat.fused_adam(*columns, beta1=beta1, beta2=beta2, **numbers)
 
     return Candidate("copies, torch._fused_adam_", run)

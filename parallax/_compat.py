@@ -147,7 +147,7 @@ def dispatch_mode_active() -> bool:
 
 
 def module_calls_watched() -> bool:
-    """Whether something watches every call of an ``nn.Module``: global hooks, ``torch.jit.trace``."""
+    """Whether global hooks or ``torch.jit.trace`` watch every call of an ``nn.Module``."""
     module = torch.nn.modules.module
     return bool(
         module._global_forward_pre_hooks
@@ -165,7 +165,7 @@ def run_as_it_is(function: Callable[..., Any]) -> None:
     """
     frames = torch._C._dynamo.eval_frame
     skip = frames._FrameAction.SKIP
-    code = function.__code__  # type: ignore[attr-defined]  # of a Python function
+    code = function.__code__
     frames.set_code_exec_strategy(code, frames._FrameExecStrategy(skip, skip))
 
 

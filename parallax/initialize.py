@@ -121,15 +121,16 @@ def _apart(lazy: Lazy, path: str, structure: Any, values: list[Any]) -> Lazy:
     init: Any = lazy.init
     several = type(init) is Several
     member = init.member if several else lazy
-    if type(member.init) is not Following:
+    follows: Any = member.init
+    if type(follows) is not Following:
         return lazy
     index = structure.expand or range(structure.n_places)
     places = zip(structure.place_paths, index, strict=True)
     placed = {place: values[k] for place, k in places if k < len(values)}
     if not several:
-        return member.init.declared(lazy, path, placed, None)
+        return follows.declared(lazy, path, placed, None)
     init = Several(member, init.below, init.count)
-    init.members = [member.init.declared(member, path, placed, k) for k in range(init.count)]
+    init.members = [follows.declared(member, path, placed, k) for k in range(init.count)]
     return type(lazy)(lazy.shape, init, dtype=lazy.dtype)
 
 
@@ -153,8 +154,9 @@ def _drawn(
     lazy: Lazy, seed: int, path: str, target: torch.device, dtype: torch.dtype | None, where: str
 ) -> Tensor:
     """The tensor of one declaration, whose numbers depend on its path."""
-    if type(lazy.init) is Several:
-        members = zip(lazy.init.members, lazy.init.paths(path), strict=True)
+    init: Any = lazy.init
+    if type(init) is Several:
+        members = zip(init.members, init.paths(path), strict=True)
         return torch.stack([_drawn(one, seed, p, target, dtype, where) for one, p in members])
     return _value(lazy, random.derive(seed, path), target, dtype, where)
 
@@ -256,7 +258,7 @@ def _parameters(init: Callable[..., Any]) -> Collection[str] | None:
 
     What a function takes is asked once: `inspect` needs longer than the draws of a small layer.
     """
-    if type(init) is partial and not init.args:
+    if isinstance(init, partial) and not init.args:
         return _parameters(init.func)
     if type(init) is not FunctionType:
         return _inspected(init)

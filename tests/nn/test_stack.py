@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 
 import parallax
 from parallax import Buffer, Module, Parameter, bridge, effects, func, nn, random, tree
@@ -169,8 +170,11 @@ def test_effects_are_each_blocks_own(compiled: bool) -> None:
 
 def test_intermediate_results_are_captured_in_order() -> None:
     stack = nn.Stack.of([Count(torch.zeros(()), w) for w in torch.tensor([2.0, 3.0])])
-    run = effects.capture(lambda m, x: effects.collect(nn.Stack.forward)(m, x)[0])
-    _, sown = run(stack, torch.ones(4))
+
+    def run(stack: nn.Stack, x: Tensor) -> Any:
+        return effects.collect(nn.Stack.forward)(stack, x)[0]
+
+    _, sown = effects.capture(run)(stack, torch.ones(4))
     assert_same(sown, {"block.seen": (torch.ones(4), torch.full((4,), 2.0))})
 
 
@@ -279,7 +283,7 @@ def test_the_graph_of_a_block_is_there_once_whatever_the_depth() -> None:
             )
             return graph
 
-        compiler = torch._dynamo.backends.common.aot_autograd(fw_compiler=backend)
+        compiler = aot_autograd(fw_compiler=backend)
         stack = nn.Stack(block(), count).initialize(0)
         parallax.compile(func.grad(loss), backend=compiler)(stack, X)
         return found

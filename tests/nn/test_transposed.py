@@ -84,8 +84,9 @@ def test_it_starts_where_torchs_does() -> None:
 def test_bad_arguments_fail_at_construction(
     keywords: dict[str, Any], error: type[Exception], text: str
 ) -> None:
+    arguments: dict[str, Any] = {"in_channels": 4, "out_channels": 4, "kernel_size": 3} | keywords
     with pytest.raises(error, match=f"^ConvTranspose2d{re.escape(text)}"):
-        nn.ConvTranspose2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3} | keywords)
+        nn.ConvTranspose2d(**arguments)
 
 
 @pytest.mark.parametrize("given", [(3, 9, 9), (4, 9), (1, 4, 9, 9, 9), (4, 0, 9)], ids=str)
