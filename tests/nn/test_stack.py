@@ -145,7 +145,9 @@ def test_it_vmaps_and_differentiates_twice() -> None:
     torch.testing.assert_close(found, rows(func.grad(curvature)(unstacked, X)))
 
 
-@pytest.mark.parametrize("rng", [random.key(3), 3, torch.Generator().manual_seed(3)], ids=str)
+@pytest.mark.parametrize(
+    "rng", [random.key(3), 3, torch.Generator().manual_seed(3)], ids=["key", "int", "generator"]
+)
 def test_every_block_has_random_numbers_of_its_own(rng: Any) -> None:
     stack = nn.Stack(nn.Dropout(0.5), 2).train(rng)
     one, two = [b(torch.ones(64)) for b in nn.Stack(nn.Dropout(0.5), 2).train(rng)]

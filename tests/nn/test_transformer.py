@@ -21,7 +21,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"batch_first": True, "bias": False},
     {"batch_first": True, "norm_first": True, "activation": F.silu, "layer_norm_eps": 1e-3},
 ]
-settings = pytest.mark.parametrize("kwargs", SETTINGS, ids=str)
+settings = pytest.mark.parametrize("kwargs", SETTINGS, ids=lambda kwargs: "-".join(kwargs) or "-")
 modes = pytest.mark.parametrize("mode", ["train", "eval"])
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.1}
 
