@@ -502,4 +502,7 @@ def _unassert() -> Any:
         def uuid(self) -> str:
             return "parallax.unasserted_inputs"
 
+        def __reduce__(self) -> Any:  # inductor pickles its options for the key of its cache
+            return _unassert, ()
+
     return Unassert()
