@@ -22,7 +22,7 @@ def questions(quick: bool) -> Iterator[Question]:
             _candidate("parallax, after torch", partial(_seconds, "parallax", "torch"), limit=1.0),
             _candidate("torch", partial(_seconds, "torch", "sys")),
         ],
-        most_rounds=2 if quick else 9,
+        most_rounds=2 if quick else 5,
     )
 
 

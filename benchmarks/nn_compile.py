@@ -31,7 +31,7 @@ def questions(quick: bool) -> Iterator[Question]:
     if quick:
         return
     yield _question("forward", "inductor", 48, LIMIT)
-    yield _question("gradient", "aot_eager", 12)
+    yield _question("gradient", "aot_eager", 4)
 
 
 def _question(what: str, backend: str, blocks: int, limit: float | None = None) -> Question:

@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import CodeType
-from typing import Any
+from typing import Any, TypeVar
 
 import optree
 import torch
@@ -23,6 +23,7 @@ from torch.utils import _pytree as torch_pytree
 # optree names its global namespace by an object of a mangled name only.
 _OPTREE_GLOBAL: Any = vars(optree.registry)["__GLOBAL_NAMESPACE"]
 
+F = TypeVar("F", bound=Callable[..., Any])
 Context = Any
 KeyPath = Any
 
@@ -117,7 +118,13 @@ transforming: Callable[[], bool] = torch._C._are_functorch_transforms_active
 """As ``transform_active``, and dynamo knows the answer while it traces."""
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # it is torch's
+def constant_in_traces(function: F) -> F:
+    """As ``torch.compiler.assume_constant_result``, which loads dynamo to say no more than this."""
+    setattr(function, "_dynamo_marked_constant", True)  # noqa: B010  # types know no such attribute
+    return function
+
+
+@constant_in_traces
 def _repeat() -> Any:
     from parallax._repeat import repeat  # imports dynamo, which runs already
 

@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import is_backend_failure, tensor_check, trace_reporter
+from parallax._compat import (
+    constant_in_traces,
+    is_backend_failure,
+    tensor_check,
+    trace_reporter,
+)
 from parallax.compiler.dynamo import compile_flat, settings_for
 from parallax.compiler.opening import write_builder, write_opener
 from parallax.compiler.outside import Outside
@@ -232,7 +237,7 @@ def _recorder(kept: list[tuple[tuple[Any, ...], Callable[..., Any]]]) -> Callabl
     """A function that keeps the structure of results and what builds them; returns its number."""
 
     # Runs while dynamo traces, which puts the number into the graph: every trace has its own.
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # it is torch's
+    @constant_in_traces
     def record(tokens: tuple[Any, ...], *structures: Any) -> int:
         found = tuple([structures[t] if type(t) is int else t for t in tokens])
         for number, (known, _) in enumerate(kept):
@@ -241,7 +246,7 @@ def _recorder(kept: list[tuple[tuple[Any, ...], Callable[..., Any]]]) -> Callabl
         kept.append((found, write_builder(found)))
         return len(kept) - 1
 
-    return record  # type: ignore[no-any-return]  # as above
+    return record
 
 
 def _differing(one: Sizes, two: Sizes) -> Sizes:

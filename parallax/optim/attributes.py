@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,8 +16,14 @@ __all__ = ["changed", "look"]
 
 Look = dict[str, tuple[Any, list[Tensor]]]
 
-_TORCHS = frozenset(vars(torch.optim.SGD([torch.zeros(1)])))
-"""The attributes of every optimizer: those are carried in other ways, or are not numbers."""
+
+@cache
+def _common() -> frozenset[str]:
+    """The attributes of every optimizer: those are carried in other ways, or are not numbers.
+
+    Asked when they are needed, since torch loads dynamo to make an optimizer.
+    """
+    return frozenset(vars(torch.optim.SGD([torch.zeros(1)])))
 
 
 def look(optimizer: torch.optim.Optimizer, params: Mapping[int, Tensor]) -> Look:
@@ -33,7 +40,7 @@ def look(optimizer: torch.optim.Optimizer, params: Mapping[int, Tensor]) -> Look
     return {
         name: _look(value, params)
         for name, value in vars(optimizer).items()
-        if name not in _TORCHS and not callable(value)
+        if name not in _common() and not callable(value)
     }
 
 
