@@ -325,6 +325,22 @@ def backward(
     return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
 
 
+def accumulated(output: Tensor, cotangent: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """As ``backward`` for a graph that ends at these fresh leaves and at no other.
+
+    Accumulating is cheaper than handing gradients out (by one in a hundred for 150 leaves), and
+    each leaf gets a tensor of its own: none is shared, and none is an expanded number.
+    """
+    if type(output) is Tensor and output.is_cpu:
+        _run_backward(
+            (output,), (cotangent,), False, False, (), allow_unreachable=True, accumulate_grad=True
+        )
+    else:
+        torch.autograd.backward(output, cotangent)
+    found = [leaf.grad for leaf in leaves]
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
+
+
 # torch's functions of lists of tensors, and the copy of such a list into one vector.
 foreach_add: Callable[..., Any] = torch._foreach_add
 foreach_sub: Callable[..., Any] = torch._foreach_sub

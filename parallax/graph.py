@@ -17,7 +17,7 @@ from torch import Tensor
 
 from parallax._compat import AccumulateGrad
 
-__all__ = ["RUNNING", "alias", "carries", "escapes", "escaping", "prepare", "retire"]
+__all__ = ["RUNNING", "alias", "carries", "escaping", "outside", "prepare", "retire"]
 
 _RETIRED = "_parallax_retired"
 _PREPARED = "_parallax_prepared"
@@ -84,7 +84,7 @@ def carries(tensors: Sequence[Tensor]) -> bool:
     return False
 
 
-def escapes(tensors: Sequence[Tensor], own: set[int]) -> bool:
+def outside(tensors: Sequence[Tensor], own: set[int]) -> tuple[bool, bool]:
     """Whether the graph of any tensor reaches a leaf that is not one of ``own``.
 
     Args:
@@ -92,30 +92,36 @@ def escapes(tensors: Sequence[Tensor], own: set[int]) -> bool:
         own: the ``id`` of each leaf that was made for this derivative alone.
 
     Returns:
-        True as soon as one such leaf is found.
+        Whether it reaches a leaf that somebody else holds; the walk ends as soon as one is found.
+        And whether it reaches any other leaf, retired ones included.
     """
     nodes: list[Any] = []
+    others = False
     for tensor in tensors:
         if tensor.grad_fn is not None:
             nodes.append(tensor.grad_fn)
-        elif tensor.requires_grad and _is_foreign(tensor, own):
-            return True
+        elif tensor.requires_grad:
+            others = True
+            if _is_foreign(tensor, own):
+                return True, True
     # This walk is what func.grad does beyond backward(): 0.5 us for each node, nearly all of it
     # in next_functions, which makes a Python object of each node below.
     seen: set[Any] = {None, *nodes}
     for node in nodes:  # the list grows
         for below, _ in node.next_functions:
             if type(below) is AccumulateGrad:
-                if id(below.variable) not in own and _is_foreign(below.variable, own):  # type: ignore[attr-defined]  # made in C++
-                    return True
+                if id(below.variable) not in own:  # type: ignore[attr-defined]  # made in C++
+                    others = True
+                    if _is_foreign(below.variable, own):  # type: ignore[attr-defined]  # as above
+                        return True, True
             elif below not in seen:
                 seen.add(below)
                 nodes.append(below)
-    return False
+    return False, others
 
 
 def escaping(tensors: Sequence[Tensor], own: set[int]) -> list[bool]:
-    """As ``escapes`` for each tensor on its own, in one walk over what they share."""
+    """As ``outside`` for each tensor on its own, in one walk over what they share."""
     users: dict[Any, list[Any]] = {t.grad_fn: [] for t in tensors if t.grad_fn is not None}
     stack, reached = list(users), []
     while stack:
@@ -128,14 +134,14 @@ def escaping(tensors: Sequence[Tensor], own: set[int]) -> list[bool]:
             elif below is not None:
                 users[below] = [node]
                 stack.append(below)
-    outside = set(reached)
+    found = set(reached)
     while reached:
         for node in users[reached.pop()]:
-            if node not in outside:
-                outside.add(node)
+            if node not in found:
+                found.add(node)
                 reached.append(node)
     return [
-        t.grad_fn in outside if t.grad_fn is not None else t.requires_grad and _is_foreign(t, own)
+        t.grad_fn in found if t.grad_fn is not None else t.requires_grad and _is_foreign(t, own)
         for t in tensors
     ]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from parallax import _compat, random
 from parallax.func.call import Call
 from parallax.func.results import open_tensors
-from parallax.graph import RUNNING, alias, escapes, escaping, retire
+from parallax.graph import RUNNING, alias, escaping, outside, retire
 
 __all__ = ["Pullback", "applied", "gradient", "on_tape", "pullback", "through"]
 
@@ -61,7 +61,7 @@ def gradient(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
 class Tape:
     """The leaves of one recording, and who needs its graph afterwards."""
 
-    __slots__ = ("aliased", "inputs", "leaves", "own", "recording", "versions")
+    __slots__ = ("aliased", "alone", "inputs", "leaves", "own", "recording", "versions")
 
     def __init__(self, inputs: Sequence[Tensor], recording: bool) -> None:
         self.inputs = inputs
@@ -92,11 +92,22 @@ class Tape:
             )
 
     def reaches_out(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether somebody outside can ask for derivatives of these tensors."""
-        keep = self.recording and (self.aliased or escapes(tensors, self.own))
+        """Whether somebody outside can ask for derivatives of these tensors.
+
+        Afterwards ``alone`` says whether it is known that their graph ends at our leaves only.
+        """
+        self.alone = False
+        keep = self.recording
+        if self.recording and not self.aliased:
+            keep, others = outside(tensors, self.own)
+            self.alone = not others
         if keep:
             self.retire()
         return keep
+
+    def unaccumulated(self) -> bool:
+        """Whether no leaf has a ``.grad``, as it has if the function itself went backward."""
+        return not any([leaf.grad is not None for leaf in self.leaves])
 
     def retire(self) -> None:
         """Marks the leaves: a graph is kept that may contain them."""
@@ -138,7 +149,9 @@ def _record_gradient(call: Call, finish: Finish, tape: Tape) -> tuple[list[Tenso
     loss, aux = tape.run(call, finish)
     beside, close = ([], None) if aux is None else open_tensors(aux)
     keep = tape.reaches_out([loss, *beside])
-    if connected(loss):
+    if tape.alone and loss.grad_fn is not None and tape.unaccumulated():
+        grads = _compat.accumulated(loss, torch.ones_like(loss), tape.leaves)
+    elif connected(loss):
         grads = _compat.backward([loss], [torch.ones_like(loss)], tape.leaves, keep, keep)
     else:
         grads = [torch.zeros_like(x) for x in tape.inputs]

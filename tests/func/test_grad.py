@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from parallax import Buffer, Module, Parameter, UninitializedError, func, random, tree
-from tests.corpus import TWINS, Case, example_input
+from tests.corpus import TWINS, Case, Scale, example_input
 from tests.func.programs import pair
 
 
@@ -653,3 +653,27 @@ def test_a_hole_of_pair_is_no_leaf() -> None:
     grads = func.grad(lambda p: (p.b * p.again).sum())(point)
     assert grads.b is grads.again and grads.shift is None and grads.count is None
     torch.testing.assert_close(grads.b, torch.full((3,), 2.0))
+
+
+def test_a_function_that_goes_backward_itself_adds_nothing_to_the_gradient() -> None:
+    def loss(scale: Scale) -> Tensor:
+        inner = (scale.by * 3.0).sum()
+        inner.backward(retain_graph=True)
+        return (scale.by**2).sum()
+
+    grads = func.grad(loss)(Scale(torch.tensor([1.0, 2.0])))
+    assert torch.equal(grads.by, torch.tensor([2.0, 4.0]))
+
+
+class Pair(Module):
+    one: Parameter
+    two: Parameter
+
+
+def test_no_two_gradients_are_one_tensor() -> None:
+    def loss(pair: Pair) -> Tensor:
+        return (pair.one + pair.two).sum()
+
+    grads = func.grad(loss)(Pair(torch.ones(3), torch.ones(3)))
+    grads.one.add_(1.0)
+    assert torch.equal(grads.two, torch.ones(3))
