@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.grad import kept
 from benchmarks.harness import Candidate, Question
 from benchmarks.models import BLOCKS, CONTEXT, VOCABULARY, NnGPT
 from parallax import bridge, func, tree
@@ -83,14 +84,6 @@ def _gradient(model: NnGPT, batch: int) -> Question:
         loss(model).backward()
 
     gradient = func.grad(loss)
-    kept: list[Any] = []
-
-    def grad() -> Any:
-        # Gradients stay until the next ones, as backward()'s do until zero_grad(). Memory that is
-        # given back at once is asked for again, and for large models that is page faults.
-        kept.clear()
-        kept.append(gradient(module))
-        return kept[0]
 
     def check(_: None, found: Any) -> None:
         values = tree.named_leaves(found)
@@ -101,7 +94,7 @@ def _gradient(model: NnGPT, batch: int) -> Question:
     return Question(
         f"gradient of a GPT of {count} parameters, width {model.head.in_features}, batch {batch}",
         Candidate("loss.backward()", backward),
-        [Candidate("func.grad of the lifted model", grad, limit=1.03)],
+        [Candidate("func.grad of the lifted model", kept(lambda: gradient(module)), limit=1.03)],
         check=check,
         context=context,
     )
