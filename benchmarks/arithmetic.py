@@ -13,7 +13,7 @@ import optree
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Candidate, Question
+from benchmarks.harness import Candidate, Question, from_floor
 from benchmarks.models import BLOCKS, NnGPT, NnMLP, as_dict, mirror
 from parallax import Module, _compat, tree
 
@@ -22,8 +22,8 @@ def questions(quick: bool) -> Iterator[Question]:
     for leaves in (6, 150) if quick else (6, 150, 1_002):
         model = NnGPT(BLOCKS[leaves], width=8) if leaves in BLOCKS else NnMLP((8, 8, 8, 8))
         module = mirror(model)
-        yield from _of_two(module, leaves)
-        yield from _of_one(module, leaves)
+        yield from from_floor(_of_two(module, leaves))
+        yield from from_floor(_of_one(module, leaves))
 
 
 def _of_two(module: Module, leaves: int) -> Iterator[Question]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import floor
 from benchmarks.grad import kept
 from benchmarks.harness import Candidate, Question
 from benchmarks.models import BLOCKS, CONTEXT, VOCABULARY, NnGPT
@@ -53,7 +55,13 @@ def _call(model: NnGPT, width: int) -> Question:
         ],
         check=_same,
         context=torch.no_grad,
+        floor=_straight(model, x),
+        all_threads=width > 64,
     )
+
+
+def _straight(model: NnGPT, x: Tensor) -> Candidate:
+    return Candidate("floor: straight-line calls", partial(floor.forward_of(model), x))
 
 
 def _functional(model: NnGPT, tokens: int) -> Question:
@@ -68,6 +76,7 @@ def _functional(model: NnGPT, tokens: int) -> Question:
         [Candidate("bridge.lift", lambda: module(x), limit=0.60)],
         check=_same,
         context=torch.no_grad,
+        floor=_straight(model, x),
     )
 
 

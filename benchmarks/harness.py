@@ -21,7 +21,7 @@ import gc
 import random
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import repeat
@@ -69,7 +69,8 @@ class Question:
         context: Entered around the checks and the timing.
         most_rounds: Fewer rounds than usual, for calls that take seconds.
         floor: The physical limit: the same result by the calls that cannot be left out, and
-            nothing else. How far each row is from it is a column of the table.
+            nothing else. How far each row is from it is a column of the table. It may be the
+            reference itself.
         absent: Peers that are not here to compete, with the reason.
         all_threads: Ask once more with all of torch's threads, where limits do not apply.
     """
@@ -128,6 +129,13 @@ FULL = Effort(rounds=31, slice_seconds=0.008, question_seconds=3.0)
 
 _FEWEST_ROUNDS = 5
 
+
+def from_floor(questions: Iterable[Question]) -> Iterator[Question]:
+    """The same questions, whose reference is the floor where they name no other."""
+    for question in questions:
+        yield replace(question, floor=question.floor or question.reference)
+
+
 Watch = Callable[[Iterable[int], int, str], Iterable[int]]
 
 
@@ -142,7 +150,7 @@ def measure(question: Question, effort: Effort, watch: Watch) -> list[Row]:
     Returns:
         The reference's row, its noise row, one row for every candidate, and the floor's.
     """
-    floor = question.floor
+    floor = None if question.floor is question.reference else question.floor
     again = replace(question.reference, name=NOISE)
     candidates = [question.reference, again, *question.candidates]
     candidates += [floor] if floor else []
@@ -158,7 +166,10 @@ def measure(question: Question, effort: Effort, watch: Watch) -> list[Row]:
             if perf_counter() > end and done + 1 >= _FEWEST_ROUNDS:
                 break
     rows = [_row(c, t, times[0]) for c, t in zip(candidates, times, strict=True)]
-    return [replace(row, floor=row.ratio / rows[-1].ratio) for row in rows] if floor else rows
+    if question.floor is None:
+        return rows
+    limit = rows[-1].ratio if floor else 1.0
+    return [replace(row, floor=row.ratio / limit) for row in rows]
 
 
 def _check(question: Question) -> None:
@@ -167,6 +178,8 @@ def _check(question: Question) -> None:
     expected = _once(question.reference)
     floor = [question.floor] if question.floor else []
     for candidate in [*question.candidates, *floor]:
+        if candidate is question.reference:
+            continue
         if candidate.self_timed:
             continue  # it returns seconds, and checks its result itself
         try:
@@ -181,9 +194,8 @@ def _once(candidate: Candidate) -> object:
 
 
 def _calls_per_slice(candidate: Candidate, effort: Effort) -> int:
-    """Warm up, and find how many calls fill a slice; what times itself decides itself."""
+    """Warm up, and find how many calls fill a slice; what times itself sees to that itself."""
     if candidate.self_timed:
-        candidate.run()
         return 1
     most = _MOST_SETUPS if candidate.setup else _MOST_CALLS
     calls = 1

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import Candidate, Question
+from benchmarks.harness import Candidate, Question, from_floor
 from benchmarks.models import BLOCKS, NnGPT, mirror
 from parallax import Buffer, Module, Parameter, effects, random, tree
 
@@ -17,6 +17,10 @@ LAYERS = 20
 
 
 def questions(quick: bool) -> Iterator[Question]:
+    yield from from_floor(_all(quick))
+
+
+def _all(quick: bool) -> Iterator[Question]:
     n = 10_000 if quick else 1_000_000
     yield _normal(n)
     yield _dropout(n)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as torch_pytree
 
-from benchmarks.harness import Candidate, Question, Row
+from benchmarks.harness import Candidate, Question, Row, from_floor
 from benchmarks.memory import peak_bytes
 from benchmarks.models import NnChain, NnMLP, as_dict, mirror
 from benchmarks.records import Curve
@@ -137,6 +137,10 @@ def _with_members(count: int) -> Runs:
 
 
 def questions(quick: bool) -> Iterator[Question]:
+    yield from from_floor(_of_a_huge_model(quick))
+
+
+def _of_a_huge_model(quick: bool) -> Iterator[Question]:
     size = HUGE // 100 if quick else HUGE
     called = f"1e{len(str(size)) - 1} parameters"
     for device in ("meta", "cpu"):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import floor
 from benchmarks.grad import same_gradients
 from benchmarks.harness import Candidate, Question
 from benchmarks.models import CONTEXT, VOCABULARY, NnGPT, NnMLP, mirror
@@ -79,6 +80,7 @@ def _ensemble_forward(subject: Subject, many: int, limit: float | None) -> Quest
     reference = torch.func.vmap(call, (0, None))
     forward = type(members).forward
     ours, raw = func.vmap(forward, (0, None)), torch.func.vmap(forward, (0, None))
+    flat, straight = list(stacked.values()), torch.func.vmap(floor.line_of(model), (0, None))
     return Question(
         f"forward of {many} x {name}",
         Candidate("torch vmap(functional_call)", lambda: reference(stacked, x)),
@@ -88,6 +90,7 @@ def _ensemble_forward(subject: Subject, many: int, limit: float | None) -> Quest
         ],
         check=lambda a, b: torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5),
         context=torch.no_grad,
+        floor=Candidate("floor: vmap of straight-line calls", lambda: straight(flat, x)),
     )
 
 
@@ -97,6 +100,13 @@ def _ensemble_gradient(subject: Subject, many: int, limit: float, plain: float |
     x, y = x[:8], y[:8]
     reference = torch.func.vmap(torch.func.grad(_functional(model)), (0, None, None))
     many_grads = func.ensemble_grad(_loss)
+    line, spec = floor.line_of(model), tree.structure(members)
+
+    def straight() -> Any:
+        leaves = [value.detach().requires_grad_() for value in stacked.values()]
+        losses = torch.func.vmap(lambda w: _loss(lambda x: line(w, x), x, y))(leaves)
+        return tree.unflatten(spec, torch.autograd.grad(losses.sum(), leaves))
+
     mapped = func.vmap(func.grad(_loss), (0, None, None))
     return Question(
         f"gradients of {many} x {name}",
@@ -108,6 +118,7 @@ def _ensemble_gradient(subject: Subject, many: int, limit: float, plain: float |
             Candidate("parallax vmap(grad)", lambda: mapped(members, x, y), limit=plain),
         ],
         check=same_gradients,
+        floor=Candidate("floor: the tape over vmap of straight-line calls", straight),
     )
 
 
@@ -118,6 +129,13 @@ def _per_sample(subject: Subject, many: int, limit: float, plain: float | None) 
     x, y = x[:many, None], y[:many, None]
     reference = torch.func.vmap(torch.func.grad(_functional(model)), (None, 0, 0))
     many_grads = func.per_sample_grad(_loss)
+    line, spec = floor.line_of(model), tree.structure(module)
+
+    def straight() -> Any:
+        leaves = [value.expand(many, *value.shape).requires_grad_() for value in weights.values()]
+        losses = torch.func.vmap(lambda w, x, y: _loss(lambda x: line(w, x), x, y))(leaves, x, y)
+        return tree.unflatten(spec, torch.autograd.grad(losses.sum(), leaves))
+
     mapped = func.vmap(func.grad(_loss), (None, 0, 0))
     return Question(
         f"gradients of {name} for each of {many} examples",
@@ -129,4 +147,5 @@ def _per_sample(subject: Subject, many: int, limit: float, plain: float | None) 
             Candidate("parallax vmap(grad)", lambda: mapped(module, x, y), limit=plain),
         ],
         check=same_gradients,
+        floor=Candidate("floor: the tape over vmap of straight-line calls", straight),
     )
