@@ -21,7 +21,7 @@ from torch import Tensor
 
 import parallax
 from benchmarks.harness import Candidate, Question
-from parallax import Module, func, nn
+from parallax import Module, nn
 
 LIMIT = 0.25
 WIDTH = 64
@@ -30,16 +30,15 @@ WIDTH = 64
 def questions(quick: bool) -> Iterator[Question]:
     if quick:
         return
-    yield _question("forward", "inductor", 48, LIMIT)
-    yield _question("gradient", "aot_eager", 4)
+    yield _question("inductor", 48, LIMIT)
 
 
-def _question(what: str, backend: str, blocks: int, limit: float | None = None) -> Question:
+def _question(backend: str, blocks: int, limit: float | None = None) -> Question:
     def run(which: str) -> float:
-        return _cold(which, what, backend, str(blocks))
+        return _cold(which, backend, str(blocks))
 
     return Question(
-        f"first call of a compiled {what} of {blocks} blocks, {backend}",
+        f"first call of a compiled forward of {blocks} blocks, {backend}",
         Candidate("a tuple of blocks", lambda: run("tuple"), self_timed=True),
         [Candidate("Stack", lambda: run("stack"), self_timed=True, limit=limit)],
         most_rounds=2,
@@ -54,7 +53,7 @@ def _cold(*arguments: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def _main(which: str, what: str, backend: str, blocks: str) -> None:
+def _main(which: str, backend: str, blocks: str) -> None:
     torch.set_num_threads(1)
     block = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, 0.0, F.gelu, batch_first=True)
     count = int(blocks)
@@ -66,10 +65,7 @@ def _main(which: str, what: str, backend: str, blocks: str) -> None:
     def forward(model: Module, x: Tensor) -> Any:
         return model(x)
 
-    def gradient(model: Module, x: Tensor) -> Any:
-        return func.grad(lambda model: model(x).square().mean())(model)
-
-    compiled: Any = parallax.compile(forward if what == "forward" else gradient, backend=backend)
+    compiled: Any = parallax.compile(forward, backend=backend)
     torch.compile(torch.sin)(torch.ones(3))  # what is only done once, whoever compiles
     x = torch.randn(4, 32, WIDTH)
     start = time.perf_counter()

@@ -73,7 +73,7 @@ def _curve(
         (first, run), *others = runs_of(size).items()
         candidates = [Candidate(name, other) for name, other in others]
         question = Question(
-            f"{name}, {size} {axis}", Candidate(first, run), candidates, most_rounds=9
+            f"{name}, {size} {axis}", Candidate(first, run), candidates, most_rounds=5
         )
         rows = ask(question)
         for row in [rows[0], *rows[2:]]:
