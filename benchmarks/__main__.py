@@ -18,7 +18,7 @@ from time import perf_counter
 import torch
 
 import benchmarks
-from benchmarks import harness, plots, records, report
+from benchmarks import harness, page, plots, records, report
 from benchmarks.harness import Question, Row
 from parallax.examples.progress import progress
 
@@ -52,7 +52,7 @@ def main() -> None:
         lines = list(records.moved(before, record))
         print("\n".join(["", f"{len(lines)} moved beyond the noise", *lines]))
     if asked.bless:
-        (FOLDER / "RESULTS.md").write_text(report.page(record))
+        (FOLDER / "RESULTS.md").write_text(page.page(record))
 
 
 def _ask(names: Sequence[str], *, quick: bool) -> tuple[list[records.Answer], list[records.Curve]]:
@@ -67,15 +67,17 @@ def _ask(names: Sequence[str], *, quick: bool) -> tuple[list[records.Answer], li
         part = import_module(f"benchmarks.{name}")
         began = perf_counter()
         for question in part.questions(quick) if hasattr(part, "questions") else ():
-            answer = records.Answer(name, question.name, ask(question), dict(question.absent))
-            answers.append(answer)
-            print(report.table(answer), flush=True)
+            absent = dict(question.absent)
+            answers.append(
+                records.Answer(name, question.name, ask(question), absent, question.remains)
+            )
+            print(report.table(answers[-1]), flush=True)
             if question.all_threads and not quick:
                 answers.append(_on_all_threads(name, question, effort))
                 print(report.table(answers[-1]), flush=True)
         for curve in part.curves(quick, ask) if hasattr(part, "curves") else ():
             curves.append(curve)
-            print(report.exponents(curve), flush=True)
+            print(report.curve(curve), flush=True)
         print(f"\n{name} took {perf_counter() - began:.0f} s", flush=True)
     return answers, curves
 
@@ -88,7 +90,7 @@ def _on_all_threads(part: str, question: Question, effort: harness.Effort) -> re
     finally:
         torch.set_num_threads(1)
     rows = [replace(row, limit=None) for row in rows]
-    return records.Answer(part, f"{question.name}, all threads", rows)
+    return records.Answer(part, question.name, rows, {}, question.remains, all_threads=True)
 
 
 def _parser() -> argparse.ArgumentParser:

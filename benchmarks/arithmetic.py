@@ -53,20 +53,20 @@ def _of_two(module: Module, leaves: int) -> Iterator[Question]:
     for name, floor, mine, single in pairs:
         yield Question(
             f"{name}, {leaves} leaves",
-            Candidate("torch._foreach, flat lists", floor),
+            Candidate("flat lists", floor),
             [
-                Candidate(f"tree.{name}", mine),
-                Candidate("optree, nested dict", _mapped(single, plain, plain_other)),
+                Candidate("parallax.tree", mine),
             ],
+            peers=[Candidate("optree, nested dict", _mapped(single, plain, plain_other))],
             check=_same_values,
         )
     yield Question(
         f"vdot, {leaves} leaves",
-        Candidate("torch._foreach_mul and sums", lambda: _foreach_vdot(flat, flat_other)),
+        Candidate("flat lists", lambda: _foreach_vdot(flat, flat_other)),
         [
-            Candidate("tree.vdot", lambda: tree.vdot(module, other)),
-            Candidate("optree, nested dict", lambda: _optree_vdot(plain, plain_other)),
+            Candidate("parallax.tree", lambda: tree.vdot(module, other)),
         ],
+        peers=[Candidate("optree, nested dict", lambda: _optree_vdot(plain, plain_other))],
         check=_same_sum,
     )
 
@@ -75,29 +75,29 @@ def _of_one(module: Module, leaves: int) -> Iterator[Question]:
     flat, plain = tree.leaves(module), as_dict(module)
     yield Question(
         f"scale, {leaves} leaves",
-        Candidate("torch._foreach, flat lists", lambda: _compat.foreach_mul(flat, 0.1)),
+        Candidate("flat lists", lambda: _compat.foreach_mul(flat, 0.1)),
         [
-            Candidate("tree.scale", lambda: tree.scale(module, 0.1)),
-            Candidate("optree, nested dict", _mapped(lambda a: a * 0.1, plain)),
+            Candidate("parallax.tree", lambda: tree.scale(module, 0.1)),
         ],
+        peers=[Candidate("optree, nested dict", _mapped(lambda a: a * 0.1, plain))],
         check=_same_values,
     )
     yield Question(
         f"norm, {leaves} leaves",
-        Candidate("torch._foreach, flat lists", lambda: _norm_of(_compat.foreach_norm(flat))),
+        Candidate("flat lists", lambda: _norm_of(_compat.foreach_norm(flat))),
         [
-            Candidate("tree.norm", lambda: tree.norm(module)),
-            Candidate("optree, nested dict", lambda: _optree_norm(plain)),
+            Candidate("parallax.tree", lambda: tree.norm(module)),
         ],
+        peers=[Candidate("optree, nested dict", lambda: _optree_norm(plain))],
         check=torch.testing.assert_close,
     )
     yield Question(
         f"zeros_like, {leaves} leaves",
-        Candidate("list comprehension", lambda: [torch.zeros_like(leaf) for leaf in flat]),
+        Candidate("flat lists", lambda: [torch.zeros_like(leaf) for leaf in flat]),
         [
-            Candidate("tree.zeros_like", lambda: tree.zeros_like(module)),
-            Candidate("optree, nested dict", _mapped(torch.zeros_like, plain)),
+            Candidate("parallax.tree", lambda: tree.zeros_like(module)),
         ],
+        peers=[Candidate("optree, nested dict", _mapped(torch.zeros_like, plain))],
         check=_same_values,
     )
 

@@ -52,8 +52,8 @@ def questions(quick: bool) -> Iterator[Question]:
             _reader("constructed, __init__ written", Written(weight, bias, 0.5), limit=1.2),
             _reader("flattened", flattened, limit=1.2),
             _reader("mapped", mapped, limit=5.0),
-            _reader("nn.Module", nn.Linear(8, 8)),
         ],
+        peers=[_reader("nn.Module", nn.Linear(8, 8))],
     )
 
 

@@ -48,6 +48,8 @@ def _call(model: NnGPT, width: int) -> Question:
         Candidate("nn.Module", lambda: model(x)),
         [
             Candidate("bridge.lift", lambda: module(x), limit=1.05),
+        ],
+        peers=[
             Candidate(
                 "torch.func.functional_call",
                 lambda: torch.func.functional_call(model, weights, (x,)),

@@ -30,8 +30,7 @@ def _forward(
 ) -> Question:
     module: Any = mirror(model)
     parameters = {name: value.detach() for name, value in model.named_parameters()}
-    candidates = [
-        Candidate("parallax", lambda: module(x), limit=limit),
+    others = [
         Candidate(
             "torch.func.functional_call",
             lambda: torch.func.functional_call(model, parameters, (x,)),
@@ -41,11 +40,12 @@ def _forward(
     tensordict = peers.find("tensordict", absent)
     if tensordict is not None:
         values = tensordict.from_module(model, as_module=False).detach()
-        candidates.append(Candidate("tensordict", partial(_with_tensordict, values, model, x)))
+        others.append(Candidate("tensordict", partial(_with_tensordict, values, model, x)))
     return Question(
         name,
         Candidate("nn.Module", lambda: model(x)),
-        candidates,
+        [Candidate("parallax", lambda: module(x), limit=limit)],
+        peers=others,
         check=torch.testing.assert_close,
         context=torch.no_grad,
         floor=Candidate("floor: straight-line calls", partial(floor.forward_of(model), x)),

@@ -7,6 +7,7 @@ A file of this package that defines `questions(quick)` is picked up by the runne
             "sum of 1,000 numbers",
             Candidate("builtin sum", lambda: sum(numbers)),
             [Candidate("loop", lambda: loop(numbers), limit=3.0)],
+            peers=[Candidate("numpy", lambda: array.sum())],
             check=equal,
         )
 
@@ -26,7 +27,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
+
+Role = Literal["reference", "noise", "ours", "peer", "floor"]
 
 NOISE = "the reference again"
 
@@ -63,7 +66,8 @@ class Question:
     Attributes:
         name: What is asked, in a few words.
         reference: Whose time is 1.
-        candidates: What is compared with it.
+        candidates: What is compared with it: the ways of this library.
+        peers: The ways of others.
         check: Called with the reference's result and a candidate's, before anything is timed;
             raises where they do not agree.
         context: Entered around the checks and the timing.
@@ -71,6 +75,7 @@ class Question:
         floor: The physical limit: the same result by the calls that cannot be left out, and
             nothing else. How far each row is from it is a column of the table. It may be the
             reference itself.
+        remains: Why a candidate stays further than 1.2 from the floor, or behind a peer.
         absent: Peers that are not here to compete, with the reason.
         all_threads: Ask once more with all of torch's threads, where limits do not apply.
     """
@@ -78,12 +83,24 @@ class Question:
     name: str
     reference: Candidate
     candidates: Sequence[Candidate]
+    peers: Sequence[Candidate] = ()
     check: Callable[[Any, Any], object] | None = None
     context: Callable[[], AbstractContextManager[object]] = nullcontext
     most_rounds: int = sys.maxsize
     floor: Candidate | None = None
+    remains: str = ""
     absent: Mapping[str, str] = field(default_factory=dict)
     all_threads: bool = False
+
+    def parts(self) -> list[tuple[Role, Candidate]]:
+        """Everything that is timed, and as what."""
+        again = replace(self.reference, name=NOISE)
+        parts: list[tuple[Role, Candidate]] = [("reference", self.reference), ("noise", again)]
+        parts += [("ours", candidate) for candidate in self.candidates]
+        parts += [("peer", candidate) for candidate in self.peers]
+        if self.floor is not None and self.floor is not self.reference:
+            parts.append(("floor", self.floor))
+        return parts
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,7 @@ class Row:
     `floor` is the distance to the physical limit: the ratio divided by that of the floor.
     """
 
+    role: Role
     name: str
     seconds: float
     ratio: float
@@ -150,10 +168,8 @@ def measure(question: Question, effort: Effort, watch: Watch) -> list[Row]:
     Returns:
         The reference's row, its noise row, one row for every candidate, and the floor's.
     """
-    floor = None if question.floor is question.reference else question.floor
-    again = replace(question.reference, name=NOISE)
-    candidates = [question.reference, again, *question.candidates]
-    candidates += [floor] if floor else []
+    parts = question.parts()
+    candidates = [candidate for _, candidate in parts]
     with question.context():
         _check(question)
         calls = [_calls_per_slice(candidate, effort) for candidate in candidates]
@@ -165,10 +181,10 @@ def measure(question: Question, effort: Effort, watch: Watch) -> list[Row]:
                 times[i].append(_slice(candidates[i], calls[i]) / calls[i] / candidates[i].per)
             if perf_counter() > end and done + 1 >= _FEWEST_ROUNDS:
                 break
-    rows = [_row(c, t, times[0]) for c, t in zip(candidates, times, strict=True)]
+    rows = [_row(role, c, t, times[0]) for (role, c), t in zip(parts, times, strict=True)]
     if question.floor is None:
         return rows
-    limit = rows[-1].ratio if floor else 1.0
+    limit = rows[-1].ratio if rows[-1].role == "floor" else 1.0
     return [replace(row, floor=row.ratio / limit) for row in rows]
 
 
@@ -176,12 +192,9 @@ def _check(question: Question) -> None:
     if question.check is None:
         return
     expected = _once(question.reference)
-    floor = [question.floor] if question.floor else []
-    for candidate in [*question.candidates, *floor]:
-        if candidate is question.reference:
-            continue
-        if candidate.self_timed:
-            continue  # it returns seconds, and checks its result itself
+    for role, candidate in question.parts():
+        if role in ("reference", "noise") or candidate.self_timed:
+            continue  # what times itself returns seconds, and checks its result itself
         try:
             question.check(expected, _once(candidate))
         except AssertionError as error:
@@ -233,7 +246,8 @@ def _slice(candidate: Candidate, calls: int) -> float:
         gc.enable()
 
 
-def _row(candidate: Candidate, times: list[float], reference: list[float]) -> Row:
+def _row(role: Role, candidate: Candidate, times: list[float], reference: list[float]) -> Row:
     ratios = [mine / theirs for mine, theirs in zip(times, reference, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Row(candidate.name, statistics.median(times), middle, low, high, candidate.limit)
+    seconds = statistics.median(times)
+    return Row(role, candidate.name, seconds, middle, low, high, candidate.limit)

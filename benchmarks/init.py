@@ -44,8 +44,8 @@ def _construct(count: int) -> Question:
         [
             Candidate("__init__ generated", _maker(names, kinds, values, ""), limit=4.0),
             Candidate("__init__ written", _maker(names, kinds, values, _written(names)), limit=4.0),
-            *_peers(names, kinds, values, absent),
         ],
+        peers=_peers(names, kinds, values, absent),
         check=same,
         absent=absent,
     )

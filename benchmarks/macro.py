@@ -55,7 +55,9 @@ class Run:
 def questions(quick: bool) -> Iterator[Question]:
     for task, runs in _races(quick):
         first, *others = [Candidate(run.name, run.step) for run in runs]
-        yield Question(f"a step of training the {task}", first, others, check=_finite)
+        ours = [other for other in others if other.name.startswith("parallax")]
+        theirs = [other for other in others if other not in ours]
+        yield Question(f"a step of training the {task}", first, ours, theirs, check=_finite)
 
 
 def curves(quick: bool, ask: Callable[[Question], list[Row]]) -> Iterator[Curve]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ def questions(quick: bool) -> Iterator[Question]:
         subject = Subject(leaves, model, tree.map(torch.randn_like, model))
         yield _adam(subject)
         yield _adam_of_torchopt(subject)
-        yield _sgd(subject)
+        yield _sgd(subject, momentum=0.0, limit=1.0)
+        yield _sgd(subject, momentum=0.9)
 
 
 def _adam(subject: Subject) -> Question:
@@ -54,7 +56,9 @@ def _adam(subject: Subject) -> Question:
         [
             _pure("pure", opt, subject, limit=0.60),
             _donated("donated", opt, subject, limit=0.25 if subject.leaves == SIZES[0] else None),
-            _torch("torch.optim.Adam, fused", lambda p: torch.optim.Adam(p, fused=True), subject),
+        ],
+        peers=[
+            _torch("torch.optim.Adam, fused", lambda p: torch.optim.Adam(p, fused=True), subject)
         ],
         floor=_floor_of_adam(subject),
     )
@@ -80,22 +84,17 @@ def _adam_of_torchopt(subject: Subject) -> Question:
     return Question(name, Candidate("torchopt.adam", run), [pure])
 
 
-def _sgd(subject: Subject) -> Question:
-    momentum = optim.SGD(lr=1e-3, momentum=0.9)
+def _sgd(subject: Subject, momentum: float, limit: float | None = None) -> Question:
+    opt = optim.SGD(lr=1e-3, momentum=momentum)
+    called = "SGD with momentum" if momentum else "SGD"
     return Question(
-        f"SGD, {subject.leaves} leaves",
-        _torch("torch.optim.SGD, default", torch.optim.SGD, subject),
+        f"{called}, {subject.leaves} leaves",
+        _torch("torch.optim.SGD, default", partial(torch.optim.SGD, momentum=momentum), subject),
         [
-            _pure("pure", optim.SGD(), subject, limit=1.0),
-            _donated("donated", optim.SGD(), subject),
-            _pure("pure, with momentum", momentum, subject),
-            _torch(
-                "torch.optim.SGD, with momentum",
-                lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9),
-                subject,
-            ),
+            _pure("pure", opt, subject, limit=limit),
+            _donated("donated", opt, subject),
         ],
-        floor=_floor_of_sgd(subject),
+        floor=_floor_of_sgd(subject, momentum),
     )
 
 
@@ -118,13 +117,18 @@ def _floor_of_adam(subject: Subject) -> Candidate:
     return Candidate("copies, torch._fused_adam_", run)
 
 
-def _floor_of_sgd(subject: Subject) -> Candidate:
-    """A sum out of place, on lists."""
+def _floor_of_sgd(subject: Subject, momentum: float) -> Candidate:
+    """Sums out of place, on lists."""
     params, grads = tree.leaves(subject.model), tree.leaves(subject.grads)
+    held = [torch.zeros_like(param) for param in params]
 
     def run() -> None:
-        nonlocal params
-        params = list(_compat.foreach_add(params, grads, alpha=-1e-3))
+        nonlocal params, held
+        moved = grads
+        if momentum:
+            held = _compat.foreach_add(_compat.foreach_mul(held, momentum), grads)
+            moved = held
+        params = list(_compat.foreach_add(params, moved, alpha=-1e-3))
 
     return Candidate("torch._foreach_add", run)
 

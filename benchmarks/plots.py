@@ -6,7 +6,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import NOISE
 from benchmarks.records import Answer, Curve, Record
 
 
@@ -42,10 +41,10 @@ def draw(record: Record, folder: Path, stem: str) -> list[Path]:
 def _bars(figure: Any, answers: list[Answer]) -> None:
     """Ratios as bars with their quartiles; a tick where the limit is."""
     bars = [
-        (f"{answer.question}: {row.name}", row)
+        (f"{answer.question}{', all threads' * answer.all_threads}: {row.name}", row)
         for answer in answers
         for row in answer.rows[1:]
-        if row.name != NOISE
+        if row.role != "noise"
     ]
     figure.set_size_inches(11, 1 + 0.28 * len(bars))
     axes = figure.add_subplot()

@@ -15,19 +15,35 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import NOISE, Row
+from benchmarks.harness import Row
 
 PEERS = ("tensordict", "torchopt", "structional", "jax", "equinox")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The rows measured for one question of one part."""
+    """The rows measured for one question of one part.
+
+    Attributes:
+        part: Which file of the benchmarks asked.
+        question: What was asked.
+        rows: What was found; the first is the reference.
+        absent: Peers that were not there, with the reason.
+        remains: Why a row stays far from the floor, or behind a peer.
+        all_threads: Whether torch was given all of its threads.
+    """
 
     part: str
     question: str
     rows: Sequence[Row]
     absent: dict[str, str] = field(default_factory=dict)
+    remains: str = ""
+    all_threads: bool = False
+
+    @property
+    def asked(self) -> tuple[str, str, bool]:
+        """What no other answer of the record answers."""
+        return self.part, self.question, self.all_threads
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,10 @@ class Curve:
     def exponents(self) -> dict[str, float]:
         """The slope of each series between logarithms, by least squares."""
         return {name: _slope(points) for name, points in self.series.items()}
+
+    def ends(self) -> dict[str, tuple[float, float]]:
+        """The last point of each series."""
+        return {name: points[-1] for name, points in self.series.items()}
 
 
 def _slope(points: Sequence[tuple[float, float]]) -> float:
@@ -121,13 +141,13 @@ def moved(old: Record, new: Record) -> Iterator[str]:
     That is when the quartiles of the two runs do not overlap, and the change is larger than what
     the reference's own second timing showed in either run.
     """
-    before = {(a.part, a.question): {row.name: row for row in a.rows} for a in old.answers}
+    before = {answer.asked: {row.name: row for row in answer.rows} for answer in old.answers}
     for answer in new.answers:
-        rows = before.get((answer.part, answer.question), {})
+        rows = before.get(answer.asked, {})
         noise = max([_noise(rows.values()), _noise(answer.rows)])
         for row in answer.rows[1:]:
             was = rows.get(row.name)
-            if was is None or row.name == NOISE:
+            if was is None or row.role == "noise":
                 continue
             apart = row.low > was.high or row.high < was.low
             if apart and abs(log(row.ratio / was.ratio)) > noise:
@@ -140,7 +160,7 @@ def moved(old: Record, new: Record) -> Iterator[str]:
 
 def _noise(rows: Any) -> float:
     """How far the reference was from itself, as a logarithm."""
-    spread = [max(abs(log(row.low)), abs(log(row.high))) for row in rows if row.name == NOISE]
+    spread = [max(abs(log(row.low)), abs(log(row.high))) for row in rows if row.role == "noise"]
     return max(spread, default=0.0)
 
 

@@ -34,8 +34,8 @@ def questions(quick: bool) -> Iterator[Question]:
         [
             _cold("parallax, tree.map", _module_step, module, data),
             _cold("parallax, torch's tree_map", _raw_step, module, data),
-            _cold("flat list", _list_step, flat, data),
         ],
+        floor=_cold("flat list", _list_step, flat, data),
         most_rounds=2,
     )
     yield Question(
@@ -43,17 +43,17 @@ def questions(quick: bool) -> Iterator[Question]:
         _idle("nn.Module", lambda m, x, _: m(x), model, data),
         [
             _idle("parallax", lambda m, x, _: m(x), module, data),
-            _idle("nested dict", lambda d, x, _: _dict_gpt(d, x), nested, data),
-            _idle("flat list", lambda leaves, x, _: _list_gpt(leaves, x), flat, data),
         ],
+        peers=[_idle("nested dict", lambda d, x, _: _dict_gpt(d, x), nested, data)],
+        floor=_idle("flat list", lambda leaves, x, _: _list_gpt(leaves, x), flat, data),
     )
     yield Question(
         f"a call whose graph does nothing, step of {blocks} blocks, tree in and tree out",
         _idle("nested dict", _dict_step, nested, data),
         [
             _idle("parallax", _module_step, module, data),
-            _idle("flat list", _list_step, flat, data),
         ],
+        floor=_idle("flat list", _list_step, flat, data),
     )
 
 

@@ -88,8 +88,8 @@ def _flatten(subject: Subject) -> Question:
                 lambda: (tree.leaves(subject.module), None),
                 limit=subject.limit(0.05),
             ),
-            *subject.equinox("flatten", absent),
         ],
+        peers=subject.equinox("flatten", absent),
         check=lambda plain, flat: _same_leaves(plain[0], flat[0]),
         absent=absent,
     )
@@ -106,8 +106,8 @@ def _unflatten(subject: Subject) -> Question:
         ),
         [
             Candidate("tree.unflatten", lambda: tree.unflatten(structure, leaves)),
-            *subject.equinox("unflatten", absent),
         ],
+        peers=subject.equinox("unflatten", absent),
         check=_same_tree,
         absent=absent,
     )
@@ -117,10 +117,10 @@ def _map(subject: Subject) -> Question:
     module, other = subject.module, rebuild(subject.module)
     leaves = tree.leaves(module)
     absent: dict[str, str] = {}
-    candidates = [*subject.equinox("map", absent)]
+    others = subject.equinox("map", absent)
     values = subject.tensordict(absent)
     if values is not None:
-        candidates.append(Candidate("tensordict", lambda: values.apply(_identity)))
+        others.append(Candidate("tensordict", lambda: values.apply(_identity)))
     return Question(
         f"map of the identity, {subject.leaves} leaves",
         Candidate("optree, nested dict", lambda: optree.tree_map(_identity, subject.plain)),
@@ -132,8 +132,8 @@ def _map(subject: Subject) -> Question:
                 limit=subject.limit(0.55),
             ),
             Candidate("optree, module", lambda: optree.tree_map(_identity, cast(Any, module))),
-            *candidates,
         ],
+        peers=others,
         check=_same_tree,
         floor=Candidate("floor: a flat list, no tree", floor.map_of(leaves, _identity)),
         absent=absent,

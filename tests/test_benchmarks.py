@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import cuda, floor, models, plots, records, report
+from benchmarks import cuda, floor, models, page, plots, records, report, verdicts
 from benchmarks.harness import NOISE, Candidate, Effort, Question, Row, measure
 from parallax import tree
 
@@ -43,7 +43,7 @@ def test_disagreement_is_found_before_anything_is_timed() -> None:
     def equal(a: object, b: object) -> None:
         assert a == b
 
-    question = Question("sum", Candidate("a", lambda: 1), [Candidate("b", lambda: 2)], equal)
+    question = Question("sum", Candidate("a", lambda: 1), [Candidate("b", lambda: 2)], check=equal)
     with pytest.raises(AssertionError, match="sum: 'b' disagrees with the reference"):
         measure(question, EFFORT, _watch)
 
@@ -60,12 +60,19 @@ def test_setup_gives_every_call_an_argument_of_its_own() -> None:
 
 
 def test_the_floor_is_a_distance_for_every_row_and_is_checked_as_well() -> None:
-    question = Question("far", _fixed("one", 1.0), [_fixed("two", 2.0)], floor=_fixed("half", 0.5))
+    question = Question(
+        "far",
+        _fixed("one", 1.0),
+        [_fixed("two", 2.0)],
+        peers=[_fixed("three", 3.0)],
+        floor=_fixed("half", 0.5),
+    )
     rows = measure(question, EFFORT, _watch)
-    assert [(row.name, row.floor) for row in rows if row.name != NOISE] == [
-        ("one", 2.0),
-        ("two", 4.0),
-        ("half", 1.0),
+    assert [(row.role, row.name, row.floor) for row in rows if row.role != "noise"] == [
+        ("reference", "one", 2.0),
+        ("ours", "two", 4.0),
+        ("peer", "three", 6.0),
+        ("floor", "half", 1.0),
     ]
     wrong = Question(
         "sum",
@@ -103,9 +110,9 @@ def _record(*rows: Row, part: str = "part") -> records.Record:
 
 
 ROWS = (
-    Row("reference", 1e-6, 1.0, 1.0, 1.0),
-    Row(NOISE, 1e-6, 1.0, 0.98, 1.02),
-    Row("row", 1e-6, 0.5, 0.45, 0.55, 0.4, 1.5),
+    Row("reference", "torch", 1e-6, 1.0, 1.0, 1.0),
+    Row("noise", NOISE, 1e-6, 1.0, 0.98, 1.02),
+    Row("ours", "row", 1e-6, 0.5, 0.45, 0.55, 0.4, 1.5),
 )
 
 
@@ -124,10 +131,10 @@ def test_exponents_are_those_of_the_power() -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        (Row("row", 1e-6, 0.50, 0.45, 0.55), 0),  # the same
-        (Row("row", 1e-6, 0.56, 0.54, 0.60), 0),  # quartiles overlap
-        (Row("row", 1e-6, 0.70, 0.65, 0.75), 1),
-        (Row("new", 1e-6, 0.70, 0.65, 0.75), 0),  # nothing to compare with
+        (Row("ours", "row", 1e-6, 0.50, 0.45, 0.55), 0),  # the same
+        (Row("ours", "row", 1e-6, 0.56, 0.54, 0.60), 0),  # quartiles overlap
+        (Row("ours", "row", 1e-6, 0.70, 0.65, 0.75), 1),
+        (Row("ours", "new", 1e-6, 0.70, 0.65, 0.75), 0),  # nothing to compare with
     ],
 )
 def test_only_what_moved_beyond_the_noise_is_told(row: Row, says: int) -> None:
@@ -138,7 +145,11 @@ def test_only_what_moved_beyond_the_noise_is_told(row: Row, says: int) -> None:
 
 
 def test_a_change_within_the_noise_of_either_run_is_not_told() -> None:
-    noisy = (ROWS[0], Row(NOISE, 1e-6, 1.0, 0.6, 1.5), Row("row", 1e-6, 0.7, 0.65, 0.75))
+    noisy = (
+        ROWS[0],
+        Row("noise", NOISE, 1e-6, 1.0, 0.6, 1.5),
+        Row("ours", "row", 1e-6, 0.7, 0.65, 0.75),
+    )
     assert not list(records.moved(_record(*ROWS), _record(*noisy)))
     assert not list(records.moved(_record(*noisy), _record(*ROWS)))
 
@@ -147,10 +158,49 @@ def test_tables_and_the_page_say_limits_floors_and_absent_peers() -> None:
     record = _record(*ROWS)
     text = report.table(record.answers[0])
     assert "OVER" in text and "1.50" in text and "peer: absent, not installed" in text
-    page = report.page(record)
-    assert "- part: question: row 0.500 (0.40)" in page
-    assert "| row | 0.500 (0.450-0.550) | 1.50 | 0.40 OVER |" in page
-    assert "| square | 2.00 | 1 | 4 |" in page and "| sgd | 9 | 1 |" in page
+    said = page.page(record)
+    assert "## Over their limit: 1\n\n- part: question: row 0.500 (0.40)\n" in said
+    assert "| row | 0.500 (0.450-0.550) | 1.50 | 0.40 OVER |" in said
+    assert "| square | 2.00 | 1 | 4 |" in said and "| sgd | 9 | 1 |" in said
+
+
+def _answer(question: str, *rows: Row, all_threads: bool = False) -> records.Answer:
+    return records.Answer("part", question, rows, remains="It must", all_threads=all_threads)
+
+
+def test_answers_of_one_form_share_a_table_with_a_column_for_all_threads() -> None:
+    answers = [
+        _answer("small", *ROWS),
+        _answer("small", ROWS[0], Row("ours", "row", 1e-6, 0.7, 0.6, 0.8), all_threads=True),
+        _answer("large", *ROWS),
+    ]
+    about = records.about("cpu", 1.0, quick=True)
+    said = page.page(records.Record(about, answers, []))
+    assert (
+        "| to torch | row | all threads | floor | limit | noise |\n"
+        "|---|---|---|---|---|---|\n"
+        "| small | 0.500 (0.450-0.550) | 0.700 (0.600-0.800) | 1.50 | 0.40 OVER | 2% |\n"
+        "| large | 0.500 (0.450-0.550) |  | 1.50 | 0.40 OVER | 2% |\n"
+    ) in said
+    assert "## Over their limit: 2\n\nIt must:\n\n- part: small: row" in said
+
+
+def test_what_is_far_from_the_floor_and_what_is_behind_a_peer() -> None:
+    peer = Row("peer", "peer", 1e-6, 0.4, 0.39, 0.41, None, 1.0)
+    record = records.Record({}, [_answer("asked", *ROWS, peer)], [])
+    (far,), (behind,) = verdicts.far(record), verdicts.behind(record)
+    assert (far.row.name, far.says) == ("row", "1.50")
+    assert (behind.row.name, behind.says) == ("row", "1.25 of peer")
+    ahead = Row("peer", "peer", 1e-6, 0.52, 0.5, 0.6)
+    assert not list(verdicts.behind(records.Record({}, [_answer("asked", *ROWS, ahead)], [])))
+
+
+def test_a_reference_that_is_the_floor_is_nobody_to_be_ahead_of() -> None:
+    slower = Row("ours", "row", 1e-6, 1.5, 1.4, 1.6, None, 1.5)
+    floor_row = Row("reference", "flat list", 1e-6, 1.0, 1.0, 1.0, None, 1.0)
+    record = records.Record({}, [_answer("asked", floor_row, ROWS[1], slower)], [])
+    assert not list(verdicts.behind(record))
+    assert [verdict.says for verdict in verdicts.far(record)] == ["1.50"]
 
 
 def test_a_picture_for_every_part_and_curve(tmp_path: Path) -> None:
