@@ -22,9 +22,10 @@ import parallax
 from benchmarks.harness import Candidate, Question, Row
 from benchmarks.models import CONTEXT, VOCABULARY, NnGPT, NnMLP, mirror
 from benchmarks.records import Curve
-from benchmarks.residual import NnResNet, ResNet
+from benchmarks.residual import NnResNet
 from parallax import bridge, effects, func, optim
 from parallax.examples.digits import load
+from parallax.examples.resnet import ResNet
 
 BATCH = 64
 RATE = 1e-3
@@ -104,8 +105,9 @@ def _tasks(quick: bool) -> Iterator[Task]:
     gpt = NnGPT(1)  # of one layer, since it is compiled twice before the clock
     yield Task("1-layer language model", gpt, mirror(gpt), lines)
     pictures = [(x.view(-1, 1, 8, 8), y) for x, y in images]
-    net = NnResNet(channels=4 if quick else 8)
-    ours = bridge.load_state_dict(ResNet(channels=4 if quick else 8), net.state_dict())
+    width = 4 if quick else 8
+    net = NnResNet(width)
+    ours = bridge.load_state_dict(ResNet(per_group=1, width=width), net.state_dict())
     yield Task("ResNet-8 on digits", net, ours, pictures)
 
 

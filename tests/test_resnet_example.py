@@ -7,50 +7,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
+from benchmarks.residual import NnResNet
 from parallax import bridge, optim
 from parallax.examples.digits import load
 from parallax.examples.resnet import ResNet, accuracy, images, main, train, train_step
 
 
-class TorchBlock(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.ReLU(),
-            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride > 1:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False),
-                nn.BatchNorm2d(channels_out),
-            )
-
-    def forward(self, x: Tensor) -> Any:
-        return torch.relu(self.body(x) + self.shortcut(x))
-
-
-class TorchResNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.start = nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()
-        )
-        self.blocks = nn.Sequential(TorchBlock(4, 4, 1), TorchBlock(4, 8, 2), TorchBlock(8, 16, 2))
-        self.scores = nn.Linear(16, 10)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.scores(self.blocks(self.start(x)).mean((2, 3)))
-
-
 def test_a_step_is_torchs() -> None:
     torch.manual_seed(0)
-    theirs = TorchResNet()
+    theirs = NnResNet(width=4)
     ours = bridge.load_state_dict(ResNet(per_group=1, width=4), theirs.state_dict())
     hyper: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
     opt, torch_opt = optim.SGD(**hyper), torch.optim.SGD(theirs.parameters(), **hyper)
