@@ -15,7 +15,8 @@ from torch import Tensor
 
 from benchmarks.harness import Candidate, Question, from_floor
 from benchmarks.models import BLOCKS, NnGPT, NnMLP, as_dict, mirror
-from parallax import Module, _compat, tree
+from parallax import Module, tree
+from parallax._compat import kernels
 
 
 def questions(quick: bool) -> Iterator[Question]:
@@ -33,19 +34,19 @@ def _of_two(module: Module, leaves: int) -> Iterator[Question]:
     pairs: list[tuple[str, Callable[[], Any], Callable[[], Any], Callable[..., Any]]] = [
         (
             "add",
-            lambda: _compat.foreach_add(flat, flat_other, alpha=0.1),
+            lambda: kernels.foreach_add(flat, flat_other, alpha=0.1),
             lambda: tree.add(module, other, alpha=0.1),
             lambda a, b: torch.add(a, b, alpha=0.1),
         ),
         (
             "sub",
-            lambda: _compat.foreach_sub(flat, flat_other),
+            lambda: kernels.foreach_sub(flat, flat_other),
             lambda: tree.sub(module, other),
             torch.sub,
         ),
         (
             "lerp",
-            lambda: _compat.foreach_lerp(flat, flat_other, 0.1),
+            lambda: kernels.foreach_lerp(flat, flat_other, 0.1),
             lambda: tree.lerp(module, other, 0.1),
             lambda a, b: torch.lerp(a, b, 0.1),
         ),
@@ -75,7 +76,7 @@ def _of_one(module: Module, leaves: int) -> Iterator[Question]:
     flat, plain = tree.leaves(module), as_dict(module)
     yield Question(
         f"scale, {leaves} leaves",
-        Candidate("flat lists", lambda: _compat.foreach_mul(flat, 0.1)),
+        Candidate("flat lists", lambda: kernels.foreach_mul(flat, 0.1)),
         [
             Candidate("parallax.tree", lambda: tree.scale(module, 0.1)),
         ],
@@ -84,7 +85,7 @@ def _of_one(module: Module, leaves: int) -> Iterator[Question]:
     )
     yield Question(
         f"norm, {leaves} leaves",
-        Candidate("flat lists", lambda: _norm_of(_compat.foreach_norm(flat))),
+        Candidate("flat lists", lambda: _norm_of(kernels.foreach_norm(flat))),
         [
             Candidate("parallax.tree", lambda: tree.norm(module)),
         ],
@@ -120,7 +121,7 @@ def _optree_norm(plain: Any) -> Tensor:
 
 
 def _foreach_vdot(one: list[Tensor], two: list[Tensor]) -> Tensor:
-    return torch.stack([product.sum() for product in _compat.foreach_mul(one, two)]).sum()
+    return torch.stack([product.sum() for product in kernels.foreach_mul(one, two)]).sum()
 
 
 def _optree_vdot(one: Any, two: Any) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Candidate, Question
 from benchmarks.models import BLOCKS, NnGPT, mirror
-from parallax import Module, _compat, optim, tree
+from parallax import Module, optim, tree
+from parallax._compat import kernels
 
 SIZES = (150, 1_002)
 TORCHOPT = importlib.util.find_spec("torchopt") is not None
@@ -110,9 +111,9 @@ def _floor_of_adam(subject: Subject) -> Candidate:
 
     def run() -> None:
         nonlocal held, step
-        held, step = list(_compat.foreach_clone(held)), step + 1
+        held, step = list(kernels.foreach_clone(held)), step + 1
         columns: Any = held[:n], grads, held[n : 2 * n], held[2 * n :], [], [step] * n
-        _compat.fused_adam(*columns, beta1=beta1, beta2=beta2, **numbers)
+        kernels.fused_adam(*columns, beta1=beta1, beta2=beta2, **numbers)
 
     return Candidate("copies, torch._fused_adam_", run)
 
@@ -126,9 +127,9 @@ def _floor_of_sgd(subject: Subject, momentum: float) -> Candidate:
         nonlocal params, held
         moved = grads
         if momentum:
-            held = _compat.foreach_add(_compat.foreach_mul(held, momentum), grads)
+            held = kernels.foreach_add(kernels.foreach_mul(held, momentum), grads)
             moved = held
-        params = list(_compat.foreach_add(params, moved, alpha=-1e-3))
+        params = list(kernels.foreach_add(params, moved, alpha=-1e-3))
 
     return Candidate("torch._foreach_add", run)
 

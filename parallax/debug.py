@@ -16,7 +16,8 @@ import optree
 import torch
 from torch import Tensor
 
-from parallax import _compat, notes, random, tracing
+from parallax import notes, random, tracing
+from parallax._compat import functorch
 from parallax.effects.collecting import refuse_deferred
 from parallax.nodes import is_module
 from parallax.registry import NAMESPACE, flatten_module, unflatten_module
@@ -154,7 +155,7 @@ def _same_bits(one: Tensor, two: Tensor) -> bool:
     if one.shape != two.shape or one.dtype != two.dtype or one.device != two.device:
         return False
     one, two = (torch.func.debug_unwrap(tensor, recurse=True).detach() for tensor in (one, two))
-    with _compat.outside_transforms():
+    with functorch.outside_transforms():
         return one.shape == two.shape and _equal_bits(one, two)
 
 
@@ -361,7 +362,7 @@ def _refuse_non_finite(tensor: Tensor, who: str, *, returned: bool = False) -> N
     value = torch.func.debug_unwrap(tensor, recurse=True)
     if not (value.is_floating_point() or value.is_complex()) or value.device.type == "meta":
         return
-    with _compat.outside_transforms(), torch.no_grad():
+    with functorch.outside_transforms(), torch.no_grad():
         bad = int((~torch.isfinite(value)).sum())
     if bad:
         verb = "returned" if returned else "holds"

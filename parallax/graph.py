@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax._compat import AccumulateGrad
+from parallax._compat.autograd import AccumulateGrad
 
 __all__ = ["RUNNING", "alias", "carries", "escaping", "outside", "prepare", "retire"]
 

@@ -14,7 +14,7 @@ import typing_extensions
 from typing_extensions import dataclass_transform
 
 from parallax import registry
-from parallax._compat import is_compiling
+from parallax._compat.dynamo import is_compiling
 from parallax.declare import (
     Scope,
     collect_fields,

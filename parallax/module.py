@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from torch import Tensor
 
-from parallax import _compat, effects, initialize, notes, random
+from parallax import effects, initialize, notes, random
+from parallax._compat import dynamo
 from parallax.display import html_of, repr_of
 from parallax.fields import Lazy, UninitializedError
 from parallax.graph import prepare
@@ -114,7 +115,7 @@ class Module(Instance, metaclass=ModuleMeta):
             if name in fields:
                 value = layout.converted(name, fields[name])
             object.__setattr__(module, name, value)
-        if _compat.is_compiling():
+        if dynamo.is_compiling():
             layout.check_set(module, convert=False)
             object.__setattr__(module, "_spec", notes.traced_note(self, module, fields))
         else:
@@ -237,7 +238,7 @@ class Module(Instance, metaclass=ModuleMeta):
 
     def _in_mode(self, mode: str, source: random.Source | None) -> Self:
         rng, root = effects.with_source(self._rng, source), effects.root_of(self)
-        if _compat.is_compiling():
+        if dynamo.is_compiling():
             return cast(Self, notes.traced_mode(self, mode, root, rng))
         leaves, structure = flatten_module(self)
         return self._built(notes.distribute(structure, mode, root), leaves, rng)
@@ -267,7 +268,7 @@ class Module(Instance, metaclass=ModuleMeta):
         """
         if type(n) is not int or n < 1:
             raise ValueError(f"split(n): n must be a positive int, got {n!r}")
-        if _compat.is_compiling():
+        if dynamo.is_compiling():
             return tuple([cast(Self, notes.traced_copy(self, k)) for k in range(n)])
         leaves, structure = flatten_module(self)
         return tuple(

@@ -18,7 +18,8 @@ from typing import Any
 import optree
 from torch import Tensor
 
-from parallax import _compat, tracing
+from parallax import tracing
+from parallax._compat import dynamo, registries
 from parallax.encoding import dump, dump_constant, load, load_constant
 from parallax.fields import Lazy
 from parallax.frozendict import FrozenDict
@@ -95,7 +96,7 @@ class Context:
 
 
 def _torch_flatten(module: Any) -> tuple[list[Any], Any]:
-    if _compat.is_compiling():
+    if dynamo.is_compiling():
         return tracing.flatten(module)
     leaves, structure = flatten_module(module)
     present = [leaf for leaf in leaves if leaf is not None]
@@ -110,7 +111,7 @@ def _torch_flatten(module: Any) -> tuple[list[Any], Any]:
 
 
 def _torch_unflatten(children: Iterable[Any], context: Any) -> Any:
-    if _compat.is_compiling():
+    if dynamo.is_compiling():
         return tracing.unflatten(context, children)
     structure: Structure = context.structure
     rng = context.rng
@@ -130,7 +131,7 @@ def _torch_flatten_with_keys(module: Any) -> tuple[list[tuple[Any, Any]], Any]:
     paths = spec_of(module).paths
     if context.present is not None:
         paths = tuple(paths[k] for k in context.present)
-    keys = [_compat.mapping_key(path) for path in (*paths, *("rng",) * context.keyed)]
+    keys = [registries.mapping_key(path) for path in (*paths, *("rng",) * context.keyed)]
     return list(zip(keys, leaves, strict=True)), context
 
 
@@ -246,7 +247,7 @@ def register_module(layout: Layout) -> None:
         type.__setattr__(cls, name, method)
     flatten, unflatten = _optree_functions(layout)
     with _both(cls, flatten, unflatten, optree.GetAttrEntry):
-        _compat.register_torch_node(
+        registries.register_torch_node(
             cls,
             _torch_flatten,
             _torch_unflatten,
@@ -260,11 +261,11 @@ def register_module(layout: Layout) -> None:
 @contextlib.contextmanager
 def _both(cls: type, flatten: Any, unflatten: Any, entry: type) -> Iterator[None]:
     """Registers with optree, and takes that back when the registration inside fails."""
-    _compat.register_optree_node(cls, flatten, unflatten, entry=entry)
+    registries.register_optree_node(cls, flatten, unflatten, entry=entry)
     try:
         yield
     except BaseException:
-        _compat.unregister_optree_node(cls)
+        registries.unregister_optree_node(cls)
         raise
 
 
@@ -299,8 +300,8 @@ def register(
     """
     if not isinstance(cls, type):
         raise TypeError(f"register() takes a class, got {cls!r}")
-    if is_node(cls) or _compat.is_optree_node(cls) or _compat.is_torch_node(cls):
-        where = "optree" if _compat.is_optree_node(cls) else "torch.utils._pytree"
+    if is_node(cls) or registries.is_optree_node(cls) or registries.is_torch_node(cls):
+        where = "optree" if registries.is_optree_node(cls) else "torch.utils._pytree"
         raise ValueError(
             f"{cls.__qualname__} is registered already, with {where}; nothing was changed. "
             f"Register a class once, where it is defined."
@@ -318,9 +319,9 @@ def _register_with_torch(cls: type, node: Node, name: str) -> None:
 
     def with_keys(value: Any) -> tuple[list[tuple[Any, Any]], Any]:
         children, metadata = flatten(value)
-        return [(_compat.mapping_key(str(k)), c) for k, c in enumerate(children)], metadata
+        return [(registries.mapping_key(str(k)), c) for k, c in enumerate(children)], metadata
 
-    _compat.register_torch_node(
+    registries.register_torch_node(
         cls,
         flatten,
         lambda children, metadata: node.unflatten(metadata, tuple(children)),
@@ -331,10 +332,10 @@ def _register_with_torch(cls: type, node: Node, name: str) -> None:
     )
 
 
-_compat.register_optree_node(
+registries.register_optree_node(
     Static, lambda static: ((), static), lambda static, _: static, entry=optree.AutoEntry
 )
-_compat.register_optree_node(
+registries.register_optree_node(
     FrozenDict,
     lambda items: (tuple(items.values()), tuple(items), tuple(items)),
     lambda keys, values: FrozenDict(zip(keys, values, strict=True)),

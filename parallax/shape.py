@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from parallax._compat import is_compiling
+from parallax._compat.dynamo import is_compiling
 from parallax.frozendict import FrozenDict
 from parallax.nodes import NODES, Instance, reading
 

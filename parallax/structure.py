@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from parallax._compat import is_compiling
+from parallax._compat.dynamo import is_compiling
 from parallax.constants import constant_key
 from parallax.frozendict import FrozenDict
 from parallax.shape import STATIC, Shape, shape_of

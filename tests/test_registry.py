@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch.utils import _pytree as _torch_pytree
 
-from parallax import Module, Parameter, _compat, registry, tree
+from parallax import Module, Parameter, registry, tree
+from parallax._compat import registries
 from tests.corpus import MLP, MODULES, Case, Dense, TiedParameter
 
 # Their annotations know neither of registered classes nor of what comes back.
@@ -36,7 +37,7 @@ def register(cls: type[Any], **options: Any) -> None:
 
 
 def is_known(cls: type[Any]) -> tuple[bool, bool]:
-    return _compat.is_optree_node(cls), _compat.is_torch_node(cls)
+    return registries.is_optree_node(cls), registries.is_torch_node(cls)
 
 
 # -- registering --------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ def test_a_class_that_one_registry_knows_is_refused(where: str) -> None:
             cls, lambda v: ((v.one,), None), lambda _, c: cls(*c, 0), namespace="parallax"
         )
         optree.unregister_pytree_node(cls, namespace="parallax")
-        _compat.register_optree_node(
+        registries.register_optree_node(
             cls, lambda v: ((v.one,), None), lambda _, c: cls(*c, 0), entry=optree.AutoEntry
         )
     else:
@@ -116,7 +117,7 @@ def test_a_failed_registration_leaves_nothing_and_can_be_tried_again(
 ) -> None:
     cls = new_class()
     with monkeypatch.context() as patch:
-        patch.setattr(_compat, "register_torch_node", fail)
+        patch.setattr(registries, "register_torch_node", fail)
         with pytest.raises(RuntimeError, match="torch refused"):
             register(cls)
     assert is_known(cls) == (False, False)
@@ -129,15 +130,15 @@ def test_a_module_class_that_failed_to_register_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kept: list[Any] = []
-    real = _compat.register_optree_node
+    real = registries.register_optree_node
 
     def keep(cls: type, *args: Any, **kwargs: Any) -> None:
         kept.append(cls)
         real(cls, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_compat, "register_optree_node", keep)
-        patch.setattr(_compat, "register_torch_node", fail)
+        patch.setattr(registries, "register_optree_node", keep)
+        patch.setattr(registries, "register_torch_node", fail)
         with pytest.raises(RuntimeError, match="torch refused"):
 
             class Broken(Module):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parallax import _compat
+from parallax._compat import functorch, modes
 
 __all__ = ["NORMS", "Buffers", "Slot"]
 
@@ -113,7 +113,7 @@ class Buffers:
 
 def _plain() -> bool:
     """Whether tensors are what they seem: no transform wraps them, nothing is traced."""
-    return not (_compat.transform_active() or _compat.dispatch_mode_active())
+    return not (functorch.transform_active() or modes.dispatch_mode_active())
 
 
 def _silently_same(slot: Slot, now: Tensor, leaf: Tensor, plain: bool) -> bool:

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from parallax import _compat, notes
+from parallax import notes
+from parallax._compat import dynamo
 from parallax.bridge import running, traced
 from parallax.bridge.blueprint import Blueprint
 from parallax.bridge.pointers import Ref, resolved
@@ -46,7 +47,7 @@ class Lifted(Module, metaclass=_LiftedMeta):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's call, with its hooks."""
-        if _compat.is_compiling():
+        if dynamo.is_compiling():
             return traced.call(self, args, kwargs)
         return running.call(self, None, args, kwargs)
 

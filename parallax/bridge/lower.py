@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parallax import _compat, effects, random
+from parallax import effects, random
+from parallax._compat import dynamo, functorch, modes
 from parallax.bridge.blueprint import Blueprint
 from parallax.bridge.skeleton import Skeleton
+from parallax.bridge.states import names_within, transient
 from parallax.fields import Lazy, UninitializedError
 from parallax.nodes import is_module
 from parallax.registry import flatten_module, unflatten_module
@@ -26,20 +28,41 @@ class _Kept:
 
     Attributes:
         structure: the structure of the tree.
-        slots: for every place of a leaf the names that lead to it, the last one's own.
+        modules: every ``nn.Module`` below the node, after those above it, as the index of the one
+            that holds it and its name there; the node itself has index 0 and is not among them.
+        slots: for every place of a leaf the index of the module that holds it, and its name there.
+        hosts: for every node of the tree the index of the module that has its mode.
         outline: a tree without leaves, which dynamo builds others from.
     """
 
     def __init__(self, structure: Structure) -> None:
         self.structure = structure
-        walk = structure.walk()
-        self.slots = tuple([tuple(map(str, path)) for path, node in walk if type(node) is Leaf])
+        places, begins = names_within(structure)
+        known: dict[str, int] = {"": 0}
+        modules: list[tuple[int, str]] = []
+
+        def index_of(begin: str) -> int:
+            if begin not in known:
+                above, name = _parted(begin[:-1])
+                modules.append((index_of(above), name))
+                known[begin] = len(modules)
+            return known[begin]
+
+        self.hosts = tuple([index_of(begin) for begin in begins])
+        self.slots = tuple([(index_of(begin), name) for begin, name in map(_parted, places)])
+        self.modules = tuple(modules)
         self.outline: Any = None
         if hasattr(structure.cls, "__layout__"):
             self.outline = unflatten_module(structure, [None] * len(structure.first))
 
     def __deepcopy__(self, memo: Any) -> _Kept:
         return self
+
+
+def _parted(path: str) -> tuple[str, str]:
+    """What a name in a state dict begins with, and the name there."""
+    above, dot, name = path.rpartition(".")
+    return above + dot, name
 
 
 class Lowered(nn.Module):
@@ -53,12 +76,11 @@ class Lowered(nn.Module):
     def __init__(self, structure: Structure) -> None:
         super().__init__()
         self._kept = _Kept(structure)
-        note = structure.local.note
-        self.training = note.mode == "train"
+        self.training = structure.local.note.mode == "train"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the tree."""
-        if _compat.is_compiling():
+        if dynamo.is_compiling():
             return self._traced(args, kwargs)
         structure = with_modes(self, self._kept.structure)
         leaves = gathered(self, structure)
@@ -72,7 +94,7 @@ class Lowered(nn.Module):
 
     def _traced(self, args: Any, kwargs: Any) -> Any:
         """As ``forward`` while dynamo traces; the mode is that of this node for all below it."""
-        leaves = _places(self, self._kept.slots)
+        leaves = _places(self)
         module = self._kept.outline.__make__(iter(leaves), None)
         if not self.training:
             return module.eval()(*args, **kwargs)
@@ -99,12 +121,13 @@ class Lowered(nn.Module):
 
 
 def lower(module: Any) -> nn.Module:
-    """An ``nn.Module`` with the parameters and buffers of a tree, under the same dotted names.
+    """An ``nn.Module`` with the parameters and buffers of a tree.
 
-    It shares storage with the tree: training it with ``torch.optim`` writes into the tree's
-    leaves (``bridge.lower(copy.deepcopy(module))`` does not). Ties stay; frozen parameters do not
-    require grad. A lifted module becomes an instance of its original class. ``bridge.lift`` is the
-    inverse.
+    They have the names that ``bridge.state_dict`` gives them, so a checkpoint of the ``torch.nn``
+    model with these names loads. It shares storage with the tree: training it with ``torch.optim``
+    writes into the tree's leaves (``bridge.lower(copy.deepcopy(module))`` does not). Ties stay;
+    frozen parameters do not require grad. A lifted module becomes an instance of its original
+    class. ``bridge.lift`` is the inverse.
 
     Args:
         module: the module.
@@ -164,26 +187,55 @@ def _lowered(structure: Structure, tensors: Tensors) -> nn.Module:
     """The ``nn.Module`` of a structure around the tensors of its places."""
     if _is_lifted(structure):
         return _native(structure, tensors)
-    node = Lowered(structure)
-    parts = zip(structure.keys(), structure.children, structure.starts(), strict=True)
-    for key, child, start in parts:
-        name = str(key)
-        if type(child) is Structure:
-            node._modules[name] = _lowered(child, _shifted(tensors, start))
-        elif type(child) is Leaf:
-            _register(node, name, child, tensors(start))
-    return node
+    names, begins = names_within(structure)
+    skipped = transient(structure)
+    made: dict[str, nn.Module] = {"": Lowered(structure)}
+    nodes = list(structure.nodes_with_start())
+    index = 0
+    while index < len(nodes):
+        start, node = nodes[index]
+        begin = begins[index]
+        own = names[start : start + node.n_places]
+        if begin not in made:
+            if _is_lifted(node) and own == [begin + name for name in names_within(node)[0]]:
+                _put(made, begin, _native(node, _shifted(tensors, start)), True)
+                index += node.shape.n_nodes
+                continue
+            _put(made, begin, Lowered(node), hasattr(node.cls, "__layout__"))
+        for child, offset in zip(node.children, node.starts(), strict=True):
+            if type(child) is Leaf:
+                place = start + offset
+                above, name = _parted(names[place])
+                if above not in made:
+                    _put(made, above, nn.Module(), False)
+                _register(made[above], name, child, tensors(place), place not in skipped)
+        index += 1
+    return made[""]
+
+
+def _put(made: dict[str, nn.Module], begin: str, module: nn.Module, has_mode: bool) -> None:
+    """Registers a module where names begin so, within plain ones where there is none yet."""
+    above, name = _parted(begin[:-1])
+    if above not in made:
+        _put(made, above, nn.Module(), False)
+    made[begin] = made[above]._modules[name] = module
+    if not has_mode:
+        module.training = made[above].training
 
 
 def _shifted(tensors: Tensors, start: int) -> Tensors:
     return lambda place: tensors(start + place)
 
 
-def _register(node: nn.Module, name: str, leaf: Leaf, tensor: Tensor | None) -> None:
+def _register(
+    home: nn.Module, name: str, leaf: Leaf, tensor: Tensor | None, persistent: bool
+) -> None:
     if leaf.role == "parameter":
-        node._parameters[name] = tensor  # type: ignore[assignment]  # a Parameter, or a hole
-    else:
-        node._buffers[name] = tensor
+        home._parameters[name] = tensor  # type: ignore[assignment]  # a Parameter, or a hole
+        return
+    home._buffers[name] = tensor
+    if not persistent:
+        home._non_persistent_buffers_set.add(name)
 
 
 def _is_lifted(structure: Structure) -> bool:
@@ -219,27 +271,32 @@ def _starts(structure: Structure) -> list[tuple[tuple[Any, ...], tuple[Structure
 # -- reading a lowered module back ----------------------------------------------------------------
 
 
-def gathered(root: nn.Module, structure: Structure) -> list[Tensor | None]:
+def gathered(root: Lowered, structure: Structure) -> list[Tensor | None]:
     """The unique leaves of a structure, from the modules they are registered with."""
-    assert isinstance(root, Lowered)
-    places = _places(root, root._kept.slots)
+    places = _places(root)
     return places if structure.expand is None else [places[k] for k in structure.first]
 
 
-def _places(root: nn.Module, slots: tuple[tuple[str, ...], ...]) -> list[Tensor | None]:
-    places: list[Any] = []
-    for slot in slots:
-        node: Any = root
-        for name in slot[:-1]:
-            node = node._modules[name]
-        name = slot[-1]
-        if name in node._parameters:
-            places.append(node._parameters[name])
-        elif name in node._buffers:
-            places.append(node._buffers[name])
-        else:  # a child that is not there
-            places.append(getattr(node, name, None))
-    return places
+def _places(root: Lowered) -> list[Tensor | None]:
+    nodes = _modules(root)
+    return [_held(nodes[index], name) for index, name in root._kept.slots]
+
+
+def _modules(root: Lowered) -> list[Any]:
+    """The modules that a lowered module consists of, as ``_Kept`` has them."""
+    nodes: list[Any] = [root]
+    for above, name in root._kept.modules:
+        nodes.append(nodes[above]._modules[name])
+    return nodes
+
+
+def _held(node: Any, name: str) -> Any:
+    if name in node._parameters:
+        return node._parameters[name]
+    if name in node._buffers:
+        return node._buffers[name]
+    # A child that is not there, or what a parametrization computes.
+    return None if name in node._modules else getattr(node, name)
 
 
 def _write(leaves: list[Tensor | None], written: Any) -> None:
@@ -254,11 +311,10 @@ def _call(module: Any, *args: Any, **kwargs: Any) -> Any:
     return module(*args, **kwargs)
 
 
-def with_modes(root: nn.Module, structure: Structure) -> Structure:
+def with_modes(root: Lowered, structure: Structure) -> Structure:
     """The structure with the modes that the ``training`` flags say."""
-    flags: list[bool] = []
-    _flags(root, structure, flags)
-    marks = tuple(flags)
+    nodes = _modules(root)
+    marks = tuple([nodes[index].training for index in root._kept.hosts])
     variants: Any = structure.variants
     found = variants.get(("training", marks))
     if found is None:
@@ -269,18 +325,9 @@ def with_modes(root: nn.Module, structure: Structure) -> Structure:
     return found  # type: ignore[no-any-return]  # a structure
 
 
-def _flags(node: nn.Module, structure: Structure, flags: list[bool]) -> None:
-    flags.append(node.training)
-    for key, child in zip(structure.keys(), structure.children, strict=True):
-        if type(child) is Structure:
-            below = node._modules[str(key)]
-            assert below is not None
-            _flags(below, child, flags)
-
-
 def _drawn_source() -> Any:
     """An rng from torch's global generator; none where a draw would be recorded."""
-    if _compat.is_compiling() or _compat.dispatch_mode_active() or _compat.transform_active():
+    if dynamo.is_compiling() or modes.dispatch_mode_active() or functorch.transform_active():
         return None
     seed = int(torch.randint(2**62, ()))
     return random.source_of(torch.Generator().manual_seed(seed))

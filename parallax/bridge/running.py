@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import _compat, effects, random
+from parallax import effects, random
+from parallax._compat import dynamo, functorch
 from parallax.bridge.skeleton import Skeleton, borrow, follow, put_back
 from parallax.module import Module
 from parallax.random.seeds import state_of
@@ -87,7 +88,7 @@ def _seeded(module: Any) -> Iterator[None]:
     They belong to the whole process, so one seeded call runs at a time.
     """
     key = effects.source_of(module._rng).key
-    if key is not None and (_compat.is_wrapped(key) or key.ndim):
+    if key is not None and (functorch.is_wrapped(key) or key.ndim):
         raise RuntimeError(
             f"{type(module).__name__}: a lifted nn.Module draws from torch's global generator, "
             f"which cannot be seeded with a key per example. Call it in eval mode, or replace its "
@@ -102,5 +103,5 @@ def _seeded(module: Any) -> Iterator[None]:
         yield
 
 
-_compat.run_as_it_is(call)
-_compat.run_as_it_is(read)
+dynamo.run_as_it_is(call)
+dynamo.run_as_it_is(read)

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from parallax import _compat
+from parallax._compat import modes
 from parallax.bridge.blueprint import Blueprint, defaults
 from parallax.bridge.buffers import Buffers, Slot
 from parallax.bridge.pointers import Ref, resolved
@@ -332,7 +332,7 @@ _POOLS = ("skeletons", "quick skeletons")
 
 def borrow(structure: Structure) -> Skeleton:
     """A skeleton for one call."""
-    quick = not _compat.module_calls_watched()
+    quick = not modes.module_calls_watched()
     pool: Any = structure.variants.get(_POOLS[quick])
     while pool:
         try:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from parallax import _compat, effects, notes
+from parallax import effects, notes
+from parallax._compat import dynamo
 from parallax.bridge.blueprint import BY_NUMBER
 from parallax.bridge.buffers import NORMS
 from parallax.bridge.pointers import resolved
@@ -106,7 +107,7 @@ def _is_written(owner: Any, collecting: bool) -> bool:
     return collecting and not cls.__module__.startswith("torch.nn.modules")
 
 
-@_compat.constant_in_traces
+@dynamo.constant_in_traces
 def _template(signature: Signature) -> str:
     """The name under which the ``nn.Module`` of a signature is found among the templates."""
     name = _names.get(signature)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from parallax import _compat
+from parallax._compat import dynamo, inductor
 from parallax.compiler.outside import LEAF, Outside
 from parallax.structure import Structure
 
@@ -35,7 +35,7 @@ def compile_settings(options: dict[str, Any]) -> dict[str, Any]:
     if mode is not None and chosen is not None:
         raise TypeError("compile() takes mode= or options=, not both, as torch.compile does")
     if mode is not None:
-        chosen = _compat.mode_options(mode, settings.get("dynamic"))
+        chosen = inductor.mode_options(mode, settings.get("dynamic"))
     settings["options"] = dict(chosen or {})
     return settings
 
@@ -56,7 +56,7 @@ def settings_for(
     # In C++ inductor cannot call a graph from a graph, as which repeated blocks are compiled.
     defaults: dict[str, Any] = {} if _repeats(tokens) else {"cpp_wrapper": True}
     if "size_asserts" not in options:
-        defaults |= _compat.unasserted_inputs()
+        defaults |= inductor.unasserted_inputs()
     return {**settings, "options": {**defaults, **options}}
 
 
@@ -113,7 +113,7 @@ def _direct(flat: FunctionType, compiled: Callable[..., Any]) -> Callable[..., A
     Dynamo's own guards choose what to run, as ever; where none fits, or anything but the ordinary
     is asked of dynamo, ``compiled`` is called. The entry takes as long as a graph of ten operators.
     """
-    entries, ordinary = _compat.compiled_entries, _compat.plain_frames()
+    entries, ordinary = dynamo.compiled_entries, dynamo.plain_frames()
     code, closure, space = flat.__code__, flat.__closure__, flat.__globals__
     made: dict[Any, FunctionType] = {}
     scope = {

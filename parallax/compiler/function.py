@@ -10,7 +10,8 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any, TypeVar, overload
 
-from parallax._compat import is_compiling, is_transforming, recompile_limit
+from parallax._compat.dynamo import is_compiling, recompile_limit
+from parallax._compat.modes import is_transforming
 from parallax.compiler import dynamo
 from parallax.compiler.graph import Graph
 from parallax.compiler.packing import pack_call, paths_of, positions_in_modules

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import (
+from parallax._compat.dynamo import (
     constant_in_traces,
     is_backend_failure,
     tensor_check,

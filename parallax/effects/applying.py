@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import _compat, notes, tracing
+from parallax import notes, tracing
+from parallax._compat import dynamo
 from parallax.effects.collection import Collection, EffectError, Emission, root_of
 from parallax.effects.emitting import RULES, check
 from parallax.registry import flatten_module, unflatten_module
@@ -29,7 +30,7 @@ def applied(module: Any, collection: Collection) -> Any:
     root = root_of(module)
     if root:
         emissions = [(below(root, path), rule, said, out) for path, rule, said, out in emissions]
-    if _compat.is_compiling():
+    if dynamo.is_compiling():
         traced, outline = tracing.take_apart(module)
         places: dict[str, dict[str, int]] = {}
         indices = outline.expanded(list(range(outline.n_leaves)))

@@ -10,7 +10,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import optree
 from torch import Tensor
 
-from parallax import _compat, notes, tracing
+from parallax import notes, tracing
+from parallax._compat import dynamo
 from parallax.effects.applying import applied, below
 from parallax.effects.collection import Collecting, Collection, root_of, source_of, with_source
 from parallax.nodes import is_module
@@ -130,14 +131,14 @@ def _run(
         collection.over = True
     if isinstance(out, Tensor):
         return out
-    if not _compat.is_compiling():
+    if not dynamo.is_compiling():
         refuse_deferred(out, "effects")
     return _freed(out, collection, outer)
 
 
 def _under(module: Any, inner: Collecting) -> Any:
     """The module holding ``inner``, every module in it with its path."""
-    if _compat.is_compiling():
+    if dynamo.is_compiling():
         root = root_of(module)
         return notes.traced(
             module, lambda path, n: n._replace(path=notes.joined(root, path)), inner
@@ -183,7 +184,7 @@ def _holds(item: Any, collection: Collection) -> bool:
 
 
 def _rebuilt(module: Any, rng: Any) -> Any:
-    if _compat.is_compiling():
+    if dynamo.is_compiling():
         traced, outline = tracing.take_apart(module)
         return tracing.rebuild(outline, traced, rng)
     leaves, structure = flatten_module(module)

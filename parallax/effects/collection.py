@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax import _compat, notes
+from parallax import notes
+from parallax._compat import autograd, dynamo, functorch
 
 __all__ = ["Collecting", "Collection", "EffectError", "Emission", "Sown", "root_of", "source_of",
            "with_source"]  # fmt: skip
@@ -43,13 +44,13 @@ class Collection:
         self.over = False
         self.level = 0
         self.backward = False
-        if not _compat.is_compiling():
-            self.level = _compat.current_level()
-            self.backward = _compat.in_backward()
+        if not dynamo.is_compiling():
+            self.level = functorch.current_level()
+            self.backward = autograd.in_backward()
 
     def recomputes(self) -> bool:
         """Whether this is a recomputation in backward, whose effects were collected before."""
-        return not _compat.is_compiling() and not self.backward and _compat.in_backward()
+        return not dynamo.is_compiling() and not self.backward and autograd.in_backward()
 
 
 class Collecting:

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax import _compat, notes
+from parallax import notes
+from parallax._compat import autograd, checkpoints, dynamo, functorch
 from parallax.effects.collection import Collecting, Collection, EffectError
 from parallax.fields import Buffer
 from parallax.structure import Structure
@@ -56,8 +57,8 @@ def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
             f"out, module = effects.collect(fn)(module, ...); or switch them off: module.eval()"
         )
     collection = rng.collection
-    traced = _compat.is_compiling()
-    if not traced and _compat.graph_task() != -1 and not collection.backward:
+    traced = dynamo.is_compiling()
+    if not traced and autograd.graph_task() != -1 and not collection.backward:
         return  # a recomputation, whose effects were collected before
     if collection.over:
         raise EffectError(
@@ -67,7 +68,7 @@ def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
     if traced:
         _emit_traced(module, buffers, merge, rng.collection.emissions)
         return
-    if _compat.innermost_transform() is not None:
+    if functorch.innermost_transform() is not None:
         check(module, notes.note_of(module).path or "", buffers, merge)
         _refuse_wrappers(module, buffers, collection, "emit")
     spec = module._spec
@@ -79,9 +80,9 @@ def _emit_traced(module: Any, buffers: dict[str, Any], merge: str | None, emissi
     path = notes.note_of(module).path or ""
     check(module, path, buffers, merge)
     kept = {name: value.detach() for name, value in buffers.items()}
-    _compat.open_checkpoint()
+    checkpoints.open_checkpoint()
     emissions.append((path, merge, kept, False))
-    _compat.close_checkpoint()
+    checkpoints.close_checkpoint()
 
 
 def _call(module: Any, buffers: dict[str, Any]) -> str:
@@ -121,7 +122,7 @@ def _refuse_wrappers(
     module: Any, values: dict[str, Tensor], collection: Collection, verb: str
 ) -> None:
     for name, value in values.items():
-        if _compat.level_of(value) > collection.level:
+        if functorch.level_of(value) > collection.level:
             raise EffectError(
                 f"{type(module).__name__}.{verb}({name}=): a transform of torch.func would let its "
                 f"wrapper escape here. Use the transform of the same name in parallax.func, which "
@@ -150,12 +151,12 @@ def sow(module: Any, /, **values: Tensor) -> None:
         if not isinstance(given, Tensor):
             where = f"{type(module).__name__}.sow({name}=)"
             raise TypeError(f"{where}: expected a tensor, got {type(given).__name__}")
-    if not _compat.is_compiling() and _compat.transform_active():
+    if not dynamo.is_compiling() and functorch.transform_active():
         _refuse_wrappers(module, values, collection, "sow")
     path = notes.note_of(module).path or ""
-    if _compat.is_compiling():
-        _compat.open_checkpoint()
+    if dynamo.is_compiling():
+        checkpoints.open_checkpoint()
     for name, value in values.items():
         sown.setdefault((path, name), []).append(value)
-    if _compat.is_compiling():
-        _compat.close_checkpoint()
+    if dynamo.is_compiling():
+        checkpoints.close_checkpoint()

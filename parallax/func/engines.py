@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import _compat, random
+from parallax import random
+from parallax._compat import autograd, checkpoints, dynamo, functorch, modes
 from parallax.func.call import Call
 from parallax.func.results import open_tensors
 from parallax.graph import RUNNING, alias, escaping, outside, retire
@@ -30,7 +31,7 @@ Pullback = Callable[[Sequence[Tensor]], list[Tensor]]
 
 def on_tape() -> bool:
     """Whether the tape gives what ``torch.func`` would, here."""
-    return _compat.tape_is_exact()
+    return modes.tape_is_exact()
 
 
 def gradient(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
@@ -48,7 +49,7 @@ def gradient(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
     try:
         return _gradient_by_tape(call, finish)
     except RuntimeError as error:
-        if not _compat.is_inference_refusal(error):
+        if not autograd.is_inference_refusal(error):
             raise
     # A tensor was made in inference mode, which shows only when the tape meets it.
     with random.reuse():
@@ -150,9 +151,9 @@ def _record_gradient(call: Call, finish: Finish, tape: Tape) -> tuple[list[Tenso
     beside, close = ([], None) if aux is None else open_tensors(aux)
     keep = tape.reaches_out([loss, *beside])
     if tape.alone and loss.grad_fn is not None and tape.unaccumulated():
-        grads = _compat.accumulated(loss, torch.ones_like(loss), tape.leaves)
+        grads = autograd.accumulated(loss, torch.ones_like(loss), tape.leaves)
     elif connected(loss):
-        grads = _compat.backward([loss], [torch.ones_like(loss)], tape.leaves, keep, keep)
+        grads = autograd.backward([loss], [torch.ones_like(loss)], tape.leaves, keep, keep)
     else:
         grads = [torch.zeros_like(x) for x in tape.inputs]
     if keep or beside or loss.grad_fn is None:
@@ -184,8 +185,8 @@ def through(
 
     def flat(*values: Tensor) -> tuple[Any, list[Tensor]]:
         out, aux = finish(inner.at(values))
-        if _compat.is_compiling():
-            _compat.refuse_traced_checkpoint()
+        if dynamo.is_compiling():
+            checkpoints.refuse_traced_checkpoint()
         elif isinstance(out, Tensor) and out.requires_grad and not connected(out):
             out = out.detach()
         beside, close = open_tensors(aux)
@@ -202,7 +203,7 @@ def through(
 
 def _gradient_by_functorch(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
     flat, after = through(call, finish)
-    if _compat.is_compiling():
+    if dynamo.is_compiling():
         everything = tuple(range(len(call.values)))
         transform = torch.func.grad_and_value(flat, everything, has_aux=True)
         grads, (loss, beside) = transform(*call.values)
@@ -214,13 +215,13 @@ def _gradient_by_functorch(call: Call, finish: Finish) -> tuple[list[Tensor], Te
 
 def applied(transform: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """What a transform of ``torch.func`` returns; its refusal of a checkpoint names the remedy."""
-    if _compat.is_compiling():
+    if dynamo.is_compiling():
         return transform(*args, **options)
     try:
         return transform(*args, **options)
     except RuntimeError as error:
-        if _compat.is_hook_refusal(error):
-            raise RuntimeError(_compat.NO_CHECKPOINT) from error
+        if checkpoints.is_hook_refusal(error):
+            raise RuntimeError(checkpoints.NO_CHECKPOINT) from error
         raise
 
 
@@ -242,7 +243,7 @@ def pullback(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback, Any]:
     try:
         return _pullback_by_tape(call, finish)
     except RuntimeError as error:
-        if not _compat.is_inference_refusal(error):
+        if not autograd.is_inference_refusal(error):
             raise
     with random.reuse():
         return _pullback_by_functorch(call, finish)
@@ -257,7 +258,7 @@ def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullbac
     reached = [k for k, out in enumerate(outs) if connected(out)]
 
     def pull(cotangents: Sequence[Tensor]) -> list[Tensor]:
-        if not on_tape() and _compat.differentiating():
+        if not on_tape() and functorch.differentiating():
             # Somebody differentiates the pullback itself: all of it happens at that level.
             with random.reuse():
                 return _pullback_by_functorch(call, finish)[1](cotangents)
@@ -266,7 +267,7 @@ def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullbac
         wanted = [cotangents[k] for k in reached]
         build = torch.is_grad_enabled() and (keep or any([c.requires_grad for c in wanted]))
         with RUNNING:
-            found = _compat.backward([outs[k] for k in reached], wanted, tape.leaves, True, build)
+            found = autograd.backward([outs[k] for k in reached], wanted, tape.leaves, True, build)
         if build:
             tape.retire()
         return tape.release(found, build)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parallax import random
-from parallax._compat import is_compiling
+from parallax._compat.dynamo import is_compiling
 from parallax.func.call import Argnums, Call, call_at
 from parallax.func.engines import on_tape, through
 from parallax.func.moving import name_of

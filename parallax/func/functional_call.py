@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parallax import _compat
+from parallax._compat import dynamo
 from parallax.nodes import is_module
 from parallax.tree import core
 from parallax.tree.places import Survey
@@ -134,7 +134,7 @@ def _closest(name: str, have: list[str]) -> str:
 def _replaced(module: Any, named: dict[str, Any], tie_weights: bool, strict: bool | None) -> Any:
     leaves, spec = core.opened(module)
     part = spec.parts[0]
-    paths = part.place_paths() if _compat.is_compiling() else part.place_paths
+    paths = part.place_paths() if dynamo.is_compiling() else part.place_paths
     index = core.expand_of(part)
     present = {path for path, k in zip(paths, index) if leaves[k] is not None}  # noqa: B905  # dynamo traces no strict=
     given_for = {index[place] for place, path in enumerate(paths) if path in named}
@@ -186,7 +186,7 @@ def _call_nn(
             covered.add(id(buffer))
             tensors[name] = buffer.clone()
     call = torch.func.functional_call
-    if _compat.is_compiling():
+    if dynamo.is_compiling():
         return call(module, tensors, args, kwargs, tie_weights=tie_weights)
     with _swapping:  # torch exchanges the tensors of the very module while it runs
         return call(module, tensors, args, kwargs, tie_weights=tie_weights)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import checkpoints, dynamo, functorch
 from parallax.func.dims import checked_dim, rng_dim, spread
 from parallax.func.moving import Moving, filled, name_of, path_of
 from parallax.func.nesting import Nesting
@@ -96,12 +96,12 @@ def run_flat(
     chunk_size: int | None = None,
 ) -> Sequence[Tensor]:
     """Maps a function of a list of tensors to another; the mapped dimension comes out first."""
-    if _compat.is_compiling():
+    if dynamo.is_compiling():
         return _run_by_torch(flat, batch, tensors, randomness, chunk_size)
     if not torch.is_grad_enabled():
         return _run_eager(flat, batch, tensors, randomness, chunk_size)
     # Recomputed in backward, when the vmap is over, a checkpoint would meet tensors of no vmap.
-    with _compat.without_hooks():
+    with checkpoints.without_hooks():
         return _run_eager(flat, batch, tensors, randomness, chunk_size)
 
 
@@ -113,7 +113,7 @@ def _run_eager(
     chunk_size: int | None,
 ) -> Sequence[Tensor]:
     if chunk_size is None or chunk_size >= batch.size:
-        return _compat.run_vmap(flat, tensors, batch.dims, batch.size, randomness)
+        return functorch.run_vmap(flat, tensors, batch.dims, batch.size, randomness)
     return _run_by_torch(flat, batch, tensors, randomness, chunk_size)
 
 
@@ -320,9 +320,9 @@ class _Outputs:
             return tensors
         self.dims = self._dims(result, len(tensors))
         self.shared = [t for t, dim in zip(tensors, self.dims) if dim is None]  # noqa: B905  # dynamo traces no strict=
-        if not _compat.is_compiling():
+        if not dynamo.is_compiling():
             for tensor in self.shared:
-                if _compat.level_of(tensor) == _compat.current_level():
+                if functorch.level_of(tensor) == functorch.current_level():
                     raise ValueError(
                         f"{self.what}: out_dims is None for a result that differs between "
                         f"members. Give it a dimension: out_dims=0"

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
-from parallax import _compat, random
+from parallax import random
+from parallax._compat import dynamo, functorch
 from parallax.fields import Parameter
 from parallax.module import Module
 from parallax.nn.arguments import positive
@@ -250,7 +251,7 @@ class MultiheadAttention(Module):
             if q.shape[0] != cache.key.shape[0] or self.bias_k is not None or self.add_zero_attn:
                 refuse_cache(self, q, cache)
             count = q.shape[2]
-            if not _compat.is_compiling() and not _compat.transform_active():
+            if not dynamo.is_compiling() and not functorch.transform_active():
                 check_room(self, count, cache)
             if self.rotary is not None:
                 positions = cache.positions(count)
@@ -336,7 +337,7 @@ class MultiheadAttention(Module):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False
     ) -> Tensor:
         """The values weighed, by the fastest kernel; of bools ``mask`` says what is seen."""
-        if not _compat.is_compiling() and _compat.transform_active() and _compat.vmap_active():
+        if not dynamo.is_compiling() and functorch.transform_active() and functorch.vmap_active():
             # The kernel has no rule for vmap, which would loop over the examples.
             if mask is None and is_causal:
                 mask = ~causal(q.shape[2], k.shape[2], q.device)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
-from parallax import _compat, tree
+from parallax import tree
+from parallax._compat import dynamo, functorch
 from parallax.fields import Parameter
 from parallax.module import Module
 from parallax.nn.arguments import at_least, between, is_int
@@ -193,7 +194,7 @@ class Embedding(Table):
         """Look up rows."""
         # torch forgets the padding of all batched tables but the first (2.13).
         padding = self.padding_idx
-        held = padding is not None and (_compat.is_compiling() or _compat.vmap_active())
+        held = padding is not None and (dynamo.is_compiling() or functorch.vmap_active())
         try:
             rows = F.embedding(
                 input, self.weight, None if held else padding, None, 2.0,

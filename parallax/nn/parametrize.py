@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
-from parallax import _compat, tracing
+from parallax import tracing
+from parallax._compat import dynamo, kernels
 from parallax.bridge.states import names_of
 from parallax.fields import Buffer, Lazy, Parameter
 from parallax.initialize import Following
@@ -44,7 +45,7 @@ class _Parametrized(Module):
         self.place = self._place_of(layer, name)
 
     def __check_init__(self) -> None:
-        if not _compat.is_compiling() and self._place_of(self.layer, self.name) != self.place:
+        if not dynamo.is_compiling() and self._place_of(self.layer, self.name) != self.place:
             raise ValueError(
                 f"{type(self).__name__}(layer=): {self.name!r} stands in another place of the new "
                 f"layer. Wrap it: {type(self).__name__}(layer, {self.name!r})"
@@ -64,14 +65,14 @@ class _Parametrized(Module):
 
     def original(self) -> Any:
         """What the parameter is computed from, where the layer holds it."""
-        if _compat.is_compiling():
+        if dynamo.is_compiling():
             return tracing.take_apart(self.layer)[0][self.place]
         return flatten_module(self.layer)[0][self.place]
 
     def call(self, weight: Tensor, args: Any, kwargs: Any) -> Any:
         """Call the layer around the computed parameter."""
         layer: Any = self.layer
-        if _compat.is_compiling():
+        if dynamo.is_compiling():
             traced, outline = tracing.take_apart(layer)
             traced[self.place] = weight
             return tracing.rebuild(outline, traced)(*args, **kwargs)
@@ -242,7 +243,7 @@ class WeightNorm(_Parametrized):
         direction: Tensor = self.original()
         dim = self.dim
         if in_plain_eager_code():
-            return _compat.weight_norm(direction, self.magnitude, -1 if dim is None else dim)
+            return kernels.weight_norm(direction, self.magnitude, -1 if dim is None else dim)
         return direction * (self.magnitude / _norm(direction, dim))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parallax import _compat
+from parallax._compat import dynamo, functorch, modes
 
 __all__ = ["in_plain_eager_code"]
 
@@ -10,5 +10,5 @@ __all__ = ["in_plain_eager_code"]
 def in_plain_eager_code() -> bool:
     """Whether no transform is running, no graph is traced, and nothing is derived forward."""
     return not (
-        _compat.is_compiling() or _compat.transform_active() or _compat.forward_level_active()
+        dynamo.is_compiling() or functorch.transform_active() or modes.forward_level_active()
     )

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from parallax._compat import is_compiling
+from parallax._compat.dynamo import is_compiling
 from parallax.nodes import is_module
 
 __all__ = ["ends_with", "name_in", "refuse", "where"]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from parallax import _compat, effects, notes, tracing, tree
+from parallax import effects, notes, tracing, tree
+from parallax._compat import dynamo, repeat
 from parallax.fields import Lazy
 from parallax.initialize import Several
 from parallax.module import Module
@@ -101,7 +102,7 @@ class Stack(Module):
         """Call one block after the other."""
         if effects.source_of(self._rng) is not self._rng:
             return self._collected(input, args, kwargs)
-        if _compat.is_compiling() and isinstance(input, Tensor) and not self.checkpoint:
+        if dynamo.is_compiling() and isinstance(input, Tensor) and not self.checkpoint:
             return self._repeated(input, args, kwargs)
         recompute = self.checkpoint and torch.is_grad_enabled() and self.mode == "train"
         value = input
@@ -130,7 +131,7 @@ class Stack(Module):
             block = tracing.rebuild(outline, leaves, held)
             return block(value, *args, **kwargs)  # type: ignore[no-any-return]  # checked by dynamo
 
-        return _compat.repeated(call, input, stacks, self.count)
+        return repeat.repeated(call, input, stacks, self.count)
 
     def _collected(self, input: Any, args: Any, kwargs: Any) -> Any:
         """Calls the blocks, and emits what each of them emits, stacked."""
@@ -153,7 +154,7 @@ class Stack(Module):
     def _members(self) -> tuple[list[tuple[list[Any], Any]], Callable[..., Any]]:
         """The leaves and the rng of each block, and what builds a block from them."""
         stacked: Sequence[Any]
-        if _compat.is_compiling():
+        if dynamo.is_compiling():
             stacked, outline = tracing.take_apart(self.block)
             build = partial(tracing.rebuild, outline)
         else:
@@ -221,7 +222,7 @@ def _recomputed(block: Any, value: Any, args: Any, kwargs: Any) -> Any:
 
 def _taken(module: Any) -> tuple[list[Any], list[tuple[str, ...]]]:
     """The leaves of a module, and the path of each."""
-    if _compat.is_compiling():
+    if dynamo.is_compiling():
         leaves, outline = tracing.take_apart(module)
         return leaves, [tuple(path.split(".")) for path in outline.paths()]
     found, structure = flatten_module(module)

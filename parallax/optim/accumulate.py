@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo, functorch
 from parallax.fields import Buffer
 from parallax.module import Module
 from parallax.optim.checks import check_state, gather
@@ -105,7 +105,7 @@ class Accumulate:
         with torch.no_grad():
             total = core.map(torch.add, state.sum, grads)
         count = state.count + 1
-        traced = _compat.is_compiling() or _compat.transform_active()
+        traced = dynamo.is_compiling() or functorch.transform_active()
         if not traced and int(count) < self.every:
             return model, Accumulated(state.inner, total, count)
         with torch.no_grad():

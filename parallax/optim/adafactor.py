@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo, kernels
 from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
@@ -60,9 +60,9 @@ class Adafactor(Optimizer):
             raise TypeError(f"optim.Adafactor: {path} is complex, which Adafactor does not support")
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
-        if _compat.is_compiling():
+        if dynamo.is_compiling():
             return _traced(at, h, at.steps(how))
-        _compat.adafactor(
+        kernels.adafactor(
             at.params, at.grads, at["row_var"], at["col_var"], at["variance"], at.steps(how),
             d=h["d"], lr=h["lr"], beta2_decay=h["beta2_decay"], weight_decay=h["weight_decay"],
             eps1=h["eps"][0], eps2=h["eps"][1], maximize=h["maximize"], foreach=how.foreach,

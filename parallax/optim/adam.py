@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim.adam import adam
 
-from parallax import _compat
+from parallax._compat import kernels
 from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
@@ -120,7 +120,7 @@ def step_adam(at: Lists, h: Hyper, how: How, decoupled: bool) -> Lists:
     if how.fused and at.uniform():
         at = at.in_order()
         columns = at["exp_avg"], at["exp_avg_sq"], at["max_exp_avg_sq"]
-        kernel = _compat.fused_adamw if decoupled else _compat.fused_adam
+        kernel = kernels.fused_adamw if decoupled else kernels.fused_adam
         kernel(at.params, at.grads, *columns, at.steps_after(), **shared)
         return at
     at = at.in_order() if how.fused else at

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo, functorch
 from parallax.fields import Buffer
 from parallax.module import Module
 from parallax.optim.checks import check_state
@@ -106,7 +106,7 @@ class EMA(SWA):
 
 
 def _traced() -> bool:
-    return _compat.is_compiling() or _compat.transform_active()
+    return dynamo.is_compiling() or functorch.transform_active()
 
 
 def _buffers_of(model: Any, mixed: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo, functorch
 from parallax.fields import Lazy, UninitializedError
 from parallax.nodes import is_module
 from parallax.optim import groups as grouping
@@ -144,7 +144,7 @@ class Optimizer(Kernel):
             step, others = clocks.ticked()
         next_state = old.close(step, moments, others, clocks.clock_of)
         next_model = core._close(part, made, model._rng)  # type: ignore[attr-defined]  # a module
-        if not (_compat.is_compiling() or self._differentiable):
+        if not (dynamo.is_compiling() or self._differentiable):
             remember(plan, model, grads, state, next_model, next_state)
         if donate:
             mark(model)
@@ -204,9 +204,9 @@ def _uninitialized(what: str, model: Any, path: str) -> UninitializedError:
 
 def _check_donation(what: str, differentiable: bool) -> None:
     reason = ""
-    if _compat.is_compiling():
+    if dynamo.is_compiling():
         reason = "torch.compile plans the memory of a compiled step itself"
-    elif _compat.transform_active():
+    elif functorch.transform_active():
         reason = "a torch.func transform is running, whose values cannot be overwritten"
     elif differentiable:
         reason = "a differentiable step keeps its inputs for the gradient"

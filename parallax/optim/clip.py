@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo, functorch
 from parallax.tree import core
 
 __all__ = ["ClipNorm", "ClipValue", "clip_grad_norm", "clip_grad_value", "clip_per_sample"]
@@ -45,7 +45,7 @@ def clip_grad_norm(
         ({'a': tensor([0.6000, 0.8000])}, tensor(5.))
     """
     leaves = core.leaves(grads)
-    foreach = False if _compat.is_compiling() or _compat.transform_active() else None
+    foreach = False if dynamo.is_compiling() or functorch.transform_active() else None
     norm = torch.nn.utils.get_total_norm(leaves, norm_type, foreach=foreach)
     if error_if_nonfinite and not bool(norm.isfinite()):
         raise FloatingPointError(_nonfinite(grads, norm))

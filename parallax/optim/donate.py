@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import optree
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import registries
 from parallax.nodes import NODES, Instance, is_module
 
 __all__ = ["DonatedError", "mark"]
@@ -69,8 +69,8 @@ def _unflatten(children: Any, metadata: Any) -> NoReturn:
 
 
 # Raw torch and optree should not take it for a leaf either.
-_compat.register_optree_node(Donated, _flatten, _unflatten, entry=optree.AutoEntry)
-_compat.register_torch_node(
+registries.register_optree_node(Donated, _flatten, _unflatten, entry=optree.AutoEntry)
+registries.register_torch_node(
     Donated,
     _flatten,
     _unflatten,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from parallax import _compat, random
+from parallax import random
+from parallax._compat import dynamo, functorch
 from parallax.fields import Buffer, Lazy
 from parallax.module import Module
 from parallax.nodes import is_module
@@ -127,7 +128,7 @@ class Foreign:
         what = f"from_torch({self.name}).step"
         if donate:
             raise ValueError(f"{what}: an optimizer of torch's works on copies; leave donate out")
-        if _compat.is_compiling() or _compat.transform_active():
+        if dynamo.is_compiling() or functorch.transform_active():
             raise RuntimeError(
                 f"{what} runs a stateful optimizer, which torch.compile and torch.func cannot. "
                 f"The optimizers in parallax.optim can be compiled, vmapped and differentiated"

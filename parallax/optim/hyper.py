@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo, functorch
 
 __all__ = ["Hyper", "Number", "plain", "resolved", "sample"]
 
@@ -19,7 +19,7 @@ Hyper = dict[str, Any]
 def sample(name: str, value: Any) -> Any:
     """A hyper-parameter as torch's class can check it, outside of any transform."""
     if isinstance(value, Tensor):
-        if _compat.is_wrapped(value) or value.numel() != 1 or value.is_meta:
+        if functorch.is_wrapped(value) or value.numel() != 1 or value.is_meta:
             return 0.5  # how many numbers there are is known when it steps
         return value.item()
     if isinstance(value, tuple) and any([isinstance(item, Tensor) for item in value]):
@@ -40,7 +40,7 @@ def resolved(h: Hyper, step: Any) -> Hyper:
 
 def _readable(step: Tensor) -> bool:
     """Whether the number of steps can be read: not while tracing nor under vmap."""
-    return not _compat.is_compiling() and not _compat.transform_active()
+    return not dynamo.is_compiling() and not functorch.transform_active()
 
 
 def plain(h: Hyper) -> Hyper:

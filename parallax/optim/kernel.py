@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo, functorch
 from parallax.optim import vmapped
 from parallax.optim.hyper import Hyper, plain, resolved
 from parallax.optim.lists import How, Lists
@@ -45,13 +45,13 @@ class Kernel(Value, ABC):
 
     def _advance(self, at: Lists, h: Hyper, step: Tensor, donate: bool) -> Lists:
         """Steps lists, in private memory unless ``donate``."""
-        if _compat.is_compiling():
+        if dynamo.is_compiling():
             how = How(False, False, "capturable" in h, self._differentiable)
             return self._run(at, resolved(h, step), how)
         if self._differentiable:
             return self._with_graph(at, resolved(h, step))
-        if _compat.transform_active():
-            if _compat.vmap_active():
+        if functorch.transform_active():
+            if functorch.vmap_active():
                 return self._vmapped(at, h, step)
             return self._run(at, plain(resolved(h, int(step))), How(False, False))
         return self._eager(at, h, step, donate)
@@ -72,7 +72,7 @@ class Kernel(Value, ABC):
 
     def _with_graph(self, at: Lists, h: Hyper) -> Lists:
         at = at.private()
-        if _compat.vmap_active():
+        if functorch.vmap_active():
             at = self._spread(at, h)
         params: list[Any] = [param.as_subclass(Multiplied) for param in at.params]
         at.params = params

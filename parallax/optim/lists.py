@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo, functorch, kernels
 
 __all__ = ["How", "Lists", "put", "some"]
 
@@ -183,9 +183,9 @@ class Lists:
 
 
 def _clone(tensors: list[Tensor]) -> Sequence[Tensor]:
-    if _compat.is_compiling() or _compat.transform_active() or torch.is_grad_enabled():
+    if dynamo.is_compiling() or functorch.transform_active() or torch.is_grad_enabled():
         return [tensor.clone() for tensor in tensors]
-    return _compat.foreach_clone(tensors)  # type: ignore[no-any-return]  # a list of tensors
+    return kernels.foreach_clone(tensors)  # type: ignore[no-any-return]  # a list of tensors
 
 
 def _like(param: Tensor, tensor: Tensor) -> Tensor:

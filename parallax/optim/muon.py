@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import kernels
 from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
@@ -69,7 +69,7 @@ class Muon(Optimizer):
 
 
 def _step(at: Lists, h: Hyper) -> Lists:
-    _compat.muon(
+    kernels.muon(
         at.params, at.grads, at["momentum_buffer"],
         lr=h["lr"], weight_decay=h["weight_decay"], momentum=h["momentum"],
         nesterov=h["nesterov"], ns_coefficients=h["ns_coefficients"], ns_steps=h["ns_steps"],

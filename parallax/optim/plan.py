@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo, functorch, modes
 from parallax.nodes import is_module
 from parallax.optim.checks import check_sizes, gather
 from parallax.optim.state import State
@@ -132,7 +132,7 @@ def _picker(chosen: Sequence[int], count: int) -> Callable[[Any], Sequence[Any]]
 
 
 def _check(tensors: Sequence[Tensor]) -> Any:
-    return _compat.tensor_check(tensors, [t.shape for t in tensors], [t.stride() for t in tensors])
+    return dynamo.tensor_check(tensors, [t.shape for t in tensors], [t.stride() for t in tensors])
 
 
 def plan_for(
@@ -144,7 +144,7 @@ def plan_for(
         ValueError: if the gradients have another skeleton, or one has another shape or dtype, or
             the state was made for leaves of other shapes or for other groups.
     """
-    traced = _compat.is_compiling()
+    traced = dynamo.is_compiling()
     kept = None if traced else vars(state).get(_MEMO)
     if kept is not None:
         plans, made = kept
@@ -179,7 +179,7 @@ def remember(plan: Plan, model: Any, grads: Any, before: State, made: Any, state
         made: the module after the step.
         state: the state after the step.
     """
-    if _compat.transform_active() or _compat.dispatch_mode_active():
+    if functorch.transform_active() or modes.dispatch_mode_active():
         return
     if not plan.kept:
         plan.keep(model, grads)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from parallax import _compat
+from parallax._compat import functorch, kernels
 
 __all__ = ["Multiplied", "Unread", "spread"]
 
@@ -22,7 +22,7 @@ __all__ = ["Multiplied", "Unread", "spread"]
 class Multiplied(Tensor):
     """A parameter whose methods in place take tensors for ``alpha`` and ``value``."""
 
-    __torch_function__ = _compat.disabled_torch_function  # results are plain tensors
+    __torch_function__ = kernels.disabled_torch_function  # results are plain tensors
 
     def add_(self, other: Any, *, alpha: Any = 1) -> Tensor:
         """As ``Tensor.add_``."""
@@ -46,7 +46,7 @@ class Unread(TorchFunctionMode):
         """Calls ``func``, what it is made of, or nothing."""
         if func is Tensor.item:
             return args[0]
-        composed = _COMPOSED.get(func) if _compat.vmap_active() else None
+        composed = _COMPOSED.get(func) if functorch.vmap_active() else None
         return (composed or func)(*args, **(kwargs or {}))
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo, functorch
 from parallax.fields import Buffer
 from parallax.module import Module
 from parallax.optim.checks import check_state
@@ -139,7 +139,7 @@ class LossScaler:
         check_state("LossScaler.step", scale, Scale, "scaler.init()")
         unscaled, finite = self.unscale(grads, scale)
         after = self.update(scale, finite)
-        if not (_compat.is_compiling() or _compat.transform_active()):
+        if not (dynamo.is_compiling() or functorch.transform_active()):
             if not bool(finite):
                 return model, state, after
             return *opt.step(model, unscaled, state), after

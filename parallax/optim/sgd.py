@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from parallax import _compat
+from parallax._compat import kernels
 from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number, plain, resolved
 from parallax.optim.lists import How, Lists
@@ -63,7 +63,7 @@ class SGD(Optimizer):
         if isinstance(rate, Tensor):  # on another device
             return super()._eager(at, h, step, donate)
         rate = rate if h["maximize"] else -rate
-        at.params = list(_compat.foreach_add(at.params, at.grads, alpha=rate))
+        at.params = list(kernels.foreach_add(at.params, at.grads, alpha=rate))
         return at
 
     def _fresh(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
@@ -87,7 +87,7 @@ class SGD(Optimizer):
 def _step(at: Lists, h: Hyper, how: How) -> Lists:
     if how.fused and at.uniform():
         at = at.in_order()
-        _compat.fused_sgd(
+        kernels.fused_sgd(
             at.params, at.grads, at["momentum_buffer"],
             weight_decay=h["weight_decay"], momentum=h["momentum"], lr=h["lr"],
             dampening=h["dampening"], nesterov=h["nesterov"], maximize=h["maximize"],

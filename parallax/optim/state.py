@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from parallax import _compat, tracing
+from parallax import tracing
+from parallax._compat import dynamo
 from parallax.fields import Buffer
 from parallax.module import Module
 from parallax.optim.saved import Constants, Tensors, below, constant, shaped
@@ -142,7 +143,7 @@ class Contents:
                 leaves += column
             leaves += clocks
             return unflatten_module(self._whole, leaves)  # type: ignore[no-any-return]  # a State
-        if _compat.is_compiling() and clock_of is state.clock_of:
+        if dynamo.is_compiling() and clock_of is state.clock_of:
             # As it was given: a state made anew would be another input to the next compiled call.
             places = [step]
             for column in moments.values():
@@ -156,6 +157,6 @@ class Contents:
 
 def around(module: Any, leaves: list[Any]) -> Any:
     """A module of the skeleton of another around other leaves."""
-    if _compat.is_compiling():
+    if dynamo.is_compiling():
         return tracing.rebuild(tracing.take_apart(module)[1], leaves)
     return unflatten_module(flatten_module(module)[1].skeleton, leaves)

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, NoReturn, Self
 import torch
 from typing_extensions import dataclass_transform
 
-from parallax import _compat, registry
+from parallax import registry
+from parallax._compat import dynamo
 from parallax.optim import groups as grouping
 from parallax.optim.hyper import Hyper, sample
 
@@ -53,7 +54,7 @@ class Value:
         recipe = tuple([values.take(value) for value in hyper.values()])
         others = tuple([group.flatten(values) for group in groups])
         _fill(self, hyper, groups, tuple(values.tensors), (type(self), recipe, others))
-        if not _compat.is_compiling():
+        if not dynamo.is_compiling():
             self._validate()
 
     def _validate(self) -> None:

@@ -14,7 +14,7 @@ import optree
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import functorch
 
 __all__ = ["call"]
 
@@ -42,7 +42,7 @@ def call(function: Callable[[Any], Any], arguments: Any) -> Any:
 
 
 def _call(flat: Callable[..., Any], tensors: list[Tensor]) -> Any:
-    if _compat.vmap_active():
+    if functorch.vmap_active():
         return _Members.apply(flat, *tensors)  # type: ignore[no-untyped-call]  # torch's
     return flat(tuple(tensors))
 

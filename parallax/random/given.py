@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo
 from parallax.random import ops
 from parallax.random.keys import Key, data_of
 
@@ -35,7 +35,7 @@ def given(key: Key, shape: Any, device: Device, by: str) -> tuple[Tensor, Any, t
 def _device(device: Device, by: str) -> torch.device:
     if device is None:
         # The dynamo of torch 2.13 does not trace get_default_device.
-        return torch.empty(0).device if _compat.is_compiling() else torch.get_default_device()
+        return torch.empty(0).device if dynamo.is_compiling() else torch.get_default_device()
     if isinstance(device, torch.device) and device.type == "cpu":
         return device
     try:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import _compat, registry
+from parallax import registry
+from parallax._compat import autograd, dynamo, functorch, modes
 from parallax.random import ops
 from parallax.random.seeds import digest
 
@@ -71,7 +72,7 @@ class Key:
         return _key(_rows(self.data)[index])
 
     def __repr__(self) -> str:
-        if type(self.data) is Tensor and self.data.ndim == 0 and not _compat.transform_active():
+        if type(self.data) is Tensor and self.data.ndim == 0 and not functorch.transform_active():
             return f"Key(0x{int(self.data) % 2**64:016x})"
         return f"Key(shape={tuple(getattr(self.data, 'shape', ()))})"
 
@@ -109,7 +110,7 @@ def _rows(data: Tensor) -> tuple[Tensor, ...]:
 def child_of(data: Tensor, name: str) -> Key:
     """The key that ``fold_in(key, name)`` makes; of a plain key the same leaf each time."""
     # Only plain tensors were given children, so that one with them needs no closer look.
-    traced = _compat.is_compiling() or _compat.dispatch_mode_active()
+    traced = dynamo.is_compiling() or modes.dispatch_mode_active()
     children: dict[str, Tensor] | None = None if traced else getattr(data, "_children", None)
     if children is None:
         if traced or not ops.is_plain(data):
@@ -144,7 +145,7 @@ class reuse:  # noqa: N801  # called like a function, as torch.no_grad is
     _token: Token[bool] | None
 
     def __enter__(self) -> None:
-        self._token = None if _compat.is_compiling() else _reusing.set(True)
+        self._token = None if dynamo.is_compiling() else _reusing.set(True)
 
     def __exit__(self, *_: object) -> None:
         if self._token is not None:
@@ -160,13 +161,13 @@ def consume(data: Tensor, by: str) -> None:
     Raises:
         KeyReusedError: if the key was used before.
     """
-    if not ops.is_plain(data) or _compat.vmap_active():
+    if not ops.is_plain(data) or functorch.vmap_active():
         return
     used: str | None = getattr(data, "_used", None)
     if used is None:
-        if not _reusing.get() and not _compat.in_backward():
+        if not _reusing.get() and not autograd.in_backward():
             data._used = by  # type: ignore[attr-defined]  # kept on the leaf
-    elif not _reusing.get() and not _compat.in_backward():
+    elif not _reusing.get() and not autograd.in_backward():
         raise KeyReusedError(
             f"{by} was given a key that {used} used already, so its numbers would repeat. Use "
             f"each key once: k1, k2 = random.split(key), or random.fold_in(key, i) for the i-th "

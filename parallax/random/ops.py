@@ -19,7 +19,7 @@ from typing import Any, Concatenate, ParamSpec
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo, functorch, modes
 from parallax.random import philox
 from parallax.random.seeds import Twister
 
@@ -36,10 +36,10 @@ _twister = Twister()
 def is_plain(data: Any) -> bool:
     """Whether this is an ordinary tensor in eager code, to be computed past the dispatcher."""
     return (
-        not _compat.is_compiling()
+        not dynamo.is_compiling()
         and type(data) is Tensor
-        and not _compat.is_wrapped(data)
-        and not _compat.dispatch_mode_active()
+        and not functorch.is_wrapped(data)
+        and not modes.dispatch_mode_active()
     )
 
 
@@ -255,7 +255,7 @@ def _filled(
 ) -> Tensor:
     """A new tensor of shape ``(*key.shape, *shape)``, each key's part filled by its generator."""
     # Within vmap torch refuses to fill even a tensor that is not mapped.
-    with _compat.outside_transforms():
+    with functorch.outside_transforms():
         out = torch.empty((*key.shape, *shape), dtype=dtype, device=device)
         if device.type == "meta":
             return out

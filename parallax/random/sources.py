@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo, functorch
 from parallax.random.keys import Key, child_of, from_state, key
 from parallax.random.seeds import derive, digest, generator_of, state_of
 
@@ -45,7 +45,7 @@ class SeedSource:
 
     def of(self, name: str) -> Any:
         """The rng of the module that ``name`` is for, in the form that was given."""
-        if _compat.is_compiling():
+        if dynamo.is_compiling():
             raise RuntimeError(
                 "self.rng in compiled code needs a key, not a seed, a generator or a state. "
                 "Hand one out: module.train(random.key(seed))"
@@ -195,7 +195,7 @@ def stack_sources(sources: Sequence[Any]) -> KeySource | None:
 
 def warn_if_same(new: Source, before: Any) -> None:
     """Warns when a tree is given the very state it has."""
-    if before is None or _compat.is_compiling() or _compat.transform_active():
+    if before is None or dynamo.is_compiling() or functorch.transform_active():
         return
     if new.key is None or before.key is None:
         same = new.key is before.key and new.seed == before.seed  # type: ignore[union-attr]  # both seeds

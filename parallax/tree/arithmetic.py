@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo, functorch, kernels
 from parallax.tree import core
 from parallax.tree.leaves import all_floating, is_inexact
 
@@ -54,7 +54,7 @@ def add(one: T, two: Any, alpha: Any = 1) -> T:
         one,
         two,
         lambda a, b: torch.add(a, b, alpha=alpha),
-        lambda a, b: _compat.foreach_add(a, b, alpha=alpha),
+        lambda a, b: kernels.foreach_add(a, b, alpha=alpha),
     )
 
 
@@ -84,7 +84,7 @@ def sub(one: T, two: Any, alpha: Any = 1) -> T:
         one,
         two,
         lambda a, b: torch.sub(a, b, alpha=alpha),
-        lambda a, b: _compat.foreach_sub(a, b, alpha=alpha),
+        lambda a, b: kernels.foreach_sub(a, b, alpha=alpha),
     )
 
 
@@ -117,11 +117,11 @@ def _scaled(parts: list[Tensor], factor: Any) -> Any:
         if isinstance(factor, Tensor):
             # With a gradient to the factor, backward of the list form fails (torch 2.13).
             if factor.ndim == 0 and not factor.requires_grad:
-                return _compat.foreach_mul(parts, factor)
+                return kernels.foreach_mul(parts, factor)
         elif type(factor) is float and _shared_kind(parts) in _WHOLE:
             # Of a number torch makes a tensor for every leaf; once is 0.45 of the time.
             # Rounded to one of these dtypes it is what torch multiplies by anyway.
-            return _compat.foreach_mul(parts, torch.tensor(factor, dtype=parts[0].dtype))
+            return kernels.foreach_mul(parts, torch.tensor(factor, dtype=parts[0].dtype))
     return [part * factor for part in parts]
 
 
@@ -151,7 +151,7 @@ def lerp(one: T, two: Any, weight: Any) -> T:
         one,
         two,
         lambda a, b: torch.lerp(a, b.to(a.dtype), weight),
-        lambda a, b: _compat.foreach_lerp(a, _in_dtypes_of(a, b), weight),
+        lambda a, b: kernels.foreach_lerp(a, _in_dtypes_of(a, b), weight),
     )
 
 
@@ -183,7 +183,7 @@ def vdot(one: Any, two: Any) -> Tensor:
     pairs = [(a, b) for a, b in zip(found, others) if is_inexact(a) and b is not None]  # noqa: B905  # aligned; dynamo traces no strict=
     left, right = [a for a, _ in pairs], [b for _, b in pairs]
     if _small(left) and _small(right) and _matching(left, right):
-        return torch.vdot(_compat.flatten_dense(left), _compat.flatten_dense(right))
+        return torch.vdot(kernels.flatten_dense(left), kernels.flatten_dense(right))
     return _total([_inner(a, b) for a, b in pairs])
 
 
@@ -213,9 +213,9 @@ def norm(tree: Any, p: float = 2) -> Tensor:
     """
     parts = [leaf for leaf in core.leaves(tree) if is_inexact(leaf) and leaf.numel()]
     if _small(parts):
-        return _vector_norm(_compat.flatten_dense(parts), p)
+        return _vector_norm(kernels.flatten_dense(parts), p)
     if _lists_win(parts) and not any(part.dtype in _HALVES for part in parts):
-        norms = list(_compat.foreach_norm(parts, p))
+        norms = list(kernels.foreach_norm(parts, p))
     else:
         norms = [_vector_norm(part.to(_at_least_single(part.dtype)), p) for part in parts]
     if p == 0 or not norms:
@@ -231,7 +231,7 @@ _vector_norm: Callable[[Tensor, float], Tensor] = torch.linalg.vector_norm
 
 def _lists_win(parts: list[Any]) -> bool:
     """Whether torch's functions of lists can be used."""
-    return bool(parts) and not _compat.is_compiling() and not _compat.transform_active()
+    return bool(parts) and not dynamo.is_compiling() and not functorch.transform_active()
 
 
 def _small(parts: list[Any]) -> bool:

@@ -8,7 +8,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from parallax import _compat, random
+from parallax import random
+from parallax._compat import dynamo
 from parallax.notes import note_of
 from parallax.tree import core
 from parallax.tree.align import misfit
@@ -89,7 +90,7 @@ def _member_rng(rng: Any, index: int) -> Any:
 def _check_notes(members: list[Any]) -> None:
     """Raises if mode or frozen marks differ anywhere."""
     specs = [core.structure(member) for member in members]
-    if not _compat.is_compiling() and all(spec == specs[0] for spec in specs):
+    if not dynamo.is_compiling() and all(spec == specs[0] for spec in specs):
         return
     one = Survey(members[0])
     for two in map(Survey, members[1:]):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo, functorch
 from parallax.fields import Lazy
 from parallax.tree import core
 from parallax.tree.leaves import is_inexact
@@ -83,7 +83,7 @@ def _compare(one: Any, two: Any, same: Callable[[Tensor, Tensor], Tensor]) -> An
     pairs = zip(spec.parts, core.structure(two).parts)  # noqa: B905  # aligned; dynamo traces no strict=
     if any(core.expand_of(a) != core.expand_of(b) for a, b in pairs):
         return False  # equal, but not tied alike
-    unknown = _compat.is_compiling() or _compat.transform_active()
+    unknown = dynamo.is_compiling() or functorch.transform_active()
     verdicts: list[Tensor] = []
     for a, b in zip(found, others):  # noqa: B905  # aligned; dynamo traces no strict=
         if isinstance(a, Tensor) and isinstance(b, Tensor):

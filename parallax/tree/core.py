@@ -8,7 +8,8 @@ from typing import Any, TypeVar, cast
 import optree
 from torch import Tensor
 
-from parallax import _compat, tracing
+from parallax import tracing
+from parallax._compat import dynamo
 from parallax.nodes import is_module
 from parallax.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.structure import Structure
@@ -81,7 +82,7 @@ LONE = TreeSpec(None, (None,), (None,))
 
 def _open(module: Any) -> tuple[Sequence[Any], Any]:
     """The unique leaves of a module and its structure (its outline while tracing)."""
-    return tracing.take_apart(module) if _compat.is_compiling() else flatten_module(module)
+    return tracing.take_apart(module) if dynamo.is_compiling() else flatten_module(module)
 
 
 def fit(one: Any, two: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parallax import _compat
+from parallax._compat import dynamo
 from parallax.nodes import is_module
 from parallax.structure import Note, Structure
 from parallax.tree import core
@@ -29,7 +29,7 @@ def marked(survey: Survey, chosen: set[int], frozen: bool) -> Any:
                 f"module's parameter. Hold it in a Module, or leave it out with tree.partition"
             )
     own = _own(survey, chosen)
-    if _compat.is_compiling():
+    if dynamo.is_compiling():
         return _marked_in_trace(survey, own, frozen)
     spec = survey.spec
     parts = [

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo
 from parallax.fields import Buffer, Parameter
 from parallax.nodes import is_module
 from parallax.tree import core
@@ -223,7 +223,7 @@ def _entry_of(survey: Survey, items: list[Any], node: Any) -> Entry | None:
 
 def _is(one: Any, two: Any) -> bool:
     """Whether two nodes are one object; dynamo knows that of tuples by their items only."""
-    if isinstance(one, tuple) and _compat.is_compiling():
+    if isinstance(one, tuple) and dynamo.is_compiling():
         same_length = type(one) is type(two) and len(one) == len(two)
         return same_length and all(_is(a, b) for a, b in zip(one, two))  # noqa: B905  # dynamo traces no strict=
     return one is two

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
-from parallax import _compat
+from parallax._compat import dynamo
 from parallax.tree import core
 from parallax.tree.match import ROLES, match
 from parallax.tree.places import Survey
@@ -56,7 +56,7 @@ def partition(tree: T, *conditions: Any) -> tuple[T, ...]:
 
 def _by_roles(spec: core.TreeSpec, conditions: Sequence[Any]) -> list[int] | None:
     """The part of each leaf when all conditions are roles, which structures know by heart."""
-    if _compat.is_compiling() or not all(type(c) is str and c in ROLES for c in conditions):
+    if dynamo.is_compiling() or not all(type(c) is str and c in ROLES for c in conditions):
         return None
     numbers = []
     for part in spec.parts:

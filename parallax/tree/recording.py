@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo, functorch
 from parallax.graph import RUNNING, carries
 from parallax.tree.core import leaves, map  # noqa: A004  # named as in every tree library
 
@@ -34,10 +34,10 @@ def update(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     Raises:
         ValueError: if a later tree has another skeleton.
     """
-    if _compat.transform_active() or RUNNING.depth:
+    if functorch.transform_active() or RUNNING.depth:
         return map(fn, tree, *rest)
     graphs = [leaf for other in rest for leaf in leaves(other) if _requires_grad(leaf)]
-    if graphs and (_compat.is_compiling() or carries(graphs)):
+    if graphs and (dynamo.is_compiling() or carries(graphs)):
         return map(fn, tree, *rest)
     if graphs or any(_requires_grad(leaf) for leaf in leaves(tree)):
         # Without their graphs rather than under no_grad: what fn holds itself, a learned rate,

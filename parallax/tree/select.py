@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from torch import Tensor
 
-from parallax import _compat
+from parallax._compat import dynamo
 from parallax.fields import Lazy
 from parallax.nodes import is_module
 from parallax.tree import core
@@ -192,7 +192,7 @@ class Selection(Generic[T]):
             leaves = list(survey.leaves)
             for entry, value in pairs:
                 leaves[survey.expand[entry.start]] = value
-            if _compat.is_compiling() or not _ties_anew(leaves, values):
+            if dynamo.is_compiling() or not _ties_anew(leaves, values):
                 return cast(T, core.unflatten(survey.spec, leaves))
         edits = [(twin, value) for entry, value in pairs for twin in survey.twins(entry)]
         return cast(T, rebuild(survey, edits))

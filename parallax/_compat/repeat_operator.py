@@ -1,6 +1,6 @@
 """A higher-order operator that calls one traced function several times, and is compiled once.
 
-This is the part of ``_compat`` that only a compiled ``nn.Stack`` loads: all of it is private torch.
+Only a compiled ``nn.Stack`` loads this file, which loads dynamo; ``repeat`` is the way to it.
 torch has such operators (``scan``, ``invoke_subgraph``), but dynamo refuses them within a transform
 of ``torch.func``, so that no gradient can be taken inside of compiled code.
 

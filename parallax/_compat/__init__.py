@@ -1,0 +1,18 @@
+"""Every private or version-dependent part of torch and optree that Parallax touches.
+
+Nothing outside this folder imports a name that starts with an underscore from torch. When a new
+torch release moves something, only files in here change. Each file is imported by its name, as in
+``from parallax._compat import dynamo``, and each name has one home:
+
+- ``registries``: how classes become nodes of torch's and optree's pytrees.
+- ``functorch``: the running ``torch.func`` transforms, their levels and wrappers; a lean ``vmap``.
+- ``modes``: whether anything else stands between an operator and its plain run.
+- ``autograd``: the engine that runs a backward, and what it says.
+- ``checkpoints``: where ``torch.utils.checkpoint`` is refused, and what it may do in a trace.
+- ``kernels``: functions of lists of tensors, fused optimizer steps, other operators.
+- ``dynamo``: what a trace is, what it found, how code is hidden from it, its guards and caches.
+- ``inductor``: its options.
+- ``repeat``: one traced function that is called many times; ``repeat_operator`` is how.
+
+Importing them loads neither dynamo nor inductor, but for ``repeat_operator``.
+"""

@@ -1,0 +1,83 @@
+"""The engine that runs a backward, and what it says.
+
+``torch.autograd.grad`` does in Python what costs as much as four operators before it calls the
+engine; the engine itself is private, as is the number of the backward that runs. Autograd's errors
+have no classes, so they are told by their words.
+"""
+
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+graph_task: Callable[[], int] = torch._C._current_graph_task_id
+"""The number of the backward that this code runs within; -1 outside of any."""
+
+AccumulateGrad: type = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]  # made in C++
+"""The node of autograd's graph that stands for a leaf, its ``variable``."""
+
+
+def in_backward() -> bool:
+    """Whether this code runs within autograd's backward, as recomputation does."""
+    return graph_task() != -1
+
+
+_run_backward: Callable[..., Any] = torch.autograd.Variable._execution_engine.run_backward
+
+
+def backward(
+    outputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    retain_graph: bool,
+    create_graph: bool,
+) -> list[Tensor]:
+    """As ``torch.autograd.grad``, with zeros for the inputs that nothing depends on.
+
+    What that function does in Python before it calls the engine costs as much as four operators.
+    """
+    found: Sequence[Tensor | None]
+    if any([type(x) is not Tensor for x in outputs]):
+        found = torch.autograd.grad(
+            outputs, inputs, cotangents, retain_graph=retain_graph, create_graph=create_graph,
+            allow_unused=True,
+        )  # fmt: skip
+    else:
+        # The function in between hands the context on to the threads of other devices.
+        run = _run_backward if outputs[0].is_cpu else torch.autograd.graph._engine_run_backward
+        found = run(
+            tuple(outputs), tuple(cotangents), retain_graph, create_graph, tuple(inputs),
+            allow_unreachable=True, accumulate_grad=False,
+        )  # fmt: skip
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
+
+
+def accumulated(output: Tensor, cotangent: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """As ``backward`` for a graph that ends at these fresh leaves and at no other.
+
+    Accumulating is cheaper than handing gradients out (by one in a hundred for 150 leaves), and
+    each leaf gets a tensor of its own: none is shared, and none is an expanded number.
+    """
+    if type(output) is Tensor and output.is_cpu:
+        _run_backward(
+            (output,), (cotangent,), False, False, (), allow_unreachable=True, accumulate_grad=True
+        )
+    else:
+        torch.autograd.backward(output, cotangent)
+    found = [leaf.grad for leaf in leaves]
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
+
+
+def is_inference_refusal(error: RuntimeError) -> bool:
+    """Whether autograd met a tensor that was made in inference mode."""
+    return str(error).startswith(
+        (
+            "Inference tensors cannot be saved for backward",
+            "Setting requires_grad=True on inference tensor outside InferenceMode",
+        )
+    )

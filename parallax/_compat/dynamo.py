@@ -1,0 +1,108 @@
+"""Dynamo: what a trace is, what it found, how code is hidden from it, its guards and caches.
+
+The public ways load dynamo, which takes as long as all of torch, or do not exist: the checks that
+dynamo writes, what it made of a function, what it met in a trace. What needs dynamo's Python loads
+it when it is called, not when this file is imported.
+"""
+
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import CodeType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+is_compiling: Callable[[], bool] = torch.compiler.is_dynamo_compiling
+"""True while dynamo traces, which folds the call to a constant; a third of ``is_compiling``'s time.
+
+Not true in a non-strict ``torch.export``, which runs Python as it is and wants the eager path."""
+
+
+def constant_in_traces(function: F) -> F:
+    """As ``torch.compiler.assume_constant_result``, which loads dynamo to say no more than this."""
+    setattr(function, "_dynamo_marked_constant", True)  # noqa: B010  # types know no such attribute
+    return function
+
+
+def run_as_it_is(function: Callable[..., Any]) -> None:
+    """Has dynamo run a function, and all it calls, as ordinary Python where it does not trace it.
+
+    As ``torch.compiler.disable``, without loading dynamo or wrapping the function.
+    """
+    frames = torch._C._dynamo.eval_frame
+    skip = frames._FrameAction.SKIP
+    code = function.__code__
+    frames.set_code_exec_strategy(code, frames._FrameExecStrategy(skip, skip))
+
+
+def tensor_check(
+    tensors: Sequence[Tensor],
+    sizes: Sequence[Sequence[int | None]],
+    strides: Sequence[Sequence[int | None]],
+) -> Any:
+    """Dynamo's own check of the metadata of several tensors at once, in C++.
+
+    ``check(*tensors)`` compares type, dispatch keys, dtype, device, requires_grad under the
+    present grad mode, rank, and those sizes and strides that are not ``None``; it is false if a
+    tensor comes twice. ``check_verbose(*tensors, tensor_check_names=...)`` says what differs.
+    """
+    lists: Any = [list(size) for size in sizes], [list(stride) for stride in strides]
+    return torch._C._dynamo.guards.TensorGuards(
+        *tensors, dynamic_dims_sizes=lists[0], dynamic_dims_strides=lists[1]
+    )
+
+
+def recompile_limit() -> int:
+    """How many graphs torch makes for one function."""
+    from torch._dynamo import config
+
+    return config.recompile_limit
+
+
+compiled_entries: Callable[[CodeType], Sequence[Any]] = (
+    torch._C._dynamo.eval_frame._debug_get_cache_entry_list
+)
+"""What dynamo has made of a code object: entries of a guard and a code."""
+
+
+def plain_frames() -> Callable[[], bool]:
+    """A function that tells whether nothing but ordinary running is asked of dynamo."""
+    from torch._dynamo import eval_frame
+
+    callback = torch._C._dynamo.eval_frame.get_eval_frame_callback
+    return lambda: callback() is None and eval_frame._stance.stance == "default"
+
+
+def trace_reporter(note: Callable[[bool, frozenset[str]], None]) -> tuple[Any, Any]:
+    """What a traced function calls, and with what, to have ``note`` told what it did.
+
+    Call it last. ``note`` gets whether an input was written to, for dynamo traces with stand-ins
+    for tensors, which count that; and the names of globals and attributes in the code it traced.
+    """
+    from torch._dynamo.comptime import comptime
+
+    def look(context: Any) -> None:
+        values = [
+            node.meta.get("example_value") for node in context.graph().find_nodes(op="placeholder")
+        ]
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        codes = torch._guards.TracingContext.get_traced_code() or ()
+        note(
+            any([tensor.is_inference() or tensor._version for tensor in tensors]),
+            frozenset([name for code in codes for name in code.co_names]),
+        )
+
+    return comptime, look
+
+
+def is_backend_failure(error: RuntimeError) -> bool:
+    """Whether the compiler behind dynamo could not compile a graph."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    return isinstance(error, BackendCompilerFailed)

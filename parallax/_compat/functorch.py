@@ -1,0 +1,88 @@
+"""The running ``torch.func`` transforms, their levels and wrappers; a lean ``vmap``.
+
+torch has no public way to ask whether a transform runs, nor which tensor belongs to which: that
+decides between autograd's tape and ``torch.func``, and keeps wrappers from escaping.
+"""
+
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+innermost_transform: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+"""The innermost ``torch.func`` transform (vmap, grad, jvp, functionalize), ``None`` for none."""
+
+
+def transform_active() -> bool:
+    """Whether a ``torch.func`` transform is running."""
+    return innermost_transform() is not None
+
+
+def vmap_active() -> bool:
+    """Whether a ``vmap`` is among the running transforms."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(entry.key() == torch._C._functorch.TransformType.Vmap for entry in stack)
+
+
+_DIFFERENTIATING = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
+
+
+def differentiating() -> bool:
+    """Whether a transform that differentiates (grad, jvp) is running, at whatever depth."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(interpreter.key() in _DIFFERENTIATING for interpreter in stack)
+
+
+is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+"""Whether a tensor is a transform's wrapper, at any level."""
+
+
+def level_of(tensor: Tensor) -> int:
+    """The level of the innermost transform a tensor belongs to; 0 for a plain one."""
+    level: int = torch._C._functorch.maybe_get_level(tensor)
+    return max(level, 0)
+
+
+def current_level() -> int:
+    """How many transforms are running."""
+    return torch._C._functorch.maybe_current_level() or 0
+
+
+outside_transforms: Callable[[], AbstractContextManager[object]] = torch._C._DisableFuncTorch
+"""Within ``with outside_transforms():`` operators on plain tensors pass ``torch.func`` by."""
+
+
+def run_vmap(
+    fn: Callable[[list[Tensor]], Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+    dims: Sequence[int],
+    size: int,
+    randomness: str,
+) -> list[Tensor]:
+    """``torch.func.vmap`` of a function of a list to a list, without its handling of pytrees.
+
+    That costs more than all the rest for a small model. Eager only.
+
+    Args:
+        fn: takes one member of each tensor; its results get the mapped dimension in front.
+        tensors: what is mapped.
+        dims: the mapped dimension of each, not negative.
+        size: how many members there are.
+        randomness: ``"error"``, ``"same"`` or ``"different"``.
+    """
+    torch._functorch.predispatch.lazy_load_decompositions()
+    functorch = torch._C._functorch
+    level = functorch._vmap_increment_nesting(size, randomness)
+    try:
+        add = functorch._add_batch_dim
+        outs = fn([add(t, dim, level) for t, dim in zip(tensors, dims, strict=True)])
+        remove = functorch._remove_batch_dim
+        return [remove(t, level, size, 0) for t in outs]
+    finally:
+        functorch._vmap_decrement_nesting()

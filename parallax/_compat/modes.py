@@ -1,0 +1,58 @@
+"""Whether anything stands between an operator and its plain run.
+
+Traces (``make_fx``, ``torch.fx``, ``torch.jit.trace``), fake tensors, forward-mode levels and
+global hooks of ``nn.Module`` are entered globally, and none can be asked for publicly. Our short
+ways past torch's Python are right only while none is on.
+"""
+
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import torch
+
+from parallax._compat.dynamo import is_compiling
+from parallax._compat.functorch import innermost_transform
+
+
+def dispatch_mode_active() -> bool:
+    """Whether operators are being traced or faked (``make_fx``, ``FakeTensorMode``)."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def forward_level_active() -> bool:
+    """Whether ``torch.autograd.forward_ad.dual_level`` is entered."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def module_calls_watched() -> bool:
+    """Whether global hooks or ``torch.jit.trace`` watch every call of an ``nn.Module``."""
+    module = torch.nn.modules.module
+    return bool(
+        module._global_forward_pre_hooks
+        or module._global_forward_hooks
+        or module._global_backward_pre_hooks
+        or module._global_backward_hooks
+        or torch._C._get_tracing_state()
+    )
+
+
+def is_transforming() -> bool:
+    """Whether operations are not simply run: a transform, dispatch mode or another trace is on."""
+    return (
+        innermost_transform() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or torch.fx._symbolic_trace.is_fx_symbolic_tracing()
+    )
+
+
+def tape_is_exact() -> bool:
+    """Whether no transform, trace, dual level or inference mode is active; one call for all."""
+    return not (
+        is_compiling()
+        or innermost_transform() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.is_inference_mode_enabled()
+    )
