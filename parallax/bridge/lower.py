@@ -12,7 +12,7 @@ from parallax import effects, random
 from parallax._compat import dynamo, functorch, modes
 from parallax.bridge.blueprint import Blueprint
 from parallax.bridge.skeleton import Skeleton
-from parallax.bridge.states import names_within, transient
+from parallax.bridge.states import names_of, names_within, transient
 from parallax.fields import Lazy, UninitializedError
 from parallax.nodes import is_module
 from parallax.registry import flatten_module, unflatten_module
@@ -138,6 +138,7 @@ def lower(module: Any) -> nn.Module:
     Raises:
         TypeError: if it is no module, or a parameter can require no grad.
         UninitializedError: if a leaf has no value yet.
+        ValueError: if two leaves have one name.
 
     Example:
         >>> import torch
@@ -158,6 +159,7 @@ def lower(module: Any) -> nn.Module:
             + (", which is lowered already" if isinstance(module, nn.Module) else "")
         )
     leaves, structure = flatten_module(module)
+    names_of(structure)  # raises unless they are distinct
     tensors: list[Tensor | None] = []
     parts = zip(leaves, structure.paths, structure.roles, structure.trainable, strict=True)
     for leaf, path, role, train in parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from parallax.nodes import is_module
 from parallax.registry import flatten_module, unflatten_module
 from parallax.structure import Leaf, Structure
 
-__all__ = ["load_state_dict", "loaded", "names_of", "state_dict"]
+__all__ = ["load_state_dict", "loaded", "names_of", "names_within", "state_dict", "transient"]
 
 M = TypeVar("M")
 _MOST_LISTED = 20
@@ -35,6 +36,7 @@ def state_dict(module: Any) -> dict[str, Tensor]:
     Raises:
         TypeError: if it is no module.
         UninitializedError: if a leaf has no value yet.
+        ValueError: if two leaves have one name.
 
     Example:
         >>> import torch
@@ -59,39 +61,67 @@ def state_dict(module: Any) -> dict[str, Tensor]:
 
 
 def names_of(structure: Structure) -> tuple[tuple[str, int], ...]:
-    """The name of every place in a state dict, with the index of its unique leaf."""
+    """The name of every place in a state dict, with the index of its unique leaf.
+
+    Raises:
+        ValueError: if two places have one name, of which a state dict would lose one.
+    """
     variants: Any = structure.variants  # a cache of anything that follows from the structure
     found = variants.get("state names")
     if found is None:
-        transient = _transient(structure)
+        skipped = transient(structure)
         expand = structure.expand or range(structure.n_places)
-        pairs = zip(_place_names(structure), expand, strict=True)
-        found = tuple([pair for place, pair in enumerate(pairs) if place not in transient])
+        pairs = zip(names_within(structure)[0], expand, strict=True)
+        found = tuple([pair for place, pair in enumerate(pairs) if place not in skipped])
+        _require_distinct([name for name, _ in found], structure)
         variants["state names"] = found
     return found  # type: ignore[no-any-return]  # pairs of a name and an index
 
 
-def _place_names(node: Structure) -> list[str]:
-    """The name of every place: its path, unless a class calls what is below it otherwise.
+def _require_distinct(names: list[str], structure: Structure) -> None:
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"two leaves of {structure.cls.__name__} are called {twice!r}, and a state dict would "
+            f"lose one. Rename one: a key of a dict, or what __state_name__ returns"
+        )
+
+
+def names_within(node: Structure) -> tuple[list[str], list[str]]:
+    """What a state dict calls the places below a node, and the nodes.
 
     A class whose fields are not called as torch's are defines ``__state_name__``, which takes the
-    name below it that its fields give, and its constants, to the name that ``torch.nn`` gives.
+    name below it that its fields give, and its constants, to the name that ``torch.nn`` gives. It
+    is also asked for what the names in a node below begin with, with the dot at the end: what
+    becomes ``""`` is no module of its own in torch.
+
+    Args:
+        node: the structure.
+
+    Returns:
+        The name of every place; and for every node, in preorder, what the names in it begin with.
     """
-    names: list[str] = []
+    places: list[str] = []
+    begins: list[str] = [""]
     for key, child in zip(node.keys(), node.children, strict=True):
         if type(child) is Structure:
-            names += [f"{key}.{name}" for name in _place_names(child)]
+            inner, below = names_within(child)
+            places += [f"{key}.{name}" for name in inner]
+            begins += [f"{key}.{name}" for name in below]
         elif type(child) is Leaf:
-            names.append(str(key))
+            places.append(str(key))
     cls: Any = node.cls
     rename = getattr(cls, "__state_name__", None)
     if rename is None:
-        return names
+        return places, begins
     constants = dict(zip(cls.__layout__.constants, node.local.constants, strict=True))
-    return [rename(name, constants) for name in names]
+    return (
+        [rename(name, constants) for name in places],
+        ["", *(rename(name, constants) for name in begins[1:])],
+    )
 
 
-def _transient(structure: Structure) -> set[int]:
+def transient(structure: Structure) -> set[int]:
     """The places of a lifted module's buffers that are not persistent."""
     places = set()
     for start, node in structure.nodes_with_start():
