@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,12 +16,18 @@ from torch import Tensor
 
 from parallax.bridge.states import loaded, names_of, state_dict
 from parallax.io.files import placed, require_complete
+from parallax.io.header import dump_header, load_header
+from parallax.io.resuming import as_saved
 from parallax.nodes import is_module
 from parallax.registry import flatten_module
 
 __all__ = ["load_distributed", "save_distributed"]
 
 M = TypeVar("M")
+
+# Among the tensors, as bytes; no field is called so. An entry that is no tensor, torch would
+# unpickle, which could run any code.
+_HEADER = "parallax header"
 
 
 def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
@@ -29,7 +36,7 @@ def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
     Every process of the default group calls it; without one it is this process alone.
 
     Args:
-        module: the module.
+        module: the module; its structure is not saved, only a description of it.
         path: the directory.
 
     Raises:
@@ -42,37 +49,42 @@ def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
     if Path(path).is_file():
         raise NotADirectoryError(f"{os.fspath(path)} is a file; name a directory")
     tensors = state_dict(module)
+    header = dump_header(flatten_module(module)[1], None).encode()
+    tensors[_HEADER] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
     with _as_one_process() as alone:
         state_dict_saver.save(tensors, checkpoint_id=os.fspath(path), no_dist=alone)
 
 
-def load_distributed(path: str | os.PathLike[str], *, like: M) -> M:
+def load_distributed(path: str | os.PathLike[str], *, like: M, cast: bool = False) -> M:
     """A module of the structure of ``like`` with the leaves that ``save_distributed`` saved.
 
     Args:
         path: the directory.
         like: a module of the structure, which stays as it is; leaves may be on the meta device.
+        cast: convert values to the dtype of the leaf; otherwise another dtype is an error.
 
     Returns:
         The module.
 
     Raises:
         FileNotFoundError: if the directory holds no checkpoint.
-        RuntimeError: if names or shapes do not fit.
-        ValueError: if a leaf has a value in neither.
+        RuntimeError: if names, shapes or dtypes do not fit; all of them are listed.
+        ValueError: if a file is truncated or no checkpoint, or a leaf has a value in neither.
     """
-    from torch.distributed.checkpoint import filesystem, state_dict_loader
-
     if not is_module(like):
         raise TypeError(
             f"load_distributed(like=): expected a parallax.Module, got {type(like).__name__}"
         )
-    if not (Path(path) / ".metadata").is_file():
-        raise FileNotFoundError(f"{os.fspath(path)} holds no distributed checkpoint")
+    saved = _saved_tensors(Path(path))
+    header: dict[str, Any] = {}
+    if _HEADER in saved:
+        text = {_HEADER: torch.empty_like(saved.pop(_HEADER), device="cpu")}
+        _read(path, text)
+        header = _header(bytes(text[_HEADER].tolist()), path)
+    like = as_saved(like, header, saved)
     targets = _targets(like)
-    _check_shapes(filesystem.FileSystemReader(path).read_metadata(), targets, path)
-    with _as_one_process() as alone:
-        state_dict_loader.load(targets, checkpoint_id=os.fspath(path), no_dist=alone)
+    _check(saved, targets, cast, path)
+    _read(path, targets)
     module = loaded(like, targets, True, True, placed)
     require_complete(module, path)
     return module
@@ -84,6 +96,81 @@ def _as_one_process() -> Iterator[bool]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
         yield not (dist.is_available() and dist.is_initialized())
+
+
+def _read(path: str | os.PathLike[str], targets: dict[str, Tensor]) -> None:
+    """Reads into tensors, all processes together."""
+    from torch.distributed.checkpoint import state_dict_loader
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with _as_one_process() as alone:
+            state_dict_loader.load(targets, checkpoint_id=os.fspath(path), no_dist=alone)
+    except CheckpointException as error:
+        cause = next(failure for failure, _ in error.failures.values())
+        raise _unreadable(
+            path, cause if isinstance(cause, OSError) else type(cause).__name__
+        ) from error
+
+
+def _unreadable(path: str | os.PathLike[str], why: Any) -> ValueError:
+    return ValueError(f"{os.fspath(path)} is truncated or no checkpoint: {why}. Nothing was loaded")
+
+
+def _header(text: bytes, path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        return load_header(text.decode())
+    except ValueError as error:
+        raise _unreadable(path, error) from error
+
+
+# -- what a directory holds -----------------------------------------------------------------------
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads the directory's metadata, which torch pickles, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module in _MODULES and "." not in name) or (module, name) in _ALLOWED:
+            found = super().find_class(module, name)
+            if (module, name) in _ALLOWED or isinstance(found, type):
+                return found
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        raise pickle.UnpicklingError(f"it holds {module}.{name}, which could run any code")
+
+
+_MODULES = ("torch.distributed.checkpoint.metadata", "pathlib", "pathlib._local")
+_ALLOWED = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+}
+
+
+def _saved_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, on the meta device."""
+    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+    source = path / ".metadata"
+    if not source.is_file():
+        raise FileNotFoundError(f"{path} holds no distributed checkpoint")
+    try:
+        with source.open("rb") as file:
+            metadata = _Unpickler(file).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(metadata, Metadata):
+        raise _unreadable(path, f"its metadata is {type(metadata).__name__}")
+    found = {}
+    for name, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            raise ValueError(
+                f"{path} holds {name!r}, which is no tensor: unpickling it could run any code. "
+                f"Save tensors alone"
+            )
+        found[name] = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+    return found
 
 
 def _targets(like: Any) -> dict[str, Tensor]:
@@ -101,17 +188,23 @@ def _targets(like: Any) -> dict[str, Tensor]:
     return targets
 
 
-def _check_shapes(metadata: Any, targets: Mapping[str, Tensor], path: Any) -> None:
-    saved = metadata.state_dict_metadata
+def _check(
+    saved: Mapping[str, Tensor], targets: Mapping[str, Tensor], cast: bool, path: Any
+) -> None:
     missing = [name for name in targets if name not in saved]
     unexpected = [name for name in saved if name not in targets]
     problems = [f"Missing key(s) in checkpoint: {missing}. "] if missing else []
     problems += [f"Unexpected key(s) in checkpoint: {unexpected}. "] if unexpected else []
     for name, target in targets.items():
-        if name in saved and saved[name].size != target.shape:
+        if name in saved and saved[name].shape != target.shape:
             problems.append(
-                f"size mismatch for {name}: {saved[name].size} in checkpoint, the shape in "
+                f"size mismatch for {name}: {saved[name].shape} in checkpoint, the shape in "
                 f"current model is {target.shape}."
+            )
+        elif name in saved and saved[name].dtype != target.dtype and not cast:
+            problems.append(
+                f"dtype mismatch for {name}: {saved[name].dtype} in checkpoint, {target.dtype} in "
+                f"current model. Convert with cast=True."
             )
     if problems:
         text = "\n\t".join(problems)

@@ -16,6 +16,7 @@ from torch import Tensor
 from parallax.bridge.states import loaded, names_of, state_dict
 from parallax.fields import Lazy
 from parallax.io.header import difference, dump_header, load_header
+from parallax.io.resuming import as_saved
 from parallax.io.writing import replacing
 from parallax.nodes import is_module
 from parallax.registry import flatten_module
@@ -116,7 +117,7 @@ def load(path: str | os.PathLike[str], *, like: M, strict: bool = True, cast: bo
     if not is_module(like):
         raise TypeError(f"load(like=): expected a parallax.Module, got {type(like).__name__}")
     header, tensors = _read(path)
-    like = _as_saved(like, header, tensors)
+    like = as_saved(like, header, tensors)
     try:
         module = loaded(like, tensors, strict, cast, placed)
     except RuntimeError as error:
@@ -129,14 +130,6 @@ def load(path: str | os.PathLike[str], *, like: M, strict: bool = True, cast: bo
         )
     require_complete(module, path)
     return module
-
-
-def _as_saved(like: M, header: dict[str, Any], tensors: dict[str, Tensor]) -> M:
-    """The structure that was saved, for a class that leaves part of it open: a state's holes."""
-    change = getattr(type(like), "__as_saved__", None)
-    if change is None or "nodes" not in header:
-        return like
-    return change(like, {node[0]: node[2] for node in header["nodes"]}, tensors)  # type: ignore[no-any-return]  # as like
 
 
 def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from parallax.fields import Buffer
 from parallax.module import Module
 from parallax.optim.checks import check_state, gather
 from parallax.optim.choose import choose
-from parallax.optim.saved import Constants, Tensors, as_saved, below
 from parallax.tree import core
 
 __all__ = ["Accumulate", "Accumulated"]
@@ -32,10 +31,6 @@ class Accumulated(Module):
     inner: Module
     sum: Module
     count: Buffer
-
-    def __as_saved__(self, constants: Constants, tensors: Tensors) -> Accumulated:
-        inner = as_saved(self.inner, below(constants, "inner"), below(tensors, "inner"))
-        return Accumulated(inner, self.sum, self.count)
 
 
 class Accumulate:

@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 from parallax.module import Module
 from parallax.optim.checks import check_state
-from parallax.optim.saved import Constants, Tensors, as_saved, below
 
 __all__ = ["Chain", "Chained", "chain"]
 
@@ -17,13 +16,6 @@ class Chained(Module):
     """The states of a chain's parts: a module where a part has a state, ``None`` where not."""
 
     parts: tuple[Module | None, ...]
-
-    def __as_saved__(self, constants: Constants, tensors: Tensors) -> Chained:
-        paths = [f"parts.{k}" for k in range(len(self.parts))]
-        pairs = zip(self.parts, paths, strict=True)
-        return Chained(
-            tuple([as_saved(p, below(constants, at), below(tensors, at)) for p, at in pairs])
-        )
 
 
 class Chain:

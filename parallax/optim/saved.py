@@ -1,10 +1,4 @@
-"""States as a file has them: which leaves an optimizer's state holds is known only when it is read.
-
-A moment appears when a leaf is first stepped, and a clock when one misses a step. So a fresh state
-need not have the structure of the one that was saved. ``io.load`` asks a class for
-``__as_saved__(constants, tensors)``: the constants of every node of the file by path, as JSON, and
-its tensors by name. It returns a module of the structure that was saved, for the values to go into.
-"""
+"""What ``__as_saved__`` of optimizers' states needs, by which ``io`` asks what was saved."""
 
 from __future__ import annotations
 
@@ -18,23 +12,16 @@ from torch import Tensor
 from parallax.encoding import load_constant
 from parallax.registry import flatten_module, unflatten_module
 
-__all__ = ["Constants", "Tensors", "as_saved", "below", "constant", "shaped"]
+__all__ = ["Constants", "Tensors", "below", "constant", "shaped"]
 
 Constants = Mapping[str, Mapping[str, str]]
 Tensors = Mapping[str, Tensor]
 
 
-def as_saved(value: Any, constants: Constants, tensors: Tensors) -> Any:
-    """``value`` in the structure that was saved, if its class leaves any of it open."""
-    change = getattr(type(value), "__as_saved__", None)
-    return value if change is None else change(value, constants, tensors)
-
-
-def below(entries: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The entries at a path and below it, by their paths from there."""
+def below(tensors: Tensors, path: str) -> dict[str, Tensor]:
+    """The tensors below a path, by their names from there."""
     start = f"{path}."
-    found = {name.removeprefix(start): e for name, e in entries.items() if name.startswith(start)}
-    return found | ({"": entries[path]} if path in entries else {})
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
 
 
 _PLAIN = ("device", "float", "torch")

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from parallax.module import Module
 from parallax.optim import groups as grouping
 from parallax.optim.checks import check_state, gather
-from parallax.optim.saved import Constants, Tensors, as_saved, below
 from parallax.tree import core
 
 __all__ = ["Split", "Splits"]
@@ -26,12 +25,6 @@ class Splits(Module):
 
     states: tuple[Module | None, ...]
     labels: tuple[int, ...]
-
-    def __as_saved__(self, constants: Constants, tensors: Tensors) -> Splits:
-        paths = [f"states.{k}" for k in range(len(self.states))]
-        pairs = zip(self.states, paths, strict=True)
-        states = [as_saved(s, below(constants, at), below(tensors, at)) for s, at in pairs]
-        return Splits(tuple(states), self.labels)
 
 
 class Split:

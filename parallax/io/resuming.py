@@ -1,0 +1,65 @@
+"""Modules whose structure is open until a file says it: the states of optimizers.
+
+Which leaves of a state are holes, and how many ages there are, follows from the steps that were
+made, so a fresh state need not have the structure of the one that was saved. A class of which this
+is so defines ``__as_saved__(constants, tensors)``: it is given the constants of every node of the
+file by path, as JSON, and its tensors by name, and returns a module of the structure that was
+saved, for the values to go into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from parallax.bridge.states import names_within
+from parallax.registry import flatten_module
+from parallax.structure import Structure
+from parallax.tree.places import Survey
+from parallax.tree.rebuild import rebuild
+
+__all__ = ["as_saved"]
+
+M = TypeVar("M")
+
+
+def as_saved(like: M, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> M:
+    """A module in the structure that was saved, as far as classes in it leave that open.
+
+    Args:
+        like: the module.
+        header: of the file.
+        tensors: those of the file by name; only their shapes and dtypes matter.
+
+    Returns:
+        The module; what values its open parts have says nothing.
+    """
+    _, structure = flatten_module(like)
+    nodes = header.get("nodes")
+    if nodes is None or not any(hasattr(node.cls, "__as_saved__") for node in structure.nodes()):
+        return like
+    walk = [path for path, node in structure.walk() if type(node) is Structure]
+    begins = dict(zip(map(_dotted, walk), names_within(structure)[1], strict=True))
+    classes = {path: name for path, name, _ in nodes}
+    constants = {path: values for path, _, values in nodes}
+    survey = Survey(like)
+    edits = []
+    for entry in survey.entries:
+        part, path = entry.value, entry.path
+        if hasattr(part, "__as_saved__") and classes.get(path) == type(part).__name__:
+            own = {"": constants[path], **_below(constants, f"{path}." if path else "")}
+            edits.append((entry, part.__as_saved__(own, _below(tensors, begins[path]))))
+    return rebuild(survey, edits)  # type: ignore[no-any-return]  # as like
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _below(entries: Mapping[str, Any], begin: str) -> dict[str, Any]:
+    """The entries whose names begin so, by the rest of their names."""
+    return {
+        name.removeprefix(begin): value for name, value in entries.items() if name.startswith(begin)
+    }
