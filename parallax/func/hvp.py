@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from parallax import tree
 from parallax.func.call import call_at
+from parallax.func.engines import pullback
 from parallax.func.forward import tangents_of
-from parallax.func.grad import grad, grad_and_value, scalar_and_aux
+from parallax.func.grad import grad_and_value, scalar_and_aux
 from parallax.func.moving import name_of
 
 __all__ = ["hvp"]
@@ -52,23 +53,13 @@ def hvp(
     """
     what = f"func.hvp({name_of(func)})"
     along = tangents_of(call_at(func, what, primals), tangents, what)
-    everything = tuple(range(len(primals)))
 
     def checked(*inner: Any) -> tuple[Tensor, Any]:
         return scalar_and_aux(func(*inner), what, has_aux)
 
-    def slope(*inner: Any) -> tuple[Tensor, Any]:
-        grads, beside = grad_and_value(checked, everything, has_aux=True)(*inner)
-        return _inner_product(tree.leaves(grads), along), beside
-
-    product, (value, aux) = grad(slope, everything, has_aux=True)(*primals)
+    slopes = grad_and_value(checked, tuple(range(len(primals))), has_aux=True)
+    call = call_at(slopes, what, primals)
+    # The Hessian is symmetric: a product with it is that of the gradient's pullback.
+    _, pull, (value, aux) = pullback(call, lambda found: (tree.leaves(found[0]), found[1]))
+    product = call.trees(pull(along))
     return (value, product, aux) if has_aux else (value, product)
-
-
-def _inner_product(one: Sequence[Tensor], two: Sequence[Tensor]) -> Tensor:
-    """The real inner product of two lists of tensors."""
-    terms = [
-        (a.conj() * b).real.sum() if a.is_complex() else (a * b).sum()
-        for a, b in zip(one, two)  # noqa: B905  # dynamo traces no strict=
-    ]
-    return sum(terms[1:], start=terms[0])
