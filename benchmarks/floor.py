@@ -5,7 +5,9 @@ No tree, no module, no checks: flat lists of tensors and straight lines of code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -13,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.models import HEADS, NnChain, NnGPT, NnMLP, attend
+from benchmarks.residual import NnResNet
+from parallax import Module
+from parallax._compat import kernels
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -30,6 +35,8 @@ def line_of(model: nn.Module) -> Callable[[list[Tensor], Tensor], Tensor]:
         return mlp
     if isinstance(model, NnChain):
         return chain
+    if isinstance(model, NnResNet):
+        return partial(resnet, [buffer.clone() for buffer in model.buffers()])
     assert isinstance(model, NnGPT)
     return gpt
 
@@ -61,6 +68,40 @@ def gpt(parameters: list[Tensor], tokens: Tensor) -> Tensor:
     return F.linear(F.layer_norm(x, size, scale, shift), head, head_bias)
 
 
+def resnet(buffers: list[Tensor], parameters: list[Tensor], x: Tensor) -> Tensor:
+    """A residual network in training; the running statistics are written."""
+    weights, statistics = iter(parameters), iter(buffers)
+
+    def normed(x: Tensor) -> Tensor:
+        mean, var, _ = next(statistics), next(statistics), next(statistics)
+        return F.batch_norm(x, mean, var, next(weights), next(weights), True, 0.1)
+
+    x = torch.relu(normed(F.conv2d(x, next(weights), padding=1)))
+    for stride in (1, 2, 2):
+        inner = torch.relu(normed(F.conv2d(x, next(weights), None, stride, 1)))
+        inner = normed(F.conv2d(inner, next(weights), None, 1, 1))
+        if stride > 1:
+            x = normed(F.conv2d(x, next(weights), None, stride))
+        x = torch.relu(inner + x)
+    return F.linear(x.mean((2, 3)), next(weights), next(weights))
+
+
+def adamw_of(leaves: list[Tensor], rate: float) -> Callable[[Sequence[Tensor]], None]:
+    """AdamW's step in place: torch's fused kernel on flat lists."""
+    m, v = [[torch.zeros_like(leaf) for leaf in leaves] for _ in range(2)]
+    ages = [torch.zeros(()) for _ in leaves]
+
+    def move(grads: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            torch._foreach_add_(ages, 1)
+            kernels.fused_adamw(
+                leaves, list(grads), m, v, [], ages, lr=rate, beta1=0.9, beta2=0.999,
+                weight_decay=1e-2, eps=1e-8, amsgrad=False, maximize=False,
+            )  # fmt: skip
+
+    return move
+
+
 def gradient_of(
     model: nn.Module, loss: Callable[[Tensor], Tensor], x: Tensor
 ) -> Callable[[], tuple[tuple[Tensor, ...], Tensor]]:
@@ -74,6 +115,41 @@ def gradient_of(
         return torch.autograd.grad(value, leaves), value.detach()
 
     return run
+
+
+def objects_of(module: Module) -> Callable[[Sequence[Any]], Any]:
+    """Objects with the attributes of a tree's modules, around leaves: one line for each.
+
+    They are of a plain class: no structure, no check, nothing that flattens them again.
+    """
+    lines: list[str] = []
+    counter = count()
+    made = _written(module, lines, counter)
+    source = "\n    ".join(["def build(leaves):", *lines, f"return {made}"])
+    scope: dict[str, Any] = {"new": object.__new__, "Plain": Plain}
+    exec(source, scope)
+    return scope["build"]  # type: ignore[no-any-return]  # made by the exec above
+
+
+class Plain:
+    """An object with attributes."""
+
+
+def _written(node: Any, lines: list[str], counter: Iterator[int]) -> str:
+    """The expression of a node whose modules are made in `lines`; leaves come in their order."""
+    if isinstance(node, tuple):
+        return f"({''.join(_written(item, lines, counter) + ', ' for item in node)})"
+    if isinstance(node, Tensor):
+        return f"leaves[{next(counter)}]"
+    if not isinstance(node, Module):
+        return repr(node)
+    attributes = {
+        name: _written(getattr(node, name), lines, counter) for name in type(node).__layout__.fields
+    }
+    name = f"o{len(lines)}"
+    lines.append(f"{name} = new(Plain)")
+    lines.extend(f"{name}.{key} = {value}" for key, value in attributes.items())
+    return name
 
 
 def map_of(leaves: list[Any], fn: Callable[[Any], Any]) -> Callable[[], list[Any]]:

@@ -7,6 +7,7 @@ functional form, `torch.func.grad` over `functional_call`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,11 +23,12 @@ Loss = Callable[[Any], Tensor]
 
 
 def questions(quick: bool) -> Iterator[Question]:
-    yield _against_backward("a 3-layer MLP", *tiny(), limit=1.0)
-    yield _against_functional_call("a 3-layer MLP", *tiny(), limit=0.55)
     gpt = language_model(2 if quick else 12)
-    yield _against_backward(f"a GPT of {len(list(gpt[0].parameters()))} leaves", *gpt, limit=1.0)
-    yield _against_functional_call("the same GPT", *gpt, limit=None)
+    large = f"a GPT of {len(list(gpt[0].parameters()))} leaves"
+    yield _against_backward("a 3-layer MLP", *tiny(), limit=1.0)
+    yield replace(_against_backward(large, *gpt, limit=1.0), all_threads=True)
+    yield _against_functional_call("a 3-layer MLP", *tiny(), limit=0.55)
+    yield replace(_against_functional_call(large, *gpt, limit=None), all_threads=True)
     yield _hessian_product("a 3-layer MLP", *tiny())
 
 
@@ -51,13 +53,6 @@ def same_gradients(named: dict[str, Tensor], grads: Module) -> None:
 def _against_backward(name: str, model: nn.Module, loss: Loss, limit: float) -> Question:
     module = mirror(model)
     gradient, both = func.grad(loss), func.grad_and_value(loss)
-    structure = tree.structure(module)
-    line, flat = floor.line_of(model), [value.detach() for value in model.parameters()]
-
-    def straight() -> tuple[Any, Tensor]:
-        leaves = [value.detach().requires_grad_() for value in flat]
-        value = loss(lambda x: line(leaves, x))
-        return tree.unflatten(structure, torch.autograd.grad(value, leaves)), value.detach()
 
     def backward() -> Tensor:
         model.zero_grad()
@@ -80,8 +75,21 @@ def _against_backward(name: str, model: nn.Module, loss: Loss, limit: float) -> 
             Candidate("parallax func.grad", kept(lambda: gradient(module))),
         ],
         check=check,
-        floor=Candidate("floor: the tape over a flat list", kept(straight)),
+        floor=Candidate("floor: the tape over a flat list", kept(_straight(model, loss))),
     )
+
+
+def _straight(model: nn.Module, loss: Loss) -> Callable[[], tuple[Any, Tensor]]:
+    """The gradient of a flat list on autograd's tape, made a tree for the check."""
+    structure = tree.structure(mirror(model))
+    line, flat = floor.line_of(model), [value.detach() for value in model.parameters()]
+
+    def run() -> tuple[Any, Tensor]:
+        leaves = [value.detach().requires_grad_() for value in flat]
+        value = loss(lambda x: line(leaves, x))
+        return tree.unflatten(structure, torch.autograd.grad(value, leaves)), value.detach()
+
+    return run
 
 
 def kept(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -119,6 +127,7 @@ def _against_functional_call(
             Candidate("torch.func.grad_and_value of a module", lambda: raw(module)),
         ],
         check=lambda named, ours: same_gradients(named[0], ours[0]),
+        floor=Candidate("floor: the tape over a flat list", _straight(model, loss)),
     )
 
 
@@ -131,6 +140,16 @@ def _hessian_product(name: str, model: nn.Module, loss: Loss) -> Question:
     def functional(weights: dict[str, Tensor]) -> Tensor:
         return loss(lambda x: torch.func.functional_call(model, weights, (x,)))
 
+    structure = tree.structure(module)
+    line, flat = floor.line_of(model), [value.detach() for value in model.parameters()]
+
+    def straight() -> Any:
+        leaves = [value.detach().requires_grad_() for value in flat]
+        value = loss(lambda x: line(leaves, x))
+        grads = torch.autograd.grad(value, leaves, create_graph=True)
+        product = torch.autograd.grad(grads, leaves, [torch.ones_like(grad) for grad in grads])
+        return tree.unflatten(structure, product)
+
     return Question(
         f"Hessian-vector product of {name}",
         Candidate(
@@ -139,4 +158,5 @@ def _hessian_product(name: str, model: nn.Module, loss: Loss) -> Question:
         ),
         [Candidate("parallax func.hvp", lambda: func.hvp(loss, (module,), (along,))[1][0])],
         check=same_gradients,
+        floor=Candidate("floor: the tape twice over a flat list", straight),
     )

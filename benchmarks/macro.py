@@ -2,7 +2,9 @@
 
 Three tasks, each five ways: an `nn.Module` as torch runs it and with forward, backward and
 optimizer compiled; Parallax on the tape (`reset`, `backward`, `grad`), with `func.grad`, and with
-the whole step compiled. All begin with the same numbers and see the same batches.
+the whole step compiled. The floor is a flat list, the tape, and the fused kernel in place. All
+begin with the same numbers and see the same batches. On one thread: what is compiled is compiled
+for a number of threads.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import parallax
+from benchmarks import floor
 from benchmarks.harness import Candidate, Question, Row
 from benchmarks.models import CONTEXT, VOCABULARY, NnGPT, NnMLP, mirror
 from benchmarks.records import Curve
@@ -55,10 +58,12 @@ class Run:
 
 def questions(quick: bool) -> Iterator[Question]:
     for task, runs in _races(quick):
-        first, *others = [Candidate(run.name, run.step) for run in runs]
+        first, *others, straight = [Candidate(run.name, run.step) for run in runs]
         ours = [other for other in others if other.name.startswith("parallax")]
         theirs = [other for other in others if other not in ours]
-        yield Question(f"a step of training the {task}", first, ours, theirs, check=_finite)
+        yield Question(
+            f"a step of training the {task}", first, ours, theirs, check=_finite, floor=straight
+        )
 
 
 def curves(quick: bool, ask: Callable[[Question], list[Row]]) -> Iterator[Curve]:
@@ -74,7 +79,8 @@ def _races(quick: bool) -> list[tuple[str, list[Run]]]:
     steps = 3 if quick else 60
     races = []
     for task in _tasks(quick):
-        ways = [_nn_eager, _tape, _func] if quick else [_nn_eager, _nn_compiled, *_OURS]
+        compiled = [] if quick else [_nn_compiled, _compiled]
+        ways = [_nn_eager, *compiled, _tape, _func, _straight]
         runs = [_begun(way, task, steps) for way in ways]
         for run in runs[1:]:
             torch.testing.assert_close(run.losses, runs[0].losses, rtol=2e-3, atol=2e-3)
@@ -209,4 +215,15 @@ def _with_effects(module: Any, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tens
     return loss, (loss.detach(), after)
 
 
-_OURS = (_tape, _func, _compiled)
+def _straight(task: Task) -> tuple[str, Step]:
+    line, batches = floor.line_of(task.model), _fed(task)
+    leaves = [value.detach().clone().requires_grad_() for value in task.model.parameters()]
+    moved = floor.adamw_of(leaves, RATE)
+
+    def step() -> Tensor:
+        x, y = next(batches)
+        loss = F.cross_entropy(line(leaves, x).flatten(0, -2), y.flatten())
+        moved(torch.autograd.grad(loss, leaves))
+        return loss.detach()
+
+    return "floor: a flat list, in place", step

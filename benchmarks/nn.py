@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch import nn as torch_nn
 from torch.nn.utils import parametrizations
 
+from benchmarks import floor_nn
 from benchmarks.harness import Candidate, Question
 from parallax import bridge, nn
 
@@ -187,20 +187,6 @@ CASES = [
 ]
 
 
-# Where torch's own function takes nearly all of the time of a small call, its time is the floor.
-FLOORS: dict[str, Callable[..., Any]] = {
-    "Bilinear": lambda layer, x, y: F.bilinear(x, y, layer.weight, layer.bias),
-    "CircularPad1d": lambda _, x: F.pad(x, (1,) * 2, "circular"),
-    "CircularPad2d": lambda _, x: F.pad(x, (1,) * 4, "circular"),
-    "CircularPad3d": lambda _, x: F.pad(x, (1,) * 6, "circular"),
-    "GELU": lambda _, x: F.gelu(x),
-    "MaxUnpool1d": lambda _, x, i: F.max_unpool1d(x, i, (2,)),
-    "MaxUnpool2d": lambda _, x, i: F.max_unpool2d(x, i, (2, 2)),
-    "MaxUnpool3d": lambda _, x, i: F.max_unpool3d(x, i, (2, 2, 2)),
-    "Softsign": lambda _, x: F.softsign(x),
-}
-
-
 def questions(quick: bool) -> Iterator[Question]:
     for case in CASES:
         if not (quick and case.size == "large"):
@@ -216,7 +202,7 @@ def _question(case: Case) -> Question:
         ours = getattr(nn, case.name)(*case.arguments)
     ours = bridge.load_state_dict(ours, theirs.state_dict()).eval()
     inputs = [make() for make in case.inputs]
-    floor = FLOORS.get(case.name)
+    straight = floor_nn.of(case.name)
     return Question(
         f"{case.name}, {case.size}",
         Candidate("torch.nn", lambda: theirs(*inputs)),
@@ -230,5 +216,7 @@ def _question(case: Case) -> Question:
         check=torch.testing.assert_close,
         context=torch.no_grad,
         most_rounds=ROUNDS,
-        floor=floor and Candidate("torch's function", lambda: floor(ours, *inputs)),
+        floor=Candidate("torch's functions in a row", lambda: straight(ours, *inputs)),
+        remains="The call of a method, the reading of fields and torch's own checks of arguments",
+        all_threads=case.size == "large",
     )

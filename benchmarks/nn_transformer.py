@@ -9,9 +9,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch import nn as torch_nn
 
+from benchmarks import floor_nn
 from benchmarks.harness import Candidate, Question
 from parallax import bridge, nn
 
@@ -58,6 +60,12 @@ def _question(
         prepared = prepared.reset(0, mode)
     stack = nn.Stack.of(prepared.layers)
     norm = prepared.norm
+    layer = floor_nn.of("TransformerEncoderLayer")
+
+    def straight(x: Tensor) -> Tensor:
+        for each in prepared.layers:
+            x = layer(each, x)
+        return floor_nn.of("LayerNorm")(norm, x)  # type: ignore[no-any-return]  # of any layer
 
     theirs = copy.deepcopy(theirs).train(mode == "train")
     return Question(
@@ -69,19 +77,29 @@ def _question(
         ],
         check=lambda one, two: torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5),
         context=context,
+        floor=Candidate("floor: straight-line calls", lambda: straight(x)),
+        all_threads=x.shape[0] > 1,
     )
 
 
 def _containers() -> Iterator[Question]:
     """Containers of layers, at a size where only the calls count."""
     theirs = torch_nn.Sequential(*[torch_nn.Linear(8, 8) for _ in range(10)])
-    ours = nn.Sequential(*[nn.Linear(8, 8) for _ in range(10)])
+    ours: Any = nn.Sequential(*[nn.Linear(8, 8) for _ in range(10)])
     ours = bridge.load_state_dict(ours, theirs.state_dict())
+    pairs = [(layer.weight, layer.bias) for layer in ours.layers]
     x = torch.randn(1, 8)
+
+    def straight(x: Tensor) -> Tensor:
+        for weight, bias in pairs:
+            x = F.linear(x, weight, bias)
+        return x
+
     yield Question(
         "Sequential of 10 small linear layers",
         Candidate("torch.nn", lambda: theirs(x)),
         [Candidate("parallax.nn", lambda: ours(x), limit=0.85)],
+        floor=Candidate("floor: straight-line calls", lambda: straight(x)),
         check=torch.testing.assert_close,
         context=torch.no_grad,
     )

@@ -21,18 +21,24 @@ from parallax import Module, tree
 
 T = TypeVar("T")
 
+_MODULES = (
+    "A module knows its structure and its leaves and refuses assignment: an attribute dict of its "
+    "own for each, where plain objects share their keys"
+)
+
 # The size that the limits are for.
 GPT = 150
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One model as a module and as nested dicts of the same leaves."""
+    """One model as a module, as nested dicts of the same leaves, and as a flat list."""
 
     leaves: int
     model: nn.Module
     module: Module
     plain: Any
+    flat: list[Tensor]
 
     def limit(self, ratio: float) -> float | None:
         return ratio if self.leaves == GPT else None
@@ -65,7 +71,7 @@ def _subject(leaves: int) -> Subject:
     everything: Any = module
     for all_leaves in (tree.leaves, optree.tree_leaves, torch_pytree.tree_leaves):
         assert len(all_leaves(everything)) == leaves
-    return Subject(leaves, model, module, as_dict(module))
+    return Subject(leaves, model, module, as_dict(module), tree.leaves(module))
 
 
 def _flatten(subject: Subject) -> Question:
@@ -91,6 +97,8 @@ def _flatten(subject: Subject) -> Question:
         ],
         peers=subject.equinox("flatten", absent),
         check=lambda plain, flat: _same_leaves(plain[0], flat[0]),
+        floor=Candidate("floor: a flat list, copied", lambda: (list(subject.flat), None)),
+        remains="From a fresh module every leaf has to be found; a list is found already",
         absent=absent,
     )
 
@@ -98,6 +106,7 @@ def _flatten(subject: Subject) -> Question:
 def _unflatten(subject: Subject) -> Question:
     dict_leaves, dict_structure = optree.tree_flatten(subject.plain)
     leaves, structure = tree.flatten(subject.module)
+    objects = floor.objects_of(subject.module)
     absent: dict[str, str] = {}
     return Question(
         f"unflatten, {subject.leaves} leaves",
@@ -109,13 +118,15 @@ def _unflatten(subject: Subject) -> Question:
         ],
         peers=subject.equinox("unflatten", absent),
         check=_same_tree,
+        floor=Candidate("floor: plain objects, a line for each", lambda: objects(leaves)),
+        remains=_MODULES,
         absent=absent,
     )
 
 
 def _map(subject: Subject) -> Question:
     module, other = subject.module, rebuild(subject.module)
-    leaves = tree.leaves(module)
+    flat = subject.flat
     absent: dict[str, str] = {}
     others = subject.equinox("map", absent)
     values = subject.tensordict(absent)
@@ -133,10 +144,18 @@ def _map(subject: Subject) -> Question:
             ),
             Candidate("optree, module", lambda: optree.tree_map(_identity, cast(Any, module))),
         ],
-        peers=others,
+        peers=[*others, Candidate("a flat list, no tree", floor.map_of(flat, _identity))],
         check=_same_tree,
-        floor=Candidate("floor: a flat list, no tree", floor.map_of(leaves, _identity)),
+        floor=_floor_of_map(subject),
+        remains=_MODULES,
         absent=absent,
+    )
+
+
+def _floor_of_map(subject: Subject) -> Candidate:
+    flat, objects = subject.flat, floor.objects_of(subject.module)
+    return Candidate(
+        "floor: plain objects, a line for each", lambda: objects([_identity(leaf) for leaf in flat])
     )
 
 
@@ -154,6 +173,8 @@ def _map_of_torch(subject: Subject) -> Question:
             ),
         ],
         check=_same_tree,
+        floor=_floor_of_map(subject),
+        remains=_MODULES,
     )
 
 
@@ -185,11 +206,21 @@ def _first(leaf: T, other: object) -> T:
 def _same_tree(plain: Any, other: Any) -> None:
     """A module, a flat list or a tensordict holds the tensors that the dicts hold."""
     expected = optree.tree_leaves(plain)
+    if isinstance(other, floor.Plain):
+        other = _leaves_of_plain(other)
     if hasattr(other, "batch_size"):  # a tensordict wraps what it holds
         found = [leaf.data_ptr() for leaf in other.values(True, True)]
         assert sorted(leaf.data_ptr() for leaf in expected) == sorted(found)
     else:
         _same_leaves(expected, tree.leaves(other))
+
+
+def _leaves_of_plain(node: Any) -> list[Tensor]:
+    if isinstance(node, Tensor):
+        return [node]
+    inner = node if isinstance(node, tuple) else vars(node).values()
+    inside = (tuple, Tensor, floor.Plain)
+    return [leaf for each in inner if isinstance(each, inside) for leaf in _leaves_of_plain(each)]
 
 
 def _same_leaves(plain: list[Tensor], leaves: list[Tensor]) -> None:
