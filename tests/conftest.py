@@ -1,8 +1,11 @@
-"""What every test shares: the --slow option and hypothesis's budgets."""
+"""What every test shares: the --slow option, hypothesis's budgets, a dynamo without graphs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 # A deadline would measure the machine; how many examples are tried is what a profile decides.
@@ -27,3 +30,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(skip)
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """Neither the graphs of earlier tests nor, for later ones, those of this."""
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import init
 
 from parallax import Buffer, Module, Parameter, UninitializedError, tree
+from tests.comparing import same_leaves
 from tests.corpus import (
     MLP,
     MODULES,
@@ -52,10 +53,6 @@ def drawn(
 def numpy_state() -> Any:
     state: Any = np.random.get_state()
     return state[1].copy()
-
-
-def equal(one: Module, other: Module) -> bool:
-    return all(map(torch.equal, tree.leaves(one), tree.leaves(other)))
 
 
 # -- the forms ------------------------------------------------------------------------------------
@@ -267,7 +264,7 @@ def test_different_seeds_and_paths_give_different_numbers() -> None:
 def test_every_form_of_rng_is_read_and_not_advanced(make: Callable[[], Any]) -> None:
     rng = make()
     first, second, third = (MLP().initialize(r) for r in (rng, rng, make()))
-    assert equal(first, second) and equal(first, third)
+    assert same_leaves(first, second) and same_leaves(first, third)
     if isinstance(rng, torch.Generator):
         assert torch.equal(rng.get_state(), make().get_state())
 
@@ -276,11 +273,11 @@ def test_ambient_settings_do_not_change_the_numbers() -> None:
     plain = MLP().initialize(5)
     torch.manual_seed(99)
     with torch.no_grad():
-        assert equal(plain, MLP().initialize(5))
+        assert same_leaves(plain, MLP().initialize(5))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         torch.rand(17)
-        assert equal(plain, MLP().initialize(5))
+        assert same_leaves(plain, MLP().initialize(5))
 
 
 def test_ties_are_one_number_and_stay_ties() -> None:

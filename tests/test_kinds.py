@@ -17,11 +17,10 @@ import pytest
 import torch
 import typing_extensions
 from torch import Tensor, nn
-from torch.nn import init
 
 import parallax
 from parallax import Buffer, Module, Parameter, registry, tree
-from tests.corpus import Dense, Foreign, Gates, Scale
+from tests.corpus import Dense, Foreign, Gates, Scale, leaf
 
 AnyT = TypeVar("AnyT")
 ModuleT = TypeVar("ModuleT", bound=Module)
@@ -35,10 +34,6 @@ Alias = Optional["tuple[Dense, ...]"]
 
 class Late(Module):
     pass
-
-
-def leaf() -> Any:
-    return Parameter((2,), init.ones_)
 
 
 def declare(annotation: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from parallax import func, tree
-from tests.func.test_grad import Net, Twice, X, loss, net
+from tests.func.nets import Net, Twice, X, loss, net
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 MODEL = Twice(net(0), net(1, bias=False))
 SHARED = net(3)
@@ -21,13 +23,6 @@ STACK = tree.stack([Twice(net(k), net(k + 5)) for k in range(3)])
 BATCH = torch.stack([X, 2 * X, X - 1])
 V = func.grad(loss)(MODEL)
 LINEAR = nn.Linear(3, 2).double()
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def with_aux(m: Any, x: Tensor) -> tuple[Tensor, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from parallax import Module, func, tree
-from tests.func.test_grad import Twice, X, net
+from tests.func.nets import Twice, X, net
 
 X32 = X.float()
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from parallax import Buffer, Module, Parameter, func, random, tree
 from parallax.tree import core
-from tests.func.test_grad import Net, Twice, X, loss, net
+from tests.func.nets import Net, Twice, X, loss, net
 
 
 def named(model: Any) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from parallax import Buffer, Module, Parameter, UninitializedError, effects, func, random, tree
 from parallax.tree import core
-from tests.func.test_grad import Twice, X, loss, net
+from tests.func.nets import Twice, X, loss, net
 
 MEMBERS = [Twice(net(k), net(k + 10)) for k in range(4)]
 STACK = tree.stack(MEMBERS)

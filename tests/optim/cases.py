@@ -48,6 +48,12 @@ class Matrices(Module):
         return torch.tanh(x @ self.first.T) @ self.second.T
 
 
+class Point(Module):
+    """One tensor."""
+
+    at: Parameter
+
+
 # Every option of every optimizer at least once.
 OPTIONS: list[tuple[str, Options]] = [
     ("SGD", {}),
@@ -111,6 +117,11 @@ def gradients(model: Any, steps: int, seed: int = 1) -> Iterator[Any]:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         yield tree.map(lambda p: torch.randn(p.shape, generator=generator, dtype=p.dtype), model)
+
+
+def ones(model: Any) -> Any:
+    """The gradients whose every number is one."""
+    return tree.map(torch.ones_like, model)
 
 
 def run(opt: Any, model: Any, grads: Iterator[Any]) -> tuple[Any, Any]:

@@ -23,11 +23,7 @@ from tests.optim.cases import (
     model_for,
 )
 
-
-@pytest.fixture(autouse=True)
-def _fresh_dynamo() -> Any:
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=label)

@@ -16,7 +16,7 @@ from torch.utils import _pytree as torch_pytree
 from parallax import Module, func, optim, tree
 from parallax.optim import DonatedError
 from tests.corpus import MLP, MODULES, Case, example_input
-from tests.optim.cases import FIRST, Options, gradients, label, make, model_for
+from tests.optim.cases import FIRST, Options, gradients, label, make, model_for, ones
 
 USES: dict[str, Callable[[Any], Any]] = {
     "call": lambda m: m(torch.ones(4)),
@@ -32,10 +32,6 @@ USES: dict[str, Callable[[Any], Any]] = {
     "grad": lambda m: func.grad(lambda net: net(example_input()).sum())(m),
     "set": lambda m: setattr(m, "first", 1),
 }
-
-
-def ones(model: Any) -> Any:
-    return tree.map(torch.ones_like, model)
 
 
 @pytest.mark.parametrize(("name", "options"), FIRST, ids=label)

@@ -9,13 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallax import Module, Parameter, func, optim, random, tree
+from parallax import Module, func, optim, random, tree
 from tests.corpus import MLP, TiedParameter, example_input
-from tests.optim.cases import FIRST, Net, Options, Twin, gradients, label, model_for
-
-
-class Point(Module):
-    at: Parameter
+from tests.optim.cases import FIRST, Net, Options, Point, Twin, gradients, label, model_for
 
 
 class Odd(torch.optim.Optimizer):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from parallax import func, optim, tree
 from parallax.optim import schedules
+from tests.comparing import same_leaves
 from tests.corpus import MLP, example_input
 from tests.optim.cases import (
     DIFFERENTIABLE,
@@ -26,11 +27,6 @@ from tests.optim.cases import (
 
 MEMBERS = 3
 RATES = (0.01, 0.03, 0.1)
-
-
-def assert_equal(one: Any, two: Any) -> None:
-    for a, b in zip(tree.leaves(one), tree.leaves(two), strict=True):
-        assert torch.equal(a, b)
 
 
 # -- vmap ------------------------------------------------------------------------------------------
@@ -52,8 +48,8 @@ def test_an_ensemble_with_rates_of_its_own_is_the_loop_over_its_members(
         )
         for j in range(MEMBERS):
             models[j], states[j] = opts[j].step(models[j], grads[j][k], states[j])
-    assert_equal(tree.stack(models), ensemble)
-    assert_equal(tree.stack(states), state)
+    assert same_leaves(tree.stack(models), ensemble)
+    assert same_leaves(tree.stack(states), state)
 
 
 def test_members_of_different_ages_and_a_schedule() -> None:
@@ -67,7 +63,7 @@ def test_members_of_different_ages_and_a_schedule() -> None:
     )
     for k in range(2):
         models[k], states[k] = opt.step(models[k], grads[1], states[k])
-    assert_equal(tree.stack(models), ensemble)
+    assert same_leaves(tree.stack(models), ensemble)
     assert state.step.tolist() == [2, 1]
 
 
@@ -84,7 +80,7 @@ def test_vmap_in_vmap() -> None:
     for i in range(2):
         for j in range(2):
             alone = step(rates[i, j])
-            assert_equal(tree.map(lambda leaf, i=i, j=j: leaf[i, j], stepped), alone)
+            assert same_leaves(tree.map(lambda leaf, i=i, j=j: leaf[i, j], stepped), alone)
 
 
 def test_a_whole_training_step_of_an_ensemble() -> None:
@@ -205,4 +201,4 @@ def test_the_gradients_a_user_holds_are_not_written_by_a_decay_that_requires_gra
     before = [leaf.clone() for leaf in tree.leaves(grads)]
     opt = optim.SGD(weight_decay=torch.tensor(0.1, requires_grad=True), differentiable=True)
     opt.step(model, grads, opt.init(model))
-    assert_equal(grads, before)
+    assert same_leaves(grads, before)

@@ -13,13 +13,9 @@ import torch._dynamo.testing
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 import parallax
-from parallax import Module, Parameter, optim, tree
+from parallax import optim, tree
 from tests.corpus import MLP, MODULES, Norm
-from tests.optim.cases import Matrices, Net, distance, gradients, model_for
-
-
-class Point(Module):
-    at: Parameter
+from tests.optim.cases import Matrices, Net, Point, distance, gradients, model_for
 
 
 def assert_close(one: Any, two: Any, tolerance: float = 0.0) -> None:

@@ -1,0 +1,123 @@
+"""Calls in threads, calls that fail, and calls with keys, effects and ``parallax.func``."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from parallax import Buffer, Module, Parameter, effects, func, random, tree
+from tests.comparing import assert_close_trees
+from tests.compiler.programs import net, start, step
+from tests.compiling import graphs, make_compiled
+from tests.corpus import SIZE, Scale
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+# -- threads, failures, purity ---------------------------------------------------------------------
+
+
+def test_threads_get_their_own_results() -> None:
+    compiled = make_compiled(step, backend="eager")
+    x, y = torch.randn(5, SIZE), torch.randn(5, 2)
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        model = net(seed)
+        if seed % 2:
+            model = model.eval()
+        expected = step(model, start(model), x, y)
+        for _ in range(5):
+            try:
+                assert_close_trees(compiled(model, start(model), x, y), expected)
+            except BaseException:
+                wrong.append(seed)
+                raise
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert graphs() == 2
+
+
+def test_a_failed_call_leaves_nothing_behind() -> None:
+    def fn(x: Tensor) -> Tensor:
+        if FLAG[0]:
+            raise ValueError("not now")
+        return x + 1
+
+    compiled, x = make_compiled(fn, backend="eager"), torch.ones(2)
+    FLAG[0] = True
+    with pytest.raises(Exception, match="not now"):
+        compiled(x)
+    FLAG[0] = False
+    assert torch.equal(compiled(x), x + 1)
+
+
+FLAG = [False]
+
+
+def test_nothing_given_is_changed_or_kept_alive() -> None:
+    import weakref
+
+    compiled = make_compiled(lambda scale: tree.map(torch.neg, scale), backend="aot_eager")
+    scale = Scale(torch.ones(2))
+    leaf = weakref.ref(scale.by)
+    before = scale.by._version, torch.get_rng_state()
+    compiled(scale)
+    assert scale.by._version == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert not vars(scale.by)
+    del scale
+    assert leaf() is None
+
+
+# -- with the rest of Parallax ---------------------------------------------------------------------
+
+
+class Noise(Module):
+    """Draws, and counts its calls by an effect."""
+
+    by: Parameter
+    calls: Buffer
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.emit(calls=self.calls + 1)
+        return x * self.by * random.normal(self.rng, x.shape)
+
+
+def test_a_key_is_an_input_of_the_graph() -> None:
+    module, x = Noise(torch.ones(3), torch.zeros(())), torch.ones(3)
+
+    def call(module: Any, x: Tensor) -> Any:
+        return module(x)
+
+    run = effects.collect(call)
+    compiled = make_compiled(run, backend="aot_eager")
+    for seed in range(4):
+        given = module.train(random.key(seed))
+        (y, after), (expected, expected_after) = compiled(given, x), run(given, x)
+        torch.testing.assert_close(y, expected)
+        assert_close_trees(after, expected_after)
+        assert after.calls == 1
+    assert graphs() == 1
+
+
+def test_parallax_func_inside_and_around() -> None:
+    def loss(model: Any, x: Tensor) -> Any:
+        return model(x).square().mean()
+
+    model, x = net(), torch.randn(5, SIZE)
+    inside = make_compiled(lambda model, x: func.grad_and_value(loss)(model, x), backend="eager")
+    around = func.grad_and_value(make_compiled(loss, backend="aot_eager"))
+    expected = func.grad_and_value(loss)(model, x)
+    for _ in range(2):
+        assert_close_trees(inside(model, x), expected)
+        assert_close_trees(around(model, x), expected)

@@ -1,0 +1,186 @@
+"""No graph is used where it is wrong: other modes of torch, globals, closures and classes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from parallax import Module, Parameter, tree
+from tests.compiling import graphs, make_compiled
+from tests.corpus import Scale
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+@contextlib.contextmanager
+def _default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+SURROUNDINGS: dict[str, Callable[[], Any]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "autocast float16": lambda: torch.autocast("cpu", torch.float16),
+    "default dtype": _default_dtype,
+    "default device": lambda: torch.device("meta"),
+    "deterministic": _deterministic,
+    "threads": _threads,
+    "saved tensors": lambda: torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone),
+}
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_changed_surroundings(name: str, backend: str) -> None:
+    def fn(weight: Tensor, x: Tensor) -> tuple[Tensor, list[Any], list[Any]]:
+        new, y = torch.ones(2), x @ weight
+        return (
+            y,
+            [torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()],
+            [y.dtype, y.requires_grad, new.dtype, new.device.type, torch.is_autocast_enabled()],
+        )
+
+    weight, x = torch.randn(3, 3, requires_grad=True), torch.randn(2, 3)
+    compiled = make_compiled(fn, backend=backend)
+    for change in (contextlib.nullcontext, SURROUNDINGS[name]) * 2:
+        with change():
+            got, expected = compiled(weight, x), fn(weight, x)
+        assert got[1:] == expected[1:]
+        assert (got[0].dtype, got[0].requires_grad) == (
+            expected[0].dtype,
+            expected[0].requires_grad,
+        )
+        torch.testing.assert_close(got[0], expected[0])
+    assert graphs() <= 2
+
+
+GLOBAL = {"factor": 2.0}
+SCALAR = 2.0
+TENSOR = torch.ones(2)
+
+
+def test_globals_closures_and_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, held = 1.0, torch.ones(2)
+
+    def fn(x: Tensor, default: float = 3.0) -> Tensor:
+        return x * GLOBAL["factor"] * SCALAR * cell * default + TENSOR + held
+
+    compiled, x = make_compiled(fn, backend="eager"), torch.ones(2)
+    own = globals()
+
+    def changes() -> Iterator[None]:
+        nonlocal cell, held
+        yield
+        monkeypatch.setitem(own, "SCALAR", 5.0)
+        yield
+        monkeypatch.setitem(GLOBAL, "factor", 7.0)
+        yield
+        cell = 11.0
+        yield
+        fn.__defaults__ = (13.0,)
+        yield
+        monkeypatch.setitem(own, "TENSOR", torch.ones(2, 2))
+        yield
+        held = torch.ones(3, 1, 1)
+        yield
+
+    for _ in changes():
+        torch.testing.assert_close(compiled(x), fn(x))
+
+
+def test_results_of_another_shape_by_a_global(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fn(scale: Any) -> Any:
+        return {"scale": scale} if SCALAR == 2.0 else (scale, scale.by)
+
+    compiled, scale = make_compiled(fn, backend="eager"), Scale(torch.ones(2))
+    for value in (2.0, 3.0, 2.0, 3.0):
+        monkeypatch.setitem(globals(), "SCALAR", value)
+        assert tree.structure(compiled(scale)) == tree.structure(fn(scale))
+    assert graphs() <= 2
+
+
+def test_a_class_that_changes() -> None:
+    class Inner(Module):
+        by: Parameter
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.helper(x)
+
+        def helper(self, x: Tensor) -> Tensor:
+            return self.by * x
+
+    class Outer(Module):
+        inner: Inner
+
+        def forward(self, x: Tensor) -> Any:
+            return self.inner(x)
+
+    outer, x = Outer(Inner(torch.ones(2))), torch.ones(2)
+    compiled = make_compiled(lambda outer, x: outer(x), backend="eager")
+    assert torch.equal(compiled(outer, x), x)
+    Inner.helper = lambda self, x: 5 * x  # type: ignore[method-assign]  # the change in question
+    assert torch.equal(compiled(outer, x), 5 * x)
+    Inner.forward = lambda self, x: 7 * x  # type: ignore[method-assign]  # as above
+    assert torch.equal(compiled(outer, x), 7 * x)
+    made = graphs()
+
+    class Unrelated(Module):
+        by: Parameter
+
+    Unrelated.other = 1
+    compiled(outer, x)
+    assert graphs() == made
+
+
+def test_a_global_module_read_beside_the_argument() -> None:
+    def fn(scale: Any, x: Tensor) -> Any:
+        return scale(x) + GLOBAL_SCALE.by  # the one it began with, an error that is often made
+
+    compiled, x = make_compiled(fn, backend="eager"), torch.ones(2)
+    scale: Any = GLOBAL_SCALE
+    for _ in range(4):
+        torch.testing.assert_close(compiled(scale, x), fn(scale, x))
+        scale = tree.map(lambda leaf: leaf + 1, scale)
+    assert graphs() == 2
+
+
+GLOBAL_SCALE = Scale(torch.ones(2))
+BATCH = torch.ones(2)
+
+
+def test_a_global_that_is_only_given_costs_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = make_compiled(lambda scale, x: scale(x) * SCALAR, backend="eager")
+    for value in (1.0, 2.0, 3.0):
+        monkeypatch.setitem(globals(), "BATCH", torch.full((2,), value))
+        torch.testing.assert_close(compiled(GLOBAL_SCALE, BATCH), BATCH * SCALAR)
+    compiled(GLOBAL_SCALE, torch.ones(2))
+    assert graphs() == 1

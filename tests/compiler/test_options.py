@@ -1,0 +1,90 @@
+"""The options of ``parallax.compile``, and those it gives to inductor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._inductor.utils import run_and_get_code
+
+import parallax
+from tests.compiling import make_compiled
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+def test_disable_and_the_other_options_of_torch_compile() -> None:
+    def fn(x: Tensor) -> Tensor:
+        return x + 1
+
+    assert parallax.compile(fn, disable=True) is fn
+    with pytest.raises(TypeError, match="'backends'"):
+        make_compiled(fn, backends="eager")
+    with pytest.raises(TypeError, match="not both"):
+        make_compiled(fn, mode="default", options={})
+    with pytest.raises(RuntimeError, match="Unrecognized mode"):
+        make_compiled(fn, mode="fast")
+    seen: list[str] = []
+
+    def theirs(entries: Any) -> list[bool]:
+        seen.extend(entry.guard_type for entry in entries)
+        return [True] * len(entries)
+
+    make_compiled(fn, backend="eager", options={"guard_filter_fn": theirs})(torch.ones(2))
+    assert "TENSOR_MATCH" in seen
+
+
+@torch.library.custom_op("parallax_tests::positive", mutates_args=())
+def positive(x: Tensor) -> Tensor:
+    """Says no in its own words, and describes its result wrongly where asked for 7 rows."""
+    if x.sum() < 0:
+        raise ArithmeticError("it is negative")
+    return x.t().contiguous().t() if x.shape[0] == 7 else x.clone()
+
+
+@positive.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def test_inductor_on_the_cpu_gets_options_that_change_no_result() -> None:
+    x = torch.ones(3, 3)
+    compiled = make_compiled(lambda x: positive(x) + 1)
+    expected, (code,) = run_and_get_code(compiled, x)
+    assert torch.equal(expected, x + 1)
+    assert "aoti" in code
+    assert '"input")' not in code  # sizes and strides of inputs are checked before, at once
+    with pytest.raises(ArithmeticError, match="it is negative"):
+        compiled(-x)
+    assert torch.equal(compiled(x), x + 1)
+    with pytest.raises(RuntimeError, match="expected size"):  # results of kernels are checked
+        make_compiled(lambda x: positive(x) + 1)(torch.ones(7, 3))
+
+
+def test_the_options_given_are_the_last_word() -> None:
+    def options(given: dict[str, Any], device: str = "cpu") -> Any:
+        settings = parallax.compiler.dynamo.compile_settings(given)
+        items = [torch.ones(1, device=device)]
+        return parallax.compiler.dynamo.settings_for(settings, items, ())["options"]
+
+    assert options({})["cpp_wrapper"] is True
+    asked = {"cpp_wrapper": False, "size_asserts": True}
+    assert options({"options": asked}) == asked
+    assert options({"backend": "eager"}) == {}
+    assert options({}, "meta") == {}
+
+
+def test_what_inductor_writes_in_python_only_is_written_in_python() -> None:
+    region = torch.compiler.nested_compile_region(lambda x: x.sin() + 1)
+    x = torch.ones(2)
+    compiled = make_compiled(lambda x: region(region(x)))
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), (x.sin() + 1).sin() + 1)
+
+
+def test_mode_is_told_as_options() -> None:
+    settings = parallax.compiler.dynamo.compile_settings({"mode": "reduce-overhead"})
+    assert settings["options"] == {"triton.cudagraphs": True}
+    assert "mode" not in settings
