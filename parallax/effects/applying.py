@@ -64,6 +64,7 @@ def _merged(
                 and isinstance(value, Tensor)
                 and value.shape == leaf.shape
                 and value.dtype is leaf.dtype
+                and value.device == leaf.device
             )
             if index is None or not (fits or (relayed and _is_mapped(value, leaf))):
                 raise _foreign(module, path, buffers, rule)
@@ -84,7 +85,9 @@ def _merged(
 
 def _is_mapped(value: Tensor, leaf: Any) -> bool:
     """Whether a value out of ``vmap`` is a stack of values for the buffer."""
-    if not isinstance(leaf, Tensor) or value.dtype is not leaf.dtype:
+    if not isinstance(leaf, Tensor):
+        return False
+    if value.dtype is not leaf.dtype or value.device != leaf.device:
         return False
     return value.ndim > leaf.ndim and value.shape[value.ndim - leaf.ndim :] == leaf.shape
 

@@ -26,14 +26,15 @@ def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
         module: the module whose method this is.
         merge: how several values for one buffer, from ``split`` copies or from ``vmap``,
             become one: ``"last"``, ``"mean"`` or ``"sum"``; by default they are an error.
-        **buffers: tensors by field name, of the buffer's shape and dtype. They are detached:
-            no gradient flows through a buffer.
+        **buffers: tensors by field name, of the buffer's shape, dtype and device. They are
+            detached: no gradient flows through a buffer.
 
     Raises:
         AttributeError: if a name is no field.
         EffectError: if nobody collects.
         TypeError: if a field is no buffer, or a value no tensor.
-        ValueError: if a value has another shape or dtype than the buffer, or ``merge`` is no rule.
+        ValueError: if a value has another shape, dtype or device than the buffer, or ``merge`` is
+            no rule.
 
     Example:
         >>> import torch
@@ -112,6 +113,11 @@ def check(module: Any, path: str, buffers: dict[str, Any], merge: str | None) ->
                 f"{where}: the buffer has shape {tuple(held.shape)} and {held.dtype}, the value "
                 f"{tuple(value.shape)} and {value.dtype}. Reduce it, or cast: "
                 f"value.to({held.dtype})"
+            )
+        if value.device != held.device:
+            raise ValueError(
+                f"{where}: the buffer is on {held.device}, the value on {value.device}. Move it: "
+                f"value.to(self.{name}.device)"
             )
     if merge is not None and merge not in RULES:
         where = f"{type(module).__name__}.emit(merge=)"

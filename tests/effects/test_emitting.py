@@ -50,6 +50,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"hole": torch.zeros(2)}, TypeError, "the buffer is None"),
     ({"buffer": torch.zeros(3)}, ValueError, r"shape \(2,\).*\(3,\)"),
     ({"buffer": torch.zeros(2, dtype=torch.float64)}, ValueError, r"float32.*float64"),
+    (
+        {"buffer": torch.zeros(2, device="meta")},
+        ValueError,
+        r"the buffer is on cpu, the value on meta\. Move it: value.to\(self.buffer.device\)",
+    ),
     ({"buffer": torch.zeros(2), "merge": "median"}, ValueError, "merge.*median"),
 ]
 
@@ -138,7 +143,7 @@ def test_bad_effects_are_refused_within_transforms_too(
 ) -> None:
     def inside(module: Any, scale: Tensor) -> Tensor:
         mapped = {
-            name: value * scale.to(value.dtype) if isinstance(value, Tensor) else value
+            name: value * scale.to(value) if isinstance(value, Tensor) else value
             for name, value in values.items()
         }
         module(**mapped)
