@@ -73,7 +73,7 @@ def _ask(names: Sequence[str], *, quick: bool) -> tuple[list[records.Answer], li
             )
             print(report.table(answers[-1]), flush=True)
             if question.all_threads and not quick:
-                answers.append(_on_all_threads(name, question, effort))
+                answers.append(_on_all_threads(name, question))
                 print(report.table(answers[-1]), flush=True)
         for curve in part.curves(quick, ask) if hasattr(part, "curves") else ():
             curves.append(curve)
@@ -82,11 +82,11 @@ def _ask(names: Sequence[str], *, quick: bool) -> tuple[list[records.Answer], li
     return answers, curves
 
 
-def _on_all_threads(part: str, question: Question, effort: harness.Effort) -> records.Answer:
+def _on_all_threads(part: str, question: Question) -> records.Answer:
     """Ask again with all of torch's threads; the limits were set for one."""
     torch.set_num_threads(os.cpu_count() or 1)
     try:
-        rows = harness.measure(question, effort, progress)
+        rows = harness.measure(question, harness.SHORT, progress)
     finally:
         torch.set_num_threads(1)
     rows = [replace(row, limit=None) for row in rows]

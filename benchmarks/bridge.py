@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import floor
-from benchmarks.grad import kept
+from benchmarks.grad import kept, straight_gradient
 from benchmarks.harness import Candidate, Question
 from benchmarks.models import BLOCKS, CONTEXT, VOCABULARY, NnGPT
 from parallax import bridge, func, tree
@@ -108,6 +108,8 @@ def _gradient(model: NnGPT, batch: int) -> Question:
         [Candidate("func.grad of the lifted model", kept(lambda: gradient(module)), limit=1.03)],
         check=check,
         context=context,
+        floor=Candidate("floor: the tape over a flat list", kept(straight_gradient(model, loss))),
+        all_threads=batch > 1,
     )
 
 

@@ -6,6 +6,7 @@ optimizer's step compiled. Cold compile times are taken in fresh processes witho
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -17,12 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import floor
 from benchmarks.harness import Candidate, Question
 from benchmarks.models import CONTEXT, VOCABULARY, NnGPT, NnMLP, mirror
 from parallax import compile as compile_tree
 from parallax import optim, tree
 
 RATE, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
+
+_TREE = "The leaves of three trees are checked and three trees are made"
 
 Run = Callable[[], Any]
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
@@ -33,6 +37,7 @@ def questions(quick: bool) -> Iterator[Question]:
     if quick:
         return
     written, ours = "parallax.compile of the whole step", "the same, with parallax.optim.Adam"
+    straight = "floor: torch.compile of the step on flat lists"
     yield Question(
         "compiled Adam step of a tiny MLP",
         Candidate("nn.Module, compiled forward/backward and step", _reference_step("tiny MLP")),
@@ -40,16 +45,21 @@ def questions(quick: bool) -> Iterator[Question]:
             Candidate(written, _whole_step("tiny MLP"), limit=0.25),
             Candidate(ours, _library_step("tiny MLP")),
         ],
+        floor=Candidate(straight, _straight_step("tiny MLP")),
+        remains=_TREE,
     )
     yield Question(
         "compiled Adam step of a 2-layer GPT",
         Candidate("nn.Module, compiled forward/backward and step", _reference_step("2-layer GPT")),
         [Candidate(written, _whole_step("2-layer GPT"), limit=0.90)],
+        floor=Candidate(straight, _straight_step("2-layer GPT")),
+        remains=_TREE,
     )
     yield Question(
         "cold compile of the Adam step of a 2-layer GPT",
-        Candidate("nn.Module", _cold("reference", 2), self_timed=True),
-        [Candidate("parallax.compile", _cold("whole", 1), self_timed=True, limit=1.1)],
+        Candidate("nn.Module", _cold("reference"), self_timed=True),
+        [Candidate("parallax.compile", _cold("whole"), self_timed=True, limit=1.1)],
+        floor=Candidate("floor: flat lists", _cold("straight"), self_timed=True),
         most_rounds=2,
     )
 
@@ -133,6 +143,34 @@ def _library_step(name: str) -> Run:
     return _warm(run)
 
 
+def _straight_step(name: str) -> Run:
+    template, x, y, loss = _example(name)
+    line, leaves = floor.line_of(template), [p.detach() for p in template.parameters()]
+
+    def value_of(leaves: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return loss(lambda x: line(leaves, x), x, y)
+
+    def step(leaves: Any, m: Any, v: Any, t: Tensor, x: Tensor, y: Tensor) -> Any:
+        grads, value = torch.func.grad_and_value(value_of)(leaves, x, y)
+        t = t + 1
+        m = [a + (1 - BETA1) * (g - a) for a, g in zip(m, grads)]  # noqa: B905  # dynamo traces no strict=
+        v = [BETA2 * a + (1 - BETA2) * g * g for a, g in zip(v, grads)]  # noqa: B905
+        rate, scale = RATE / (1 - BETA1**t), (1 - BETA2**t).sqrt()
+        moved = zip(leaves, m, v)  # noqa: B905
+        return [p - rate * a / (b.sqrt() / scale + EPS) for p, a, b in moved], m, v, t, value
+
+    compiled: Any = torch.compile(step, fullgraph=True)
+    zeros = [[torch.zeros_like(leaf) for leaf in leaves] for _ in range(2)]
+    held: list[Any] = [leaves, *zeros, torch.zeros(())]
+
+    def run() -> Tensor:
+        *held[:], value = compiled(*held, x, y)
+        result: Tensor = value
+        return result
+
+    return _warm(run)
+
+
 def _warm(run: Run) -> Run:
     """Compiled already: the harness takes its first call for an ordinary one."""
     for _ in range(3):
@@ -143,24 +181,18 @@ def _warm(run: Run) -> Run:
 # -- the first call -----------------------------------------------------------------------------
 
 
-def _cold(which: str, processes: int) -> Callable[[], float]:
+def _cold(which: str) -> Callable[[], float]:
     """The seconds of the first three steps in a process of its own, torch's imports aside.
 
-    So many processes are run, at the first calls; later calls repeat what was found.
+    It is run once; later calls repeat what was found.
     """
     environment = {**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.compile", which]
-    found: list[float] = []
 
+    @functools.cache
     def run() -> float:
-        if len(found) < processes:
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, check=True
-            )
-            found.append(float(done.stdout.split()[-1]))
-        else:
-            found.append(found.pop(0))
-        return found[-1]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return float(done.stdout.split()[-1])
 
     return run
 
@@ -168,8 +200,9 @@ def _cold(which: str, processes: int) -> Callable[[], float]:
 def _main(which: str) -> None:
     torch.set_num_threads(1)
     torch.compile(torch.sin)(torch.ones(3))  # what is only done once, whoever compiles
+    steps = {"reference": _reference_step, "whole": _whole_step, "straight": _straight_step}
     start = time.perf_counter()
-    (_reference_step if which == "reference" else _whole_step)("2-layer GPT")
+    steps[which]("2-layer GPT")
     sys.stdout.write(f"{time.perf_counter() - start}\n")
 
 
@@ -187,6 +220,8 @@ def _overhead(blocks: int) -> Question:
         return x
 
     flat = torch.compile(add, backend=_nothing, fullgraph=True)
+    result = (torch.zeros(3),)
+    graph: Any = lambda *_: result  # noqa: E731  # what the backend makes of it
 
     def add_all(model: Any, x: Tensor) -> Tensor:
         return add(tree.leaves(model), x)
@@ -201,6 +236,8 @@ def _overhead(blocks: int) -> Question:
             Candidate("parallax.compile", lambda: whole(model, x), limit=1.3),
             Candidate("torch.compile of the module", lambda: inside(model, x)),
         ],
+        floor=Candidate("floor: the graph alone", lambda: graph(*leaves, x)),
+        remains="Each leaf's shape, dtype, device and wish for a gradient is looked at",
     )
 
 

@@ -75,11 +75,11 @@ def _against_backward(name: str, model: nn.Module, loss: Loss, limit: float) -> 
             Candidate("parallax func.grad", kept(lambda: gradient(module))),
         ],
         check=check,
-        floor=Candidate("floor: the tape over a flat list", kept(_straight(model, loss))),
+        floor=Candidate("floor: the tape over a flat list", kept(straight_gradient(model, loss))),
     )
 
 
-def _straight(model: nn.Module, loss: Loss) -> Callable[[], tuple[Any, Tensor]]:
+def straight_gradient(model: nn.Module, loss: Loss) -> Callable[[], tuple[Any, Tensor]]:
     """The gradient of a flat list on autograd's tape, made a tree for the check."""
     structure = tree.structure(mirror(model))
     line, flat = floor.line_of(model), [value.detach() for value in model.parameters()]
@@ -127,7 +127,7 @@ def _against_functional_call(
             Candidate("torch.func.grad_and_value of a module", lambda: raw(module)),
         ],
         check=lambda named, ours: same_gradients(named[0], ours[0]),
-        floor=Candidate("floor: the tape over a flat list", _straight(model, loss)),
+        floor=Candidate("floor: the tape over a flat list", straight_gradient(model, loss)),
     )
 
 

@@ -143,7 +143,8 @@ class Effort:
 
 
 QUICK = Effort(rounds=3, slice_seconds=0.001, question_seconds=1.0)
-FULL = Effort(rounds=31, slice_seconds=0.008, question_seconds=3.0)
+SHORT = Effort(rounds=9, slice_seconds=0.008, question_seconds=1.0)
+FULL = Effort(rounds=31, slice_seconds=0.008, question_seconds=2.5)
 
 _FEWEST_ROUNDS = 5
 

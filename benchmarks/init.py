@@ -37,6 +37,7 @@ def _construct(count: int) -> Question:
             assert one is two or torch.equal(torch.as_tensor(one), torch.as_tensor(two))
 
     frozen = dataclasses.make_dataclass("Frozen", zip(names, kinds, strict=True), frozen=True)
+    plain = _plain(names)
     absent: dict[str, str] = {}
     return Question(
         f"construct, {count} fields",
@@ -46,6 +47,8 @@ def _construct(count: int) -> Question:
             Candidate("__init__ written", _maker(names, kinds, values, _written(names)), limit=4.0),
         ],
         peers=_peers(names, kinds, values, absent),
+        floor=Candidate("floor: a class with an __init__", lambda: plain(*values)),
+        remains="A field's value is looked at, its place in the tree is found, ties are searched",
         check=same,
         absent=absent,
     )
@@ -81,11 +84,14 @@ def _initialize(blocks: int) -> Question:
     def same(made: list[Tensor], ours: Any) -> None:
         assert [leaf.shape for leaf in made] == [leaf.shape for leaf in tree.leaves(ours)]
 
+    reference = Candidate("torch.nn.init on a flat list", fill)
     return Question(
         f"initialize, {len(flat)} leaves of 64 x 64",
-        Candidate("torch.nn.init on a flat list", fill),
+        reference,
         [Candidate("initialize", lambda: declared.initialize(0))],
         check=same,
+        floor=reference,
+        remains="Each leaf has a generator of its own, seeded by its path, and a tree is made",
     )
 
 
@@ -114,6 +120,14 @@ def _maker(
     exec("\n".join(["class Made(Module):", *fields, written]), scope)
     made = scope["Made"]
     return lambda: made(*values)
+
+
+def _plain(names: Sequence[str]) -> Callable[..., object]:
+    """A class of Python's own whose `__init__` assigns so many attributes."""
+    lines = [f"    def __init__(self, {', '.join(names)}):"]
+    scope: dict[str, Any] = {}
+    exec("\n".join(["class Plain:", *lines, *[f"        self.{n} = {n}" for n in names]]), scope)
+    return scope["Plain"]  # type: ignore[no-any-return]  # made by the exec above
 
 
 def _written(names: Sequence[str]) -> str:

@@ -19,6 +19,8 @@ from benchmarks.models import BLOCKS, NnGPT, mirror
 from parallax import Module, optim, tree
 from parallax._compat import kernels
 
+_CHECKS = "Three trees are compared, numbers of each leaf are checked, and two trees are made"
+
 SIZES = (150, 1_002)
 TORCHOPT = importlib.util.find_spec("torchopt") is not None
 
@@ -62,6 +64,7 @@ def _adam(subject: Subject) -> Question:
             _torch("torch.optim.Adam, fused", lambda p: torch.optim.Adam(p, fused=True), subject)
         ],
         floor=_floor_of_adam(subject),
+        remains=_CHECKS,
     )
 
 
@@ -96,6 +99,7 @@ def _sgd(subject: Subject, momentum: float, limit: float | None = None) -> Quest
             _donated("donated", opt, subject),
         ],
         floor=_floor_of_sgd(subject, momentum),
+        remains=_CHECKS,
     )
 
 

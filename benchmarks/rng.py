@@ -36,6 +36,7 @@ def _normal(n: int) -> Question:
         Candidate("torch.randn with a Generator", lambda: torch.randn(n, generator=generator)),
         [Candidate("random.normal", lambda: random.normal(key, (n,)), limit=1.15)],
         context=random.reuse,
+        all_threads=True,
     )
 
 
@@ -52,6 +53,7 @@ def _dropout(n: int) -> Question:
             )
         ],
         context=random.reuse,
+        all_threads=True,
     )
 
 
@@ -66,6 +68,8 @@ def _split() -> Question:
             Candidate("random.key(0)", lambda: random.key(0)),
         ],
         context=random.reuse,
+        floor=Candidate("floor: torch.randint", lambda: torch.randint(2**62, (2,))),
+        remains="A key is a module: two tensors of one number each, and an object for each",
     )
 
 

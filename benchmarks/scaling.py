@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as torch_pytree
 
+from benchmarks import floor
 from benchmarks.harness import Candidate, Question, Row, from_floor
 from benchmarks.memory import peak_bytes
 from benchmarks.models import NnChain, NnMLP, as_dict, mirror
@@ -58,8 +59,11 @@ class Wide(Module):
 def curves(quick: bool, ask: Ask) -> Iterator[Curve]:
     leaves = (10, 100) if quick else (10, 100, 1_000, 10_000, 100_000)
     yield _curve("tree operations", "leaves", leaves, _with_leaves, ask)
-    # Modules nest up to 200 deep; beyond that a clear error asks for a tuple.
-    depths = (1, 10) if quick else (1, 3, 10, 30, 100, 200)
+    layers = (1, 10) if quick else (1, 10, 100, 1_000)
+    yield _curve("layers in a row, 8 wide", "layers", layers, _with_layers, ask)
+    # Modules nest up to 200 deep; beyond that a clear error asks for a tuple. Calls of nested
+    # nn.Modules, three frames for each, end at Python's limit of 1,000 frames soon after.
+    depths = (1, 10) if quick else (1, 10, 100, 200)
     yield _curve("nested modules", "depth", depths, _with_depth, ask)
     members = (1, 4) if quick else (1, 4, 16, 64, 256)
     yield _curve("an ensemble of MLPs, 8 wide", "members", members, _with_members, ask)
@@ -83,7 +87,7 @@ def _curve(
 
 def _with_leaves(count: int) -> Runs:
     module = mirror(NnChain(count // 2, 1))
-    other = mirror(NnChain(count // 2, 1))
+    other = tree.map(Tensor.clone, module)
     plain: Any = as_dict(module)
     leaves = tree.leaves(module)
     return {
@@ -97,6 +101,26 @@ def _with_leaves(count: int) -> Runs:
 
 
 _KEY = random.key(0)
+
+
+def _with_layers(count: int) -> Runs:
+    reference, x = NnChain(count, 8).requires_grad_(False), torch.randn(1, 8)
+    module: Any = mirror(reference)
+    straight = floor.forward_of(reference)
+    gradient = func.grad(lambda m: m(x).sum())
+
+    def backward() -> None:
+        leaves = [leaf.detach().requires_grad_() for leaf in reference.parameters()]
+        torch.autograd.grad(floor.chain(leaves, x).sum(), leaves)
+
+    return {
+        "nn.Module call": lambda: reference(x),
+        "call": lambda: module(x),
+        "straight-line calls": lambda: straight(x),
+        "func.grad": lambda: gradient(module),
+        "autograd over a flat list": backward,
+        "tree.map": lambda: tree.map(_identity, module),
+    }
 
 
 def _with_depth(depth: int) -> Runs:
@@ -165,6 +189,7 @@ def _of_a_huge_model(quick: bool) -> Iterator[Question]:
                 Candidate("tree.stack of one", partial(tree.stack, [module])),
             ],
             most_rounds=3,
+            all_threads=device == "cpu",
         )
     module = _huge(size, "cpu")
     yield Question(

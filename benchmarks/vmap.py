@@ -7,6 +7,7 @@ ensembles: what torch's own tutorials write.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,9 +27,13 @@ def questions(quick: bool) -> Iterator[Question]:
     for many in (8,) if quick else (8, 64):
         for subject in (_mlp, _gpt):
             small = subject is _mlp
-            yield _ensemble_forward(subject, many, 0.80 if small else None)
-            yield _ensemble_gradient(subject, many, 0.65 if small else 1.0, 0.97 if small else None)
-            yield _per_sample(subject, many, 0.65 if small else 1.0, 0.97 if small else None)
+            limits = (0.65, 0.97) if small else (1.0, None)
+            for question in (
+                _ensemble_forward(subject, many, 0.80 if small else None),
+                _ensemble_gradient(subject, many, *limits),
+                _per_sample(subject, many, *limits),
+            ):
+                yield replace(question, all_threads=not small)
 
 
 def _mlp() -> tuple[str, nn.Module, Tensor, Tensor]:
