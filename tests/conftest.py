@@ -1,7 +1,8 @@
-"""What every test shares: the --slow option, hypothesis's budgets, a dynamo without graphs."""
+"""What every test shares: the --slow option, hypothesis's budgets, a fresh dynamo, a small heap."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -41,3 +42,11 @@ def fresh_dynamo() -> Iterator[None]:
     counters.clear()
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture
+def small_heap() -> Iterator[None]:
+    """The collector sees only what the test makes: a million objects of torch take it seconds."""
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -252,6 +252,7 @@ class Two(Module):
     assert len(tree.leaves(space["One"](space["Two"](leaf())))) == 1
 
 
+@pytest.mark.usefixtures("small_heap")
 def test_a_frame_is_not_kept_once_the_annotations_are_resolved() -> None:
     def make(annotation: str) -> Any:
         loud = Dense()

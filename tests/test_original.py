@@ -101,10 +101,10 @@ def test_one_step_equals_the_same_step_on_plain_tensors(space: dict[str, Any]) -
         )
 
 
+@pytest.mark.usefixtures("small_heap")
 def test_a_thousand_steps_hold_memory_flat_and_leave_no_graph(space: dict[str, Any]) -> None:
     run(HEAD, space)
     run(steps(50), space)  # caches fill once
-    gc.collect()  # what other tests left
     tensors = live_tensors()
     tracemalloc.start()
     try:

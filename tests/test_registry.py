@@ -289,6 +289,7 @@ def test_a_forward_reference_is_resolved_by_one_of_many_threads() -> None:
 # -- memory -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("small_heap")
 @pytest.mark.parametrize("case", MODULES, ids=str)
 def test_no_cache_keeps_a_module_or_its_leaves(case: Case) -> None:
     module = case.make()
@@ -304,6 +305,7 @@ def test_no_cache_keeps_a_module_or_its_leaves(case: Case) -> None:
     assert spec.num_leaves >= 0  # a structure lives on without them
 
 
+@pytest.mark.usefixtures("small_heap")
 def test_a_loop_of_maps_keeps_nothing() -> None:
     module: Any = TiedParameter().initialize(0)
     tree.map(torch.clone, module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from parallax import notes
@@ -48,9 +49,16 @@ class Collection:
             self.level = functorch.current_level()
             self.backward = autograd.in_backward()
 
-    def recomputes(self) -> bool:
-        """Whether this is a recomputation in backward, whose effects were collected before."""
-        return not dynamo.is_compiling() and not self.backward and autograd.in_backward()
+    def recomputes(self, said: bool) -> bool:
+        """Whether what is said within autograd's backward is the forward again, by a checkpoint.
+
+        That runs with gradients enabled and comes to the same places. What comes to others, or
+        runs without gradients, is a hook, which speaks for the first time.
+
+        Args:
+            said: whether the same was said before.
+        """
+        return said and not self.backward and torch.is_grad_enabled()
 
 
 class Collecting:

@@ -59,8 +59,8 @@ def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
         )
     collection = rng.collection
     traced = dynamo.is_compiling()
-    if not traced and autograd.graph_task() != -1 and not collection.backward:
-        return  # a recomputation, whose effects were collected before
+    if not traced and autograd.graph_task() != -1 and _is_recomputed(module, buffers, collection):
+        return
     if collection.over:
         raise EffectError(
             f"{_call(module, buffers)}: the call that collected is over; this instance "
@@ -75,6 +75,12 @@ def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
     spec = module._spec
     path = spec.local.note.path if type(spec) is Structure else notes.note_of(module).path
     rng.collection.emissions.append((path or "", merge, buffers, False))
+
+
+def _is_recomputed(module: Any, buffers: dict[str, Any], collection: Collection) -> bool:
+    address = notes.note_of(module).path or "", buffers.keys()
+    earlier = collection.emissions or ()
+    return collection.recomputes(any((p, b.keys()) == address for p, _, b, _ in earlier))
 
 
 def _emit_traced(module: Any, buffers: dict[str, Any], merge: str | None, emissions: Any) -> None:
@@ -150,19 +156,20 @@ def sow(module: Any, /, **values: Tensor) -> None:
     if type(rng) is not Collecting or rng.collection.sown is None:
         return
     collection, sown = rng.collection, rng.collection.sown
-    if collection.over or collection.recomputes():
+    path, traced = notes.note_of(module).path or "", dynamo.is_compiling()
+    said = all((path, name) in sown for name in values)
+    if collection.over or (not traced and autograd.in_backward() and collection.recomputes(said)):
         return
     for name, value in values.items():
         given: Any = value
         if not isinstance(given, Tensor):
             where = f"{type(module).__name__}.sow({name}=)"
             raise TypeError(f"{where}: expected a tensor, got {type(given).__name__}")
-    if not dynamo.is_compiling() and functorch.transform_active():
+    if not traced and functorch.transform_active():
         _refuse_wrappers(module, values, collection, "sow")
-    path = notes.note_of(module).path or ""
-    if dynamo.is_compiling():
+    if traced:
         checkpoints.open_checkpoint()
     for name, value in values.items():
         sown.setdefault((path, name), []).append(value)
-    if dynamo.is_compiling():
+    if traced:
         checkpoints.close_checkpoint()

@@ -41,7 +41,7 @@ def spread(dims: Dims, tree: Any, what: str, path: str) -> list[int | None]:
         if not is_module(dims):
             raise ValueError(_misfit(what, path, tree, dims))
         try:
-            row: list[int | None] = core.columns(tree, (dims,))[2][0]
+            row: list[int | None] = list(core.columns(tree, (dims,))[2][0])
         except ValueError as error:
             raise ValueError(f"{what}, {path}: {error}") from None
         return row

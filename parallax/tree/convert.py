@@ -8,12 +8,13 @@ import optree
 import torch
 from torch import Tensor
 
+from parallax._compat import dynamo
 from parallax.fields import Lazy, UninitializedError
 from parallax.nodes import is_module
 from parallax.random import Key
 from parallax.registry import NAMESPACE
 from parallax.tree import core
-from parallax.tree.leaves import is_array, is_inexact
+from parallax.tree.leaves import all_floating, is_array, is_inexact
 from parallax.tree.places import Survey
 
 __all__ = ["nbytes", "size", "to", "zeros_like"]
@@ -133,6 +134,10 @@ def zeros_like(tree: T) -> T:
         >>> tree.zeros_like({"w": torch.ones(2)})
         {'w': tensor([0., 0.])}
     """
+    found, spec = core.opened(tree)
+    if not dynamo.is_compiling() and all_floating(found):
+        # Without a function of our own in between: 1.15 of torch's calls alone, instead of 1.45.
+        return cast(T, spec.build([*map(torch.zeros_like, found)]))
     return core.map(lambda leaf: torch.zeros_like(leaf) if is_inexact(leaf) else leaf, tree)
 
 

@@ -257,7 +257,7 @@ def _apply(
     ]
 
 
-def columns(tree: Any, rest: Sequence[Any]) -> tuple[TreeSpec, list[Any], list[list[Any]]]:
+def columns(tree: Any, rest: Sequence[Any]) -> tuple[TreeSpec, Sequence[Any], list[Sequence[Any]]]:
     """Takes several trees of one skeleton apart, leaf beside leaf.
 
     Args:
@@ -265,13 +265,16 @@ def columns(tree: Any, rest: Sequence[Any]) -> tuple[TreeSpec, list[Any], list[l
         rest: trees of the same skeleton.
 
     Returns:
-        The structure and the leaves of ``tree``, and of each further tree the leaves in that order.
+        The structure and the leaves of ``tree``, and of each further tree the leaves in that order;
+        those of a lone module as they are kept on it.
 
     Raises:
         ValueError: if a later tree has another skeleton; the message names the first path.
     """
-    found, spec = flatten(tree)
-    others = []
+    found, spec = opened(tree)
+    if is_module(tree):  # the usual case, with less
+        return spec, found, [align(spec.parts[0], other) for other in rest]
+    others: list[Sequence[Any]] = []
     for other in rest:
         row: list[Any] = []
         for part, path, item in beside(spec, tree, other):

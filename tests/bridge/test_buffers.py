@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -81,6 +82,7 @@ def test_a_call_on_the_meta_device() -> None:
     assert lifted(torch.empty(5, 3, device="meta")).shape == (5, 2)
 
 
+@pytest.mark.usefixtures("small_heap")
 def test_no_buffer_stays_behind_after_a_call() -> None:
     model = nn.Module()
     model.register_buffer("table", torch.ones(2, 2))

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -105,8 +106,8 @@ def test_checkpoint_recomputes_with_the_leaves_of_its_call() -> None:
     torch.testing.assert_close(out.grad().linear.weight, model.linear.weight.grad)
 
 
+@pytest.mark.usefixtures("small_heap")
 def test_no_weights_stay_behind_after_a_call() -> None:
-
     lifted = bridge.lift(nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2)), copy=True)
     alive = [weakref.ref(leaf) for leaf in tree.leaves(lifted)]
     lifted[0](torch.randn(2))

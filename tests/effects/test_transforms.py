@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from parallax import effects, func, tree
+from parallax import Buffer, Module, Parameter, effects, func, tree
 from parallax.effects import EffectError
 from tests.effects.models import (
     MOMENTUM,
@@ -117,6 +117,68 @@ def test_recomputation_emits_nothing(reentrant: bool, x: Tensor) -> None:
     out, after = effects.collect(checkpointed)(net().reset(0), x.clone().requires_grad_())
     out.backward()  # the collection is over by now
     assert_stats(after, expected)
+
+
+class Watched(Module):
+    """Emits and sows what a hook of autograd sees."""
+
+    weight: Parameter
+    seen: Buffer
+    calls: Buffer
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.emit(calls=self.calls + 1)
+        y: Tensor = self.weight * x
+        if y.requires_grad:  # not so in the forward of a reentrant checkpoint
+            y.register_hook(self.watch)
+        return y
+
+    def watch(self, grad: Tensor) -> None:
+        self.emit(seen=grad.detach())
+        self.sow(grad=grad.detach())
+
+
+def watched() -> Any:
+    cls: Any = Watched
+    return cls(torch.ones(3), torch.zeros(3), torch.tensor(0)).reset(0)
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_what_a_hook_of_autograd_says_is_no_recomputation(reentrant: bool | None) -> None:
+    x = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+
+    def inside(module: Any) -> None:
+        y = module(x) if reentrant is None else checkpoint(module, x, use_reentrant=reentrant)
+        y.square().sum().backward()
+
+    result: Any = effects.collect(effects.capture(inside))(watched())
+    (_, sown), after = result
+    assert torch.equal(after.seen, 2 * x.detach()) and after.calls == 1
+    assert torch.equal(sown["grad"], 2 * x.detach())
+
+
+def test_a_hook_speaks_where_gradients_have_a_graph() -> None:
+    def inside(module: Any, x: Tensor) -> Any:
+        return torch.autograd.grad(module(x).square().sum(), x, create_graph=True)[0]
+
+    x = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    grad, after = effects.collect(inside)(watched(), x)
+    assert grad.requires_grad and torch.equal(after.seen, 2 * x.detach()) and after.calls == 1
+
+
+def test_a_hook_that_speaks_when_the_collection_is_over_or_for_the_second_time_says_so() -> None:
+    x = torch.ones(3)
+    out, _ = effects.collect(lambda m: m(x))(watched())
+    with pytest.raises(EffectError, match=r"Watched.emit\(seen\): the call that collected is over"):
+        out.sum().backward()
+
+    def twice(module: Any) -> None:
+        y = module(x)
+        y.sum().backward(retain_graph=True)
+        y.sum().backward()
+
+    with pytest.raises(EffectError, match="two effects for 'seen'"):
+        effects.collect(twice)(watched())
 
 
 def gradient(module: Any, x: Tensor) -> Any:

@@ -78,6 +78,7 @@ def test_update_is_a_step_of_gradient_descent() -> None:
         torch.testing.assert_close(tree.named_leaves(module)[path], parameter.detach())
 
 
+@pytest.mark.usefixtures("small_heap")
 def test_an_ordinary_loop_never_grows_a_graph() -> None:
     module, x = MLP().initialize(0), example_input()
     velocity = tree.map(torch.zeros_like, module)
