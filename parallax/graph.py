@@ -10,7 +10,7 @@ So a loop of ``func.grad`` and ``update`` never grows a graph.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -84,7 +84,7 @@ def carries(tensors: Sequence[Tensor]) -> bool:
     return False
 
 
-def outside(tensors: Sequence[Tensor], own: set[int]) -> tuple[bool, bool]:
+def outside(tensors: Sequence[Tensor], own: Container[int]) -> tuple[bool, bool]:
     """Whether the graph of any tensor reaches a leaf that is not one of ``own``.
 
     Args:
@@ -100,7 +100,7 @@ def outside(tensors: Sequence[Tensor], own: set[int]) -> tuple[bool, bool]:
     for tensor in tensors:
         if tensor.grad_fn is not None:
             nodes.append(tensor.grad_fn)
-        elif tensor.requires_grad:
+        elif tensor.requires_grad and id(tensor) not in own:
             others = True
             if _is_foreign(tensor, own):
                 return True, True
@@ -120,7 +120,7 @@ def outside(tensors: Sequence[Tensor], own: set[int]) -> tuple[bool, bool]:
     return False, others
 
 
-def escaping(tensors: Sequence[Tensor], own: set[int]) -> list[bool]:
+def escaping(tensors: Sequence[Tensor], own: Container[int]) -> list[bool]:
     """As ``outside`` for each tensor on its own, in one walk over what they share."""
     users: dict[Any, list[Any]] = {t.grad_fn: [] for t in tensors if t.grad_fn is not None}
     stack, reached = list(users), []
@@ -146,7 +146,7 @@ def escaping(tensors: Sequence[Tensor], own: set[int]) -> list[bool]:
     ]
 
 
-def _is_foreign(leaf: Tensor, own: set[int]) -> bool:
+def _is_foreign(leaf: Tensor, own: Container[int]) -> bool:
     if id(leaf) in own or hasattr(leaf, _RETIRED):
         return False
     # A view of a leaf that was taken under no_grad says that it requires grad, and has no graph.

@@ -75,7 +75,7 @@ class Tape:
             ]
         else:
             self.leaves = [x.detach().requires_grad_() for x in inputs]
-        self.own = set(map(id, self.leaves))
+        self.own = {id(leaf): place for place, leaf in enumerate(self.leaves)}
 
     def run(self, call: Call, finish: Finish) -> tuple[Any, Any]:
         """The result of the call on the leaves."""
@@ -120,12 +120,13 @@ class Tape:
         if not any([t.requires_grad for t in tensors]):
             return list(tensors)
         outside = escaping(tensors, self.own) if keep else [False] * len(tensors)
-        pairs = zip(tensors, outside, strict=True)
-        released = [t if out or not t.requires_grad else t.detach() for t, out in pairs]
-        for k, tensor in enumerate(tensors):
-            if id(tensor) in self.own:  # a leaf itself comes back as what was given
-                ours = next(i for i, leaf in enumerate(self.leaves) if leaf is tensor)
-                released[k] = self.inputs[ours]
+        released = []
+        for tensor, out in zip(tensors, outside, strict=True):
+            place = self.own.get(id(tensor))
+            if place is not None:  # a leaf itself comes back as what was given
+                released.append(self.inputs[place])
+            else:
+                released.append(tensor if out or not tensor.requires_grad else tensor.detach())
         return released
 
 
