@@ -252,7 +252,10 @@ def _own(result: Any, dtype: torch.dtype) -> Any:
 def _seeded(form: Callable[..., Any], init: Callable[..., Any], seed: int) -> Any:
     if _innermost(init) in _DRAWLESS:
         return form()
-    twister = _idle.pop() if _idle else Twister()
+    try:
+        twister = _idle.pop()
+    except IndexError:  # all are in use: an initializer may initialize a module of its own
+        twister = Twister()
     try:
         generator = twister.seeded(seed)
         if "generator" in (_parameters(init) or ()):
@@ -270,7 +273,6 @@ def _seeded(form: Callable[..., Any], init: Callable[..., Any], seed: int) -> An
 _DRAWLESS = (torch.nn.init.zeros_, torch.nn.init.ones_, torch.nn.init.constant_)
 """Initializers that need no numbers: to seed a generator takes as long as they do."""
 
-# An initializer may initialize a module of its own, so that two are in use at once.
 _idle: list[Twister] = []
 
 
