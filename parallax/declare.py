@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import sys
 import types
 from typing import Any
@@ -38,8 +39,10 @@ class Scope:
         frame = self.frame
         while frame is not None and frame.f_locals is not frame.f_globals:
             scopes.append(frame.f_locals)
-            # The body of an outer class is not the end: a function may stand around it.
-            frame = frame.f_back if "__qualname__" in frame.f_locals else None
+            # The body of an outer class is not the end: a function may stand around it. Nor is the
+            # frame between a class and its type parameters.
+            inner = frame.f_code.co_name.startswith("<generic parameters of ")
+            frame = frame.f_back if inner or "__qualname__" in frame.f_locals else None
         found = dict(self.globals)
         for scope in reversed(scopes):
             found |= scope
@@ -63,7 +66,7 @@ def collect_fields(
         TypeError: if a field has the name of a verb of ``Module``.
     """
     own: dict[str, Field] = {}
-    for key, annotation in namespace.get("__annotations__", {}).items():
+    for key, annotation in _annotations_in(name, namespace).items():
         if annotation is dataclasses.KW_ONLY or str(annotation).endswith("KW_ONLY"):
             kw_only = True
             continue
@@ -81,6 +84,27 @@ def collect_fields(
             # A method or property of a base would be found where the field is not set (yet).
             namespace[key] = MISSING
     return own
+
+
+def _annotations_in(name: str, namespace: dict[str, Any]) -> dict[str, Any]:
+    """What a class body annotates: objects, or text where a name has no value yet.
+
+    From Python 3.14 on a body without ``from __future__ import annotations`` leaves a function
+    that evaluates them; see https://peps.python.org/pep-0749/.
+    """
+    found: dict[str, Any] = namespace.get("__annotations__", {})
+    if sys.version_info >= (3, 14) and "__annotations__" not in namespace:
+        import annotationlib as lib
+
+        if annotate := lib.get_annotate_from_class_namespace(namespace):
+            found = dict(lib.call_annotate_function(annotate, lib.Format.FORWARDREF))
+            texts = lib.call_annotate_function(annotate, lib.Format.STRING)
+            # Its own name means this class, which is not made yet, whatever it meant before.
+            itself = re.compile(rf"\b{re.escape(name)}\b")
+            for key, text in texts.items():
+                if isinstance(found[key], lib.ForwardRef) or itself.search(text):
+                    found[key] = text
+    return found
 
 
 def collect_overrides(cls: type, own: dict[str, Field]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from parallax import random
 from parallax.fields import Lazy
+from parallax.random.seeds import Twister
 from parallax.registry import flatten_module, unflatten_module
 
 __all__ = ["Following", "Several", "initialize"]
@@ -72,11 +73,13 @@ class Following:
         """Refuses: by itself it has nothing to go by."""
         raise TypeError("a declaration that follows others is initialized after them")
 
-    def declared(self, lazy: Lazy, path: str, values: dict[str, Any], k: int | None) -> Lazy:
-        """The declaration on its own, once the others have values; ``k``: of which member."""
+    def declared(
+        self, lazy: Lazy, path: str, values: dict[str, Any], member: tuple[int, ...]
+    ) -> Lazy:
+        """The declaration on its own, once the others have values: those of this member."""
         above = path[: path.rfind(".") + 1]
         found = [values[above + other] for other in self.others]
-        given = [(value if k is None else value[k]).to("cpu") for value in found]
+        given = [value[member].to("cpu") for value in found]
 
         def fill_(tensor: Tensor) -> None:
             self.fill(tensor, *[value.to(tensor.dtype) for value in given])
@@ -118,20 +121,25 @@ def initialize(module: Any, rng: Any, *, device: Any = None, dtype: Any = None) 
 
 def _apart(lazy: Lazy, path: str, structure: Any, values: list[Any]) -> Lazy:
     """A declaration that does not go by other leaves any more, which have their values now."""
-    init: Any = lazy.init
-    several = type(init) is Several
-    member = init.member if several else lazy
-    follows: Any = member.init
-    if type(follows) is not Following:
+    innermost: Any = lazy.init
+    while type(innermost) is Several:
+        innermost = innermost.member.init
+    if type(innermost) is not Following:
         return lazy
     index = structure.expand or range(structure.n_places)
     places = zip(structure.place_paths, index, strict=True)
     placed = {place: values[k] for place, k in places if k < len(values)}
-    if not several:
-        return follows.declared(lazy, path, placed, None)
-    init = Several(member, init.below, init.count)
-    init.members = [follows.declared(member, path, placed, k) for k in range(init.count)]
-    return type(lazy)(lazy.shape, init, dtype=lazy.dtype)
+    return _each_apart(lazy, path, placed, ())
+
+
+def _each_apart(lazy: Lazy, path: str, placed: dict[str, Any], at: tuple[int, ...]) -> Lazy:
+    """As above for the member ``at`` of several of several, where the values are placed."""
+    init: Any = lazy.init
+    if type(init) is Following:
+        return init.declared(lazy, path, placed, at)
+    several = Several(init.member, init.below, init.count)
+    several.members = [_each_apart(init.member, path, placed, (*at, k)) for k in range(init.count)]
+    return type(lazy)(lazy.shape, several, dtype=lazy.dtype)
 
 
 def _on_the_cpu() -> AbstractContextManager[Any]:
@@ -242,15 +250,30 @@ def _own(result: Any, dtype: torch.dtype) -> Any:
 
 
 def _seeded(form: Callable[..., Any], init: Callable[..., Any], seed: int) -> Any:
-    generator = random.generator_of(seed)
-    if "generator" in (_parameters(init) or ()):
-        return form(generator=generator)
-    before = torch.random.get_rng_state()
-    try:
-        torch.random.set_rng_state(generator.get_state())
+    if _innermost(init) in _DRAWLESS:
         return form()
+    try:
+        twister = _idle.pop()
+    except IndexError:  # all are in use: an initializer may initialize a module of its own
+        twister = Twister()
+    try:
+        generator = twister.seeded(seed)
+        if "generator" in (_parameters(init) or ()):
+            return form(generator=generator)
+        before = torch.random.get_rng_state()
+        try:
+            torch.random.set_rng_state(twister.state)
+            return form()
+        finally:
+            torch.random.set_rng_state(before)
     finally:
-        torch.random.set_rng_state(before)
+        _idle.append(twister)
+
+
+_DRAWLESS = (torch.nn.init.zeros_, torch.nn.init.ones_, torch.nn.init.constant_)
+"""Initializers that need no numbers: to seed a generator takes as long as they do."""
+
+_idle: list[Twister] = []
 
 
 def _parameters(init: Callable[..., Any]) -> Collection[str] | None:
@@ -278,8 +301,13 @@ def _inspected(init: Callable[..., Any]) -> Collection[str] | None:
         return None
 
 
-def _name(init: Callable[..., Any]) -> str:
+def _innermost(init: Callable[..., Any]) -> Any:
     inner: Any = init
     while isinstance(inner, partial):
         inner = inner.func
+    return inner
+
+
+def _name(init: Callable[..., Any]) -> str:
+    inner = _innermost(init)
     return str(getattr(inner, "__name__", type(inner).__name__))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -76,10 +77,16 @@ def is_class_variable(annotation: Any) -> bool:
 
 def _evaluate(annotation: Any, owner: type, names: dict[str, Any], where: str) -> Any:
     """The object that an annotation's text stands for; text in text too."""
+    parameters = {param.__name__: param for param in getattr(owner, "__type_params__", ())}
+    scope, body = {**names, **parameters, owner.__name__: owner}, dict(vars(owner))
     while isinstance(annotation, (str, typing.ForwardRef)):
         text = annotation if isinstance(annotation, str) else annotation.__forward_arg__
         try:
-            annotation = eval(text, {**names, owner.__name__: owner}, dict(vars(owner)))
+            if sys.version_info >= (3, 14) and isinstance(annotation, typing.ForwardRef):
+                # Part of it may be objects that its text has no name for.
+                annotation = annotation.evaluate(globals=scope, locals=body)
+            else:
+                annotation = eval(text, scope, body)
         except AttributeError as error:  # of a module that is still being imported
             raise NameError(str(error)) from None
         except (SyntaxError, TypeError) as error:

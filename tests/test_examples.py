@@ -56,8 +56,9 @@ def test_sharpness_is_the_largest_eigenvalue() -> None:
     from parallax import func
 
     net = per_sample_gradients.Net(2).initialize(0)
-    x, y = torch.randn(16, 64), torch.arange(16) % 10
+    # Power iteration wants a gap below the largest eigenvalue, which other numbers may not have.
+    x, y = torch.randn(16, 64, generator=torch.Generator().manual_seed(3)), torch.arange(16) % 10
     found = laplace.sharpness(net, x, y)
     matrix = func.hessian_matrix(lambda net: laplace.loss(net, x, y))(net)
     largest = torch.linalg.eigvalsh(matrix).abs().max()
-    torch.testing.assert_close(found.abs(), largest, rtol=0.05, atol=0.0)
+    torch.testing.assert_close(found.abs(), largest, rtol=1e-3, atol=0.0)

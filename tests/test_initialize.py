@@ -153,6 +153,14 @@ def test_a_generator_is_given_to_those_that_take_one() -> None:
     assert given[0] is not torch.default_generator
 
 
+def test_an_initializer_may_initialize_a_module_before_it_draws() -> None:
+    def initializer(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        drawn(init.normal_)
+        return tensor.normal_(generator=generator)
+
+    assert torch.equal(drawn(initializer), drawn(init.normal_))
+
+
 def test_complex_and_double_leaves_are_drawn_in_their_own_precision() -> None:
     for initializer in (torch.randn, init.normal_, lambda t: t.normal_()):
         spectrum = drawn(initializer, dtype=torch.complex64)

@@ -73,6 +73,11 @@ def accumulated(output: Tensor, cotangent: Tensor, leaves: Sequence[Tensor]) -> 
     return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
 
 
+def is_view(value: Any, base: Any) -> bool:
+    """Whether a value is a view of this very tensor, as autograd remembers it."""
+    return isinstance(value, Tensor) and isinstance(base, Tensor) and value._base is base
+
+
 def is_inference_refusal(error: RuntimeError) -> bool:
     """Whether autograd met a tensor that was made in inference mode."""
     return str(error).startswith(

@@ -38,8 +38,10 @@ def compile(fn: Any = None, **options: Any) -> Any:  # noqa: A001  # as above
     by dynamo as ever. Gradients flow through a call as through one of ``torch.compile``.
 
     A graph is made at the first call, and again when an argument's structure changes (a constant
-    of a module, its mode, the keys of a dict) or a leaf's dtype, device, layout, strides or
-    ``requires_grad``. A tensor outside of modules that changes its size gets a graph in which that
+    of a module, its mode, whether it holds an rng, the keys of a dict) or a leaf's dtype, device,
+    layout, strides or ``requires_grad``. So a step whose model goes out as it came in has one graph
+    in a loop: it updates ``model``, with gradients at ``model.train(key)``, whose rng would go out,
+    too. A tensor outside of modules that changes its size gets a graph in which that
     size is symbolic; a module whose leaves change size is another model, with a graph of its own.
     Python numbers follow torch's rule: a constant at first, symbolic once they have changed.
 

@@ -18,7 +18,6 @@ from parallax.initialize import Following
 from parallax.module import Module
 from parallax.nn.arguments import between, is_int, positive
 from parallax.nn.plain import in_plain_eager_code
-from parallax.nn.refusal import where
 from parallax.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from parallax.registry import flatten_module, unflatten_module
 
@@ -78,12 +77,12 @@ class _Parametrized(Module):
             return tracing.rebuild(outline, traced)(*args, **kwargs)
         (leaves, structure), k = flatten_module(layer), self.place
         leaves = (*leaves[:k], weight, *leaves[k + 1 :])
-        try:
-            return unflatten_module(structure, leaves, layer._rng)(*args, **kwargs)
-        except (TypeError, ValueError) as error:
-            # The layer that was called is not the one that stands in the tree.
-            error.add_note(f"This came from the layer of {where(self)}.")
-            raise
+        made = unflatten_module(structure, leaves, layer._rng)
+        return made(*args, **kwargs)
+
+    @staticmethod
+    def __copies__(names: dict[str, Any]) -> list[tuple[str, Any]]:
+        return [("layer", names["made"])] if "made" in names else []
 
 
 class SpectralNorm(_Parametrized):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from torch import Tensor
 
+from parallax._compat.autograd import is_view
 from parallax._compat.dynamo import is_compiling
 from parallax.nodes import is_module
+from parallax.registry import flatten_module
 
 __all__ = ["ends_with", "name_in", "refuse", "where"]
 
@@ -50,39 +53,91 @@ def where(layer: Any) -> str:
 
     A module does not know what holds it. But an error is raised inside the calls of everything
     that does, so the tree is looked for among the variables of the callers: the outermost one
-    that holds this very module gives the path. It costs nothing until something is wrong.
+    that holds this very module gives the path. Some call a copy of what they hold: where they know
+    its place, the search goes on for its original. It costs nothing until something is wrong.
     """
     if is_compiling():
         return type(layer).__name__
-    path, root = "", layer
+    target, below = layer, ""  # what is looked for, and the path of the layer in it
+    root, path = layer, ""
     seen: set[int] = set()
     frame: Any = sys._getframe(1)
     while frame is not None:
-        for value in list(frame.f_locals.values()):
-            if is_module(value) and value is not root and id(value) not in seen:
+        names = frame.f_locals
+        for owner, place, copy in _copies(names):
+            inner = _path_to(target, copy)
+            if inner is not None:
+                target, below = owner, _joined(place, inner, below)
+                root, path = owner, below
+                seen.clear()
+        for value in list(names.values()):
+            if is_module(value) and id(value) not in seen and _path_to(value, root) is None:
                 seen.add(id(value))
-                found = _path_to(layer, value)
-                if found:
-                    path, root = found, value
+                found = _path_to(target, value)
+                if found is not None:
+                    root, path = value, _joined(found, below)
+                elif (original := _original(root, value)) is not None:
+                    target, below = original, path
+                    root, path = value, _joined(_path_to(original, value), below)
         frame = frame.f_back
     name = type(layer).__name__
-    return f"{type(root).__name__}.{path} ({name})" if path else name
+    return f"{type(root).__name__}.{path} ({name})".replace(".[", "[") if path else name
+
+
+def _joined(*paths: Any) -> str:
+    return ".".join([path for path in paths if path])
+
+
+def _copies(names: dict[str, Any]) -> list[tuple[Any, str, Any]]:
+    """The modules that a module's method made for a call: whose they are, their places, and they.
+
+    Args:
+        names: the variables of the method. Its class tells what they stand for, by the method
+            ``__copies__`` of these variables.
+    """
+    owner = names.get("self")
+    told = getattr(type(owner), "__copies__", None)
+    return [] if told is None else [(owner, place, copy) for place, copy in told(names)]
+
+
+def _original(copy: Any, root: Any) -> Any:
+    """The module in ``root`` whose leaves a copy has, or views of them.
+
+    Such copies are what ``effects.collect`` calls, and the blocks that a ``Stack`` hands out.
+    """
+    leaves = _leaves(copy)
+    for _, value in _below(root) if any([leaf is not None for leaf in leaves]) else ():
+        if type(value) is type(copy):
+            found = _leaves(value)
+            pairs = zip(leaves, found, strict=False)
+            if len(leaves) == len(found) and all([a is b or is_view(a, b) for a, b in pairs]):
+                return value
+    return None
+
+
+def _leaves(module: Any) -> tuple[Any, ...]:
+    """The leaves of a module; none while it is being made."""
+    return () if module._spec is None else tuple(flatten_module(module)[0])
 
 
 def _path_to(layer: Any, root: Any) -> str | None:
     """The dotted path of a module below another, by identity."""
-    stack: list[tuple[Any, str]] = [(root, "")]
+    return next((path for path, value in _below(root) if value is layer), None)
+
+
+def _below(root: Any) -> Iterator[tuple[str, Any]]:
+    """A module and all it holds, with their dotted paths."""
+    stack: list[tuple[str, Any]] = [("", root)]
     while stack:
-        value, path = stack.pop()
-        if value is layer:
-            return path
+        path, value = stack.pop()
+        yield path, value
         if is_module(value):
-            below = [(name, getattr(value, name)) for name in type(value).__layout__.children]
+            names = [name for name in type(value).__layout__.children if name in vars(value)]
+            held = [(name, vars(value)[name]) for name in names]
         elif isinstance(value, dict):
-            below = list(value.items())
+            held = list(value.items())
         elif isinstance(value, tuple):
-            below = list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
+            held = list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
         else:
             continue
-        stack += [(item, f"{path}.{key}" if path else str(key)) for key, item in below]
-    return None
+        stack += [(_joined(path, str(key)), item) for key, item in held]

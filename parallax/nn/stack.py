@@ -105,8 +105,8 @@ class Stack(Module):
         if dynamo.is_compiling() and isinstance(input, Tensor) and not self.checkpoint:
             return self._repeated(input, args, kwargs)
         recompute = self.checkpoint and torch.is_grad_enabled() and self.mode == "train"
-        value = input
-        for block in self._blocks():
+        value, blocks = input, self._blocks()
+        for block in blocks:
             if recompute:
                 value = _recomputed(block, value, args, kwargs)
             else:
@@ -141,7 +141,8 @@ class Stack(Module):
 
         call = effects.collect(run)
         value, before, after = input, [], []
-        for block in self._blocks():
+        blocks = self._blocks()
+        for block in blocks:
             value, changed = call(block, value)
             before.append(_taken(block)[0])
             after.append(_taken(changed)[0])
@@ -172,6 +173,10 @@ class Stack(Module):
     def _blocks(self) -> list[Any]:
         members, build = self._members()
         return [build(leaves, rng) for leaves, rng in members]
+
+    @staticmethod
+    def __copies__(names: dict[str, Any]) -> list[tuple[str, Any]]:
+        return [(f"[{k}]", block) for k, block in enumerate(names.get("blocks", ()))]
 
     def __len__(self) -> int:
         return self.count

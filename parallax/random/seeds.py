@@ -87,10 +87,12 @@ class Twister(threading.local):
     def __init__(self) -> None:
         self.generator = torch.Generator(device="cpu")
         self.state = torch.Generator(device="cpu").manual_seed(0).get_state()
+        self.head = self.state[:8].view(torch.int64)  # the seed as it was given
         self.slots = _slots(self.state)
 
     def seeded(self, seed: int) -> torch.Generator:
         """This thread's generator, in the state ``state_of(seed)``; to be used at once."""
+        self.head.fill_(seed % 2**63)
         self.slots.copy_(_words(seed))
         self.generator.set_state(self.state)
         return self.generator

@@ -215,6 +215,9 @@ def test_numbers_out_of_range_fail_at_construction() -> None:
 
 
 def test_an_input_that_does_not_fit_names_the_layer() -> None:
-    with pytest.raises(ValueError, match=r"Linear: expected input of shape \(\*, 3\)") as caught:
-        Net().initialize(0).eval()(torch.ones(4))
-    assert caught.value.__notes__ == ["This came from the layer of Net.layers.0 (SpectralNorm)."]
+    net = Net().initialize(0)
+    where = r"^Net.layers.0.layer \(Linear\): expected input of shape \(\*, 3\), got \(4,\)"
+    with pytest.raises(ValueError, match=where):
+        net.eval()(torch.ones(4))
+    with pytest.raises(ValueError, match=where):
+        effects.collect(Net.forward)(net.train(0), torch.ones(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -101,6 +102,9 @@ def test_every_block_starts_as_in_a_tuple() -> None:
     weight = nested.block.block.linear.weight  # type: ignore[attr-defined]  # a Block in a Stack
     assert weight.shape == (3, 2, 4, 4) and weight.unique().numel() == weight.numel()
     assert_same(nested[1][1].linear.weight, weight[1, 1])
+    following: Any = nn.Stack(nn.Stack(nn.WeightNorm(nn.Linear(4, 4)), 2), 3).initialize(0)
+    found = following.block.block
+    assert_same(found.magnitude, torch.linalg.vector_norm(found.layer.weight, dim=-1, keepdim=True))
 
 
 def test_meta_devices_and_dtypes() -> None:
@@ -306,7 +310,40 @@ def test_arguments_that_make_no_sense() -> None:
         nn.Stack(block(), 2.0)  # type: ignore[arg-type]  # that is the point
 
 
-def test_inputs_that_do_not_fit_name_the_layer() -> None:
-    net = Net(nn.Stack(block(), 2)).initialize(0)
-    with pytest.raises(ValueError, match=r"norm \(LayerNorm\): expected input of shape \(\*, 4\)"):
-        net(torch.ones(2, 5))
+CALLS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "call": lambda net, x: net(x),
+    "grad": lambda net, x: func.grad(loss)(net, x),
+    "checkpoint": lambda net, x: func.grad(loss)(net, x),
+    "vmap": lambda net, x: func.vmap(func.grad(loss), (None, 0))(net, x[None]),
+    "collect": lambda net, x: effects.collect(Net.forward)(net, x),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_inputs_that_do_not_fit_name_the_layer(name: str) -> None:
+    call, checkpoint = CALLS[name], name == "checkpoint"
+    net = Net(nn.Stack(block(), 2, checkpoint=checkpoint)).initialize(0).train(0)
+    where = r"^Net.blocks\[0\].norm \(LayerNorm\): expected input of shape \(\*, 4\)"
+    with pytest.raises(ValueError, match=where):
+        call(net, torch.ones(2, 5))
+    inner = nn.Residual(nn.WeightNorm(nn.Linear(4, 4, bias=False)))
+    net = Net(nn.Stack(nn.Stack(inner, 2), 2, checkpoint=checkpoint)).initialize(0).train(0)
+    with pytest.raises(ValueError, match=r"^Net.blocks\[0\]\[0\].inner.layer \(Linear\): "):
+        call(net, torch.ones(2, 5))
+
+
+class Iterating(Module):
+    blocks: nn.Stack
+
+    def forward(self, x: Tensor) -> Any:
+        for one in self.blocks:
+            x = one(x)
+        return x
+
+
+def test_an_error_names_the_block_it_is_raised_in() -> None:
+    stack = nn.Stack(nn.Linear(4, 5), 3).initialize(0)
+    with pytest.raises(ValueError, match=r"^Net.blocks\[1\] \(Linear\): .*, got \(2, 5\)"):
+        Net(stack)(torch.ones(2, 4))
+    with pytest.raises(ValueError, match=r"^Iterating.blocks.block \(Linear\): .*, got \(2, 5\)"):
+        Iterating(stack)(torch.ones(2, 4))
