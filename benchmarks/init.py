@@ -91,7 +91,7 @@ def _initialize(blocks: int) -> Question:
         [Candidate("initialize", lambda: declared.initialize(0))],
         check=same,
         floor=reference,
-        remains="Each leaf has a generator of its own, seeded by its path, and a tree is made",
+        remains="Each leaf's path makes a generator's state: 2,496 bytes, from all bits of a key",
     )
 
 

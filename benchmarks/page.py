@@ -21,7 +21,7 @@ compute. One thread; where torch would use more, a column says what all of them 
 
 
 def page(record: Record) -> str:
-    """The whole record: where it was made, what it leaves to be done, and every table."""
+    """The whole record: where it was made, limits missed, every table, and what remains."""
     about = record.about
     versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items() if v != "absent")
     machine = about["machine"]
@@ -34,8 +34,6 @@ def page(record: Record) -> str:
         "",
         _METHOD,
         *_remaining("Over their limit", verdicts.over(record)),
-        *_remaining("Behind a peer", verdicts.behind(record)),
-        *_remaining(f"Further than {verdicts.FAR} from the floor", verdicts.far(record)),
     ]
     parts = [answer.part for answer in record.answers] + [curve.part for curve in record.curves]
     for part in dict.fromkeys(parts):
@@ -44,16 +42,19 @@ def page(record: Record) -> str:
         for curve in record.curves:
             if curve.part == part:
                 lines += _curve(curve)
+    lines += _remaining("Behind a peer", verdicts.behind(record))
+    lines += _remaining(f"Further than {verdicts.FAR} from the floor", verdicts.far(record))
     return "\n".join(lines)
 
 
 def _remaining(title: str, found: Iterable[Verdict]) -> Iterator[str]:
     """What there is of a kind, under the reason that is given for it."""
     reasons: dict[str, list[str]] = {}
-    for each in found:
-        threads = ", all threads" if each.answer.all_threads else ""
-        row = f"{each.answer.part}: {each.answer.question}{threads}: {each.row.name} {each.says}"
-        reasons.setdefault(each.answer.remains, []).append(f"- {row}")
+    for verdict in found:
+        answer = verdict.answer
+        threads = ", all threads" if answer.all_threads else ""
+        row = f"{answer.part}: {answer.question}{threads}: {verdict.row.name} {verdict.says}"
+        reasons.setdefault(answer.remains, []).append(f"- {row}")
     yield f"## {title}: {sum(map(len, reasons.values()))}"
     yield ""
     for reason, rows in reasons.items():

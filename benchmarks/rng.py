@@ -69,7 +69,7 @@ def _split() -> Question:
         ],
         context=random.reuse,
         floor=Candidate("floor: torch.randint", lambda: torch.randint(2**62, (2,))),
-        remains="A key is a module: two tensors of one number each, and an object for each",
+        remains="Ten rounds of Philox on Python's integers, which compiled code computes as well",
     )
 
 
