@@ -18,7 +18,9 @@ def test_it_learns_the_sources() -> None:
     trained = train(text, 12, 0, backend="eager")
     assert abs(trained.losses[0] - math.log(len(text.characters))) < 1
     assert trained.losses[-1] < trained.losses[0] - 0.3
-    assert trained.losses[:2] == train(text, 2, 0, backend="eager").losses
+    with torch.compiler.set_stance("force_eager"):
+        again = train(text, 2, 0)
+    torch.testing.assert_close(again.losses, trained.losses[:2])
 
 
 def test_what_it_writes_follows_the_key_and_the_scores() -> None:
@@ -42,6 +44,7 @@ def test_main_says_what_it_does(
     monkeypatch.setattr(
         character_model, "train", lambda text, steps, seed: train(text, 3, seed, backend="eager")
     )
-    character_model.main()
+    with torch.compiler.set_stance("force_eager"):
+        character_model.main()
     said = capsys.readouterr().out
     assert "nats before" in said and "ms a step" in said and "\n\nclass" in said

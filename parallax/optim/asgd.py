@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.optim.asgd import asgd
 
+from parallax._compat import functorch
 from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
+from parallax.optim.scalars import Answered, Multiplied, WrittenApart
 
 __all__ = ["ASGD"]
 
@@ -36,7 +38,6 @@ class ASGD(Optimizer):
     """
 
     _torch = torch.optim.ASGD
-    _by_age = ("mu",)
 
     lr: Number = 1e-2
     lambd: Number = 1e-4
@@ -58,10 +59,33 @@ class ASGD(Optimizer):
         return torch.as_tensor(start, dtype=torch.float32, device=param.device).clone()
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        if how.differentiable and functorch.vmap_active():
+            return self._mapped(at, h, how)
+        return self._run_kernel(at, h, how)
+
+    def _mapped(self, at: Lists, h: Hyper, how: How) -> Lists:
+        """As the kernel, which asks each leaf whether it is averaged: under vmap members differ."""
+        averaged = at.private()
+        averaged.params = [param.as_subclass(Multiplied) for param in averaged.params]
+        with Answered(False) as asked:
+            at = self._run_kernel(at, h, how)
+        with Answered(True):
+            averaged = self._run_kernel(averaged, h, how)
+        # It asks twice: whether the mean is over several parameters, and will be.
+        for name, answers in (("ax", asked.questions[::2]), ("mu", asked.questions[1::2])):
+            triples = zip(answers, averaged[name], at[name], strict=True)
+            at.moments[name] = [torch.where(yes, one, other) for yes, one, other in triples]
+        return at
+
+    def _run_kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        apart = how.differentiable and not how.capturable  # the mean is formed, then mu is written
+        mus = [mu.as_subclass(WrittenApart) for mu in at["mu"]] if apart else at["mu"]
         asgd(
-            at.params, at.grads, at["ax"], at["mu"], at["eta"], at.steps(how),
+            at.params, at.grads, at["ax"], mus, at["eta"], at.steps(how),
             lambd=h["lambd"], lr=h["lr"], t0=h["t0"], alpha=h["alpha"],
             weight_decay=h["weight_decay"], maximize=h["maximize"], has_complex=at.complex,
             **how.several,
         )  # fmt: skip
+        if apart:
+            at.moments["mu"] = [mu.written for mu in mus]
         return at

@@ -22,7 +22,6 @@ class Kernel(Value, ABC):
     """What an optimizer keeps per leaf, and the kernel that steps lists of leaves."""
 
     _fused_on: ClassVar[tuple[str, ...]] = ()  # types of devices with a fused kernel
-    _by_age: ClassVar[tuple[str, ...]] = ()  # moments that the kernel reads, to branch on
 
     @abstractmethod
     def _moments(self, h: Hyper) -> tuple[str, ...]:
@@ -106,9 +105,6 @@ class Kernel(Value, ABC):
         numbers = [n for value in h.values() for n in (value if type(value) is tuple else (value,))]
         moments = [m for column in at.moments.values() for m in column]
         over = [*at.params, *at.grads, *moments, *at.clocks, *numbers]
-        columns = {
-            name: column if name in self._by_age else spread(column, over)
-            for name, column in at.moments.items()
-        }
+        columns = {name: spread(column, over) for name, column in at.moments.items()}
         params, grads = spread(at.params, over), spread(at.grads, over)
         return Lists(params, grads, columns, at.clocks, at.clock_of)

@@ -6,11 +6,14 @@ from dataclasses import KW_ONLY
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.radam import radam
 
+from parallax._compat import functorch
 from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
+from parallax.optim.scalars import Answered, Multiplied
 
 __all__ = ["RAdam"]
 
@@ -53,8 +56,29 @@ class RAdam(Optimizer):
         return ("exp_avg", "exp_avg_sq")
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        if how.differentiable and functorch.vmap_active():
+            return self._mapped(at, h, how)
+        return self._run_kernel(at, h, how, at.steps(how))
+
+    def _mapped(self, at: Lists, h: Hyper, how: How) -> Lists:
+        """As the kernel, which asks each leaf whether it is old: under vmap members may differ."""
+        rectified = at.private()
+        rectified.params = [param.as_subclass(Multiplied) for param in rectified.params]
+        with Answered(False) as asked:
+            at = self._run_kernel(at, h, how, at.steps(how))
+        old, second = asked.questions, rectified["exp_avg_sq"]
+        # A young member goes there with an old one's numbers: its own have no finite derivatives.
+        second[:] = [torch.where(is_old, m, 1.0) for is_old, m in zip(old, second, strict=True)]
+        ages = [torch.where(o, age, 1e4) for o, age in zip(old, at.steps(how), strict=True)]
+        with Answered(True):
+            rectified = self._run_kernel(rectified, h, how, ages)
+        triples = zip(old, rectified.params, at.params, strict=True)
+        at.params = [torch.where(is_old, one, other) for is_old, one, other in triples]
+        return at
+
+    def _run_kernel(self, at: Lists, h: Hyper, how: How, steps: list[Tensor]) -> Lists:
         radam(
-            at.params, at.grads, at["exp_avg"], at["exp_avg_sq"], at.steps(how),
+            at.params, at.grads, at["exp_avg"], at["exp_avg_sq"], steps,
             beta1=h["betas"][0], beta2=h["betas"][1], lr=h["lr"], eps=h["eps"],
             weight_decay=h["weight_decay"], maximize=h["maximize"],
             decoupled_weight_decay=h["decoupled_weight_decay"], has_complex=at.complex,

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from parallax._compat import functorch, kernels
 
-__all__ = ["Multiplied", "Unread", "spread"]
+__all__ = ["Answered", "Multiplied", "Unread", "WrittenApart", "spread"]
 
 
 class Multiplied(Tensor):
@@ -37,6 +37,22 @@ class Multiplied(Tensor):
         return Tensor.addcdiv_(self, tensor1, tensor2, value=value)
 
 
+class WrittenApart(Tensor):
+    """A tensor that a kernel writes when it has read it; derivatives need what was read.
+
+    Attributes:
+        written: what it would be now.
+    """
+
+    __torch_function__ = kernels.disabled_torch_function
+    written: Tensor
+
+    def copy_(self, src: Any, non_blocking: bool = False) -> Tensor:
+        """As ``Tensor.copy_``, and not in place."""
+        self.written = src.to(self, non_blocking=non_blocking)
+        return self
+
+
 class Unread(TorchFunctionMode):
     """Within it, ``item()`` leaves a tensor a tensor, and vmap has a rule for every operator."""
 
@@ -48,6 +64,28 @@ class Unread(TorchFunctionMode):
             return args[0]
         composed = _COMPOSED.get(func) if functorch.vmap_active() else None
         return (composed or func)(*args, **(kwargs or {}))
+
+
+class Answered(TorchFunctionMode):
+    """Within it, a kernel that asks whether a tensor is true is always given the same answer.
+
+    Attributes:
+        questions: what was asked for, in order.
+    """
+
+    def __init__(self, answer: bool) -> None:
+        super().__init__()
+        self.questions: list[Tensor] = []
+        self._answer = answer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Calls ``func``, or answers."""
+        if func is not Tensor.__bool__:
+            return func(*args, **(kwargs or {}))
+        self.questions.append(args[0])
+        return self._answer
 
 
 def _addcmul_(self: Tensor, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Tensor:

@@ -99,7 +99,7 @@ MODULES: list[Case] = [
     Case("nested", Nested),
     Case("many", Many, TorchMany),
     Case("twig", lambda: Twig(Twig(right=Twig()), Twig())),
-    Case("chain", lambda: chain(40)),
+    Case("chain", lambda: chain(20)),
     Case("constants", _constants),
     Case("generic", lambda: Residual(Residual(Dense()))),
     Case("square", Square),

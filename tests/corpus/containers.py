@@ -115,7 +115,7 @@ class Many(Module):
     layers: tuple[Dense, ...]
     shifts: tuple[Parameter, ...]
 
-    def __init__(self, n: int = 12) -> None:
+    def __init__(self, n: int = 9) -> None:
         super().__init__()
         self.layers = tuple(Dense() for _ in range(n))
         self.shifts = tuple(Parameter((SIZE,), init.normal_) for _ in range(n))

@@ -39,7 +39,7 @@ class TorchBranches(nn.Module):
 
 
 class TorchMany(nn.Module):
-    def __init__(self, n: int = 12) -> None:
+    def __init__(self, n: int = 9) -> None:
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(SIZE, SIZE) for _ in range(n)])
         self.shifts = nn.ParameterList([torch.zeros(SIZE) for _ in range(n)])

@@ -67,6 +67,37 @@ def test_members_of_different_ages_and_a_schedule() -> None:
     assert state.step.tolist() == [2, 1]
 
 
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_derivatives_of_steps_of_members_of_different_ages(name: str) -> None:
+    options = {**dict(FIRST)[name], **({"t0": 3} if name == "ASGD" else {})}
+    noises = list(gradients(model_for(name), 8))
+
+    def steps(lr: Tensor, model: Any, state: Any, count: int = 2) -> Any:
+        opt = make(name, {**options, "lr": lr, "differentiable": True})
+        for noise in noises[:count]:
+            model, state = opt.step(model, tree.map(torch.mul, model, noise), state)
+        return model, state
+
+    def total(lr: Tensor, model: Any, state: Any) -> Tensor:
+        leaves = tree.leaves(steps(lr, model, state))
+        return torch.stack([leaf.sum() for leaf in leaves]).sum()
+
+    rate = torch.tensor(0.05)
+    pairs = []
+    for age in (1, 2, 7):
+        model = model_for(name, seed=age)
+        state = make(name, {**options, "lr": rate}).init(model)
+        pairs.append(steps(rate, model, state, age))
+    both = torch.func.grad_and_value(total)
+    expected = [
+        torch.stack(column) for column in zip(*[both(rate, *p) for p in pairs], strict=True)
+    ]
+    stacked = [tree.stack(column) for column in zip(*pairs, strict=True)]
+    found = torch.vmap(both, (None, 0, 0))(rate, *stacked)
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two)
+
+
 def test_vmap_in_vmap() -> None:
     rates = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
     model = model_for("Adam")
@@ -111,7 +142,8 @@ def three_steps(name: str) -> Any:
     noises = list(gradients(start, 3))
 
     def loss(lr: Tensor, scale: Tensor) -> Tensor:
-        opt = make(name, {**dict(FIRST)[name], "lr": lr, "differentiable": True})
+        options = {**dict(FIRST)[name], **({"t0": 1} if name == "ASGD" else {})}
+        opt = make(name, {**options, "lr": lr, "differentiable": True})
         model, state = tree.map(lambda p: p * scale, start), opt.init(start)
         for noise in noises:
             model, state = opt.step(model, tree.map(torch.mul, noise, model), state)

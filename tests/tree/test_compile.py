@@ -10,14 +10,21 @@ import torch
 from torch import Tensor
 
 from parallax import Buffer, Module, Parameter, tree
-from tests.corpus import SIZE, Dense, Norm, TiedParameter
+from tests.corpus import SIZE, Dense, TiedParameter
+
+
+class Counted(Module):
+    """A parameter and an integer buffer."""
+
+    weight: Parameter
+    count: Buffer
 
 
 class Everything(Module):
     """Ties, holes, integer buffers, containers and a constant in one module."""
 
     tied: TiedParameter
-    norm: Norm
+    norm: Counted
     bare: Dense
     layers: tuple[Dense, ...]
     named: dict[str, Parameter]
@@ -28,7 +35,10 @@ class Everything(Module):
 def make(seed: int) -> Everything:
     module = Everything(
         TiedParameter(),
-        Norm(),
+        Counted(
+            Parameter((SIZE,), torch.nn.init.normal_),
+            Buffer((), torch.nn.init.ones_, dtype=torch.int64),
+        ),
         Dense(bias=False),
         (Dense(), Dense()),
         {"z": Parameter((SIZE,), torch.nn.init.normal_)},
