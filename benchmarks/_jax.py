@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from time import perf_counter
 from typing import Any
 
@@ -102,18 +103,66 @@ def tasks() -> dict[str, Callable[[], Any]]:
     )
     leaves, structure = jax.tree_util.tree_flatten(gpt)
     assert len(leaves) == 150
-    mlp = MLP((_linear(64, 64), _linear(64, 64), _linear(64, 10)))
+    mlp = _mlp(64, 64, 64, 10)
     x = jnp.ones((64,))
     call = eqx.filter_jit(lambda model, x: model(x))
     weight, bias = jnp.ones((2,)), jnp.ones((2,))
+    ensemble = eqx.filter_jit(
+        eqx.filter_vmap(lambda model, x: jax.vmap(model)(x), in_axes=(0, None))
+    )
+    members = jax.tree_util.tree_map(lambda leaf: jnp.stack([leaf] * 8), _mlp(8, 8, 8, 8))
+    few = jnp.ones((8, 8))
     return {
         "map": lambda: jax.tree_util.tree_map(lambda leaf: leaf, gpt),
         "flatten": lambda: jax.tree_util.tree_flatten(gpt),
         "unflatten": lambda: jax.tree_util.tree_unflatten(structure, leaves),
         "construct": lambda: Linear(weight, bias),
-        "read": lambda: [mlp.layers for _ in range(100)],
+        "read": _read(mlp),
         "call": lambda: call(mlp, x).block_until_ready(),
+        "ensemble": lambda: ensemble(members, few).block_until_ready(),
+        "step": _adam_step(),
     }
+
+
+def _read(owner: MLP) -> Callable[[], Any]:
+    """As `benchmarks/attribute.py` reads."""
+    scope: dict[str, Any] = {"owner": owner}
+    exec("def read():\n" + "    owner.layers\n" * 100, scope)
+    return scope["read"]  # type: ignore[no-any-return]  # made by the exec above
+
+
+def _mlp(*sizes: int) -> MLP:
+    return MLP(tuple(_linear(n, m) for n, m in pairwise(sizes)))
+
+
+def _adam_step() -> Callable[[], Any]:
+    """A compiled step of Adam, written out as in `benchmarks/compile.py`."""
+    rate, beta1, beta2, eps = 1e-3, 0.9, 0.999, 1e-8
+    tree_map = jax.tree_util.tree_map
+
+    def loss(model: MLP, x: Any, y: Any) -> Any:
+        return jnp.mean((jax.vmap(model)(x) - y) ** 2)
+
+    def step(model: MLP, m: MLP, v: MLP, t: Any, x: Any, y: Any) -> Any:
+        value, grads = eqx.filter_value_and_grad(loss)(model, x, y)
+        t = t + 1
+        m = tree_map(lambda m, g: m + (1 - beta1) * (g - m), m, grads)
+        v = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, v, grads)
+        alpha, scale = rate / (1 - beta1**t), jnp.sqrt(1 - beta2**t)
+        moved = tree_map(lambda p, m, v: p - alpha * m / (jnp.sqrt(v) / scale + eps), model, m, v)
+        return moved, m, v, t, value
+
+    compiled: Any = eqx.filter_jit(step)
+    x, y = jnp.ones((8, 16)), jnp.ones((8, 4))
+    model = _mlp(16, 32, 32, 4)
+    zeros = tree_map(jnp.zeros_like, model)
+    held: list[Any] = [model, zeros, zeros, jnp.zeros(())]
+
+    def run() -> None:
+        *held[:], value = compiled(*held, x, y)
+        value.block_until_ready()
+
+    return run
 
 
 def main() -> None:

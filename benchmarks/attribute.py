@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks import peers
 from benchmarks.harness import Candidate, Question
 from parallax import Module, Parameter, tree
 
@@ -44,16 +46,23 @@ def questions(quick: bool) -> Iterator[Question]:
     flattened = Written(weight, bias, 0.5)
     tree.flatten(flattened)
     mapped = tree.map(lambda leaf: leaf, Written(weight, bias, 0.5))
+    absent: dict[str, str] = {}
+    reference = _reader("plain object", Plain(weight, bias, 0.5))
     yield Question(
         "reading a parameter",
-        _reader("plain object", Plain(weight, bias, 0.5)),
+        reference,
         [
             _reader("constructed, __init__ generated", Generated(weight, bias, 0.5), limit=1.2),
             _reader("constructed, __init__ written", Written(weight, bias, 0.5), limit=1.2),
             _reader("flattened", flattened, limit=1.2),
             _reader("mapped", mapped, limit=5.0),
         ],
-        peers=[_reader("nn.Module", nn.Linear(8, 8))],
+        peers=[
+            _reader("nn.Module", nn.Linear(8, 8)),
+            *[replace(peer, per=READS) for peer in peers.equinox("read", "equinox", absent)],
+        ],
+        floor=reference,
+        absent=absent,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,10 @@ from benchmarks.models import CONTEXT, VOCABULARY, NnChain, NnGPT, NnMLP, mirror
 
 def questions(quick: bool) -> Iterator[Question]:
     mlp = NnMLP((64, 64, 64, 10))
-    yield _forward("a 3-layer MLP on one example", mlp, torch.randn(1, 64), limit=0.60)
+    absent: dict[str, str] = {}
+    jitted = peers.equinox("call", "jax with equinox, jitted, in a process of its own", absent)
+    one = _forward("a 3-layer MLP on one example", mlp, torch.randn(1, 64), limit=0.60)
+    yield replace(one, peers=[*one.peers, *jitted], absent={**one.absent, **absent})
     yield _forward("a 3-layer MLP on 512 examples", mlp, torch.randn(512, 64), all_threads=True)
     depth = 20 if quick else 200
     chain = NnChain(depth, 8)

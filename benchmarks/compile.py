@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import floor
+from benchmarks import floor, peers
 from benchmarks.harness import Candidate, Question
 from benchmarks.models import CONTEXT, VOCABULARY, NnGPT, NnMLP, mirror
 from parallax import compile as compile_tree
@@ -37,6 +37,7 @@ def questions(quick: bool) -> Iterator[Question]:
     if quick:
         return
     written, ours = "parallax.compile of the whole step", "the same, with parallax.optim.Adam"
+    absent: dict[str, str] = {}
     straight = "floor: torch.compile of the step on flat lists"
     yield Question(
         "compiled Adam step of a tiny MLP",
@@ -45,6 +46,8 @@ def questions(quick: bool) -> Iterator[Question]:
             Candidate(written, _whole_step("tiny MLP"), limit=0.25),
             Candidate(ours, _library_step("tiny MLP")),
         ],
+        peers=peers.equinox("step", "jax with equinox, jitted, in a process of its own", absent),
+        absent=absent,
         floor=Candidate(straight, _straight_step("tiny MLP")),
         remains=_TREE,
     )

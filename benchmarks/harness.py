@@ -94,13 +94,15 @@ class Question:
 
     def parts(self) -> list[tuple[Role, Candidate]]:
         """Everything that is timed, and as what."""
-        again = replace(self.reference, name=NOISE)
-        parts: list[tuple[Role, Candidate]] = [("reference", self.reference), ("noise", again)]
-        parts += [("ours", candidate) for candidate in self.candidates]
-        parts += [("peer", candidate) for candidate in self.peers]
-        if self.floor is not None and self.floor is not self.reference:
-            parts.append(("floor", self.floor))
-        return parts
+        floor = [] if self.floor is None or self.floor is self.reference else [self.floor]
+        groups: list[tuple[Role, Sequence[Candidate]]] = [
+            ("reference", [self.reference]),
+            ("noise", [replace(self.reference, name=NOISE)]),
+            ("ours", self.candidates),
+            ("peer", self.peers),
+            ("floor", floor),
+        ]
+        return [(role, candidate) for role, group in groups for candidate in group]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import floor
+from benchmarks import floor, peers
 from benchmarks.grad import same_gradients
 from benchmarks.harness import Candidate, Question
 from benchmarks.models import CONTEXT, VOCABULARY, NnGPT, NnMLP, mirror
@@ -86,6 +86,11 @@ def _ensemble_forward(subject: Subject, many: int, limit: float | None) -> Quest
     forward = type(members).forward
     ours, raw = func.vmap(forward, (0, None)), torch.func.vmap(forward, (0, None))
     flat, straight = list(stacked.values()), torch.func.vmap(floor.line_of(model), (0, None))
+    absent: dict[str, str] = {}
+    jitted: list[Candidate] = []
+    if (name, many) == ("MLP", 8):
+        called = "jax with equinox, jitted, in a process of its own"
+        jitted = peers.equinox("ensemble", called, absent)
     return Question(
         f"forward of {many} x {name}",
         Candidate("torch vmap(functional_call)", lambda: reference(stacked, x)),
@@ -93,6 +98,8 @@ def _ensemble_forward(subject: Subject, many: int, limit: float | None) -> Quest
             Candidate("parallax func.vmap", lambda: ours(members, x), limit=limit),
             Candidate("torch vmap of a module", lambda: raw(members, x)),
         ],
+        peers=jitted,
+        absent=absent,
         check=lambda a, b: torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5),
         context=torch.no_grad,
         floor=Candidate("floor: vmap of straight-line calls", lambda: straight(flat, x)),
