@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor
+from torch.nn import init
 
 import parallax
-from parallax import func, optim, tree
+from parallax import Module, Parameter, func, optim, tree
 from parallax.optim import schedules
 from tests.corpus import MLP, example_input
 from tests.optim.cases import (
@@ -26,6 +27,18 @@ from tests.optim.cases import (
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
+class Few(Module):
+    """A matrix, which Adafactor factors, and a number, which it does not."""
+
+    matrix: Parameter
+    scale: Parameter
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = Parameter((4, 3), init.normal_)
+        self.scale = Parameter((), init.ones_)
+
+
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=label)
 def test_a_step_is_one_graph_and_new_rates_do_not_make_another(name: str, options: Options) -> None:
     counter = torch._dynamo.testing.CompileCounter()
@@ -34,7 +47,7 @@ def test_a_step_is_one_graph_and_new_rates_do_not_make_another(name: str, option
     def step(lr: Tensor, model: Any, grads: Any, state: Any) -> Any:
         return make(name, {**options, "lr": lr}).step(model, grads, state)
 
-    model = end = model_for(name)
+    model = end = model_for(name) if name == "Muon" else Few().initialize(0)
     state = end_state = make(name, options).init(model)
     if options.get("dampening"):  # the first momentum is another computation
         grads = next(gradients(model, 1, seed=5))
