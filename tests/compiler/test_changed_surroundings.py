@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from parallax import Module, Parameter, tree
-from tests.compiling import graphs, make_compiled
+from tests.compiling import eager_and_aot, graphs, make_compiled
 from tests.corpus import Scale
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -58,9 +58,8 @@ SURROUNDINGS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("name", SURROUNDINGS)
-def test_changed_surroundings(name: str, backend: str) -> None:
+def test_changed_surroundings(name: str) -> None:
     def fn(weight: Tensor, x: Tensor) -> tuple[Tensor, list[Any], list[Any]]:
         new, y = torch.ones(2), x @ weight
         return (
@@ -70,7 +69,7 @@ def test_changed_surroundings(name: str, backend: str) -> None:
         )
 
     weight, x = torch.randn(3, 3, requires_grad=True), torch.randn(2, 3)
-    compiled = make_compiled(fn, backend=backend)
+    compiled = make_compiled(fn, backend=eager_and_aot)
     for change in (contextlib.nullcontext, SURROUNDINGS[name]) * 2:
         with change():
             got, expected = compiled(weight, x), fn(weight, x)
