@@ -89,13 +89,13 @@ def resnet(buffers: list[Tensor], parameters: list[Tensor], x: Tensor) -> Tensor
 def adamw_of(leaves: list[Tensor], rate: float) -> Callable[[Sequence[Tensor]], None]:
     """AdamW's step in place: torch's fused kernel on flat lists."""
     m, v = [[torch.zeros_like(leaf) for leaf in leaves] for _ in range(2)]
-    ages = [torch.zeros(()) for _ in leaves]
+    age = torch.zeros(())
 
     def move(grads: Sequence[Tensor]) -> None:
         with torch.no_grad():
-            torch._foreach_add_(ages, 1)
+            age.add_(1)
             kernels.fused_adamw(
-                leaves, list(grads), m, v, [], ages, lr=rate, beta1=0.9, beta2=0.999,
+                leaves, list(grads), m, v, [], [age] * len(leaves), lr=rate, beta1=0.9, beta2=0.999,
                 weight_decay=1e-2, eps=1e-8, amsgrad=False, maximize=False,
             )  # fmt: skip
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallax._compat import kernels
+
 Floor = Callable[..., Any]
 
 
@@ -88,7 +90,7 @@ def _spectral_norm(layer: Any, x: Tensor) -> Tensor:
 
 def _weight_norm(layer: Any, x: Tensor) -> Tensor:
     linear = layer.layer
-    return F.linear(x, torch._weight_norm(linear.weight, layer.magnitude, 0), linear.bias)
+    return F.linear(x, kernels.weight_norm(linear.weight, layer.magnitude, 0), linear.bias)
 
 
 def _cell(name: str) -> Floor:
