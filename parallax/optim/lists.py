@@ -115,6 +115,8 @@ class Lists:
         """The age of each leaf after this step, for kernels that only read it."""
         device = self.params[0].device
         clocks = [(clock + 1).to(device) for clock in self.clocks]
+        if len(clocks) == 1:
+            return clocks * len(self.clock_of)
         return [clocks[k] for k in self.clock_of]
 
     def private(self) -> Lists:
@@ -122,9 +124,11 @@ class Lists:
         columns = [self.params, *self.moments.values()]
         n = len(self.params)
         if self.full():
-            flat = [tensor for column in columns for tensor in column]
+            flat: list[Tensor] = []
+            for column in columns:
+                flat += column
             copies = _clone(flat)
-            made: list[Any] = [list(copies[k * n : k * n + n]) for k in range(len(columns))]
+            made: list[Any] = [copies[k * n : k * n + n] for k in range(len(columns))]
         else:
             left = iter(_clone([t for column in columns for t in column if t is not None]))
             made = [[None if t is None else next(left) for t in column] for column in columns]
@@ -182,10 +186,10 @@ class Lists:
                 self.moments[name][k] = column[j]
 
 
-def _clone(tensors: list[Tensor]) -> Sequence[Tensor]:
+def _clone(tensors: list[Tensor]) -> list[Tensor]:
     if dynamo.is_compiling() or functorch.transform_active() or torch.is_grad_enabled():
         return [tensor.clone() for tensor in tensors]
-    return kernels.foreach_clone(tensors)  # type: ignore[no-any-return]  # a list of tensors
+    return list(kernels.foreach_clone(tensors))
 
 
 def _like(param: Tensor, tensor: Tensor) -> Tensor:

@@ -94,10 +94,10 @@ class Contents:
             return
         self.step: Tensor = state.step
         self.clocks: Sequence[Tensor] = state.clocks
-        self.moments: dict[str, list[Any]] = {}
+        self.moments: dict[str, Sequence[Any]] = {}
         for name, tree in state.moments.items():
             try:
-                self.moments[name] = list(align(part, tree))
+                self.moments[name] = align(part, tree)
             except ValueError as error:
                 raise ValueError(
                     f"{what}: the state was made for another model: in its {name}, {error}. "
@@ -123,7 +123,7 @@ class Contents:
         self._whole = spec
         self.step = leaves[0]
         self.moments = {
-            name: list(leaves[1 + k * n : 1 + k * n + n]) for k, name in enumerate(trees.keys())
+            name: leaves[1 + k * n : 1 + k * n + n] for k, name in enumerate(trees.keys())
         }
         self.clocks = leaves[len(leaves) - clocks :] if clocks else ()
         return True
