@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import parallax
-from benchmarks.grad import same_gradients
+from benchmarks import floor
+from benchmarks.grad import same_gradients, straight_gradient
 from benchmarks.harness import Candidate, Question
 from benchmarks.models import CONTEXT, VOCABULARY, NnGPT, NnMLP, mirror
 from parallax import func, optim, random, tree
@@ -35,7 +36,8 @@ def questions(quick: bool, device: str = DEVICE) -> Iterator[Question]:
     yield _ensemble(on, 8 if quick else 64)
     yield _random(on, 1_000 if quick else 100_000_000)
     if not quick:
-        yield from _compiled(on)
+        for subject in _subjects(True, device):
+            yield _compiled(on, *subject)
 
 
 class _Device:
@@ -77,8 +79,8 @@ def _call(on: _Device, name: str, model: nn.Module, x: Tensor) -> Question:
     return Question(
         f"forward of a {name}",
         on.candidate("nn.Module", lambda: model(x)),
-        [
-            on.candidate("parallax", lambda: module(x), limit=1.0),
+        [on.candidate("parallax", lambda: module(x), limit=1.0)],
+        peers=[
             on.candidate(
                 "torch.func.functional_call",
                 lambda: torch.func.functional_call(model, parameters, (x,)),
@@ -86,6 +88,7 @@ def _call(on: _Device, name: str, model: nn.Module, x: Tensor) -> Question:
         ],
         check=torch.testing.assert_close,
         context=torch.no_grad,
+        floor=on.candidate("floor: straight-line calls", partial(floor.forward_of(model), x)),
     )
 
 
@@ -102,6 +105,9 @@ def _gradient(on: _Device, name: str, model: nn.Module, x: Tensor, y: Tensor) ->
         on.candidate("nn.Module, zero_grad, loss.backward()", backward),
         [on.candidate("parallax func.grad_and_value", lambda: both(module, x, y), limit=1.0)],
         check=lambda named, result: same_gradients(named, result[0]),
+        floor=on.candidate(
+            "floor: the tape over a flat list", straight_gradient(model, lambda m: _loss(m, x, y))
+        ),
     )
 
 
@@ -112,11 +118,12 @@ def _optimizer(on: _Device, name: str, model: nn.Module) -> Question:
     parameters = [nn.Parameter(leaf.clone()) for leaf in tree.leaves(module)]
     for parameter, grad in zip(parameters, tree.leaves(grads), strict=True):
         parameter.grad = grad
-    reference = torch.optim.Adam(parameters)
+    reference, fused = torch.optim.Adam(parameters), torch.optim.Adam(parameters, fused=True)
     return Question(
         f"Adam step of a {name}",
         on.candidate("torch.optim.Adam, default", reference.step),
         [on.candidate("parallax, pure", lambda: opt.step(module, grads, state), limit=1.0)],
+        peers=[on.candidate("torch.optim.Adam, fused", fused.step)],
     )
 
 
@@ -125,7 +132,9 @@ def _ensemble(on: _Device, many: int) -> Question:
         models = [NnMLP((64, 64, 64, 10)) for _ in range(many)]
         x = torch.randn(32, 64)
     parameters, _ = torch.func.stack_module_state(models)
+    weights = {name: value.detach() for name, value in parameters.items()}
     members: Any = tree.stack([mirror(model) for model in models])
+    straight = torch.vmap(lambda flat: floor.mlp(flat, x))
 
     def raw(parameters: Any) -> Tensor:
         out: Tensor = torch.func.functional_call(models[0], parameters, (x,))
@@ -133,13 +142,13 @@ def _ensemble(on: _Device, many: int) -> Question:
 
     return Question(
         f"forward of {many} MLPs",
-        on.candidate(
-            "torch vmap(functional_call)",
-            lambda: torch.vmap(raw)({name: value.detach() for name, value in parameters.items()}),
-        ),
+        on.candidate("torch vmap(functional_call)", lambda: torch.vmap(raw)(weights)),
         [on.candidate("parallax func.vmap", lambda: func.vmap(lambda m: m(x))(members), limit=1.0)],
         check=lambda a, b: torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5),
         context=torch.no_grad,
+        floor=on.candidate(
+            "floor: vmap of straight-line calls", lambda: straight(list(weights.values()))
+        ),
     )
 
 
@@ -151,12 +160,13 @@ def _random(on: _Device, size: int) -> Question:
         assert ours.shape == theirs.shape and ours.device == theirs.device
         assert abs(float(ours.mean())) < 0.2
 
+    reference = on.candidate(
+        "torch.randn with a Generator",
+        lambda: torch.randn(size, device=on.name, generator=generator),
+    )
     return Question(
         f"{size:,} normal numbers",
-        on.candidate(
-            "torch.randn with a Generator",
-            lambda: torch.randn(size, device=on.name, generator=generator),
-        ),
+        reference,
         [
             on.candidate(
                 "parallax random.normal",
@@ -165,40 +175,45 @@ def _random(on: _Device, size: int) -> Question:
             )
         ],
         check=check,
+        floor=reference,
     )
 
 
-def _compiled(on: _Device) -> Iterator[Question]:
+def _compiled(on: _Device, name: str, model: nn.Module, x: Tensor, y: Tensor) -> Question:
     """A whole training step: as torch runs it, compiled, and with CUDA graphs."""
-    for name, model, x, y in _subjects(True, on.name):
-        module, opt = mirror(model), optim.AdamW()
-        state = opt.init(module)
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    module, opt = mirror(model), optim.AdamW()
+    state = opt.init(module)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    backward: Any = torch.compile(_loss)
+    update: Any = torch.compile(optimizer.step)
+    leaves = [value.detach().clone().requires_grad_() for value in model.parameters()]
+    line, move = floor.line_of(model), floor.adamw_of(leaves, 1e-3)
 
-        def eager(model: Any = model, x: Any = x, y: Any = y, optimizer: Any = optimizer) -> None:
-            optimizer.zero_grad()
-            _loss(model, x, y).backward()
-            optimizer.step()
+    def eager() -> None:
+        optimizer.zero_grad()
+        _loss(model, x, y).backward()
+        optimizer.step()
 
-        def step(model: Any, state: Any, x: Tensor, y: Tensor, opt: Any = opt) -> Any:
-            return opt.step(model, func.grad(_loss)(model, x, y), state)
+    def compiled() -> None:
+        optimizer.zero_grad()
+        backward(model, x, y).backward()
+        update()
 
-        backward = torch.compile(_loss)
-        update = torch.compile(optimizer.step)
+    def straight() -> None:
+        move(torch.autograd.grad(_loss(lambda x: line(leaves, x), x, y), leaves))
 
-        def compiled(
-            model: Any = model, x: Any = x, y: Any = y, optimizer: Any = optimizer
-        ) -> None:
-            optimizer.zero_grad()
-            backward(model, x, y).backward()  # noqa: B023  # called in this round of the loop only
-            update()  # noqa: B023  # called in this round of the loop only
+    def step(model: Any, state: Any, x: Tensor, y: Tensor) -> Any:
+        return opt.step(model, func.grad(_loss)(model, x, y), state)
 
-        candidates = [on.candidate("nn.Module, compiled", compiled)]
-        for how, options in (("compiled", {}), ("CUDA graphs", {"mode": "reduce-overhead"})):
-            whole: Any = parallax.compile(step, **options)
-            whole(module, state, x, y)
-            run = partial(whole, module, state, x, y)
-            candidates.append(on.candidate(f"parallax, {how}", run))
-        yield Question(
-            f"AdamW step of a {name}", on.candidate("nn.Module, fused", eager), candidates
-        )
+    ways = []
+    for how, options in (("compiled", {}), ("CUDA graphs", {"mode": "reduce-overhead"})):
+        whole: Any = parallax.compile(step, **options)
+        whole(module, state, x, y)
+        ways.append(on.candidate(f"parallax, {how}", partial(whole, module, state, x, y)))
+    return Question(
+        f"AdamW step of a {name}",
+        on.candidate("nn.Module, fused", eager),
+        ways,
+        peers=[on.candidate("nn.Module, compiled", compiled)],
+        floor=on.candidate("floor: a flat list, in place", straight),
+    )

@@ -89,7 +89,7 @@ def resnet(buffers: list[Tensor], parameters: list[Tensor], x: Tensor) -> Tensor
 def adamw_of(leaves: list[Tensor], rate: float) -> Callable[[Sequence[Tensor]], None]:
     """AdamW's step in place: torch's fused kernel on flat lists."""
     m, v = [[torch.zeros_like(leaf) for leaf in leaves] for _ in range(2)]
-    age = torch.zeros(())
+    age = torch.zeros((), device=leaves[0].device)
 
     def move(grads: Sequence[Tensor]) -> None:
         with torch.no_grad():
