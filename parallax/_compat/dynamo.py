@@ -99,10 +99,3 @@ def trace_reporter(note: Callable[[bool, frozenset[str]], None]) -> tuple[Any, A
         )
 
     return comptime, look
-
-
-def is_backend_failure(error: RuntimeError) -> bool:
-    """Whether the compiler behind dynamo could not compile a graph."""
-    from torch._dynamo.exc import BackendCompilerFailed
-
-    return isinstance(error, BackendCompilerFailed)

@@ -9,6 +9,7 @@ own is the only way to take out checks that ours has made already. Loads inducto
 from __future__ import annotations
 
 import functools
+import traceback
 from typing import Any
 
 
@@ -17,6 +18,21 @@ def mode_options(mode: str, dynamic: bool | None) -> dict[str, Any]:
     from torch._inductor import list_mode_options
 
     return list_mode_options(mode, dynamic)
+
+
+def is_cpp_wrapper_failure(error: RuntimeError) -> bool:
+    """Whether a graph was not compiled because what is around its kernels was to be C++.
+
+    Inductor writes some operators in Python only, ``invoke_subgraph`` among them, and says so by
+    many exceptions; all come from one function. The compiler refuses some of what it writes.
+    """
+    from torch._inductor.exc import CppCompileError, InductorError
+
+    if not isinstance(error, InductorError):
+        return False
+    inner = error.inner_exception
+    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(inner.__traceback__)]
+    return isinstance(inner, CppCompileError) or "codegen_with_cpp_wrapper" in names
 
 
 def unasserted_inputs() -> dict[str, Any]:

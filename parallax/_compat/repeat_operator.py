@@ -5,10 +5,12 @@ torch has such operators (``scan``, ``invoke_subgraph``), but dynamo refuses the
 of ``torch.func``, so that no gradient can be taken inside of compiled code.
 
 - Dynamo traces the function once, as for ``wrap``, and does not look for aliases in its graph,
-  which is what it cannot do within a transform.
+  which is what it cannot do within a transform. Only where one call returns what the next is
+  given, by shape, dtype and device, are the calls alike; otherwise each is traced by itself.
 - While AOTAutograd traces the graph, each call becomes an ``invoke_subgraph`` of one and the same
-  graph, which inductor compiles once. A call under ``grad`` becomes an autograd function whose
-  backward is such a call again, of the vector-Jacobian product; so derivatives of any order work.
+  graph, which inductor compiles once; operands of other strides make another graph. A call under
+  ``grad`` becomes an autograd function whose backward is such a call again, of the vector-Jacobian
+  product; so derivatives of any order work.
 - Everywhere else the function is simply called.
 """
 
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._dynamo.variables import higher_order_ops as variables
+from torch._dynamo.variables.base import VariableTracker
 from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
 from torch._ops import HigherOrderOperator
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
@@ -65,9 +68,29 @@ class _Variable(variables.BaseHOPVariable):
             set_subgraph_inputs="automatic_with_forced_inputs",
         )  # fmt: skip
         constants = {name: value.as_proxy() for name, value in kwargs.items()}
+        if not _are_alike(args[1], body):
+            return self._unrolled(tx, args, constants["members"], constants["times"])
         return variables._call_function_with_auto_output_flattening(
             tx, self.value, proxies, constants, example, body, outputs
         )
+
+    def _unrolled(self, tx: Any, args: Any, members: int, times: int) -> Any:
+        """The calls one by one, as if they were written so; what was traced before is not used."""
+        body, value, *operands = args
+        stacks, rest = operands[members : 2 * members], operands[members:]
+        for k in range(times):
+            number = VariableTracker.build(tx, k)
+            rows = [stack.call_method(tx, "__getitem__", [number], {}) for stack in stacks]
+            value = body.call_function(tx, [value, *rows, *rest], {})
+        return value
+
+
+def _are_alike(given: Any, returned: Any) -> bool:
+    """Whether two tensors of dynamo's have the same shape, dtype and device."""
+    if not (given.is_tensor() and returned.is_tensor()):
+        return False
+    one, two = [x.as_proxy().node.meta["example_value"] for x in (given, returned)]
+    return bool((one.shape, one.dtype, one.device) == (two.shape, two.dtype, two.device))
 
 
 variables._hop_name_to_variable_class["parallax_repeat"] = _Variable
@@ -76,12 +99,19 @@ variables._hop_name_to_variable_class["parallax_repeat"] = _Variable
 class _Program:
     """A function of tensors to a tuple of tensors, by a name that tells equal graphs."""
 
-    __slots__ = ("fn", "name", "pullbacks")
+    __slots__ = ("fn", "layouts", "name", "pullbacks")
 
     def __init__(self, fn: Callable[..., tuple[Tensor, ...]], name: str) -> None:
         self.fn = fn
         self.name = name
         self.pullbacks: dict[Any, _Program] = {}
+        self.layouts: dict[Any, int] = {}
+
+    def name_for(self, operands: Sequence[Any]) -> str:
+        """The name of the graph: inductor wants all calls of one graph to agree on strides."""
+        # As text, for sizes may be symbolic, and to compare them would make them numbers.
+        layout = tuple([str(x.stride()) for x in operands if isinstance(x, Tensor)])
+        return f"{self.name}_{self.layouts.setdefault(layout, len(self.layouts))}"
 
     def pullback(self, wanted: tuple[int, ...], given: tuple[int, ...], count: int) -> _Program:
         """The program of the operands and the cotangents ``given`` to those of ``wanted``."""
@@ -127,7 +157,7 @@ def _called(program: _Program, operands: Sequence[Any]) -> tuple[Tensor, ...]:
         found = _Call.apply(program, *operands)  # type: ignore[no-untyped-call]  # it is torch's
     else:
         fn: Any = program.fn
-        found = invoke_subgraph(fn, program.name, *operands)
+        found = invoke_subgraph(fn, program.name_for(operands), *operands)
     return tuple(found)
 
 

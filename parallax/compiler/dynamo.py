@@ -14,7 +14,7 @@ from parallax._compat import dynamo, inductor
 from parallax.compiler.outside import LEAF, Outside
 from parallax.structure import Structure
 
-__all__ = ["compile_flat", "compile_settings", "settings_for"]
+__all__ = ["compile_flat", "compile_settings", "settings_for", "without_cpp"]
 
 
 def compile_settings(options: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +58,13 @@ def settings_for(
     if "size_asserts" not in options:
         defaults |= inductor.unasserted_inputs()
     return {**settings, "options": {**defaults, **options}}
+
+
+def without_cpp(chosen: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The settings chosen, with Python for C++; ``None`` where that was not our own choice."""
+    if "cpp_wrapper" in settings["options"] or "cpp_wrapper" not in chosen["options"]:
+        return None
+    return {**chosen, "options": {**chosen["options"], "cpp_wrapper": False}}
 
 
 def _repeats(tokens: Sequence[Any]) -> bool:

@@ -11,13 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat.dynamo import (
-    constant_in_traces,
-    is_backend_failure,
-    tensor_check,
-    trace_reporter,
-)
-from parallax.compiler.dynamo import compile_flat, settings_for
+from parallax._compat.dynamo import constant_in_traces, tensor_check, trace_reporter
+from parallax._compat.inductor import is_cpp_wrapper_failure
+from parallax.compiler.dynamo import compile_flat, settings_for, without_cpp
 from parallax.compiler.opening import write_builder, write_opener
 from parallax.compiler.outside import Outside
 from parallax.compiler.packing import build_call, spell, tokens_to_trace
@@ -138,9 +134,8 @@ class Graph:
         self._sharing: dict[int, Any] = {}  # by the number of globals that were known then
         # Dynamo makes a size symbolic when it sees another one under the same name.
         self.name: str = like.name if like is not None else f"{_name(fn)}_{next(_count)}"
-        # Inductor writes some graphs in Python only: then the settings are those that were given.
         chosen = settings_for(settings, items, tokens)
-        self._spare = None if chosen is settings else settings
+        self._spare = without_cpp(chosen, settings)  # inductor writes some graphs in Python only
         self._run = self._compile(fn, chosen)
 
     def fits(self, items: Sequence[Any]) -> bool:
@@ -184,7 +179,7 @@ class Graph:
         try:
             number, results = self._run(leaves, tuple([items[k] for k in others]) if others else ())
         except RuntimeError as error:
-            if is_backend_failure(error) and self._spare is not None:
+            if self._spare is not None and is_cpp_wrapper_failure(error):
                 self._run, self._spare = self._compile(self._fn, self._spare), None
                 return self(items)
             if type(error) is RuntimeError and not self._writes:

@@ -76,6 +76,19 @@ def test_the_options_given_are_the_last_word() -> None:
     assert options({}, "meta") == {}
 
 
+def test_cpp_that_fails_gives_way_to_python_unless_it_was_asked_for() -> None:
+    def spare(given: dict[str, Any]) -> Any:
+        settings = parallax.compiler.dynamo.compile_settings(given)
+        chosen = parallax.compiler.dynamo.settings_for(settings, [torch.ones(1)], ())
+        return parallax.compiler.dynamo.without_cpp(chosen, settings)
+
+    asked = {"options": {"max_autotune": True}, "dynamic": True}
+    assert spare(asked)["options"]["cpp_wrapper"] is False
+    assert spare(asked)["options"]["max_autotune"] is spare(asked)["dynamic"] is True
+    assert spare({"options": {"cpp_wrapper": True}}) is None
+    assert spare({"backend": "eager"}) is None
+
+
 def test_what_inductor_writes_in_python_only_is_written_in_python() -> None:
     region = torch.compiler.nested_compile_region(lambda x: x.sin() + 1)
     x = torch.ones(2)

@@ -260,6 +260,51 @@ def test_a_batch_of_another_size_makes_the_size_symbolic() -> None:
         torch.testing.assert_close(tree.leaves(gradient(stack, x)), tree.leaves(expected))
 
 
+def test_all_calls_of_a_graph_have_operands_of_the_same_strides() -> None:
+    """As inductor wants it: it takes one layout for each graph."""
+    stack, unstacked = both()
+    x = X.t().contiguous().t().requires_grad_()
+    calls = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        for node in graph.graph.nodes:
+            if "invoke_subgraph" in str(node.target):
+                body = getattr(graph, node.args[0].target)
+                takes = body.graph.find_nodes(op="placeholder")
+                calls.append(
+                    [[n.meta["val"].stride() for n in ns] for ns in (takes, node.args[2:])]
+                )
+        return graph
+
+    def total(x: Tensor) -> Any:
+        return stack(x).sum()  # whose gradient has strides of zero
+
+    compiled = parallax.compile(func.grad(total), backend=aot_autograd(fw_compiler=backend))
+    torch.testing.assert_close(compiled(x.detach()), torch.autograd.grad(unstacked(x).sum(), x)[0])
+    assert len(calls) == 6 and all(taken == given for taken, given in calls)
+
+
+class Mean(Module):
+    """Changes the shape, and computes with it."""
+
+    weight: Parameter
+
+    def forward(self, x: Tensor) -> Any:
+        return self.weight * x.sum(-1, keepdim=True).double() / x.shape[-1]
+
+
+def test_blocks_that_change_the_shape_or_dtype_are_compiled_one_by_one() -> None:
+    stack = nn.Stack(Mean(torch.tensor([3.0])), 2)
+    gradient: Any = parallax.compile(func.grad_and_value(loss), backend="aot_eager")
+    grads, value = gradient(stack, X)
+    weights = [torch.tensor([3.0], requires_grad=True) for _ in range(2)]
+    expected = (X.sum(-1).double() / 4 * weights[0] * weights[1]).square().sum()
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(
+        grads.block.weight, torch.stack(torch.autograd.grad(expected, weights))
+    )
+
+
 def test_a_compiled_training_step_has_the_eager_steps_keys() -> None:
     stack = nn.Stack(block(0.5), 3).initialize(0)
 
