@@ -116,9 +116,10 @@ class _Lifting:
         """The structure of a module, and its leaves, those of ties in each place."""
         if isinstance(module, Lowered):
             structure = with_modes(module, module._kept.structure)
-            leaves = [self.leaf(tensor) for tensor in gathered(module, structure)]
-            expand = structure.expand
-            return structure, leaves if expand is None else [leaves[k] for k in expand]
+            tensors = gathered(module, structure)
+            if structure.expand is not None:
+                tensors = [tensors[k] for k in structure.expand]
+            return _with_frozen(structure, tensors), [self.leaf(tensor) for tensor in tensors]
         cls = type(module)
         parameters, buffers, below = module._parameters, module._buffers, module._modules
         lifted = class_for(
@@ -184,6 +185,31 @@ def _note(module: nn.Module) -> Note:
     return Note(mode="train" if module.training else "eval", frozen=frozen)
 
 
+def _with_frozen(structure: Structure, tensors: list[Tensor | None]) -> Structure:
+    """The structure with those parameters frozen that do not require grad."""
+    starts = [start for start, _ in structure.nodes_with_start()]
+    still = {
+        k for k, tensor in enumerate(tensors) if tensor is not None and not tensor.requires_grad
+    }
+
+    def note(index: int, node: Structure) -> Note:
+        frozen = tuple([k for k in _own_parameters(node, 0) if starts[index] + k in still])
+        return node.local.note._replace(frozen=frozen)
+
+    return structure.renote(note)
+
+
+def _own_parameters(node: Structure, start: int) -> list[int]:
+    """The offsets of a module's own parameters, those in its containers among them."""
+    found: list[int] = []
+    for child, offset in zip(node.children, node.starts(), strict=True):
+        if child is PARAMETER:
+            found.append(start + offset)
+        elif type(child) is Structure and not hasattr(child.cls, "__layout__"):
+            found += _own_parameters(child, start + offset)
+    return found
+
+
 # -- what cannot be lifted ------------------------------------------------------------------------
 
 
@@ -194,6 +220,12 @@ def _refuse(module: nn.Module, path: Path) -> None:
         raise TypeError(
             f"bridge.lift: {where} is {name}, a TorchScript module, whose code is not Python. "
             f"Lift the nn.Module it was made from"
+        )
+    slots = [slot for cls in type(module).__mro__ for slot in vars(cls).get("__slots__", ())]
+    if slots:
+        raise TypeError(
+            f"bridge.lift: {where} is {name}, whose class keeps {slots[0]!r} in __slots__, out of "
+            f"sight. Leave __slots__ out of the class; an nn.Module has a __dict__ in any case"
         )
     wrapper = _WRAPPERS.get(name)
     if wrapper is not None and not path and type(module).__module__.startswith("torch."):

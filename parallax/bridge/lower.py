@@ -127,7 +127,8 @@ def lower(module: Any) -> nn.Module:
     model with these names loads. It shares storage with the tree: training it with ``torch.optim``
     writes into the tree's leaves (``bridge.lower(copy.deepcopy(module))`` does not). Ties stay;
     frozen parameters do not require grad. A lifted module becomes an instance of its original
-    class. ``bridge.lift`` is the inverse.
+    class. ``bridge.lift`` is the inverse. A call runs the tree, and within it no hooks of the
+    modules that the ``nn.Module`` consists of; ``effects.capture`` returns what is in between.
 
     Args:
         module: the module.

@@ -23,7 +23,7 @@ _MOST_LISTED = 20
 
 
 def state_dict(module: Any) -> dict[str, Tensor]:
-    """The leaves of a module by dotted name, as ``nn.Module.state_dict`` names and orders them.
+    """The leaves of a module by dotted name, as ``nn.Module.state_dict`` names them.
 
     Args:
         module: the module.
@@ -238,6 +238,11 @@ def _unmatched(names: list[tuple[str, int]], mapping: Mapping[str, Any]) -> list
         problems.append(f"Unexpected key(s) in state_dict: {_listed(unexpected)}. ")
     if missing and unexpected:
         problems += _hint(missing, unexpected)
+    if any(name.rpartition(".")[2] == "_extra_state" for name in unexpected):
+        problems.append(
+            "What get_extra_state returned is no leaf. Load it into the nn.Module and lift that, "
+            "or leave it out: strict=False."
+        )
     return problems
 
 

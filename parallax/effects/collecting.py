@@ -28,7 +28,7 @@ def collect(fn: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], t
     """Runs a function of a module, and returns the module with its effects applied, too.
 
     Args:
-        fn: takes a module first; a module itself will do.
+        fn: takes a module first, such as the ``forward`` of its class.
 
     Returns:
         A function of the same arguments that returns ``fn``'s result and the module in which
@@ -71,7 +71,7 @@ def capture(
     """Runs a function of a module, and returns what its modules sowed, too.
 
     Args:
-        fn: takes a module first; a module itself will do.
+        fn: takes a module first, such as the ``forward`` of its class.
 
     Returns:
         A function of the same arguments that returns ``fn``'s result and the intermediates by

@@ -17,8 +17,7 @@ from torch import Tensor
 from parallax.bridge.states import names_within
 from parallax.registry import flatten_module
 from parallax.structure import Structure
-from parallax.tree.places import Survey
-from parallax.tree.rebuild import rebuild
+from parallax.tree.select import select
 
 __all__ = ["as_saved"]
 
@@ -38,20 +37,22 @@ def as_saved(like: M, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     """
     _, structure = flatten_module(like)
     nodes = header.get("nodes")
-    if nodes is None or not any(hasattr(node.cls, "__as_saved__") for node in structure.nodes()):
+    kinds = {node.cls for node in structure.nodes() if hasattr(node.cls, "__as_saved__")}
+    if nodes is None or not kinds:
         return like
     walk = [path for path, node in structure.walk() if type(node) is Structure]
     begins = dict(zip(map(_dotted, walk), names_within(structure)[1], strict=True))
     classes = {path: name for path, name, _ in nodes}
     constants = {path: values for path, _, values in nodes}
-    survey = Survey(like)
-    edits = []
-    for entry in survey.entries:
-        part, path = entry.value, entry.path
-        if hasattr(part, "__as_saved__") and classes.get(path) == type(part).__name__:
-            own = {"": constants[path], **_below(constants, f"{path}." if path else "")}
-            edits.append((entry, part.__as_saved__(own, _below(tensors, begins[path]))))
-    return rebuild(survey, edits)  # type: ignore[no-any-return]  # as like
+    for kind in kinds:
+        found = select(like, kind)
+        parts: list[Any] = []
+        for path, part in zip(found.paths, found.get(), strict=True):
+            own = {"": constants.get(path, {}), **_below(constants, f"{path}." if path else "")}
+            known = classes.get(path) == type(part).__name__
+            parts.append(part.__as_saved__(own, _below(tensors, begins[path])) if known else part)
+        like = found.set(parts)
+    return like
 
 
 def _dotted(path: tuple[Any, ...]) -> str:

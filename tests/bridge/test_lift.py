@@ -178,6 +178,14 @@ def test_torchscript() -> None:
         bridge.lift(holder)
 
 
+def test_attributes_in_slots_are_out_of_sight() -> None:
+    class Slotted(nn.Linear):
+        __slots__ = ("scale",)
+
+    with pytest.raises(TypeError, match="0 is Slotted, whose class keeps 'scale' in __slots__"):
+        bridge.lift(nn.Sequential(Slotted(1, 1)))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_quantized_modules() -> None:
     from torch.ao.quantization import quantize_dynamic

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -253,15 +251,9 @@ def test_mistakes() -> None:
 # -- data parallel --------------------------------------------------------------------------------
 
 
-def _port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def _train(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def _train(rank: int, folder: str) -> None:
+    meeting = f"file://{folder}/meeting"  # a port could be taken by the time it is used
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     try:
         torch.set_num_threads(1)
         for kind, model in _models().items():
@@ -271,6 +263,7 @@ def _train(rank: int, port: int, folder: str) -> None:
             if rank == 0:
                 grads = {name: p.grad for name, p in model.named_parameters()}
                 torch.save(grads, f"{folder}/{kind}.pt")
+        dist.barrier()  # neither leaves while the other is still at work
     finally:
         dist.destroy_process_group()
 
@@ -282,7 +275,7 @@ def _models() -> dict[str, nn.Module]:
 
 
 def test_distributed_data_parallel_gives_the_gradients_of_one_process(tmp_path: Path) -> None:
-    mp.spawn(_train, args=(_port(), str(tmp_path)), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]  # torch does not say
+    mp.spawn(_train, args=(str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]  # torch does not say
     for kind, model in _models().items():
         model(torch.arange(24.0).view(6, 4).sin()).square().mean().backward()
         found = torch.load(tmp_path / f"{kind}.pt")

@@ -120,3 +120,13 @@ def test_two_leaves_of_one_name_are_an_error() -> None:
     for verb in (bridge.lower, bridge.state_dict):
         with pytest.raises(ValueError, match=r"two leaves of Twice are called 'c'.*Rename one"):
             verb(Twice(torch.ones(1), torch.ones(1)))
+
+
+def test_what_requires_no_grad_any_more_is_lifted_frozen() -> None:
+    lowered = bridge.lower(tree.select(ours().initialize(0), "layers.1.**.bias").freeze())
+    assert tree.select(bridge.lift(lowered), "frozen").paths == ("layers.1.layer.bias",)
+    lowered.requires_grad_(True)
+    lowered[2].requires_grad_(False)  # type: ignore[index]  # a Sequential
+    names = [name for name, p in nn.Module.named_parameters(lowered) if not p.requires_grad]
+    frozen = tree.select(bridge.lift(lowered), "frozen").paths
+    assert [path.replace("layers.2.weights", "2") for path in frozen] == names

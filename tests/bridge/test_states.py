@@ -156,3 +156,13 @@ def test_names_are_strings_and_layouts_agree() -> None:
     sparse = {"weight": torch.ones(1, 1).to_sparse(), "bias": torch.ones(1)}
     with pytest.raises(RuntimeError, match=r"layout mismatch for weight: torch.sparse_coo in"):
         bridge.load_state_dict(lifted, sparse)
+
+
+def test_the_extra_state_of_a_module_is_named() -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> int:
+            return 1
+
+    model = Extra(1, 1)
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"_extra_state"(.|\n)*is no leaf'):
+        bridge.load_state_dict(bridge.lift(model), model.state_dict())
