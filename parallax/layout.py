@@ -31,7 +31,7 @@ from parallax.structure import (
     structure_of,
 )
 
-__all__ = ["TRACED", "Layout", "annotation_of", "find_ties", "leaves_of", "spec_of"]
+__all__ = ["TRACED", "Layout", "annotation_of", "find_ties", "leaves_of", "role_of", "spec_of"]
 
 TRACED: Any = False  # the spec of a module made while tracing, until it is described
 _NONE_YET: Mapping[str, Any] = {}
@@ -245,10 +245,11 @@ def _describe(value: Any, kind: Kind, where: str) -> Any:
         return _container(FrozenDict, (tuple(value),), parts)
     if kind.constant and value is not None and not isinstance(value, (Tensor, Lazy)):
         return Static(value, where)
-    return _role(kind)
+    return role_of(kind)
 
 
-def _role(kind: Kind) -> Any:
+def role_of(kind: Kind) -> Leaf:
+    """What a leaf is that stands where a value of this kind may."""
     return SLOT if kind.leaf is None else _ROLES.get(kind.leaf, BUFFER)
 
 
@@ -271,7 +272,7 @@ def enter(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
         return _enter_leaf(value, kind, where)
     if value is None:
         if kind.optional or kind.constant:  # a hole, also where constants are allowed
-            return None, _role(kind)
+            return None, role_of(kind)
     elif is_module(value):
         if kind.child:
             return value, _enter_module(value, where)
@@ -311,7 +312,7 @@ def _enter_leaf(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
                 f"Write '{name}: {given}', or assign {kind.leaf.__name__}(shape, init)."
             )
         value.owner = value.owner or where
-    return value, _role(kind)
+    return value, role_of(kind)
 
 
 def _enter_module(value: Any, where: str) -> Structure:

@@ -269,6 +269,12 @@ class Structure:
             start += child.n_places if type(child) is Structure else type(child) is Leaf
         return tuple(starts)
 
+    @cached_property
+    def named(self) -> dict[str, tuple[Any, Child, int]]:
+        """By its part of a dotted path: each child's key, the child, and where its leaves start."""
+        below = zip(self.keys(), self.children, self.starts(), strict=True)
+        return {str(key): (key, child, start) for key, child, start in below}
+
     def walk(self) -> Iterator[tuple[tuple[Any, ...], Child]]:
         """Every node and leaf with its path, in preorder."""
         stack: list[tuple[tuple[Any, ...], Child]] = [((), self)]

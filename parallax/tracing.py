@@ -19,21 +19,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from parallax.fields import Lazy, Parameter
 from parallax.frozendict import FrozenDict
 from parallax.kinds import Kind
-from parallax.nodes import NODES, reading
-from parallax.structure import Structure
-
-if TYPE_CHECKING:
-    from parallax.layout import Layout
+from parallax.layout import Layout, role_of
+from parallax.nodes import NODES, is_module, reading
+from parallax.structure import Leaf, Structure
 
 __all__ = ["Outline", "count_places", "flatten", "modules", "rebuild", "take_apart", "unflatten",
-           "write_methods"]  # fmt: skip
+           "walk", "write_methods"]  # fmt: skip
 
 _ANY = Kind(leaf=Tensor, child=True, optional=True)
 _SAME: Any = "same"
@@ -94,9 +92,7 @@ class Outline:
 
     def place_paths(self) -> list[str]:
         """The dotted path of every place."""
-        places: list[str] = []
-        _paths(self.module, _ANY, "", places)
-        return places
+        return [_dotted(keys) for keys, node in walk(self.module) if type(node) is Leaf]
 
     def paths(self) -> list[str]:
         """The dotted path of every unique leaf."""
@@ -263,21 +259,26 @@ def _parts(value: Any, kind: Kind) -> list[tuple[Any, Any, Kind]] | None:
     return None
 
 
-def modules(value: Any, kind: Kind = _ANY, path: str = "") -> list[tuple[str, Any]]:
-    """Every module in a value with its dotted path, parents first."""
-    found = [(path, value)] if hasattr(type(value), "__layout__") else []
-    for key, part, inner in _parts(value, kind) or ():
-        found += modules(part, inner, f"{path}.{key}" if path else str(key))
+def walk(
+    value: Any, kind: Kind = _ANY, keys: tuple[Any, ...] = ()
+) -> list[tuple[tuple[Any, ...], Any]]:
+    """As ``Structure.walk``: every node, which here is its value, and leaf, without constants."""
+    parts = _parts(value, kind)
+    if parts is None:
+        return [] if _is_constant(value, kind) else [(keys, role_of(kind))]
+    found = [(keys, value)]
+    for key, part, inner in parts:
+        found += walk(part, inner, (*keys, key))
     return found
 
 
-def _paths(value: Any, kind: Kind, path: str, places: list[str]) -> None:
-    parts = _parts(value, kind)
-    if parts is not None:
-        for key, part, inner in parts:
-            _paths(part, inner, f"{path}.{key}" if path else str(key), places)
-    elif not _is_constant(value, kind):
-        places.append(path)
+def modules(module: Any) -> list[tuple[str, Any]]:
+    """Every module in a module with its dotted path, parents first."""
+    return [(_dotted(keys), node) for keys, node in walk(module) if is_module(node)]
+
+
+def _dotted(keys: tuple[Any, ...]) -> str:
+    return ".".join([str(key) for key in keys])
 
 
 def _trainable(value: Any, kind: Kind, places: list[bool]) -> None:

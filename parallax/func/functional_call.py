@@ -156,7 +156,8 @@ def _replaced(module: Any, named: dict[str, Any], tie_weights: bool, strict: boo
                 values[k] = named[path]
         return spec.build(values)
     survey = Survey(module)
-    edits = [(e, named[e.path]) for e in survey.entries if e.kind == "leaf" and e.path in named]
+    everywhere = [entry for entry in survey.chart.entries if entry.cls is None]
+    edits = [(entry, named[entry.path]) for entry in everywhere if entry.path in named]
     return rebuild(survey, edits)
 
 

@@ -61,9 +61,10 @@ def stack_module_state(models: Sequence[Any]) -> State:
 
 def _by_role(stacked: Any) -> State:
     survey = Survey(stacked)
-    named = {entry.path: leaf for entry, leaf in zip(survey.first, survey.leaves, strict=True)
+    first = survey.chart.first
+    named = {entry.path: leaf for entry, leaf in zip(first, survey.leaves, strict=True)
              if leaf is not None}  # fmt: skip
-    roles = {entry.path: entry.role for entry in survey.first}
+    roles = {entry.path: entry.role for entry in first}
     parameters = {path: leaf for path, leaf in named.items() if roles[path] == "parameter"}
     return parameters, {path: leaf for path, leaf in named.items() if path not in parameters}
 

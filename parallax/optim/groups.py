@@ -127,7 +127,6 @@ def labels(groups: tuple[Group, ...], model: Any, count: int, what: str) -> tupl
             entries = find(survey, group.condition)[0]
         except LookupError as error:
             raise LookupError(f"{what}: groups[{group.condition!r}]: {error}") from None
-        for entry in entries:
-            for index in survey.unique(entry):
-                found[index] = found[index] or number
+        for index in survey.indices(entries):
+            found[index] = found[index] or number
     return tuple(found)

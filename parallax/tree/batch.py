@@ -10,7 +10,6 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import dynamo
-from parallax.notes import note_of
 from parallax.tree import core
 from parallax.tree.align import misfit
 from parallax.tree.places import Survey
@@ -94,14 +93,14 @@ def _check_notes(members: list[Any]) -> None:
         return
     one = Survey(members[0])
     for two in map(Survey, members[1:]):
-        for a, b in zip(one.entries, two.entries):  # noqa: B905  # of one skeleton
-            if a.kind == "module":
-                ours, theirs = note_of(a.value).mode, note_of(b.value).mode
+        for a, b in zip(one.chart.entries, two.chart.entries):  # noqa: B905  # of one skeleton
+            if a.is_module:
+                ours, theirs = a.note.mode, b.note.mode
                 if ours != theirs:
                     where = a.path or "the root"
                     raise ValueError(misfit(where, f"mode {ours!r}", f"mode {theirs!r}"))
-            elif a.kind == "leaf":
-                marks = [one.expand[a.start] in one.frozen, two.expand[b.start] in two.frozen]
+            elif a.cls is None:
+                marks = [a.leaf in one.chart.frozen, b.leaf in two.chart.frozen]
                 if marks[0] != marks[1]:
                     words = ["a frozen leaf" if mark else "a trained leaf" for mark in marks]
                     raise ValueError(misfit(a.path, *words))

@@ -69,8 +69,8 @@ def _moved(tree: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     """A module, or a single leaf, with all but keys moved and cast."""
     survey = Survey(tree)
     leaves = [
-        entry.value if entry.role == "key" else _move(entry.value, device, dtype)
-        for entry in survey.first
+        leaf if entry.role == "key" else _move(leaf, device, dtype)
+        for entry, leaf in zip(survey.chart.first, survey.leaves)  # noqa: B905  # dynamo traces no strict=
     ]
     return core.unflatten(survey.spec, leaves)
 

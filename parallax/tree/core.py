@@ -85,21 +85,13 @@ def _open(module: Any) -> tuple[Sequence[Any], Any]:
     return tracing.take_apart(module) if dynamo.is_compiling() else flatten_module(module)
 
 
-def fit(one: Any, two: Any) -> bool:
-    """Whether two modules have one skeleton."""
-    mine, theirs = _open(one)[1], _open(two)[1]
-    if type(mine) is tracing.Outline:
-        return mine.ties == theirs.ties and mine.difference(theirs) is None
-    return bool(mine.skeleton == theirs.skeleton)
-
-
-def expand_of(part: Any) -> list[int]:
+def expand_of(part: Any) -> Sequence[int]:
     """For each place of a module (``None`` for a leaf outside of any) the index of its leaf."""
     if part is None:
         return [0]
     if type(part) is tracing.Outline:
         return part.expanded(list(range(part.n_leaves)))
-    return list(range(part.n_places) if part.expand is None else part.expand)
+    return range(part.n_places) if part.expand is None else part.expand
 
 
 def _close(part: Any, leaves: Iterable[Any], rng: Any) -> Any:
@@ -295,7 +287,7 @@ def beside(spec: TreeSpec, tree: Any, other: Any) -> list[tuple[Any, str, Any]]:
     if spec.outer is None:
         triples = [(spec.parts[0], "", other)]
     else:
-        triples = list(zip(spec.parts, _item_paths(spec.outer), up_to(spec.outer, tree, other)))  # noqa: B905  # dynamo traces no strict=
+        triples = list(zip(spec.parts, item_paths(spec.outer), up_to(spec.outer, tree, other)))  # noqa: B905  # dynamo traces no strict=
     for part, path, item in triples:
         if part is None and (is_module(item) or not is_leaf(item)):
             raise ValueError(misfit(path, "a leaf", f"a {type(item).__name__}"))
@@ -367,8 +359,11 @@ def items_with_paths(tree: Any) -> list[tuple[str, Any]]:
     if is_module(tree):
         return [("", tree)]
     items, outer = _outer(tree)
-    return list(zip(_item_paths(outer), items))  # noqa: B905  # dynamo traces no strict=
+    return list(zip(item_paths(outer), items))  # noqa: B905  # dynamo traces no strict=
 
 
-def _item_paths(outer: Any) -> list[str]:
+def item_paths(outer: Any) -> list[str]:
+    """The dotted paths of the outermost modules and leaves."""
+    if outer is None:
+        return [""]
     return [".".join([str(entry) for entry in entries]) for entries in outer.paths()]

@@ -8,12 +8,13 @@ from parallax._compat import dynamo
 from parallax.nodes import is_module
 from parallax.structure import Note, Structure
 from parallax.tree import core
+from parallax.tree.chart import Chart, Entry
 from parallax.tree.places import Survey, follow
 
 __all__ = ["marked"]
 
 
-def marked(survey: Survey, chosen: set[int], frozen: bool) -> Any:
+def marked(survey: Survey, chosen: tuple[int, ...], frozen: bool) -> Any:
     """The tree with some unique leaves marked frozen, or not.
 
     Every place of a tied leaf is marked, so that a module taken out of the tree stays frozen.
@@ -21,56 +22,56 @@ def marked(survey: Survey, chosen: set[int], frozen: bool) -> Any:
     Raises:
         TypeError: if a chosen leaf belongs to no module, which is where marks are kept.
     """
+    if dynamo.is_compiling():
+        return _marked_in_trace(survey, _own(survey.chart, chosen), frozen)
+    spec = survey.spec
+    parts = survey.chart.remember(_renoted, chosen, frozen)
+    return core.TreeSpec(spec.outer, parts, spec.rngs).build(survey.leaves)
+
+
+def _renoted(chart: Chart, chosen: tuple[int, ...], frozen: bool) -> tuple[Any, ...]:
+    """The structures of the outermost modules with other marks."""
+    own = _own(chart, chosen)
+    return tuple(
+        part and part.renote(lambda k, n, own=own[item]: _changed(n.local.note, own[k], frozen))
+        for item, part in enumerate(chart.spec.parts)
+    )
+
+
+def _own(chart: Chart, chosen: tuple[int, ...]) -> list[list[list[int]]]:
+    """For each node of each module tree, in preorder, the offsets of its own chosen parameters."""
     for index in chosen:
-        entry = survey.first[index]
-        if entry.owner < 0:
+        entry = chart.first[index]
+        if chart.spec.parts[entry.item] is None:
             raise TypeError(
                 f"{entry.path or 'the tree'} belongs to no module, and frozen is a mark on a "
                 f"module's parameter. Hold it in a Module, or leave it out with tree.partition"
             )
-    own = _own(survey, chosen)
-    if dynamo.is_compiling():
-        return _marked_in_trace(survey, own, frozen)
-    spec = survey.spec
-    parts = [
-        None if part is None else _renoted(part, own[number], frozen)
-        for number, part in enumerate(spec.parts)
-    ]
-    return core.unflatten(core.TreeSpec(spec.outer, tuple(parts), spec.rngs), survey.leaves)
+    own: list[dict[Entry | None, list[int]]] = [{} for _ in chart.spec.parts]
+    wanted = set(chosen)
+    for entry in chart.entries:
+        if entry.cls is not None:
+            own[entry.item][entry] = []
+        elif entry.role == "parameter" and entry.leaf in wanted:
+            owner = chart.owners[entry.start]
+            assert owner is not None
+            own[entry.item][owner].append(entry.start - owner.start)
+    return [list(nodes.values()) for nodes in own]
 
 
-def _own(survey: Survey, chosen: set[int]) -> list[tuple[tuple[int, ...], ...]]:
-    """For each node of each module tree, in preorder, the offsets of its own chosen parameters."""
-    nodes: list[dict[int, list[int]]] = [{} for _ in survey.spec.parts]
-    for index, entry in enumerate(survey.entries):
-        if entry.kind != "leaf":
-            nodes[entry.item][index] = []
-        elif entry.role == "parameter" and survey.expand[entry.start] in chosen:
-            offset = entry.start - survey.entries[entry.owner].start
-            nodes[entry.item][entry.owner].append(offset)
-    return [tuple([tuple(offsets) for offsets in part.values()]) for part in nodes]
-
-
-def _renoted(part: Structure, own: tuple[tuple[int, ...], ...], frozen: bool) -> Structure:
-    key = ("frozen", own, frozen)
-    if key not in part.variants:
-        part.variants[key] = part.renote(lambda k, node: _changed(node.local.note, own[k], frozen))
-    return part.variants[key]
-
-
-def _marked_in_trace(survey: Survey, own: list[Any], frozen: bool) -> Any:
+def _marked_in_trace(survey: Survey, own: list[list[list[int]]], frozen: bool) -> Any:
     """As above, on modules made anew: nothing outside of the trace may be written."""
-    made = core.unflatten(survey.spec, survey.leaves)
+    made = survey.spec.build(survey.leaves)
     for number, (_, item) in enumerate(core.items_with_paths(made)):
-        here = [e for e in survey.entries if e.item == number and e.kind != "leaf"]
+        here = [e for e in survey.chart.entries if e.item == number and e.cls is not None]
         specs = _specs(item, own[number], frozen) if is_module(item) else []
         for entry, spec in zip(here, specs):  # noqa: B905  # dynamo traces no strict=
-            if entry.kind == "module":
+            if entry.is_module:
                 object.__setattr__(follow(item, entry.keys), "_spec", spec)
     return made
 
 
-def _specs(module: Any, own: Any, frozen: bool) -> list[Any]:
+def _specs(module: Any, own: list[list[int]], frozen: bool) -> list[Any]:
     if type(module._spec) is Structure:
         return list(
             module._spec.renote(lambda k, n: _changed(n.local.note, own[k], frozen)).nodes()
@@ -81,6 +82,6 @@ def _specs(module: Any, own: Any, frozen: bool) -> list[Any]:
     )
 
 
-def _changed(note: Note, own: tuple[int, ...], frozen: bool) -> Note:
+def _changed(note: Note, own: list[int], frozen: bool) -> Note:
     kept = [offset for offset in note.frozen if offset not in own]
     return note._replace(frozen=tuple(sorted([*kept, *own] if frozen else kept)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -13,11 +14,12 @@ from parallax._compat import dynamo
 from parallax.fields import Buffer, Parameter
 from parallax.nodes import is_module
 from parallax.tree import core
-from parallax.tree.places import Entry, Survey, follow
+from parallax.tree.chart import Chart, Entry
+from parallax.tree.places import Survey, follow
 
-__all__ = ["ROLES", "find", "match"]
+__all__ = ["find", "match"]
 
-ROLES = ("parameter", "buffer", "trainable", "frozen")
+_ROLES = ("parameter", "buffer", "trainable", "frozen")
 
 
 def match(survey: Survey, what: Any) -> tuple[list[Entry], bool]:
@@ -38,7 +40,8 @@ def match(survey: Survey, what: Any) -> tuple[list[Entry], bool]:
     if callable(what) and not is_module(what):
         if _arity(what) == 1:
             return _by_lambda(survey, what)
-        found = [e for e in survey.first if e.value is not None and what(e.path, e.value)]
+        pairs = zip(survey.chart.first, survey.leaves)  # noqa: B905  # dynamo traces no strict=
+        found = [e for e, leaf in pairs if leaf is not None and what(e.path, leaf)]
         return found, False
     raise TypeError(
         f"cannot select by {what!r}. Give a dotted path 'encoder.weight', a glob '**.bias', a "
@@ -56,9 +59,10 @@ def find(survey: Survey, what: Any) -> tuple[list[Entry], bool]:
     found, single = match(survey, what)
     if not found:
         name = getattr(what, "__name__", None) or repr(what)
-        held = sorted({type(e.value).__name__ for e in survey.entries if e.kind == "module"})
+        entries = survey.chart.entries
+        held = sorted({entry.cls.__name__ for entry in entries if entry.is_module})
         raise LookupError(
-            f"select: nothing in {_name(survey)} matches {name}; it has {len(survey.first)} "
+            f"select: nothing in {_name(survey)} matches {name}; it has {len(survey.leaves)} "
             f"leaves and modules of {', '.join(held) or 'no class'}"
         )
     return found, single
@@ -72,40 +76,61 @@ def _name(survey: Survey) -> str:
 
 
 def _by_text(survey: Survey, text: str) -> tuple[list[Entry], bool]:
-    if text in ROLES:
-        return [entry for k, entry in enumerate(survey.first) if _has_role(survey, k, text)], False
-    for entry in survey.entries:
-        if entry.path == text:
-            return [entry], True
-    pattern = text.split(".")
+    if text in _ROLES:
+        return survey.present(survey.chart.remember(_of_role, text)), False
+    entry = survey.at(text)
+    if entry is not None:
+        return [entry], True
     found = []
     if "*" in text or "?" in text:
-        only_leaves = pattern[-1] == "**"
-        found = [
-            entry
-            for entry in survey.entries
-            if entry.value is not None
-            and (entry.kind == "leaf" or not only_leaves)
-            and _glob(pattern, entry.path.split(".") if entry.path else [])
-        ]
+        found = survey.present(survey.chart.remember(_of_glob, text))
     if not found:
         _nothing(survey, text)
     return found, False
 
 
-def _has_role(survey: Survey, index: int, role: str) -> bool:
-    entry = survey.first[index]
-    if entry.value is None:
-        return False
+def _of_role(chart: Chart, role: str) -> list[Entry]:
     if role == "frozen":
-        return index in survey.frozen
+        return [entry for entry in chart.first if entry.leaf in chart.frozen]
     if role == "trainable":
-        return entry.role == "parameter" and index not in survey.frozen
-    return entry.role == role
+        parameters = [entry for entry in chart.first if entry.role == "parameter"]
+        return [entry for entry in parameters if entry.leaf not in chart.frozen]
+    return [entry for entry in chart.first if entry.role == role]
+
+
+def _of_glob(chart: Chart, glob: str) -> list[Entry]:
+    only_leaves = glob == "**" or glob.endswith(".**")
+    entries = [e for e in chart.entries if e.cls is None or not only_leaves]
+    meant = matching(glob, tuple([entry.path for entry in entries]))
+    return chart.distinct([entries[k] for k in meant])
+
+
+@dynamo.constant_in_traces
+def matching(glob: str, paths: tuple[str, ...]) -> tuple[int, ...]:
+    """Which of some paths a glob matches, segment by segment.
+
+    Args:
+        glob: segments in which ``*`` is any text and ``?`` any character, or that are ``**``: any
+            number of segments.
+        paths: dotted paths.
+
+    Returns:
+        The indices of those that match.
+    """
+    matches = re.compile("".join(map(_segment, glob.split(".")))).fullmatch
+    # A dot after each segment, so that any number of them is a repetition.
+    return tuple([k for k, path in enumerate(paths) if matches(f"{path}." if path else "")])
+
+
+def _segment(glob: str) -> str:
+    """The regular expression of one segment and the dot after it."""
+    if glob == "**":
+        return r"(?:[^.]*\.)*"
+    return re.escape(glob).replace(r"\*", "[^.]*").replace(r"\?", "[^.]") + r"\."
 
 
 def _nothing(survey: Survey, text: str) -> NoReturn:
-    paths = [entry.path for entry in survey.entries if entry.path]
+    paths = [entry.path for entry in survey.chart.entries if entry.path]
     near = difflib.get_close_matches(text, paths, n=5, cutoff=0.4)
     last = text.rsplit(".", maxsplit=1)[-1]
     near += [p for p in paths if p.split(".")[-1] == last and p not in near][:3]
@@ -114,46 +139,22 @@ def _nothing(survey: Survey, text: str) -> NoReturn:
     raise LookupError(f"select: nothing in {_name(survey)} is at {text!r}. {word}: {listed}")
 
 
-def _glob(pattern: list[str], names: list[str]) -> bool:
-    """Whether the segments of a glob match those of a path; ``**`` is any number of segments."""
-    if not pattern:
-        return not names
-    if pattern[0] == "**":
-        rest = pattern[1:]
-        return any(_glob(rest, names[k:]) for k in range(len(names) + 1))
-    return bool(names) and _segment(pattern[0], names[0]) and _glob(pattern[1:], names[1:])
-
-
-def _segment(pattern: str, name: str) -> bool:
-    """Whether one segment matches: ``*`` is any text, ``?`` any character."""
-    if pattern == "*":
-        return True
-    if "*" not in pattern and "?" not in pattern:
-        return pattern == name
-    p = n = mark = 0
-    star = -1
-    while n < len(name):
-        if p < len(pattern) and pattern[p] == "*":
-            star, mark, p = p, n, p + 1
-        elif p < len(pattern) and pattern[p] in ("?", name[n]):
-            p, n = p + 1, n + 1
-        elif star >= 0:  # let the last star take one character more
-            mark += 1
-            p, n = star + 1, mark
-        else:
-            return False
-    return all(rest == "*" for rest in pattern[p:])
-
-
 # -- types and functions --------------------------------------------------------------------------
 
 
 def _by_type(survey: Survey, cls: type) -> list[Entry]:
+    chart = survey.chart
     if cls is Parameter or cls is Buffer:
-        return [e for e in survey.first if e.role == cls.__name__.lower() and e.value is not None]
+        return survey.present(chart.remember(_of_role, cls.__name__.lower()))
     if issubclass(cls, Tensor):
-        return [e for e in survey.first if isinstance(e.value, cls)]
-    return [e for e in survey.entries if e.kind != "leaf" and isinstance(e.value, cls)]
+        return [e for e, leaf in zip(chart.first, survey.leaves) if isinstance(leaf, cls)]  # noqa: B905  # dynamo traces no strict=
+    nodes = [entry for entry in chart.entries if entry.cls is not None]
+    if hasattr(cls, "__layout__"):
+        classes = {entry.cls for entry in nodes}  # few: ask each once
+        meant = {c for c in classes if issubclass(c, cls)}
+        return chart.distinct([entry for entry in nodes if entry.cls in meant])
+    pairs = zip(nodes, survey.values(nodes))  # noqa: B905  # dynamo traces no strict=
+    return chart.distinct([entry for entry, value in pairs if isinstance(value, cls)])
 
 
 def _arity(function: Callable[..., Any]) -> int:
@@ -169,61 +170,68 @@ def _arity(function: Callable[..., Any]) -> int:
     return int(code.co_argcount)
 
 
-class _Mark:
-    """Stands for a leaf while a user's lambda walks the tree."""
+class _Marks:
+    """Trees of one structure with its entries as leaves, for a user's lambda to walk."""
 
-    def __init__(self, index: int, path: str) -> None:
-        self.index = index
-        self.path = path
+    def __init__(self, chart: Chart) -> None:
+        self.chart = chart
+        self.items: list[Any] = []
+        stop = 0
+        for part in chart.spec.parts:
+            lone = core.TreeSpec(None, (part,), (None,))
+            start, stop = stop, stop + lone.num_leaves
+            self.items.append(lone.build(chart.first[start:stop]))
+        self._entries: dict[int, tuple[Any, Entry]] = {}
 
+    def entry_of(self, node: Any) -> Entry | None:
+        """The entry of a node or leaf of such a tree; ``None`` for anything else."""
+        if isinstance(node, Entry):
+            return node
+        if isinstance(node, tuple) and not node:
+            return None  # every empty tuple is one object
+        if dynamo.is_compiling():
+            alike = [(other, e) for other, e in self._pairs() if type(other) is type(node)]
+            found = [entry for other, entry in alike if _is(other, node)]
+            return found[0] if found else None
+        if not self._entries:  # beside the nodes themselves, so that no id is given again
+            self._entries = {id(pair[0]): pair for pair in reversed(self._pairs())}
+        return self._entries.get(id(node), (None, None))[1]
 
-def _marked(survey: Survey) -> Any:
-    marks = [_Mark(k, entry.path) for k, entry in enumerate(survey.first)]
-    return core.unflatten(survey.spec, marks)
+    def _pairs(self) -> list[tuple[Any, Entry]]:
+        """Every node of the trees with its entry."""
+        entries = [entry for entry in self.chart.entries if entry.cls is not None]
+        return [(follow(self.items[entry.item], entry.keys), entry) for entry in entries]
 
 
 def _by_lambda(survey: Survey, where: Callable[[Any], Any]) -> tuple[list[Entry], bool]:
-    """Calls a lambda on a copy with a mark per leaf, so that nothing depends on values."""
-    marked = _marked(survey)
+    """Calls a lambda on a tree of marks, so that nothing depends on values."""
+    marks = survey.chart.remember(_Marks)
     try:
-        result = where(marked)
+        # What stands around modules is made anew: a list, say, is the caller's to change.
+        result = where(core.with_items(survey.spec, list(marks.items)))
     except (AttributeError, TypeError) as error:
         raise TypeError(
             f"select: a function of one argument gets the tree and returns nodes of it, without "
             f"looking at values: {error}. A predicate takes two: lambda path, leaf: leaf.ndim == 2"
         ) from error
-    items = [item for _, item in core.items_with_paths(marked)]
     single = not isinstance(result, list) and (
-        not isinstance(result, tuple) or _entry_of(survey, items, result) is not None
+        not isinstance(result, tuple) or marks.entry_of(result) is not None
     )
     found = []
     for node in [result] if single else result:
-        if isinstance(node, _Mark):
-            found.append(survey.first[node.index])
-            continue
-        entry = _entry_of(survey, items, node)
+        entry = marks.entry_of(node)
         if entry is None:
             raise LookupError(
                 f"select: the function returned {node!r}, which is neither a leaf, a module nor a "
                 f"container of {_name(survey)}. Constants are changed by module.replace(name=...)"
             )
         found.append(entry)
-    return found, single
-
-
-def _entry_of(survey: Survey, items: list[Any], node: Any) -> Entry | None:
-    if isinstance(node, tuple) and not node:
-        return None  # every empty tuple is one object
-    for entry in survey.entries:
-        alike = entry.kind != "leaf" and type(entry.value) is type(node)
-        if alike and _is(follow(items[entry.item], entry.keys), node):
-            return entry
-    return None
+    return survey.chart.distinct(found), single
 
 
 def _is(one: Any, two: Any) -> bool:
     """Whether two nodes are one object; dynamo knows that of tuples by their items only."""
-    if isinstance(one, tuple) and dynamo.is_compiling():
+    if isinstance(one, tuple):
         same_length = type(one) is type(two) and len(one) == len(two)
         return same_length and all(_is(a, b) for a, b in zip(one, two))  # noqa: B905  # dynamo traces no strict=
     return one is two

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
-from parallax._compat import dynamo
 from parallax.tree import core
-from parallax.tree.match import ROLES, match
+from parallax.tree.match import match
 from parallax.tree.places import Survey
 
 __all__ = ["combine", "partition"]
@@ -43,41 +41,18 @@ def partition(tree: T, *conditions: Any) -> tuple[T, ...]:
         >>> tree.combine(trained, rest).mean
         tensor([0., 0.])
     """
-    found, spec = core.flatten(tree)
-    part_of = _by_roles(spec, conditions)
-    if part_of is None:
-        part_of = _by_conditions(tree, conditions)
-    parts = []
-    for number in range(len(conditions) + 1):
-        pairs = zip(found, part_of)  # noqa: B905  # one per leaf; dynamo traces no strict=
-        parts.append(core.unflatten(spec, [leaf if k == number else None for leaf, k in pairs]))
-    return tuple(parts)
-
-
-def _by_roles(spec: core.TreeSpec, conditions: Sequence[Any]) -> list[int] | None:
-    """The part of each leaf when all conditions are roles, which structures know by heart."""
-    if dynamo.is_compiling() or not all(type(c) is str and c in ROLES for c in conditions):
-        return None
-    numbers = []
-    for part in spec.parts:
-        facts = [("slot", False, False)]
-        if part is not None:
-            facts = list(zip(part.roles, part.frozen, part.trainable, strict=True))
-        for role, frozen, trainable in facts:
-            held = {role: True, "frozen": frozen, "trainable": trainable}
-            meant = [k for k, condition in enumerate(conditions) if held.get(condition, False)]
-            numbers.append(meant[0] if meant else len(conditions))
-    return numbers
-
-
-def _by_conditions(tree: Any, conditions: Sequence[Any]) -> list[int]:
     survey = Survey(tree)
-    part_of: dict[int, int] = {}
-    for number, condition in enumerate(conditions):
-        for entry in match(survey, condition)[0]:
-            for index in survey.unique(entry):
-                part_of.setdefault(index, number)
-    return [part_of.get(index, len(conditions)) for index in range(len(survey.leaves))]
+    found = [match(survey, condition)[0] for condition in conditions]
+    rest = len(conditions)
+    part_of = [rest] * len(survey.leaves)
+    for number in range(rest - 1, -1, -1):  # backwards, so that the first condition has the word
+        for index in survey.indices(found[number]):
+            part_of[index] = number
+    parts = []
+    for number in range(rest + 1):
+        pairs = zip(survey.leaves, part_of)  # noqa: B905  # one per leaf; dynamo traces no strict=
+        parts.append(survey.spec.build([leaf if k == number else None for leaf, k in pairs]))
+    return tuple(parts)
 
 
 def combine(*trees: T) -> T:
@@ -105,4 +80,4 @@ def combine(*trees: T) -> T:
     spec, found, others = core.columns(trees[0], trees[1:])
     for column in others:
         found = [a if a is not None else b for a, b in zip(found, column)]  # noqa: B905  # aligned; dynamo traces no strict=
-    return cast(T, core.unflatten(spec, found))
+    return cast(T, spec.build(found))

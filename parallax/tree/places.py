@@ -1,169 +1,109 @@
-"""What stands where in a tree: every node and leaf with its path, its role and its leaves.
-
-Found by walking the values themselves, which works while dynamo traces as well as in eager.
-"""
+"""One tree beside the chart of its structure: what stands where."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from torch import Tensor
-
-from parallax.fields import Buffer, Lazy, Parameter
+from parallax._compat import dynamo
 from parallax.frozendict import FrozenDict
-from parallax.kinds import Kind
-from parallax.nodes import NODES, is_module
-from parallax.notes import note_of
-from parallax.random import Key
+from parallax.nodes import NODES
+from parallax.structure import SLOT, Leaf, Static, Structure
 from parallax.tree import core
+from parallax.tree.chart import Chart, Entry, chart_of
 
-__all__ = ["Entry", "Survey", "child", "follow"]
-
-_ANY = Kind(leaf=Tensor, child=True, optional=True)
-_KEY = Kind(leaf=Key, optional=True)
-_ROLES: dict[Any, str] = {Parameter: "parameter", Buffer: "buffer", Key: "key"}
-
-
-class Entry(NamedTuple):
-    """One node or leaf of a tree.
-
-    Attributes:
-        path: dotted, from the root of the tree.
-        value: what stands there.
-        kind: ``"leaf"``, ``"module"`` or ``"container"``.
-        role: of a leaf, ``"parameter"``, ``"buffer"``, ``"key"`` or ``"slot"``.
-        start: the first place for a leaf at or below it.
-        stop: the place after the last one.
-        item: which of the tree's outermost modules and leaves it belongs to.
-        keys: how it is reached from that item.
-        owner: the index of the entry of the innermost module around it; -1 for none.
-    """
-
-    path: str
-    value: Any
-    kind: str
-    role: str
-    start: int
-    stop: int
-    item: int
-    keys: tuple[Any, ...]
-    owner: int
+__all__ = ["Survey", "child", "follow"]
 
 
 class Survey:
-    """A whole tree, looked at once.
+    """A tree, taken apart. Its chart is made when it is first asked for.
 
     Attributes:
+        tree: the tree.
         leaves: the unique leaves, holes included, as ``tree.flatten`` orders them.
         spec: the structure, as ``tree.flatten`` returns it.
-        entries: every node and leaf in preorder, tied ones in each of their places.
-        expand: for each place the index of its unique leaf.
-        frozen: the indices of the unique leaves that are frozen.
-        first: for each unique leaf, its entry where it stands first.
     """
 
     def __init__(self, tree: Any) -> None:
         self.tree = tree
-        self._over: dict[tuple[int, ...], list[Entry]] | None = None
-        self.leaves, self.spec = core.flatten(tree)
-        self.entries: list[Entry] = []
-        self.expand: list[int] = []
-        frozen_places: list[int] = []
-        for number, (prefix, item) in enumerate(core.items_with_paths(tree)):
-            begin = len(self.expand)
-            walker = _Walker(number, begin, self.entries, frozen_places)
-            walker.visit(item, _ANY, prefix, (), -1)
-            part = self.spec.parts[number]
-            unique = max(self.expand, default=-1) + 1
-            self.expand += [unique + k for k in core.expand_of(part)]
-        self.frozen = {self.expand[place] for place in frozen_places}
-        self.first: list[Entry] = []
-        for entry in self.entries:
-            if entry.kind == "leaf" and self.expand[entry.start] == len(self.first):
-                self.first.append(entry)
+        self.leaves, self.spec = core.opened(tree)
+        self._chart: Chart | None = None
+        self._items: list[Any] | None = None
 
-    def unique(self, entry: Entry) -> tuple[int, ...]:
-        """The indices of the unique leaves at or below an entry."""
-        return tuple(self.expand[entry.start : entry.stop])
+    @property
+    def chart(self) -> Chart:
+        """Where everything stands."""
+        if self._chart is None:
+            self._chart = chart_of(self.spec)
+        return self._chart
 
-    def twins(self, entry: Entry) -> list[Entry]:
-        """All entries that are one thing with this one, by a tie; itself among them, in order."""
-        unique = self.unique(entry)
-        if not unique or len(self.first) == len(self.expand):
-            return [entry]
-        if self._over is None:
-            self._over = {}
-            for other in self.entries:
-                self._over.setdefault(self.unique(other), []).append(other)
-        return [other for other in self._over[unique] if _same(other, entry)]
+    @property
+    def expand(self) -> Sequence[int]:
+        """For each place the index of its unique leaf."""
+        parts = self.spec.parts
+        return core.expand_of(parts[0]) if len(parts) == 1 else self.chart.expand
 
-    def identity(self, entry: Entry) -> Any:
-        """What two entries share if and only if they are one thing."""
-        first = self.twins(entry)[0]
-        return first.item, first.keys
+    @property
+    def items(self) -> list[Any]:
+        """The outermost modules and leaves."""
+        if self._items is None:
+            self._items = [item for _, item in core.items_with_paths(self.tree)]
+        return self._items
 
+    def values(self, entries: Iterable[Entry]) -> list[Any]:
+        """What stands at entries."""
+        leaves, items = self.leaves, self.items
+        return [leaves[e.leaf] if e.cls is None else follow(items[e.item], e.keys) for e in entries]
 
-def _same(one: Entry, two: Entry) -> bool:
-    """Whether two entries over the same leaves are alike: one module in two fields, say."""
-    if one.kind != two.kind or type(one.value) is not type(two.value):
-        return False
-    if one.kind != "module":
-        return one.kind == "leaf" or one.path == two.path
-    return core.fit(one.value, two.value)
+    def present(self, entries: Iterable[Entry]) -> list[Entry]:
+        """The entries without those of holes."""
+        leaves = self.leaves
+        return [e for e in entries if e.cls is not None or leaves[e.leaf] is not None]
 
+    def indices(self, entries: Iterable[Entry]) -> list[int]:
+        """The indices of the unique leaves at or below entries, as often as they are met."""
+        found: list[int] = []
+        for entry in entries:
+            if entry.cls is None:
+                found.append(entry.leaf)
+            else:
+                found += self.expand[entry.start : entry.stop]
+        return found
 
-class _Walker:
-    """Walks one module, or one leaf that stands outside of any."""
+    def at(self, path: str) -> Entry | None:
+        """The entry at a dotted path, found by a walk along it."""
+        if dynamo.is_compiling():
+            found = [entry for entry in self.chart.entries if entry.path == path]
+            return found[0] if found else None
+        begin = 0
+        for item, prefix in enumerate(core.item_paths(self.spec.outer)):
+            part = self.spec.parts[item]
+            if path == prefix:
+                return self._along([], path, item, begin)
+            if not prefix or path.startswith(f"{prefix}."):
+                names = path[len(prefix) + 1 if prefix else 0 :].split(".")
+                entry = self._along(names, path, item, begin)
+                if entry is not None:
+                    return entry
+            begin += 1 if part is None else part.n_places
+        return None
 
-    def __init__(self, item: int, place: int, entries: list[Entry], frozen: list[int]) -> None:
-        self.item = item
-        self.place = place
-        self.entries = entries
-        self.frozen = frozen
-
-    def visit(self, value: Any, kind: Kind, path: str, keys: tuple[Any, ...], owner: int) -> None:
-        below = _below(value, kind)
-        if below is None:
-            if kind.constant and value is not None and not isinstance(value, (Tensor, Lazy)):
-                return
-            start, self.place = self.place, self.place + 1
-            role = _role(kind)
-            self.entries.append(
-                Entry(path, value, "leaf", role, start, self.place, self.item, keys, owner)
-            )
-            return
-        index, start = len(self.entries), self.place
-        what = "module" if is_module(value) else "container"
-        self.entries.append(Entry(path, value, what, "", start, start, self.item, keys, owner))
-        if what == "module":
-            owner = index
-            self.frozen += [start + offset for offset in note_of(value).frozen]
-        for key, child, child_kind in below:
-            self.visit(
-                child, child_kind, f"{path}.{key}" if path else str(key), (*keys, key), owner
-            )
-        self.entries[index] = self.entries[index]._replace(stop=self.place)
-
-
-def _below(value: Any, kind: Kind) -> list[tuple[Any, Any, Kind]] | None:
-    """Key, value and kind of each child of a node; ``None`` for a leaf or a constant."""
-    cls = type(value)
-    if is_module(value):
-        layout = cls.__layout__
-        return [(name, getattr(value, name), layout.kinds[name]) for name in layout.children]
-    if kind.items is not None and isinstance(value, tuple):
-        keys = getattr(cls, "_fields", None) or range(len(value))
-        return [(key, item, kind.item(k)) for k, (key, item) in enumerate(zip(keys, value))]  # noqa: B905  # dynamo traces no strict=
-    if kind.mapping is not None and isinstance(value, FrozenDict):
-        return [(key, item, kind.mapping) for key, item in value.items()]
-    if cls in NODES:
-        inner = _KEY if cls is Key else _ANY
-        return [(k, child, inner) for k, child in enumerate(NODES[cls].flatten(value)[0])]
-    return None
-
-
-def _role(kind: Kind) -> str:
-    return _ROLES.get(kind.leaf, "slot")
+    def _along(self, names: list[str], path: str, item: int, place: int) -> Entry | None:
+        part = self.spec.parts[item]
+        node: Any = SLOT if part is None else part
+        above, keys = None, []
+        for name in names:
+            found = node.named.get(name) if type(node) is Structure else None
+            if found is None:
+                return None
+            above = node.cls
+            key, node, start = found
+            keys.append(key)
+            place += start
+        if type(node) is Static:
+            return None
+        leaf, size = (self.expand[place], 1) if type(node) is Leaf else (-1, node.n_places)
+        return Entry(path, node, place, place + size, item, tuple(keys), leaf, above)
 
 
 def follow(item: Any, keys: tuple[Any, ...]) -> Any:
@@ -176,6 +116,8 @@ def follow(item: Any, keys: tuple[Any, ...]) -> Any:
 def child(node: Any, key: Any) -> Any:
     """The child of a module or container at ``key``."""
     cls = type(node)
-    if is_module(node) or hasattr(cls, "_fields"):
-        return getattr(node, key)
-    return tuple(NODES[cls].flatten(node)[0])[key] if cls in NODES else node[key]
+    if cls is tuple or cls is FrozenDict:
+        return node[key]
+    if cls in NODES:
+        return tuple(NODES[cls].flatten(node)[0])[key]
+    return getattr(node, key)  # of a module or a named tuple

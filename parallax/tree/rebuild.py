@@ -7,7 +7,8 @@ from typing import Any
 from parallax.frozendict import FrozenDict
 from parallax.nodes import NODES, is_module
 from parallax.tree import core
-from parallax.tree.places import Entry, Survey, child
+from parallax.tree.chart import Entry
+from parallax.tree.places import Survey, child
 
 __all__ = ["rebuild"]
 
@@ -18,7 +19,7 @@ def rebuild(survey: Survey, edits: list[tuple[Entry, Any]]) -> Any:
     Raises:
         TypeError: if the annotation of a field does not allow a value.
     """
-    items = [item for _, item in core.items_with_paths(survey.tree)]
+    items = list(survey.items)
     for number, item in enumerate(items):
         here = {entry.keys: value for entry, value in edits if entry.item == number}
         if here:

@@ -11,9 +11,10 @@ from parallax._compat import dynamo
 from parallax.fields import Lazy
 from parallax.nodes import is_module
 from parallax.tree import core
+from parallax.tree.chart import Entry
 from parallax.tree.freeze import marked
 from parallax.tree.match import find
-from parallax.tree.places import Entry, Survey
+from parallax.tree.places import Survey
 from parallax.tree.rebuild import rebuild
 
 __all__ = ["Selection", "select"]
@@ -66,14 +67,10 @@ def select(tree: T, *what: Any) -> Selection[T]:
     if not what:
         raise TypeError("select(tree, *what): say what to select, for example '**.bias'")
     survey = Survey(tree)
-    entries: dict[Any, Entry] = {}
-    single = len(what) == 1
-    for condition in what:
-        found, names_one = find(survey, condition)
-        single = single and names_one
-        for entry in found:
-            entries.setdefault(survey.identity(entry), entry)
-    return Selection(survey, list(entries.values()), single)
+    if len(what) == 1:
+        return Selection(survey, *find(survey, what[0]))
+    found = [entry for condition in what for entry in find(survey, condition)[0]]
+    return Selection(survey, survey.chart.distinct(found), single=False)
 
 
 class Selection(Generic[T]):
@@ -104,8 +101,8 @@ class Selection(Generic[T]):
             The node or leaf itself when the selection names one by its form (an exact path, or
             a lambda that returns one node); a tuple in every other case, even of one.
         """
-        values = tuple([entry.value for entry in self._entries])
-        return values[0] if self._single else values
+        values = self._survey.values(self._entries)
+        return values[0] if self._single else tuple(values)
 
     def set(self, value: Any) -> T:
         """The tree with other values there; the inverse of ``get``.
@@ -147,7 +144,8 @@ class Selection(Generic[T]):
             TypeError: if an annotation does not allow a value.
             ValueError: if one selected thing holds another.
         """
-        return self._put([None if e.value is None else fn(e.value) for e in self._entries])
+        values = self._survey.values(self._entries)
+        return self._put([None if value is None else fn(value) for value in values])
 
     def freeze(self) -> T:
         """The tree with the selected parameters, and those below selected nodes, not trained.
@@ -174,34 +172,47 @@ class Selection(Generic[T]):
         return self._mark(False)
 
     def __repr__(self) -> str:
-        lines = [f"  {entry.path or '(the root)'}  {_shown(entry)}" for entry in self._entries]
+        pairs = zip(self._entries, self._survey.values(self._entries), strict=True)
+        lines = [f"  {e.path or '(the root)'}  {_shown(e.role, value)}" for e, value in pairs]
         if len(lines) > _SHOWN:
             lines = [*lines[: _SHOWN - 1], f"  ... {len(lines) - _SHOWN + 1} more"]
         tree = type(self._survey.tree).__name__
         return "\n".join([f"Selection of {len(self._entries)} in {tree}:", *lines])
 
     def _mark(self, frozen: bool) -> T:
-        survey = self._survey
-        chosen = {index for entry in self._entries for index in survey.unique(entry)}
-        return cast(T, marked(survey, chosen, frozen))
+        chosen = self._survey.indices(self._entries)
+        return cast(T, marked(self._survey, tuple(chosen), frozen))
 
     def _put(self, values: list[Any]) -> T:
-        self._check_apart()
-        survey, pairs = self._survey, list(zip(self._entries, values))  # noqa: B905  # dynamo traces no strict=
-        if all(_is_plain(entry, value) for entry, value in pairs):
+        survey = self._survey
+        if self._only_leaves(values):
             leaves = list(survey.leaves)
-            for entry, value in pairs:
-                leaves[survey.expand[entry.start]] = value
+            for entry, value in zip(self._entries, values):  # noqa: B905  # dynamo traces no strict=
+                leaves[entry.leaf] = value
             if dynamo.is_compiling() or not _ties_anew(leaves, values):
-                return cast(T, core.unflatten(survey.spec, leaves))
-        edits = [(twin, value) for entry, value in pairs for twin in survey.twins(entry)]
+                return cast(T, survey.spec.build(leaves))
+        self._check_apart()
+        pairs = zip(self._entries, values)  # noqa: B905  # as above
+        edits = [(twin, value) for entry, value in pairs for twin in survey.chart.twins(entry)]
         return cast(T, rebuild(survey, edits))
+
+    def _only_leaves(self, values: list[Any]) -> bool:
+        """Whether values go into the places of leaves without any question about their kind."""
+        if not all([isinstance(value, Tensor) for value in values]):
+            return False
+        held = self._survey.leaves
+        return all(
+            [
+                entry.cls is None and (entry.role != "slot" or held[entry.leaf] is not None)
+                for entry in self._entries
+            ]
+        )
 
     def _check_apart(self) -> None:
         """Raises if one selected node holds another, so that no value would win by chance."""
         open_node: Entry | None = None
         for entry in sorted(self._entries, key=lambda e: (e.item, e.start, -e.stop)):
-            if open_node is not None and _holds(open_node, entry):
+            if open_node is not None and open_node.holds(entry):
                 raise ValueError(
                     f"{entry.path} lies inside {open_node.path or 'the root'}, and both are "
                     f"selected; select only one of them to set or apply"
@@ -209,23 +220,10 @@ class Selection(Generic[T]):
             open_node = entry
 
 
-def _holds(outer: Entry, inner: Entry) -> bool:
-    return outer.item == inner.item and outer.keys == inner.keys[: len(outer.keys)]
-
-
-def _is_plain(entry: Entry, value: Any) -> bool:
-    """Whether a value goes into a leaf's place without any question about its kind."""
-    if entry.kind != "leaf" or (entry.role == "slot" and entry.value is None):
-        return False
-    return isinstance(value, Tensor)
-
-
 def _ties_anew(leaves: list[Any], values: list[Any]) -> bool:
     """Whether a new value is the tensor of another leaf."""
-    seen: dict[int, int] = {}
-    for leaf in leaves:
-        seen[id(leaf)] = seen.get(id(leaf), 0) + 1
-    return any(seen[id(value)] > 1 for value in values)
+    new = set(map(id, values))
+    return sum(map(new.__contains__, map(id, leaves))) > len(new)
 
 
 def _copy(value: Any) -> Any:
@@ -236,9 +234,8 @@ def _copy(value: Any) -> Any:
     return core.map(_copy, value) if is_module(value) else value
 
 
-def _shown(entry: Entry) -> str:
-    value = entry.value
+def _shown(role: str, value: Any) -> str:
     if isinstance(value, (Tensor, Lazy)):
         mark = ", uninitialized" if isinstance(value, Lazy) else ""
-        return f"{entry.role} {str(value.dtype).removeprefix('torch.')}{list(value.shape)}{mark}"
+        return f"{role} {str(value.dtype).removeprefix('torch.')}{list(value.shape)}{mark}"
     return "a hole" if value is None else type(value).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 from parallax.tree import core
@@ -51,7 +52,7 @@ def tie(model: T, other: Any) -> T:
     return cast(T, core.unflatten(spec, leaves))
 
 
-def _summed(ours: list[int], places: list[Any], theirs: list[int]) -> list[Any]:
+def _summed(ours: Sequence[int], places: list[Any], theirs: list[int]) -> list[Any]:
     """Per unique leaf of ours the sum of the different leaves of theirs in its places."""
     sums: list[Any] = []
     counted: list[tuple[int, int]] = []
