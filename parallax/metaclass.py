@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
@@ -25,7 +26,7 @@ from parallax.declare import (
 )
 from parallax.fields import field
 from parallax.layout import TRACED, Layout, annotation_of
-from parallax.nodes import CLASS_CLOCK
+from parallax.nodes import CLASS_CLOCK, new_with_dict
 from parallax.sealing import write_seal
 
 __all__ = ["ModuleMeta", "undeclared"]
@@ -257,7 +258,10 @@ def _finish(cls: Any) -> _Ready:
         type.__setattr__(cls, "__layout__", layout)
         registry.register_module(layout)
         checks = [b.__dict__["__check_init__"] for b in cls.__mro__ if "__check_init__" in vars(b)]
-        ready = cls.__new__, write_seal(layout), tuple(reversed(checks))
+        make = cls.__new__
+        if sys.version_info[:2] == (3, 13) and make is object.__new__:
+            make = new_with_dict
+        ready = make, write_seal(layout), tuple(reversed(checks))
         type.__setattr__(cls, "__ready__", ready)
         return ready
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from parallax._compat.dynamo import is_compiling
 from parallax.frozendict import FrozenDict
-from parallax.nodes import NODES, Instance, reading
+from parallax.nodes import NODES, reading, set_dict
 
 __all__ = ["STATIC", "Shape", "shape_of"]
 
@@ -27,7 +27,6 @@ _UNROLL = 8  # longer runs of equal children are looped over
 STATIC: Any = "static"  # a constant in the place of a child
 
 
-_set_dict = Instance.__dict__["__dict__"].__set__  # past the __setattr__ that freezes modules
 _shapes: dict[Any, Shape] = {}
 
 
@@ -109,7 +108,7 @@ class _Writer:
         self.lines: list[str] = []
         self.names: dict[str, Any] = {
             "new": object.__new__,
-            "set_dict": _set_dict,
+            "set_dict": set_dict,
             "FrozenDict": FrozenDict,
         }
         self.count = 0
