@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -259,7 +260,11 @@ def _read_torch(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{source} holds more than tensors, or is no checkpoint at all; it was not loaded, for "
             f"unpickling it could run any code. Save its state_dict alone"
         ) from error
-    except (RuntimeError, EOFError, UnicodeDecodeError, ValueError) as error:
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a place outside of the file
+            raise
+        raise _unreadable(source, error) from error
+    except Exception as error:  # what is read from damaged data fails in any way
         raise _unreadable(source, error) from error
     header = None
     if isinstance(found, dict) and _HEADER in found and "state_dict" in found:

@@ -52,6 +52,7 @@ def load_header(text: Any) -> dict[str, Any]:
         and isinstance(header.get("fingerprint"), str)
         and isinstance(header.get("nodes"), list)
         and all(map(_is_node, header["nodes"]))
+        and header["fingerprint"] == _fingerprint(header["nodes"])
     ):
         raise ValueError("its header is damaged")
     return header

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallax import Module, Parameter, UninitializedError, bridge, io, tree
+from parallax import Module, Parameter, UninitializedError, bridge, io, optim, tree
 
 safetensors_torch = pytest.importorskip(
     "safetensors.torch", reason="the extra 'io' installs safetensors"
@@ -208,6 +209,26 @@ def test_foreign_files(tmp_path: Path, name: str, data: bytes) -> None:
         ValueError, match=r"(is truncated or no checkpoint|holds more than tensors)"
     ):
         io.load(tmp_path / name, like=pair())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_damaged_file_is_loaded_or_refused_and_nothing_else(tmp_path: Path, name: str) -> None:
+    saved: Any = optim.Adam().init(bridge.lift(nn.Linear(2, 2)))
+    io.save(saved, tmp_path / name)
+    data, rng = (tmp_path / name).read_bytes(), random.Random(0)
+    messages = []
+    for _ in range(150):
+        damaged, at = bytearray(data), rng.randrange(len(data))
+        if rng.random() < 0.5:
+            damaged[at] = rng.randrange(256)
+        else:
+            del damaged[at : at + rng.randrange(1, 20)]
+        (tmp_path / f"damaged-{name}").write_bytes(damaged)
+        try:
+            io.load(tmp_path / f"damaged-{name}", like=saved)
+        except (RuntimeError, ValueError) as error:
+            messages.append(str(error))
+    assert len(messages) > 50 and all(f"damaged-{name}" in message for message in messages)
 
 
 class Bomb:
