@@ -301,3 +301,14 @@ def test_a_static_field_is_a_constant_whatever_its_annotation_allows() -> None:
     assert tree.leaves(Apply(torch.relu)) == []
     with pytest.raises(TypeError, match=r"Apply\.fn is declared as a constant"):
         Apply(Dense())
+
+
+def test_a_buffer_and_a_parameter_differ_by_annotation_alone() -> None:
+    class Both(Module):
+        a: Parameter
+        b: Buffer
+
+    both = Both(torch.ones(1), torch.ones(1)).reset(0)
+    assert both.a.requires_grad and not both.b.requires_grad
+    with pytest.raises(TypeError, match=r"Both\.b is annotated Buffer.*'b: Parameter'"):
+        Both(Parameter((1,), init.ones_), Parameter((1,), init.ones_))

@@ -18,6 +18,7 @@ from tests.corpus import (
     MLP,
     Case,
     Foreign,
+    Gated,
     Gates,
     Holder,
     Norm,
@@ -135,4 +136,7 @@ def test_named_tuples_and_registered_classes_below_modules() -> None:
         assert type(got.pair) is Foreign and got.pair.tag == "tag"
         torch.testing.assert_close(got.pair.left.weight, holder.pair.left.weight + 1)
     assert counter.frame_count == 1
-    assert Gates._fields == ("inner", "gain", "power")
+    gated = Gated().initialize(0)
+    gates = compiled(lambda m: tree.map(lambda leaf: leaf + 1, m))[0](gated).gates
+    assert type(gates) is Gates and gates.power == 2
+    torch.testing.assert_close(gates.inner.weight, gated.gates.inner.weight + 1)
