@@ -48,10 +48,11 @@ class Repeat(HigherOrderOperator):
 
     def __call__(self, body: Any, value: Tensor, *operands: Any, members: int, times: int) -> Any:
         stacks, rest = operands[members : 2 * members], operands[members:]
-        program = _program(body)
+        program, used = _program(body)
         rows = [stack.unbind(0) for stack in stacks]
         for k in range(times):
-            (value,) = _called(program, [value, *[row[k] for row in rows], *rest])
+            given = [value, *[row[k] for row in rows], *rest]
+            (value,) = _called(program, [given[place] for place in used])
         return (value,)
 
 
@@ -135,11 +136,24 @@ class _Program:
         return self.pullbacks[key]
 
 
-def _program(body: Any) -> _Program:
-    """The program of a graph, the same each time."""
-    found: _Program | None = getattr(body, "_parallax_program", None)
+def _program(body: Any) -> tuple[_Program, list[int]]:
+    """The program of a graph, the same each time, and which of the operands it takes.
+
+    The value, and what the graph uses: of the others, whole stacks, each call would return zeros
+    for gradients.
+    """
+    found: tuple[_Program, list[int]] | None = getattr(body, "_parallax_program", None)
     if found is None:
-        found = _Program(body, f"parallax_{next(_count)}")
+        places = body.graph.find_nodes(op="placeholder")
+        used = [k for k, place in enumerate(places) if k == 0 or place.users]
+
+        def fn(*operands: Any) -> Any:
+            given: list[Any] = [None] * len(places)
+            for place, operand in zip(used, operands, strict=True):
+                given[place] = operand
+            return body(*given)
+
+        found = _Program(fn, f"parallax_{next(_count)}"), used
         body._parallax_program = found
     return found
 
