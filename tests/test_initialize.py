@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import init
 
 from parallax import Buffer, Module, Parameter, UninitializedError, tree
@@ -285,6 +286,22 @@ def test_ambient_settings_do_not_change_the_numbers() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         torch.rand(17)
+        assert same_leaves(plain, MLP().initialize(5))
+    with torch.inference_mode():
+        assert same_leaves(plain, MLP().initialize(5))
+
+
+def test_numbers_after_a_mode_are_those_before_it() -> None:
+    plain = MLP().initialize(5)
+
+    def initializer(tensor: Tensor, generator: torch.Generator) -> None:
+        MLP().initialize(5)  # with a generator of its own, which is made here
+        tensor.normal_(generator=generator)
+
+    for mode in (torch.inference_mode(), FakeTensorMode(), torch.device("meta")):
+        with mode:
+            drawn(initializer)
+        drawn(initializer)
         assert same_leaves(plain, MLP().initialize(5))
 
 
