@@ -10,8 +10,9 @@ import torch
 
 from parallax import Module, nn
 from tests.nn.parity import assert_parity, both
+from tests.nn.refusals import assert_refused
 from tests.nn.test_conv import images
-from tests.nn.test_pooling import FLOATS, Net, odd_images
+from tests.nn.test_pooling import FLOATS, odd_images
 
 
 @pytest.mark.parametrize("kind", ["AdaptiveMaxPool", "AdaptiveAvgPool"])
@@ -68,8 +69,4 @@ def test_bad_arguments_fail_at_construction(
 def test_an_input_that_does_not_fit_names_the_path_and_the_shape(
     layer: Module, given: tuple[int, ...], expected: str
 ) -> None:
-    text = f"Net.pool ({type(layer).__name__}): expected input of shape {expected}, got ("
-    with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
-        Net(layer)(torch.ones(given))
-    with pytest.raises(TypeError, match=r"^Net.pool \(\w+\): input must be a tensor, got float"):
-        Net(layer)(1.0)
+    assert_refused(layer, torch.ones(given), f"{expected}, got (", 1.0)

@@ -12,6 +12,7 @@ from torch import nn as torch_nn
 
 from parallax import Module, bridge, func, nn, tree
 from tests.nn.parity import assert_parity, assert_starts_alike, both
+from tests.nn.refusals import Net
 
 INDICES = torch.tensor([[1, 2, 4], [0, 1, 1]])
 FLOATS = [torch.float32, torch.float64, torch.bfloat16]
@@ -135,13 +136,6 @@ def test_bad_arguments_fail_at_construction(
         getattr(nn, name)(**{"num_embeddings": 5, "embedding_dim": 3} | keywords)
 
 
-class Net(Module):
-    table: Module
-
-    def forward(self, *inputs: Any) -> Any:
-        return self.table(*inputs)
-
-
 LONGS, WEIGHTS = torch.tensor([0, 1]), torch.ones(2)
 
 
@@ -175,5 +169,5 @@ LONGS, WEIGHTS = torch.tensor([0, 1]), torch.ones(2)
 def test_an_input_that_does_not_fit_names_the_path(
     layer: Module, inputs: tuple[Any, ...], error: type[Exception], text: str
 ) -> None:
-    with pytest.raises(error, match=re.escape(f"Net.table ({type(layer).__name__}): {text}")):
+    with pytest.raises(error, match=re.escape(f"Net.layer ({type(layer).__name__}): {text}")):
         Net(layer).initialize(0)(*inputs)

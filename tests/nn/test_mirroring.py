@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 
 from parallax import Module, nn
 from tests.nn.parity import assert_parity, both
+from tests.nn.refusals import assert_refused
 from tests.nn.test_conv import DTYPES, images
-from tests.nn.test_padding import Net
 from tests.nn.test_pooling import odd_images
 
 KINDS = ["Reflection", "Replication", "Circular"]
@@ -70,8 +68,4 @@ def test_nothing_is_wound_around_that_is_not_there(sides: tuple[int, int]) -> No
 def test_an_input_that_does_not_fit_names_the_path_and_the_shape(
     layer: Module, given: tuple[int, ...], expected: str
 ) -> None:
-    text = f"Net.pad ({type(layer).__name__}): expected input of shape {expected}"
-    with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
-        Net(layer)(torch.ones(given))
-    with pytest.raises(TypeError, match=r"^Net.pad \(\w+\): input must be a tensor, got tuple"):
-        Net(layer)(())
+    assert_refused(layer, torch.ones(given), expected, ())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from parallax import Module, nn
 from tests.nn.parity import assert_parity, both
+from tests.nn.refusals import assert_refused
 from tests.nn.test_conv import images
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16]
@@ -94,13 +95,6 @@ def test_bad_arguments_fail_at_construction(
         getattr(nn, name)(**{"kernel_size": 3} | keywords)
 
 
-class Net(Module):
-    pool: Module
-
-    def forward(self, x: Any) -> Any:
-        return self.pool(x)
-
-
 @pytest.mark.parametrize(
     ("layer", "given", "expected"),
     [
@@ -116,11 +110,7 @@ class Net(Module):
 def test_an_input_that_does_not_fit_names_the_path_and_the_shape(
     layer: Module, given: tuple[int, ...], expected: str
 ) -> None:
-    text = f"Net.pool ({type(layer).__name__}): expected input of shape {expected}, got ("
-    with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
-        Net(layer)(torch.ones(given))
-    with pytest.raises(TypeError, match=r"^Net.pool \(\w+\): input must be a tensor, got NoneType"):
-        Net(layer)(None)
+    assert_refused(layer, torch.ones(given), f"{expected}, got (", None)
 
 
 def test_torch_refuses_what_we_do() -> None:

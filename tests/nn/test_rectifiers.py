@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn as torch_nn
 
-from parallax import Module, func, nn, random
+from parallax import func, nn, random
 from tests.nn.parity import assert_parity, both
+from tests.nn.refusals import Net
 from tests.nn.test_activation import FLOATS, assert_elementwise, numbers
 
 
@@ -49,20 +50,15 @@ def test_learned_slopes(dtype: torch.dtype) -> None:
         assert_parity(*both("PReLU", 3, 0.5, dtype=dtype), x.to(dtype))
 
 
-class Net(Module):
-    bend: Module
-
-    def forward(self, x: Any) -> Any:
-        return self.bend(x)
-
-
 @pytest.mark.parametrize("shape", [(2, 4), (2, 1, 3), (2,), ()], ids=str)
 def test_slopes_of_other_channels_are_refused(shape: tuple[int, ...]) -> None:
     net = Net(nn.PReLU(3)).initialize(0)
-    text = f"Net.bend (PReLU): expected input of shape (N, 3, *), got ({', '.join(map(str, shape))}"
+    text = (
+        f"Net.layer (PReLU): expected input of shape (N, 3, *), got ({', '.join(map(str, shape))}"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
         net(torch.ones(shape))
-    with pytest.raises(TypeError, match=r"^Net.bend \(PReLU\): input must be a tensor, got float"):
+    with pytest.raises(TypeError, match=r"^Net.layer \(PReLU\): input must be a tensor, got float"):
         net(1.0)
 
 

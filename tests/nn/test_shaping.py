@@ -11,6 +11,7 @@ from torch import Tensor
 
 from parallax import Module, nn
 from tests.nn.parity import assert_parity, both
+from tests.nn.refusals import assert_refused
 
 X = torch.linspace(-1, 1, 2 * 12 * 4 * 6).reshape(2, 12, 4, 6)
 
@@ -71,13 +72,6 @@ def test_bad_arguments_fail_at_construction(
         getattr(nn, name)(*arguments)
 
 
-class Net(Module):
-    move: Module
-
-    def forward(self, x: Any) -> Any:
-        return self.move(x)
-
-
 @pytest.mark.parametrize(
     ("layer", "given", "expected"),
     [
@@ -95,8 +89,4 @@ class Net(Module):
 def test_an_input_that_does_not_fit_names_the_path(
     layer: Module, given: Tensor, expected: str
 ) -> None:
-    text = f"Net.move ({type(layer).__name__}): expected input of shape {expected}"
-    with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
-        Net(layer)(given)
-    with pytest.raises(TypeError, match=r"^Net.move \(\w+\): input must be a tensor, got int"):
-        Net(layer)(1)
+    assert_refused(layer, given, expected, 1)

@@ -10,6 +10,7 @@ import torch
 
 from parallax import Module, nn
 from tests.nn.parity import assert_parity, both
+from tests.nn.refusals import Net
 from tests.nn.test_activation import FLOATS
 
 
@@ -33,13 +34,6 @@ def test_softmax2d(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     assert_parity(*both("Softmax2d"), torch.randn(shape).to(dtype))
 
 
-class Net(Module):
-    last: Module
-
-    def forward(self, x: Any) -> Any:
-        return self.last(x)
-
-
 @pytest.mark.parametrize(
     ("layer", "given", "error", "text"),
     [
@@ -56,7 +50,7 @@ class Net(Module):
 def test_an_input_that_does_not_fit_names_the_path(
     layer: Module, given: Any, error: type[Exception], text: str
 ) -> None:
-    with pytest.raises(error, match=re.escape(f"Net.last ({type(layer).__name__}): {text}")):
+    with pytest.raises(error, match=re.escape(f"Net.layer ({type(layer).__name__}): {text}")):
         Net(layer)(given)
 
 

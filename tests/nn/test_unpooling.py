@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch import nn as torch_nn
 
-from parallax import Module, func, nn, random
+from parallax import func, nn, random
 from tests.nn.parity import assert_parity, assert_same, both
+from tests.nn.refusals import Net
 from tests.nn.test_conv import images
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16]
@@ -38,13 +39,6 @@ def test_unpooling(dims: int, dtype: torch.dtype) -> None:
     assert_parity(*pair, most[0], indices[0], output_size=size[2:])
     most, indices = pooled(dims, dtype, side=5, size=1)
     assert_parity(*both(f"MaxUnpool{dims}d", 1, 2), most, indices)
-
-
-class Net(Module):
-    layer: Module
-
-    def forward(self, *inputs: Any, **keywords: Any) -> Any:
-        return self.layer(*inputs, **keywords)
 
 
 def test_inputs_that_do_not_fit_name_the_path() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from parallax import Module, nn
 from tests.nn.parity import assert_parity, both
+from tests.nn.refusals import assert_refused
 from tests.nn.test_conv import images
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16]
@@ -61,13 +62,6 @@ def test_bad_arguments_fail_at_construction(
         nn.Upsample(*arguments)
 
 
-class Net(Module):
-    up: Module
-
-    def forward(self, x: Any) -> Any:
-        return self.up(x)
-
-
 @pytest.mark.parametrize(
     ("layer", "given", "expected"),
     [
@@ -82,8 +76,4 @@ class Net(Module):
 def test_an_input_that_does_not_fit_names_the_path_and_the_shape(
     layer: Module, given: tuple[int, ...], expected: str
 ) -> None:
-    text = f"Net.up ({type(layer).__name__}): expected input of shape {expected}"
-    with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
-        Net(layer)(torch.ones(given))
-    with pytest.raises(TypeError, match=r"^Net.up \(\w+\): input must be a tensor, got str"):
-        Net(layer)("x")
+    assert_refused(layer, torch.ones(given), expected, "x")
