@@ -52,7 +52,7 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
     ]
     constants = [v for v, name in zip(values, names, strict=True) if name not in kinds]
     scope: dict[str, Any] = {
-        "Lazy": Lazy, "PLAIN": _PLAIN, "Tensor": Tensor, "known": {}, "layout": layout,
+        "Lazy": Lazy, "Tensor": Tensor, "known": {}, "layout": layout,
         "leaves_of": leaves_of, "learn": _learn, "slow": layout.seal, "Structure": Structure,
     }  # fmt: skip
     lines = ["def seal(module):"]
@@ -66,22 +66,13 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
         if name in kinds and kinds[name].leaf:
             lines += _leaf_check(value, name, layout, scope)
     lines += _module_checks(modules) + _tie_check(leaves, modules)
-    types_of = [f"t{v}" for v in constants]
-    lines += [f"    t{v} = type({v})" for v in constants]
-    lines += [
-        f"    if t{v} not in PLAIN or (t{v} is float and not {v}): return slow(module)"
-        for v in constants
-    ]
     # The entry's structure holds its children's, so that their ids stay theirs.
-    parts = [*types_of, *constants, *(f"id(s{v})" for v in modules)]
-    if parts:
-        key = f"({''.join(f'{part}, ' for part in parts)})"
-        lines += [f"    key = {key}", "    found = known.get(key)"]
-    else:
-        scope["known"] = [None]
-        lines += ["    key = 0", "    found = known[0]"]
+    parts = [*(f"type({v})" for v in constants), *constants, *(f"id(s{v})" for v in modules)]
     lines += [
-        "    if found is None: return learn(layout, known, key, module)",
+        f"    key = ({''.join(f'{part}, ' for part in parts)})",
+        "    try: found = known[key]",
+        "    except (KeyError, TypeError): found = None",  # not seen yet, or not hashable
+        f"    if found is None: return learn(layout, known, key, {len(constants)}, module)",
         "    object.__setattr__(module, '_spec', found)",
     ]
     exec("\n".join(lines), scope)
@@ -133,10 +124,16 @@ def _tie_check(leaves: list[str], modules: list[str]) -> list[str]:
 
 
 def _learn(
-    layout: Layout, known: dict[Any, Structure] | list[Structure], key: Any, module: Any
+    layout: Layout, known: dict[Any, Structure], key: tuple[Any, ...], constants: int, module: Any
 ) -> None:
-    """Seals by the general path, and remembers the structure for these constants."""
+    """Seals by the general path, and remembers the structure if the key says what it is.
+
+    The key begins with the types of so many constants and the constants. What is not remembered
+    is never found, so nobody but this function need look at them.
+    """
     layout.seal(module)
-    if len(known) >= _KNOWN_LIMIT:
-        known.clear()
-    known[key] = module._spec
+    types_of, values = key[:constants], key[constants : 2 * constants]
+    if _PLAIN.issuperset(types_of) and all([v != 0.0 or type(v) is not float for v in values]):
+        if len(known) >= _KNOWN_LIMIT:
+            known.clear()
+        known[key] = module._spec
