@@ -54,6 +54,10 @@ class ModuleMeta(_ProtocolMeta):
     __ready__: _Ready | None
     __scope__: Scope
 
+    # typing_extensions writes these in Python, six times slower; they are for Protocol itself.
+    __eq__ = type.__eq__
+    __hash__ = type.__hash__
+
     def __new__(
         mcs,
         name: str,
