@@ -107,6 +107,7 @@ def tasks() -> dict[str, Callable[[], Any]]:
     x = jnp.ones((64,))
     call = eqx.filter_jit(lambda model, x: model(x))
     weight, bias = jnp.ones((2,)), jnp.ones((2,))
+    value = gpt.blocks[3].attention.qkv.weight
     ensemble = eqx.filter_jit(
         eqx.filter_vmap(lambda model, x: jax.vmap(model)(x), in_axes=(0, None))
     )
@@ -116,6 +117,8 @@ def tasks() -> dict[str, Callable[[], Any]]:
         "map": lambda: jax.tree_util.tree_map(lambda leaf: leaf, gpt),
         "flatten": lambda: jax.tree_util.tree_flatten(gpt),
         "unflatten": lambda: jax.tree_util.tree_unflatten(structure, leaves),
+        "set": lambda: eqx.tree_at(lambda m: m.blocks[3].attention.qkv.weight, gpt, value),
+        "partition": lambda: eqx.combine(*eqx.partition(gpt, lambda leaf: leaf.ndim == 2)),
         "construct": lambda: Linear(weight, bias),
         "read": _read(mlp),
         "call": lambda: call(mlp, x).block_until_ready(),

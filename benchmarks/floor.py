@@ -135,6 +135,15 @@ class Plain:
     """An object with attributes."""
 
 
+def leaves_of(node: Any) -> list[Tensor]:
+    """The tensors below such objects."""
+    if isinstance(node, Tensor):
+        return [node]
+    inner = node if isinstance(node, tuple) else vars(node).values()
+    inside = (tuple, Tensor, Plain)
+    return [leaf for each in inner if isinstance(each, inside) for leaf in leaves_of(each)]
+
+
 def _written(node: Any, lines: list[str], counter: Iterator[int]) -> str:
     """The expression of a node whose modules are made in `lines`; leaves come in their order."""
     if isinstance(node, tuple):

@@ -207,20 +207,12 @@ def _same_tree(plain: Any, other: Any) -> None:
     """A module, a flat list or a tensordict holds the tensors that the dicts hold."""
     expected = optree.tree_leaves(plain)
     if isinstance(other, floor.Plain):
-        other = _leaves_of_plain(other)
+        other = floor.leaves_of(other)
     if hasattr(other, "batch_size"):  # a tensordict wraps what it holds
         found = [leaf.data_ptr() for leaf in other.values(True, True)]
         assert sorted(leaf.data_ptr() for leaf in expected) == sorted(found)
     else:
         _same_leaves(expected, tree.leaves(other))
-
-
-def _leaves_of_plain(node: Any) -> list[Tensor]:
-    if isinstance(node, Tensor):
-        return [node]
-    inner = node if isinstance(node, tuple) else vars(node).values()
-    inside = (tuple, Tensor, floor.Plain)
-    return [leaf for each in inner if isinstance(each, inside) for leaf in _leaves_of_plain(each)]
 
 
 def _same_leaves(plain: list[Tensor], leaves: list[Tensor]) -> None:
