@@ -12,7 +12,7 @@ from parallax.structure import SLOT, Leaf, Static, Structure
 from parallax.tree import core
 from parallax.tree.chart import Chart, Entry, chart_of
 
-__all__ = ["Survey", "child", "follow"]
+__all__ = ["Survey", "follow"]
 
 
 class Survey:
@@ -109,15 +109,11 @@ class Survey:
 def follow(item: Any, keys: tuple[Any, ...]) -> Any:
     """What stands at ``keys`` below ``item``."""
     for key in keys:
-        item = child(item, key)
+        cls = type(item)
+        if cls is tuple or cls is FrozenDict:
+            item = item[key]
+        elif cls in NODES:
+            item = tuple(NODES[cls].flatten(item)[0])[key]
+        else:
+            item = getattr(item, key)  # a module or a named tuple
     return item
-
-
-def child(node: Any, key: Any) -> Any:
-    """The child of a module or container at ``key``."""
-    cls = type(node)
-    if cls is tuple or cls is FrozenDict:
-        return node[key]
-    if cls in NODES:
-        return tuple(NODES[cls].flatten(node)[0])[key]
-    return getattr(node, key)  # of a module or a named tuple

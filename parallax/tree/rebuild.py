@@ -8,7 +8,7 @@ from parallax.frozendict import FrozenDict
 from parallax.nodes import NODES, is_module
 from parallax.tree import core
 from parallax.tree.chart import Entry
-from parallax.tree.places import Survey, child
+from parallax.tree.places import Survey, follow
 
 __all__ = ["rebuild"]
 
@@ -33,7 +33,7 @@ def _replaced(node: Any, edits: dict[tuple[Any, ...], Any]) -> Any:
     below: dict[Any, dict[tuple[Any, ...], Any]] = {}
     for keys, value in edits.items():
         below.setdefault(keys[0], {})[keys[1:]] = value
-    changed = {key: _replaced(child(node, key), inner) for key, inner in below.items()}
+    changed = {key: _replaced(follow(node, (key,)), inner) for key, inner in below.items()}
     return _with_children(node, changed)
 
 
