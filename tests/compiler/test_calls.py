@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -65,8 +66,6 @@ FLAG = [False]
 
 
 def test_nothing_given_is_changed_or_kept_alive() -> None:
-    import weakref
-
     compiled = make_compiled(lambda scale: tree.map(torch.neg, scale), backend="aot_eager")
     scale = Scale(torch.ones(2))
     leaf = weakref.ref(scale.by)

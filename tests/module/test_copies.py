@@ -14,12 +14,7 @@ from torch.nn import init
 
 from parallax import Module, Parameter, tree
 from tests.comparing import same_tree
-from tests.corpus import (
-    MLP,
-    Case,
-    Dense,
-    Nested,
-)
+from tests.corpus import MLP, Case, Dense, Nested
 from tests.module.verbs import every_module
 from tests.saving import pickled, saved
 

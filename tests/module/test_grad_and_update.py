@@ -12,15 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from parallax import tree
-from tests.corpus import (
-    MLP,
-    SIZE,
-    TIED,
-    Case,
-    Scale,
-    TiedModule,
-    example_input,
-)
+from tests.corpus import MLP, SIZE, TIED, Case, Scale, TiedModule, example_input
 from tests.module.verbs import every_module, sum_of
 
 # -- grad ------------------------------------------------------------------------------------------

@@ -11,12 +11,7 @@ import pytest
 import torch
 
 from parallax import Module, tree
-from tests.corpus import (
-    MLP,
-    Case,
-    Dense,
-    Scale,
-)
+from tests.corpus import MLP, Case, Dense, Scale
 from tests.module.verbs import every_module, sum_of
 from tests.saving import pickled
 

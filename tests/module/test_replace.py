@@ -8,13 +8,7 @@ import pytest
 import torch
 
 from parallax import Buffer, Module, Parameter, tree
-from tests.corpus import (
-    MLP,
-    SIZE,
-    Dense,
-    Norm,
-    TiedParameter,
-)
+from tests.corpus import MLP, SIZE, Dense, Norm, TiedParameter
 
 
 def test_replace_changes_fields_and_nothing_else() -> None:

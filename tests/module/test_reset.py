@@ -6,15 +6,7 @@ import pytest
 import torch
 
 from parallax import UninitializedError, tree
-from tests.corpus import (
-    MLP,
-    Case,
-    Dense,
-    Holder,
-    Norm,
-    Sequential,
-    example_input,
-)
+from tests.corpus import MLP, Case, Dense, Holder, Norm, Sequential, example_input
 from tests.module.verbs import TRAINED, sum_of
 
 

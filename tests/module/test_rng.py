@@ -12,12 +12,7 @@ import torch
 from torch import nn
 
 from parallax import tree
-from tests.corpus import (
-    MLP,
-    SIZE,
-    Dense,
-    example_input,
-)
+from tests.corpus import MLP, SIZE, Dense, example_input
 
 
 def test_reset_with_the_very_state_warns_and_another_does_not() -> None:

@@ -6,11 +6,7 @@ import pytest
 import torch
 
 from parallax import tree
-from tests.corpus import (
-    TWINS,
-    Case,
-    example_input,
-)
+from tests.corpus import TWINS, Case, example_input
 from tests.module.verbs import TRAINED, sum_of
 
 

@@ -10,15 +10,7 @@ from torch import nn
 
 from parallax import Module, tree
 from tests.comparing import same_tree
-from tests.corpus import (
-    TWINS,
-    Case,
-    Dense,
-    Nested,
-    Twig,
-    chain,
-    example_input,
-)
+from tests.corpus import TWINS, Case, Dense, Nested, Twig, chain, example_input
 from tests.module.verbs import sum_of
 from tests.saving import pickled, saved
 

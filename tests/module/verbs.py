@@ -7,10 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from tests.corpus import (
-    FLOAT,
-    MODULES,
-)
+from tests.corpus import FLOAT, MODULES
 
 # What a registered class holds itself is no Parameter, hence not trained.
 TRAINED = [case for case in FLOAT if case.name != "foreign"]

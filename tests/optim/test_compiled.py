@@ -14,15 +14,7 @@ import parallax
 from parallax import Module, Parameter, func, optim, tree
 from parallax.optim import schedules
 from tests.corpus import MLP, example_input
-from tests.optim.cases import (
-    OPTIONS,
-    Options,
-    distance,
-    gradients,
-    label,
-    make,
-    model_for,
-)
+from tests.optim.cases import OPTIONS, Options, distance, gradients, label, make, model_for
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 

@@ -12,16 +12,7 @@ from torch.utils import _pytree as torch_pytree
 from parallax import optim, tree
 from tests.comparing import same_leaves
 from tests.corpus import MLP, Dense
-from tests.optim.cases import (
-    FIRST,
-    Net,
-    Options,
-    gradients,
-    label,
-    make,
-    model_for,
-    ones,
-)
+from tests.optim.cases import FIRST, Net, Options, gradients, label, make, model_for, ones
 
 # -- an optimizer is a value -----------------------------------------------------------------------
 

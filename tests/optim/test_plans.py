@@ -14,12 +14,7 @@ from parallax.optim import plan
 from parallax.optim.checks import gather
 from tests.comparing import same_leaves
 from tests.corpus import MLP, MODULES, Case, example_input
-from tests.optim.cases import (
-    Matrices,
-    gradients,
-    make,
-    ones,
-)
+from tests.optim.cases import Matrices, gradients, make, ones
 
 
 def other_memory(value: Tensor) -> Tensor:

@@ -8,13 +8,7 @@ import torch
 from parallax import Module, UninitializedError, optim, tree
 from tests.comparing import same_leaves
 from tests.corpus import MLP, Dense
-from tests.optim.cases import (
-    FIRST,
-    Net,
-    Point,
-    make,
-    ones,
-)
+from tests.optim.cases import FIRST, Net, Point, make, ones
 
 
 def test_a_negative_learning_rate_is_refused() -> None:

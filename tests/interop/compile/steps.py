@@ -9,10 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as torch_pytree
 
 from parallax import tree
-from tests.corpus import (
-    FLOAT,
-    example_input,
-)
+from tests.corpus import FLOAT, example_input
 
 INPUT = example_input()
 CALLABLE = [case for case in FLOAT if case.name not in ("chain", "empty")]

@@ -12,11 +12,7 @@ from torch import Tensor
 from parallax import Module, Parameter, tree
 from tests.comparing import assert_close_trees
 from tests.compiling import compiled
-from tests.corpus import (
-    MLP,
-    SIZE,
-    TiedParameter,
-)
+from tests.corpus import MLP, SIZE, TiedParameter
 from tests.interop.compile.steps import INPUT, loss_of
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")

@@ -15,14 +15,7 @@ from torch.utils import _pytree as torch_pytree
 from parallax import Module, tree
 from tests.comparing import assert_close_trees
 from tests.compiling import compiled
-from tests.corpus import (
-    MLP,
-    Dense,
-    Holder,
-    Norm,
-    TiedModule,
-    TiedParameter,
-)
+from tests.corpus import MLP, Dense, Holder, Norm, TiedModule, TiedParameter
 from tests.interop.compile.steps import INPUT, step
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")

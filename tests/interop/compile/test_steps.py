@@ -16,15 +16,7 @@ from torch.func import functional_call
 from parallax import tree
 from tests.comparing import assert_close_trees
 from tests.compiling import compiled
-from tests.corpus import (
-    MLP,
-    TIED,
-    TWINS,
-    Case,
-    Dense,
-    Norm,
-    TiedParameter,
-)
+from tests.corpus import MLP, TIED, TWINS, Case, Dense, Norm, TiedParameter
 from tests.interop.compile.steps import CALLABLE, INPUT, raw_step, step
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -39,7 +31,6 @@ def test_a_forward_equals_eager(case: Case) -> None:
 
 
 STEPS = [(step, case) for case in CALLABLE]
-
 STEPS += [
     (raw_step, case) for case in CALLABLE if case.name in ("no_biases", "nested", "tied_module")
 ]

@@ -13,10 +13,7 @@ from torch.func import vjp as _vjp
 from parallax import tree
 from tests.comparing import assert_close_trees
 from tests.compiling import compiled
-from tests.corpus import (
-    TiedModule,
-    TiedParameter,
-)
+from tests.corpus import TiedModule, TiedParameter
 from tests.interop.compile.steps import INPUT, loss_of
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")

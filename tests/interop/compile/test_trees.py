@@ -13,17 +13,7 @@ from torch.utils import _pytree as torch_pytree
 from parallax import registry, tree
 from tests.comparing import assert_close_trees
 from tests.compiling import compiled
-from tests.corpus import (
-    FLOAT,
-    MLP,
-    Case,
-    Foreign,
-    Gated,
-    Gates,
-    Holder,
-    Norm,
-    TiedParameter,
-)
+from tests.corpus import FLOAT, MLP, Case, Foreign, Gated, Gates, Holder, Norm, TiedParameter
 from tests.interop.compile.steps import INPUT, loss_of
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
