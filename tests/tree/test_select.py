@@ -1,9 +1,10 @@
-"""select: what each kind of condition means, and get, set, apply, freeze."""
+"""select: what each kind of condition means, and get, set, apply."""
 
 from __future__ import annotations
 
 import fnmatch
-from typing import Any
+import weakref
+from typing import Any, Protocol, runtime_checkable
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from parallax import Buffer, Module, Parameter, tree
 from parallax.fields import UninitializedError
+from parallax.tree.match import matching
 from tests.corpus import (
     MLP,
     MODULES,
@@ -125,8 +127,6 @@ def test_conditions_add_up_in_their_order_and_each_thing_counts_once() -> None:
     st.lists(st.sampled_from(["a", "b", "ab", "bab"]), min_size=1, max_size=4),
 )
 def test_globs_match_as_fnmatch_does_segment_by_segment(pattern: Any, names: Any) -> None:
-    from parallax.tree.match import matching
-
     def expected(p: list[str], n: list[str]) -> bool:
         if not p:
             return not n
@@ -353,76 +353,54 @@ def test_containers_and_registered_nodes_are_rebuilt_around_a_change() -> None:
     assert len(grown.layers) == 3
 
 
-# -- freezing -----------------------------------------------------------------------------------
+# -- what is remembered ---------------------------------------------------------------------------
 
 
-def frozen_paths(module: Any) -> tuple[str, ...]:
-    _, structure = tree.flatten(module)
-    part = structure.parts[0]
-    return tuple(p for p, mark in zip(part.paths, part.frozen, strict=True) if mark)
-
-
-def test_freeze_marks_parameters_below_and_unfreeze_takes_marks_back() -> None:
+def test_holes_are_those_of_the_tree_though_its_structure_was_selected_from_before() -> None:
     module = MLP().initialize(0)
-    frozen: Any = tree.select(module, "first").freeze()
-    assert frozen_paths(frozen) == ("first.weight", "first.bias")
-    partly = tree.select(frozen, "first.bias").unfreeze()
-    assert frozen_paths(partly) == ("first.weight",)
-    assert tree.structure(tree.select(partly, "frozen").unfreeze()) == tree.structure(module)
-    assert tree.select(frozen, "trainable").paths == ("second.weight", "second.bias")
+    assert tree.select(module, "**.bias").count() == 2
+    part, rest = tree.partition(module, "first.bias")
+    assert tree.select(part, "**.bias").paths == ("first.bias",)
+    assert tree.select(rest, "parameter").paths == ("first.weight", "second.weight", "second.bias")
 
 
-def test_buffers_are_never_marked() -> None:
-    frozen = tree.select(Norm().initialize(0), "**").freeze()
-    assert frozen_paths(frozen) == ("weight", "bias")
+def test_what_stands_in_leaves_places_is_a_leaf_whatever_it_is() -> None:
+    module = MLP().initialize(0)
+    of_modules: Any = tree.map(lambda leaf: Dense(), module)
+    paths = tuple(tree.named_leaves(module))
+    assert tree.select(of_modules, "**").paths == paths
+    assert tree.select(module, "**").paths == paths
+    assert type(tree.select(of_modules, "first.bias").get()) is Dense
 
 
-@pytest.mark.parametrize("case", MODULES, ids=str)
-def test_every_parameter_can_be_frozen_and_nothing_but_marks_changes(case: Case) -> None:
-    module = case.make()
-    for path in tree.named_leaves(module):
-        selection = tree.select(module, path)
-        marked = selection.freeze()
-        assert all(a is b for a, b in zip(tree.leaves(marked), tree.leaves(module), strict=True))
-        assert marked.mode == module.mode
-        assert tree.structure(tree.select(marked, path).unfreeze()) == tree.structure(module)
-        is_parameter = path in tree.named_leaves(tree.partition(module, "parameter")[0])
-        assert frozen_paths(marked) == ((path,) if is_parameter else ())
+def test_a_lambda_gets_lists_that_no_other_call_sees() -> None:
+    subject = {"nets": [MLP().initialize(0), MLP().initialize(1)]}
+    for _ in range(2):
+        assert tree.select(subject, lambda t: t["nets"].pop().first).paths == ("nets.1.first",)
 
 
-def test_a_module_taken_out_of_a_frozen_tree_stays_frozen() -> None:
-    module = tree.select(Residual(MLP()).initialize(0), "inner.first.weight").freeze()
-    assert frozen_paths(module.inner) == ("first.weight",)
-    assert frozen_paths(module.inner.first) == ("weight",)
-    tied = tree.select(TiedModule().initialize(0), "one.bias").freeze()
-    for layer in (tied.one, tied.other, tied.several[0]):
-        assert frozen_paths(layer) == ("bias",)
-    assert frozen_paths(tied.apart) == ()
+def test_what_is_remembered_keeps_no_leaf_alive() -> None:
+    module: Any = MLP().initialize(0)
+    for what in ("**.weight", "trainable", lambda m: m.first, Dense, "first"):
+        tree.select(module, what).freeze()
+    last = weakref.ref(module.first.weight)
+    del module
+    assert last() is None
 
 
-def test_reset_and_gradients_leave_frozen_parameters_out() -> None:
-    module: Any = tree.select(MLP().initialize(0), "first").freeze().reset(0)
-    assert not module.first.weight.requires_grad
-    module(example_input()).sum().backward()
-    grads = module.grad()
-    assert grads.first.weight is None
-    assert grads.second.weight is not None
-    updated = module.update(torch.sub, grads)
-    assert torch.equal(updated.first.weight, module.first.weight)
-    assert frozen_paths(updated) == ("first.weight", "first.bias")
+def test_a_protocol_is_asked_about_each_module() -> None:
+    @runtime_checkable
+    class Weighted(Protocol):
+        weight: Any
+
+    module = Sequential(Dense(), MLP()).initialize(0)
+    assert tree.select(module, Weighted).paths == ("layers.0", "layers.1.first", "layers.1.second")
 
 
-def test_freezing_survives_modes_maps_and_replacing_other_fields() -> None:
-    module = tree.select(MLP().initialize(0), "second").freeze()
-    wanted = ("second.weight", "second.bias")
-    assert frozen_paths(module.eval()) == wanted
-    assert frozen_paths(tree.map(torch.neg, module)) == wanted
-    assert frozen_paths(module.replace(first=lora(module.first))) == wanted
-
-
-def test_a_tensor_outside_of_modules_cannot_be_frozen() -> None:
-    with pytest.raises(TypeError, match="t belongs to no module"):
-        tree.select({"t": torch.ones(1)}, "t").freeze()
+@pytest.mark.parametrize("path", ["nets", "nets.0.", "nets.0..first", ".nets.0", "nets.0.rate"])
+def test_a_path_that_is_only_nearly_one_means_nothing(path: str) -> None:
+    with pytest.raises(LookupError, match=f"nothing in dict is at '{path}'"):
+        tree.select({"nets": [MLP().initialize(0)]}, path)
 
 
 # -- text -----------------------------------------------------------------------------------------
@@ -449,4 +427,4 @@ def test_selecting_writes_to_nothing(case: Case) -> None:
     tree.select(module, "**").apply(torch.neg)
     tree.select(module, "**").freeze()
     assert all(a is b for a, b in zip(before, tree.leaves(module), strict=True))
-    assert frozen_paths(module) == ()
+    assert tree.leaves(tree.partition(module, "frozen")[0]) == []
