@@ -15,9 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
+from parallax._compat import checkpoints
 from parallax._compat.autograd import AccumulateGrad
 
-__all__ = ["RUNNING", "alias", "carries", "escaping", "outside", "prepare", "retire"]
+__all__ = ["RUNNING", "alias", "carries", "escaping", "outside", "prepare", "refuse_reentrant",
+           "retire"]  # fmt: skip
 
 _RETIRED = "_parallax_retired"
 _PREPARED = "_parallax_prepared"
@@ -118,6 +120,29 @@ def outside(tensors: Sequence[Tensor], own: Container[int]) -> tuple[bool, bool]
                 seen.add(below)
                 nodes.append(below)
     return False, others
+
+
+def refuse_reentrant(tensors: Sequence[Tensor], since: int) -> None:
+    """Raises if a reentrant checkpoint was recorded whose parameters autograd does not see.
+
+    Args:
+        tensors: where to start from.
+        since: the number of the first node that counts.
+
+    Raises:
+        RuntimeError: naming the remedy.
+    """
+    starts: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    stack = [node for node in starts if node._sequence_nr() >= since]
+    seen = {None, *stack}
+    while stack:
+        node = stack.pop()
+        if type(node) is checkpoints.REENTRANT:
+            raise RuntimeError(checkpoints.NO_REENTRANT)
+        for below, _ in node.next_functions:
+            if below not in seen and below._sequence_nr() >= since:
+                seen.add(below)
+                stack.append(below)
 
 
 def escaping(tensors: Sequence[Tensor], own: Container[int]) -> list[bool]:

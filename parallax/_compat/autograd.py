@@ -22,6 +22,10 @@ AccumulateGrad: type = torch._C._functions.AccumulateGrad  # type: ignore[attr-d
 """The node of autograd's graph that stands for a leaf, its ``variable``."""
 
 
+next_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
+"""The number that the next node of autograd's graph gets, in this thread."""
+
+
 def in_backward() -> bool:
     """Whether this code runs within autograd's backward, as recomputation does."""
     return graph_task() != -1

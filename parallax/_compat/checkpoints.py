@@ -11,12 +11,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 
 NO_CHECKPOINT = (
     "torch.utils.checkpoint cannot run inside a torch.func transform (vmap, jacrev, hessian, a "
     "nested func.grad) nor in a compiled func.grad: torch.func takes no saved-tensor hooks. Call "
     "func.grad in eager mode with no transform around it, where it runs on autograd's tape and "
     "checkpoints work; or call the module without checkpoint here"
+)
+
+
+REENTRANT: type = torch.utils.checkpoint.CheckpointFunction._backward_cls  # type: ignore[attr-defined]  # made by its metaclass
+"""The node of autograd's graph that stands for ``checkpoint(use_reentrant=True)``."""
+
+NO_REENTRANT = (
+    "torch.utils.checkpoint(use_reentrant=True) goes backward on its own, and no derivative of its "
+    "parameters would come out where the graph leads to other tensors than those differentiated. "
+    "Write: checkpoint(..., use_reentrant=False)"
 )
 
 

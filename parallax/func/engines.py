@@ -21,7 +21,7 @@ from parallax import random
 from parallax._compat import autograd, checkpoints, dynamo, functorch, modes
 from parallax.func.call import Call
 from parallax.func.results import open_tensors
-from parallax.graph import RUNNING, alias, escaping, outside, retire
+from parallax.graph import RUNNING, alias, escaping, outside, refuse_reentrant, retire
 
 __all__ = ["Pullback", "applied", "gradient", "on_tape", "pullback", "through"]
 
@@ -62,7 +62,7 @@ def gradient(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
 class Tape:
     """The leaves of one recording, and who needs its graph afterwards."""
 
-    __slots__ = ("aliased", "alone", "inputs", "leaves", "own", "recording", "versions")
+    __slots__ = ("aliased", "alone", "inputs", "leaves", "own", "recording", "since", "versions")
 
     def __init__(self, inputs: Sequence[Tensor], recording: bool) -> None:
         self.inputs = inputs
@@ -76,6 +76,7 @@ class Tape:
         else:
             self.leaves = [x.detach().requires_grad_() for x in inputs]
         self.own = {id(leaf): place for place, leaf in enumerate(self.leaves)}
+        self.since = autograd.next_number()
 
     def run(self, call: Call, finish: Finish) -> tuple[Any, Any]:
         """The result of the call on the leaves."""
@@ -102,6 +103,8 @@ class Tape:
         if self.recording and not self.aliased:
             keep, others = outside(tensors, self.own)
             self.alone = not others
+        if not self.alone:
+            refuse_reentrant(tensors, self.since)
         if keep:
             self.retire()
         return keep

@@ -32,6 +32,29 @@ def test_checkpoint_runs_on_the_tape() -> None:
     assert tree.allclose(grads, func.grad(loss)(model))
 
 
+def test_a_reentrant_checkpoint_is_exact_or_refused() -> None:
+    model, x = net(), X.clone().requires_grad_()
+
+    def through(m: Any, x: Tensor) -> Tensor:
+        y: Tensor = checkpoint(m, x, use_reentrant=True)
+        return (y**2).mean()
+
+    prepared = model.reset(0)
+    through(prepared, x).backward()
+    expected = prepared.grad().weight
+    found = func.grad(through, argnums=(0, 1))(model, X)[0]
+    torch.testing.assert_close(found.weight, expected)
+    # Autograd's engine would find no way from the loss to the leaves, and hand out zeros.
+    for verb in (func.grad(lambda m: through(m, x)), lambda m: func.vjp(through, m, x)):
+        with pytest.raises(RuntimeError, match=r"Write: checkpoint\(..., use_reentrant=False\)"):
+            verb(model)
+    outer = through(model, x)  # which is not of the derivative
+    torch.testing.assert_close(
+        func.grad(lambda m: outer * m.weight.sum())(model).weight,
+        outer.detach().expand_as(model.weight),
+    )
+
+
 def _checkpointed(m: Any) -> Any:
     return checkpoint(lambda x: (m(x) ** 2).mean(), X, use_reentrant=False)
 
