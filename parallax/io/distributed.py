@@ -41,7 +41,7 @@ def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
 
     Raises:
         NotADirectoryError: if the path is a file.
-        TypeError: if it is no module.
+        TypeError: if it is no module, or a leaf is sparse.
         UninitializedError: if a leaf has no value yet.
     """
     from torch.distributed.checkpoint import state_dict_saver
@@ -49,6 +49,12 @@ def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
     if Path(path).is_file():
         raise NotADirectoryError(f"{os.fspath(path)} is a file; name a directory")
     tensors = state_dict(module)
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided:
+            raise TypeError(
+                f"save_distributed: {name} has the layout {tensor.layout}, which torch cannot "
+                f"write in pieces. Save it in one file: io.save(module, 'name.pt')"
+            )
     header = dump_header(flatten_module(module)[1], None).encode()
     tensors[_HEADER] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
     with _as_one_process() as alone:

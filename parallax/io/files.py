@@ -181,6 +181,9 @@ def _compact(tensor: Tensor) -> Tensor:
     """The tensor without what else its storage holds."""
     if tensor.is_meta:
         raise ValueError("save: a leaf is on the meta device and has no value. Initialize first")
+    if tensor.layout != torch.strided:
+        return tensor
+    tensor = tensor.resolve_conj().resolve_neg()  # what is in memory is what is meant
     if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
@@ -188,6 +191,7 @@ def _compact(tensor: Tensor) -> Tensor:
 
 def placed(value: Tensor, leaf: Any) -> Tensor:
     """A value where the leaf is that it replaces; as it is if that is nowhere yet."""
+    value = value.detach()  # a Parameter of torch may have been saved
     if isinstance(leaf, Tensor) and not leaf.is_meta:
         return value.to(device=leaf.device, dtype=leaf.dtype)
     return value.to(dtype=leaf.dtype)

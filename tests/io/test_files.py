@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallax import Module, Parameter, UninitializedError, bridge, io, optim, tree
+from parallax import Buffer, Module, Parameter, UninitializedError, bridge, io, optim, tree
 
 safetensors_torch = pytest.importorskip(
     "safetensors.torch", reason="the extra 'io' installs safetensors"
@@ -93,6 +93,37 @@ def test_views_are_saved_without_the_rest_of_their_storage(tmp_path: Path, name:
     io.save(module, tmp_path / name)
     assert (tmp_path / name).stat().st_size < 10_000
     assert tree.equal(io.load(tmp_path / name, like=module), module)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_torch_computes_when_it_is_read_is_saved_computed(tmp_path: Path, name: str) -> None:
+    class Waves(Module):
+        conjugate: Buffer
+        negative: Buffer
+
+    z = torch.randn(3, dtype=torch.complex64)
+    saved = Waves(z.conj(), z.conj().imag)  # in memory they are z
+    io.save(saved, tmp_path / name)
+    found = io.read(tmp_path / name)
+    assert torch.equal(found["conjugate"], torch.complex(z.real, -z.imag))
+    assert torch.equal(found["negative"], -z.imag)
+
+
+def test_sparse_leaves_go_into_files_of_torch(tmp_path: Path) -> None:
+    saved = Scale(torch.eye(3).to_sparse())
+    io.save(saved, tmp_path / "it.pt")
+    assert torch.equal(io.load(tmp_path / "it.pt", like=saved).by.to_dense(), torch.eye(3))
+    with pytest.raises(TypeError, match=r"safetensors cannot hold it .*Name it \*\.pt"):
+        io.save(saved, tmp_path / "it.safetensors")
+    with pytest.raises(TypeError, match=r"by has the layout torch.sparse_coo.*io\.save"):
+        io.save_distributed(saved, tmp_path / "it")
+
+
+def test_parameters_that_torch_saved_are_leaves_without_a_graph(tmp_path: Path) -> None:
+    saved = nn.Linear(2, 1)
+    torch.save(dict(saved.named_parameters()), tmp_path / "it.pt")
+    found = io.load(tmp_path / "it.pt", like=bridge.lift(nn.Linear(2, 1)))
+    assert torch.equal(found.weight, saved.weight) and not found.weight.requires_grad
 
 
 def test_a_lifted_model_and_torch_read_each_others_files(tmp_path: Path) -> None:
