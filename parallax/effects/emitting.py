@@ -137,8 +137,9 @@ def _refuse_wrappers(
         if functorch.level_of(value) > collection.level:
             raise EffectError(
                 f"{type(module).__name__}.{verb}({name}=): a transform of torch.func would let its "
-                f"wrapper escape here. Use the transform of the same name in parallax.func, which "
-                f"hands effects on; or collect inside: torch.vmap(effects.collect(fn))"
+                f"wrapper escape here. Use the transform of the same name in parallax.func, with the "
+                f"module as an argument: it hands effects on. Or collect inside: "
+                f"torch.vmap(effects.collect(fn))"
             )
 
 
