@@ -137,8 +137,8 @@ def _refuse_wrappers(
         if functorch.level_of(value) > collection.level:
             raise EffectError(
                 f"{type(module).__name__}.{verb}({name}=): a transform of torch.func would let its "
-                f"wrapper escape here. Use the transform of the same name in parallax.func, with the "
-                f"module as an argument: it hands effects on. Or collect inside: "
+                f"wrapper escape here. Use the transform of the same name in parallax.func, with "
+                f"the module as an argument: it hands effects on. Or collect inside: "
                 f"torch.vmap(effects.collect(fn))"
             )
 
