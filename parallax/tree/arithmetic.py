@@ -10,6 +10,7 @@ the single calls, it is a loop.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -159,8 +160,11 @@ def lerp(one: T, two: Any, weight: Any) -> T:
 def _lerped(left: Sequence[Tensor], right: Sequence[Tensor], weight: Any) -> Any:
     try:
         return kernels.foreach_lerp(left, right, weight)
-    except RuntimeError:  # of two dtypes; to ask every leaf beforehand takes a tenth of the time
-        return kernels.foreach_lerp(left, _in_dtypes_of(left, right), weight)
+    except RuntimeError:  # of two dtypes? To ask every leaf beforehand takes a tenth of the time
+        alike = _in_dtypes_of(left, right)
+        if all(map(operator.is_, alike, right)):
+            raise
+        return kernels.foreach_lerp(left, alike, weight)
 
 
 def _in_dtypes_of(likes: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
