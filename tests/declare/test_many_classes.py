@@ -68,3 +68,10 @@ def test_classes_are_defined_and_made_in_many_threads_at_once() -> None:
         thread.join()
     if failures:
         raise failures[0]
+
+
+def test_module_classes_are_looked_up_as_quickly_as_any() -> None:
+    # typing_extensions writes both in Python, and tables by class are read everywhere.
+    metaclass, plain = type(Module), type(type)
+    for name in ("__hash__", "__eq__"):
+        assert getattr(metaclass, name) is getattr(plain, name)
