@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from parallax.bridge.blueprint import Blueprint, attributes_of
 from parallax.bridge.lazies import materialized
 from parallax.bridge.lifted import class_for
-from parallax.bridge.lower import Lowered, gathered, with_modes
+from parallax.bridge.lower import Lowered, flags_of, gathered, with_modes
 from parallax.bridge.pointers import Detaching
 from parallax.layout import find_ties
 from parallax.registry import unflatten_module
@@ -115,7 +115,7 @@ class _Lifting:
     def node(self, module: nn.Module, path: Path) -> tuple[Structure, list[Any]]:
         """The structure of a module, and its leaves, those of ties in each place."""
         if isinstance(module, Lowered):
-            structure = with_modes(module, module._kept.structure)
+            structure = with_modes(flags_of(module), module._kept.structure)
             tensors = gathered(module, structure)
             if structure.expand is not None:
                 tensors = [tensors[k] for k in structure.expand]

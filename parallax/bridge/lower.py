@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parallax import effects, random
+from parallax import effects, notes, random
 from parallax._compat import dynamo, functorch, modes
 from parallax.bridge.blueprint import Blueprint
 from parallax.bridge.skeleton import Skeleton
@@ -18,9 +18,10 @@ from parallax.nodes import is_module
 from parallax.registry import flatten_module, unflatten_module
 from parallax.structure import Leaf, Structure
 
-__all__ = ["Lowered", "gathered", "lower", "with_modes"]
+__all__ = ["Lowered", "flags_of", "gathered", "lower", "with_modes"]
 
 Tensors = Callable[[int], Tensor | None]
+MODES = {True: "train", False: "eval"}
 
 
 class _Kept:
@@ -31,7 +32,7 @@ class _Kept:
         modules: every ``nn.Module`` below the node, after those above it, as the index of the one
             that holds it and its name there; the node itself has index 0 and is not among them.
         slots: for every place of a leaf the index of the module that holds it, and its name there.
-        hosts: for every node of the tree the index of the module that has its mode.
+        hosts: for every module of the tree its path, and the index of what has its mode.
         outline: a tree without leaves, which dynamo builds others from.
     """
 
@@ -48,7 +49,15 @@ class _Kept:
                 known[begin] = len(modules)
             return known[begin]
 
-        self.hosts = tuple([index_of(begin) for begin in begins])
+        walk = [(path, node) for path, node in structure.walk() if type(node) is Structure]
+        indices = [index_of(begin) for begin in begins]
+        self.hosts = tuple(
+            [
+                (".".join(map(str, path)), index)
+                for (path, node), index in zip(walk, indices, strict=True)
+                if hasattr(node.cls, "__layout__")
+            ]
+        )
         self.slots = tuple([(index_of(begin), name) for begin, name in map(_parted, places)])
         self.modules = tuple(modules)
         self.outline: Any = None
@@ -82,10 +91,11 @@ class Lowered(nn.Module):
         """Runs the tree."""
         if dynamo.is_compiling():
             return self._traced(args, kwargs)
-        structure = with_modes(self, self._kept.structure)
+        flags = flags_of(self)
+        structure = with_modes(flags, self._kept.structure)
         leaves = gathered(self, structure)
         cls: Any = structure.cls
-        if not self.training:
+        if True not in flags:
             return cls.__call__(unflatten_module(structure, leaves), *args, **kwargs)
         module = unflatten_module(structure, leaves, _drawn_source())
         out, after = effects.collect(cls.__call__)(module, *args, **kwargs)
@@ -93,12 +103,16 @@ class Lowered(nn.Module):
         return out
 
     def _traced(self, args: Any, kwargs: Any) -> Any:
-        """As ``forward`` while dynamo traces; the mode is that of this node for all below it."""
-        leaves = _places(self)
+        """As ``forward`` while dynamo traces."""
+        flags, leaves = flags_of(self), _places(self)
         module = self._kept.outline.__make__(iter(leaves), None)
-        if not self.training:
+        if True not in flags:
             return module.eval()(*args, **kwargs)
-        out, after = effects.collect(_call)(module.train(), *args, **kwargs)
+        module = module.train(_drawn_key())
+        if False in flags:
+            found = {path: MODES[flag] for (path, _), flag in zip(self._kept.hosts, flags)}  # noqa: B905  # dynamo traces no strict=
+            module = notes.traced(module, lambda path, n: n._replace(mode=found[path]), module._rng)
+        out, after = effects.collect(_call)(module, *args, **kwargs)
         written: list[Any] = []
         after.__take__(written)
         _write(leaves, written)
@@ -314,23 +328,34 @@ def _call(module: Any, *args: Any, **kwargs: Any) -> Any:
     return module(*args, **kwargs)
 
 
-def with_modes(root: Lowered, structure: Structure) -> Structure:
-    """The structure with the modes that the ``training`` flags say."""
+def flags_of(root: Lowered) -> tuple[bool, ...]:
+    """For every module of the tree, in preorder, whether it is in training."""
     nodes = _modules(root)
-    marks = tuple([nodes[index].training for index in root._kept.hosts])
+    return tuple([nodes[index].training for _, index in root._kept.hosts])
+
+
+def with_modes(flags: tuple[bool, ...], structure: Structure) -> Structure:
+    """The structure with its modules in training or not."""
     variants: Any = structure.variants
-    found = variants.get(("training", marks))
+    found = variants.get(("training", flags))
     if found is None:
-        found = structure.renote(
-            lambda index, node: node.local.note._replace(mode="train" if marks[index] else "eval")
-        )
-        variants["training", marks] = found
+        nodes = enumerate(structure.nodes())
+        modules = [k for k, node in nodes if hasattr(node.cls, "__layout__")]
+        own = {k: MODES[flag] for k, flag in zip(modules, flags, strict=True)}
+        found = structure.renote(lambda k, node: node.local.note._replace(mode=own[k]))
+        variants["training", flags] = found
     return found  # type: ignore[no-any-return]  # a structure
 
 
 def _drawn_source() -> Any:
-    """An rng from torch's global generator; none where a draw would be recorded."""
-    if dynamo.is_compiling() or modes.dispatch_mode_active() or functorch.transform_active():
+    """An rng from torch's global generator; none under a transform, which may not draw."""
+    if functorch.transform_active():
         return None
+    if modes.dispatch_mode_active():  # the draw is recorded
+        return random.source_of(_drawn_key())
     seed = int(torch.randint(2**62, ()))
     return random.source_of(torch.Generator().manual_seed(seed))
+
+
+def _drawn_key() -> random.Key:
+    return random.Key(torch.randint(2**62, ()))

@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallax import Buffer, Module, Parameter, UninitializedError, bridge, func, tree
+from parallax import nn as pn
 
 
 class Dense(Module):
@@ -202,6 +204,34 @@ def test_a_compiled_lowered_module_writes_its_effects() -> None:
     out = torch.compile(lowered, backend="eager", fullgraph=True)(x)
     torch.testing.assert_close(out, reference(x))
     torch.testing.assert_close(lowered.get_buffer("norm.mean"), reference.get_buffer("norm.mean"))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_each_module_has_its_own_mode(compiled: bool) -> None:
+    lowered: Any = bridge.lower(pn.Sequential(pn.BatchNorm1d(4), pn.Dropout(0.5)).initialize(0))
+    torch._dynamo.reset()
+    run = torch.compile(lowered, backend="eager", fullgraph=True) if compiled else lowered
+    x, mean = torch.rand(40, 4) + 1, lowered[0].running_mean
+    lowered.eval()
+    lowered[1].train()  # as one does to sample from a network
+    torch.manual_seed(0)
+    one, two = run(x), run(x)
+    torch.manual_seed(0)
+    assert torch.equal(run(x), one) and not torch.equal(one, two)
+    kept = one != 0
+    assert 40 < kept.sum() < 120 and torch.equal(mean, torch.zeros(4))
+    torch.testing.assert_close(one[kept], 2 * x[kept] / (1 + 1e-5) ** 0.5)
+    lowered.train()
+    lowered[1].eval()
+    torch.testing.assert_close(run(x), F.batch_norm(x, None, None, training=True))
+    torch.testing.assert_close(mean, 0.1 * x.mean(0))
+
+
+def test_a_network_in_training_is_exported_with_its_draws() -> None:
+    lowered, x = bridge.lower(pn.Dropout(0.5)), torch.ones(100)
+    program = torch.export.export(lowered, (x,), strict=False).module()
+    one, two = program(x), program(x)
+    assert not torch.equal(one, two) and set(one.tolist()) == {0.0, 2.0}
 
 
 def test_a_lifted_module_becomes_its_class_again() -> None:
