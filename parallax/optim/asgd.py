@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.optim.asgd import asgd
@@ -66,7 +68,8 @@ class ASGD(Optimizer):
     def _mapped(self, at: Lists, h: Hyper, how: How) -> Lists:
         """As the kernel, which asks each leaf whether it is averaged: under vmap members differ."""
         averaged = at.private()
-        averaged.params = [param.as_subclass(Multiplied) for param in averaged.params]
+        params: list[Any] = [param.as_subclass(Multiplied) for param in averaged.params]
+        averaged.params = params
         with Answered(False) as asked:
             at = self._run_kernel(at, h, how)
         with Answered(True):

@@ -63,7 +63,8 @@ class RAdam(Optimizer):
     def _mapped(self, at: Lists, h: Hyper, how: How) -> Lists:
         """As the kernel, which asks each leaf whether it is old: under vmap members may differ."""
         rectified = at.private()
-        rectified.params = [param.as_subclass(Multiplied) for param in rectified.params]
+        params: list[Any] = [param.as_subclass(Multiplied) for param in rectified.params]
+        rectified.params = params
         with Answered(False) as asked:
             at = self._run_kernel(at, h, how, at.steps(how))
         old, second = asked.questions, rectified["exp_avg_sq"]

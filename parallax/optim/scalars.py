@@ -47,9 +47,9 @@ class WrittenApart(Tensor):
     __torch_function__ = kernels.disabled_torch_function
     written: Tensor
 
-    def copy_(self, src: Any, non_blocking: bool = False) -> Tensor:
+    def copy_(self, other: Any, non_blocking: bool = False) -> Tensor:
         """As ``Tensor.copy_``, and not in place."""
-        self.written = src.to(self, non_blocking=non_blocking)
+        self.written = other.to(self, non_blocking=non_blocking)
         return self
 
 
