@@ -33,7 +33,8 @@ _HEADER = "parallax header"
 def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
     """Saves the leaves of a module with ``torch.distributed.checkpoint``.
 
-    Every process of the default group calls it; without one it is this process alone.
+    Every process of the default group calls it; without one it is this process alone. A directory
+    that holds a checkpoint is overwritten file by file: name a new one for each checkpoint.
 
     Args:
         module: the module; its structure is not saved, only a description of it.
