@@ -59,7 +59,7 @@ def test_the_tree_inside_equals_the_tree_outside(case: Case) -> None:
 )
 def test_raw_tree_map_inside(traverse: Callable[..., Any]) -> None:
     # Dynamo follows optree by recursion, three frames a level: a long chain is too deep. All are in
-    # one graph, since in each it looks through every class that optree knows, and here it knows many.
+    # one graph, since for each graph it looks through every class that optree knows: here, many.
     cases = [case for case in FLOAT if case.name != "chain"]
     modules = [case.make() for case in cases]
     fn, counter = compiled(lambda ms: [traverse(lambda leaf: 2 * leaf, m) for m in ms])
