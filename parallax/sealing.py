@@ -68,11 +68,15 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
     lines += _module_checks(modules) + _tie_check(leaves, modules)
     # The entry's structure holds its children's, so that their ids stay theirs.
     parts = [*(f"type({v})" for v in constants), *constants, *(f"id(s{v})" for v in modules)]
+    if parts:
+        key = f"({''.join(f'{part}, ' for part in parts)})"
+        lines += [f"    try: found = known[{key}]"]
+        lines += ["    except (KeyError, TypeError): found = None"]  # new, or not hashable
+    else:
+        key, scope["known"] = "0", [None]
+        lines += ["    found = known[0]"]
     lines += [
-        f"    key = ({''.join(f'{part}, ' for part in parts)})",
-        "    try: found = known[key]",
-        "    except (KeyError, TypeError): found = None",  # not seen yet, or not hashable
-        f"    if found is None: return learn(layout, known, key, {len(constants)}, module)",
+        f"    if found is None: return learn(layout, known, {key}, {len(constants)}, module)",
         "    object.__setattr__(module, '_spec', found)",
     ]
     exec("\n".join(lines), scope)
@@ -124,16 +128,18 @@ def _tie_check(leaves: list[str], modules: list[str]) -> list[str]:
 
 
 def _learn(
-    layout: Layout, known: dict[Any, Structure], key: tuple[Any, ...], constants: int, module: Any
+    layout: Layout, known: dict[Any, Structure] | list[Structure], key: Any, n: int, module: Any
 ) -> None:
     """Seals by the general path, and remembers the structure if the key says what it is.
 
-    The key begins with the types of so many constants and the constants. What is not remembered
-    is never found, so nobody but this function need look at them.
+    The key begins with the types of ``n`` constants, then come these. What is not remembered is
+    never found, so the generated code need not look at them.
     """
     layout.seal(module)
-    types_of, values = key[:constants], key[constants : 2 * constants]
-    if _PLAIN.issuperset(types_of) and all([v != 0.0 or type(v) is not float for v in values]):
-        if len(known) >= _KNOWN_LIMIT:
-            known.clear()
-        known[key] = module._spec
+    if n and not _PLAIN.issuperset(key[:n]):
+        return
+    if n and any([type(value) is float and not value for value in key[n : 2 * n]]):
+        return
+    if len(known) >= _KNOWN_LIMIT:
+        known.clear()
+    known[key] = module._spec

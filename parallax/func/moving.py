@@ -89,9 +89,8 @@ class Opened:
         Raises:
             ValueError: if the trees or the shapes of two leaves do not fit.
         """
-        if isinstance(self.tree, Tensor):
-            row = [other]
-        else:
+        row: Sequence[Any] = [other]
+        if not isinstance(self.tree, Tensor):
             try:
                 row = core.columns(self.tree, (other,))[2][0]
             except ValueError as error:
