@@ -59,13 +59,6 @@ class Layout:
         self.kinds = {name: fields[name].kind for name in self.children}
         self.nested = tuple(n for n, k in self.kinds.items() if k.child or not k.flat)
 
-    def template(self, constants: tuple[Any, ...], children: tuple[Any, ...]) -> dict[str, Any]:
-        """The attributes of a module of this class, in field order, without its leaves."""
-        known = dict(zip(self.constants, constants, strict=True))
-        for name, child in zip(self.children, children, strict=True):
-            known[name] = child.value if type(child) is Static else None
-        return {name: known[name] for name in self.fields}
-
     def converted(self, name: str, value: Any) -> Any:
         """What a value given for a field becomes."""
         converter = self.fields[name].converter

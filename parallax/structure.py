@@ -215,19 +215,17 @@ class Structure:
     @cached_property
     def plan(self) -> tuple[Any, ...]:
         """What the generated ``build`` needs per node, in preorder: see ``Shape``."""
-        return tuple(structure._fresh for structure in self.nodes())
+        return tuple(structure._given for structure in self.nodes())
 
     @cached_property
-    def _fresh(self) -> Any:
-        """Makes a module's attribute dict; for other nodes their constants."""
-        layout = getattr(self.cls, "__layout__", None)
-        if layout is None:
-            if self.cls is tuple or self.cls is FrozenDict or hasattr(self.cls, "_fields"):
-                return [c.value if type(c) is Static else None for c in self.children]
-            return self.local.constants
-        template = layout.template(self.local.constants, self.children)
-        template["_spec"] = self
-        return template.copy
+    def _given(self) -> Any:
+        """What a node holds beside its leaves and the nodes below; a module its structure first."""
+        if hasattr(self.cls, "__layout__"):
+            statics = [child.value for child in self.children if type(child) is Static]
+            return self, *self.local.constants, *statics
+        if self.cls is tuple or self.cls is FrozenDict or hasattr(self.cls, "_fields"):
+            return [c.value if type(c) is Static else None for c in self.children]
+        return self.local.constants
 
     def build(self, leaves: Any, rng: Any = None) -> Any:
         """A new tree of this structure around unique ``leaves``; runs no user code."""

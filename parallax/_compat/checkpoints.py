@@ -21,7 +21,7 @@ NO_CHECKPOINT = (
 )
 
 
-REENTRANT: type = torch.utils.checkpoint.CheckpointFunction._backward_cls  # type: ignore[attr-defined]  # made by its metaclass
+REENTRANT: type = torch.utils.checkpoint.CheckpointFunction._backward_cls
 """The node of autograd's graph that stands for ``checkpoint(use_reentrant=True)``."""
 
 NO_REENTRANT = (
