@@ -22,8 +22,8 @@ from parallax import Module, tree
 T = TypeVar("T")
 
 _MODULES = (
-    "A module knows its structure and its leaves and refuses assignment: an attribute dict of its "
-    "own for each, where plain objects share their keys"
+    "A module refuses assignment, so its attributes are written into its dict, which a plain "
+    "object does not have before it is asked for; and it carries its structure"
 )
 
 # The size that the limits are for.
