@@ -59,7 +59,7 @@ def questions(quick: bool) -> Iterator[Question]:
         remains=_TREE,
     )
     yield Question(
-        "cold compile of the Adam step of a 2-layer GPT",
+        "cold compile of the Adam step of a 1-layer GPT",
         Candidate("nn.Module", _cold("reference"), self_timed=True),
         [Candidate("parallax.compile", _cold("whole"), self_timed=True, limit=1.1)],
         floor=Candidate("floor: flat lists", _cold("straight"), self_timed=True),
@@ -75,7 +75,7 @@ def _example(name: str) -> tuple[nn.Module, Tensor, Tensor, Loss]:
     if name == "tiny MLP":
         return NnMLP((16, 32, 32, 4)), torch.randn(8, 16), torch.randn(8, 4), _squares
     tokens = torch.randint(VOCABULARY, (2, 4, CONTEXT))
-    return NnGPT(2), tokens[0], tokens[1], _surprise
+    return NnGPT(int(name[0])), tokens[0], tokens[1], _surprise
 
 
 def _squares(model: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ def _main(which: str) -> None:
     torch.compile(torch.sin)(torch.ones(3))  # what is only done once, whoever compiles
     steps = {"reference": _reference_step, "whole": _whole_step, "straight": _straight_step}
     start = time.perf_counter()
-    steps[which]("2-layer GPT")
+    steps[which]("1-layer GPT")
     sys.stdout.write(f"{time.perf_counter() - start}\n")
 
 

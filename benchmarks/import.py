@@ -23,7 +23,7 @@ def questions(quick: bool) -> Iterator[Question]:
         ],
         floor=_candidate("floor: optree, after torch", partial(_seconds, "optree", "torch")),
         remains="180 files of Python are read, each with its compiled bytecode",
-        most_rounds=2 if quick else 5,
+        most_rounds=2 if quick else 3,
     )
 
 

@@ -18,7 +18,7 @@ from parallax import bridge, nn
 
 SMALL, LARGE = 0.85, 1.02
 # There are many layers: few rounds for each.
-ROUNDS = 9
+ROUNDS = 7
 
 
 class Case(NamedTuple):
