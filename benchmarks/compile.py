@@ -24,6 +24,8 @@ from benchmarks.models import CONTEXT, VOCABULARY, NnGPT, NnMLP, mirror
 from parallax import compile as compile_tree
 from parallax import optim, tree
 
+LATE = True
+
 RATE, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
 
 _TREE = "The leaves of three trees are checked and three trees are made"

@@ -22,6 +22,8 @@ from benchmarks.models import NnChain, NnMLP, as_dict, mirror
 from benchmarks.records import Curve
 from parallax import Module, Parameter, effects, func, random, tree
 
+LATE = True
+
 Ask = Callable[[Question], list[Row]]
 Runs = dict[str, Callable[[], Any]]
 

@@ -33,7 +33,7 @@ def questions(quick: bool) -> Iterator[Question]:
                 _ensemble_gradient(subject, many, *limits),
                 _per_sample(subject, many, *limits),
             ):
-                yield replace(question, all_threads=not small)
+                yield replace(question, all_threads=not small and many == 8)
 
 
 def _mlp() -> tuple[str, nn.Module, Tensor, Tensor]:
