@@ -187,7 +187,7 @@ def test_calling_an_uninitialised_module_says_what_to_initialise(module: Any) ->
 def test_a_declaration_outside_of_any_module_says_its_shape() -> None:
     lazy: Any = Parameter((7, 2), init.zeros_)
     with pytest.raises(UninitializedError, match=r"Parameter of shape \(7, 2\)"):
-        lazy + 1
+        _ = lazy + 1
 
 
 # -- bad declarations -----------------------------------------------------------------------------

@@ -167,13 +167,16 @@ def test_a_hook_speaks_where_gradients_have_a_graph() -> None:
 
 
 def test_a_hook_that_speaks_when_the_collection_is_over_or_for_the_second_time_says_so() -> None:
-    x = torch.ones(3)
-    out, _ = effects.collect(lambda m: m(x))(watched())
+    def call(module: Any) -> Tensor:
+        out: Tensor = module(torch.ones(3))
+        return out
+
+    out, _ = effects.collect(call)(watched())
     with pytest.raises(EffectError, match=r"Watched.emit\(seen\): the call that collected is over"):
         out.sum().backward()
 
     def twice(module: Any) -> None:
-        y = module(x)
+        y = call(module)
         y.sum().backward(retain_graph=True)
         y.sum().backward()
 
