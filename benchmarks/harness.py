@@ -147,7 +147,7 @@ class Effort:
 # For CI, for a second look with all threads, and for the page.
 QUICK = Effort(rounds=3, slice_seconds=0.001, question_seconds=1.0)
 SHORT = Effort(rounds=5, slice_seconds=0.008, question_seconds=0.8)
-FULL = Effort(rounds=31, slice_seconds=0.008, question_seconds=2.0)
+FULL = Effort(rounds=31, slice_seconds=0.008, question_seconds=1.5)
 
 _FEWEST_ROUNDS = 5
 

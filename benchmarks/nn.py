@@ -18,7 +18,7 @@ from parallax import bridge, nn
 
 SMALL, LARGE = 0.85, 1.02
 # There are many layers: few rounds for each, and fewest where a call is short.
-ROUNDS = {"small": 7, "large": 9}
+ROUNDS = {"small": 7, "large": 8}
 
 
 class Case(NamedTuple):

@@ -1,25 +1,23 @@
 """How long does it take to compile many equal blocks, in a tuple and in a `Stack`?
 
-Cold, in processes of their own without caches; what is timed is the first call. Each is run once.
-The blocks are those of an MLP with residuals: a tuple of 48 layers of a transformer takes two
-minutes.
+Cold, in processes of their own and an empty cache; what is timed is the first call, once. The blocks
+are those of an MLP with residuals: a tuple of 48 layers of a transformer takes two minutes.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import parallax
+from benchmarks.cold import seconds
 from benchmarks.harness import Candidate, Question
 from parallax import Module, nn
 
@@ -32,22 +30,14 @@ WIDTH, BLOCKS = 64, 48
 def questions(quick: bool) -> Iterator[Question]:
     if quick:
         return
+    taken = partial(seconds, "nn_compile", "stack", "tuple")
     yield Question(
         f"first call of a compiled forward of {BLOCKS} blocks",
-        Candidate("a tuple of blocks", lambda: _cold("tuple")[0], self_timed=True),
-        [Candidate("Stack", lambda: _cold("stack")[0], self_timed=True, limit=LIMIT)],
-        floor=Candidate("floor: one block alone", lambda: _cold("stack")[1], self_timed=True),
+        Candidate("a tuple of blocks", lambda: taken()["tuple"][0], self_timed=True),
+        [Candidate("Stack", lambda: taken()["stack"][0], self_timed=True, limit=LIMIT)],
+        floor=Candidate("floor: one block alone", lambda: taken()["stack"][1], self_timed=True),
         most_rounds=2,
     )
-
-
-@functools.cache
-def _cold(which: str) -> list[float]:
-    """The seconds that one process took for all blocks, and afterwards for one alone."""
-    environment = {**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.nn_compile", which]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return [float(seconds) for seconds in done.stdout.split()]
 
 
 def _main(which: str) -> None:
