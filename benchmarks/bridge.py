@@ -121,4 +121,8 @@ def _lift(model: NnGPT) -> Question:
             Candidate("bridge.lift", lambda: bridge.lift(model), limit=1.0),
             Candidate("bridge.lift(copy=True)", lambda: bridge.lift(model, copy=True), limit=1.0),
         ],
+        floor=Candidate(
+            "floor: a flat list, detached", lambda: [p.detach() for p in model.parameters()]
+        ),
+        remains="A tree of modules is made that mirrors the model, and what is tied is found",
     )

@@ -1,6 +1,6 @@
 """How long does it take to compile many equal blocks, in a tuple and in a `Stack`?
 
-Cold, in processes of their own and an empty cache; what is timed is the first call, once. The blocks
+Cold, in processes of their own and an empty cache; what is timed is the first call, once. Blocks
 are those of an MLP with residuals: a tuple of 48 layers of a transformer takes two minutes.
 """
 

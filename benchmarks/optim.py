@@ -85,7 +85,13 @@ def _adam_of_torchopt(subject: Subject) -> Question:
         updates, state = opt.update(grads, state, params=params, inplace=False)
         return torchopt.apply_updates(params, updates, inplace=False)
 
-    return Question(name, Candidate("torchopt.adam", run), [pure])
+    return Question(
+        name,
+        Candidate("torchopt.adam", run),
+        [pure],
+        floor=_floor_of_adam(subject),
+        remains=_CHECKS,
+    )
 
 
 def _sgd(subject: Subject, momentum: float, limit: float | None = None) -> Question:

@@ -18,6 +18,8 @@ from parallax import tree
 
 LATE = True
 
+_PARTS = "Dynamo follows modules as they are taken apart and made again, and guards each of them"
+
 Step = Callable[[Any, Tensor, Tensor], Any]
 
 
@@ -38,6 +40,7 @@ def questions(quick: bool) -> Iterator[Question]:
             _cold("parallax, torch's tree_map", _raw_step, module, data),
         ],
         floor=_cold("flat list", _list_step, flat, data),
+        remains=_PARTS,
         most_rounds=2,
     )
     yield Question(
@@ -48,6 +51,7 @@ def questions(quick: bool) -> Iterator[Question]:
         ],
         peers=[_idle("nested dict", lambda d, x, _: _dict_gpt(d, x), nested, data)],
         floor=_idle("flat list", lambda leaves, x, _: _list_gpt(leaves, x), flat, data),
+        remains=_PARTS,
     )
     yield Question(
         "a call whose graph does nothing, step of a 1-layer GPT, tree in and tree out",
@@ -56,6 +60,7 @@ def questions(quick: bool) -> Iterator[Question]:
             _idle("parallax", _module_step, module, data),
         ],
         floor=_idle("flat list", _list_step, flat, data),
+        remains=_PARTS,
     )
 
 

@@ -131,6 +131,7 @@ def _ensemble_gradient(subject: Subject, many: int, limit: float, plain: float |
         ],
         check=same_gradients,
         floor=Candidate("floor: the tape over vmap of straight-line calls", straight),
+        remains="The order as it is written: torch.func.grad inside of vmap, operator by operator",
     )
 
 
@@ -160,4 +161,5 @@ def _per_sample(subject: Subject, many: int, limit: float, plain: float | None) 
         ],
         check=same_gradients,
         floor=Candidate("floor: the tape over vmap of straight-line calls", straight),
+        remains="The order as it is written: torch.func.grad inside of vmap, operator by operator",
     )
