@@ -6,8 +6,10 @@ runs again what was timed there: then it is found.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,8 @@ _CACHE, _THREADS = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"
 @functools.cache
 def use_empty_cache() -> None:
     """Lets inductor keep what it compiles in a folder of this run, here and in processes below."""
-    os.environ[_CACHE] = tempfile.mkdtemp(prefix="benchmarks-")
+    os.environ[_CACHE] = folder = tempfile.mkdtemp(prefix="benchmarks-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 @functools.cache

@@ -33,7 +33,7 @@ def page(record: Record) -> str:
         f"{versions}.",
         "",
         _METHOD,
-        *_remaining("Over their limit", verdicts.over(record)),
+        *_over(list(verdicts.over(record))),
     ]
     parts = [answer.part for answer in record.answers] + [curve.part for curve in record.curves]
     for part in dict.fromkeys(parts):
@@ -47,14 +47,19 @@ def page(record: Record) -> str:
     return "\n".join(lines)
 
 
+def _over(found: Sequence[Verdict]) -> Iterator[str]:
+    """The limits that were missed; what is told of a floor or a peer is no reason for that."""
+    yield f"## Over their limit: {len(found)}"
+    yield ""
+    yield from [_verdict(each) for each in found]
+    yield ""
+
+
 def _remaining(title: str, found: Iterable[Verdict]) -> Iterator[str]:
     """What there is of a kind, under the reason that is given for it."""
     reasons: dict[str, list[str]] = {}
     for verdict in found:
-        answer = verdict.answer
-        threads = ", all threads" if answer.all_threads else ""
-        row = f"{answer.part}: {answer.question}{threads}: {verdict.row.name} {verdict.says}"
-        reasons.setdefault(answer.remains, []).append(f"- {row}")
+        reasons.setdefault(verdict.answer.remains, []).append(_verdict(verdict))
     yield f"## {title}: {sum(map(len, reasons.values()))}"
     yield ""
     for reason, rows in reasons.items():
@@ -63,6 +68,12 @@ def _remaining(title: str, found: Iterable[Verdict]) -> Iterator[str]:
             yield ""
         yield from rows
         yield ""
+
+
+def _verdict(verdict: Verdict) -> str:
+    answer = verdict.answer
+    threads = ", all threads" if answer.all_threads else ""
+    return f"- {answer.part}: {answer.question}{threads}: {verdict.row.name} {verdict.says}"
 
 
 def _tables(answers: Sequence[Answer]) -> Iterator[str]:

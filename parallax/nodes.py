@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "CLASS_CLOCK", "NODES", "Instance", "Node", "is_module", "is_node", "new_with_dict", "reading",
-    "set_dict",
 ]  # fmt: skip
 
 
@@ -37,18 +36,17 @@ class Instance:
     _rng: Any = None
 
 
-set_dict: Callable[[Any, dict[str, Any]], None] = Instance.__dict__["__dict__"].__set__
-"""Gives a module its attributes, past the ``__setattr__`` that freezes modules."""
+_set_dict = Instance.__dict__["__dict__"].__set__  # past the __setattr__ that freezes modules
 
 
 def new_with_dict(cls: type[Instance]) -> Instance:
-    """A module without attributes that has an attribute dict of its own, as a rebuilt one has.
+    """A module without attributes that has an attribute dict of its own.
 
     CPython 3.13, and no other, keeps the attributes of a class that has a slot beside its dict in
     dicts that share their keys, from which it reads three times slower than from any other.
     """
     module = object.__new__(cls)
-    set_dict(module, {})
+    _set_dict(module, {})
     return module
 
 

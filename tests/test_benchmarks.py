@@ -182,7 +182,8 @@ def test_answers_of_one_form_share_a_table_with_a_column_for_all_threads() -> No
         "| small | 0.500 (0.450-0.550) | 0.700 (0.600-0.800) | 1.50 | 0.40 OVER | 2% |\n"
         "| large | 0.500 (0.450-0.550) |  | 1.50 | 0.40 OVER | 2% |\n"
     ) in said
-    assert "## Over their limit: 2\n\nIt must:\n\n- part: small: row" in said
+    assert "## Over their limit: 2\n\n- part: small: row" in said
+    assert "## Further than 1.2 from the floor: 2\n\nIt must:\n\n- part: small: row" in said
 
 
 def test_what_is_far_from_the_floor_and_what_is_behind_a_peer() -> None:
