@@ -1,23 +1,24 @@
 """Immutable neural-network modules for PyTorch, as pytrees.
 
-Where things are, from the ground up; imports go downwards only.
+Declare a ``Module`` with ``Parameter``, ``Buffer`` and ``field``; ``initialize`` it; call it. Then:
 
-1. What a tree is: ``fields`` and ``kinds`` (what may be declared), ``constants``, ``structure``
-   and ``shape`` (a tree without its leaves, and the code that builds one), ``registry`` (optree's
-   and torch's registries), ``tracing`` (the same under dynamo), ``_compat`` (private torch API).
-2. What is done with trees: ``tree``; ``random`` and ``effects`` for what must be explicit.
-3. ``module``: declared by ``declare``, ``layout``, ``sealing`` and ``metaclass``; ``notes`` holds
-   its modes and marks, ``display`` shows it, ``initialize`` fills it.
-4. ``func`` (derivatives and vmap), ``compiler``, ``optim``, ``bridge``, ``io``, ``debug``, and the
-   layers of ``nn``: loaded when they are first asked for, so that ``import parallax`` stays quick.
+- ``tree``: map, select, stack, compare and convert modules and any other trees.
+- ``func``: gradients, Jacobians, vmap, with the names of ``torch.func``.
+- ``random``, ``effects``: keys and draws; what a forward would write into itself.
+- ``optim``, ``nn``: the optimizers and layers of torch as pure functions and immutable modules.
+- ``compile``: a whole function of trees as one graph.
+- ``bridge``, ``io``: to and from ``torch.nn``; files.
+- ``debug``, ``registry``: checks at run time; classes of yours as nodes of trees.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from parallax import effects, random, registry, tree
-from parallax.fields import Buffer, Parameter, UninitializedError, field
-from parallax.module import Module
+from parallax import effects, random, tree
+from parallax.core import pickles as _pickles  # noqa: F401  # files of 0.1 find what has moved
+from parallax.core import registry
+from parallax.core.fields import Buffer, Parameter, UninitializedError, field
+from parallax.core.module import Module
 
 if TYPE_CHECKING:
     from parallax import bridge, debug, func, io, nn, optim

@@ -16,11 +16,12 @@ import optree
 import torch
 from torch import Tensor
 
-from parallax import notes, random, tracing
+from parallax import random
 from parallax._compat import functorch
+from parallax.core import notes, tracing
+from parallax.core.nodes import is_module
+from parallax.core.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.effects.collecting import refuse_deferred
-from parallax.nodes import is_module
-from parallax.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.tree import core
 
 __all__ = ["ImpureError", "NonFiniteError", "deterministic", "nans", "pure"]

@@ -13,9 +13,9 @@ from parallax.bridge.lazies import materialized
 from parallax.bridge.lifted import class_for
 from parallax.bridge.lower import Lowered, flags_of, gathered, with_modes
 from parallax.bridge.pointers import Detaching
-from parallax.layout import find_ties
-from parallax.registry import unflatten_module
-from parallax.structure import (
+from parallax.core.layout import find_ties
+from parallax.core.registry import unflatten_module
+from parallax.core.structure import (
     BUFFER,
     PARAMETER,
     PLAIN,

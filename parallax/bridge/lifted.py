@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import nn
 
-from parallax import notes
 from parallax._compat import dynamo
 from parallax.bridge import running, traced
 from parallax.bridge.blueprint import Blueprint
 from parallax.bridge.pointers import Ref, resolved
 from parallax.bridge.skeleton import follow
-from parallax.fields import Buffer, Parameter
-from parallax.metaclass import ModuleMeta
-from parallax.module import Module
+from parallax.core import notes
+from parallax.core.fields import Buffer, Parameter
+from parallax.core.metaclass import ModuleMeta
+from parallax.core.module import Module
 
 __all__ = ["Lifted", "class_for", "lifted_type"]
 

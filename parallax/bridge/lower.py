@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parallax import effects, notes, random
+from parallax import effects, random
 from parallax._compat import dynamo, functorch, modes
 from parallax.bridge.blueprint import Blueprint
 from parallax.bridge.skeleton import Skeleton
 from parallax.bridge.states import names_of, names_within, transient
-from parallax.fields import Lazy, UninitializedError
-from parallax.nodes import is_module
-from parallax.registry import flatten_module, unflatten_module
-from parallax.structure import Leaf, Structure
+from parallax.core import notes
+from parallax.core.fields import Lazy, UninitializedError
+from parallax.core.nodes import is_module
+from parallax.core.registry import flatten_module, unflatten_module
+from parallax.core.structure import Leaf, Structure
 
 __all__ = ["Lowered", "flags_of", "gathered", "lower", "with_modes"]
 

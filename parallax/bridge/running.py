@@ -13,9 +13,9 @@ from torch import Tensor
 from parallax import effects, random
 from parallax._compat import dynamo, functorch
 from parallax.bridge.skeleton import Skeleton, borrow, follow, put_back
-from parallax.module import Module
+from parallax.core.module import Module
+from parallax.core.registry import flatten_module
 from parallax.random.seeds import state_of
-from parallax.registry import flatten_module
 
 __all__ = ["call", "read"]
 

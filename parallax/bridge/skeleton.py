@@ -27,8 +27,8 @@ from parallax.bridge.blueprint import Blueprint, defaults
 from parallax.bridge.buffers import Buffers, Slot
 from parallax.bridge.pointers import Ref, resolved
 from parallax.bridge.tables import Children, Weights, hasten, may_show
-from parallax.fields import Buffer, Parameter
-from parallax.structure import Leaf, Structure
+from parallax.core.fields import Buffer, Parameter
+from parallax.core.structure import Leaf, Structure
 
 __all__ = ["Shell", "Skeleton", "borrow", "empty_node", "put_back"]
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from parallax.bridge.blueprint import Blueprint
-from parallax.fields import Lazy, UninitializedError
-from parallax.nodes import is_module
-from parallax.registry import flatten_module, unflatten_module
-from parallax.structure import Leaf, Structure
+from parallax.core.fields import Lazy, UninitializedError
+from parallax.core.nodes import is_module
+from parallax.core.registry import flatten_module, unflatten_module
+from parallax.core.structure import Leaf, Structure
 
 __all__ = ["load_state_dict", "loaded", "names_of", "names_within", "state_dict", "transient"]
 

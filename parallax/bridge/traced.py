@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from parallax import effects, notes
+from parallax import effects
 from parallax._compat import dynamo
 from parallax.bridge.blueprint import BY_NUMBER
 from parallax.bridge.buffers import NORMS
 from parallax.bridge.pointers import resolved
 from parallax.bridge.skeleton import Shell, empty_node
-from parallax.module import Module
+from parallax.core import notes
+from parallax.core.module import Module
 
 __all__ = ["call"]
 

@@ -12,7 +12,7 @@ import torch
 
 from parallax._compat import dynamo, inductor
 from parallax.compiler.outside import LEAF, Outside
-from parallax.structure import Structure
+from parallax.core.structure import Structure
 
 __all__ = ["compile_flat", "compile_settings", "settings_for", "without_cpp"]
 

@@ -16,8 +16,8 @@ from parallax.compiler import dynamo
 from parallax.compiler.graph import Graph
 from parallax.compiler.packing import pack_call, paths_of, positions_in_modules
 from parallax.compiler.reasons import family_of, reason
-from parallax.fields import Lazy, UninitializedError
-from parallax.nodes import is_module
+from parallax.core.fields import Lazy, UninitializedError
+from parallax.core.nodes import is_module
 
 __all__ = ["compile"]
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from parallax.compiler.packing import ITEM, RNG, build, pack
-from parallax.frozendict import FrozenDict
-from parallax.registry import unflatten_module
-from parallax.structure import Structure
+from parallax.core.frozendict import FrozenDict
+from parallax.core.registry import unflatten_module
+from parallax.core.structure import Structure
 
 __all__ = ["write_builder", "write_opener"]
 

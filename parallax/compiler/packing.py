@@ -17,12 +17,12 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax import tracing
-from parallax.constants import constant_key
-from parallax.frozendict import FrozenDict
-from parallax.nodes import NODES
-from parallax.registry import flatten_module, unflatten_module
-from parallax.structure import Structure
+from parallax.core import tracing
+from parallax.core.constants import constant_key
+from parallax.core.frozendict import FrozenDict
+from parallax.core.nodes import NODES
+from parallax.core.registry import flatten_module, unflatten_module
+from parallax.core.structure import Structure
 
 __all__ = ["build", "build_call", "pack_call", "paths_of", "positions_in_modules", "spell",
            "tokens_to_trace"]  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 from parallax.compiler.graph import Graph
 from parallax.compiler.packing import paths_of
-from parallax.structure import Structure
+from parallax.core.structure import Structure
 from parallax.tree.align import difference
 
 __all__ = ["family_of", "reason"]

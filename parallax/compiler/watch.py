@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from parallax.nodes import CLASS_CLOCK
-from parallax.structure import Structure
+from parallax.core.nodes import CLASS_CLOCK
+from parallax.core.structure import Structure
 
 __all__ = ["Watch"]
 

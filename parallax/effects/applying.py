@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import notes, tracing
 from parallax._compat import dynamo
+from parallax.core import notes, tracing
+from parallax.core.registry import flatten_module, unflatten_module
 from parallax.effects.collection import Collection, EffectError, Emission, root_of
 from parallax.effects.emitting import RULES, check
-from parallax.registry import flatten_module, unflatten_module
 
 __all__ = ["applied", "below"]
 

@@ -10,12 +10,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import optree
 from torch import Tensor
 
-from parallax import notes, tracing
 from parallax._compat import dynamo
+from parallax.core import notes, tracing
+from parallax.core.nodes import is_module
+from parallax.core.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.effects.applying import applied, below
 from parallax.effects.collection import Collecting, Collection, root_of, source_of, with_source
-from parallax.nodes import is_module
-from parallax.registry import NAMESPACE, flatten_module, unflatten_module
 
 __all__ = ["capture", "collect", "refuse_deferred"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import notes
 from parallax._compat import autograd, dynamo, functorch
+from parallax.core import notes
 
 __all__ = ["Collecting", "Collection", "EffectError", "Emission", "Sown", "root_of", "source_of",
            "with_source"]  # fmt: skip

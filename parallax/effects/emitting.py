@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax import notes
 from parallax._compat import autograd, checkpoints, dynamo, functorch
+from parallax.core import notes
+from parallax.core.fields import Buffer
+from parallax.core.structure import Structure
 from parallax.effects.collection import Collecting, Collection, EffectError
-from parallax.fields import Buffer
-from parallax.structure import Structure
 
 __all__ = ["RULES", "check", "emit", "sow"]
 

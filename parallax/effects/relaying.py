@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax import notes
+from parallax.core import notes
 from parallax.effects.collection import Collecting, Collection, EffectError
 
 __all__ = ["emitted", "nest", "relay"]

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallax import func, random, tree
+from parallax.core.module import Module
 from parallax.examples.comparison import Way, ways
 from parallax.examples.digits import load
 from parallax.examples.digits_net import Dense
-from parallax.module import Module
 
 CLIP = 1.0
 NOISE = 0.5

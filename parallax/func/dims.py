@@ -7,9 +7,9 @@ from typing import Any
 import optree
 from torch import Tensor
 
-from parallax.fields import Lazy, UninitializedError
-from parallax.nodes import is_module
-from parallax.registry import NAMESPACE
+from parallax.core.fields import Lazy, UninitializedError
+from parallax.core.nodes import is_module
+from parallax.core.registry import NAMESPACE
 from parallax.tree import core
 
 __all__ = ["checked_dim", "rng_dim", "spread"]

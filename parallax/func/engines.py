@@ -19,9 +19,9 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import autograd, checkpoints, dynamo, functorch, modes
+from parallax.core.graph import RUNNING, alias, escaping, outside, refuse_reentrant, retire
 from parallax.func.call import Call
 from parallax.func.results import open_tensors
-from parallax.graph import RUNNING, alias, escaping, outside, refuse_reentrant, retire
 
 __all__ = ["Pullback", "applied", "gradient", "on_tape", "pullback", "through"]
 

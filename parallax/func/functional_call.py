@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from parallax._compat import dynamo
-from parallax.nodes import is_module
+from parallax.core.nodes import is_module
 from parallax.tree import core
 from parallax.tree.places import Survey
 from parallax.tree.rebuild import rebuild

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.fields import Lazy, UninitializedError
-from parallax.nodes import is_module
-from parallax.structure import Structure
+from parallax.core.fields import Lazy, UninitializedError
+from parallax.core.nodes import is_module
+from parallax.core.structure import Structure
 from parallax.tree import core
 from parallax.tree.leaves import all_floating
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from parallax import effects
-from parallax.nodes import is_module
+from parallax.core.nodes import is_module
 from parallax.tree import core
 
 __all__ = ["Nesting"]

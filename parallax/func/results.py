@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from parallax.core.nodes import is_module
 from parallax.func.moving import Opened, filled, is_inexact, path_of
-from parallax.nodes import is_module
 from parallax.tree import core
 
 __all__ = ["Result", "Taking", "describe", "open_tensors", "with_aux"]

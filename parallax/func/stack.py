@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from parallax import tree
-from parallax.nodes import is_module
+from parallax.core.nodes import is_module
 from parallax.tree.places import Survey
 
 __all__ = ["stack_module_state"]

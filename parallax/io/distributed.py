@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallax.bridge.states import loaded, names_of, state_dict
+from parallax.core.nodes import is_module
+from parallax.core.registry import flatten_module
 from parallax.io.files import placed, require_complete
 from parallax.io.header import dump_header, load_header
 from parallax.io.resuming import as_saved
-from parallax.nodes import is_module
-from parallax.registry import flatten_module
 
 __all__ = ["load_distributed", "save_distributed"]
 

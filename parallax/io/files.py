@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from parallax.bridge.states import loaded, names_of, state_dict
-from parallax.fields import Lazy
+from parallax.core.fields import Lazy
+from parallax.core.nodes import is_module
+from parallax.core.registry import flatten_module
 from parallax.io.header import difference, dump_header, load_header
 from parallax.io.resuming import as_saved
 from parallax.io.writing import replacing
-from parallax.nodes import is_module
-from parallax.registry import flatten_module
 
 __all__ = ["load", "metadata", "placed", "read", "require_complete", "save"]
 

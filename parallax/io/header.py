@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from parallax.bridge.blueprint import Blueprint
-from parallax.encoding import dump_constant
-from parallax.structure import Structure
+from parallax.core.encoding import dump_constant
+from parallax.core.structure import Structure
 
 __all__ = ["difference", "dump_header", "load_header"]
 

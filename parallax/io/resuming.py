@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from parallax.bridge.states import names_within
-from parallax.registry import flatten_module
-from parallax.structure import Structure
+from parallax.core.registry import flatten_module
+from parallax.core.structure import Structure
 from parallax.tree.select import select
 
 __all__ = ["as_saved"]

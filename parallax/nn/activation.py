@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.module import Module
+from parallax.core.module import Module
 from parallax.nn.arguments import between, one_of
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.module import Module
+from parallax.core.module import Module
 from parallax.nn.arguments import is_int
 from parallax.nn.refusal import name_in
 from parallax.nn.spatial import refuse_spatial

@@ -13,8 +13,8 @@ from torch.nn import init
 
 from parallax import random
 from parallax._compat import dynamo, functorch
-from parallax.fields import Parameter
-from parallax.module import Module
+from parallax.core.fields import Parameter
+from parallax.core.module import Module
 from parallax.nn.arguments import positive
 from parallax.nn.attention_checks import (
     check_arguments,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import init
 
-from parallax.fields import Buffer, Parameter
-from parallax.module import Module
+from parallax.core.fields import Buffer, Parameter
+from parallax.core.module import Module
 from parallax.nn.arguments import between, positive, switches
 from parallax.nn.plain import in_plain_eager_code
 

@@ -9,7 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from parallax.module import Module
+from parallax.core.module import Module
 from parallax.nn.arguments import positive
 from parallax.nn.linear import Linear
 from parallax.nn.refusal import ends_with, refuse, where

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
-from parallax.fields import Parameter
-from parallax.module import Module
+from parallax.core.fields import Parameter
+from parallax.core.module import Module
 from parallax.nn.arguments import Sizes, at_least, one_of, per_dim, positive, uniform_within
 from parallax.nn.refusal import name_in
 from parallax.nn.spatial import refuse_spatial

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from parallax import random
-from parallax.module import Module
+from parallax.core.module import Module
 from parallax.nn.arguments import between
 from parallax.nn.refusal import refuse
 

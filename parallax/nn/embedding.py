@@ -13,8 +13,8 @@ from torch.nn import init
 
 from parallax import tree
 from parallax._compat import dynamo, functorch
-from parallax.fields import Parameter
-from parallax.module import Module
+from parallax.core.fields import Parameter
+from parallax.core.module import Module
 from parallax.nn.arguments import at_least, between, is_int
 from parallax.nn.refusal import name_in, where
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
-from parallax.fields import Parameter
-from parallax.module import Module
+from parallax.core.fields import Parameter
+from parallax.core.module import Module
 from parallax.nn.arguments import between, is_int, positive, switches
 from parallax.nn.refusal import ends_with, refuse, where
 

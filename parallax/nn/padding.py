@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parallax.module import Module
+from parallax.core.module import Module
 from parallax.nn.arguments import Sizes, between, per_dim
 from parallax.nn.refusal import name_in, refuse
 from parallax.nn.spatial import AXES

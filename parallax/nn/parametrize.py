@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
-from parallax import tracing
 from parallax._compat import dynamo, kernels
 from parallax.bridge.states import names_of
-from parallax.fields import Buffer, Lazy, Parameter
-from parallax.initialize import Following
-from parallax.module import Module
+from parallax.core import tracing
+from parallax.core.fields import Buffer, Lazy, Parameter
+from parallax.core.initialize import Following
+from parallax.core.module import Module
+from parallax.core.registry import flatten_module, unflatten_module
 from parallax.nn.arguments import between, is_int, positive
 from parallax.nn.plain import in_plain_eager_code
 from parallax.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
-from parallax.registry import flatten_module, unflatten_module
 
 __all__ = ["SpectralNorm", "WeightNorm"]
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.module import Module
+from parallax.core.module import Module
 from parallax.nn.arguments import Sizes, as_given, between, is_int, per_dim
 from parallax.nn.refusal import name_in
 from parallax.nn.spatial import refuse_spatial

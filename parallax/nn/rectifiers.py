@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.init import constant_
 
 from parallax import random
-from parallax.fields import Parameter
-from parallax.module import Module
+from parallax.core.fields import Parameter
+from parallax.core.module import Module
 from parallax.nn.arguments import between, positive
 from parallax.nn.refusal import refuse
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from parallax import random
-from parallax.fields import Parameter
-from parallax.module import Module
+from parallax.core.fields import Parameter
+from parallax.core.module import Module
 from parallax.nn.arguments import between, positive, switches, uniform_within
 from parallax.nn.dropout import dropped
 from parallax.nn.plain import in_plain_eager_code

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from parallax._compat.autograd import is_view
 from parallax._compat.dynamo import is_compiling
-from parallax.nodes import is_module
-from parallax.registry import flatten_module
+from parallax.core.nodes import is_module
+from parallax.core.registry import flatten_module
 
 __all__ = ["ends_with", "name_in", "refuse", "where"]
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.fields import Parameter
-from parallax.module import Module
+from parallax.core.fields import Parameter
+from parallax.core.module import Module
 from parallax.nn.arguments import one_of, positive, switches, uniform_within
 from parallax.nn.plain import in_plain_eager_code
 from parallax.nn.recurrence import gru_step, lstm_step, relu_step, tanh_step

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.module import Module
+from parallax.core.module import Module
 from parallax.nn.arguments import between, positive
 from parallax.nn.refusal import ends_with, refuse
 

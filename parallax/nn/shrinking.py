@@ -7,7 +7,7 @@ from math import inf
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.module import Module
+from parallax.core.module import Module
 from parallax.nn.arguments import between
 
 __all__ = [

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from parallax import effects, notes, tracing, tree
+from parallax import effects, tree
 from parallax._compat import dynamo, repeat
-from parallax.fields import Lazy
-from parallax.initialize import Several
-from parallax.module import Module
+from parallax.core import notes, tracing
+from parallax.core.fields import Lazy
+from parallax.core.initialize import Several
+from parallax.core.module import Module
+from parallax.core.registry import flatten_module, unflatten_module
 from parallax.nn.arguments import positive
-from parallax.registry import flatten_module, unflatten_module
 
 __all__ = ["Stack"]
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.module import Module
+from parallax.core.module import Module
 from parallax.nn.arguments import between, positive
 from parallax.nn.attention import MultiheadAttention
 from parallax.nn.dropout import Dropout

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
-from parallax.fields import Parameter
-from parallax.module import Module
+from parallax.core.fields import Parameter
+from parallax.core.module import Module
 from parallax.nn.arguments import Sizes, one_of, per_dim, uniform_within
 from parallax.nn.conv import in_groups
 from parallax.nn.refusal import name_in, where

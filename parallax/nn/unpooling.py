@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax import random
-from parallax.module import Module
+from parallax.core.module import Module
 from parallax.nn.arguments import Sizes, per_dim
 from parallax.nn.refusal import name_in, refuse, where
 from parallax.nn.spatial import refuse_spatial

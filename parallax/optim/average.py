@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch
-from parallax.fields import Buffer
-from parallax.module import Module
+from parallax.core.fields import Buffer
+from parallax.core.module import Module
 from parallax.optim.checks import check_state
 from parallax.tree import core
 from parallax.tree.arithmetic import lerp

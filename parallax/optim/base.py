@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch
-from parallax.fields import Lazy, UninitializedError
-from parallax.nodes import is_module
+from parallax.core.fields import Lazy, UninitializedError
+from parallax.core.nodes import is_module
 from parallax.optim import groups as grouping
 from parallax.optim.checks import check_layouts, check_state, paths_of
 from parallax.optim.clocks import Clocks

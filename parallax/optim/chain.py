@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from parallax.module import Module
+from parallax.core.module import Module
 from parallax.optim.checks import check_state
 
 __all__ = ["Chain", "Chained", "chain"]

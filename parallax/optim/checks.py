@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import tracing
-from parallax.nodes import is_module
+from parallax.core import tracing
+from parallax.core.nodes import is_module
 from parallax.tree import core
 from parallax.tree.align import align
 

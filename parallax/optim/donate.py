@@ -8,7 +8,7 @@ import optree
 from torch import Tensor
 
 from parallax._compat import registries
-from parallax.nodes import NODES, Instance, is_module
+from parallax.core.nodes import NODES, Instance, is_module
 
 __all__ = ["DonatedError", "mark"]
 

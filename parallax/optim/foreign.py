@@ -11,15 +11,15 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import dynamo, functorch
-from parallax.fields import Buffer, Lazy
-from parallax.module import Module
-from parallax.nodes import is_module
+from parallax.core.fields import Buffer, Lazy
+from parallax.core.module import Module
+from parallax.core.nodes import is_module
+from parallax.core.registry import flatten_module
 from parallax.optim.attributes import changed, look
 from parallax.optim.carry import cast, pack, unpack
 from parallax.optim.checks import gather
 from parallax.optim.saved import Constants, Tensors, below, constant, shaped
 from parallax.optim.state import around
-from parallax.registry import flatten_module
 from parallax.tree import core
 from parallax.tree.align import align
 

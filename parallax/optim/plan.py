@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes
-from parallax.nodes import is_module
+from parallax.core.nodes import is_module
+from parallax.core.registry import flatten_module
 from parallax.optim.checks import check_sizes, gather
 from parallax.optim.state import State
-from parallax.registry import flatten_module
 
 __all__ = ["Plan", "Row", "plan_for", "remember"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.encoding import load_constant
-from parallax.registry import flatten_module, unflatten_module
+from parallax.core.encoding import load_constant
+from parallax.core.registry import flatten_module, unflatten_module
 
 __all__ = ["Constants", "Tensors", "below", "constant", "shaped"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from parallax.module import Module
+from parallax.core.module import Module
 from parallax.optim import groups as grouping
 from parallax.optim.checks import check_state, gather
 from parallax.tree import core

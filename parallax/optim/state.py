@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from parallax import tracing
 from parallax._compat import dynamo
-from parallax.fields import Buffer
-from parallax.module import Module
+from parallax.core import tracing
+from parallax.core.fields import Buffer
+from parallax.core.module import Module
+from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim.saved import Constants, Tensors, below, constant, shaped
-from parallax.registry import flatten_module, unflatten_module
 from parallax.tree import core
 from parallax.tree.align import align
 

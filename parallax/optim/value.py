@@ -9,8 +9,8 @@ from typing import Any, ClassVar, NoReturn, Self
 import torch
 from typing_extensions import dataclass_transform
 
-from parallax import registry
 from parallax._compat import dynamo
+from parallax.core import registry
 from parallax.optim import groups as grouping
 from parallax.optim.hyper import Hyper, sample
 

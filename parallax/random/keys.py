@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import registry
 from parallax._compat import autograd, dynamo, functorch, modes
+from parallax.core import registry
 from parallax.random import ops
 from parallax.random.seeds import digest
 

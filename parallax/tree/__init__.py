@@ -3,7 +3,7 @@
 Each is: take the leaves, do something to them, build the tree again.
 """
 
-from parallax.display import summary
+from parallax.core.display import summary
 from parallax.tree.arithmetic import add, lerp, norm, scale, sub, vdot
 from parallax.tree.batch import stack, unstack
 from parallax.tree.compare import allclose, equal

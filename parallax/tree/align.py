@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from parallax import tracing
-from parallax.nodes import is_module
-from parallax.registry import flatten_module
-from parallax.structure import Leaf, Static, Structure
+from parallax.core import tracing
+from parallax.core.nodes import is_module
+from parallax.core.registry import flatten_module
+from parallax.core.structure import Leaf, Static, Structure
 
 __all__ = ["align", "align_places", "difference", "misfit"]
 

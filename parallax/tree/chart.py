@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
-from parallax import tracing
 from parallax._compat import dynamo
-from parallax.notes import note_of
+from parallax.core import tracing
+from parallax.core.notes import note_of
+from parallax.core.structure import SLOT, Leaf, Note, Static, Structure
 from parallax.random import Key
-from parallax.structure import SLOT, Leaf, Note, Static, Structure
 from parallax.tree import core
 
 __all__ = ["Chart", "Entry", "chart_of"]

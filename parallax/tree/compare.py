@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch
-from parallax.fields import Lazy
+from parallax.core.fields import Lazy
 from parallax.tree import core
 from parallax.tree.leaves import is_inexact
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
-from parallax.fields import Lazy, UninitializedError
-from parallax.nodes import is_module
+from parallax.core.fields import Lazy, UninitializedError
+from parallax.core.nodes import is_module
+from parallax.core.registry import NAMESPACE
 from parallax.random import Key
-from parallax.registry import NAMESPACE
 from parallax.tree import core
 from parallax.tree.leaves import all_floating, is_array, is_inexact
 from parallax.tree.places import Survey

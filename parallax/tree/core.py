@@ -8,11 +8,11 @@ from typing import Any, TypeVar, cast
 import optree
 from torch import Tensor
 
-from parallax import tracing
 from parallax._compat import dynamo
-from parallax.nodes import is_module
-from parallax.registry import NAMESPACE, flatten_module, unflatten_module
-from parallax.structure import Structure
+from parallax.core import tracing
+from parallax.core.nodes import is_module
+from parallax.core.registry import NAMESPACE, flatten_module, unflatten_module
+from parallax.core.structure import Structure
 from parallax.tree.align import align, misfit
 from parallax.tree.outside import is_leaf, join, up_to
 

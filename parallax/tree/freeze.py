@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from parallax._compat import dynamo
-from parallax.nodes import is_module
-from parallax.structure import Note, Structure
+from parallax.core.nodes import is_module
+from parallax.core.structure import Note, Structure
 from parallax.tree import core
 from parallax.tree.chart import Chart, Entry
 from parallax.tree.places import Survey, follow

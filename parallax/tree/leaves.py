@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax.fields import Lazy
+from parallax.core.fields import Lazy
 
 __all__ = ["all_floating", "is_array", "is_inexact"]
 

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from parallax._compat import dynamo
-from parallax.fields import Buffer, Parameter
-from parallax.nodes import is_module
+from parallax.core.fields import Buffer, Parameter
+from parallax.core.nodes import is_module
 from parallax.tree import core
 from parallax.tree.chart import Chart, Entry
 from parallax.tree.places import Survey, follow

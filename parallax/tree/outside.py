@@ -6,8 +6,8 @@ from typing import Any
 
 import optree
 
-from parallax.nodes import is_module
-from parallax.registry import NAMESPACE
+from parallax.core.nodes import is_module
+from parallax.core.registry import NAMESPACE
 from parallax.tree.align import misfit
 
 __all__ = ["is_leaf", "join", "up_to"]

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from parallax._compat import dynamo
-from parallax.frozendict import FrozenDict
-from parallax.nodes import NODES
-from parallax.structure import SLOT, Leaf, Static, Structure
+from parallax.core.frozendict import FrozenDict
+from parallax.core.nodes import NODES
+from parallax.core.structure import SLOT, Leaf, Static, Structure
 from parallax.tree import core
 from parallax.tree.chart import Chart, Entry, chart_of
 

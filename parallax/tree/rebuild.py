@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from parallax.frozendict import FrozenDict
-from parallax.nodes import NODES, is_module
+from parallax.core.frozendict import FrozenDict
+from parallax.core.nodes import NODES, is_module
 from parallax.tree import core
 from parallax.tree.chart import Entry
 from parallax.tree.places import Survey, follow

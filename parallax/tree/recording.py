@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch
-from parallax.graph import RUNNING, carries
+from parallax.core.graph import RUNNING, carries
 from parallax.tree.core import leaves, map  # noqa: A004  # named as in every tree library
 
 __all__ = ["update"]

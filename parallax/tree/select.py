@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar, cast
 from torch import Tensor
 
 from parallax._compat import dynamo
-from parallax.fields import Lazy
-from parallax.nodes import is_module
+from parallax.core.fields import Lazy
+from parallax.core.nodes import is_module
 from parallax.tree import core
 from parallax.tree.chart import Entry
 from parallax.tree.freeze import marked

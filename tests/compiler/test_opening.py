@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from parallax import random, tree
 from parallax.compiler.opening import write_builder, write_opener
 from parallax.compiler.packing import build_call, pack_call
-from parallax.frozendict import FrozenDict
+from parallax.core.frozendict import FrozenDict
 from tests.corpus import MODULES, Case, Scale, TiedParameter
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from parallax import Module, random, tree
-from parallax.fields import UninitializedError
+from parallax.core.fields import UninitializedError
 from parallax.random import Key
 from tests.corpus import MLP, MODULES, TWINS, Case, Dense, Norm, Precisions
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parallax import Buffer, Module, Parameter, tree
-from parallax.fields import UninitializedError
+from parallax.core.fields import UninitializedError
 from parallax.tree.match import matching
 from tests.corpus import (
     MLP,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.fields import Buffer
-from parallax.module import Module
+from parallax.core.fields import Buffer
+from parallax.core.module import Module
 
 __all__ = ["Plateau", "ReduceLROnPlateau"]
 

@@ -1,0 +1,396 @@
+"""What a field of a module can be declared with: ``Parameter``, ``Buffer`` and ``field``.
+
+Before ``initialize`` a parameter is a *declaration*: a shape, a dtype and an initializer. It
+allocates nothing, and any attempt to compute with it says what to initialise.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
+
+import torch
+from torch import Tensor
+
+from parallax.core.nodes import is_module
+
+__all__ = ["MISSING", "Buffer", "Field", "Lazy", "Parameter", "UninitializedError", "field"]
+
+T = TypeVar("T")
+Initializer = Callable[..., Any]
+
+
+class UninitializedError(RuntimeError):
+    """A parameter or buffer was used before ``initialize`` gave it a value."""
+
+
+class _Missing:
+    """The value of a default that was not given."""
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Any = _Missing()
+
+
+def _shape_of(shape: Any, role: str) -> torch.Size:
+    if isinstance(shape, Tensor):
+        raise TypeError(
+            f"{role}(tensor): a tensor is a value already; "
+            f"assign it as it is: self.name = tensor. "
+            f"{role}(shape, init) declares one that initialize() will fill."
+        )
+    sizes = (shape,) if isinstance(shape, int) else shape
+    try:
+        size = torch.Size(operator.index(n) for n in sizes)
+    except TypeError:
+        raise TypeError(f"{role}(shape, init): shape must be ints, got {shape!r}") from None
+    if any(n < 0 for n in size):
+        raise ValueError(f"{role}(shape, init): sizes must not be negative, got {tuple(size)}")
+    return size
+
+
+class Lazy:
+    """A declared leaf without a value: the base of ``Parameter`` and ``Buffer`` at run time."""
+
+    __slots__ = ("__weakref__", "_dtype", "_shape", "init", "owner")
+
+    def __init__(
+        self, shape: int | Sequence[int], init: Initializer, *, dtype: torch.dtype | None = None
+    ) -> None:
+        role = type(self).__name__
+        self._shape = _shape_of(shape, role)
+        if not callable(init):
+            raise TypeError(
+                f"{role}(shape, init): init must be an initializer such as "
+                f"torch.nn.init.zeros_, got {init!r}"
+            )
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"{role}(..., dtype=): expected a torch.dtype, got {dtype!r}")
+        self.init = init
+        self._dtype = dtype
+        self.owner = ""
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape the tensor will have."""
+        return self._shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the tensor will have unless ``initialize(dtype=)`` says otherwise."""
+        return self._dtype or torch.get_default_dtype()
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self._shape)
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        """The shape, or the size of one dimension, as ``Tensor.size``."""
+        return self._shape if dim is None else self._shape[dim]
+
+    def dim(self) -> int:
+        """The number of dimensions, as ``Tensor.dim``."""
+        return len(self._shape)
+
+    def numel(self) -> int:
+        """The number of elements, as ``Tensor.numel``."""
+        return self._shape.numel()
+
+    def is_floating_point(self) -> bool:
+        """Whether the dtype is floating, as ``Tensor.is_floating_point``."""
+        return self.dtype.is_floating_point
+
+    def is_complex(self) -> bool:
+        """Whether the dtype is complex, as ``Tensor.is_complex``."""
+        return self.dtype.is_complex
+
+    def copy(self) -> Lazy:
+        """A declaration of its own, so that two fields with one default are not tied."""
+        return type(self)(self._shape, self.init, dtype=self._dtype)
+
+    def refuse(self) -> NoReturn:
+        """Raises the error that every computation with a declaration ends in."""
+        name = self.owner or f"a {type(self).__name__} of shape {tuple(self._shape)}"
+        module = name.split(".")[0] if self.owner else "the module"
+        raise UninitializedError(
+            f"{name} is not initialized: it is declared with shape {tuple(self._shape)} and has "
+            f"no value yet. Initialize the tree that holds this {module} first: "
+            f"module = module.initialize(rng)"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        # With a value it is a computation; between declarations, as in a list's `in`, identity.
+        if isinstance(other, (Tensor, int, float, complex)):
+            self.refuse()
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        dtype = f", dtype={self._dtype}" if self._dtype else ""
+        return f"{type(self).__name__}({tuple(self._shape)}{dtype}, uninitialized)"
+
+    def __reduce__(self) -> Any:
+        return _restore_lazy, (type(self), tuple(self._shape), self.init, self._dtype, self.owner)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        for value in (*args, *(kwargs or {}).values()):
+            for leaf in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(leaf, Lazy):
+                    leaf.refuse()
+        raise UninitializedError(f"{func} was given an uninitialized parameter")
+
+    def __getattr__(self, name: str) -> Any:
+        # Only what a tensor has is a computation; anything else is an ordinary missing attribute.
+        if not name.startswith("_") and hasattr(Tensor, name):
+            self.refuse()
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+
+def _restore_lazy(
+    cls: type[Lazy], shape: tuple[int, ...], init: Initializer, dtype: Any, owner: str
+) -> Lazy:
+    lazy = cls(shape, init, dtype=dtype)
+    lazy.owner = owner
+    return lazy
+
+
+def _refuse(self: Lazy, *_: Any) -> NoReturn:
+    self.refuse()
+
+
+_BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift divmod"
+_OTHERS = """
+    lt le gt ge len iter getitem setitem contains neg pos abs invert bool float int complex index
+    round array
+"""
+for _name in (*_BINARY.split(), *("r" + _name for _name in _BINARY.split()), *_OTHERS.split()):
+    setattr(Lazy, f"__{_name}__", _refuse)
+
+
+if TYPE_CHECKING:
+
+    class _LeafField(Tensor):
+        """How type checkers see a declared leaf: a tensor to read, and to assign."""
+
+        @overload
+        def __get__(self, obj: None, owner: Any) -> _LeafField: ...
+        @overload
+        def __get__(self, obj: object, owner: Any) -> Tensor: ...
+        def __get__(self, obj: Any, owner: Any) -> Any: ...
+        def __set__(self, obj: Any, value: Tensor | None) -> None: ...
+
+    class Parameter(_LeafField):
+        """A trained leaf: annotate a field with it; declare it as ``Parameter(shape, init)``."""
+
+        def __init__(
+            self,
+            shape: int | Sequence[int],
+            init: Initializer,
+            *,
+            dtype: torch.dtype | None = None,
+        ) -> None: ...
+
+    class Buffer(_LeafField):
+        """A leaf that is never trained: ``Buffer(shape, init)``."""
+
+        def __init__(
+            self,
+            shape: int | Sequence[int],
+            init: Initializer = torch.nn.init.zeros_,
+            *,
+            dtype: torch.dtype | None = None,
+        ) -> None: ...
+
+else:
+
+    class Parameter(Lazy):
+        """A trained leaf of a module: an annotation, and the declaration of a value to come.
+
+        Args:
+            shape: the sizes of the tensor, an int or a sequence of ints.
+            init: fills the tensor at ``initialize``: any in-place function of ``torch.nn.init``,
+                or any ``(shape, ...) -> Tensor`` function. It is given ``generator=`` if it
+                takes one, and runs under a forked global RNG otherwise.
+            dtype: the dtype of the tensor; by default torch's default dtype.
+
+        Raises:
+            TypeError: if ``shape`` is not made of ints or ``init`` is not callable.
+            ValueError: if a size is negative.
+
+        Example:
+            >>> import torch
+            >>> from parallax import Module, Parameter
+            >>> class Scale(Module):
+            ...     weight: Parameter
+            ...     def __init__(self, n):
+            ...         super().__init__()
+            ...         self.weight = Parameter((n,), torch.nn.init.ones_)
+            ...     def forward(self, x):
+            ...         return self.weight * x
+            >>> Scale(3).weight
+            Parameter((3,), uninitialized)
+            >>> Scale(3).initialize(0)(torch.ones(3))
+            tensor([1., 1., 1.])
+        """
+
+        __slots__ = ()
+
+    class Buffer(Lazy):
+        """A tensor leaf that is never trained, such as a running mean.
+
+        Args:
+            shape: the sizes of the tensor, an int or a sequence of ints.
+            init: as for ``Parameter``; zeros by default.
+            dtype: the dtype of the tensor; by default torch's default dtype.
+
+        Raises:
+            TypeError: if ``shape`` is not made of ints or ``init`` is not callable.
+            ValueError: if a size is negative.
+
+        Example:
+            >>> from parallax import Buffer
+            >>> Buffer((3,))
+            Buffer((3,), uninitialized)
+        """
+
+        __slots__ = ()
+
+        def __init__(self, shape, init=torch.nn.init.zeros_, *, dtype=None):
+            super().__init__(shape, init, dtype=dtype)
+
+
+class Field:
+    """How one field was declared: its default, converter and place in the constructor."""
+
+    __slots__ = ("annotation", "converter", "default", "default_factory", "init", "kind",
+                 "kw_only", "name", "owner", "static")  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        default: Any = MISSING,
+        default_factory: Any = MISSING,
+        init: bool = True,
+        kw_only: bool | None = None,
+        converter: Callable[[Any], Any] | None = None,
+        static: bool = False,
+    ) -> None:
+        if default is not MISSING and default_factory is not MISSING:
+            raise TypeError("field(): give either default or default_factory, not both")
+        self.default = default
+        self.default_factory = default_factory
+        self.init = init
+        self.kw_only = kw_only
+        self.converter = converter
+        self.static = static
+        self.name = ""
+        self.owner: type = object
+        self.annotation: Any = None
+        self.kind: Any = None
+
+    @property
+    def has_default(self) -> bool:
+        """Whether the field may be left out."""
+        return self.default is not MISSING or self.default_factory is not MISSING
+
+    def make_default(self) -> Any:
+        """A fresh default: leaves and modules are copied, so that no two fields are tied."""
+        return self.default_factory() if self.default is MISSING else _fresh(self.default)
+
+
+def _fresh(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if isinstance(value, Lazy):
+        return value.copy()
+    if is_module(value):
+        return copy.deepcopy(value)
+    if type(value) is tuple or type(value) is list:
+        return type(value)([_fresh(item) for item in value])
+    return {key: _fresh(item) for key, item in value.items()} if type(value) is dict else value
+
+
+@overload
+def field(  # a leaf: what checkers see a Parameter or Buffer as is more than a Tensor
+    *,
+    default: Tensor,
+    init: bool = True,
+    kw_only: bool = ...,
+    converter: Callable[[Any], Any] | None = None,
+    static: bool = False,
+) -> Any: ...
+@overload
+def field(
+    *,
+    default: T,
+    init: bool = True,
+    kw_only: bool = ...,
+    converter: Callable[[Any], Any] | None = None,
+    static: bool = False,
+) -> T: ...
+@overload
+def field(
+    *,
+    default_factory: Callable[[], T],
+    init: bool = True,
+    kw_only: bool = ...,
+    converter: Callable[[Any], Any] | None = None,
+    static: bool = False,
+) -> T: ...
+@overload
+def field(
+    *,
+    init: bool = True,
+    kw_only: bool = ...,
+    converter: Callable[[Any], Any] | None = None,
+    static: bool = False,
+) -> Any: ...
+def field(
+    *,
+    default: Any = MISSING,
+    default_factory: Any = MISSING,
+    init: bool = True,
+    kw_only: bool | None = None,
+    converter: Callable[[Any], Any] | None = None,
+    static: bool = False,
+) -> Any:
+    """Says more about a field than its annotation does.
+
+    Args:
+        default: the value when none is given; a tensor is copied for every instance.
+        default_factory: called without arguments for every instance that needs a default.
+        init: whether the generated ``__init__`` takes the field.
+        kw_only: whether it takes it by keyword only; by default what the class says.
+        converter: applied once to the value, at the end of construction.
+        static: the field is a constant, part of the structure, whatever the annotation allows.
+
+    Returns:
+        A marker that the class turns into a field.
+
+    Raises:
+        TypeError: if both ``default`` and ``default_factory`` are given.
+
+    Example:
+        >>> from parallax import Module, field
+        >>> class Window(Module):
+        ...     sizes: tuple[int, ...] = field(default=(3, 3), converter=tuple)
+        >>> Window([5, 5]).sizes
+        (5, 5)
+    """
+    return Field(
+        default=default,
+        default_factory=default_factory,
+        init=init,
+        kw_only=kw_only,
+        converter=converter,
+        static=static,
+    )

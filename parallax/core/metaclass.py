@@ -1,0 +1,282 @@
+"""The metaclass: what happens when a module class is defined, called or changed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from typing import TYPE_CHECKING, Any
+
+import typing_extensions
+from typing_extensions import dataclass_transform
+
+from parallax._compat.dynamo import is_compiling
+from parallax.core import registry
+from parallax.core.declare import (
+    Scope,
+    collect_fields,
+    collect_overrides,
+    fields_of,
+    resolve,
+    write_init,
+)
+from parallax.core.fields import field
+from parallax.core.layout import TRACED, Layout, annotation_of
+from parallax.core.nodes import CLASS_CLOCK, new_with_dict
+from parallax.core.sealing import write_seal
+
+__all__ = ["ModuleMeta", "undeclared"]
+
+_finishing = threading.RLock()
+# What constructing an instance needs: ``__new__``, the seal, and every ``__check_init__``.
+_Ready = tuple[Callable[..., Any], Callable[[Any], None], tuple[Callable[[Any], None], ...]]
+
+
+# Protocol's metaclass, so that protocols, generics and ABCs mix in; it derives from ABCMeta, which
+# is what type checkers know of it.
+if TYPE_CHECKING:
+    from abc import ABCMeta as _ProtocolMeta
+else:
+    _ProtocolMeta = type(typing_extensions.Protocol)
+
+
+# Not frozen_default: checkers would refuse `self.weight = ...` in __init__, too.
+@dataclass_transform(field_specifiers=(field,))
+class ModuleMeta(_ProtocolMeta):
+    """Turns a class body into fields, registers the class, and seals what its calls make."""
+
+    __bare_init__: Callable[..., None]
+    __layout__: Layout
+    __ready__: _Ready | None
+    __scope__: Scope
+
+    # typing_extensions writes these in Python, six times slower; they are for Protocol itself.
+    __eq__ = type.__eq__
+    __hash__ = type.__hash__
+
+    def __new__(
+        mcs,
+        name: str,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        *,
+        init: bool = True,
+        kw_only: bool = False,
+        any_name: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        root = _root(bases)
+        # A lifted class has the names of an nn.Module, whatever they are.
+        reserved = frozenset() if any_name else _reserved(root)
+        own = collect_fields(name, bases, namespace, reserved, kw_only)
+        scope = Scope(namespace.get("__module__", ""))
+        has_init, has_setattr = "__init__" in namespace, "__setattr__" in namespace
+        cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
+        collect_overrides(cls, own)
+        for declared in own.values():
+            declared.owner = cls if declared.owner is object else declared.owner
+        type.__setattr__(cls, "__own_fields__", own)
+        type.__setattr__(cls, "__scope__", scope)
+        type.__setattr__(cls, "__layout__", None)
+        type.__setattr__(cls, "__ready__", None)
+        fields = fields_of(cls.__mro__)
+        if not has_setattr:
+            type.__setattr__(cls, "__setattr__", _setter(frozenset(fields)))
+        # At run time a written __init__ is inherited; type checkers want to be told, init=False.
+        written = has_init or not init or _inherits_init(cls, root)
+        type.__setattr__(cls, "__written_init__", written)
+        if not written:
+            type.__setattr__(cls, "__init__", write_init(cls, fields))
+        if root is None:
+            type.__setattr__(cls, "__bare_init__", cls.__init__)
+        else:
+            _place_init(cls)
+        _alias_call(cls)
+        with contextlib.suppress(NameError):  # a forward reference waits for the first instance
+            _finish(cls)
+        return cls
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **_: Any):
+        super().__init__(name, bases, namespace)
+
+    if not TYPE_CHECKING:  # checkers would take its signature for that of every class
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            make, seal, checks = cls.__ready__ or _finish(cls)
+            module = make(cls)
+            module.__bare_init__(*args, **kwargs)
+            seal(module)
+            if checks:
+                for check in checks:
+                    check(module)
+            return module
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """What ``inspect.signature`` and ``help`` show: the arguments of ``__init__``."""
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]  # of this very class
+        return signature.replace(
+            parameters=list(signature.parameters.values())[1:],
+            return_annotation=inspect.Signature.empty,
+        )
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "__init__":
+            _place_init(cls)
+        CLASS_CLOCK.tick()
+        _realias(cls, name)
+
+    def __delattr__(cls, name: str) -> None:
+        super().__delattr__(name)
+        if name == "__init__":
+            type.__delattr__(cls, "__bare_init__")
+            _place_init(cls)
+        CLASS_CLOCK.tick()
+        _realias(cls, name)
+
+
+def _place_init(cls: Any) -> None:
+    """Keeps the ``__init__`` of a class as ``__bare_init__``, and puts one in its place that seals.
+
+    Dynamo makes an instance without asking the metaclass: it calls ``__new__`` and ``__init__``.
+    So a module that is made while tracing is finished by its ``__init__``; ours calls the bare one.
+    """
+    for base in cls.__mro__:
+        if "__bare_init__" in vars(base) and base is not cls:
+            break  # inherited
+        if "__init__" in vars(base) and not getattr(base, "_is_protocol", False):
+            type.__setattr__(cls, "__bare_init__", vars(base)["__init__"])
+            break
+
+    @functools.wraps(cls.__bare_init__)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        cls.__bare_init__(self, *args, **kwargs)
+        if is_compiling() and type(self) is cls:
+            type(self).__layout__.check_set(self)
+            object.__setattr__(self, "_spec", TRACED)
+            for check in type(self).__ready__[2]:
+                check(self)
+
+    type.__setattr__(cls, "__init__", __init__)
+
+
+def _setter(names: frozenset[str]) -> Callable[[Any, str, Any], None]:
+    """``__setattr__`` of one class; with the names in a cell it takes a fifth less time."""
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        # A module is under construction until it has a structure.
+        if name in names and self._spec is None:
+            object.__setattr__(self, name, value)
+        else:
+            _set_other(self, name, value)
+
+    return __setattr__
+
+
+def _set_other(module: Any, name: str, value: Any) -> None:
+    """All settings but the usual: by a user's ``__setattr__``, a property's setter, or an error."""
+    cls = type(module)
+    if module._spec is not None:
+        raise FrozenInstanceError(
+            f"cannot set {cls.__name__}.{name}: modules are immutable. "
+            f"Make a changed copy: module = module.replace({name}=...)"
+        )
+    if name not in cls.__layout__.fields and not hasattr(getattr(cls, name, None), "__set__"):
+        raise AttributeError(undeclared(cls, name, value))
+    object.__setattr__(module, name, value)
+
+
+def _root(bases: tuple[type, ...]) -> Any:
+    """``Module`` itself, as seen from the bases of a class; ``None`` for ``Module``."""
+    for base in bases:
+        if isinstance(base, ModuleMeta):
+            return [cls for cls in base.__mro__ if isinstance(cls, ModuleMeta)][-1]
+    return None
+
+
+def _reserved(root: Any) -> frozenset[str]:
+    """The verbs and attributes of every module, which no field may be named after."""
+    return (
+        frozenset(name for name in vars(root) if not name.startswith("__")) if root else frozenset()
+    )
+
+
+def _inherits_init(cls: Any, root: Any) -> bool:
+    """Whether a class above this one and below ``Module`` has an ``__init__`` that a user wrote."""
+    for base in cls.__mro__[1:]:
+        if base is root:
+            return False
+        if isinstance(base, ModuleMeta):
+            return bool(base.__dict__["__written_init__"])
+        # A protocol's __init__ is typing's: it only refuses to make one.
+        if "__init__" in vars(base) and not getattr(base, "_is_protocol", False):
+            return True
+    return True
+
+
+def _alias_call(cls: Any) -> None:
+    """Makes ``__call__`` the very function ``forward``: no packing of arguments, no hop.
+
+    A ``__call__`` that a user wrote, here or in a base, stays what a call runs.
+    """
+    if _writes_call(cls):
+        return
+    calls = [vars(base)["__call__"] for base in cls.__mro__ if _writes_call(base)]
+    calls += [vars(base)["forward"] for base in cls.__mro__ if "forward" in vars(base)]
+    type.__setattr__(cls, "__call__", calls[0])
+    type.__setattr__(cls, "__aliased__", True)
+
+
+def _writes_call(cls: Any) -> bool:
+    """Whether a user wrote ``__call__`` in this very class; a protocol's is a mere promise."""
+    own = vars(cls).get("__call__")
+    promised = getattr(cls, "_is_protocol", False) or getattr(own, "__isabstractmethod__", False)
+    return own is not None and "__aliased__" not in vars(cls) and not promised
+
+
+def _realias(cls: Any, changed: str) -> None:
+    """Keeps calls right when ``forward`` or ``__call__`` is set or deleted on a class."""
+    if changed == "__call__" and "__aliased__" in vars(cls):
+        type.__delattr__(cls, "__aliased__")
+    if changed in ("forward", "__call__"):
+        _alias_call_below(cls)
+
+
+def _alias_call_below(cls: Any) -> None:
+    _alias_call(cls)
+    for sub in type.__subclasses__(cls):
+        _alias_call_below(sub)
+
+
+def _finish(cls: Any) -> _Ready:
+    """Resolves the annotations and registers the class, once; returns what a call needs."""
+    with _finishing:
+        if cls.__ready__ is not None:  # another thread was first
+            return cls.__ready__  # type: ignore[no-any-return]  # set below
+        layout = resolve(cls)
+        type.__setattr__(cls, "__layout__", layout)
+        registry.register_module(layout)
+        checks = [b.__dict__["__check_init__"] for b in cls.__mro__ if "__check_init__" in vars(b)]
+        make = cls.__new__
+        if sys.version_info[:2] == (3, 13) and make is object.__new__:
+            make = new_with_dict
+        ready = make, write_seal(layout), tuple(reversed(checks))
+        type.__setattr__(cls, "__ready__", ready)
+        return ready
+
+
+def undeclared(cls: type, name: str, value: Any) -> str:
+    """The message for an attribute that no annotation declares."""
+    import difflib
+
+    near = difflib.get_close_matches(name, cls.__layout__.fields, n=1)  # type: ignore[attr-defined]  # a module class
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return (
+        f"{cls.__name__} declares no field {name!r}.{hint} Declare it in the class body: "
+        f"'{name}: {annotation_of(value)}'"
+    )

@@ -1,0 +1,426 @@
+"""``Module``: declare fields, compute in ``forward``, and never change after construction."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import FrozenInstanceError
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import torch
+from torch import Tensor
+
+from parallax import effects, random
+from parallax._compat import dynamo
+from parallax.core import initialize, notes
+from parallax.core.display import html_of, repr_of
+from parallax.core.fields import Lazy, UninitializedError
+from parallax.core.graph import prepare
+from parallax.core.layout import Layout, spec_of
+from parallax.core.metaclass import ModuleMeta, undeclared
+from parallax.core.nodes import Instance
+from parallax.core.registry import flatten_module, unflatten_module
+from parallax.core.structure import Structure
+from parallax.tree import recording
+
+__all__ = ["Module"]
+
+_set = object.__setattr__
+
+
+class Module(Instance, metaclass=ModuleMeta):
+    """An immutable tree of parameters, buffers, constants and other modules.
+
+    Declare every field with an annotation; the annotation decides what the field is. Set the
+    fields in ``__init__`` (or let one be generated), compute in ``forward``, call the module.
+    After construction nothing about it changes: every verb returns a new module.
+
+    Raises:
+        TypeError: at construction, if a field is not set or holds what its annotation excludes.
+        dataclasses.FrozenInstanceError: on setting or deleting an attribute afterwards.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter
+        >>> class Dense(Module):
+        ...     weight: Parameter
+        ...     bias: Parameter
+        ...     def __init__(self, n_in, n_out):
+        ...         super().__init__()
+        ...         self.weight = Parameter((n_out, n_in), torch.nn.init.xavier_normal_)
+        ...         self.bias = Parameter((n_out,), torch.nn.init.zeros_)
+        ...     def forward(self, x):
+        ...         return self.weight @ x + self.bias
+        >>> dense = Dense(3, 2).initialize(0)
+        >>> dense(torch.ones(3)).shape
+        torch.Size([2])
+    """
+
+    __slots__ = ()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What calling the module computes; every module that is called defines its own.
+
+        Raises:
+            TypeError: always, here.
+        """
+        raise TypeError(
+            f"{type(self).__name__} defines no forward, so it cannot be called. "
+            f"Write: def forward(self, x): ..."
+        )
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    # -- frozen -------------------------------------------------------------------------------
+
+    if not TYPE_CHECKING:  # type checkers freeze by dataclass_transform; these would hide typos
+
+        def __delattr__(self, name: str) -> None:
+            if self._spec is not None:
+                raise FrozenInstanceError(
+                    f"cannot delete {type(self).__name__}.{name}: modules are immutable. "
+                    f"Make a changed copy: module = module.replace({name}=...)"
+                )
+            object.__delattr__(self, name)
+
+    def replace(self, **fields: Any) -> Self:
+        """A copy with other values in some fields; ``__init__`` does not run, the checks do.
+
+        Args:
+            **fields: new values by field name.
+
+        Returns:
+            The new module, in the same mode and with the same rng.
+
+        Raises:
+            AttributeError: if a name is no field of the class.
+            TypeError: if a value is not what the field's annotation allows.
+
+        Example:
+            >>> from parallax import Module
+            >>> class Dropout(Module):
+            ...     rate: float
+            >>> Dropout(0.5).replace(rate=0.1).rate
+            0.1
+        """
+        cls: Any = type(self)
+        layout: Layout = cls.__layout__
+        for name, value in fields.items():
+            if name not in layout.fields:
+                raise AttributeError(undeclared(cls, name, value))
+        module = object.__new__(cls)
+        # Spelled out, not as _set: dynamo takes an alias for the __setattr__ of the class.
+        for name in layout.fields:
+            value = getattr(self, name)
+            if name in fields:
+                value = layout.converted(name, fields[name])
+            object.__setattr__(module, name, value)
+        if dynamo.is_compiling():
+            layout.check_set(module, convert=False)
+            object.__setattr__(module, "_spec", notes.traced_note(self, module, fields))
+        else:
+            # What did not change was admitted once, and may hold holes since then.
+            spec = spec_of(self)
+            entries = zip(layout.children, spec.children, strict=True)
+            kept = {name: entry for name, entry in entries if name not in fields}
+            layout.seal(module, convert=False, admitted=kept)
+            object.__setattr__(module, "_spec", notes.carry_note(spec, module._spec, fields))
+        if self._rng is not None:
+            object.__setattr__(module, "_rng", self._rng)
+        for check in cls.__ready__[2]:
+            check(module)
+        return cast(Self, module)
+
+    # -- the original's verbs -------------------------------------------------------------------
+
+    def initialize(
+        self,
+        rng: random.Rng,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Gives every declared parameter and buffer its value.
+
+        A value depends on the seed and the leaf's path only: adding a layer does not change the
+        others. The global RNG is left as it was found.
+
+        Args:
+            rng: a ``Key``, an int seed, a ``torch.Generator`` or its state as a ByteTensor; only
+                read.
+            device: where the tensors go; ``"meta"`` allocates nothing.
+            dtype: the dtype of floating leaves, in place of each one's own.
+
+        Returns:
+            The module with tensors in place of declarations; leaves that had a value keep it.
+
+        Raises:
+            RuntimeError: if nothing is left to initialise.
+            TypeError: if ``rng``, ``device`` or ``dtype`` is none, or an initializer returns
+                something else than a tensor of the declared shape.
+
+        Example:
+            >>> import torch
+            >>> from parallax import Module, Parameter
+            >>> class Bias(Module):
+            ...     value: Parameter
+            >>> Bias(Parameter((2,), torch.nn.init.ones_)).initialize(0).value
+            tensor([1., 1.])
+        """
+        return cast(Self, initialize.initialize(self, rng, device=device, dtype=dtype))
+
+    def reset(self, rng: random.Rng, mode: str = "train") -> Self:
+        """Prepares one step on autograd's tape.
+
+        Trainable leaves are fresh tensors that require grad and have no ``.grad``; rng and mode
+        are handed to every module below. For ``loss.backward()`` followed by ``grad()``.
+
+        Args:
+            rng: a ``Key``, an int seed, a ``torch.Generator`` or its state as a ByteTensor; only
+                read.
+            mode: what ``self.mode`` says inside, ``"train"`` or ``"eval"``.
+
+        Returns:
+            The prepared module.
+
+        Warns:
+            UserWarning: if ``rng`` is the very state the tree already has, which repeats all
+                its random numbers.
+
+        Example:
+            >>> import torch
+            >>> from parallax import Module, Parameter
+            >>> class Scale(Module):
+            ...     by: Parameter
+            ...     def forward(self, x):
+            ...         return (self.by * x).sum()
+            >>> scale = Scale(torch.ones(2)).reset(0)
+            >>> scale(torch.tensor([1.0, 2.0])).backward()
+            >>> scale.grad().by
+            tensor([1., 2.])
+        """
+        leaves, structure = flatten_module(self)
+        _require_values(leaves, structure, "reset")
+        structure = notes.distribute(structure, mode, effects.root_of(self))
+        source = random.source_of(rng)
+        random.warn_if_same(source, effects.source_of(self._rng))
+        fresh = [
+            leaf if leaf is None
+            else prepare(leaf.detach().requires_grad_()) if train and _differentiable(leaf)
+            else leaf.detach()
+            for leaf, train in zip(leaves, structure.trainable, strict=True)
+        ]  # fmt: skip
+        return self._built(structure, fresh, effects.with_source(self._rng, source))
+
+    def train(self, rng: random.Rng | None = None) -> Self:
+        """The module in mode ``"train"``, its leaves untouched; belongs with ``func.grad``.
+
+        Args:
+            rng: handed to every module below as in ``reset``; by default the rng stays.
+
+        Returns:
+            The module in the new mode.
+        """
+        source = effects.source_of(self._rng) if rng is None else random.source_of(rng)
+        return self._in_mode("train", source)
+
+    def eval(self) -> Self:
+        """The module in mode ``"eval"``, its leaves untouched and without an rng.
+
+        Returns:
+            The module in the new mode.
+        """
+        return self._in_mode("eval", None)
+
+    def _built(self, structure: Structure, leaves: Iterable[Any], rng: Any = None) -> Self:
+        """A module of this one's class."""
+        return cast(Self, unflatten_module(structure, leaves, rng))
+
+    def _in_mode(self, mode: str, source: random.Source | None) -> Self:
+        rng, root = effects.with_source(self._rng, source), effects.root_of(self)
+        if dynamo.is_compiling():
+            return cast(Self, notes.traced_mode(self, mode, root, rng))
+        leaves, structure = flatten_module(self)
+        return self._built(notes.distribute(structure, mode, root), leaves, rng)
+
+    def split(self, n: int) -> tuple[Self, ...]:
+        """Copies that share every leaf and differ in their random numbers.
+
+        Shared or recurrent use of a module needs one copy per use, as an RNG key does.
+
+        Args:
+            n: how many copies, at least one.
+
+        Returns:
+            The copies; gradients reach the one set of leaves they share.
+
+        Raises:
+            ValueError: if ``n`` is less than one.
+
+        Example:
+            >>> from parallax import Module
+            >>> class Identity(Module):
+            ...     def forward(self, x):
+            ...         return x
+            >>> first, second = Identity().split(2)
+            >>> second(first(1))
+            1
+        """
+        if type(n) is not int or n < 1:
+            raise ValueError(f"split(n): n must be a positive int, got {n!r}")
+        if dynamo.is_compiling():
+            return tuple([cast(Self, notes.traced_copy(self, k)) for k in range(n)])
+        leaves, structure = flatten_module(self)
+        return tuple(
+            self._built(notes.split_copy(structure, k), leaves, self._rng) for k in range(n)
+        )
+
+    def grad(self) -> Self:
+        """The gradients that ``backward`` left on the leaves, as a tree of this module's shape.
+
+        Returns:
+            A module with ``leaf.grad`` in the place of each leaf, holes (``None``) where a leaf
+            has none. It has no graph unless ``backward(create_graph=True)`` made one.
+
+        Raises:
+            RuntimeError: if no leaf has a gradient.
+        """
+        leaves, structure = flatten_module(self)
+        grads = [
+            leaf.grad if isinstance(leaf, Tensor) and leaf.is_leaf else None for leaf in leaves
+        ]
+        if all(grad is None for grad in grads):
+            raise RuntimeError(
+                f"{type(self).__name__} has no gradients. Prepare the leaves, run backward on "
+                f"what this very module computed, then ask: "
+                f"module = module.reset(rng); module(x).sum().backward(); module.grad()"
+            )
+        return self._built(structure, grads)
+
+    def update(self, fn: Callable[..., Any], *trees: Any) -> Self:
+        """``fn`` of each leaf and the leaves in the same place of ``trees``.
+
+        A graph is recorded only when a later tree carries one: meta-learning stays exact, and
+        an ordinary loop never grows a graph.
+
+        Args:
+            fn: takes a leaf of this module and one of each tree to a new leaf.
+            *trees: modules of this one's skeleton; where one has a hole, the leaf stays.
+
+        Returns:
+            The module of new leaves.
+
+        Raises:
+            ValueError: if a tree has another skeleton; the message names the first path.
+
+        Example:
+            >>> import torch
+            >>> from parallax import Module, Parameter
+            >>> class Point(Module):
+            ...     at: Parameter
+            >>> p, g = Point(torch.ones(2)), Point(torch.full((2,), 0.5))
+            >>> p.update(lambda p, g: p - g, g).at
+            tensor([0.5000, 0.5000])
+        """
+        return recording.update(fn, self, *trees)
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it, parents first, each object once.
+
+        Returns:
+            An iterator over modules.
+        """
+        seen: set[int] = set()
+        stack: list[Any] = [self]
+        while stack:
+            value = stack.pop()
+            if isinstance(value, Module):
+                if id(value) in seen:
+                    continue
+                seen.add(id(value))
+                yield value
+                layout: Layout = type(value).__layout__
+                below: Any = [getattr(value, name) for name in layout.children]
+            elif isinstance(value, dict):
+                below = list(value.values())
+            else:
+                below = list(value) if isinstance(value, tuple) else []
+            stack += reversed(below)
+
+    def extra_repr(self) -> str:
+        """What stands between the brackets of this module's line in ``repr``.
+
+        Returns:
+            Text; override it. By default the constants.
+        """
+        layout: Layout = type(self).__layout__
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in layout.constants)
+
+    # -- effects --------------------------------------------------------------------------------
+
+    emit = effects.emit
+    sow = effects.sow
+
+    # -- what a module knows --------------------------------------------------------------------
+
+    @property
+    def mode(self) -> str:
+        """``"train"`` or ``"eval"``, as the last ``reset``, ``train`` or ``eval`` said."""
+        spec = self._spec  # every layer asks: what note_of does, in one step
+        return spec.local.note.mode if type(spec) is Structure else notes.note_of(self).mode
+
+    @property
+    def rng(self) -> Any:
+        """This module's own random state, of the kind that ``reset`` or ``train`` was given.
+
+        Raises:
+            RuntimeError: if no rng was handed out.
+        """
+        source = effects.source_of(self._rng)
+        if source is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.rng: no random state was handed to this tree. "
+                f"Hand one out first: module = module.reset(rng) or module.train(rng)"
+            )
+        note = notes.note_of(self)
+        path = note.path or ""
+        return source.of(path + note.copy if note.copy else path)
+
+    # -- Python's protocols ----------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return repr_of(self)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def __reduce__(self) -> Any:
+        leaves, structure = flatten_module(self)
+        return _restore, (structure, leaves, self._rng)
+
+    def __copy__(self) -> Self:
+        leaves, structure = flatten_module(self)
+        return self._built(structure, leaves, self._rng)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        leaves, structure = flatten_module(self)
+        copies = [copy.deepcopy(leaf, memo) for leaf in leaves]
+        return self._built(structure, copies, self._rng)
+
+
+def _differentiable(leaf: Tensor) -> bool:
+    return leaf.is_floating_point() or leaf.is_complex()
+
+
+def _require_values(leaves: tuple[Any, ...], structure: Structure, verb: str) -> None:
+    for leaf, path in zip(leaves, structure.paths, strict=True):
+        if isinstance(leaf, Lazy):
+            raise UninitializedError(
+                f"{structure.cls.__name__}.{path} is not initialized, so {verb}() has nothing to "
+                f"work on. Initialize first: module = module.initialize(rng)"
+            )
+
+
+def _restore(structure: Structure, leaves: tuple[Any, ...], rng: Any) -> Any:
+    return unflatten_module(structure, leaves, rng)

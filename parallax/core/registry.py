@@ -1,0 +1,343 @@
+"""Registers module classes, and users' own classes, with both pytree registries.
+
+- **optree**, global namespace: one node per module, attribute entries. Raw optree sees the nested
+  tree, and a tied leaf in each of its places.
+- **torch.utils._pytree**: a whole module is *one* node, whose children are its unique, present
+  leaves, and last the key it holds as rng. So raw ``torch.func`` sees a tie once, ``bias=None`` is
+  no obstacle, a key is vmapped and traced, and torch's Python traversal walks one node instead of
+  hundreds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import optree
+from torch import Tensor
+
+from parallax._compat import dynamo, registries
+from parallax.core import tracing
+from parallax.core.encoding import dump, dump_constant, load, load_constant
+from parallax.core.fields import Lazy
+from parallax.core.frozendict import FrozenDict
+from parallax.core.layout import Layout, leaves_of, spec_of
+from parallax.core.nodes import NODES, Node, is_node, reading
+from parallax.core.structure import Local, Static, Structure
+
+__all__ = ["NAMESPACE", "flatten_module", "register", "register_module", "unflatten_module"]
+
+NAMESPACE = "parallax"
+"""optree's namespace for Parallax's own traversals: dicts keep their insertion order in it."""
+
+# Held for ever: when the context manager is collected, the order is undone.
+_insertion_ordered = optree.dict_insertion_ordered(True, namespace=NAMESPACE)
+_insertion_ordered.__enter__()
+_set = object.__setattr__
+
+
+def flatten_module(module: Any) -> tuple[tuple[Any, ...], Structure]:
+    """The unique leaves and the structure of a module; both are kept on it."""
+    spec = module._spec
+    if type(spec) is not Structure:
+        spec = spec_of(module)
+    return leaves_of(module), spec
+
+
+def unflatten_module(structure: Structure, leaves: Iterable[Any], rng: Any = None) -> Any:
+    """A module of ``structure`` around ``leaves``, born with its memo."""
+    kept = tuple(leaves)
+    module = structure.build(kept, rng)
+    _set(module, "_leaves", kept)
+    return module
+
+
+# -- torch ------------------------------------------------------------------------------------
+
+
+class Context:
+    """The context of a module in torch's registry: everything but its present leaves."""
+
+    __slots__ = ("keyed", "present", "rng", "structure")
+
+    def __init__(
+        self, structure: Structure, present: tuple[int, ...] | None, rng: Any, keyed: bool
+    ) -> None:
+        self.structure = structure
+        self.present = present  # indices of the leaves that are there; None for all
+        self.rng = rng
+        self.keyed = keyed  # whether the last child is the rng's key
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return (
+            type(other) is Context
+            and self.present == other.present
+            and self.keyed == other.keyed
+            and self.structure == other.structure
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.structure, self.present))
+
+    def __repr__(self) -> str:
+        return repr(self.structure)
+
+    def rng_with(self, key: Any) -> Any:
+        """The rng around another key."""
+        if self.rng is not None:
+            return self.rng.with_key(key)
+        from parallax.random import KeySource  # loaded from a file
+
+        return KeySource(key)
+
+
+def _torch_flatten(module: Any) -> tuple[list[Any], Any]:
+    if dynamo.is_compiling():
+        return tracing.flatten(module)
+    leaves, structure = flatten_module(module)
+    present = [leaf for leaf in leaves if leaf is not None]
+    indices = None
+    if len(present) != len(leaves):
+        indices = tuple(k for k, leaf in enumerate(leaves) if leaf is not None)
+    rng = module._rng
+    key = None if rng is None else rng.key
+    if key is not None:
+        present.append(key)
+    return present, Context(structure, indices, rng, key is not None)
+
+
+def _torch_unflatten(children: Iterable[Any], context: Any) -> Any:
+    if dynamo.is_compiling():
+        return tracing.unflatten(context, children)
+    structure: Structure = context.structure
+    rng = context.rng
+    if context.keyed:
+        *children, key = children
+        rng = context.rng_with(key)
+    if context.present is None:
+        return unflatten_module(structure, children, rng)
+    leaves: list[Any] = [None] * len(structure.first)
+    for index, leaf in zip(context.present, children, strict=True):
+        leaves[index] = leaf
+    return unflatten_module(structure, leaves, rng)
+
+
+def _torch_flatten_with_keys(module: Any) -> tuple[list[tuple[Any, Any]], Any]:
+    leaves, context = _torch_flatten(module)
+    paths = spec_of(module).paths
+    if context.present is not None:
+        paths = tuple(paths[k] for k in context.present)
+    keys = [registries.mapping_key(path) for path in (*paths, *("rng",) * context.keyed)]
+    return list(zip(keys, leaves, strict=True)), context
+
+
+def _dump_context(context: Context) -> str:
+    present, keyed = context.present, context.keyed
+    return json.dumps({"structure": dump(context.structure), "present": present, "keyed": keyed})
+
+
+def _load_context(text: str) -> Context:
+    data = json.loads(text)
+    present = data["present"]
+    present = None if present is None else tuple(present)
+    return Context(load(data["structure"]), present, None, data["keyed"])
+
+
+# -- optree -----------------------------------------------------------------------------------
+
+
+class Carried:
+    """A module's local part with the rng it holds, which is carried and never compared."""
+
+    __slots__ = ("local", "rng")
+
+    def __init__(self, local: Local, rng: Any) -> None:
+        self.local = local
+        self.rng = rng
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Carried) and self.local == other.local
+
+    def __hash__(self) -> int:
+        return hash(self.local)
+
+    def __repr__(self) -> str:
+        return repr(self.local)
+
+
+def _optree_functions(layout: Layout) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Generated: a tuple display of the children, and writes into a new instance's dict.
+
+    Writes into ``o.__dict__`` are what dynamo can trace; see ``shape`` for the eager form.
+    """
+    mixed = {name for name, kind in layout.kinds.items() if kind.mixed}
+    children = "".join(
+        f"wrap({reading('m', name)}), " if name in mixed else f"{reading('m', name)}, "
+        for name in layout.children
+    )
+    targets = "".join(f"d[{name!r}], " for name in layout.children)
+    constants = "".join(f"d[{name!r}], " for name in layout.constants)
+    source = f"""
+def flatten(m):
+    try:
+        local = m._spec.local
+    except AttributeError:  # what raw optree or a traced function made has no structure yet
+        local = local_of(m)
+    if m._rng is not None:
+        local = Carried(local, m._rng)
+    return ({children}), local, entries
+
+def unflatten(local, children):
+    o = new(cls)
+    d = o.__dict__
+    if type(local) is Carried:
+        d["_rng"] = local.rng
+        local = local.local
+    d["_spec"] = local
+    {f"{targets} = children" if layout.children else "pass"}
+    {f"{constants} = local.constants" if layout.constants else "pass"}
+    {"; ".join(f"d[{name!r}] = unwrap(d[{name!r}])" for name in sorted(mixed)) or "pass"}
+    return o
+"""
+    scope: dict[str, Any] = {
+        "Carried": Carried,
+        "cls": layout.cls,
+        "entries": layout.children,
+        "local_of": layout.local,
+        "new": object.__new__,
+        "unwrap": _unwrap,
+        "wrap": _wrap,
+    }
+    exec(source, scope)
+    return scope["flatten"], scope["unflatten"]
+
+
+def _wrap(value: Any) -> Any:
+    """Puts a constant in a child's place into a node without leaves."""
+    if isinstance(value, tuple) and (type(value) is tuple or hasattr(value, "_fields")):
+        # Other subclasses, such as torch.Size, are constants as a whole.
+        return _tuple_of(type(value), [_wrap(item) for item in value])
+    if type(value) is FrozenDict:
+        return FrozenDict({key: _wrap(item) for key, item in value.items()})
+    if value is None or is_node(type(value)) or isinstance(value, (Tensor, Lazy)):
+        return value
+    return Static(value, "child")
+
+
+def _unwrap(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return _tuple_of(type(value), [_unwrap(item) for item in value])
+    if type(value) is FrozenDict:
+        return FrozenDict({key: _unwrap(item) for key, item in value.items()})
+    return value.value if type(value) is Static else value
+
+
+def _tuple_of(cls: Any, items: list[Any]) -> Any:
+    return cls(*items) if hasattr(cls, "_fields") else tuple(items)
+
+
+def register_module(layout: Layout) -> None:
+    """Registers a module class with both registries, or with none when that fails."""
+    cls = layout.cls
+    for name, method in tracing.write_methods(layout).items():
+        type.__setattr__(cls, name, method)
+    flatten, unflatten = _optree_functions(layout)
+    with _both(cls, flatten, unflatten, optree.GetAttrEntry):
+        registries.register_torch_node(
+            cls,
+            _torch_flatten,
+            _torch_unflatten,
+            _torch_flatten_with_keys,
+            name=f"{cls.__module__}.{cls.__qualname__}",
+            dump_context=_dump_context,
+            load_context=_load_context,
+        )
+
+
+@contextlib.contextmanager
+def _both(cls: type, flatten: Any, unflatten: Any, entry: type) -> Iterator[None]:
+    """Registers with optree, and takes that back when the registration inside fails."""
+    registries.register_optree_node(cls, flatten, unflatten, entry=entry)
+    try:
+        yield
+    except BaseException:
+        registries.unregister_optree_node(cls)
+        raise
+
+
+def register(
+    cls: type,
+    flatten: Callable[[Any], tuple[Iterable[Any], Any]],
+    unflatten: Callable[[Any, Any], Any],
+    *,
+    name: str | None = None,
+) -> None:
+    """Makes a class of yours a node of every tree: in Parallax, optree and torch.
+
+    Args:
+        cls: the class. Lookup is by exact type; subclasses register themselves.
+        flatten: takes an instance to ``(children, metadata)``; the metadata must hash.
+        unflatten: takes ``(metadata, children)`` to an instance.
+        name: a stable name for serialisation; by default the module and qualified name.
+
+    Raises:
+        TypeError: if ``cls`` is not a class.
+        ValueError: if either registry knows the class already; then nothing is changed.
+
+    Example:
+        >>> import torch
+        >>> from parallax import registry, tree
+        >>> class Pair:
+        ...     def __init__(self, a, b):
+        ...         self.a, self.b = a, b
+        >>> registry.register(Pair, lambda p: ((p.a, p.b), None), lambda _, ab: Pair(*ab))
+        >>> tree.map(lambda x: x + 1, Pair(torch.zeros(()), torch.ones(()))).b
+        tensor(2.)
+    """
+    if not isinstance(cls, type):
+        raise TypeError(f"register() takes a class, got {cls!r}")
+    if is_node(cls) or registries.is_optree_node(cls) or registries.is_torch_node(cls):
+        where = "optree" if registries.is_optree_node(cls) else "torch.utils._pytree"
+        raise ValueError(
+            f"{cls.__qualname__} is registered already, with {where}; nothing was changed. "
+            f"Register a class once, where it is defined."
+        )
+    node = Node(flatten, unflatten)
+    with _both(cls, flatten, unflatten, optree.AutoEntry):
+        _register_with_torch(cls, node, name or f"{cls.__module__}.{cls.__qualname__}")
+    NODES[cls] = node
+
+
+def _register_with_torch(cls: type, node: Node, name: str) -> None:
+    def flatten(value: Any) -> tuple[list[Any], Any]:
+        children, metadata = node.flatten(value)
+        return list(children), metadata
+
+    def with_keys(value: Any) -> tuple[list[tuple[Any, Any]], Any]:
+        children, metadata = flatten(value)
+        return [(registries.mapping_key(str(k)), c) for k, c in enumerate(children)], metadata
+
+    registries.register_torch_node(
+        cls,
+        flatten,
+        lambda children, metadata: node.unflatten(metadata, tuple(children)),
+        with_keys,
+        name=name,
+        dump_context=lambda metadata: json.dumps(dump_constant(metadata)),
+        load_context=lambda text: load_constant(json.loads(text)),
+    )
+
+
+registries.register_optree_node(
+    Static, lambda static: ((), static), lambda static, _: static, entry=optree.AutoEntry
+)
+registries.register_optree_node(
+    FrozenDict,
+    lambda items: (tuple(items.values()), tuple(items), tuple(items)),
+    lambda keys, values: FrozenDict(zip(keys, values, strict=True)),
+    entry=optree.MappingEntry,
+)

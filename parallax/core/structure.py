@@ -1,0 +1,491 @@
+"""The structure of a module: everything about a tree except its leaves.
+
+A ``Structure`` is an immutable description of one module and all below it. Two layers:
+
+- the *skeleton*: classes, constants, container keys, ties. Trees with one skeleton fit together.
+- the *notes*: mode, frozen leaves, path. They travel with a tree and are not compared
+  when trees are combined, so that a tree made before ``train()`` or ``freeze()`` still fits.
+
+Structures are interned, so comparing two is nearly always one ``is``. Nothing relies on it:
+``==`` compares by value when the objects differ, and the table may be emptied at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from parallax._compat.dynamo import is_compiling
+from parallax.core.constants import constant_key
+from parallax.core.frozendict import FrozenDict
+from parallax.core.shape import STATIC, Shape, shape_of
+
+__all__ = ["BUFFER", "PARAMETER", "PLAIN", "SLOT", "Leaf", "Local", "Note", "Static", "Structure"]
+
+MAX_DEPTH = 200
+_INTERNED_LIMIT = 4096
+
+
+class Leaf:
+    """The place of one leaf, and its role."""
+
+    __slots__ = ("role",)
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+
+    def __repr__(self) -> str:
+        return f"<{self.role}>"
+
+    def __reduce__(self) -> Any:
+        return _leaf, (self.role,)
+
+
+PARAMETER = Leaf("parameter")
+BUFFER = Leaf("buffer")
+SLOT = Leaf("slot")  # a child slot that holds no module: None, or a leaf of a registered node
+_LEAVES = {leaf.role: leaf for leaf in (PARAMETER, BUFFER, SLOT)}
+
+
+def _leaf(role: str) -> Leaf:
+    return _LEAVES[role]
+
+
+class Static:
+    """A constant in the place of a child, such as an activation function."""
+
+    __slots__ = ("key", "value")
+
+    def __init__(self, value: Any, where: str) -> None:
+        self.value = value
+        # Dynamo cannot follow how a constant is looked into; eager code did that already.
+        self.key = value if is_compiling() else constant_key(value, where)
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class Note(NamedTuple):
+    """What travels with one module and is not compared."""
+
+    mode: str = "train"
+    frozen: tuple[int, ...] = ()  # offsets of the module's own leaves, among the leaves below it
+    path: str | None = None  # where the module stands in its tree, for its rng and its effects
+    copy: str = ""  # which of the copies that split() made
+
+
+PLAIN = Note()
+
+
+class Local:
+    """One node without its children: its class, its constants and its note."""
+
+    __slots__ = ("cls", "constants", "key", "note")
+
+    def __init__(self, cls: type, constants: tuple[Any, ...], key: Any, note: Note) -> None:
+        self.cls = cls
+        self.constants = constants
+        self.key = key
+        self.note = note
+
+    def fits(self, other: Local) -> bool:
+        """Whether both are the same apart from their notes."""
+        return self is other or (self.cls is other.cls and self.key == other.key)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, Local) and self.fits(other) and self.note == other.note
+
+    def __hash__(self) -> int:
+        return hash((self.cls, self.key, self.note))
+
+    def __repr__(self) -> str:
+        return f"{self.cls.__name__}{self.constants}"
+
+
+Child = Any  # Leaf | Static | Structure
+_structures: dict[Any, Structure] = {}
+_locals: dict[Any, Local] = {}
+
+
+def _intern(table: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+    found = table.get(key)
+    if found is None:
+        if len(table) >= _INTERNED_LIMIT:
+            table.clear()
+        found = table[key] = make()
+    return found
+
+
+def local_of(cls: type, constants: tuple[Any, ...], key: Any, note: Note = PLAIN) -> Local:
+    """The interned ``Local`` of these parts."""
+    if is_compiling():  # dynamo would look at every entry of the table
+        return Local(cls, constants, key, note)
+    return _intern(_locals, (cls, key, note), lambda: Local(cls, constants, key, note))  # type: ignore[no-any-return]  # one table for both
+
+
+def structure_of(
+    local: Local, children: tuple[Child, ...], expand: tuple[int, ...] | None = None
+) -> Structure:
+    """The interned ``Structure`` of these parts."""
+    if is_compiling():
+        return Structure(local, children, expand)
+    # Keyed by identity: the parts are interned, and the value keeps them alive.
+    key = (id(local), tuple(map(_identity, children)), expand)
+    return _intern(_structures, key, lambda: Structure(local, children, expand))  # type: ignore[no-any-return]  # one table for both
+
+
+def _identity(child: Child) -> Any:
+    return child if type(child) is Static else id(child)
+
+
+class Structure:
+    """A module without its leaves.
+
+    Attributes:
+        local: class, constants and note of the top node.
+        children: one entry per child: a ``Leaf``, a ``Static`` or a ``Structure``.
+        expand: for each place of a leaf, the index of its tensor among the unique leaves; ``None``
+            when no two places share one.
+        ties: the same as pairs ``(place, first place)``: little to guard while tracing.
+        marks: for each unique leaf ``"t"`` if it is trained and ``"-"`` if not: one guard for all.
+        shape: the classes alone, with the generated code that builds and collects such trees.
+    """
+
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_still",
+        "children",
+        "depth",
+        "expand",
+        "local",
+        "marks",
+        "shape",
+        "ties",
+    )
+
+    def __init__(
+        self, local: Local, children: tuple[Child, ...], expand: tuple[int, ...] | None = None
+    ) -> None:
+        self.local = local
+        self.children = children
+        self.expand = expand
+        self.ties = () if expand is None else _ties(expand)
+        below = [child.depth for child in children if type(child) is Structure]
+        self.depth: int = 1 + max(below, default=0)
+        if self.depth > MAX_DEPTH:
+            raise RecursionError(
+                f"{local.cls.__name__} nests modules more than {MAX_DEPTH} deep. "
+                f"Hold them side by side instead: blocks: tuple[Block, ...]"
+            )
+        self.shape: Shape = shape_of(
+            local.cls,
+            local.constants[0] if local.cls is FrozenDict else None,
+            tuple(
+                child.shape
+                if type(child) is Structure
+                else (STATIC if type(child) is Static else None)
+                for child in children
+            ),
+        )
+        self._still = self._find_still()
+        self.marks = self._find_marks()
+
+    @property
+    def cls(self) -> type:
+        """The class of the top node."""
+        return self.local.cls
+
+    @property
+    def n_places(self) -> int:
+        """How many places for leaves there are, tied ones counted each."""
+        return self.shape.n_leaves
+
+    # -- building ---------------------------------------------------------------------------
+
+    @cached_property
+    def plan(self) -> tuple[Any, ...]:
+        """What the generated ``build`` needs per node, in preorder: see ``Shape``."""
+        return tuple(structure._given for structure in self.nodes())
+
+    @cached_property
+    def _given(self) -> Any:
+        """What a node holds beside its leaves and the nodes below; a module its structure first."""
+        if hasattr(self.cls, "__layout__"):
+            statics = [child.value for child in self.children if type(child) is Static]
+            return self, *self.local.constants, *statics
+        if self.cls is tuple or self.cls is FrozenDict or hasattr(self.cls, "_fields"):
+            return [c.value if type(c) is Static else None for c in self.children]
+        return self.local.constants
+
+    def build(self, leaves: Any, rng: Any = None) -> Any:
+        """A new tree of this structure around unique ``leaves``; runs no user code."""
+        if self.expand is not None:
+            leaves = [leaves[k] for k in self.expand]
+        if rng is None:
+            return self.shape.build(leaves, 0, self.plan, 0)
+        return self.shape.build_with_rng(leaves, 0, self.plan, 0, rng)
+
+    def collect(self, tree: Any) -> tuple[Any, ...]:
+        """The unique leaves of a tree of this structure."""
+        leaves: tuple[Any, ...] = self.shape.collect(tree)
+        return leaves if self.expand is None else tuple([leaves[k] for k in self.first])
+
+    # -- looking ----------------------------------------------------------------------------
+
+    def nodes(self) -> Iterator[Structure]:
+        """All nodes in preorder, this one first."""
+        stack = [self]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack += [child for child in reversed(node.children) if type(child) is Structure]
+
+    def keys(self) -> tuple[Any, ...]:
+        """What each child is reached by: attribute names, dict keys or indices."""
+        layout = getattr(self.cls, "__layout__", None)
+        if layout is not None:
+            return layout.children  # type: ignore[no-any-return]  # a tuple of names
+        if self.cls is FrozenDict:
+            return self.local.constants[0]  # type: ignore[no-any-return]  # a tuple of keys
+        return getattr(self.cls, "_fields", None) or tuple(range(len(self.children)))
+
+    def starts(self) -> tuple[int, ...]:
+        """For each child, the place its leaves start at."""
+        start, starts = 0, []
+        for child in self.children:
+            starts.append(start)
+            start += child.n_places if type(child) is Structure else type(child) is Leaf
+        return tuple(starts)
+
+    @cached_property
+    def named(self) -> dict[str, tuple[Any, Child, int]]:
+        """By its part of a dotted path: each child's key, the child, and where its leaves start."""
+        below = zip(self.keys(), self.children, self.starts(), strict=True)
+        return {str(key): (key, child, start) for key, child, start in below}
+
+    def walk(self) -> Iterator[tuple[tuple[Any, ...], Child]]:
+        """Every node and leaf with its path, in preorder."""
+        stack: list[tuple[tuple[Any, ...], Child]] = [((), self)]
+        while stack:
+            path, node = stack.pop()
+            yield path, node
+            if type(node) is Structure:
+                pairs = list(zip(node.keys(), node.children, strict=True))
+                stack += [((*path, key), child) for key, child in reversed(pairs)]
+
+    @cached_property
+    def first(self) -> tuple[int, ...]:
+        """For each unique leaf, the first place it stands in."""
+        if self.expand is None:
+            return tuple(range(self.n_places))
+        seen: dict[int, int] = {}
+        for place, leaf in enumerate(self.expand):
+            seen.setdefault(leaf, place)
+        return tuple(seen.values())
+
+    @cached_property
+    def place_paths(self) -> tuple[str, ...]:
+        """The dotted path of every place."""
+        return tuple(".".join(map(str, path)) for path, node in self.walk() if type(node) is Leaf)
+
+    @cached_property
+    def buffers(self) -> dict[str, dict[str, int]]:
+        """By the path above each place of a buffer and its name there, its unique leaf's index."""
+        index = iter(range(self.n_places) if self.expand is None else self.expand)
+        found: dict[str, dict[str, int]] = {}
+        for path, node in self.walk():
+            if type(node) is Structure:
+                found[".".join(map(str, path))] = {}
+            elif type(node) is Leaf:
+                leaf = next(index)
+                if node is BUFFER:
+                    found[".".join(map(str, path[:-1]))][str(path[-1])] = leaf
+        return found
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """The dotted path of every unique leaf: where it stands first."""
+        places = self.place_paths
+        return tuple(places[k] for k in self.first)
+
+    @cached_property
+    def roles(self) -> tuple[str, ...]:
+        """The role of every unique leaf."""
+        places = [node.role for _, node in self.walk() if type(node) is Leaf]
+        return tuple(places[k] for k in self.first)
+
+    @cached_property
+    def frozen(self) -> tuple[bool, ...]:
+        """Which unique leaves are frozen; a tied leaf is when any of its places is."""
+        marks = [False] * len(self.first)
+        for start, node in self.nodes_with_start():
+            for offset in node.local.note.frozen:
+                place = start + offset
+                marks[place if self.expand is None else self.expand[place]] = True
+        return tuple(marks)
+
+    def nodes_with_start(self) -> Iterator[tuple[int, Structure]]:
+        """All nodes in preorder, each with the place its leaves start at."""
+        stack: list[tuple[int, Structure]] = [(0, self)]
+        while stack:
+            start, node = stack.pop()
+            yield start, node
+            below = zip(node.starts(), node.children, strict=True)
+            stack += [(start + k, c) for k, c in reversed(list(below)) if type(c) is Structure]
+
+    @cached_property
+    def trainable(self) -> tuple[bool, ...]:
+        """Which unique leaves are parameters and not frozen."""
+        return tuple(
+            role == "parameter" and not mark
+            for role, mark in zip(self.roles, self.frozen, strict=True)
+        )
+
+    @cached_property
+    def trained(self) -> tuple[int, ...]:
+        """The indices of the unique leaves that are trained."""
+        return tuple([k for k, mark in enumerate(self.marks) if mark == "t"])
+
+    def _find_still(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The places of leaves that are no parameters, and of those that are frozen."""
+        others: list[int] = []
+        frozen = list(self.local.note.frozen)
+        for child, start in zip(self.children, self.starts(), strict=True):
+            if type(child) is Structure:
+                others += [start + place for place in child._still[0]]
+                frozen += [start + place for place in child._still[1]]
+            elif type(child) is Leaf and child is not PARAMETER:
+                others.append(start)
+        return tuple(others), tuple(frozen)
+
+    def _find_marks(self) -> str:
+        others, frozen = self._still
+        # A tied leaf has the role of the place where it stands first, and is frozen where any is.
+        later = {place for place, _ in self.ties}
+        still = {*(place for place in others if place not in later), *frozen}
+        if self.expand is None:
+            return "".join(["-" if k in still else "t" for k in range(self.n_places)])
+        unique = {self.expand[place] for place in still}
+        return "".join(["-" if k in unique else "t" for k in range(max(self.expand) + 1)])
+
+    # -- changing the notes ------------------------------------------------------------------
+
+    def renote(self, change: Callable[[int, Structure], Note]) -> Structure:
+        """This structure with other notes.
+
+        Args:
+            change: given a node's index in preorder and the node, returns its new note. Only
+                modules have notes.
+
+        Returns:
+            A structure of the same skeleton.
+        """
+        nodes = list(self.nodes())
+        rebuilt: list[Structure] = []
+        # Children come after their parent in preorder, so going backwards meets them first.
+        for index in range(len(nodes) - 1, -1, -1):
+            node = nodes[index]
+            take = iter([rebuilt.pop() for c in node.children if type(c) is Structure])
+            children = tuple(next(take) if type(c) is Structure else c for c in node.children)
+            local = node.local
+            if hasattr(node.cls, "__layout__"):
+                local = local_of(local.cls, local.constants, local.key, change(index, node))
+            rebuilt.append(structure_of(local, children, node.expand))
+        return rebuilt.pop()
+
+    @cached_property
+    def skeleton(self) -> Structure:
+        """This structure without notes: what is compared when trees are combined."""
+        if all(node.local.note is PLAIN or node.local.note == PLAIN for node in self.nodes()):
+            return self
+        return self.renote(lambda index, node: PLAIN)
+
+    @cached_property
+    def variants(self) -> dict[Any, Structure]:
+        """Structures made from this one, kept so that a loop makes each of them once."""
+        return {}
+
+    # -- comparing ----------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(other) is not Structure or hash(self) != hash(other):
+            return False
+        return self._key == other._key
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._key)
+
+    @cached_property
+    def _key(self) -> tuple[Any, ...]:
+        nodes = tuple(
+            (node.local, tuple(_mark(child) for child in node.children)) for node in self.nodes()
+        )
+        return (self.expand, nodes)
+
+    def __repr__(self) -> str:
+        leaves = len(self.first)
+        nodes = self.shape.n_nodes
+        return f"Structure({self.cls.__name__}, {nodes} nodes, {leaves} leaves)"
+
+    def __reduce__(self) -> Any:
+        return decode, (self.encode(),)
+
+    def encode(self) -> tuple[Any, ...]:
+        """A flat form for pickling: no recursion, whatever the depth."""
+        return self.expand, tuple(
+            (
+                node.cls,
+                node.local.constants,
+                tuple(node.local.note),
+                tuple(
+                    None if type(c) is Structure else c.role if type(c) is Leaf else (c.value,)
+                    for c in node.children
+                ),
+                node.expand,
+            )
+            for node in self.nodes()
+        )
+
+
+def _ties(expand: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    first: dict[int, int] = {}
+    places = [(place, first.setdefault(leaf, place)) for place, leaf in enumerate(expand)]
+    return tuple((place, earlier) for place, earlier in places if place != earlier)
+
+
+def _mark(child: Child) -> Any:
+    return None if type(child) is Structure else child
+
+
+def decode(flat: tuple[Any, ...]) -> Structure:
+    """The structure that ``Structure.encode`` made ``flat`` from."""
+    _, nodes = flat
+    rebuilt: list[Structure] = []
+    for cls, constants, note, marks, expand in reversed(nodes):
+        children: tuple[Child, ...] = tuple(
+            rebuilt.pop()
+            if mark is None
+            else _LEAVES[mark]
+            if isinstance(mark, str)
+            else Static(mark[0], cls.__name__)
+            for mark in marks
+        )
+        key = tuple(constant_key(value, cls.__name__) for value in constants)
+        rebuilt.append(structure_of(local_of(cls, constants, key, Note(*note)), children, expand))
+    return rebuilt.pop()
