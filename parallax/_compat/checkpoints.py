@@ -8,6 +8,8 @@ refuses them is private, as is dynamo's state while it traces a checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,24 +38,54 @@ def is_hook_refusal(error: RuntimeError) -> bool:
     return "don't yet support saved tensor hooks" in str(error)
 
 
+def hooked() -> bool:
+    """Whether saved-tensor hooks are in use around this: a checkpoint's, or ``save_on_cpu``."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 class without_hooks:  # noqa: N801  # called like a function, as torch.no_grad is
     """Refuses saved-tensor hooks, and so checkpoints, as ``disable_saved_tensors_hooks`` does.
 
-    That is a generator, which costs a small model some per cent.
+    That is a generator, which costs a small model some per cent; and it raises where hooks are in
+    use already, with the switch set for good. Here these stay in use: whoever put them there puts
+    them there again for all that runs inside.
     """
 
-    __slots__ = ("_before",)
+    __slots__ = ("_before", "_hooked")
 
     def __enter__(self) -> None:
-        autograd = torch._C._autograd
-        self._before = autograd._saved_tensors_hooks_get_disabled_error_message()
-        autograd._saved_tensors_hooks_disable(NO_CHECKPOINT)
+        self._hooked = hooked()
+        if not self._hooked:
+            autograd = torch._C._autograd
+            self._before = autograd._saved_tensors_hooks_get_disabled_error_message()
+            autograd._saved_tensors_hooks_disable(NO_CHECKPOINT)
 
     def __exit__(self, *_: object) -> None:
+        if self._hooked:
+            return
         if self._before is None:
             torch._C._autograd._saved_tensors_hooks_enable()
         else:
             torch._C._autograd._saved_tensors_hooks_disable(self._before)
+
+
+@contextmanager
+def hooks_aside() -> Iterator[None]:
+    """Takes the saved-tensor hooks around this off for a while, as ``torch.func`` takes none.
+
+    Values and derivatives stay as they are: what is saved within is kept, and not computed again
+    or moved to the CPU.
+    """
+    autograd: Any = torch._C._autograd
+    taken = []
+    try:
+        while hooked():
+            taken.append(autograd._top_saved_tensors_default_hooks(True))
+            autograd._pop_saved_tensors_default_hooks()
+        yield
+    finally:
+        for pack, unpack in reversed(taken):
+            autograd._push_saved_tensors_default_hooks(pack, unpack)
 
 
 def refuse_traced_checkpoint() -> None:

@@ -31,6 +31,68 @@ def is_optree_node(cls: type, namespace: str = "") -> bool:
     return optree.register_pytree_node.get(cls, namespace=namespace) is not None
 
 
+def adopt_torch_node(cls: type, namespace: str) -> bool:
+    """Has optree take instances of a class apart as torch does; false if torch does not.
+
+    In one namespace of optree's only. The keys of torch's paths become entries.
+    """
+    known = torch_pytree.SUPPORTED_NODES.get(cls)
+    if known is None:
+        return False
+
+    def flatten(value: Any) -> tuple[Any, Foreign, Any]:
+        children, context = known.flatten_fn(value)
+        with_keys = known.flatten_with_keys_fn
+        keys = range(len(children)) if with_keys is None else [k for k, _ in with_keys(value)[0]]
+        return children, Foreign(context), tuple([_entry(key) for key in keys])
+
+    def unflatten(metadata: Any, children: Any) -> Any:
+        value: Any = known.unflatten_fn(list(children), metadata.context)
+        if type(value) is not cls:
+            raise TypeError(
+                f"a {cls.__name__} cannot be built around {_kinds(children)}: "
+                f"its unflatten function in torch.utils._pytree returned {type(value).__name__}"
+            )
+        return value
+
+    try:
+        optree.register_pytree_node(cls, flatten, unflatten, namespace=namespace)
+    except ValueError:
+        if not is_optree_node(cls, namespace):  # else another thread was here first
+            raise
+    return True
+
+
+class Foreign:
+    """What torch keeps of a node beside its children. Hashable, as optree asks for."""
+
+    __slots__ = ("context",)
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Foreign) and bool(self.context == other.context)
+
+    def __hash__(self) -> int:
+        return hash(Foreign)
+
+    def __repr__(self) -> str:
+        return repr(self.context)
+
+
+def _entry(key: Any) -> Any:
+    """What torch's key of a child names it by."""
+    for name in ("key", "idx", "name"):
+        if hasattr(key, name):
+            return getattr(key, name)
+    return key
+
+
+def _kinds(children: Any) -> str:
+    return ", ".join(sorted({type(child).__name__ for child in children}))
+
+
 def register_optree_node(
     cls: type, flatten: Callable[..., Any], unflatten: Callable[..., Any], *, entry: type
 ) -> None:

@@ -222,6 +222,9 @@ def applied(transform: Callable[..., Any], *args: Any, **options: Any) -> Any:
     if dynamo.is_compiling():
         return transform(*args, **options)
     try:
+        if checkpoints.hooked():
+            with checkpoints.hooks_aside():
+                return transform(*args, **options)
         return transform(*args, **options)
     except RuntimeError as error:
         if checkpoints.is_hook_refusal(error):

@@ -14,7 +14,7 @@ from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.core.structure import Structure
 from parallax.tree.align import align, misfit
-from parallax.tree.outside import is_leaf, join, up_to
+from parallax.tree.outside import adopt, is_leaf, join, up_to
 
 __all__ = ["TreeSpec", "flatten", "leaves", "map", "map_with_path", "named_leaves", "structure",
            "unflatten"]  # fmt: skip
@@ -101,7 +101,10 @@ def _close(part: Any, leaves: Iterable[Any], rng: Any) -> Any:
 
 
 def _outer(tree: Any) -> tuple[list[Any], Any]:
-    return optree.tree_flatten(tree, is_leaf=is_module, none_is_leaf=True, namespace=NAMESPACE)
+    found = optree.tree_flatten(tree, is_leaf=is_module, none_is_leaf=True, namespace=NAMESPACE)
+    if adopt(found[0]):
+        return _outer(tree)
+    return found
 
 
 def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import optree
+import torch
+from torch import Tensor
 
+from parallax._compat import dynamo, registries
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE
 from parallax.tree.align import misfit
 
-__all__ = ["is_leaf", "join", "up_to"]
+__all__ = ["adopt", "is_leaf", "join", "up_to"]
+
+_PLAIN = frozenset({
+    type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size,
+    torch.layout, torch.memory_format, Tensor, torch.nn.Parameter,
+})  # fmt: skip
+
+
+def adopt(items: Iterable[Any]) -> bool:
+    """Makes the classes of leaves nodes that torch's pytree takes apart, and optree does not yet.
+
+    So a TensorDict, or the output of a transformers model, is a tree here as it is for
+    ``torch.func``. Only Parallax's own traversals see it.
+
+    Returns:
+        Whether any is a node now.
+    """
+    kinds = {type(item) for item in items} - _PLAIN
+    return bool(kinds) and any([_adopt(cls) for cls in kinds if not hasattr(cls, "__layout__")])
+
+
+@dynamo.constant_in_traces
+def _adopt(cls: type) -> bool:
+    return registries.adopt_torch_node(cls, NAMESPACE)
 
 
 def up_to(outer: Any, tree: Any, other: Any) -> list[Any]:
@@ -31,8 +58,9 @@ def up_to(outer: Any, tree: Any, other: Any) -> list[Any]:
 
 
 def is_leaf(item: Any) -> bool:
-    """Whether optree has nothing to take apart here."""
-    return bool(optree.tree_is_leaf(item, none_is_leaf=True, namespace=NAMESPACE))
+    """Whether there is nothing to take apart here."""
+    leaf = bool(optree.tree_is_leaf(item, none_is_leaf=True, namespace=NAMESPACE))
+    return leaf and not adopt((item,))
 
 
 def _outer_misfit(tree: Any, other: Any) -> str:

@@ -322,3 +322,61 @@ def test_a_mapped_checkpoint_is_refused_with_the_remedy() -> None:
             run(MEMBERS[0].reset(0), BATCH)
     with torch.no_grad():
         assert len(func.vmap(fn, (None, 0))(MEMBERS[0], BATCH)) == 4
+
+
+def under_a_checkpoint(fn: Any, w: Tensor) -> Any:
+    return checkpoint(fn, w, use_reentrant=False)
+
+
+def with_what_is_saved_on_the_cpu(fn: Any, w: Tensor) -> Any:
+    with torch.autograd.graph.save_on_cpu():
+        return fn(w)
+
+
+TRANSFORMED: dict[str, tuple[Any, Any]] = {
+    "vmap": (lambda f, w: func.vmap(f, (None, 0))(w, X), lambda f, w: [f(w, x) for x in X]),
+    "chunks": (
+        lambda f, w: func.vmap(f, (None, 0), chunk_size=1)(w, X),
+        lambda f, w: [f(w, x) for x in X],
+    ),
+    "per_sample_grad": (
+        lambda f, w: func.per_sample_grad(f)(w, X),
+        lambda f, w: [recorded_grad(f, w, x) for x in X],
+    ),
+    "ensemble_grad": (
+        lambda f, w: func.ensemble_grad(f)(torch.stack([w, 2 * w]), X[0]),
+        lambda f, w: [recorded_grad(f, v, X[0]) for v in (w, 2 * w)],
+    ),
+    "vmap of grad": (
+        lambda f, w: func.vmap(func.grad(f), (None, 0))(w, X),
+        lambda f, w: [recorded_grad(f, w, x) for x in X],
+    ),
+    "jacrev": (
+        lambda f, w: func.jacrev(f)(w, X[0]),
+        lambda f, w: list(recorded_grad(f, w, X[0])),
+    ),
+    "jacfwd": (
+        lambda f, w: func.jacfwd(f)(w, X[0]),
+        lambda f, w: list(recorded_grad(f, w, X[0])),
+    ),
+}
+
+
+def recorded_grad(f: Any, w: Tensor, x: Tensor) -> Tensor:
+    return torch.autograd.grad(f(w, x), w, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("around", [under_a_checkpoint, with_what_is_saved_on_the_cpu])
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_saved_tensor_hooks_around_a_transform(around: Any, name: str) -> None:
+    f = lambda w, x: (torch.tanh(x @ w) @ w).sin().sum()  # noqa: E731  # short
+    w = net().weight.clone().requires_grad_()
+    ours, by_hand = TRANSFORMED[name]
+    out, expected = around(lambda w: ours(f, w), w), torch.stack(by_hand(f, w))
+    torch.testing.assert_close(out, expected)
+    (slope,) = torch.autograd.grad(out.square().sum(), w)
+    torch.testing.assert_close(slope, torch.autograd.grad(expected.square().sum(), w)[0])
+    # and the switch stands as before, also where something is refused inside
+    with pytest.raises(ZeroDivisionError):
+        around(lambda w: ours(lambda w, x: 1 / 0, w), w)
+    under_a_checkpoint(torch.sin, w).sum().backward()
