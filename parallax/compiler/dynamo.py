@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from parallax._compat import dynamo, inductor
+from parallax._compat import dynamo, inductor, inductor_faults
 from parallax.compiler.outside import LEAF, Outside
 from parallax.core.structure import Structure
 
@@ -101,6 +101,8 @@ def compile_flat(
         outside: is told what every trace reads from globals.
     """
     options = dict(settings["options"])
+    if settings["backend"] == "inductor":
+        options = inductor_faults.mended(options)
     theirs = options.pop("guard_filter_fn", None)
 
     def keep(entries: Sequence[Any]) -> list[bool]:

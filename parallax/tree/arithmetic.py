@@ -54,7 +54,7 @@ def add(one: T, two: Any, alpha: Any = 1) -> T:
     return _pairwise(
         one,
         two,
-        lambda a, b: torch.add(a, b, alpha=alpha),
+        lambda a, b: _sum(torch.add, a, b, alpha),
         lambda a, b: kernels.foreach_add(a, b, alpha=alpha),
     )
 
@@ -84,9 +84,16 @@ def sub(one: T, two: Any, alpha: Any = 1) -> T:
     return _pairwise(
         one,
         two,
-        lambda a, b: torch.sub(a, b, alpha=alpha),
+        lambda a, b: _sum(torch.sub, a, b, alpha),
         lambda a, b: kernels.foreach_sub(a, b, alpha=alpha),
     )
+
+
+def _sum(plus_or_minus: Callable[..., Tensor], a: Tensor, b: Tensor, alpha: Any) -> Tensor:
+    if dynamo.is_compiling():
+        # Where b is a product of matrices, inductor forgets alpha (torch 2.13, 2.14).
+        return plus_or_minus(a, (b if is_inexact(b) else b.to(a.dtype)) * alpha)
+    return plus_or_minus(a, b, alpha=alpha)
 
 
 def scale(tree: T, factor: Any) -> T:

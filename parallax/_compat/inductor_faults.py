@@ -1,0 +1,115 @@
+"""What inductor computes wrongly, written otherwise before it sees it.
+
+Inductor replaces parts of a graph by patterns. A pattern says nothing of keyword arguments that it
+does not name, and yet fits a node that has them (torch 2.13 and 2.14):
+
+- ``add(p, mm(a, b), alpha=c)`` becomes ``addmm(p, a, b)``, without ``c``. Every optimizer with a
+  learning rate or weight decay makes this of a linear layer. ``sub`` with ``alpha`` is lost in the
+  same way where a softmax is found. Here both become a product and a plain sum.
+- ``cumsum(full(...), dtype=...)`` becomes an arithmetic sequence of another dtype. Here the cast
+  comes first.
+
+And ``_efficientzerotensor``, which derivatives leave in a graph, is no tensor that generated code
+can read or write. Here it is ``full`` of zeros.
+"""
+
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+__all__ = ["mended"]
+
+_aten = torch.ops.aten
+_SUMS = (_aten.add.Tensor, _aten.sub.Tensor)
+_STAGES = ("joint_custom_pre_pass", "post_grad_custom_pre_pass")
+
+
+def mended(options: dict[str, Any]) -> dict[str, Any]:
+    """Inductor's options with the pass over each graph, after those that a user asks for."""
+    from torch._inductor import config
+
+    found = dict(options)
+    for stage in _STAGES:
+        theirs = options.get(stage, getattr(config, stage))
+        if theirs is None:
+            theirs = ()
+        elif not isinstance(theirs, (list, tuple)):
+            theirs = (theirs,)
+        found[stage] = (*theirs, _graph_pass())
+    return found
+
+
+@functools.cache
+def _graph_pass() -> Any:
+    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+    class Mend(CustomGraphPass):
+        def __call__(self, graph: Graph) -> None:
+            mend(graph)
+
+        def uuid(self) -> Any:  # part of the key of inductor's cache
+            return get_hash_for_files((__file__,))
+
+    return Mend()
+
+
+def mend(graph: Graph) -> None:
+    """Rewrites every node that inductor would get wrong."""
+    for node in list(graph.nodes):
+        if node.target in _SUMS and node.kwargs.get("alpha", 1) != 1:
+            _multiply_first(graph, node)
+        elif node.target is _aten.cumsum.default and node.kwargs.get("dtype") is not None:
+            _cast_first(graph, node)
+        elif node.target is _aten._efficientzerotensor.default:
+            _fill_with_zeros(graph, node)
+
+
+def _multiply_first(graph: Graph, node: Node) -> None:
+    first, second = node.args
+    dtype = node.meta["val"].dtype
+    with graph.inserting_before(node):
+        # Sums are computed in the dtype of the result.
+        scaled = _call(graph, _aten.mul.Tensor, _in_dtype(graph, second, dtype),
+                       node.kwargs["alpha"])  # fmt: skip
+    node.args, node.kwargs = (first, scaled), {}
+
+
+def _cast_first(graph: Graph, node: Node) -> None:
+    source, *rest = node.args
+    with graph.inserting_before(node):
+        cast = _in_dtype(graph, source, node.meta["val"].dtype)
+    node.args = (cast, *rest)
+
+
+def _fill_with_zeros(graph: Graph, node: Node) -> None:
+    kept: dict[str, Any] = {key: node.kwargs.get(key) for key in ("dtype", "device")}
+    with graph.inserting_before(node):
+        zeros = graph.call_function(_aten.full.default, (node.args[0], 0), kept)
+    with node.meta["val"].fake_mode:
+        zeros.meta["val"] = torch.empty_like(node.meta["val"])
+    node.replace_all_uses_with(zeros)
+    graph.erase_node(node)
+
+
+def _in_dtype(graph: Graph, value: Any, dtype: torch.dtype) -> Any:
+    if not isinstance(value, Node):
+        return value
+    found = value.meta["val"]
+    if not isinstance(found, Tensor) or found.dtype == dtype:
+        return value
+    return _call(graph, torch.ops.prims.convert_element_type.default, value, dtype)
+
+
+def _call(graph: Graph, target: Any, *args: Any) -> Node:
+    """A node with the description of its result, from those of its arguments."""
+    node = graph.call_function(target, args)
+    values = [arg.meta["val"] if isinstance(arg, Node) else arg for arg in args]
+    node.meta["val"] = target(*values)
+    return node
