@@ -1,10 +1,7 @@
 """Whether autograd's graph of a tensor leads to tensors that somebody else holds.
 
-Some leaves count for less. Those made for a derivative that is done are *retired*: a graph that is
-kept for other tensors may still contain them, and nobody can ask for them. Those that ``reset``
-made are *prepared* for one ``backward()``: a gradient by ``func.grad`` keeps its graph to them,
-for whoever wants to go backward through it, and ``update`` records nothing for that graph's sake.
-So a loop of ``func.grad`` and ``update`` never grows a graph.
+Leaves made for a derivative that is done are *retired*: a graph that is kept for other tensors may
+still contain them, and nobody can ask for them.
 """
 
 from __future__ import annotations
@@ -18,11 +15,9 @@ from torch import Tensor
 from parallax._compat import checkpoints
 from parallax._compat.autograd import AccumulateGrad
 
-__all__ = ["RUNNING", "alias", "carries", "escaping", "outside", "prepare", "refuse_reentrant",
-           "retire"]  # fmt: skip
+__all__ = ["RUNNING", "escaping", "outside", "refuse_reentrant", "retire"]
 
 _RETIRED = "_parallax_retired"
-_PREPARED = "_parallax_prepared"
 
 
 class _Running(threading.local):
@@ -40,50 +35,10 @@ class _Running(threading.local):
 RUNNING = _Running()
 
 
-def prepare(leaf: Tensor) -> Tensor:
-    """Marks a leaf that ``reset`` made."""
-    setattr(leaf, _PREPARED, True)
-    return leaf
-
-
 def retire(leaves: Sequence[Tensor]) -> None:
     """Marks leaves of a derivative that is done."""
     for leaf in leaves:
         setattr(leaf, _RETIRED, True)
-
-
-def alias(tensor: Tensor) -> Tensor:
-    """A view through which a derivative reaches a tensor, known as such if that is prepared."""
-    view = tensor.view_as(tensor)
-    if hasattr(tensor, _PREPARED) and view.grad_fn is not None:
-        metadata: Any = view.grad_fn.metadata  # a property that torch's types call a method
-        metadata[_PREPARED] = True
-    return view
-
-
-def carries(tensors: Sequence[Tensor]) -> bool:
-    """Whether an update must record a graph for the sake of these tensors'.
-
-    That is so if it leads to any leaf but those that ``reset`` prepared, reached by ``func.grad``.
-    """
-    stack: list[Any] = []
-    for tensor in tensors:
-        if tensor.grad_fn is not None:
-            stack.append(tensor.grad_fn)
-        elif tensor.requires_grad:
-            return True
-    seen = {None, *stack}
-    while stack:
-        node = stack.pop()
-        if type(node) is AccumulateGrad and _is_foreign(node.variable, set()):  # type: ignore[attr-defined]  # made in C++
-            return True
-        for below, _ in node.next_functions:
-            if below not in seen and not (
-                type(below) is AccumulateGrad and _PREPARED in node.metadata
-            ):
-                seen.add(below)
-                stack.append(below)
-    return False
 
 
 def outside(tensors: Sequence[Tensor], own: Container[int]) -> tuple[bool, bool]:

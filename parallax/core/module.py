@@ -15,7 +15,6 @@ from parallax._compat import dynamo
 from parallax.core import initialize, notes
 from parallax.core.display import html_of, repr_of
 from parallax.core.fields import Lazy, UninitializedError
-from parallax.core.graph import prepare
 from parallax.core.layout import Layout, spec_of
 from parallax.core.metaclass import ModuleMeta, undeclared
 from parallax.core.nodes import Instance
@@ -207,7 +206,7 @@ class Module(Instance, metaclass=ModuleMeta):
         random.warn_if_same(source, effects.source_of(self._rng))
         fresh = [
             leaf if leaf is None
-            else prepare(leaf.detach().requires_grad_()) if train and _differentiable(leaf)
+            else leaf.detach().requires_grad_() if train and _differentiable(leaf)
             else leaf.detach()
             for leaf, train in zip(leaves, structure.trainable, strict=True)
         ]  # fmt: skip
@@ -302,7 +301,8 @@ class Module(Instance, metaclass=ModuleMeta):
         """``fn`` of each leaf and the leaves in the same place of ``trees``.
 
         A graph is recorded only when a later tree carries one: meta-learning stays exact, and
-        an ordinary loop never grows a graph.
+        a loop of ``backward()``, ``grad()`` and ``update`` never grows one. ``func.grad`` of a
+        tree that ``reset`` prepared carries one; for a loop of ``func.grad`` use ``train``.
 
         Args:
             fn: takes a leaf of this module and one of each tree to a new leaf.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import autograd, checkpoints, dynamo, functorch, modes
-from parallax.core.graph import RUNNING, alias, escaping, outside, refuse_reentrant, retire
+from parallax.core.graph import RUNNING, escaping, outside, refuse_reentrant, retire
 from parallax.func.call import Call
 from parallax.func.results import open_tensors
 
@@ -71,7 +71,7 @@ class Tape:
         if self.aliased:
             self.versions = [x._version for x in inputs]
             self.leaves = [
-                alias(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs
+                x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs
             ]
         else:
             self.leaves = [x.detach().requires_grad_() for x in inputs]

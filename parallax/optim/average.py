@@ -13,6 +13,7 @@ from parallax.core.module import Module
 from parallax.optim.checks import check_state
 from parallax.tree import core
 from parallax.tree.arithmetic import lerp
+from parallax.tree.recording import computed
 
 __all__ = ["EMA", "SWA", "Average"]
 
@@ -61,7 +62,10 @@ class SWA:
             return Average(core.map(Tensor.clone, model), torch.zeros(()))
 
     def update(self, average: Average, model: Any) -> Average:
-        """The average with one more model in it; no graph is built.
+        """The average with one more model in it.
+
+        A graph is recorded only where one is carried by the leaves, other than those that
+        ``reset`` made, or a derivative is being taken: a training loop never grows one.
 
         Args:
             average: what ``init`` or the last ``update`` returned.
@@ -74,7 +78,7 @@ class SWA:
             ValueError: if the model has another skeleton; the message names the first path.
         """
         check_state(f"{type(self).__name__}.update", average, Average, "ema.init(model)")
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and computed(average.model, model)):
             weight = self._weight(average.count)
             mixed = lerp(average.model, model, weight)
             return Average(_buffers_of(model, mixed), average.count + 1)

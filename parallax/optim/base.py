@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -126,6 +127,8 @@ class Optimizer(Kernel):
         leaves, part = _open_model(model, what)
         old = self._contents(state, part, what)
         plan, given = plan_for(what, model, leaves, part, grads, state, len(self._groups))
+        if not (plan.kept or self._differentiable or dynamo.is_compiling()):
+            _warn_of_graph(what, [given[k] for k in plan.chosen])
         if donate:
             _check_donation(what, self._differentiable)
             if not plan.kept:
@@ -212,6 +215,19 @@ def _check_donation(what: str, differentiable: bool) -> None:
         reason = "a differentiable step keeps its inputs for the gradient"
     if reason:
         raise ValueError(f"{what}: donate=True is for eager steps, and {reason}. Leave it out")
+
+
+def _warn_of_graph(what: str, grads: Sequence[Tensor]) -> None:
+    """Warns if somebody may want a derivative through this step, which records none."""
+    if any([grad.grad_fn is not None for grad in grads]):
+        name = what.removesuffix(".step")
+        warnings.warn(
+            f"{what}: the gradients carry a graph, and this step records none, so no derivative "
+            f"goes through it. To differentiate it, write {name}(..., differentiable=True). "
+            f"Otherwise take gradients that carry none: func.grad of model.train(rng), or "
+            f"model.grad() after backward()",
+            stacklevel=3,
+        )
 
 
 def _kind(value: Any) -> str:

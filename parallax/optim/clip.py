@@ -44,13 +44,24 @@ def clip_grad_norm(
         >>> optim.clip_grad_norm({"a": torch.tensor([3.0, 4.0])}, max_norm=1.0)
         ({'a': tensor([0.6000, 0.8000])}, tensor(5.))
     """
-    leaves = core.leaves(grads)
-    foreach = False if dynamo.is_compiling() or functorch.transform_active() else None
-    norm = torch.nn.utils.get_total_norm(leaves, norm_type, foreach=foreach)
+    norm = _total_norm(core.leaves(grads), norm_type)
     if error_if_nonfinite and not bool(norm.isfinite()):
         raise FloatingPointError(_nonfinite(grads, norm))
     factor = torch.clamp(max_norm / (norm + _TINY), max=1.0)
     return core.map(lambda g: g * factor.to(g.device, g.dtype), grads), norm
+
+
+def _total_norm(leaves: list[Any], norm_type: float) -> Tensor:
+    """The norm of all gradients by torch's formula; it is differentiated, as torch's is not."""
+    foreach = False if dynamo.is_compiling() or functorch.transform_active() else None
+    if foreach is None and not any([leaf.requires_grad for leaf in leaves]):
+        return torch.nn.utils.get_total_norm(leaves, norm_type, foreach=foreach)
+    norms = [torch.linalg.vector_norm(leaf, norm_type) for leaf in leaves]
+    if not norms:
+        return torch.tensor(0.0)
+    alike = torch.stack([norm.to(norms[0].device) for norm in norms])
+    total: Tensor = torch.linalg.vector_norm(alike, norm_type)
+    return total
 
 
 def _nonfinite(grads: Any, norm: Tensor) -> str:

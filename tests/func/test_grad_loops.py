@@ -11,12 +11,13 @@ from torch import Tensor
 from parallax import func, tree
 from tests.func.nets import Twice, X, loss, net
 
+GROWS = "16 updates in a row were recorded in one graph"
 
-@pytest.mark.parametrize("how", ["train", "reset once", "reset every step", "clipped"])
-def test_a_hundred_steps_leave_no_graph(how: str) -> None:
-    # https://github.com/pytorch/pytorch/issues/134612
+
+def hundred_steps(how: str) -> list[Tensor]:
+    """The leaves of a model and a velocity after steps with gradients by ``func.grad``."""
     model: Any = Twice(net(0), net(1))
-    model = model.train(0) if how == "train" else model.reset(0)
+    model = model.reset(0) if how == "reset once" else model.train(0)
     velocity = tree.zeros_like(model)
     for step in range(100):
         if how == "reset every step":
@@ -26,8 +27,31 @@ def test_a_hundred_steps_leave_no_graph(how: str) -> None:
             grads = tree.map(lambda g: g.clamp(-1, 1), grads)
         velocity = velocity.update(lambda v, g: 0.9 * v + g, grads)
         model = model.update(lambda p, v: p - 0.01 * v, velocity)
-    for leaf in tree.leaves(model) + tree.leaves(velocity):
+    return tree.leaves(model) + tree.leaves(velocity)
+
+
+@pytest.mark.parametrize("how", ["train", "clipped"])
+def test_a_hundred_steps_leave_no_graph(how: str) -> None:
+    # https://github.com/pytorch/pytorch/issues/134612
+    for leaf in hundred_steps(how):
         assert leaf.grad_fn is None
+
+
+@pytest.mark.parametrize("how", ["reset once", "reset every step"])
+def test_a_loop_that_keeps_a_graph_is_warned_once_for_each_tree(how: str) -> None:
+    with pytest.warns(UserWarning, match=GROWS) as caught:
+        hundred_steps(how)
+    lines = [warning.lineno for warning in caught]
+    assert len(lines) == len(set(lines)) == 2  # of the velocity and of the model
+    assert all(warning.filename == __file__ for warning in caught)
+
+
+def test_a_fresh_reset_in_each_step_is_not_warned() -> None:
+    model = net()
+    for step in range(30):
+        model = model.reset(step)
+        model = model.update(lambda p, g: p - 0.1 * g, func.grad(loss)(model))
+    assert all(leaf.grad_fn is None for leaf in tree.leaves(model.reset(30)))
 
 
 def unrolled(leaves: dict[str, Tensor], x: Tensor) -> Tensor:
