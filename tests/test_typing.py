@@ -52,6 +52,15 @@ def test_wrong_code_is_refused_line_by_line(checker: str, tmp_path: Path) -> Non
     assert len(expected) > 20
 
 
+@checkers
+def test_the_blocks_of_the_readme_are_accepted(checker: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    file = tmp_path / "readme.py"
+    file.write_text("\n".join(blocks))
+    assert errors(checker, file) == {}
+    assert len(blocks) > 5
+
+
 def test_the_code_that_is_accepted_runs() -> None:
     accepted.constructors_are_seen()
     dense = accepted.Dense(3, 2).initialize(0, dtype=torch.float64).reset(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import FrozenInstanceError
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,14 @@ from parallax.tree import recording
 __all__ = ["Module"]
 
 _set = object.__setattr__
+_P = ParamSpec("_P")
+_R_co = TypeVar("_R_co", covariant=True)
+
+
+class _HasForward(Protocol[_P, _R_co]):
+    """What type checkers take the arguments and the result of a call from."""
+
+    def forward(self, *args: _P.args, **kwargs: _P.kwargs) -> _R_co: ...
 
 
 class Module(Instance, metaclass=ModuleMeta):
@@ -69,7 +77,10 @@ class Module(Instance, metaclass=ModuleMeta):
         )
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        def __call__(self: _HasForward[_P, _R_co], *args: _P.args, **kwargs: _P.kwargs) -> _R_co:
+            """What ``forward`` computes: at run time it is the very same function."""
+            ...
 
     # -- frozen -------------------------------------------------------------------------------
 

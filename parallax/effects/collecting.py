@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate
 
 import optree
 from torch import Tensor
+from typing_extensions import ParamSpec, TypeVar
 
 from parallax._compat import dynamo
 from parallax.core import notes, tracing
@@ -19,9 +20,10 @@ from parallax.effects.collection import Collecting, Collection, root_of, source_
 
 __all__ = ["capture", "collect", "refuse_deferred"]
 
-P = ParamSpec("P")
-R = TypeVar("R")
-M = TypeVar("M")
+# With Any as default, a lambda's arguments may be called and read whatever they are.
+M = TypeVar("M", bound=Any, default=Any)
+P = ParamSpec("P", default=...)
+R = TypeVar("R", default=Any)
 
 
 def collect(fn: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], tuple[R, M]]:

@@ -40,7 +40,7 @@ class Reader(Module):
 
     def forward(self, sequence: Tensor) -> Tensor:
         """Score each class, for one sequence of shape (steps, input_size)."""
-        states = list(zip(self.h, self.c, strict=True))
+        states: list[tuple[Tensor, Tensor]] = list(zip(self.h, self.c, strict=True))
         top = self.h[-1]
         for x in sequence:
             below = x

@@ -44,7 +44,7 @@ class Net(Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = torch.tanh(layer(x))
-        return self.heads["out"](self.norm(x))  # type: ignore[no-any-return]  # a tensor
+        return self.heads["out"](self.norm(x))
 
 
 class Noisy(Module):
@@ -136,7 +136,7 @@ def test_random_layers_follow_torchs_generator_in_training() -> None:
         noisy: Noisy
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.noisy(x)  # type: ignore[no-any-return]  # a tensor
+            return self.noisy(x)
 
     lowered = bridge.lower(Two(Noisy()))
     x = torch.zeros(4)
@@ -253,7 +253,7 @@ def test_a_lifted_part_of_a_tree() -> None:
         head: Dense
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.body(x))  # type: ignore[no-any-return]  # a tensor
+            return self.head(self.body(x))
 
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     outer = Outer(bridge.lift(model), Dense(torch.randn(2, 4), None))

@@ -29,7 +29,7 @@ class MLP(Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.activation(self.first(x)))  # type: ignore[no-any-return]  # a call of a module is Any
+        return self.second(self.activation(self.first(x)))
 
 
 class Sequential(Module):
@@ -78,7 +78,7 @@ class Gated(Module):
         self.gates = Gates(Dense(), Parameter((SIZE,), init.ones_), 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gates.gain * self.gates.inner(x) ** self.gates.power  # type: ignore[no-any-return]  # a call of a module is Any
+        return self.gates.gain * self.gates.inner(x) ** self.gates.power
 
 
 class Nested(Module):
@@ -106,7 +106,7 @@ class Nested(Module):
         for row in self.weights:
             for weight in row:
                 x = x * weight
-        return self.pair[0](x) + self.pair[1]  # type: ignore[no-any-return]  # a call of a module is Any
+        return self.pair[0](x) + self.pair[1]
 
 
 class Many(Module):

@@ -179,9 +179,10 @@ def test_dropout_drops_weights_by_the_key(need_weights: bool) -> None:
     assert_same(one, again)
     assert not torch.equal(one, other) and not torch.equal(one, full)
     if need_weights:
+        assert first is not None and weights is not None
         mask = random.dropout_mask(layer.train(random.key(0)).rng, (N * H, L, L), 0.5)
         assert_same(first, weights * mask.reshape(N, H, L, L))
-        assert 0.3 < (first == 0).double().mean() < 0.7
+        assert 0.3 < first.eq(0).double().mean() < 0.7
 
 
 def test_dropout_needs_a_key_only_where_it_drops() -> None:

@@ -236,9 +236,9 @@ def test_a_misfit_names_the_shape(
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_what_is_no_tensor_is_refused(mode: str) -> None:
     norm = nn.BatchNorm1d(3).initialize(0)
-    norm = norm.train() if mode == "train" else norm.eval()
+    given: Any = norm.train() if mode == "train" else norm.eval()
     with pytest.raises(TypeError, match=r"^BatchNorm1d: input must be a tensor, got list$"):
-        norm([1.0])
+        given([1.0])
 
 
 @pytest.mark.parametrize("track", [True, False])

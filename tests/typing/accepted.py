@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from parallax import Buffer, Module, Parameter, field, tree
+from parallax import Buffer, Module, Parameter, effects, field, tree
+from parallax import nn as layers
 
 ModuleT = TypeVar("ModuleT", bound=Module)
 
@@ -170,7 +171,15 @@ def trees_keep_their_type(dense: Dense) -> None:
 
 
 def calls_are_forward(dense: Dense) -> None:
-    """``forward`` keeps its signature; a call takes anything."""
+    """A call has the arguments and the result of ``forward``."""
     assert_type(dense.forward(torch.ones(3)), Tensor)
-    out: Tensor = dense(torch.ones(3))
+    assert_type(dense(torch.ones(3)), Tensor)
+    assert_type(layers.Linear(3, 2)(torch.ones(3)), Tensor)
+    out = torch.vmap(dense)(torch.ones(2, 3))
     torch.func.grad(lambda module: module(out).sum())(dense)
+
+
+def effects_keep_the_types(dense: Dense) -> None:
+    """``collect`` returns what the function does, and the module; lambdas are accepted."""
+    assert_type(effects.collect(Dense.forward)(dense, torch.ones(3)), tuple[Tensor, Dense])
+    effects.collect(lambda module, x: module(x))(dense, torch.ones(3))

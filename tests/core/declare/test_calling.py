@@ -46,7 +46,8 @@ def test_a_call_that_a_user_wrote_wins_for_the_class_and_those_below() -> None:
         def forward(self, x: int) -> int:
             return x
 
-        def __call__(self, x: int) -> Any:
+        # pyright wants the arguments of every forward; define forward, and it is content.
+        def __call__(self, x: int) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             return "logged", self.forward(x)
 
     class Child(Logged):
