@@ -57,6 +57,8 @@ def assert_parity(
         Our layer with the parameters of theirs.
     """
     theirs = copy.deepcopy(theirs).train(mode == "train")
+    # Torch takes other kernels where weights need no gradient, as ours do outside of func.grad.
+    frozen = copy.deepcopy(theirs).requires_grad_(False)
     if show:
         assert repr(ours.initialize(0)) == repr(theirs)
     assert set(bridge.state_dict(ours.initialize(0))) == set(theirs.state_dict())
@@ -90,8 +92,11 @@ def assert_parity(
             for name, buffer in theirs.named_buffers():
                 assert_same(bridge.state_dict(after)[name], buffer, tolerance)
         total, (out, _) = loss(layer, given)
+        wanted = torch_pytree.tree_map(_differentiable, inputs)
+        expected = frozen(*wanted, **keywords)
         if total.requires_grad:
             total.backward()
+            _total(expected).backward()
         for one, two in zip(_tensors(given), _tensors(wanted), strict=True):
             assert (one.grad is None) == (two.grad is None)
             if one.grad is not None:
