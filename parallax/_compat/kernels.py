@@ -28,4 +28,10 @@ disabled_torch_function: Any = torch._C._disabled_torch_function_impl
 adafactor: Callable[..., None] = torch.optim._adafactor.adafactor
 muon: Callable[..., None] = torch.optim._muon.muon
 weight_norm: Callable[[Tensor, Tensor, int], Tensor] = torch._weight_norm
+is_dense: Callable[[Tensor], bool] = torch.ops.aten.is_non_overlapping_and_dense
 flatten_dense: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors
+
+
+def users_of(storage: torch.UntypedStorage) -> int:
+    """How many tensors have this memory, apart from the object asked about."""
+    return int(torch._C._storage_Use_Count(storage._cdata)) - 1

@@ -12,6 +12,7 @@ from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.optim.checks import check_state, gather
 from parallax.optim.choose import choose
+from parallax.optim.donate import check_donation
 from parallax.tree import core
 
 __all__ = ["Accumulate", "Accumulated"]
@@ -94,6 +95,7 @@ class Accumulate:
             ValueError: if something does not fit the model.
         """
         what = "optim.Accumulate.step"
+        check_donation(what, donate)
         check_state(what, state, Accumulated)
         leaves, part = core._open(model)
         gather(what, model, leaves, part, grads)

@@ -62,6 +62,11 @@ class Adafactor(Optimizer):
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         if dynamo.is_compiling():
             return _traced(at, h, at.steps(how))
+        if any([param.numel() == 0 for param in at.params]):  # by which torch would divide
+            some = [k for k, param in enumerate(at.params) if param.numel() > 0]
+            if some:
+                at.put(self._kernel(at.pick(some), h, how), some)
+            return at
         kernels.adafactor(
             at.params, at.grads, at["row_var"], at["col_var"], at["variance"], at.steps(how),
             d=h["d"], lr=h["lr"], beta2_decay=h["beta2_decay"], weight_decay=h["weight_decay"],

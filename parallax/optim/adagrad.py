@@ -38,6 +38,7 @@ class Adagrad(Optimizer):
 
     _torch = torch.optim.Adagrad
     _fused_on = ("cpu",)
+    _takes_sparse = True
 
     lr: Number = 1e-2
     lr_decay: Number = 0
@@ -58,6 +59,8 @@ class Adagrad(Optimizer):
         return torch.full_like(param, complex(start, start) if param.is_complex() else start)
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        if h["weight_decay"] != 0:  # by which all rows move
+            at = at.with_dense_gradients()
         at = at.in_order() if how.fused else at
         adagrad(
             at.params, at.grads, at["sum"], at.steps(how),

@@ -9,17 +9,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, functorch
+from parallax._compat import dynamo
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 from parallax.optim import groups as grouping
-from parallax.optim.checks import check_layouts, check_state, paths_of
+from parallax.optim.checks import check_layouts, check_leaf, check_state, paths_of, size_of
 from parallax.optim.clocks import Clocks
-from parallax.optim.donate import mark
-from parallax.optim.hyper import Hyper, resolved
+from parallax.optim.donate import check_donation, mark
+from parallax.optim.hyper import resolved
 from parallax.optim.kernel import Kernel
 from parallax.optim.lists import Lists, put, some
-from parallax.optim.plan import Row, plan_for, remember
+from parallax.optim.memory import make_private, memory_of
+from parallax.optim.plan import Row, known_memory, plan_for, remember
 from parallax.optim.state import NEVER, Contents, State, around
 from parallax.tree import core
 
@@ -74,13 +75,15 @@ class Optimizer(Kernel):
                 h = resolved(self._hypers[labels[k]], 0)
                 if isinstance(leaves[k], Lazy) or not isinstance(leaves[k], Tensor):
                     raise _uninitialized(what, model, paths_of(model)[k])
-                self._check_leaf(f"{type(model).__name__}.{paths_of(model)[k]}", leaves[k])
+                path = f"{type(model).__name__}.{paths_of(model)[k]}"
+                check_leaf(what, path, leaves[k])
+                self._check_leaf(path, leaves[k])
                 for name in self._moments(h):
                     columns[name][k] = self._fresh(name, leaves[k].detach(), h)
         known = set(chosen)
         clock_of = tuple([0 if k in known else NEVER for k in range(len(leaves))])
         moments = {name: around(model, column) for name, column in columns.items()}
-        sizes = tuple([tuple(p.shape) if isinstance(p, Tensor) else None for p in leaves])
+        sizes = tuple([size_of(leaf) for leaf in leaves])
         return State(step, moments, (), clock_of, labels, sizes, type(self).__name__)
 
     def _clock_device(self, leaf: Any) -> Any:
@@ -101,8 +104,10 @@ class Optimizer(Kernel):
             grads: a module of its skeleton with gradients, and holes where there is none.
             state: what ``init`` or the last ``step`` returned.
             donate: write the result into the memory of ``model`` and ``state``, which are gone
-                afterwards: using them raises ``DonatedError``. Tensors that were taken out of
-                them before change under your hands. Only in eager code.
+                afterwards: using them raises ``DonatedError``. A leaf that was taken out of them
+                before changes under your hands. A leaf that is not dense, or whose memory another
+                tensor uses too, is copied once and the copy is written from then on. Only in
+                eager code.
 
         Returns:
             The model and the state after the step.
@@ -124,31 +129,45 @@ class Optimizer(Kernel):
             tensor([0.9000, 0.9000])
         """
         what = f"optim.{type(self).__name__}.step"
+        check_donation(what, donate, self._differentiable)
         leaves, part = _open_model(model, what)
         old = self._contents(state, part, what)
         plan, given = plan_for(what, model, leaves, part, grads, state, len(self._groups))
-        if not (plan.kept or self._differentiable or dynamo.is_compiling()):
-            _warn_of_graph(what, [given[k] for k in plan.chosen])
-        if donate:
-            _check_donation(what, self._differentiable)
-            if not plan.kept:
-                check_layouts(what, model, plan.chosen, given)
+        if not (plan.kept or dynamo.is_compiling()):
+            check_layouts(what, model, plan.chosen, given, self._takes_sparse and not donate)
+            if not self._differentiable:
+                _warn_of_graph(what, [given[k] for k in plan.chosen])
         clocks = Clocks(old.step, old.clocks, state.clock_of, plan.chosen)
         made = list(leaves)
         moments = {name: list(column) for name, column in old.moments.items()}
-        with torch.set_grad_enabled(self._differentiable and torch.is_grad_enabled()):
-            for row in plan.rows:
-                h = self._hypers[row.group]
-                at = self._lists(h, row, given, made, moments, clocks)
-                at = self._advance(at, h, old.step, donate)
-                put(made, row.members, at.params)
-                for name, column in at.moments.items():
-                    put(moments[name], row.members, column)
-            step, others = clocks.ticked()
+        columns = [made, *moments.values()]
+        memory = None
+        if donate:
+            read = [*some(given, plan.chosen), *self._leaves, *clocks.before]
+            memory = known_memory(state, model, leaves, read)
+            if memory is None:
+                make_private(plan.chosen, columns, read)
+        lists = [self._lists(row, given, made, moments, clocks) for row in plan.rows]
+        try:
+            with torch.set_grad_enabled(self._differentiable and torch.is_grad_enabled()):
+                for row, at in zip(plan.rows, lists):  # noqa: B905  # made of them; dynamo traces no strict=
+                    done = self._advance(at, self._hypers[row.group], old.step, donate)
+                    put(made, row.members, done.params)
+                    for name, column in done.moments.items():
+                        put(moments[name], row.members, column)
+                    memory = memory if done is at else None
+                step, others = clocks.ticked()
+        except BaseException as error:
+            if donate and not (isinstance(error, (TypeError, ValueError)) and len(lists) == 1):
+                mark(model)  # a kernel may have written a part of it
+                mark(state, *state.moments.values())
+            raise
         next_state = old.close(step, moments, others, clocks.clock_of)
         next_model = core._close(part, made, model._rng)  # type: ignore[attr-defined]  # a module
         if not (dynamo.is_compiling() or self._differentiable):
-            remember(plan, model, grads, state, next_model, next_state)
+            if donate and memory is None:
+                memory = memory_of(plan.chosen, columns)
+            remember(plan, model, grads, state, next_model, next_state, memory)
         if donate:
             mark(model)
             mark(state, *state.moments.values())
@@ -165,7 +184,6 @@ class Optimizer(Kernel):
 
     def _lists(
         self,
-        h: Hyper,
         row: Row,
         given: Sequence[Any],
         leaves: list[Any],
@@ -173,7 +191,7 @@ class Optimizer(Kernel):
         clocks: Clocks,
     ) -> Lists:
         columns, members = {}, row.members
-        for name in self._moments(h):
+        for name in self._moments(self._hypers[row.group]):
             if name not in moments:
                 raise ValueError(
                     f"optim.{type(self).__name__}.step: the state has no {name!r}; it was made "
@@ -203,18 +221,6 @@ def _uninitialized(what: str, model: Any, path: str) -> UninitializedError:
         f"{what}: {type(model).__name__}.{path} is not initialized. "
         f"Initialize first: model = model.initialize(rng)"
     )
-
-
-def _check_donation(what: str, differentiable: bool) -> None:
-    reason = ""
-    if dynamo.is_compiling():
-        reason = "torch.compile plans the memory of a compiled step itself"
-    elif functorch.transform_active():
-        reason = "a torch.func transform is running, whose values cannot be overwritten"
-    elif differentiable:
-        reason = "a differentiable step keeps its inputs for the gradient"
-    if reason:
-        raise ValueError(f"{what}: donate=True is for eager steps, and {reason}. Leave it out")
 
 
 def _warn_of_graph(what: str, grads: Sequence[Tensor]) -> None:

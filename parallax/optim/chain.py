@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from parallax.core.module import Module
 from parallax.optim.checks import check_state
+from parallax.optim.donate import check_donation
 
 __all__ = ["Chain", "Chained", "chain"]
 
@@ -54,6 +55,7 @@ class Chain:
         Raises:
             ValueError: if something does not fit the model.
         """
+        check_donation("chain(...).step", donate)
         check_state("chain(...).step", state, Chained)
         states: list[Any] = []
         for part, held in zip(self.transforms, state.parts):  # noqa: B905  # the last is the optimizer's

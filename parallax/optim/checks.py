@@ -13,7 +13,9 @@ from parallax.core.nodes import is_module
 from parallax.tree import core
 from parallax.tree.align import align
 
-__all__ = ["check_layouts", "check_sizes", "check_state", "gather", "paths_of"]
+__all__ = [
+    "check_layouts", "check_leaf", "check_sizes", "check_state", "gather", "paths_of", "size_of",
+]  # fmt: skip
 
 
 def gather(
@@ -63,15 +65,43 @@ def check_state(what: str, state: Any, cls: type, make: str = "opt.init(model)")
         )
 
 
-def check_layouts(what: str, model: Any, chosen: Sequence[int], given: Sequence[Any]) -> None:
-    """Raises for a sparse gradient: a kernel could stop half-way, in memory that was donated."""
+def check_layouts(
+    what: str, model: Any, chosen: Sequence[int], given: Sequence[Any], takes_sparse: bool
+) -> None:
+    """Raises for a sparse gradient where the step has no kernel for one."""
     for k in chosen:
-        if given[k].layout is not torch.strided:
+        layout = given[k].layout
+        if layout not in _DENSE and not (takes_sparse and layout is torch.sparse_coo):
             path = f"{type(model).__name__}.{paths_of(model)[k]}"
             raise ValueError(
-                f"{what}: the gradient of {path} is {given[k].layout}. "
+                f"{what}: the gradient of {path} is {layout}. "
                 f"Make it dense first: grads = tree.map(Tensor.to_dense, grads)"
             )
+
+
+_DENSE = (torch.strided, torch.jagged)
+
+
+def check_leaf(what: str, path: str, leaf: Tensor) -> None:
+    """Raises for a leaf that no optimizer steps."""
+    if leaf.layout not in _DENSE or (leaf.is_nested and leaf.layout is torch.strided):
+        kind = "a nested tensor" if leaf.is_nested else leaf.layout
+        raise TypeError(
+            f"{what}: {path} is {kind}, for which torch has no optimizer. Make it dense: "
+            f"leaf.to_padded_tensor(0.0) of nested tensors, leaf.to_dense() of sparse ones"
+        )
+    if not (leaf.is_floating_point() or leaf.is_complex()):
+        raise TypeError(
+            f"{what}: {path} is {leaf.dtype}, and only floating-point or complex tensors have "
+            f"gradients. Make it a Buffer, or cast it: leaf.float()"
+        )
+
+
+def size_of(leaf: Any) -> tuple[int, ...] | None:
+    """The shape of a leaf; ``None`` if it has none."""
+    if not isinstance(leaf, Tensor) or (leaf.is_nested and leaf.layout is torch.strided):
+        return None
+    return tuple(leaf.shape)
 
 
 def _check_pair(what: str, model: Any, k: int, leaf: Any, grad: Any) -> None:

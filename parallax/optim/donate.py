@@ -7,10 +7,10 @@ from typing import Any, NoReturn
 import optree
 from torch import Tensor
 
-from parallax._compat import registries
+from parallax._compat import dynamo, functorch, registries
 from parallax.core.nodes import NODES, Instance, is_module
 
-__all__ = ["DonatedError", "mark"]
+__all__ = ["DonatedError", "check_donation", "mark"]
 
 
 class DonatedError(RuntimeError):
@@ -82,6 +82,28 @@ registries.register_torch_node(
 _set_class = object.__dict__["__class__"].__set__  # past the __setattr__ that freezes modules
 
 
+def check_donation(what: str, donate: Any, differentiable: bool = False) -> None:
+    """Raises if a step cannot be donated to.
+
+    Raises:
+        TypeError: if ``donate`` is no bool.
+        ValueError: if it is true where it cannot be.
+    """
+    if donate is False:
+        return
+    if donate is not True:
+        raise TypeError(f"{what}: donate is True or False, got {donate!r}")
+    reason = ""
+    if dynamo.is_compiling():
+        reason = "torch.compile plans the memory of a compiled step itself"
+    elif functorch.transform_active():
+        reason = "a torch.func transform is running, whose values cannot be overwritten"
+    elif differentiable:
+        reason = "a differentiable step keeps its inputs for the gradient"
+    if reason:
+        raise ValueError(f"{what}: donate=True is for eager steps, and {reason}. Leave it out")
+
+
 def mark(model: Any, *others: Any) -> None:
     """Makes a module with every module below it unusable, and some others alone.
 
@@ -102,8 +124,8 @@ def mark(model: Any, *others: Any) -> None:
                 stack += map(value.__dict__.__getitem__, below)
             _set_class(value, Donated)
         elif isinstance(value, tuple):
-            stack += value
+            stack += [item for item in value if type(item) is not Tensor]
         elif isinstance(value, dict):
-            stack += value.values()
+            stack += [item for item in value.values() if type(item) is not Tensor]
         elif cls in NODES:
             stack += NODES[cls].flatten(value)[0]

@@ -18,6 +18,7 @@ from parallax.core.registry import flatten_module
 from parallax.optim.attributes import changed, look
 from parallax.optim.carry import cast, pack, unpack
 from parallax.optim.checks import gather
+from parallax.optim.donate import check_donation
 from parallax.optim.saved import Constants, Tensors, below, constant, shaped
 from parallax.optim.state import around
 from parallax.tree import core
@@ -126,6 +127,7 @@ class Foreign:
             RuntimeError: under ``torch.compile`` or a ``torch.func`` transform.
         """
         what = f"from_torch({self.name}).step"
+        check_donation(what, donate)
         if donate:
             raise ValueError(f"{what}: an optimizer of torch's works on copies; leave donate out")
         if dynamo.is_compiling() or functorch.transform_active():

@@ -22,6 +22,8 @@ class Kernel(Value, ABC):
     """What an optimizer keeps per leaf, and the kernel that steps lists of leaves."""
 
     _fused_on: ClassVar[tuple[str, ...]] = ()  # types of devices with a fused kernel
+    _fused_halves: ClassVar[bool] = True  # whether that is right for float16 and bfloat16
+    _takes_sparse: ClassVar[bool] = False  # gradients, where all is eager and nothing donated
 
     @abstractmethod
     def _moments(self, h: Hyper) -> tuple[str, ...]:
@@ -29,7 +31,11 @@ class Kernel(Value, ABC):
 
     @abstractmethod
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
-        """Steps private lists in place by torch's kernel; returns the lists it wrote."""
+        """Steps private lists in place by torch's kernel.
+
+        Returns:
+            The same lists if all tensors are written in place, and others if any is a new one.
+        """
 
     def _fresh(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
         """A moment of a leaf that was never stepped."""
@@ -64,10 +70,30 @@ class Kernel(Value, ABC):
     def _eager(self, at: Lists, h: Hyper, step: Tensor, donate: bool = False) -> Lists:
         h = h if self._fixed else plain(resolved(h, step))
         foreach, fused = h.get("foreach"), h.get("fused")
-        if foreach is None and fused is None and self._fused_on:
-            fused = at.fusable(self._fused_on)
+        if fused or (foreach is None and fused is None):
+            fused = self._fuses(at, bool(fused))
         capturable = bool(h.get("capturable")) and at.params[0].device.type != "cpu"
         return self._run(at, h, How(foreach, bool(fused), capturable), donate)
+
+    def _fuses(self, at: Lists, asked: bool) -> bool:
+        """Whether lists are stepped by a fused kernel.
+
+        Raises:
+            TypeError: if one is asked for and there is none for a parameter.
+        """
+        if not self._fused_on:
+            return False
+        if asked:
+            for param in at.params:
+                if not (param.is_floating_point() and param.device.type in self._fused_on):
+                    raise TypeError(
+                        f"optim.{type(self).__name__}: fused=True steps floating-point leaves on "
+                        f"{', '.join(self._fused_on)}; got one of {param.dtype} on {param.device}. "
+                        f"Leave fused out"
+                    )
+        elif not at.fusable(self._fused_on):
+            return False
+        return self._fused_halves or not at.has_halves_on_cpu()
 
     def _with_graph(self, at: Lists, h: Hyper) -> Lists:
         at = at.private()

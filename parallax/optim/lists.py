@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, kernels
+from parallax.optim.memory import PLAIN
 
 __all__ = ["How", "Lists", "put", "some"]
 
@@ -127,13 +128,29 @@ class Lists:
             flat: list[Tensor] = []
             for column in columns:
                 flat += column
-            copies = _clone(flat)
+            copies = self._clone(flat)
             made: list[Any] = [copies[k * n : k * n + n] for k in range(len(columns))]
         else:
-            left = iter(_clone([t for column in columns for t in column if t is not None]))
+            left = iter(self._clone([t for column in columns for t in column if t is not None]))
             made = [[None if t is None else next(left) for t in column] for column in columns]
         moments = dict(zip(self.moments, made[1:]))  # noqa: B905  # dynamo traces no strict=
         return self._with(made[0], self.grads, moments)
+
+    def plain(self) -> bool:
+        """Whether all are dense tensors of torch's own class, which its fast kernels assume."""
+        return self._once("plain", self._is_plain)
+
+    def _is_plain(self) -> bool:
+        tensors = [*self.params, *self.grads]
+        for column in self.moments.values():
+            tensors += [moment for moment in column if moment is not None]
+        return all(map(_is_plain, tensors))
+
+    def _clone(self, tensors: list[Tensor]) -> list[Tensor]:
+        traced = dynamo.is_compiling() or functorch.transform_active()
+        if traced or torch.is_grad_enabled() or not self.plain():
+            return [tensor.clone() for tensor in tensors]
+        return list(kernels.foreach_clone(tensors))
 
     def uniform(self) -> bool:
         """Whether all parameters are of one dtype and on one device."""
@@ -141,12 +158,25 @@ class Lists:
 
     def fusable(self, devices: tuple[str, ...]) -> bool:
         """Whether torch has a fused kernel for all parameters, given where it has one at all."""
+        return self.plain() and self._once(devices, lambda: self._is_fusable(devices))
+
+    def has_halves_on_cpu(self) -> bool:
+        """Whether a parameter on the CPU is of less than single precision."""
         return self._once(
-            devices,
-            lambda: all(
-                [p.dtype.is_floating_point and p.device.type in devices for p in self.params]
-            ),
+            "halves",
+            lambda: any([p.dtype.itemsize < 4 and p.device.type == "cpu" for p in self.params]),
         )
+
+    def _is_fusable(self, devices: tuple[str, ...]) -> bool:
+        for k, param in enumerate(self.params):
+            if not (param.dtype.is_floating_point and param.device.type in devices):
+                return False
+            for moment in [column[k] for column in self.moments.values()]:
+                if moment is not None and (
+                    moment.dtype is not param.dtype or moment.device != param.device
+                ):
+                    return False
+        return True
 
     def in_order(self) -> Lists:
         """As they are, with gradients and moments laid out in memory as the parameters are.
@@ -172,6 +202,13 @@ class Lists:
         ]
         return self._with(self.params, grads, dict(zip(self.moments, moments, strict=True)))
 
+    def with_dense_gradients(self) -> Lists:
+        """The same with dense gradients in the place of sparse ones."""
+        if not any([grad.is_sparse for grad in self.grads]):
+            return self
+        grads = [grad.to_dense() if grad.is_sparse else grad for grad in self.grads]
+        return self._with(self.params, grads, self.moments)
+
     def pick(self, indices: list[int]) -> Lists:
         """Some of the entries."""
         moments = {name: [column[k] for k in indices] for name, column in self.moments.items()}
@@ -186,10 +223,12 @@ class Lists:
                 self.moments[name][k] = column[j]
 
 
-def _clone(tensors: list[Tensor]) -> list[Tensor]:
-    if dynamo.is_compiling() or functorch.transform_active() or torch.is_grad_enabled():
-        return [tensor.clone() for tensor in tensors]
-    return list(kernels.foreach_clone(tensors))
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in PLAIN
+        and tensor.layout is torch.strided
+        and not (tensor.is_nested or tensor.is_conj() or tensor.is_neg())
+    )
 
 
 def _like(param: Tensor, tensor: Tensor) -> Tensor:

@@ -22,9 +22,10 @@ from parallax._compat import dynamo, functorch, modes
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
 from parallax.optim.checks import check_sizes, gather
+from parallax.optim.memory import Memory
 from parallax.optim.state import State
 
-__all__ = ["Plan", "Row", "plan_for", "remember"]
+__all__ = ["Plan", "Row", "known_memory", "plan_for", "remember"]
 
 
 class Row(NamedTuple):
@@ -147,7 +148,7 @@ def plan_for(
     traced = dynamo.is_compiling()
     kept = None if traced else vars(state).get(_MEMO)
     if kept is not None:
-        plans, made = kept
+        plans, made, _ = kept
         for place, plan in enumerate(plans):
             last = place == 0
             found = plan.fits(model, last and made() is model, grads, groups)
@@ -165,10 +166,36 @@ def plan_for(
 
 
 _MEMO = "_plans"
+_NOTHING: tuple[Any, Any, Any] = ((), None, None)
 _MOST = 4  # a run may go to and fro: a part of the model has no gradient in every other step
 
 
-def remember(plan: Plan, model: Any, grads: Any, before: State, made: Any, state: State) -> None:
+def known_memory(
+    state: State, model: Any, leaves: Sequence[Any], read: Sequence[Tensor]
+) -> Memory | None:
+    """The memory that a donated step made the state in, if the next step can go on in it.
+
+    Args:
+        state: the state before the step.
+        model: the module before the step.
+        leaves: its leaves.
+        read: all other tensors that the step reads.
+    """
+    _, made, memory = vars(state).get(_MEMO, _NOTHING)
+    if memory is None or not (made() is model or memory.is_of(leaves)):
+        return None
+    return memory if memory.is_apart_from(read) else None
+
+
+def remember(
+    plan: Plan,
+    model: Any,
+    grads: Any,
+    before: State,
+    made: Any,
+    state: State,
+    memory: Memory | None,
+) -> None:
     """Keeps a plan on the state that its step made, for the next step, and a few older ones.
 
     Args:
@@ -178,13 +205,14 @@ def remember(plan: Plan, model: Any, grads: Any, before: State, made: Any, state
         before: the state before the step.
         made: the module after the step.
         state: the state after the step.
+        memory: what the step wrote, if it was donated.
     """
     if functorch.transform_active() or modes.dispatch_mode_active():
         return
     if not plan.kept:
         plan.keep(model, grads)
     if plan.kept:
-        plans = vars(before).get(_MEMO, ((), None))[0]
+        plans = vars(before).get(_MEMO, _NOTHING)[0]
         if not (plans and plans[0] is plan):
             plans = (plan, *[other for other in plans if not other.is_again(plan)][: _MOST - 1])
-        vars(state)[_MEMO] = plans, weakref.ref(made)
+        vars(state)[_MEMO] = plans, weakref.ref(made), memory

@@ -39,6 +39,8 @@ class SGD(Optimizer):
 
     _torch = torch.optim.SGD
     _fused_on = ("cpu", "cuda", "mps", "xpu")
+    _fused_halves = False  # torch's kernel for the CPU steps in the wrong direction there
+    _takes_sparse = True
 
     lr: Number = 1e-3
     momentum: Number = 0
@@ -56,7 +58,7 @@ class SGD(Optimizer):
 
     def _eager(self, at: Lists, h: Hyper, step: Tensor, donate: bool = False) -> Lists:
         chosen = h["foreach"] is not None or h["fused"] is not None
-        if donate or chosen or h["weight_decay"] != 0 or h["momentum"] != 0:
+        if donate or chosen or h["weight_decay"] != 0 or h["momentum"] != 0 or not at.plain():
             return super()._eager(at, h, step, donate)
         # Out of place it is one pass over memory, where a copy and a kernel are two.
         rate = h["lr"] if self._fixed else plain(resolved({"lr": h["lr"]}, step))["lr"]
@@ -71,6 +73,8 @@ class SGD(Optimizer):
         return torch.zeros_like(param) if h["dampening"] == 0 else None
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        if h["momentum"] != 0 or h["weight_decay"] != 0:  # by which all rows move
+            at = at.with_dense_gradients()
         buffers = at["momentum_buffer"]
         first = [k for k, buffer in enumerate(buffers) if buffer is None]
         if not first:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from parallax.core.module import Module
 from parallax.optim import groups as grouping
 from parallax.optim.checks import check_state, gather
+from parallax.optim.donate import check_donation
 from parallax.tree import core
 
 __all__ = ["Split", "Splits"]
@@ -97,6 +98,7 @@ class Split:
         Raises:
             ValueError: if something does not fit the model.
         """
+        check_donation("optim.Split.step", donate)
         check_state("optim.Split.step", state, Splits)
         leaves, part = core._open(model)
         given = gather("optim.Split.step", model, leaves, part, grads)[1]
