@@ -49,6 +49,13 @@ def level_of(tensor: Tensor) -> int:
     return max(level, 0)
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written into, which wrappers of ``vmap`` do not count."""
+    while is_wrapped(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor._version
+
+
 def current_level() -> int:
     """How many transforms are running."""
     return torch._C._functorch.maybe_current_level() or 0

@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from parallax.bridge.alike import same
-from parallax.bridge.pointers import ATOMS, Detaching, changeable, points_at_tensors
+from parallax.bridge.pointers import ATOMS, Detaching, Ref, changeable, points_at_tensors, resolved
 
-__all__ = ["BY_NUMBER", "Blueprint", "attributes_of", "defaults"]
+__all__ = ["BY_NUMBER", "Blueprint", "attributes_of", "defaults", "stand_for_one"]
 
 Path = tuple[str, ...]
 
@@ -31,8 +31,8 @@ _EMPTY = frozenset(name for name, value in _DEFAULTS.items() if not value)
 
 
 _numbers = itertools.count()
-BY_NUMBER: weakref.WeakValueDictionary[int, Blueprint] = weakref.WeakValueDictionary()
-"""Blueprints by number: a number is what compiled code can look at without a guard on the rest."""
+BY_NUMBER: weakref.WeakValueDictionary[str, Blueprint] = weakref.WeakValueDictionary()
+"""Blueprints by number: that is what compiled code can look at without a guard on the rest."""
 
 
 class Blueprint:
@@ -41,17 +41,30 @@ class Blueprint:
     Attributes:
         cls: the class of the ``nn.Module``.
         attributes: its plain attributes, without those that every ``nn.Module`` begins with.
-        number: unique in this process.
+        number: unique in this process; a string, for dynamo takes an int that varies for a symbol.
         objects: which objects of the original's it holds: those that can change.
         linked: the attributes that point at tensors of the model.
+        twin: where the same ``nn.Module`` stands first, if this is another place of it.
     """
 
-    __slots__ = ("__weakref__", "_hash", "attributes", "cls", "linked", "number", "objects")
+    __slots__ = (
+        "__weakref__",
+        "_hash",
+        "attributes",
+        "cls",
+        "linked",
+        "number",
+        "objects",
+        "twin",
+    )
 
-    def __init__(self, cls: type[nn.Module], attributes: dict[str, Any]) -> None:
+    def __init__(
+        self, cls: type[nn.Module], attributes: dict[str, Any], twin: Ref | None = None
+    ) -> None:
         self.cls = cls
         self.attributes = attributes
-        self.number = next(_numbers)
+        self.twin = twin
+        self.number = str(next(_numbers))
         self.objects = tuple([id(item) for item in changeable(attributes)])
         items = [(k, v) for k, v in attributes.items() if type(v) not in ATOMS]
         self.linked = tuple([name for name, value in items if points_at_tensors(value)])
@@ -81,8 +94,34 @@ class Blueprint:
     def __repr__(self) -> str:
         return f"Blueprint({self.cls.__name__})"
 
+    @property
+    def apart(self) -> tuple[Any, ...]:
+        """What tells it from an equal blueprint for which it must not be taken."""
+        return self.objects, self.twin
+
     def __reduce__(self) -> Any:
-        return Blueprint, (self.cls, self.attributes)
+        return Blueprint, (self.cls, self.attributes, self.twin)
+
+
+def stand_for_one(one: Blueprint, at: Path, two: Blueprint, there: Path, depth: int) -> bool:
+    """Whether blueprints can be those of one module that stands in two places.
+
+    Args:
+        one: the blueprint in one place.
+        at: the path of that place.
+        two: the blueprint in the other.
+        there: the path of that.
+        depth: how far both are below the topmost module that stands in two places: pointers that
+            do not leave it are alike if they lead the same way, others if they lead to one place.
+    """
+
+    def attributes(blueprint: Blueprint, path: Path) -> Any:
+        return resolved(
+            blueprint.attributes,
+            lambda ref: ref if ref.up <= depth else (*path[: len(path) - ref.up], *ref.down),
+        )
+
+    return one.cls is two.cls and same(attributes(one, at), attributes(two, there))
 
 
 def _unparametrized(cls: type[nn.Module]) -> type:

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from parallax._compat import functorch, modes
 
-__all__ = ["NORMS", "Buffers", "Slot"]
+__all__ = ["NORMS", "Buffers", "Change", "Slot"]
 
 Path = tuple[str, ...]
+Change = tuple[Path, str, Any, bool]
+"""The owner and name of a buffer, its new value, and whether one from an earlier call is in it."""
+
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
          nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # fmt: skip
 
@@ -54,12 +57,13 @@ class Slot:
 class Buffers:
     """The buffers of one skeleton."""
 
-    __slots__ = ("copies", "given", "slots")
+    __slots__ = ("copies", "given", "later", "slots")
 
     def __init__(self) -> None:
         self.slots: list[Slot] = []
         self.copies: dict[int, tuple[weakref.ref[Tensor], int, Tensor, int]] = {}
         self.given: list[tuple[Any, Any, int]] = []
+        self.later: set[int] = set()  # the indices of leaves whose value an earlier call emitted
 
     def bind(self, leaves: tuple[Any, ...]) -> None:
         """Puts private copies of the leaves in their places."""
@@ -74,34 +78,55 @@ class Buffers:
             slot.home[slot.name] = made[1]
             self.given.append(made)
 
+    def go_on(self, owner: Path, values: dict[str, Tensor]) -> None:
+        """Begins with what earlier calls emitted for a module, instead of with its leaves."""
+        for slot, (leaf, _, _) in zip(self.slots, tuple(self.given), strict=True):
+            value = values.get(slot.name) if slot.owner == owner else None
+            if value is not None and slot.kept and value.shape == leaf.shape:
+                self.later.add(slot.index)
+                made = value, *_private(value, _plain())
+                for place, other in enumerate(self.slots):  # each place of a tied one
+                    if other.index == slot.index:
+                        other.home[other.name] = made[1]
+                        self.given[place] = made
+
     def _copy(self, slot: Slot, leaf: Any, plain: bool) -> tuple[Any, int]:
         """A private copy of a buffer, the one of the last call if nothing has changed."""
         if not isinstance(leaf, Tensor):
             return leaf, 0
         statistic = leaf.dim() <= 1 and leaf.is_floating_point()  # may be written silently
         if not (plain and slot.kept) or statistic or leaf.is_inference() or leaf.requires_grad:
-            return _private(leaf)
+            return _private(leaf, plain)
         known = self.copies.get(slot.index)
         if known is not None and known[0]() is leaf and known[1] == leaf._version:
             return known[2:]
-        copy, version = _private(leaf)
+        copy, version = _private(leaf, plain)
         copies, index = self.copies, slot.index
         there = weakref.ref(leaf, lambda _: copies.pop(index, None))
         copies[index] = (there, leaf._version, copy, version)
         return copy, version
 
-    def changes(self) -> list[tuple[Path, str, Any]]:
-        """The owner, name and new value of every buffer that the call has changed."""
-        changed, plain = [], _plain()
+    def changes(self) -> list[Change]:
+        """What the call has changed."""
+        changed: list[Change] = []
+        plain = _plain()
+        told: set[tuple[int, int]] = set()
         for slot, (leaf, before, version) in zip(self.slots, self.given, strict=True):
             now = slot.home.get(slot.name)
+            if (slot.index, id(now)) in told:  # a tied buffer, written into where it stood before
+                continue
             if now is before and (
-                now is None or (now._version == version and _silently_same(slot, now, leaf, plain))
+                now is None
+                or (
+                    (now._version if plain else functorch.version_of(now)) == version
+                    and _silently_same(slot, now, leaf, plain)
+                )
             ):
                 continue
             self.copies.pop(slot.index, None)
             if slot.kept and now is not None:
-                changed.append((slot.owner, slot.name, now))
+                changed.append((slot.owner, slot.name, now, slot.index in self.later))
+                told.add((slot.index, id(now)))
         return changed
 
     def release(self) -> None:
@@ -109,6 +134,7 @@ class Buffers:
         for slot in self.slots:
             slot.home[slot.name] = None
         self.given = []
+        self.later.clear()
 
 
 def _plain() -> bool:
@@ -132,7 +158,7 @@ def _equal(now: Tensor, leaf: Tensor) -> bool:
     return torch.allclose(now, leaf, rtol=0, atol=0, equal_nan=True)
 
 
-def _private(leaf: Tensor) -> tuple[Tensor, int]:
+def _private(leaf: Tensor, plain: bool) -> tuple[Tensor, int]:
     with torch.inference_mode(False):  # what is made in inference mode counts no versions
         copy = leaf.clone()
-    return copy, copy._version
+    return copy, copy._version if plain else functorch.version_of(copy)

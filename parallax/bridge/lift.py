@@ -12,7 +12,7 @@ from parallax.bridge.blueprint import Blueprint, attributes_of
 from parallax.bridge.lazies import materialized
 from parallax.bridge.lifted import class_for
 from parallax.bridge.lower import Lowered, flags_of, gathered, with_modes
-from parallax.bridge.pointers import Detaching
+from parallax.bridge.pointers import Detaching, ref_to
 from parallax.core.layout import find_ties
 from parallax.core.registry import unflatten_module
 from parallax.core.structure import (
@@ -20,7 +20,6 @@ from parallax.core.structure import (
     PARAMETER,
     PLAIN,
     SLOT,
-    Local,
     Note,
     Structure,
     local_of,
@@ -129,7 +128,9 @@ class _Lifting:
             tuple(buffers),
             tuple(below),
         )
-        blueprint = Blueprint(cls, attributes_of(module, path, self.detaching))
+        first = self.known[id(module)]
+        twin = None if first == path else ref_to(path, first)
+        blueprint = Blueprint(cls, attributes_of(module, path, self.detaching), twin)
         places = [self.leaf(tensor) for tensor in (*parameters.values(), *buffers.values())]
         children: list[Any] = [*(PARAMETER for _ in parameters), *(BUFFER for _ in buffers)]
         for name, child in below.items():
@@ -140,7 +141,7 @@ class _Lifting:
                 structure, inner = self.node(child, (*path, name))
                 children.append(structure)
                 places += inner
-        local = _local_around(lifted, blueprint, _note(module))
+        local = local_of(lifted, (blueprint,), ((Blueprint, blueprint),), _note(module))
         if len({id(leaf) for leaf in places if leaf is not None}) == len(places):
             return structure_of(local, tuple(children)), places
         return find_ties(local, tuple(children), places)[0], places
@@ -154,22 +155,6 @@ class _Lifting:
             found = tensor.detach()
             found = self.tensors[id(tensor)] = found.clone() if self.copy else found
         return found
-
-
-_own: dict[Any, tuple[Local, Local]] = {}
-_MOST_OWN = 4096
-
-
-def _local_around(lifted: type, blueprint: Blueprint, note: Note) -> Local:
-    """The node of a blueprint; never one that holds objects of another model's, even if alike."""
-    key = ((Blueprint, blueprint),)
-    alike = local_of(lifted, (blueprint,), key, note)
-    if alike.constants[0].objects == blueprint.objects:
-        return alike
-    if len(_own) >= _MOST_OWN:
-        _own.clear()
-    made = (alike, Local(lifted, (blueprint,), key, note))
-    return _own.setdefault((id(alike), blueprint.objects), made)[1]
 
 
 def _note(module: nn.Module) -> Note:

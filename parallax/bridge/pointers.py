@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import types
 import weakref
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ATOMS", "Detaching", "Ref", "changeable", "points_at_tensors", "resolved"]
+__all__ = ["ATOMS", "Detaching", "Ref", "changeable", "points_at_tensors", "ref_to", "resolved"]
 
 Path = tuple[str, ...]
 Follow = Callable[["Ref"], Any]
@@ -26,8 +26,8 @@ ATOMS = frozenset(
     {int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device}
     | {torch.Size, types.ModuleType}
 )
-_SEQUENCES = (list, tuple, set, frozenset)
-_MAPPINGS = (dict, OrderedDict, defaultdict)
+_SEQUENCES = (list, tuple, set, frozenset, deque)
+_MAPPINGS = (dict, OrderedDict, Counter, defaultdict)
 
 
 class Ref:
@@ -127,7 +127,7 @@ class Detaching:
         if cls in ATOMS:
             return value
         if isinstance(value, (nn.Module, Tensor)) and id(value) in self.known:
-            return _ref(path, self.known[id(value)], isinstance(value, Tensor))
+            return ref_to(path, self.known[id(value)], isinstance(value, Tensor))
         if isinstance(value, Tensor):
             return value.detach() if value.grad_fn is not None else value
         if cls in _SEQUENCES or cls in _MAPPINGS:
@@ -151,7 +151,7 @@ class Detaching:
         cls = type(value)
         if cls is weakref.ReferenceType:
             target = value()
-            return _ref(path, self.known[id(target)], isinstance(target, Tensor), weak=True)
+            return ref_to(path, self.known[id(target)], isinstance(target, Tensor), weak=True)
         if cls is types.MethodType:
             return Bound(value.__func__, each(value.__self__))
         if cls is types.BuiltinMethodType:
@@ -219,17 +219,20 @@ def _cells(function: types.FunctionType) -> Iterator[Any]:
 def _rebuilt(value: Any, each: Callable[[Any], Any]) -> Any:
     """A container with ``each`` of its items; what is no container is itself."""
     cls: Any = type(value)
+    if cls is deque:
+        return deque([each(item) for item in value], value.maxlen)
     if cls in _SEQUENCES:
         return cls([each(item) for item in value])
     if cls is defaultdict:
         return defaultdict(value.default_factory, {k: each(v) for k, v in value.items()})
     if cls in _MAPPINGS:
         made: Any = cls
-        return made([(key, each(item)) for key, item in value.items()])
+        return made({key: each(item) for key, item in value.items()})
     return value
 
 
-def _ref(start: Path, target: Path, tensor: bool, weak: bool = False) -> Ref:
+def ref_to(start: Path, target: Path, tensor: bool = False, weak: bool = False) -> Ref:
+    """The pointer from a module at ``start`` to what stands at ``target``."""
     shared = 0
     for one, two in zip(start, target, strict=False):
         if one != two:

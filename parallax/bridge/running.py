@@ -12,9 +12,11 @@ from torch import Tensor
 
 from parallax import effects, random
 from parallax._compat import dynamo, functorch
+from parallax.bridge.buffers import Change
 from parallax.bridge.skeleton import Skeleton, borrow, follow, put_back
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module
+from parallax.effects.applying import below
 from parallax.random.seeds import state_of
 
 __all__ = ["call", "read"]
@@ -39,6 +41,8 @@ def call(module: Any, method: str | None, args: tuple[Any, ...], kwargs: dict[st
     skeleton.bind(module, leaves)
     source = module._rng
     if source is not None:
+        if skeleton.buffers.slots:
+            _go_on(module, skeleton)
         source = effects.source_of(source)
     function = skeleton.root if method is None else getattr(skeleton.root, method)
     if source is None:
@@ -66,19 +70,26 @@ def read(module: Any, name: str) -> Any:
     return value
 
 
+def _go_on(module: Any, skeleton: Skeleton) -> None:
+    """Puts what earlier calls in the collection emitted in the place of the buffers."""
+    root = effects.root_of(module)
+    for path, values in effects.latest(module).items():
+        skeleton.buffers.go_on(tuple(below(root, path).split(".")) if path != root else (), values)
+
+
 def _translated(value: Any, module: Any, skeleton: Skeleton) -> Any:
     """The lifted module in place of a module of the skeleton."""
     path = skeleton.paths.get(id(value)) if isinstance(value, torch.nn.Module) else None
     return value if path is None else follow(module, path)
 
 
-def _emit(module: Any, changed: list[tuple[tuple[str, ...], str, Tensor]]) -> None:
-    by_owner: dict[tuple[str, ...], dict[str, Tensor]] = {}
-    for owner, name, value in changed:
-        by_owner.setdefault(owner, {})[name] = value
-    for owner, values in by_owner.items():
+def _emit(module: Any, changed: list[Change]) -> None:
+    by_owner: dict[tuple[tuple[str, ...], bool], dict[str, Tensor]] = {}
+    for owner, name, value, later in changed:
+        by_owner.setdefault((owner, later), {})[name] = value
+    for (owner, later), values in by_owner.items():
         emit: Any = Module.emit  # buffers have any names
-        emit(follow(module, owner), **values)
+        emit(follow(module, owner), merge=effects.IN_TURN if later else None, **values)
 
 
 @contextmanager

@@ -13,20 +13,18 @@ parameters are found less directly, and what a forward writes never reaches the 
 
 from __future__ import annotations
 
-import sys
 import weakref
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from operator import itemgetter
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from parallax._compat import modes
-from parallax.bridge.blueprint import Blueprint, defaults
+from parallax.bridge.blueprint import Blueprint, defaults, stand_for_one
 from parallax.bridge.buffers import Buffers, Slot
 from parallax.bridge.pointers import Ref, resolved
 from parallax.bridge.tables import Children, Weights, hasten, may_show
+from parallax.bridge.undoing import Memory
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.structure import Leaf, Structure
 
@@ -87,7 +85,7 @@ class Skeleton:
 
     Attributes:
         root: the topmost module, whose call is the original's.
-        paths: the path of every module in it, by ``id``.
+        paths: the path of every module in it, the first one of several, by ``id``.
         parameters: for each parameter the index of its leaf, and the dict and name it goes to.
         shells: the Parallax modules in it, by path.
         links: the attributes that hold tensors of the model.
@@ -106,15 +104,18 @@ class Skeleton:
         self.links: list[Link] = []
         self.quick = quick
         self._touched: list[Any] = []
-        self._slow: list[Any] = []
         self._at: dict[Path, Any] = {}
+        self._parts: dict[Path, tuple[Structure, int]] = {}
         described: list[tuple[Path, Any, Blueprint]] = []
         unique = structure.expand
         self._unique = unique if unique is not None else range(structure.n_places)
         self.root = self._node(structure, (), 0, described)
         for path, node, blueprint in described:
             self._furnish(path, node, blueprint)
-        self.paths = {id(node): path for path, node in self._at.items()}
+        self.paths: dict[int, Path] = {}
+        for path, node in self._at.items():
+            self.paths.setdefault(id(node), path)
+        self.foreign = {item for _, _, blueprint in described for item in blueprint.objects}
         self._own = {path: tuple(blueprint.attributes) for path, _, blueprint in described}
 
     # -- building -----------------------------------------------------------------------------
@@ -131,6 +132,12 @@ class Skeleton:
             shell = self._at[path] = Shell()
             self.shells.append((path, shell))
             return shell
+        self._parts[path] = structure, place
+        first = self._first_place(blueprint, path)
+        if first is not None:
+            there = {p[len(first) :]: n for p, n in self._at.items() if p[: len(first)] == first}
+            self._at |= {path + rest: node for rest, node in there.items()}
+            return self._at[path]
         node = self._at[path] = empty_node(blueprint, structure.local.note.mode)
         kinds = structure.cls.__layout__.kinds  # type: ignore[attr-defined]  # a module class
         weights: dict[str, int] = {}
@@ -152,6 +159,20 @@ class Skeleton:
         described.append((path, node, blueprint))
         return node
 
+    def _first_place(self, blueprint: Blueprint, path: Path) -> Path | None:
+        """Where the module at a path stands first, if it is one that stands in several places."""
+        ref = blueprint.twin
+        if ref is None or ref.up > len(path):
+            return None
+        first = (*path[: len(path) - ref.up], *ref.down)
+        if first not in self._parts:
+            return None
+        (one, start), (two, place) = self._parts[first], self._parts[path]
+        indices = [[*self._unique[k : k + one.n_places]] for k in (start, place)]
+        if indices[0] != indices[1] or not _stand_for_one(one, first, two, path, 0):
+            return None
+        return first
+
     def _tables(
         self, node: Any, blueprint: Blueprint, weights: dict[str, int], below: dict[str, Any]
     ) -> None:
@@ -170,8 +191,6 @@ class Skeleton:
             attributes["_modules"] = Children(node, below, children, self._touched)
             attributes["_parameters"] = Weights(node, home, weights, self._touched)
             home = attributes
-        else:
-            self._slow.append(node)
         self.parameters += [(index, home, name) for name, index in weights.items()]
 
     def _furnish(self, path: Path, node: Any, blueprint: Blueprint) -> None:
@@ -199,20 +218,13 @@ class Skeleton:
         return weakref.ref(found) if ref.weak and found is not None else found
 
     def remember(self) -> None:
-        """Keeps what the modules look like, to see what a call has changed."""
-        self.nodes = list(self._at.values())
-        self._attributes = [vars(node) for node in self.nodes]
-        self._pristine = [dict(attributes) for attributes in self._attributes]
-        own = [self._own.get(path, ()) for path in self._at]
-        self._getters = [itemgetter("training", *names) for names in own]
-        held = [a[name] for a, names in zip(self._attributes, own, strict=True) for name in names]
-        self._containers = list({id(value): value for value in _containers(held)}.values())
-        self._contents = [value.copy() for value in self._containers]
-        self._lengths = list(map(len, self._attributes))
-        self._seen = self._look()
-        self.classes: list[Any] = list({type(node) for node in self.nodes})
+        """Keeps what the modules look like, to undo what a call has changed."""
+        nodes = [self._at[path] for path in self.paths.values()]
+        own = [self._own.get(path, ()) for path in self.paths.values()]
+        watched = {id(node) for node in nodes if type(vars(node)["_parameters"]) is Weights}
+        self.classes: list[Any] = list({type(node) for node in nodes})
         self.forwards = [cls.forward for cls in self.classes]
-        self.counts = self.holders()
+        self.memory = Memory(nodes, own, self.foreign, self._touched, watched)
 
     def at(self, path: Path) -> Any:
         """The module at a path."""
@@ -231,43 +243,13 @@ class Skeleton:
         for link in self.links:
             link.bind()
 
-    def holders(self) -> list[int]:
-        """How many references there are to each module."""
-        return list(map(sys.getrefcount, self.nodes))
-
     def release(self) -> bool:
         """Lets go of all leaves and undoes what forward wrote, or leaves all to who holds a part.
 
         Returns:
             Whether the skeleton can serve another call.
         """
-        if self.holders() != self.counts:
-            written = [dict(attributes) for attributes in self._attributes]
-            self._undo()  # what was written may have held modules
-            if self.holders() != self.counts:
-                for now, then in zip(self._attributes, written, strict=True):
-                    now.clear()
-                    now.update(then)
-                return False
-        self._unbind()
-        if self._touched or self._slow or [*map(len, self._attributes)] != self._lengths:
-            touched = [*self._touched]
-            self._touched.clear()
-            if not all([table.renew() for table in touched]):
-                return False
-            if not _alike(self._look(), self._seen):
-                self._undo()
-        if not _alike(self._containers, self._contents):
-            self._refill()
-        return True
-
-    def _look(self) -> list[Any]:
-        """What shows whether forward wrote attributes: how many there are, and their values."""
-        try:
-            values = [get(now) for get, now in zip(self._getters, self._attributes, strict=True)]
-        except KeyError:
-            return []
-        return [*map(len, self._attributes), values]
+        return self.memory.restore(self._unbind)
 
     def _unbind(self) -> None:
         for _, home, name in self.parameters:
@@ -279,45 +261,20 @@ class Skeleton:
         for link in self.links:
             link.release()
 
-    def _undo(self) -> None:
-        """Makes attributes what they were, apart from those that tables show."""
-        for now, before in zip(self._attributes, self._pristine, strict=True):
-            tables = (before["_parameters"], before["_modules"])
-            shown = [name for table in tables for name in getattr(table, "names", ())]
-            kept = {name: now[name] for name in shown if name in now}
-            now.clear()
-            now.update(before)
-            for name in shown:
-                if name not in kept:
-                    del now[name]
-            now.update(kept)
 
-    def _refill(self) -> None:
-        """Makes containers what they were."""
-        for container, content in zip(self._containers, self._contents, strict=True):
-            container.clear()
-            (container.extend if type(container) is list else container.update)(content)
-
-
-_CONTAINERS = (list, dict, set, OrderedDict, defaultdict)
-
-
-def _containers(values: Iterable[Any]) -> Iterator[Any]:
-    """The lists, dicts and sets among values, and those within them."""
-    for value in values:
-        if type(value) in _CONTAINERS:
-            yield value
-        if type(value) in (list, tuple, set, frozenset):
-            yield from _containers(value)
-        elif type(value) in _CONTAINERS:
-            yield from _containers(value.values())
-
-
-def _alike(now: list[Any], before: list[Any]) -> bool:
-    try:
-        return now == before  # identity first, at C speed
-    except (RuntimeError, TypeError, ValueError):  # tensors that have no truth value
+def _stand_for_one(one: Any, at: Path, two: Any, there: Path, depth: int) -> bool:
+    """Whether all below two places can be that of one module that stands in both."""
+    if type(one) is not Structure or type(two) is not Structure:
+        return one is two or one == two
+    if one.cls is not two.cls or one.local.note.mode != two.local.note.mode:
         return False
+    blueprints = one.local.constants, two.local.constants
+    if any(len(held) != 1 or type(held[0]) is not Blueprint for held in blueprints):
+        return one == two
+    return stand_for_one(blueprints[0][0], at, blueprints[1][0], there, depth) and all(
+        _stand_for_one(a, (*at, key), b, (*there, key), depth + 1)
+        for key, a, b in zip(one.keys(), one.children, two.children, strict=True)
+    )
 
 
 def follow(module: Any, path: Path) -> Any:

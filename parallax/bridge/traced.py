@@ -2,27 +2,35 @@
 
 There ``torch.func.functional_call`` does the work, which dynamo knows. It runs a template: an
 ``nn.Module`` tree without tensors, built outside of the trace. What a template is built from,
-the *signature*, is nothing but numbers, names and flags, so that is all dynamo has to guard.
+the *signature*, is nothing but names and flags, so that is all dynamo has to guard.
+
+Each call in a trace has a template to itself, and what it writes into the template's attributes is
+dropped at the end of the call. So no call sees another one, in whatever graph. What else a forward
+writes into, such as an object of a class of its own or a global, is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from parallax import effects
-from parallax._compat import dynamo
-from parallax.bridge.blueprint import BY_NUMBER
+from parallax._compat import dynamo, writes
+from parallax.bridge import running
+from parallax.bridge.blueprint import BY_NUMBER, stand_for_one
 from parallax.bridge.buffers import NORMS
 from parallax.bridge.pointers import resolved
 from parallax.bridge.skeleton import Shell, empty_node
-from parallax.core import notes
+from parallax.bridge.undoing import containers
+from parallax.core import notes, tracing
 from parallax.core.module import Module
 
 __all__ = ["call"]
 
+Path = tuple[str, ...]
 Signature = tuple[Any, ...]
 
 
@@ -36,114 +44,265 @@ _names: dict[Signature, str] = {}
 
 def call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """As ``running.call`` of the module itself."""
+    if not dynamo.is_compiling() or _is_root():  # where the graph broke: the call as a whole
+        return running.call(module, None, args, kwargs)
     if effects.source_of(module._rng) is not None:
         raise RuntimeError(
             "a lifted nn.Module draws from torch's global generator, which compiled code cannot "
             "seed with the tree's rng. Call it without: module.eval(); or leave the rng out of it"
         )
-    tensors: dict[str, Any] = {}
-    buffers: list[tuple[Any, str, str]] = []
-    shells: list[tuple[str, Any]] = []
-    name = _template(_taken(module, "", tensors, buffers, shells))
+    taken = _Taken(module)
+    name, *again = _template(taken.node(module, "")).split("\n")
     template = getattr(_templates, name)
-    before = dict(tensors)
-    for path, inner in shells:
+    tensors = {path: tensor for path, tensor in taken.tensors.items() if path not in again}
+    copies = {path: tensors[path] for _, _, path, _ in taken.buffers if path in tensors}
+    _begin()
+    for path, inner in taken.shells:
         template.get_submodule(path).inner = inner
     out = torch.func.functional_call(template, tensors, args, kwargs, tie_weights=False)
-    for path, _ in shells:
-        template.get_submodule(path).inner = None
-    collecting = module._rng is not None  # there is no rng, so this is a collection
-    for owner, name, path in buffers:
-        now = tensors[path]
-        if now is not before[path] or _is_written(owner, collecting):
-            Module.emit(owner, **{name: now})
+    elsewhere, *written = _end(name).split("\n")
+    if elsewhere:
+        raise RuntimeError(
+            f"a lifted nn.Module writes into {elsewhere} when it is called. What a call writes "
+            f"into attributes of its modules is forgotten, but this is not theirs alone, and "
+            f"compiled code would carry it on. Hold it in a buffer, which comes back as an effect, "
+            f"or call the module outside of the compiled function"
+        )
+    _emit(taken.buffers, copies, tensors, written)
     return out
 
 
-def _taken(
-    module: Any,
-    prefix: str,
-    tensors: dict[str, Any],
-    buffers: list[tuple[Any, str, str]],
-    shells: list[tuple[str, Any]],
-) -> Signature:
-    """Takes a module apart into tensors by path, and returns its signature."""
-    if not hasattr(module, "_parts"):
-        shells.append((prefix[:-1], module))
-        return ()
-    if module._blueprint.linked:
-        raise RuntimeError(
-            "a lifted nn.Module has an attribute that points at tensors of the model, which "
-            "compiled code cannot follow. Call it outside of the compiled function"
-        )
-    _, _, own, transient, below = module._parts
-    for name in own:
-        tensors[prefix + name] = getattr(module, name)
-    for name in transient:
+class _Taken:
+    """A module taken apart.
+
+    Attributes:
+        tensors: by path.
+        buffers: owner, name, path, and whether the value is one that an earlier call emitted.
+        shells: the Parallax modules in it, by path.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.tensors: dict[str, Any] = {}
+        self.buffers: list[tuple[Any, str, str, bool]] = []
+        self.shells: list[tuple[str, Any]] = []
+        outline = tracing.take_apart(module)[1]
+        self.indices = outline.expanded(list(range(outline.n_leaves))) if outline.ties else None
+        self.place = 0
+        self.copies: dict[int, Any] = {}
+        self.latest = effects.latest(module)
+
+    def node(self, module: Any, prefix: str) -> Signature:
+        """Takes a module and what is below it; returns its signature."""
+        if not hasattr(module, "_parts"):
+            self.shells.append((prefix[:-1], module))
+            if self.indices is not None:
+                self.place += tracing.take_apart(module)[1].n_places
+            return ()
+        if module._blueprint.linked:
+            raise RuntimeError(
+                "a lifted nn.Module has an attribute that points at tensors of the model, which "
+                "compiled code cannot follow. Call it outside of the compiled function"
+            )
+        _, _, own, transient, below = module._parts
+        first = self.place
+        for name in own:
+            self.tensors[prefix + name] = getattr(module, name)
+            self.place += 1
+        for name in transient:
+            self.buffer(module, name, prefix + name)
+            self.place += 1
+        indices = () if self.indices is None else tuple(self.indices[first : self.place])
+        inner = []
+        for name in below:
+            child = getattr(module, name)
+            if child is None:
+                self.place += 1
+            inner.append(None if child is None else self.node(child, f"{prefix}{name}."))
+        mode = notes.note_of(module).mode
+        return (module._blueprint.number, mode, own, transient, below, indices, tuple(inner))
+
+    def buffer(self, module: Any, name: str, path: str) -> None:
+        """Takes a private copy of a buffer, one for all places of a tied one."""
+        index = self.place if self.indices is None else self.indices[self.place]
         value = getattr(module, name)
-        tensors[prefix + name] = value if value is None else value.clone()
         if value is not None:
-            buffers.append((module, name, prefix + name))
-    inner = []
-    for name in below:
-        child = getattr(module, name)
-        inner.append(
-            None if child is None else _taken(child, f"{prefix}{name}.", tensors, buffers, shells)
-        )
-    mode = notes.note_of(module).mode
-    return (module._blueprint.number, mode, own, transient, below, tuple(inner))
+            later: Any = self.latest.get(notes.note_of(module).path or "", {}).get(name)
+            goes_on = later is not None and later.shape == value.shape
+            if goes_on or index not in self.copies:
+                start: Any = later if goes_on else value
+                self.copies[index] = start.clone()
+            value = self.copies[index]
+            self.buffers.append((module, name, path, goes_on))
+        self.tensors[path] = value
 
 
-def _is_written(owner: Any, collecting: bool) -> bool:
-    """Whether a module in training writes its buffers in place, which a trace does not show.
+def _emit(buffers: Any, copies: Any, tensors: Any, written: list[str]) -> None:
+    """Emits the buffers that the call has changed."""
+    told: list[Any] = []
+    for owner, name, path, goes_on in buffers:
+        now = tensors.get(path)
+        if now is None or any([now is other for other in told]):
+            continue
+        if now is not copies[path] or path in written or _may_be_written(owner, now):
+            Module.emit(owner, merge=effects.IN_TURN if goes_on else None, **{name: now})
+            told.append(now)
 
-    Layers of torch that normalize do; others are taken to if somebody collects: what they did
-    not write is emitted as it was.
+
+def _may_be_written(owner: Any, value: Any) -> bool:
+    """Whether a buffer may be written in a way that counts no version, as by ``F.batch_norm``.
+
+    What was not is emitted as it was, where somebody collects.
     """
     if notes.note_of(owner).mode != "train":
         return False
     cls = owner._blueprint.cls
     if issubclass(cls, NORMS):
         return bool(owner._blueprint.attributes["track_running_stats"])
-    return collecting and not cls.__module__.startswith("torch.nn.modules")
+    return (
+        owner._rng is not None  # there is no rng, so this is a collection
+        and not cls.__module__.startswith("torch.nn.modules")
+        and value.dim() == 1
+        and value.is_floating_point()
+    )
+
+
+# -- what runs for real while dynamo traces -------------------------------------------------------
+
+
+@dynamo.constant_in_traces
+def _is_root() -> bool:
+    return writes.is_root(call.__code__)
+
+
+@dynamo.constant_in_traces
+def _begin() -> None:
+    writes.begin()
+
+
+@dynamo.constant_in_traces
+def _end(name: str) -> str:
+    """Forgets what was written into a template.
+
+    Returns:
+        What else was written into, and the paths of the copies that were; one a line.
+    """
+    foreign = getattr(_templates, f"{name}_foreign")
+    elsewhere = writes.end(_owned(getattr(_templates, name), foreign), "out")
+    return "\n".join([elsewhere, *writes.written_tensors("copies")])
+
+
+def _owned(template: nn.Module, foreign: set[int]) -> Iterator[Any]:
+    """The modules of a template and the containers that are theirs alone."""
+    for node in template.modules():
+        yield node
+        yield from _own(vars(node).values(), foreign)
+
+
+def _own(values: Any, foreign: set[int]) -> Iterator[Any]:
+    for value in values:
+        yield from containers([value], foreign)
+        if hasattr(value, "__dict__") and id(value) not in foreign:
+            yield value
 
 
 @dynamo.constant_in_traces
 def _template(signature: Signature) -> str:
-    """The name under which the ``nn.Module`` of a signature is found among the templates."""
-    name = _names.get(signature)
-    if name is None:
-        at: dict[tuple[str, ...], Any] = {}
-        template = _built(signature, (), at)
-        _furnish(signature, (), at)
-        name = _names[signature] = f"template{len(_names)}"
-        setattr(_templates, name, template)
-    return name
+    """The name under which an ``nn.Module`` of a signature is found among the templates.
+
+    After it, one a line, come the paths of tensors that it holds elsewhere, those of a module that
+    stands in several places.
+    """
+    label = _names.setdefault(signature, f"template{len(_names)}")
+    name = f"{label}_{writes.use_number(label)}"
+    if not hasattr(_templates, name):
+        building = _Building(signature)
+        setattr(_templates, name, building.at[()])
+        setattr(_templates, f"{name}_again", building.again)
+        setattr(_templates, f"{name}_foreign", building.foreign)
+    return "\n".join([name, *getattr(_templates, f"{name}_again")])
 
 
-def _built(signature: Signature, path: tuple[str, ...], at: dict[Any, Any]) -> nn.Module:
-    if not signature:
-        at[path] = Shell()
-        return at[path]  # type: ignore[no-any-return]  # the shell
-    number, mode, parameters, buffers, children, inner = signature
-    node = at[path] = empty_node(BY_NUMBER[number], mode)
-    vars(node)["_parameters"].update(dict.fromkeys(parameters))
-    vars(node)["_buffers"].update(dict.fromkeys(buffers))
-    for name, child in zip(children, inner, strict=True):
-        vars(node)["_modules"][name] = None if child is None else _built(child, (*path, name), at)
-    return node  # type: ignore[no-any-return]  # an nn.Module
+class _Building:
+    """Builds the template of a signature.
+
+    Attributes:
+        at: the modules by path.
+        again: the paths of the tensors in a place where a module stands again.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self.at: dict[Path, Any] = {}
+        self.again: list[str] = []
+        self.later: set[Path] = set()
+        self.signatures: dict[Path, Signature] = {}
+        self.foreign: set[int] = set()
+        self.build(signature, ())
+        self.furnish(signature, ())
+
+    def build(self, signature: Signature, path: Path) -> Any:
+        """The module of a signature, without attributes."""
+        if not signature:
+            self.at[path] = Shell()
+            return self.at[path]
+        number, mode, parameters, buffers, children, _, inner = signature
+        self.signatures[path] = signature
+        first = self.first_place(signature, path)
+        if first is not None:
+            self.later.add(path)
+            self.again += [".".join((*path, *name)) for name in _tensors(signature)]
+            below = {p[len(first) :]: n for p, n in self.at.items() if p[: len(first)] == first}
+            self.at |= {path + rest: node for rest, node in below.items()}
+            return self.at[path]
+        node = self.at[path] = empty_node(BY_NUMBER[number], mode)
+        vars(node)["_parameters"].update(dict.fromkeys(parameters))
+        vars(node)["_buffers"].update(dict.fromkeys(buffers))
+        for name, child in zip(children, inner, strict=True):
+            made = None if child is None else self.build(child, (*path, name))
+            vars(node)["_modules"][name] = made
+        return node
+
+    def first_place(self, signature: Signature, path: Path) -> Path | None:
+        """Where the module at a path stands first, if it is one that stands in several places."""
+        ref = BY_NUMBER[signature[0]].twin
+        if ref is None or ref.up > len(path):
+            return None
+        first = (*path[: len(path) - ref.up], *ref.down)
+        there = self.signatures.get(first)
+        return first if there and _stand_for_one(there, first, signature, path, 0) else None
+
+    def furnish(self, signature: Signature, path: Path) -> None:
+        """Gives the modules their attributes, which may point at other modules."""
+        if not signature or path in self.later:
+            return
+
+        def follow(ref: Any) -> Any:
+            target = (*path[: len(path) - ref.up], *ref.down)
+            return None if ref.up > len(path) else self.at.get(target)
+
+        node = self.at[path]
+        self.foreign.update(BY_NUMBER[signature[0]].objects)
+        for name, value in BY_NUMBER[signature[0]].attributes.items():
+            vars(node)[name] = resolved(value, follow)
+        for name, child in zip(signature[4], signature[6], strict=True):
+            if child is not None:
+                self.furnish(child, (*path, name))
 
 
-def _furnish(signature: Signature, path: tuple[str, ...], at: dict[Any, Any]) -> None:
+def _tensors(signature: Signature) -> Iterator[Path]:
+    """The paths of the tensors of a signature."""
     if not signature:
         return
-
-    def follow(ref: Any) -> Any:
-        target = (*path[: len(path) - ref.up], *ref.down)
-        return None if ref.up > len(path) else at.get(target)
-
-    for name, value in BY_NUMBER[signature[0]].attributes.items():
-        vars(at[path])[name] = resolved(value, follow)
-    for name, child in zip(signature[4], signature[5], strict=True):
+    yield from [(name,) for name in (*signature[2], *signature[3])]
+    for name, child in zip(signature[4], signature[6], strict=True):
         if child is not None:
-            _furnish(child, (*path, name), at)
+            yield from [(name, *rest) for rest in _tensors(child)]
+
+
+def _stand_for_one(one: Signature, at: Path, two: Signature, there: Path, depth: int) -> bool:
+    """As the function of that name of ``skeleton``, for signatures."""
+    if not one or not two or one[1:6] != two[1:6]:
+        return False
+    return stand_for_one(BY_NUMBER[one[0]], at, BY_NUMBER[two[0]], there, depth) and all(
+        a is b or (a and b and _stand_for_one(a, (*at, name), b, (*there, name), depth + 1))
+        for name, a, b in zip(one[4], one[6], two[6], strict=True)
+    )

@@ -126,10 +126,16 @@ def _intern(table: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
 
 
 def local_of(cls: type, constants: tuple[Any, ...], key: Any, note: Note = PLAIN) -> Local:
-    """The interned ``Local`` of these parts."""
+    """The interned ``Local`` of these parts.
+
+    A class whose constants may count as equal and yet not stand for each other defines
+    ``__exact__``, which takes the constants to what else tells them apart.
+    """
     if is_compiling():  # dynamo would look at every entry of the table
         return Local(cls, constants, key, note)
-    return _intern(_locals, (cls, key, note), lambda: Local(cls, constants, key, note))  # type: ignore[no-any-return]  # one table for both
+    exact = getattr(cls, "__exact__", None)
+    apart = None if exact is None else exact(constants)
+    return _intern(_locals, (cls, key, note, apart), lambda: Local(cls, constants, key, note))  # type: ignore[no-any-return]  # one table for both
 
 
 def structure_of(

@@ -12,15 +12,17 @@ addressed by the module's path.
 
 from parallax.effects.collecting import capture, collect
 from parallax.effects.collection import EffectError, root_of, source_of, with_source
-from parallax.effects.emitting import emit, sow
+from parallax.effects.emitting import IN_TURN, emit, latest, sow
 from parallax.effects.relaying import emitted, nest, relay
 
 __all__ = [
+    "IN_TURN",
     "EffectError",
     "capture",
     "collect",
     "emit",
     "emitted",
+    "latest",
     "nest",
     "relay",
     "root_of",

@@ -12,7 +12,7 @@ from parallax._compat import dynamo
 from parallax.core import notes, tracing
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.effects.collection import Collection, EffectError, Emission, root_of
-from parallax.effects.emitting import RULES, check
+from parallax.effects.emitting import IN_TURN, RULES, check
 
 __all__ = ["applied", "below"]
 
@@ -54,7 +54,7 @@ def _merged(
     several: dict[int, list[Tensor]] = {}
     for path, rule, buffers, relayed in emissions:
         own = places.get(path)
-        if own is None or (rule is not None and rule not in RULES):
+        if own is None or (rule is not None and rule not in (*RULES, IN_TURN)):
             raise _foreign(module, path, buffers, rule)
         for name, value in buffers.items():
             index = own.get(name)
@@ -70,7 +70,10 @@ def _merged(
                 raise _foreign(module, path, buffers, rule)
             if value.requires_grad:
                 value = value.detach()  # noqa: PLW2901  # no gradient flows through a buffer
-            if index in rules:  # also a tied buffer, met in two places
+            if index in rules and rule == IN_TURN and fits:
+                several.pop(index, None)
+                leaves[index] = value
+            elif index in rules:  # also a tied buffer, met in two places
                 _check_rules(notes.joined(path, name), rules[index], rule)
                 several.setdefault(index, [leaves[index]]).append(value)
             elif fits:
@@ -124,7 +127,7 @@ def _one(values: list[Tensor], rule: str | None, ndim: int) -> Tensor:
 def _unmapped(value: Tensor, rule: str | None, ndim: int) -> Tensor:
     """A value that came out of vmap, merged over what was mapped and the buffer is not."""
     while value.ndim > ndim:
-        if rule is None:
+        if rule is None or rule == IN_TURN:
             raise EffectError(
                 f"an effect of shape {tuple(value.shape)} came out of vmap, one per mapped "
                 f"example, for a buffer of {ndim} dimensions. Say how they become one: "

@@ -32,16 +32,23 @@ class Collection:
     Attributes:
         emissions: in the order they were made; ``None`` when they are not collected.
         sown: ``None`` when intermediates are not captured.
+        outer: the collection around the transform in which this one is; ``None`` outside.
         level: how many transforms ran when it began; deeper wrappers must not get in.
         backward: whether it began within autograd's backward.
         over: whether the call has returned.
     """
 
-    __slots__ = ("backward", "emissions", "level", "over", "sown")
+    __slots__ = ("backward", "emissions", "level", "outer", "over", "sown")
 
-    def __init__(self, emissions: list[Emission] | None, sown: Sown | None) -> None:
+    def __init__(
+        self,
+        emissions: list[Emission] | None,
+        sown: Sown | None,
+        outer: Collection | None = None,
+    ) -> None:
         self.emissions = emissions
         self.sown = sown
+        self.outer = outer
         self.over = False
         self.level = 0
         self.backward = False

@@ -12,9 +12,11 @@ from parallax.core.fields import Buffer
 from parallax.core.structure import Structure
 from parallax.effects.collection import Collecting, Collection, EffectError
 
-__all__ = ["RULES", "check", "emit", "sow"]
+__all__ = ["IN_TURN", "RULES", "check", "emit", "latest", "sow"]
 
 RULES = ("last", "mean", "sum")
+IN_TURN = "in turn"
+"""Not for users: the value was computed from what ``latest`` gave, and takes its place."""
 
 
 def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
@@ -125,9 +127,37 @@ def check(module: Any, path: str, buffers: dict[str, Any], merge: str | None) ->
                 f"{where}: the buffer is on {held.device}, the value on {value.device}. Move it: "
                 f"value.to(self.{name}.device)"
             )
-    if merge is not None and merge not in RULES:
+    if merge is not None and merge not in RULES and merge is not IN_TURN:
         where = f"{type(module).__name__}.emit(merge=)"
         raise ValueError(f"{where}: expected one of {RULES} or None, got {merge!r}")
+
+
+def latest(module: Any) -> dict[str, dict[str, Tensor]]:
+    """What was emitted so far, the last value for each buffer, while a module is collected.
+
+    Code that updates buffers in turn, as a layer of ``torch.nn`` that is called twice does, begins
+    with these instead of its leaves, and emits with ``merge=IN_TURN``. A value of another shape
+    than the leaf was emitted outside of a ``vmap`` that maps the module.
+
+    Args:
+        module: the module.
+
+    Returns:
+        By the path of a module, as in the collection, values by the buffer's name.
+    """
+    rng = module._rng
+    if type(rng) is not Collecting:
+        return {}
+    collections: list[Collection] = []
+    one: Any = rng.collection
+    while one is not None:
+        collections.append(one)
+        one = one.outer
+    found: dict[str, dict[str, Tensor]] = {}
+    for collection in reversed(collections):
+        for path, _, buffers, _ in collection.emissions or ():
+            found.setdefault(path, {}).update(buffers)
+    return found
 
 
 def _refuse_wrappers(

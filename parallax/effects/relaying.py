@@ -31,7 +31,7 @@ def nest(rng: Any, levels: int = 1) -> Any:
         return rng
     outer = rng.collection
     emissions: Any = None if outer.emissions is None else []
-    inner = Collection(emissions, None if outer.sown is None else {})
+    inner = Collection(emissions, None if outer.sown is None else {}, outer)
     inner.level += levels
     return Collecting(inner, rng.source)
 
