@@ -222,7 +222,15 @@ def summary(module: Any, *, max_rows: int = 200) -> Summary:
         6
     """
     if not is_module(module):
-        raise TypeError(f"summary() takes a module, got {type(module).__name__}")
+        raise TypeError(
+            f"tree.summary(module=): expected a module, got {type(module).__name__}. Give a "
+            f"parallax.Module; to make one of an nn.Module: bridge.lift(module)"
+        )
+    if type(max_rows) is not int:
+        raise TypeError(
+            f"tree.summary(max_rows=): expected an int, got {max_rows!r}. Write, for example, "
+            f"max_rows=50"
+        )
     structure = spec_of(module)
     owners = _owners(structure)
     rows = []

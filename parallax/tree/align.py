@@ -112,7 +112,9 @@ def _align_outline(part: Any, other: Any, path: str) -> Sequence[Any]:
 
 
 def _no_module(path: str, name: str, other: Any) -> str:
-    hint = "; pass the whole tree, with None where there is no value" if other is None else ""
+    hint = ". Give a tree of the first one's structure, such as func.grad and tree.map return"
+    if other is None:
+        hint = "; pass the whole tree, with None where there is no value"
     return misfit(path, f"a {name}", f"a {type(other).__name__}{hint}")
 
 
@@ -153,7 +155,18 @@ def _differing_field(path: str, a: Structure, b: Structure) -> tuple[str, str, s
                 where = f"{path}.{name}" if path else name
                 values = a.local.constants[index], b.local.constants[index]
                 return where, f"the constant {values[0]!r}", f"the constant {values[1]!r}"
-    return path, _describe(a), _describe(b)
+    again = _defined_again(a.cls, b.cls)
+    return path, _describe(a), f"{_describe(b)}{again}"
+
+
+def _defined_again(one: Any, two: Any) -> str:
+    """What to say of two classes of one name, as a notebook makes of a cell that runs twice."""
+    if one is two or (one.__module__, one.__qualname__) != (two.__module__, two.__qualname__):
+        return ""
+    return (
+        f" of another class of that name: {two.__qualname__} was defined again after one of the "
+        f"trees was made. Construct both anew from the class as it is now"
+    )
 
 
 def _describe(entry: Any) -> str:

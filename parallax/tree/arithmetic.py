@@ -19,6 +19,7 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch, kernels
 from parallax.tree import core
+from parallax.tree.arguments import check_number, check_order, check_tree
 from parallax.tree.leaves import all_floating, is_inexact
 
 __all__ = ["add", "lerp", "norm", "scale", "sub", "vdot"]
@@ -49,6 +50,8 @@ def add(one: T, two: Any, alpha: Any = 1) -> T:
         >>> tree.add({"w": torch.ones(2)}, {"w": torch.ones(2)}, alpha=-0.5)
         {'w': tensor([0.5000, 0.5000])}
     """
+    check_tree("tree.add", one, "one")
+    check_number("tree.add", "alpha", alpha)
     if isinstance(alpha, Tensor):
         return _pairwise(one, two, lambda a, b: a + alpha * b, None)
     return _pairwise(
@@ -79,6 +82,8 @@ def sub(one: T, two: Any, alpha: Any = 1) -> T:
         >>> tree.sub({"w": torch.ones(2)}, {"w": torch.ones(2)}, alpha=0.1)
         {'w': tensor([0.9000, 0.9000])}
     """
+    check_tree("tree.sub", one, "one")
+    check_number("tree.sub", "alpha", alpha)
     if isinstance(alpha, Tensor):
         return _pairwise(one, two, lambda a, b: a - alpha * b, None)
     return _pairwise(
@@ -112,6 +117,9 @@ def scale(tree: T, factor: Any) -> T:
         >>> tree.scale({"w": torch.ones(2), "n": torch.arange(2)}, 3)
         {'w': tensor([3., 3.]), 'n': tensor([0, 1])}
     """
+    check_tree("tree.scale", tree)
+    if type(factor) is not bool:
+        check_number("tree.scale", "factor", factor)
     found, spec = core.opened(tree)
     if _lists_win(found) and all_floating(found):
         return cast(T, spec.build(_scaled(found, factor)))
@@ -121,17 +129,22 @@ def scale(tree: T, factor: Any) -> T:
 
 
 def _scaled(parts: Sequence[Tensor], factor: Any) -> Any:
-    if _lists_win(parts):
-        if isinstance(factor, Tensor):
-            # With a gradient to the factor, backward of the list form fails (torch 2.13).
-            if factor.ndim == 0 and not factor.requires_grad:
-                return kernels.foreach_mul(parts, factor)
-        elif type(factor) is float and _shared_kind(parts) in _WHOLE:
-            # Of a number torch makes a tensor for every leaf; once is 0.4 of the time.
-            # Rounded to one of these dtypes it is what torch multiplies by anyway.
-            number = torch.scalar_tensor(factor, dtype=parts[0].dtype, device="cpu")
-            return kernels.foreach_mul(parts, number)
-    return [part * factor for part in parts]
+    made = _scaled_as_list(parts, factor) if _lists_win(parts) else ()
+    return [part * factor for part in parts] if not made or _recorded(made) else made
+
+
+def _scaled_as_list(parts: Sequence[Tensor], factor: Any) -> Any:
+    """All at once, where torch's function of lists is exact and quicker; else nothing."""
+    if isinstance(factor, Tensor):
+        # With a gradient to the factor, backward of the list form fails (torch 2.13).
+        if factor.ndim == 0 and not factor.requires_grad:
+            return kernels.foreach_mul(parts, factor)
+    elif type(factor) is float and _shared_kind(parts) in _WHOLE:
+        # Of a number torch makes a tensor for every leaf; once is 0.4 of the time.
+        # Rounded to one of these dtypes it is what torch multiplies by anyway.
+        number = torch.scalar_tensor(factor, dtype=parts[0].dtype, device="cpu")
+        return kernels.foreach_mul(parts, number)
+    return ()
 
 
 def lerp(one: T, two: Any, weight: Any) -> T:
@@ -154,6 +167,8 @@ def lerp(one: T, two: Any, weight: Any) -> T:
         >>> tree.lerp({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.25)
         {'w': tensor([0.2500, 0.2500])}
     """
+    check_tree("tree.lerp", one, "one")
+    check_number("tree.lerp", "weight", weight)
     if isinstance(weight, Tensor):
         return _pairwise(one, two, lambda a, b: torch.lerp(a, b.to(a.dtype), weight.to(a)), None)
     return _pairwise(
@@ -198,6 +213,7 @@ def vdot(one: Any, two: Any) -> Tensor:
         >>> tree.vdot({"w": torch.ones(3)}, {"w": torch.full((3,), 2.0)})
         tensor(6.)
     """
+    check_tree("tree.vdot", one, "one")
     _, found, (others,) = core.columns(one, [two])
     pairs = [(a, b) for a, b in zip(found, others) if is_inexact(a) and b is not None]  # noqa: B905  # aligned; dynamo traces no strict=
     left, right = [a for a, _ in pairs], [b for _, b in pairs]
@@ -230,6 +246,8 @@ def norm(tree: Any, p: float = 2) -> Tensor:
         >>> tree.norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         tensor(5.)
     """
+    check_tree("tree.norm", tree)
+    check_order("tree.norm", p)
     parts = [leaf for leaf in core.leaves(tree) if is_inexact(leaf) and leaf.numel()]
     if _small(parts):
         return _vector_norm(kernels.flatten_dense(parts), p)
@@ -284,16 +302,29 @@ def _pairwise(
     many = many if _lists_win(found) else None
     if many and all_floating(found):
         try:
-            return cast(T, spec.build(many(found, others)))
+            made = many(found, others)
+            if not _recorded(made):
+                return cast(T, spec.build(made))
+            many = None
         except TypeError:  # a hole in the second tree, say: torch asks faster than Python does
             pass
     chosen = [k for k, leaf in enumerate(found) if others[k] is not None and is_inexact(leaf)]
     left, right = [found[k] for k in chosen], [others[k] for k in chosen]
+    made = ()
     if many and left and all(isinstance(b, Tensor) for b in right):
         made = many(left, right)
-    else:
+    if not made or _recorded(made):
         made = [single(a, b) for a, b in zip(left, right)]  # noqa: B905  # dynamo traces no strict=
     return cast(T, _with(spec, found, chosen, made))
+
+
+def _recorded(made: Sequence[Tensor]) -> bool:
+    """Whether a function of lists has recorded a graph: one tensor tells of all.
+
+    Then the calls are made one by one. A list has one node in the graph, so that all of its
+    tensors require grad if one leaf does, and go backward together or not at all.
+    """
+    return bool(made) and made[0].requires_grad
 
 
 def _with(spec: core.TreeSpec, found: Sequence[Any], chosen: list[int], made: Any) -> Any:

@@ -12,6 +12,7 @@ from parallax import random
 from parallax._compat import dynamo
 from parallax.tree import core
 from parallax.tree.align import misfit
+from parallax.tree.arguments import check_tree, check_trees
 from parallax.tree.places import Survey
 
 __all__ = ["stack", "unstack"]
@@ -43,9 +44,12 @@ def stack(trees: Iterable[T]) -> T:
         >>> tree.stack([{"a": torch.zeros(2)}, {"a": torch.ones(2)}])["a"].shape
         torch.Size([2, 2])
     """
-    members = list(trees)
+    example = "tree.stack([model.initialize(seed) for seed in range(3)])"
+    members = check_trees("tree.stack", trees, "trees", example)
     if not members:
-        raise TypeError("stack(trees): give at least one tree")
+        raise TypeError(f"tree.stack(trees=): give at least one tree: {example}")
+    for member in members:
+        check_tree("tree.stack", member, "trees")
     spec, _, others = core.columns(members[0], members[1:])
     _check_notes(members)
     columns = zip(core.with_paths(members[0]), *others)  # noqa: B905  # aligned; dynamo traces no strict=
@@ -126,6 +130,7 @@ def unstack(tree: T) -> tuple[T, ...]:
         >>> [member["a"].item() for member in tree.unstack({"a": torch.arange(3)})]
         [0, 1, 2]
     """
+    check_tree("tree.unstack", tree)
     spec = core.structure(tree)
     size, first = 0, ""
     columns: list[Any] = []
@@ -133,9 +138,13 @@ def unstack(tree: T) -> tuple[T, ...]:
         if leaf is not None:
             where = path or "the root"
             if not isinstance(leaf, Tensor):
-                raise TypeError(f"unstack: {where} is {leaf!r}, which is no tensor")
+                raise TypeError(
+                    f"unstack: {where} is {leaf!r}, which is no tensor. Give what tree.stack made"
+                )
             if leaf.ndim == 0:
-                raise ValueError(f"unstack: {where} has no dimension to take apart")
+                raise ValueError(
+                    f"unstack: {where} has no dimension to take apart. Give what tree.stack made"
+                )
             if first and leaf.shape[0] != size:
                 raise ValueError(
                     f"unstack: the leading sizes differ: {first} has {size}, "

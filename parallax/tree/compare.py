@@ -11,6 +11,7 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch
 from parallax.core.fields import Lazy
 from parallax.tree import core
+from parallax.tree.arguments import check_flag, check_number, refuse_torch_module
 from parallax.tree.leaves import is_inexact
 
 __all__ = ["allclose", "equal"]
@@ -19,6 +20,7 @@ __all__ = ["allclose", "equal"]
 def equal(one: Any, two: Any) -> Any:
     """Whether two trees have one skeleton and equal leaves: shape, dtype, device and numbers.
 
+    NumPy arrays are compared as tensors are, and equal no tensor; other leaves by ``==``.
     Modes, frozen marks and random states are not compared. As in ``torch.equal``, a ``nan``
     equals nothing.
 
@@ -62,6 +64,9 @@ def allclose(
         >>> tree.allclose({"a": torch.ones(2)}, {"a": torch.ones(2) + 1e-7})
         True
     """
+    check_number("tree.allclose", "rtol", rtol, 0)
+    check_number("tree.allclose", "atol", atol, 0)
+    check_flag("tree.allclose", "equal_nan", equal_nan)
 
     def close(a: Tensor, b: Tensor) -> Tensor:
         if not is_inexact(a):
@@ -76,6 +81,9 @@ def allclose(
 
 def _compare(one: Any, two: Any, same: Callable[[Tensor, Tensor], Tensor]) -> Any:
     """Whether all leaves are ``same``; in eager the first difference ends it."""
+    for tree in (one, two):
+        if isinstance(tree, torch.nn.Module):
+            refuse_torch_module(tree)
     try:
         spec, found, (others,) = core.columns(one, [two])
     except ValueError:
@@ -86,6 +94,8 @@ def _compare(one: Any, two: Any, same: Callable[[Tensor, Tensor], Tensor]) -> An
     unknown = dynamo.is_compiling() or functorch.transform_active()
     verdicts: list[Tensor] = []
     for a, b in zip(found, others):  # noqa: B905  # aligned; dynamo traces no strict=
+        if _is_array(a) and _is_array(b):
+            a, b = torch.tensor(a), torch.tensor(b)  # noqa: PLW2901  # as tensors of their own
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
                 return False
@@ -105,4 +115,21 @@ def _same_other(a: Any, b: Any) -> bool:
         return a is b or (a.shape == b.shape and a.dtype == b.dtype and a.init == b.init)
     if a is None or b is None or isinstance(a, Tensor) or isinstance(b, Tensor):
         return a is b
-    return type(a) is type(b) and bool(a == b)
+    if type(a) is not type(b):
+        return False
+    try:
+        return bool(a == b)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"two leaves of class {type(a).__name__} cannot be compared: {error}. "
+            f"Hold tensors instead: torch.as_tensor(...)"
+        ) from error
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether a leaf is a NumPy array of numbers, without importing NumPy."""
+    return (
+        type(leaf).__name__ == "ndarray"
+        and getattr(leaf, "dtype", None) is not None
+        and (leaf.dtype.kind in "biufc")
+    )

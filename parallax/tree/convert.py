@@ -14,6 +14,7 @@ from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE
 from parallax.random import Key
 from parallax.tree import core
+from parallax.tree.arguments import check_tree, shown
 from parallax.tree.leaves import all_floating, is_array, is_inexact
 from parallax.tree.places import Survey
 
@@ -48,6 +49,7 @@ def to(
         >>> half["w"].dtype, half["n"].dtype
         (torch.float16, torch.int64)
     """
+    check_tree("tree.to", tree)
     if dtype is not None:
         _check_dtype(dtype)
     if device is None:
@@ -102,20 +104,25 @@ def _check_dtype(dtype: Any) -> None:
     inexact = isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)
     if not inexact:
         raise TypeError(
-            f"to(dtype=): expected a floating or complex dtype such as torch.float16, "
-            f"got {dtype!r}; integer leaves are never cast"
+            f"tree.to(dtype=): expected a floating or complex dtype such as torch.float16, "
+            f"got {shown(dtype)}; integer leaves are never cast"
         )
 
 
 def _device(device: Any) -> torch.device:
     if isinstance(device, torch.dtype):
-        raise TypeError(f"to(device=): got {device}, a dtype; write tree.to(tree, dtype={device})")
+        raise TypeError(
+            f"tree.to(device=): got {device}, a dtype; write tree.to(tree, dtype={device})"
+        )
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, TypeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"to(device={device!r}): no such device here: {reason}") from None
+        raise ValueError(
+            f"tree.to(device=): got {shown(device)}, and there is no such device here: {reason}. "
+            f"Give one such as 'cpu' or 'cuda:0'"
+        ) from None
     return found
 
 
@@ -134,6 +141,7 @@ def zeros_like(tree: T) -> T:
         >>> tree.zeros_like({"w": torch.ones(2)})
         {'w': tensor([0., 0.])}
     """
+    check_tree("tree.zeros_like", tree)
     found, spec = core.opened(tree)
     if not dynamo.is_compiling() and all_floating(found):
         # Without a function of our own in between: 1.15 of torch's calls alone, instead of 1.45.
@@ -156,6 +164,7 @@ def size(tree: Any) -> int:
         >>> tree.size({"w": torch.ones(2, 3), "b": torch.ones(2)})
         8
     """
+    check_tree("tree.size", tree)
     return sum([leaf.numel() for leaf in core.leaves(tree) if is_array(leaf)])
 
 
@@ -174,4 +183,5 @@ def nbytes(tree: Any) -> int:
         >>> tree.nbytes({"w": torch.ones(2, 3)})
         24
     """
+    check_tree("tree.nbytes", tree)
     return sum([leaf.numel() * leaf.dtype.itemsize for leaf in core.leaves(tree) if is_array(leaf)])

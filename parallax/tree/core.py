@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import optree
+import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
@@ -14,6 +15,7 @@ from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.core.structure import Structure
 from parallax.tree.align import align, misfit
+from parallax.tree.arguments import check_function, check_trees, refuse_torch_module, shown
 from parallax.tree.outside import adopt, is_leaf, join, up_to
 
 __all__ = ["TreeSpec", "flatten", "leaves", "map", "map_with_path", "named_leaves", "structure",
@@ -139,6 +141,8 @@ def opened(tree: Any) -> tuple[Sequence[Any], TreeSpec]:
         return (tree,), LONE
     items, outer = _outer(tree)
     if len(items) == 1 and items[0] is tree:
+        if isinstance(tree, torch.nn.Module):
+            refuse_torch_module(tree)
         return items, LONE
     out: list[Any] = []
     parts, rngs = [], []
@@ -149,6 +153,8 @@ def opened(tree: Any) -> tuple[Sequence[Any], TreeSpec]:
             parts.append(part)
             rngs.append(item._rng)
         else:
+            if isinstance(item, torch.nn.Module):
+                refuse_torch_module(item)
             out.append(item)
             parts.append(None)
             rngs.append(None)
@@ -168,7 +174,12 @@ def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
     Raises:
         ValueError: if the number of leaves is another.
     """
-    given = list(leaves)
+    if not isinstance(spec, TreeSpec):
+        raise TypeError(
+            f"tree.unflatten(spec=): expected a TreeSpec, got {shown(spec)}. Make one of a tree: "
+            f"spec = tree.structure(tree)"
+        )
+    given = check_trees("tree.unflatten", leaves, "leaves", "tree.unflatten(spec, [leaf, ...])")
     if spec.num_leaves != len(given):
         raise ValueError(f"unflatten: the structure has {spec.num_leaves} leaves, got {len(given)}")
     return spec.build(given)
@@ -229,6 +240,7 @@ def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:  # noqa: A001  # name
         >>> tree.map(torch.add, {"a": torch.ones(1)}, {"a": torch.ones(1)})
         {'a': tensor([2.])}
     """
+    check_function("tree.map", fn)
     if is_module(tree):
         found, part = _open(tree)
         others = [align(part, other) for other in rest]
@@ -292,6 +304,8 @@ def beside(spec: TreeSpec, tree: Any, other: Any) -> list[tuple[Any, str, Any]]:
     else:
         triples = list(zip(spec.parts, item_paths(spec.outer), up_to(spec.outer, tree, other)))  # noqa: B905  # dynamo traces no strict=
     for part, path, item in triples:
+        if isinstance(item, torch.nn.Module):
+            refuse_torch_module(item)
         if part is None and (is_module(item) or not is_leaf(item)):
             raise ValueError(misfit(path, "a leaf", f"a {type(item).__name__}"))
     return triples
@@ -340,6 +354,7 @@ def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
         >>> tree.map_with_path(lambda path, x: path, {"a": torch.ones(1)})
         {'a': 'a'}
     """
+    check_function("tree.map_with_path", fn, example="lambda path, leaf: leaf")
     names = unflatten(structure(tree), [path for path, _ in with_paths(tree)])
     return map(lambda leaf, path, *others: fn(path, leaf, *others), tree, names, *rest)
 
@@ -362,6 +377,9 @@ def items_with_paths(tree: Any) -> list[tuple[str, Any]]:
     if is_module(tree):
         return [("", tree)]
     items, outer = _outer(tree)
+    for item in items:
+        if isinstance(item, torch.nn.Module):
+            refuse_torch_module(item)
     return list(zip(item_paths(outer), items))  # noqa: B905  # dynamo traces no strict=
 
 

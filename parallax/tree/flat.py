@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax.tree import core
+from parallax.tree.arguments import check_tree, shown
 from parallax.tree.leaves import is_inexact
 
 __all__ = ["ravel"]
@@ -42,6 +43,7 @@ def ravel(tree: T) -> tuple[Tensor, Callable[[Tensor], T]]:
         >>> unravel(flat + 1)["b"]
         tensor([[1.]])
     """
+    check_tree("tree.ravel", tree)
     found, spec = core.flatten(tree)
     chosen = [k for k, leaf in enumerate(found) if is_inexact(leaf)]
     parts = [found[k] for k in chosen]
@@ -57,9 +59,12 @@ def ravel(tree: T) -> tuple[Tensor, Callable[[Tensor], T]]:
     total = sum(sizes)
     flat = torch.cat([p.reshape(-1).to(dtype) for p in parts]) if parts else torch.zeros(0)
 
-    def unravel(vector: Tensor) -> T:
-        if tuple(vector.shape) != (total,):
-            raise ValueError(f"unravel takes a vector of shape ({total},), got {_shape(vector)}")
+    def unravel(vector: Any) -> T:
+        if not isinstance(vector, Tensor) or tuple(vector.shape) != (total,):
+            raise ValueError(
+                f"unravel(vector): expected a tensor of shape ({total},), got {shown(vector)}. "
+                f"Give a vector such as tree.ravel returns beside this function"
+            )
         leaves = list(found)
         for k, piece in zip(chosen, torch.split(vector, sizes) if parts else ()):  # noqa: B905  # dynamo traces no strict=
             like = found[k]
@@ -73,7 +78,3 @@ def _cast(piece: Tensor, dtype: torch.dtype) -> Tensor:
     if piece.is_complex() and not dtype.is_complex:
         piece = piece.real  # the cast alone would warn
     return piece.to(dtype)
-
-
-def _shape(vector: Any) -> str:
-    return str(tuple(vector.shape))

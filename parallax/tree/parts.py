@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, TypeVar, cast
 
+import torch
+
 from parallax.tree import core
+from parallax.tree.arguments import check_tree
 from parallax.tree.match import match
 from parallax.tree.places import Survey
 
@@ -76,7 +79,13 @@ def combine(*trees: T) -> T:
         {'a': tensor(1.), 'b': tensor(0.)}
     """
     if not trees:
-        raise TypeError("combine(*trees): give at least one tree")
+        raise TypeError(
+            "tree.combine(*trees): give at least one tree, such as the parts that "
+            "tree.partition returned"
+        )
+    for number, tree in enumerate(trees):
+        if tree is None or isinstance(tree, (str, torch.nn.Module)):
+            check_tree("tree.combine", tree, f"trees[{number}]")
     spec, found, others = core.columns(trees[0], trees[1:])
     for column in others:
         found = [a if a is not None else b for a, b in zip(found, column)]  # noqa: B905  # aligned; dynamo traces no strict=

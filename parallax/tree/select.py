@@ -11,6 +11,7 @@ from parallax._compat import dynamo
 from parallax.core.fields import Lazy
 from parallax.core.nodes import is_module
 from parallax.tree import core
+from parallax.tree.arguments import check_function
 from parallax.tree.chart import Entry
 from parallax.tree.freeze import marked
 from parallax.tree.match import find
@@ -144,6 +145,7 @@ class Selection(Generic[T]):
             TypeError: if an annotation does not allow a value.
             ValueError: if one selected thing holds another.
         """
+        check_function("apply", fn)
         values = self._survey.values(self._entries)
         return self._put([None if value is None else fn(value) for value in values])
 

@@ -159,7 +159,7 @@ def _tree() -> Iterator[Subject]:
     }
     for verb, given in verbs.items():
         call = getattr(tree.select(net(), "weight"), verb)
-        kinds = {"value": "second"} if verb == "set" else {}
+        kinds = {"value": "input"} if verb == "set" else {}
         yield Subject(f"tree.Selection.{verb}", call, fixed(**given), kinds)
 
 

@@ -27,7 +27,7 @@ class Limits(NamedTuple):
 
 LIMITS = {
     "core": Limits(35, 0.085, 0.452),
-    "tree": Limits(63, 0.248, 0.066),
+    "tree": Limits(0, 0.0, 0.68),
     "func": Limits(29, 0.355, 0.075),
     "random": Limits(23, 0.004, 0.376),
     "effects": Limits(0, 0.323, 0.193),

@@ -225,7 +225,7 @@ def test_a_long_table_is_cut_in_the_middle_and_its_totals_are_whole() -> None:
 
 
 def test_only_modules_have_a_summary() -> None:
-    with pytest.raises(TypeError, match="takes a module, got dict"):
+    with pytest.raises(TypeError, match="expected a module, got dict"):
         tree.summary({"a": 1})
 
 

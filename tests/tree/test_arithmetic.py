@@ -194,3 +194,27 @@ def test_a_factor_that_requires_grad_gets_one() -> None:
     factor = torch.tensor(2.0, requires_grad=True)
     (grad,) = torch.autograd.grad(tree.scale(module, factor).bias.sum(), factor)
     torch.testing.assert_close(grad, module.bias.sum())
+
+
+@pytest.mark.parametrize(("name", "mine", "torchs"), PAIRWISE, ids=[row[0] for row in PAIRWISE])
+@pytest.mark.parametrize("wants", [(True, False), (False, True), (True, True), (False, False)])
+def test_a_leaf_requires_grad_where_torchs_does(
+    name: str, mine: Any, torchs: Any, wants: tuple[bool, bool]
+) -> None:
+    one = {k: torch.ones(2, requires_grad=k in "ab") for k in "abcd"}
+    two = {k: torch.full((2,), 3.0, requires_grad=k in "bc") for k in "abcd"}
+    if not wants[0]:
+        one = tree.map(Tensor.detach, one)
+    if not wants[1]:
+        two = tree.map(Tensor.detach, two)
+    for left, right in ((one, two), ({**one, "n": torch.ones(2).int()}, {**two, "n": None})):
+        made = mine(left, right)
+        for key, leaf in one.items():
+            expected = torchs(leaf, two[key])
+            assert made[key].requires_grad == expected.requires_grad
+            torch.testing.assert_close(made[key], expected)
+            if expected.requires_grad:
+                inputs = [t for t in (leaf, two[key]) if t.requires_grad]
+                found = torch.autograd.grad(made[key].sum(), inputs, allow_unused=True)
+                slopes = torch.autograd.grad(expected.sum(), inputs, allow_unused=True)
+                torch.testing.assert_close(found, slopes)

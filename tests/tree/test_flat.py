@@ -94,7 +94,7 @@ def test_a_hessian_of_the_vector_is_a_matrix() -> None:
 
 def test_a_vector_of_another_shape_and_several_devices_are_refused() -> None:
     _, unravel = tree.ravel(Dense().initialize(0))
-    with pytest.raises(ValueError, match=r"shape \(20,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"shape \(20,\), got a tensor of shape \(3,\)"):
         unravel(torch.ones(3))
     with pytest.raises(ValueError, match="on cpu and meta; move them first"):
         tree.ravel([torch.ones(1), torch.ones(1, device="meta")])
