@@ -95,7 +95,7 @@ class Record:
 def about(device: str, seconds: float, *, quick: bool) -> dict[str, Any]:
     """The circumstances of a run: its date, machine and versions."""
     versions = {"python": platform.python_version()}
-    for name in ("torch", "optree", "parallax", *PEERS):
+    for name in ("torch", "optree", "parallax-torch", *PEERS):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

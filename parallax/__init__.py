@@ -11,8 +11,14 @@ Declare a ``Module`` with ``Parameter``, ``Buffer`` and ``field``; ``initialize`
 - ``debug``, ``registry``: checks at run time; classes of yours as nodes of trees.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+with warnings.catch_warnings():
+    # torch warns on import where numpy is missing; nothing here needs it.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+    import torch as _torch  # noqa: F401
 
 from parallax import effects, random, tree
 from parallax.core import pickles as _pickles  # noqa: F401  # files of 0.1 find what has moved

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 
-from parallax import tree
+import torch
+from torch import Tensor
+
+from parallax import __version__, tree
+from parallax.examples.digit_pictures import confusion_table, digit_pictures
 from parallax.examples.digits import load
-from parallax.examples.digits_net import DigitsNet, accuracy, train
+from parallax.examples.digits_net import DigitsNet, predict, train
 from parallax.examples.progress import progress
 
 # What a generator of torch takes as a seed.
@@ -16,7 +23,7 @@ _LARGEST = 2**63 - 1
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, and report the test accuracy and the network that was found."""
+    """Train, and show the network, some digits with what it reads in them, and its accuracy."""
     asked = _parser().parse_args(arguments)
     digits = load()
     net = DigitsNet().initialize(asked.seed)
@@ -27,12 +34,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pass
     seconds = time.perf_counter() - start
     print(tree.summary(net))
+    read = predict(net, digits.test_x)
+    _show(digits.test_x, digits.test_y, read)
     print(f"\n{asked.epochs} epochs, seed {asked.seed}: {seconds:.1f} s, training loss {loss:.4f}")
-    print(f"test accuracy: {accuracy(net, digits.test_x, digits.test_y):.2%}")
+    print(f"test accuracy: {(read == digits.test_y).double().mean():.2%}")
+
+
+def _show(images: Tensor, labels: Tensor, read: Tensor) -> None:
+    wrong = read != labels
+    # Those that were misread first, up to three, then others.
+    chosen = torch.cat([wrong.nonzero().flatten()[:3], (~wrong).nonzero().flatten()[:20]])
+    columns = shutil.get_terminal_size().columns
+    print(f"\n{digit_pictures(images[chosen], labels[chosen], read[chosen], columns)}")
+    print(f"\nDigits by row, what was read by column:\n{confusion_table(labels, read)}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m parallax", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"parallax {__version__}")
     parser.add_argument("--seed", type=_at_least(0), default=0, help="default: 0")
     parser.add_argument("--epochs", type=_at_least(1), default=30, help="default: 30")
     return parser
@@ -47,5 +66,27 @@ def _at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def run_quietly(program: Callable[[], None]) -> int:
+    """Run a program; an interruption and a closed pipe end it without a traceback.
+
+    Args:
+        program: What to run.
+
+    Returns:
+        The exit code: 0, or what a shell expects after Ctrl-C (130) or a closed pipe (141).
+    """
+    try:
+        program()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Python flushes standard output once more when it ends; that must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(run_quietly(main))

@@ -22,6 +22,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """A worker for each core, at most four, unless told otherwise; none without xdist."""
+    option = config.option
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a worker, which must not start others
+        return
+    if "numprocesses" in option and option.numprocesses is None and not option.usepdb:
+        option.numprocesses = min(os.cpu_count() or 1, 4)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("slow" if config.getoption("--slow") else "quick")
     # Workers share the cores, so that each takes one thread, as do the processes that it starts.

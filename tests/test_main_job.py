@@ -10,9 +10,11 @@ from itertools import pairwise
 import pytest
 import torch
 
+import parallax
 from parallax import tree
-from parallax.__main__ import main
+from parallax.__main__ import main, run_quietly
 from parallax.examples import progress
+from parallax.examples.digit_pictures import confusion_table, digit_pictures
 from parallax.examples.digits import load
 from parallax.examples.digits_net import DigitsNet, accuracy, train
 
@@ -86,6 +88,55 @@ def test_progress_without_tqdm(
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", -1.0)
     assert list(progress.progress("ab", 2, "letters")) == ["a", "b"]
     assert capsys.readouterr().err == "letters: 1/2\nletters: 2/2\n"
+
+
+def test_the_digits_and_what_was_read_are_drawn() -> None:
+    images = torch.zeros(3, 64)
+    images[0, 8:16] = 1.0  # a black second row
+    lines = digit_pictures(images, torch.tensor([1, 2, 3]), torch.tensor([1, 5, 3]), 20)
+    assert lines.splitlines() == ["", "########", *[""] * 6, "1         5, not 2"]
+
+
+def test_confusions_are_counted_by_row_and_column() -> None:
+    table = confusion_table(torch.tensor([3, 3, 7]), torch.tensor([3, 9, 7]))
+    cells = [line.split()[1:] for line in table.splitlines()[1:]]
+    wanted = [["."] * 10 for _ in range(10)]
+    wanted[3][3] = wanted[3][9] = wanted[7][7] = "1"
+    assert cells == wanted
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (None, 0)])
+def test_an_interruption_ends_without_a_traceback(
+    error: type[BaseException] | None, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def program() -> None:
+        if error is not None:
+            raise error
+
+    assert run_quietly(program) == code
+    assert capsys.readouterr().err == ("interrupted\n" if error else "")
+
+
+def test_a_closed_pipe_ends_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "parallax", "--epochs", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert "Traceback" not in said and process.returncode == 141
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"parallax {parallax.__version__}\n"
+
+
+def test_torch_says_nothing_of_numpy_where_that_is_missing() -> None:
+    code = "import sys; sys.modules['numpy'] = None; import parallax"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr == ""
 
 
 def test_runs_as_a_program() -> None:

@@ -23,10 +23,10 @@ CHECKERS = {
 checkers = pytest.mark.parametrize("checker", CHECKERS)
 
 
-def errors(checker: str, file: Path) -> dict[int, list[str]]:
+def errors(checker: str, file: Path, folder: Path = ROOT) -> dict[int, list[str]]:
     """What a checker says about a file, by line."""
     command = [sys.executable, *CHECKERS[checker], str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     found: dict[int, list[str]] = {}
     for line in done.stdout.splitlines():
@@ -59,6 +59,18 @@ def test_the_blocks_of_the_readme_are_accepted(checker: str, tmp_path: Path) -> 
     file.write_text("\n".join(blocks))
     assert errors(checker, file) == {}
     assert len(blocks) > 5
+
+
+@checkers
+def test_an_installed_package_is_seen_from_outside(checker: str, tmp_path: Path) -> None:
+    file = tmp_path / "outside.py"
+    file.write_text(
+        "from typing import assert_type\n"
+        "from torch import Tensor, ones\n"
+        "from parallax import nn\n"
+        "assert_type(nn.Linear(2, 3)(ones(2)), Tensor)\n"
+    )
+    assert errors(checker, file, folder=tmp_path) == {}
 
 
 def test_the_code_that_is_accepted_runs() -> None:
