@@ -16,7 +16,9 @@ from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Leaf, Structure
 
-__all__ = ["load_state_dict", "loaded", "names_of", "names_within", "state_dict", "transient"]
+__all__ = [
+    "load_state_dict", "loaded", "misfit", "names_of", "names_within", "state_dict", "transient",
+]  # fmt: skip
 
 M = TypeVar("M")
 _MOST_LISTED = 20
@@ -203,7 +205,7 @@ def loaded(
     for name, k in names:
         if name in mapping:
             value = mapping[name]
-            problem = _misfit(name, value, leaves[k], any_dtype)
+            problem = misfit(name, value, leaves[k], any_dtype)
             if problem is None and k in fresh:
                 problem = _contradiction(name, value, k, names, mapping)
             if problem is not None:
@@ -263,7 +265,8 @@ def _hint(missing: list[str], unexpected: list[str]) -> list[str]:
     return [f'Did you mean "{near[0]}" by "{unexpected[0]}"?'] if near else []
 
 
-def _misfit(name: str, value: Any, leaf: Any, any_dtype: bool) -> str | None:
+def misfit(name: str, value: Any, leaf: Any, any_dtype: bool) -> str | None:
+    """Why a value cannot take the place of a leaf; ``None`` if it can."""
     if not isinstance(value, Tensor):
         raise TypeError(f'load_state_dict: "{name}" is {type(value).__name__}, expected a tensor')
     if isinstance(leaf, Tensor) and value.layout != leaf.layout:

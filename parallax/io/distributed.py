@@ -17,8 +17,8 @@ from torch import Tensor
 from parallax.bridge.states import loaded, names_of, state_dict
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
-from parallax.io.files import placed, require_complete
-from parallax.io.header import dump_header, load_header
+from parallax.io.header import dump_header, load_header, nodes_of
+from parallax.io.parts import placed, require_complete
 from parallax.io.resuming import as_saved
 
 __all__ = ["load_distributed", "save_distributed"]
@@ -56,7 +56,7 @@ def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
                 f"save_distributed: {name} has the layout {tensor.layout}, which torch cannot "
                 f"write in pieces. Save it in one file: io.save(module, 'name.pt')"
             )
-    header = dump_header(flatten_module(module)[1], None).encode()
+    header = dump_header(nodes_of(flatten_module(module)[1]), None).encode()
     tensors[_HEADER] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
     with _as_one_process() as alone:
         state_dict_saver.save(tensors, checkpoint_id=os.fspath(path), no_dist=alone)

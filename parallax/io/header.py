@@ -11,26 +11,41 @@ from parallax.bridge.blueprint import Blueprint
 from parallax.core.encoding import dump_constant
 from parallax.core.structure import Structure
 
-__all__ = ["difference", "dump_header", "load_header"]
+__all__ = ["Node", "below", "difference", "dump_header", "load_header", "nodes_of"]
 
+Node = list[Any]
+"""A node of a tree: its dotted path, the name of its class, and its constants as JSON."""
 _VERSION = 1
 _PLAIN = (int, float, bool, str)
 
 
-def dump_header(structure: Structure, metadata: Mapping[str, Any] | None) -> str:
+def dump_header(
+    nodes: list[Node], metadata: Mapping[str, Any] | None, values: Mapping[str, Any] | None = None
+) -> str:
     """The header as JSON.
+
+    Args:
+        nodes: those of the tree.
+        metadata: what the user wants to keep.
+        values: what is in the tree and no tensor, by path.
 
     Raises:
         TypeError: if the metadata has no JSON form.
     """
-    nodes = _nodes(structure)
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(
+            f"save(metadata=) takes a dict, got {type(metadata).__name__}. "
+            f"Write metadata={{'step': 3}}"
+        )
     try:
         extra = json.dumps(dict(metadata or {}))
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(
             f"save(metadata=): {error}. Give strings, numbers, lists and dicts of them"
         ) from None
     header = {"version": _VERSION, "fingerprint": _fingerprint(nodes), "nodes": nodes}
+    if values:
+        header["values"] = dict(values)
     return json.dumps({**header, "metadata": json.loads(extra)})
 
 
@@ -42,13 +57,21 @@ def load_header(text: Any) -> dict[str, Any]:
     """
     if text is None:
         return {"metadata": {}}
-    header = json.loads(text) if isinstance(text, str) else text
+    try:
+        header = json.loads(text) if isinstance(text, str) else text
+        return _checked(header)
+    except RecursionError:
+        raise ValueError("its header is nested too deeply") from None
+
+
+def _checked(header: Any) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise ValueError("its header is none that Parallax wrote")
     if header.get("version") != _VERSION:
         raise ValueError(f"its header is of version {header.get('version')}, known is {_VERSION}")
     if not (
         isinstance(header.get("metadata"), dict)
+        and isinstance(header.get("values", {}), dict)
         and isinstance(header.get("fingerprint"), str)
         and isinstance(header.get("nodes"), list)
         and all(map(_is_node, header["nodes"]))
@@ -59,14 +82,28 @@ def load_header(text: Any) -> dict[str, Any]:
 
 
 def _is_node(node: Any) -> bool:
-    return isinstance(node, list) and list(map(type, node)) == [str, str, dict]
+    if not isinstance(node, list) or list(map(type, node)) != [str, str, dict]:
+        return False
+    return all(type(value) is str for value in node[2].values())
 
 
-def difference(header: dict[str, Any], structure: Structure) -> str | None:
-    """Where the structure that was saved differs from another; ``None`` if nowhere."""
+def below(header: dict[str, Any], path: str) -> dict[str, Any]:
+    """The header of the part of a tree that stands at a path."""
+    if "nodes" not in header or not path:
+        return header
+    start = f"{path}."
+    nodes = [
+        [name.removeprefix(start) if name != path else "", cls, constants]
+        for name, cls, constants in header["nodes"]
+        if name == path or name.startswith(start)
+    ]
+    return {**header, "nodes": nodes}
+
+
+def difference(header: dict[str, Any], mine: list[Node]) -> str | None:
+    """Where the tree that was saved differs from another; ``None`` if nowhere."""
     if "nodes" not in header:
         return None
-    mine = _nodes(structure)
     if header["fingerprint"] == _fingerprint(mine):
         return None
     for saved, known in zip(header["nodes"], mine, strict=False):
@@ -87,13 +124,14 @@ def _fingerprint(nodes: list[Any]) -> str:
     return hashlib.sha256(json.dumps(nodes).encode()).hexdigest()
 
 
-def _nodes(structure: Structure) -> list[Any]:
-    """Every node's path, class name and constants, as JSON has them.
+def nodes_of(structure: Structure, path: str = "") -> list[Node]:
+    """Every node of a module that stands at a path.
 
     Only names: a class that moved to another file still fits.
     """
     found = []
-    for path, node in structure.walk():
+    start = (path,) if path else ()
+    for inner, node in structure.walk():
         if type(node) is Structure:
             layout = getattr(node.cls, "__layout__", None)
             names = ("keys",) if layout is None else layout.constants
@@ -101,7 +139,7 @@ def _nodes(structure: Structure) -> list[Any]:
             constants: dict[str, str] = {}
             for name, value in zip(names, values, strict=False):
                 constants |= _described(name, value)
-            found.append([".".join(map(str, path)), node.cls.__name__, constants])
+            found.append([".".join(map(str, (*start, *inner))), node.cls.__name__, constants])
     return found
 
 

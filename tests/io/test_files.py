@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -10,6 +11,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +120,51 @@ def test_sparse_leaves_go_into_files_of_torch(tmp_path: Path) -> None:
         io.save(saved, tmp_path / "it.safetensors")
     with pytest.raises(TypeError, match=r"by has the layout torch.sparse_coo.*io\.save"):
         io.save_distributed(saved, tmp_path / "it")
+
+
+@pytest.mark.filterwarnings("error")
+def test_sparse_leaves_are_read_without_a_warning(tmp_path: Path) -> None:
+    saved = Scale(torch.eye(3).to_sparse())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch may say that it does not check them
+        io.save(saved, tmp_path / "it.pt")
+    assert io.load(tmp_path / "it.pt", like=saved).by.is_sparse
+
+
+def test_a_warning_that_is_made_an_error_is_no_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    io.save(pair(), tmp_path / "it.pt")
+    load = torch.load
+
+    def warning(*args: Any, **kwargs: Any) -> Any:
+        warnings.warn("of another kind", FutureWarning, stacklevel=1)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", warning)
+    with pytest.raises(FutureWarning, match="of another kind"):
+        io.load(tmp_path / "it.pt", like=pair())
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("every", [1, 2])
+def test_an_archive_that_was_compressed_is_read_or_refused(
+    tmp_path: Path, method: int, every: int
+) -> None:
+    module = Pair(Scale(torch.arange(40.0) % 3), Scale(torch.ones(2, 2, dtype=torch.float64)))
+    io.save(module, tmp_path / "it.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "it.pt") as source,
+        zipfile.ZipFile(tmp_path / "packed.pt", "w") as packed,
+    ):
+        for number, name in enumerate(source.namelist()):
+            kind = zipfile.ZIP_STORED if number % every else method
+            packed.writestr(name, source.read(name), kind)
+    if method == zipfile.ZIP_DEFLATED:
+        assert tree.equal(io.load(tmp_path / "packed.pt", like=module), module)
+    else:
+        with pytest.raises(ValueError, match=r"packed.pt is truncated or no checkpoint"):
+            io.load(tmp_path / "packed.pt", like=module)
 
 
 def test_parameters_that_torch_saved_are_leaves_without_a_graph(tmp_path: Path) -> None:
@@ -309,6 +357,46 @@ def test_a_header_that_is_none(tmp_path: Path, header: Any) -> None:
             reading(tmp_path / "m.pt")
 
 
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        DEEP,
+        f'{{"version": 1, "metadata": {{"x": {DEEP}}}}}',
+        f'{{"version": 1, "nodes": [["", "Linear", {{"x": {DEEP}}}]]}}',
+        json.dumps({"version": 1, **NODES, "values": []}),
+        json.dumps({"version": 1, **NODES, "nodes": [["", "Linear", {"x": []}]]}),
+    ],
+    ids=["whole", "metadata", "nodes", "values", "constants"],
+)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_header_that_is_a_bomb(tmp_path: Path, header: str, name: str) -> None:
+    linear = bridge.lift(nn.Linear(1, 1))
+    if name.endswith(".pt"):
+        torch.save({"parallax": header, "state_dict": bridge.state_dict(linear)}, tmp_path / name)
+    else:
+        safetensors_torch.save_file(
+            bridge.state_dict(linear), tmp_path / name, {"parallax": header}
+        )
+    for reading in (lambda path: io.load(path, like=linear), io.read, io.metadata):
+        with pytest.raises(ValueError, match=r"is truncated or no checkpoint"):
+            reading(tmp_path / name)
+
+
+def test_a_constant_that_is_a_bomb(tmp_path: Path) -> None:
+    state: Any = optim.Adam().init(bridge.lift(nn.Linear(1, 1)))
+    io.save(state, tmp_path / "it.pt")
+    found = torch.load(tmp_path / "it.pt")
+    header = json.loads(found["parallax"])
+    header["nodes"][0][2]["clock_of"] = DEEP
+    header["fingerprint"] = hashlib.sha256(json.dumps(header["nodes"]).encode()).hexdigest()
+    torch.save({**found, "parallax": json.dumps(header)}, tmp_path / "it.pt")
+    with pytest.raises(ValueError, match=r"is truncated or no checkpoint"):
+        io.load(tmp_path / "it.pt", like=state)
+
+
 def test_names_that_are_none(tmp_path: Path) -> None:
     torch.save({1: torch.ones(1)}, tmp_path / "m.pt")
     with pytest.raises(ValueError, match=r"keys \[1\], no tensors by name"):
@@ -317,7 +405,8 @@ def test_names_that_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text", ['{"weight_map": 3}', '{"weight_map": {"by": 3}}', '{"weight_map": {"by": ""}}',
-             '{"weight_map": {"by": "."}}', '{"weight_map": {"by": "x.pt"}}', "\xff"],
+             '{"weight_map": {"by": "."}}', '{"weight_map": {"by": "x.pt"}}', "\xff", DEEP],
+    ids=range(7),
 )  # fmt: skip
 def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
     index = tmp_path / "model.safetensors.index.json"
@@ -348,7 +437,7 @@ def test_paths(tmp_path: Path) -> None:
 def test_arguments(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"takes a parallax.Module, got Linear"):
         io.save(nn.Linear(1, 1), tmp_path / "m.pt")
-    with pytest.raises(TypeError, match=r"load\(like=\): expected a parallax.Module"):
+    with pytest.raises(TypeError, match=r"load\(like=\) takes a parallax.Module, got Linear"):
         io.load(tmp_path / "m.pt", like=nn.Linear(1, 1))
     with pytest.raises(TypeError, match=r"save\(metadata=\).*not JSON serializable"):
         io.save(pair(), tmp_path / "m.pt", metadata={"x": object()})
@@ -356,6 +445,23 @@ def test_arguments(tmp_path: Path) -> None:
         io.save(Scale(Parameter((1,), nn.init.zeros_)), tmp_path / "m.pt")
     with pytest.raises(ValueError, match="on the meta device"):
         io.save(Scale(torch.empty(1, device="meta")), tmp_path / "m.pt")
+    with pytest.raises(TypeError, match=r"save\(metadata=\) takes a dict, got str"):
+        io.save(pair(), tmp_path / "m.pt", metadata="step")  # type: ignore[arg-type]  # tested
+    nested: Any = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(TypeError, match=r"save\(metadata=\).*recursion"):
+        io.save(pair(), tmp_path / "m.pt", metadata={"x": nested})
+    wrong: Any
+    for wrong in (None, 3, b"m.pt"):
+        for call in (
+            lambda path: io.save(pair(), path),
+            lambda path: io.load(path, like=pair()),
+            io.read,
+            io.metadata,
+        ):
+            with pytest.raises(TypeError, match=r"expected the path of a file, got"):
+                call(wrong)
     assert list(tmp_path.iterdir()) == []
 
 

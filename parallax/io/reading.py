@@ -1,0 +1,171 @@
+"""What a file holds: its header and its tensors, whatever format it is in."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax.io.header import load_header
+
+__all__ = ["HEADER", "INDEX", "checked", "import_safetensors", "read_file", "unreadable"]
+
+HEADER = "parallax"
+"""Under which name a file keeps its header."""
+INDEX = ".safetensors.index.json"
+"""How the index of a sharded checkpoint ends."""
+
+
+def checked(path: str | os.PathLike[str]) -> Path:
+    """The path of a file.
+
+    Raises:
+        IsADirectoryError: if it is a directory.
+        TypeError: if it is no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"expected the path of a file, got {type(path).__name__}. "
+            f"Name it: io.save(module, 'model.safetensors'), io.load('model.pt', like=module)"
+        )
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(
+            f"{target} is a directory. Name a file in it, such as {target / 'model.safetensors'} "
+            f"(of a sharded checkpoint its index: model{INDEX})"
+        )
+    return target
+
+
+def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors of a file.
+
+    Raises:
+        OSError: if there is no such file, or it cannot be read.
+        ValueError: if it is truncated, no checkpoint, or holds code.
+    """
+    source = checked(path)
+    if not source.exists():
+        raise FileNotFoundError(f"there is no file {source}")
+    try:
+        if source.name.endswith(INDEX):
+            return load_header(None), _read_shards(source)
+        if source.suffix == ".safetensors":
+            return _read_safetensors(source)
+        return _read_torch(source)
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError, RecursionError) as error:
+        raise unreadable(source, error) from error
+
+
+def _read_safetensors(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    safetensors = import_safetensors()
+    try:
+        with safetensors.safe_open(source, framework="pt") as file:
+            header = _header((file.metadata() or {}).get(HEADER), source)
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+    except safetensors.SafetensorError as error:
+        raise unreadable(source, error) from error
+
+
+def _read_torch(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with warnings.catch_warnings():
+            # Newer releases of torch say that this takes time.
+            warnings.filterwarnings("ignore", "Validating sparse tensor invariants", UserWarning)
+            found = torch.load(
+                source, map_location="cpu", weights_only=True, mmap=_can_be_mapped(source)
+            )
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{source} holds more than tensors, or is no checkpoint at all; it was not loaded, for "
+            f"unpickling it could run any code. Save its state_dict alone"
+        ) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a place outside of the file
+            raise
+        raise unreadable(source, error) from error
+    except Warning:  # which was made an error
+        raise
+    except Exception as error:  # what is read from damaged data fails in any way
+        raise unreadable(source, error) from error
+    header = None
+    if isinstance(found, dict) and HEADER in found and "state_dict" in found:
+        header, found = found[HEADER], found["state_dict"]
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
+    ):
+        keys = f" with the keys {list(found)[:5]}" if isinstance(found, dict) else ""
+        raise ValueError(
+            f"{source} holds a {type(found).__name__}{keys}, no tensors by name. Take the part "
+            f"that is a state dict: bridge.load_state_dict(module, torch.load(path)[key])"
+        )
+    return _header(header, source), dict(found)
+
+
+def _can_be_mapped(source: Path) -> bool:
+    """Whether the tensors stand in a file as they are: it is an archive, and not compressed."""
+    if not zipfile.is_zipfile(source):  # files of old are none
+        return False
+    with zipfile.ZipFile(source) as archive:
+        return all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+
+
+def _read_shards(source: Path) -> dict[str, Tensor]:
+    """The tensors of a sharded checkpoint, by its index."""
+    index = json.loads(source.read_bytes())
+    named = index["weight_map"] if isinstance(index, dict) else None
+    if not isinstance(named, dict) or not all(isinstance(shard, str) for shard in named.values()):
+        raise ValueError(f"{source} is truncated or no checkpoint: it holds no weight_map")
+    tensors: dict[str, Tensor] = {}
+    shards: dict[str, list[str]] = {}
+    for name, shard in named.items():
+        shards.setdefault(shard, []).append(name)
+    for shard, names in shards.items():
+        file = source.parent / shard
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ValueError(f"{source} names the shard {shard!r}, which is not beside it")
+        if not file.exists():
+            raise FileNotFoundError(f"{source} names the shard {shard}, which is not there")
+        _, found = _read_safetensors(file)
+        for name in names:
+            if name not in found:
+                raise ValueError(f"{file} lacks {name!r}, which {source.name} says it holds")
+            tensors[name] = found[name]
+    return tensors
+
+
+def _header(text: Any, source: Path) -> dict[str, Any]:
+    try:
+        return load_header(text)
+    except ValueError as error:
+        raise unreadable(source, error) from error
+
+
+def unreadable(source: Path, error: Exception | str) -> ValueError:
+    """The error for a file that is none of a checkpoint."""
+    return ValueError(f"{source} is truncated or no checkpoint: {error}. Nothing was loaded")
+
+
+def import_safetensors() -> Any:
+    """The package safetensors.
+
+    Raises:
+        ImportError: if it is not installed; the message names the extra.
+    """
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError:
+        raise ImportError(
+            "*.safetensors files need safetensors, which the extra 'io' installs: "
+            "pip install 'parallax[io]'. Or name the file *.pt"
+        ) from None
+    return safetensors
