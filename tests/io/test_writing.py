@@ -129,6 +129,7 @@ def test_names_may_be_as_long_as_the_system_allows(
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_saves_that_are_killed_at_any_time_leave_one_file_in_the_end(
     tmp_path: Path, name: str
