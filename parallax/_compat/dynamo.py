@@ -71,6 +71,30 @@ compiled_entries: Callable[[CodeType], Sequence[Any]] = (
 """What dynamo has made of a code object: entries of a guard and a code."""
 
 
+def source_value(source: Any, space: dict[str, Any], cache: dict[Any, Any]) -> Any:
+    """What a place that dynamo has guarded holds now; ``space`` are the globals it starts from."""
+    from torch._dynamo.guards import _get_closure_vars
+
+    return source.get_value({"G": space, "L": {}}, _get_closure_vars(), cache)
+
+
+def global_name(source: Any) -> str | None:
+    """The name of the global that a place is; ``None`` for any other place."""
+    from torch._dynamo.source import GlobalSource
+
+    return source.global_name if type(source) is GlobalSource else None
+
+
+def is_default(source: Any) -> bool:
+    """Whether a place is among the defaults of a function's parameters."""
+    from torch._dynamo.source import DefaultsSource
+
+    return type(source) is DefaultsSource or getattr(source, "member", "") in _DEFAULTS
+
+
+_DEFAULTS = ("__defaults__", "__kwdefaults__")
+
+
 def plain_frames() -> Callable[[], bool]:
     """A function that tells whether nothing but ordinary running is asked of dynamo."""
     from torch._dynamo import eval_frame
@@ -79,11 +103,11 @@ def plain_frames() -> Callable[[], bool]:
     return lambda: callback() is None and eval_frame._stance.stance == "default"
 
 
-def trace_reporter(note: Callable[[bool, frozenset[str]], None]) -> tuple[Any, Any]:
+def trace_reporter(note: Callable[[bool, frozenset[CodeType]], None]) -> tuple[Any, Any]:
     """What a traced function calls, and with what, to have ``note`` told what it did.
 
     Call it last. ``note`` gets whether an input was written to, for dynamo traces with stand-ins
-    for tensors, which count that; and the names of globals and attributes in the code it traced.
+    for tensors, which count that; and the code it traced.
     """
     from torch._dynamo.comptime import comptime
 
@@ -95,7 +119,7 @@ def trace_reporter(note: Callable[[bool, frozenset[str]], None]) -> tuple[Any, A
         codes = torch._guards.TracingContext.get_traced_code() or ()
         note(
             any([tensor.is_inference() or tensor._version for tensor in tensors]),
-            frozenset([name for code in codes for name in code.co_names]),
+            frozenset(codes),
         )
 
     return comptime, look

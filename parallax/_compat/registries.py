@@ -17,6 +17,9 @@ from torch.utils import _pytree as torch_pytree
 
 # optree names its global namespace by an object of a mangled name only.
 _OPTREE_GLOBAL: Any = vars(optree.registry)["__GLOBAL_NAMESPACE"]
+TORCH_TABLES = (torch_pytree.SUPPORTED_NODES, torch_pytree._LEAF_SPEC)
+"""The nodes that torch knows, a table that only grows, and its constant for a leaf."""
+
 Context = Any
 KeyPath = Any
 

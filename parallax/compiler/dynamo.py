@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Sequence
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import FunctionType
 from typing import Any
 
 import torch
 
 from parallax._compat import dynamo, inductor, inductor_faults
-from parallax.compiler.outside import LEAF, Outside
+from parallax.compiler.guards import Guards
+from parallax.compiler.outside import Outside
 from parallax.core.structure import Structure
 
 __all__ = ["compile_flat", "compile_settings", "settings_for", "without_cpp"]
@@ -73,31 +73,18 @@ def _repeats(tokens: Sequence[Any]) -> bool:
     return any(hasattr(node.cls, "__repeats__") for one in structures for node in one.nodes())
 
 
-_LEAF_GUARDS = ("TENSOR_MATCH", "TYPE_MATCH", "SEQUENCE_LENGTH")
-# What is given to the flat function, and the rooms of Parallax that hold no state.
-_OURS = re.compile(
-    r"\bG\['(parallax_\w+|__import_parallax_dot_(compiler|constants|fields|frozendict|kinds|layout"
-    r"|metaclass|module|nodes|notes|registry|structure|tracing|tree)(_dot_\w+)?)'\]"
-    r"|\b(SUPPORTED_NODES|_LEAF_SPEC)\b"
-)
-_LIBRARIES = re.compile(r"G\['__import_(torch|optree|parallax)(_dot_\w+)?'\]|__import__\('torch'\)")
-_CODE = (FunctionType, BuiltinFunctionType, ModuleType, type)
-_DEFAULTS = re.compile(r"\.__(kw)?defaults__\b")
-
-
 def compile_flat(
     flat: FunctionType,
     settings: dict[str, Any],
-    is_loose: Callable[[int], bool],
+    guards: Guards,
     outside: Outside,
 ) -> Callable[..., Any]:
     """``torch.compile`` of a flat function, without dynamo's guards on what the caller checks.
 
     Args:
-        flat: takes ``parallax_leaves``, a tuple of tensors, and ``parallax_others``; the globals
-            named ``parallax_...`` never change.
+        flat: takes ``parallax_leaves``, a tuple of tensors, and ``parallax_others``.
         settings: for ``torch.compile``.
-        is_loose: whether dynamo shall guard a leaf itself; asked after tracing.
+        guards: chooses among the guards of every trace.
         outside: is told what every trace reads from globals.
     """
     options = dict(settings["options"])
@@ -107,7 +94,7 @@ def compile_flat(
 
     def keep(entries: Sequence[Any]) -> list[bool]:
         outside.add(entries)
-        kept = [_keeps(entry, is_loose) for entry in entries]
+        kept = guards.keep(entries)
         if theirs is None:
             return kept
         return [mine and other for mine, other in zip(kept, theirs(entries), strict=True)]
@@ -142,18 +129,3 @@ def _direct(flat: FunctionType, compiled: Callable[..., Any]) -> Callable[..., A
         return compiled(leaves, others)
 
     return run
-
-
-def _keeps(entry: Any, is_loose: Callable[[int], bool]) -> bool:
-    """Whether dynamo shall check this guard: all but what is checked elsewhere or cannot change."""
-    name = entry.orig_guard.name
-    leaf = LEAF.fullmatch(name)
-    if leaf is not None:
-        checked = entry.guard_type in _LEAF_GUARDS
-        return not checked or (leaf[1] is not None and is_loose(int(leaf[1])))
-    if entry.guard_type == "FUNCTORCH_STACK_MATCH" or _OURS.search(name):
-        return False  # no graph is run under a transform
-    # The very functions, classes and modules that these libraries are made of.
-    return not (
-        _LIBRARIES.match(name) and (isinstance(entry.value, _CODE) or _DEFAULTS.search(name))
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import itertools
 from collections.abc import Callable, Sequence
-from types import CellType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from parallax._compat.dynamo import constant_in_traces, tensor_check, trace_reporter
 from parallax._compat.inductor import is_cpp_wrapper_failure
 from parallax.compiler.dynamo import compile_flat, settings_for, without_cpp
+from parallax.compiler.guards import Guards
 from parallax.compiler.opening import write_builder, write_opener
 from parallax.compiler.outside import Outside
 from parallax.compiler.packing import build_call, spell, tokens_to_trace
@@ -215,13 +216,13 @@ class Graph:
         code = _flat(fn).__code__.replace(co_name=self.name, co_qualname=self.name)
         flat = FunctionType(code, namespace, self.name, None, (CellType(fn),))
         self._outside = Outside(namespace)
-        return compile_flat(
-            flat, settings, lambda k: self._writes or k in self.loose, self._outside
-        )
+        guards = Guards(namespace, tuple(namespace), lambda k: self._writes or k in self.loose)
+        return compile_flat(flat, settings, guards, self._outside)
 
-    def _note(self, written: bool, names: frozenset[str]) -> None:
+    def _note(self, written: bool, codes: frozenset[CodeType]) -> None:
         self._writes = self._writes or written
-        self._outside.names |= names
+        self._outside.names |= {name for code in codes for name in code.co_names}
+        self.watch.add(codes)
 
     def _shared(self, leaves: Sequence[Tensor]) -> Any:
         """Where the memory of the leaves, and of the globals that the function reads, overlaps."""

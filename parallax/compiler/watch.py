@@ -1,13 +1,19 @@
 """Whether the classes of modules are still what they were when a graph was made.
 
-Modules are made anew while tracing, so dynamo does not guard their methods. A class that changes
-(``Net.forward = ...``) moves a clock; only then are the classes of a graph compared.
+Modules are made anew while tracing, so dynamo does not guard their methods. A module class that
+changes (``Net.forward = ...``) moves a clock; only then are these classes compared. A plain base
+moves none, and neither does what a function holds (its defaults, what it closes over): of them what
+a user wrote and a trace has run is compared at every call.
 """
 
 from __future__ import annotations
 
+from operator import is_
+from types import CodeType
 from typing import Any
 
+from parallax.compiler.guards import is_library
+from parallax.compiler.held import Held, functions_in
 from parallax.core.nodes import CLASS_CLOCK
 from parallax.core.structure import Structure
 
@@ -25,6 +31,12 @@ class Watch:
         classes = {node.cls for structure in structures for node in structure.nodes()}
         bases = {base for cls in classes for base in cls.__mro__ if base is not object}
         self._held = {base: dict(vars(base)) for base in bases}
+        self._plain = [base for base in bases if _is_users(base)]
+        self._functions = Held()
+
+    def add(self, codes: frozenset[CodeType]) -> None:
+        """Notes what the functions of the classes hold that a trace has run."""
+        self._functions.add(functions_in(self._held, codes), codes)
 
     def unchanged(self) -> bool:
         """Whether no class holds anything else than at the start."""
@@ -33,9 +45,29 @@ class Watch:
             if not all(_same(vars(cls), held) for cls, held in self._held.items()):
                 return False
             self._time = time
-        return True
+        for base in self._plain:
+            if not _same_methods(vars(base), self._held[base]):
+                return False
+        return self._functions.unchanged()
+
+
+def _is_users(base: type) -> bool:
+    plain = not hasattr(base, "__layout__") and not is_library(base)
+    return plain and base.__module__ not in ("abc", "builtins", "typing", "typing_extensions")
 
 
 def _same(now: Any, held: dict[str, Any]) -> bool:
     names = held.keys() | now.keys()
     return all(now.get(name) is held.get(name) for name in names if name not in _OWN)
+
+
+def _same_methods(now: Any, held: dict[str, Any]) -> bool:
+    """As ``_same``, for what is found on instances as a method; dynamo guards plain values."""
+    if len(now) == len(held) and all(map(is_, now.values(), held.values())):
+        return True
+    names = [name for name in held.keys() | now.keys() if name not in _OWN]
+    changed = [(now.get(name), held.get(name)) for name in names]
+    return not any(
+        a is not b and (hasattr(type(a), "__get__") or hasattr(type(b), "__get__"))
+        for a, b in changed
+    )

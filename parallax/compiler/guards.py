@@ -1,0 +1,174 @@
+"""Which of dynamo's guards a compiled function needs.
+
+A guard goes where a value can change between two calls. It is left out where every step to the
+value is through something that is immutable by construction (a structure, a module, a tuple) or
+that is checked elsewhere (a class of the arguments, by ``Watch``), and the value is such itself.
+What these hold of the user's own (a config object, a function and what it closes over, the lists
+of a class) is guarded. Whose something is decides, never what it is called.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Callable, Sequence
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, ModuleType
+from typing import Any
+
+import torch
+
+from parallax._compat import dynamo, registries
+from parallax.compiler.outside import LEAF
+from parallax.core.fields import Lazy
+from parallax.core.frozendict import FrozenDict
+from parallax.core.kinds import Kind
+from parallax.core.layout import Layout
+from parallax.core.nodes import NODES
+from parallax.core.structure import Leaf, Local, Static, Structure
+from parallax.core.tracing import Outline
+
+__all__ = ["Guards", "is_library"]
+
+_LEAF_GUARDS = ("TENSOR_MATCH", "TYPE_MATCH", "SEQUENCE_LENGTH")
+_IDENTITY = ("ID_MATCH", "CLASS_MATCH", "MODULE_MATCH", "BUILTIN_MATCH", "NONE_MATCH")
+_CODE = (FunctionType, BuiltinFunctionType, ModuleType, type)
+_SCALARS = (int, float, complex, bool, str, bytes, type(None), type(Ellipsis), range, slice)
+_SEALED = (
+    *_SCALARS, torch.dtype, torch.device, torch.Size, torch.layout,
+    tuple, frozenset, FrozenDict, Outline, Structure, Local, Static, Leaf, Layout, Kind, Lazy,
+)  # fmt: skip
+# Tables that only grow, and what says "a leaf".
+_TABLES = (NODES, *registries.TORCH_TABLES)
+_LIBRARIES = ("torch", "optree", "parallax")
+# Rooms of Parallax whose modules have no state but those tables.
+_STATELESS = ("parallax.core", "parallax.compiler", "parallax.tree")
+
+
+class Guards:
+    """Chooses among the guards of one flat function.
+
+    Args:
+        space: the globals of the flat function.
+        given: the names in it that never change.
+        is_loose: whether dynamo shall guard a leaf itself; asked after tracing.
+    """
+
+    def __init__(
+        self, space: dict[str, Any], given: Sequence[str], is_loose: Callable[[int], bool]
+    ) -> None:
+        self._space = space
+        self._given = frozenset(given)
+        self._is_loose = is_loose
+
+    def keep(self, entries: Sequence[Any]) -> list[bool]:
+        """For each guard of a trace, whether dynamo shall check it."""
+        chain = _Chain(self._space, self._given)
+        return [self._keeps(entry, chain) for entry in entries]
+
+    def _keeps(self, entry: Any, chain: _Chain) -> bool:
+        leaf = LEAF.fullmatch(entry.orig_guard.name)
+        if leaf is not None:
+            checked = entry.guard_type in _LEAF_GUARDS
+            return not checked or (leaf[1] is not None and self._is_loose(int(leaf[1])))
+        if entry.guard_type == "FUNCTORCH_STACK_MATCH":
+            return False  # no graph is run under a transform
+        if not entry.has_value:
+            return True
+        source = entry.orig_guard.originating_source
+        if not chain.is_fixed(source):
+            return True
+        sealed = entry.guard_type in _IDENTITY or _is_sealed(entry.value)
+        return not (sealed or chain.is_part_of_library(source))
+
+
+class _Chain:
+    """The steps to the values of one trace."""
+
+    def __init__(self, space: dict[str, Any], given: frozenset[str]) -> None:
+        self._space = space
+        self._given = given
+        self._values: dict[Any, Any] = {}
+        self._fixed: dict[Any, bool] = {}
+
+    def is_fixed(self, source: Any) -> bool:
+        """Whether a source leads to the same object for ever."""
+        found = self._fixed.get(source)
+        if found is None:
+            try:
+                found = self._find_fixed(source)
+            except (AttributeError, KeyError, IndexError, NameError, TypeError):
+                found = False  # a place that dynamo has only words for
+            self._fixed[source] = found
+        return found
+
+    def is_part_of_library(self, source: Any) -> bool:
+        """Whether a source leads to a function, class or module that a library holds as its own."""
+        base = getattr(source, "base", None)
+        return (
+            base is not None
+            and isinstance(self._value(source), _CODE)
+            and is_library(self._value(base), (ModuleType, type))
+        )
+
+    def _find_fixed(self, source: Any) -> bool:
+        base = getattr(source, "base", None)
+        if base is None:
+            given = dynamo.global_name(source)
+            return given in self._given or is_library(self._value(source), (ModuleType,))
+        return self.is_fixed(base) and _holds(self._value(base), self._value(source), source)
+
+    def _value(self, source: Any) -> Any:
+        return dynamo.source_value(source, self._space, self._values)
+
+
+def _holds(owner: Any, value: Any, source: Any) -> bool:
+    """Whether an owner that stays holds this value for ever."""
+    if isinstance(owner, type):
+        # ``Watch`` compares what the module classes of the arguments hold.
+        name = getattr(source, "member", None)
+        holder = next((base for base in owner.__mro__ if name in vars(base)), owner)
+        return hasattr(holder, "__layout__") or is_library(holder)
+    if isinstance(owner, ModuleType):
+        if owner.__name__.startswith(_STATELESS) and is_library(owner):
+            return True
+        return is_library(owner) and (isinstance(value, _CODE) or _is_table(value))
+    if isinstance(owner, FunctionType):
+        code = isinstance(value, _CODE) or dynamo.is_default(source)
+        return is_library(owner) and code
+    return _is_sealed(owner)
+
+
+def _is_sealed(value: Any) -> bool:
+    """Whether a value is immutable by construction, or checked elsewhere."""
+    cls = type(value)
+    if isinstance(value, type):
+        return hasattr(value, "__layout__") or is_library(value)
+    if isinstance(value, _CODE):
+        return isinstance(value, BuiltinFunctionType) or is_library(value)
+    if isinstance(value, enum.Enum):
+        return False
+    if cls is MappingProxyType:  # the attributes of a class, which is watched if it stays
+        return True
+    plain = isinstance(value, _SEALED) and not hasattr(value, "__dict__")
+    ours = cls in _SEALED or hasattr(cls, "__layout__")
+    return plain or ours or _is_table(value)
+
+
+def _is_table(value: Any) -> bool:
+    return any(value is table for table in _TABLES)
+
+
+def is_library(value: Any, kinds: tuple[type, ...] = _CODE) -> bool:
+    """Whether a function, class or module is what torch, optree or Parallax are made of."""
+    if not isinstance(value, kinds):
+        return False
+    if isinstance(value, ModuleType):
+        name, space = value.__name__, vars(value)
+    elif isinstance(value, FunctionType):
+        name, space = value.__globals__.get("__name__", ""), value.__globals__
+    else:
+        name, space = getattr(value, "__module__", None) or "", None
+    if name.partition(".")[0] not in _LIBRARIES:
+        return False
+    module = sys.modules.get(name)
+    return module is not None and (space is None or vars(module) is space)
