@@ -123,13 +123,13 @@ class _Compiled:
             if graph is not None:
                 opened = graph.open(args, kwargs)
                 if opened is not None and graph.watch.unchanged() and graph.fits(opened):
-                    return graph(opened)
+                    return graph(opened, args, kwargs)
             items, tokens = pack_call(args, kwargs)
             graph = find(tokens, items)
             if graph is None:
                 return make(tokens, items, args, kwargs)
             last = graph
-            return graph(items)
+            return graph(items, args, kwargs)
 
         # Dynamo looks at all that a function closes over, hence one function in another.
         @functools.wraps(fn)
@@ -157,14 +157,14 @@ class _Compiled:
         with _making:
             found = self._find(tokens, items)  # another thread may have made it
             if found is not None:
-                return found(items)
+                return found(items, args, kwargs)
             _require_values(items, paths_of(tokens, self._names())[0])
             family = family_of(tokens)
             before = [graph for graph in self.families.get(family, []) if graph.watch.unchanged()]
             if len(before) >= (self.limit or recompile_limit()):
                 return self._refuse(reason(before, tokens, items, self._names()), args, kwargs)
             graph = self._graph(tokens, items)
-            result = graph(items)
+            result = graph(items, args, kwargs)
             self.families[family] = [*before, graph]
             known = [graph for graph in self.graphs.get(tokens, []) if graph in before]
             self.graphs[tokens] = [*known, graph]

@@ -6,7 +6,7 @@ import builtins
 import itertools
 from collections.abc import Callable, Sequence
 from types import CellType, CodeType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from parallax.compiler.opening import write_builder, write_opener
 from parallax.compiler.outside import Outside
 from parallax.compiler.packing import build_call, spell, tokens_to_trace
 from parallax.compiler.watch import Watch
+from parallax.compiler.writes import Written, has_containers, note, put_back, spell_written
 from parallax.random import reuse
 
 __all__ = ["Graph"]
@@ -36,6 +37,8 @@ parallax_record: Any = None
 parallax_spell: Any = None
 parallax_tokens: Any = None
 parallax_report: Any = None
+parallax_note: Any = None
+parallax_written: Any = None
 
 
 class Leaves:
@@ -117,7 +120,7 @@ class Graph:
         self.leaves = Leaves(items)
         self.watch = Watch(tokens)
         self.open = write_opener(tokens, items)
-        self._results: list[tuple[tuple[Any, ...], Callable[..., Any]]] = []
+        self._results: list[_Result] = []
         leaves = self.leaves.pick(items)
         self.sizes = [[None if every_size else n for n in leaf.shape] for leaf in leaves]
         if like is not None:
@@ -173,8 +176,8 @@ class Graph:
             if _differing(sizes, list(leaf.shape)) != sizes
         }
 
-    def __call__(self, items: Sequence[Any]) -> Any:
-        """The function of the arguments that ``items`` were taken from."""
+    def __call__(self, items: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The function of the arguments, and of the ``items`` that were taken from them."""
         others = self.leaves.others
         leaves = tuple(self.leaves.pick(items))
         try:
@@ -182,13 +185,19 @@ class Graph:
         except RuntimeError as error:
             if self._spare is not None and is_cpp_wrapper_failure(error):
                 self._run, self._spare = self._compile(self._fn, self._spare), None
-                return self(items)
+                return self(items, args, kwargs)
             if type(error) is RuntimeError and not self._writes:
                 self._tell(items)
             raise
         if self._writes:
             self._sharing.setdefault(len(self._outside.tensors), self._shared(leaves))
-        return self._results[number][1](results)
+        known = self._results[number]
+        result = known.build(results)
+        if not known.written.indices:
+            return result
+        result, *contents = result
+        put_back(known.written, contents, args, kwargs)
+        return result
 
     def _tell(self, items: Sequence[Any]) -> None:
         """Raises what the function itself raises.
@@ -210,6 +219,8 @@ class Graph:
             "parallax_record": _recorder(self._results),
             "parallax_spell": spell,
             "parallax_tokens": tokens_to_trace(self.tokens),
+            "parallax_note": note if has_containers(self.tokens) else None,
+            "parallax_written": spell_written,
         }
         # Dynamo caches by code object: each graph has its own. The function is in a cell, for
         # dynamo sees that a leaf is also closed over only where both are local.
@@ -229,17 +240,28 @@ class Graph:
         return _sharing([*leaves, *self._outside.present()])
 
 
-def _recorder(kept: list[tuple[tuple[Any, ...], Callable[..., Any]]]) -> Callable[..., int]:
+class _Result(NamedTuple):
+    """What one trace returns: its tokens, what it wrote to, and what builds it from items."""
+
+    tokens: tuple[Any, ...]
+    written: Written
+    build: Callable[..., Any]
+
+
+def _recorder(kept: list[_Result]) -> Callable[..., int]:
     """A function that keeps the structure of results and what builds them; returns its number."""
 
     # Runs while dynamo traces, which puts the number into the graph: every trace has its own.
     @constant_in_traces
-    def record(tokens: tuple[Any, ...], *structures: Any) -> int:
+    def record(tokens: tuple[Any, ...], indices: Any, same: Any, *structures: Any) -> int:
         found = tuple([structures[t] if type(t) is int else t for t in tokens])
-        for number, (known, _) in enumerate(kept):
-            if known == found:
+        written = Written(indices, same)
+        for number, known in enumerate(kept):
+            if known[:2] == (found, written):
                 return number
-        kept.append((found, write_builder(found)))
+        # The contents of what was written to follow the result.
+        spelled = ((tuple, 1 + len(indices)), *found) if indices else found
+        kept.append(_Result(found, written, write_builder(spelled)))
         return len(kept) - 1
 
     return record
@@ -274,11 +296,17 @@ def _flat(fn: Callable[..., Any]) -> FunctionType:
             given = parallax_leaves, parallax_others
             items = [given[0][k] if k >= 0 else given[1][-1 - k] for k in parallax_places]
         args, kwargs = parallax_build(parallax_tokens, items)
+        noted = [] if parallax_note is None else parallax_note(args, kwargs)
         results: list[Any] = []
         tokens: list[Any] = []
         structures: list[Any] = []
-        parallax_spell(fn(*args, **kwargs), results, tokens, structures)
+
+        def spell_one(value: Any) -> None:
+            parallax_spell(value, results, tokens, structures)
+
+        spell_one(fn(*args, **kwargs))
+        indices, same = parallax_written(noted, spell_one)
         parallax_comptime(parallax_report)
-        return parallax_record(tuple(tokens), *structures), results
+        return parallax_record(tuple(tokens), indices, same, *structures), results
 
     return flat  # type: ignore[return-value]  # a def is one

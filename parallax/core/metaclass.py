@@ -16,6 +16,7 @@ from typing_extensions import dataclass_transform
 
 from parallax._compat.dynamo import is_compiling
 from parallax.core import registry
+from parallax.core.cached import without_locks
 from parallax.core.declare import (
     Scope,
     collect_fields,
@@ -74,6 +75,7 @@ class ModuleMeta(_ProtocolMeta):
         reserved = frozenset() if any_name else _reserved(root)
         own = collect_fields(name, bases, namespace, reserved, kw_only)
         scope = Scope(namespace.get("__module__", ""))
+        without_locks(namespace)
         has_init, has_setattr = "__init__" in namespace, "__setattr__" in namespace
         cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
         collect_overrides(cls, own)
