@@ -161,7 +161,7 @@ class Chart:
 
     def _identity(self, node: Entry) -> Any:
         """What the entries of two nodes share if and only if they are one thing."""
-        if self.tied:
+        if self.tied and node.item >= 0:
             node = self.twins(node)[0]
         return node.item, node.keys
 

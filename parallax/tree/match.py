@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from parallax._compat import dynamo
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.nodes import is_module
 from parallax.tree import core
+from parallax.tree.around import Around, containers
 from parallax.tree.chart import Chart, Entry
 from parallax.tree.places import Survey, follow
 
@@ -81,9 +82,16 @@ def _by_text(survey: Survey, text: str) -> tuple[list[Entry], bool]:
     entry = survey.at(text)
     if entry is not None:
         return [entry], True
-    found = []
+    around = containers(survey.tree, survey)
+    for container in around:
+        if container.path == text:
+            return [container], True
+    found: list[Entry] = []
     if "*" in text or "?" in text:
         found = survey.present(survey.chart.remember(_of_glob, text))
+        if around and not _only_leaves(text):
+            meant = matching(text, tuple([container.path for container in around]))
+            found = _in_order([*[around[k] for k in meant], *found])
     if not found:
         _nothing(survey, text)
     return found, False
@@ -99,10 +107,18 @@ def _of_role(chart: Chart, role: str) -> list[Entry]:
 
 
 def _of_glob(chart: Chart, glob: str) -> list[Entry]:
-    only_leaves = glob == "**" or glob.endswith(".**")
-    entries = [e for e in chart.entries if e.cls is None or not only_leaves]
+    entries = [e for e in chart.entries if e.cls is None or not _only_leaves(glob)]
     meant = matching(glob, tuple([entry.path for entry in entries]))
     return chart.distinct([entries[k] for k in meant])
+
+
+def _only_leaves(glob: str) -> bool:
+    return glob == "**" or glob.endswith(".**")
+
+
+def _in_order(entries: list[Entry]) -> list[Entry]:
+    """The entries in preorder: a node before what it holds."""
+    return sorted(entries, key=lambda e: (e.start, -e.stop, len(e.path)))
 
 
 @dynamo.constant_in_traces
@@ -130,7 +146,8 @@ def _segment(glob: str) -> str:
 
 
 def _nothing(survey: Survey, text: str) -> NoReturn:
-    paths = [entry.path for entry in survey.chart.entries if entry.path]
+    entries = [*containers(survey.tree, survey), *survey.chart.entries]
+    paths = [entry.path for entry in entries if entry.path]
     near = difflib.get_close_matches(text, paths, n=5, cutoff=0.4)
     last = text.rsplit(".", maxsplit=1)[-1]
     near += [p for p in paths if p.split(".")[-1] == last and p not in near][:3]
@@ -154,7 +171,9 @@ def _by_type(survey: Survey, cls: type) -> list[Entry]:
         meant = {c for c in classes if issubclass(c, cls)}
         return chart.distinct([entry for entry in nodes if entry.cls in meant])
     pairs = zip(nodes, survey.values(nodes))  # noqa: B905  # dynamo traces no strict=
-    return chart.distinct([entry for entry, value in pairs if isinstance(value, cls)])
+    found = [entry for entry, value in pairs if isinstance(value, cls)]
+    around = [c for c in containers(survey.tree, survey) if isinstance(c.value, cls)]
+    return chart.distinct(_in_order([*around, *found]) if around else found)
 
 
 def _arity(function: Callable[..., Any]) -> int:
@@ -171,16 +190,22 @@ def _arity(function: Callable[..., Any]) -> int:
 
 
 class _Marks:
-    """Trees of one structure with its entries as leaves, for a user's lambda to walk."""
+    """Trees of one structure with its entries as leaves, for a user's lambda to walk.
 
-    def __init__(self, chart: Chart) -> None:
+    Holes are entries, too, unless ``leaves`` says which places are holes.
+    """
+
+    def __init__(self, chart: Chart, leaves: Sequence[Any] | None = None) -> None:
         self.chart = chart
         self.items: list[Any] = []
+        marks: list[Entry | None] = list(chart.first)
+        if leaves is not None:
+            marks = [None if held is None else mark for mark, held in zip(marks, leaves)]  # noqa: B905  # dynamo traces no strict=
         stop = 0
         for part in chart.spec.parts:
             lone = core.TreeSpec(None, (part,), (None,))
             start, stop = stop, stop + lone.num_leaves
-            self.items.append(lone.build(chart.first[start:stop]))
+            self.items.append(lone.build(marks[start:stop]))
         self._entries: dict[int, tuple[Any, Entry]] = {}
 
     def entry_of(self, node: Any) -> Entry | None:
@@ -204,29 +229,115 @@ class _Marks:
 
 
 def _by_lambda(survey: Survey, where: Callable[[Any], Any]) -> tuple[list[Entry], bool]:
-    """Calls a lambda on a tree of marks, so that nothing depends on values."""
-    marks = survey.chart.remember(_Marks)
+    """The nodes that a lambda returns of the tree itself; in a trace, of a tree of marks."""
+    if dynamo.is_compiling():
+        return _by_marks(survey, where)
+    # What stands around modules is made anew: a list, say, is the caller's to change.
+    shown = core.with_items(survey.spec, list(survey.items))
+    known = _Nodes(survey, containers(shown, survey))
+    result = _called(where, shown)
+    marked: list[Any] = []
+
+    def entry_of(node: Any, place: int) -> Entry:
+        found = known.entries_of(node)
+        if len(found) == 1:
+            return found[0]
+        if not marked:  # one hole is as another, and one number: asked of marks, each is its own
+            marked.extend(_entries_of_marks(survey, where))
+        told = marked[place] if place < len(marked) else None
+        return _one(survey, node, told if told in found else None)
+
+    single = not isinstance(result, (list, tuple)) or bool(known.entries_of(result))
+    items = [result] if single else result
+    found = [entry_of(node, place) for place, node in enumerate(items)]
+    return survey.chart.distinct(found), single
+
+
+def _one(survey: Survey, node: Any, entry: Entry | None) -> Entry:
+    if entry is not None:
+        return entry
+    if node is None:
+        raise LookupError(
+            f"select: the function returned None, and which hole of {_name(survey)} that is cannot "
+            f"be told. Name it by its path, such as 'layers.0.bias'"
+        )
+    raise LookupError(
+        f"select: the function returned {node!r}, which is neither a leaf, a module nor a "
+        f"container of {_name(survey)}. Constants are changed by module.replace(name=...)"
+    )
+
+
+def _called(where: Callable[[Any], Any], shown: Any) -> Any:
     try:
-        # What stands around modules is made anew: a list, say, is the caller's to change.
-        result = where(core.with_items(survey.spec, list(marks.items)))
+        return where(shown)
     except (AttributeError, TypeError) as error:
         raise TypeError(
-            f"select: a function of one argument gets the tree and returns nodes of it, without "
-            f"looking at values: {error}. A predicate takes two: lambda path, leaf: leaf.ndim == 2"
+            f"select: a function of one argument gets the tree and returns nodes of it: {error}. "
+            f"A predicate takes two: lambda path, leaf: leaf.ndim == 2"
         ) from error
+
+
+class _Nodes:
+    """The nodes and leaves of a tree by identity."""
+
+    def __init__(self, survey: Survey, around: list[Around]) -> None:
+        self._survey = survey
+        self._around = around
+        self._nodes: dict[int, list[Entry]] | None = None
+
+    def entries_of(self, node: Any) -> list[Entry]:
+        """The entries of all things that are this very object: more than one for a hole, say."""
+        survey = self._survey
+        if isinstance(node, tuple) and not node:
+            return []  # every empty tuple is one object
+        held = survey.leaves
+        found = [survey.chart.first[k] for k, leaf in enumerate(held) if leaf is node]
+        if found or node is None:
+            return found
+        if self._nodes is None:
+            entries = [entry for entry in survey.chart.entries if entry.cls is not None]
+            pairs: list[tuple[Entry, Any]] = [
+                *zip(self._around, [a.value for a in self._around], strict=True)
+            ]
+            pairs += [*zip(entries, survey.values(entries), strict=True)]
+            nodes: dict[int, list[Entry]] = {}
+            for entry, value in pairs:
+                nodes.setdefault(id(value), []).append(entry)
+            self._nodes = nodes
+        return survey.chart.distinct(self._nodes.get(id(node), []))
+
+
+def _marked(survey: Survey, where: Callable[[Any], Any]) -> tuple[Any, _Marks]:
+    """What a lambda returns of a tree whose leaves are their entries."""
+    chart = survey.chart
+    # In a trace its trees are made anew, for they are no constants.
+    marks = _Marks(chart) if dynamo.is_compiling() else chart.remember(_Marks)
+    return _called(where, core.with_items(survey.spec, list(marks.items))), marks
+
+
+def _by_marks(survey: Survey, where: Callable[[Any], Any]) -> tuple[list[Entry], bool]:
+    """In a trace, where values are not known: a lambda sees which places are holes, no more."""
+    marks = _Marks(survey.chart, survey.leaves)
+    result = _called(where, core.with_items(survey.spec, list(marks.items)))
     single = not isinstance(result, list) and (
         not isinstance(result, tuple) or marks.entry_of(result) is not None
     )
-    found = []
-    for node in [result] if single else result:
-        entry = marks.entry_of(node)
-        if entry is None:
-            raise LookupError(
-                f"select: the function returned {node!r}, which is neither a leaf, a module nor a "
-                f"container of {_name(survey)}. Constants are changed by module.replace(name=...)"
-            )
-        found.append(entry)
-    return survey.chart.distinct(found), single
+    nodes = [result] if single else list(result)
+    if any([node is None for node in nodes]):  # which hole?
+        told = _entries_of_marks(survey, where)
+        pairs = zip(nodes, told)  # noqa: B905  # dynamo traces no strict=
+        nodes = [entry if node is None else node for node, entry in pairs]
+    return survey.chart.distinct([_one(survey, n, marks.entry_of(n)) for n in nodes]), single
+
+
+def _entries_of_marks(survey: Survey, where: Callable[[Any], Any]) -> list[Entry | None]:
+    """The same, node by node; nothing if the lambda needs the values, and so cannot be asked."""
+    try:
+        result, marks = _marked(survey, where)
+    except Exception:  # whatever a function of tensors raises of marks
+        return []
+    single = not isinstance(result, (list, tuple)) or marks.entry_of(result) is not None
+    return [marks.entry_of(node) for node in ([result] if single else result)]
 
 
 def _is(one: Any, two: Any) -> bool:

@@ -53,7 +53,14 @@ class Survey:
     def values(self, entries: Iterable[Entry]) -> list[Any]:
         """What stands at entries."""
         leaves, items = self.leaves, self.items
-        return [leaves[e.leaf] if e.cls is None else follow(items[e.item], e.keys) for e in entries]
+        return [
+            leaves[e.leaf]
+            if e.cls is None
+            else follow(items[e.item], e.keys)
+            if e.item >= 0
+            else e.value  # type: ignore[attr-defined]  # a container around the items
+            for e in entries
+        ]
 
     def present(self, entries: Iterable[Entry]) -> list[Entry]:
         """The entries without those of holes."""

@@ -7,6 +7,7 @@ from typing import Any
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import NODES, is_module
 from parallax.tree import core
+from parallax.tree.around import put
 from parallax.tree.chart import Entry
 from parallax.tree.places import Survey, follow
 
@@ -24,7 +25,11 @@ def rebuild(survey: Survey, edits: list[tuple[Entry, Any]]) -> Any:
         here = {entry.keys: value for entry, value in edits if entry.item == number}
         if here:
             items[number] = _replaced(item, here)
-    return core.with_items(survey.spec, items)
+    made = core.with_items(survey.spec, items)
+    for entry, value in edits:
+        if entry.item < 0:
+            made = put(made, entry.keys, value)
+    return made
 
 
 def _replaced(node: Any, edits: dict[tuple[Any, ...], Any]) -> Any:

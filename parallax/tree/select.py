@@ -38,7 +38,7 @@ def select(tree: T, *what: Any) -> Selection[T]:
             - a role: ``"parameter"``, ``"buffer"``, ``"trainable"`` or ``"frozen"``;
             - a class: modules of it; ``Parameter``, ``Buffer`` and ``Tensor`` mean leaves;
             - a function of one argument, the tree: ``lambda m: m.head.weight``, or a tuple or
-              list of nodes;
+              list of nodes; it may look at values and holes;
             - a function of two, the path and value of each leaf, that says whether it is meant:
               ``lambda path, leaf: leaf.ndim == 2``.
 
@@ -195,7 +195,11 @@ class Selection(Generic[T]):
                 return cast(T, survey.spec.build(leaves))
         self._check_apart()
         pairs = zip(self._entries, values)  # noqa: B905  # as above
-        edits = [(twin, value) for entry, value in pairs for twin in survey.chart.twins(entry)]
+        edits = [
+            (twin, value)
+            for entry, value in pairs
+            for twin in (survey.chart.twins(entry) if entry.item >= 0 else [entry])
+        ]
         return cast(T, rebuild(survey, edits))
 
     def _only_leaves(self, values: list[Any]) -> bool:
@@ -213,7 +217,7 @@ class Selection(Generic[T]):
     def _check_apart(self) -> None:
         """Raises if one selected node holds another, so that no value would win by chance."""
         open_node: Entry | None = None
-        for entry in sorted(self._entries, key=lambda e: (e.item, e.start, -e.stop)):
+        for entry in sorted(self._entries, key=lambda e: (e.start, -e.stop, len(e.path))):
             if open_node is not None and open_node.holds(entry):
                 raise ValueError(
                     f"{entry.path} lies inside {open_node.path or 'the root'}, and both are "
