@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.guides import PAGES, program
 from tests.typing import accepted
 
 ROOT = Path(__file__).parents[1]
@@ -23,14 +24,14 @@ CHECKERS = {
 checkers = pytest.mark.parametrize("checker", CHECKERS)
 
 
-def errors(checker: str, file: Path, folder: Path = ROOT) -> dict[int, list[str]]:
-    """What a checker says about a file, by line."""
-    command = [sys.executable, *CHECKERS[checker], str(file)]
+def errors(checker: str, *files: Path, folder: Path = ROOT) -> dict[int, list[str]]:
+    """What a checker says about files, by line."""
+    command = [sys.executable, *CHECKERS[checker], *map(str, files)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     found: dict[int, list[str]] = {}
     for line in done.stdout.splitlines():
-        match = re.search(rf"{re.escape(file.name)}:(\d+)(?::\d+)?(?: -|:) error: (.*)", line)
+        match = re.search(r"\.py:(\d+)(?::\d+)?(?: -|:) error: (.*)", line)
         if match:
             found.setdefault(int(match[1]), []).append(match[2])
     assert re.search(r"Success|Found \d+ error|^\d+ error", done.stdout, re.MULTILINE), done.stdout
@@ -53,12 +54,13 @@ def test_wrong_code_is_refused_line_by_line(checker: str, tmp_path: Path) -> Non
 
 
 @checkers
-def test_the_blocks_of_the_readme_are_accepted(checker: str, tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    file = tmp_path / "readme.py"
-    file.write_text("\n".join(blocks))
-    assert errors(checker, file) == {}
-    assert len(blocks) > 5
+def test_the_programs_of_the_readme_and_the_guides_are_accepted(
+    checker: str, tmp_path: Path
+) -> None:
+    files = [tmp_path / f"{page.stem}.py" for page in PAGES]
+    for file, page in zip(files, PAGES, strict=True):
+        file.write_text(program(page))
+    assert errors(checker, *files) == {}
 
 
 @checkers
