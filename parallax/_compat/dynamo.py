@@ -30,6 +30,24 @@ def constant_in_traces(function: F) -> F:
     return function
 
 
+@constant_in_traces
+def differentiated_outside() -> bool:
+    """Whether more derivatives may be taken of a graph than the transforms in its trace.
+
+    That is so if one of its inputs requires grad, or if it goes backward itself. Only while dynamo
+    traces.
+    """
+    from torch._dynamo import config
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    if config.trace_autograd_ops:
+        return True
+    tracers = InstructionTranslator.current_tx().output.tracers
+    inputs = [node for t in tracers for node in t.graph.find_nodes(op="placeholder")]
+    values = [node.meta.get("example_value") for node in inputs]
+    return any([isinstance(value, Tensor) and value.requires_grad for value in values])
+
+
 def run_as_it_is(function: Callable[..., Any]) -> None:
     """Has dynamo run a function, and all it calls, as ordinary Python where it does not trace it.
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax._compat.dynamo import constant_in_traces
+
 innermost_transform: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 """The innermost ``torch.func`` transform (vmap, grad, jvp, functionalize), ``None`` for none."""
 
@@ -37,6 +39,21 @@ def differentiating() -> bool:
     """Whether a transform that differentiates (grad, jvp) is running, at whatever depth."""
     stack = torch._C._functorch.get_interpreter_stack() or ()
     return any(interpreter.key() in _DIFFERENTIATING for interpreter in stack)
+
+
+@constant_in_traces
+def derivatives_running() -> tuple[int, int]:
+    """How many transforms that differentiate are running: in reverse, and forward."""
+    kinds = torch._C._functorch.TransformType
+    keys = [entry.key() for entry in torch._C._functorch.get_interpreter_stack() or ()]
+    return keys.count(kinds.Grad), keys.count(kinds.Jvp)
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """The plain tensor inside of all wrappers of running transforms."""
+    while is_wrapped(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor

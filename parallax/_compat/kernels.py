@@ -29,6 +29,9 @@ adafactor: Callable[..., None] = torch.optim._adafactor.adafactor
 muon: Callable[..., None] = torch.optim._muon.muon
 weight_norm: Callable[[Tensor, Tensor, int], Tensor] = torch._weight_norm
 is_dense: Callable[[Tensor], bool] = torch.ops.aten.is_non_overlapping_and_dense
+attention_by_operators: Callable[..., tuple[Tensor, Tensor]] = (
+    torch._scaled_dot_product_attention_math
+)
 flatten_dense: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors
 
 

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallax._compat.gradients import WhereRecorded
 from parallax.core.module import Module
 from parallax.nn.arguments import between, one_of
+from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
 
 __all__ = [
     "GELU",
@@ -24,6 +26,16 @@ __all__ = [
     "Softsign",
     "Tanh",
 ]
+
+
+def _hardsigmoid(input: Tensor) -> Tensor:
+    """What the kernel computes, which has one derivative only."""
+    return F.hardtanh(input + 3, 0.0, 6.0) / 6
+
+
+_hardsigmoid_watched = WhereRecorded(
+    {"HardsigmoidBackward0": lambda node: ((node._saved_self,), _hardsigmoid)}
+).watch
 
 
 class Sigmoid(Module):
@@ -61,7 +73,11 @@ class Hardsigmoid(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Squash."""
-        return F.hardsigmoid(input)
+        if in_plain_eager_code():
+            return _hardsigmoid_watched(F.hardsigmoid(input))
+        if one_derivative_at_most(input):
+            return F.hardsigmoid(input)
+        return _hardsigmoid(input)
 
 
 class LogSigmoid(Module):
@@ -303,5 +319,6 @@ class Softsign(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Squash."""
-        # What F.softsign does, with one tensor less.
-        return torch.div(input, torch.abs(input).add_(1))
+        # What F.softsign does, with one tensor less where nothing is derived forward in it.
+        size = torch.abs(input)
+        return torch.div(input, size.add_(1) if in_plain_eager_code() else size + 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from math import inf, sqrt
+from math import sqrt
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from parallax.nn.attention_checks import (
 )
 from parallax.nn.caching import KVCache
 from parallax.nn.linear import Linear
-from parallax.nn.masks import causal, check_mask, merged, padded
+from parallax.nn.masks import check_mask, merged, padded
+from parallax.nn.mixing import mixed
 from parallax.nn.rotary import RotaryEmbedding
 
 __all__ = ["MultiheadAttention"]
@@ -191,7 +192,7 @@ class MultiheadAttention(Module):
                 q, k = self.rotary(q), self.rotary(k)
             simple = not (need_weights or drops or more)
             if simple and (not masked or (is_causal and key_padding_mask is None)):
-                return self._out(self._mixed(q, k, v, None, is_causal)), None
+                return self._out(mixed(q, k, v, None, is_causal)), None
             mask = None
             if masked or is_causal:
                 mask = merged(self, attn_mask, key_padding_mask, is_causal, q, k)
@@ -201,7 +202,7 @@ class MultiheadAttention(Module):
         if more:
             k, v, mask = self._with_more(k, v, mask)
         if not (need_weights or drops):
-            return self._out(self._mixed(q, k, v, mask)), None
+            return self._out(mixed(q, k, v, mask)), None
         out, weights = self._weighed(q, k, v, mask, drops)
         if not need_weights:
             return self._out(out), None
@@ -260,7 +261,7 @@ class MultiheadAttention(Module):
         except (AttributeError, IndexError, RuntimeError, TypeError):
             check_inputs(self, input, input, input)
             raise
-        out = self._mixed(q, cache.key, cache.value, cache.visible(count))
+        out = mixed(q, cache.key, cache.value, cache.visible(count))
         return self._out(out), cache
 
     def extra_repr(self) -> str:
@@ -332,22 +333,6 @@ class MultiheadAttention(Module):
         if self.add_zero_attn:
             k, v, mask = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), padded(mask)
         return k, v, mask
-
-    def _mixed(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False
-    ) -> Tensor:
-        """The values weighed, by the fastest kernel; of bools ``mask`` says what is seen."""
-        if not dynamo.is_compiling() and functorch.transform_active() and functorch.vmap_active():
-            # The kernel has no rule for vmap, which would loop over the examples.
-            if mask is None and is_causal:
-                mask = ~causal(q.shape[2], k.shape[2], q.device)
-            if mask is not None and mask.dtype is torch.bool:
-                mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -inf)
-            return self._weighed(q, k, v, mask, drops=False)[0]
-        grouped = self.num_kv_heads != self.num_heads
-        return F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=is_causal, enable_gqa=grouped
-        )
 
     def _weighed(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drops: bool

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax.nn.arguments import one_of
+from parallax.nn.bagging import REDUCTIONS, bagged, bags_watched
 from parallax.nn.embedding import Table
+from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
 from parallax.nn.refusal import name_in, refuse, where
 
 __all__ = ["EmbeddingBag"]
-
-_REDUCTIONS = {"sum": 0, "mean": 1, "max": 2}
 
 
 class EmbeddingBag(Table):
@@ -73,7 +73,7 @@ class EmbeddingBag(Table):
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq,
             sparse, dtype,
         )  # fmt: skip
-        self.reduction = one_of("EmbeddingBag", "mode", mode, *_REDUCTIONS)
+        self.reduction = one_of("EmbeddingBag", "mode", mode, *REDUCTIONS)
         if mode == "max" and (sparse or scale_grad_by_freq):
             which = "sparse" if sparse else "scale_grad_by_freq"
             raise ValueError(f"EmbeddingBag({which}=): must be False for mode='max'")
@@ -138,25 +138,46 @@ class EmbeddingBag(Table):
         """Look up rows and reduce those of each bag."""
         weight = self.weight if self.max_norm is None else self._within_norm(self.weight)
         try:
-            if offsets is None and per_sample_weights is None and input.dim() == 2:
-                # What F.embedding_bag does, without its questions.
-                size = input.shape[1]
-                starts = torch.arange(
-                    0, input.numel(), size, dtype=input.dtype, device=input.device
-                )
-                return torch.embedding_bag(
-                    weight, input.reshape(-1), starts, self.scale_grad_by_freq,
-                    _REDUCTIONS[self.reduction], self.sparse, None, False, self.padding_idx,
-                )[0]  # fmt: skip
-            return F.embedding_bag(
-                input, weight, offsets, None, 2.0, self.scale_grad_by_freq, self.reduction,
-                self.sparse, per_sample_weights, self.include_last_offset, self.padding_idx,
-            )  # fmt: skip
+            plain = in_plain_eager_code()
+            alone = plain or one_derivative_at_most(weight, per_sample_weights, forward=False)
+            if not alone and isinstance(input, Tensor):
+                return self._by_operators(weight, input, offsets, per_sample_weights)
+            out = self._by_kernel(weight, input, offsets, per_sample_weights)
+            return bags_watched(out) if plain else out
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             self._refuse(input, error)
             self._refuse_bags(input, offsets, per_sample_weights)
             name_in(error, self)
             raise
+
+    def _by_operators(
+        self, weight: Tensor, input: Tensor, offsets: Any, factors: Tensor | None
+    ) -> Tensor:
+        self._refuse_bags(input, offsets, factors)
+        if offsets is None:
+            offsets = torch.arange(0, input.numel(), input.shape[1], device=input.device)
+        elif self.include_last_offset:
+            offsets = offsets[:-1]
+        factors = None if factors is None else factors.reshape(-1)
+        mode, padding = REDUCTIONS[self.reduction], self.padding_idx
+        indices = input.reshape(-1)
+        return bagged(weight, indices, offsets, mode, factors, padding, self.scale_grad_by_freq)
+
+    def _by_kernel(
+        self, weight: Tensor, input: Tensor, offsets: Any, factors: Tensor | None
+    ) -> Tensor:
+        if offsets is None and factors is None and input.dim() == 2:
+            # What F.embedding_bag does, without its questions.
+            size = input.shape[1]
+            starts = torch.arange(0, input.numel(), size, dtype=input.dtype, device=input.device)
+            return torch.embedding_bag(
+                weight, input.reshape(-1), starts, self.scale_grad_by_freq,
+                REDUCTIONS[self.reduction], self.sparse, None, False, self.padding_idx,
+            )[0]  # fmt: skip
+        return F.embedding_bag(
+            input, weight, offsets, None, 2.0, self.scale_grad_by_freq, self.reduction,
+            self.sparse, factors, self.include_last_offset, self.padding_idx,
+        )  # fmt: skip
 
     def _refuse_bags(self, input: Tensor, offsets: Any, weights: Any) -> None:
         """Raises if the bags are not told apart, or there are not as many weights as indices."""

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax.nn.channels import ChannelNorm
-from parallax.nn.plain import in_plain_eager_code
+from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
+from parallax.nn.moments import channels_watched
 from parallax.nn.refusal import refuse, where
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
@@ -34,13 +35,17 @@ class _BatchNorm(ChannelNorm):
         by_batch = self.running_mean is None
         if not by_batch and self.mode == "train":
             return self._train(input)
+        weight, bias = self.weight, self.bias
         try:
             if input.dim() not in self.shapes:
                 refuse(self, self.expected(), input)
-            return F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias,
-                by_batch, 0.0, self.eps,
-            )  # fmt: skip
+            plain = in_plain_eager_code()
+            if by_batch and not plain and not one_derivative_at_most(input, weight, bias):
+                return self._by_operators(input)[0]
+            out = F.batch_norm(
+                input, self.running_mean, self.running_var, weight, bias, by_batch, 0.0, self.eps
+            )
+            return channels_watched(out) if plain and by_batch else out
         except (AttributeError, RuntimeError, TypeError, ValueError):
             self._check(input, by_batch)
             raise
@@ -48,26 +53,44 @@ class _BatchNorm(ChannelNorm):
     def _train(self, input: Tensor) -> Tensor:
         """Normalise by the batch, and emit the new running statistics."""
         before: Any = self.num_batches_tracked
-        momentum, average = self.momentum, False
         try:
             if input.dim() not in self.shapes:
                 refuse(self, self.expected(), input)
-            mean, var = self.own_statistics(input)
             count = before + 1
-            if momentum is None:
-                average = not in_plain_eager_code()  # where a tensor cannot become the factor
-                momentum = 1.0 if average else 1.0 / float(count)
-            out = F.batch_norm(input, mean, var, self.weight, self.bias, True, momentum, self.eps)
+            if in_plain_eager_code():
+                share = self.momentum if self.momentum is not None else 1.0 / float(count)
+                out, mean, var = self._by_kernel(input, share)
+                channels_watched(out)
+            else:
+                out, mean, var = self._transformed(input, count)
         except (AttributeError, RuntimeError, TypeError, ValueError):
             self._check(input, True)
             raise
-        if average:
-            share: Any = 1.0 / count
-            mean = (1 - share) * self.running_mean + share * mean
-            var = (1 - share) * self.running_var + share * var
         self.emit(merge="mean", running_mean=mean, running_var=var)
         self.emit(merge="last", num_batches_tracked=count)
         return out
+
+    def _transformed(self, input: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The output and the new statistics in a graph or a transform."""
+        # A tensor cannot become the kernel's factor there.
+        share: Any = 1.0 / count if self.momentum is None else self.momentum
+        if not one_derivative_at_most(input, self.weight, self.bias):
+            out, statistics = self._by_operators(input)
+        elif self.momentum is None:
+            out, mean, var = self._by_kernel(input, 1.0)
+            statistics = mean, var
+        else:
+            return self._by_kernel(input, share)
+        return out, *self.stepped(statistics, share)
+
+    def _by_kernel(self, input: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = self.own_statistics(input)
+        out = F.batch_norm(input, mean, var, self.weight, self.bias, True, share, self.eps)
+        return out, mean, var
+
+    def _by_operators(self, input: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        self._check(input, True)
+        return self.by_operators(input, (0, *range(2, input.dim())))
 
     def _check(self, input: Any, by_batch: bool) -> None:
         """Raises if an input does not fit; ``by_batch``: its own statistics are taken."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,8 @@ from torch.nn import init
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import between, positive, switches
-from parallax.nn.plain import in_plain_eager_code
+from parallax.nn.exactness import in_plain_eager_code
+from parallax.nn.moments import normalised
 
 __all__ = ["ChannelNorm"]
 
@@ -79,6 +81,35 @@ class ChannelNorm(Module):
         others = (0, *range(2, input.dim()))
         nothing = input.detach()[:0].sum(others, dtype=mean.dtype)
         return nothing + mean, nothing + var
+
+    def by_operators(
+        self, input: Tensor, others: tuple[int, ...]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Normalise by the input's own statistics, with derivatives of every order.
+
+        Args:
+            input: of shape ``(N, C, *)``.
+            others: the dimensions that are normalised together.
+
+        Returns:
+            The output; mean and unbiased variance of each channel, the means over a batch that is
+            not among ``others``.
+        """
+        shape = (self.num_features, *[1] * (input.dim() - 2))
+        weight, bias = [None if x is None else x.view(shape) for x in (self.weight, self.bias)]
+        out, *moments = normalised(input, others, weight, bias, self.eps)
+        count = prod([input.shape[dim] for dim in others])
+        mean, var = [x.detach().mean(0).flatten() for x in moments]
+        return out, (mean, var * (count / (count - 1)))
+
+    def stepped(
+        self, statistics: tuple[Tensor, Tensor], share: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The running statistics with a share of new ones."""
+        running: Any = (self.running_mean, self.running_var)
+        pairs = zip(running, statistics)  # noqa: B905  # dynamo traces no strict=
+        one, two = [(1 - share) * old + share * new.to(old.dtype) for old, new in pairs]
+        return one, two
 
     def expected(self) -> str:
         """The shapes that the input may have."""

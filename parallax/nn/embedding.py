@@ -16,6 +16,7 @@ from parallax._compat import dynamo, functorch
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import at_least, between, is_int
+from parallax.nn.exactness import derived_forward
 from parallax.nn.refusal import name_in, where
 
 __all__ = ["Embedding", "Table"]
@@ -192,9 +193,12 @@ class Embedding(Table):
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up rows."""
-        # torch forgets the padding of all batched tables but the first (2.13).
+        # torch forgets the padding of all batched tables but the first (2.13), and any padding
+        # in forward derivatives.
         padding = self.padding_idx
-        held = padding is not None and (dynamo.is_compiling() or functorch.vmap_active())
+        held = padding is not None and (
+            dynamo.is_compiling() or functorch.vmap_active() or derived_forward()
+        )
         try:
             rows = F.embedding(
                 input, self.weight, None if held else padding, None, 2.0,

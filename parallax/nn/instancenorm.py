@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax.nn.channels import ChannelNorm
+from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
+from parallax.nn.moments import channels_watched
 from parallax.nn.refusal import refuse, where
 
 __all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
@@ -48,14 +50,24 @@ class _InstanceNorm(ChannelNorm):
     def _normalised(self, input: Tensor) -> Tensor:
         """Normalise a batch, and emit new running statistics if they are kept and it trains."""
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
-        if mean is None:
-            return F.instance_norm(input, None, None, weight, bias, True, 0.0, self.eps)
-        if self.mode != "train":
+        tracked = mean is not None
+        if tracked and self.mode != "train":
             return F.instance_norm(input, mean, var, weight, bias, False, 0.0, self.eps)
-        mean, var = self.own_statistics(input)
         share = 0.0 if self.momentum is None else self.momentum
-        out = F.instance_norm(input, mean, var, weight, bias, True, share, self.eps)
-        self.emit(merge="mean", running_mean=mean, running_var=var)
+        plain = in_plain_eager_code()
+        if plain or one_derivative_at_most(input, weight, bias):
+            if tracked:
+                mean, var = self.own_statistics(input)
+            out = F.instance_norm(input, mean, var, weight, bias, True, share, self.eps)
+            if plain:
+                channels_watched(out)
+        else:
+            self._check(input)
+            out, statistics = self.by_operators(input, (*range(2, input.dim()),))
+            if tracked:
+                mean, var = self.stepped(statistics, share)
+        if tracked:
+            self.emit(merge="mean", running_mean=mean, running_var=var)
         return out
 
     def _check(self, input: Any) -> None:

@@ -14,6 +14,8 @@ from torch.nn import init
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import between, is_int, positive, switches
+from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
+from parallax.nn.moments import normalised, trailing_watched
 from parallax.nn.refusal import ends_with, refuse, where
 
 __all__ = ["GroupNorm", "LayerNorm", "LocalResponseNorm", "RMSNorm"]
@@ -88,8 +90,14 @@ class LayerNorm(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the last dimensions."""
+        sizes, weight, bias, eps = self.normalized_shape, self.weight, self.bias, self.eps
         try:
-            return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+            if in_plain_eager_code():
+                return trailing_watched(eps)(torch.layer_norm(input, sizes, weight, bias, eps))
+            if one_derivative_at_most(input, weight, bias):
+                return torch.layer_norm(input, sizes, weight, bias, eps)
+            _check_trailing(self, sizes, input)
+            return normalised(input, (*range(-len(sizes), 0),), weight, bias, eps)[0]
         except (AttributeError, RuntimeError, TypeError):
             _check_trailing(self, self.normalized_shape, input)
             raise

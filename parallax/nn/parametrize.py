@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import init
 
 from parallax._compat import dynamo, kernels
+from parallax._compat.gradients import WhereRecorded
 from parallax.bridge.states import names_of
 from parallax.core import tracing
 from parallax.core.fields import Buffer, Lazy, Parameter
@@ -18,7 +19,7 @@ from parallax.core.initialize import Following
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.nn.arguments import between, is_int, positive
-from parallax.nn.plain import in_plain_eager_code
+from parallax.nn.exactness import in_plain_eager_code
 from parallax.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 
 __all__ = ["SpectralNorm", "WeightNorm"]
@@ -242,8 +243,9 @@ class WeightNorm(_Parametrized):
         direction: Tensor = self.original()
         dim = self.dim
         if in_plain_eager_code():
-            return kernels.weight_norm(direction, self.magnitude, -1 if dim is None else dim)
-        return direction * (self.magnitude / _norm(direction, dim))
+            whole = -1 if dim is None else dim
+            return _weight_norm_watched(kernels.weight_norm(direction, self.magnitude, whole))
+        return _scaled(direction, self.magnitude, dim)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the layer with the computed weight."""
@@ -258,6 +260,25 @@ class WeightNorm(_Parametrized):
     def extra_repr(self) -> str:
         """The arguments."""
         return f"name={self.name!r}, dim={self.dim}"
+
+
+def _scaled(direction: Tensor, magnitude: Tensor, dim: int | None) -> Tensor:
+    """A weight of this norm, in operators whose derivatives are right at every order."""
+    others = [axis for axis in range(direction.dim()) if axis != dim]
+    if not others:
+        return direction * (magnitude / direction.abs())
+    # The forward derivative of vector_norm writes to what its own derivative needs.
+    squares = (direction * direction.conj()).real if direction.is_complex() else direction.square()
+    return direction * (magnitude / squares.sum(others, keepdim=dim is not None).sqrt())
+
+
+def _weight_norm_rule(node: Any) -> Any:
+    dim: int = node._saved_dim
+    return (node._saved_v, node._saved_g), partial(_scaled, dim=dim)
+
+
+# Torch's second derivative takes the norms for constants (2.13).
+_weight_norm_watched = WhereRecorded({"WeightNormInterfaceBackward0": _weight_norm_rule}).watch
 
 
 def _path_of(layer: Module, place: int) -> str:

@@ -16,7 +16,7 @@ from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import between, positive, switches, uniform_within
 from parallax.nn.dropout import dropped
-from parallax.nn.plain import in_plain_eager_code
+from parallax.nn.exactness import in_plain_eager_code
 from parallax.nn.recurrence import State
 from parallax.nn.refusal import refuse, where
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import one_of, positive, switches, uniform_within
-from parallax.nn.plain import in_plain_eager_code
+from parallax.nn.exactness import in_plain_eager_code
 from parallax.nn.recurrence import gru_step, lstm_step, relu_step, tanh_step
 from parallax.nn.refusal import refuse, where
 

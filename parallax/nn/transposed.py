@@ -12,14 +12,52 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
+from parallax._compat.gradients import WhereRecorded
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import Sizes, one_of, per_dim, uniform_within
 from parallax.nn.conv import in_groups
+from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
 from parallax.nn.refusal import name_in, where
 from parallax.nn.spatial import refuse_spatial
 
 __all__ = ["ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
+
+
+def _cropped(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    beyond: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+) -> Tensor:
+    """A transposed convolution without output padding, cut to size.
+
+    Torch has no third derivative of one with it (2.13).
+    """
+    convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(stride) - 1]
+    whole = convolve(input, weight, None, tuple(stride), 0, 0, groups, tuple(dilation))
+    ends = zip(reversed(padding), reversed(beyond))  # noqa: B905  # dynamo traces no strict=
+    out = F.pad(whole, [end for inside, more in ends for end in (-inside, more - inside)])
+    return out if bias is None else out + bias.view(-1, *[1] * len(stride))
+
+
+def _rule(node: Any) -> Any:
+    weight, groups = node._saved_weight, node._saved_groups
+    stride, padding, dilation = node._saved_stride, node._saved_padding, node._saved_dilation
+    beyond = node._saved_output_padding
+
+    def again(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _cropped(input, weight, bias, stride, padding, beyond, groups, dilation)
+
+    # The node keeps no bias.
+    return (node._saved_input, weight, weight.new_zeros(weight.shape[1] * groups)), again
+
+
+_watched = WhereRecorded({"ConvolutionBackward0": _rule}).watch
 
 
 class _ConvTranspose(Module):
@@ -84,16 +122,18 @@ class _ConvTranspose(Module):
         """Convolve; ``output_size``, where given, decides in the place of ``output_padding``."""
         try:
             if output_size is None:
-                return self.convolve(
-                    input, self.weight, self.bias, self.stride, self.padding, self.output_padding,
-                    self.groups, self.dilation,
-                )  # fmt: skip
-            self._refuse(input)
-            beyond = self._beyond(input, output_size)
-            return self.convolve(
-                input, self.weight, self.bias, self.stride, self.padding, beyond,
-                self.groups, self.dilation,
-            )  # fmt: skip
+                beyond = self.output_padding
+            else:
+                self._refuse(input)
+                beyond = self._beyond(input, output_size)
+            rest = self.stride, self.padding, beyond, self.groups, self.dilation
+            if not any(beyond):
+                return self.convolve(input, self.weight, self.bias, *rest)
+            if in_plain_eager_code():
+                return _watched(self.convolve(input, self.weight, self.bias, *rest))
+            if one_derivative_at_most(input, self.weight, self.bias):
+                return self.convolve(input, self.weight, self.bias, *rest)
+            return _cropped(input, self.weight, self.bias, *rest)
         except (RuntimeError, TypeError) as error:
             self._refuse(input)
             name_in(error, self)
