@@ -13,9 +13,12 @@ from collections.abc import Iterable
 from types import CodeType
 from typing import Any
 
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from parallax._compat.functorch import version_of
 
-__all__ = ["begin", "end", "is_root", "use_number", "written_tensors"]
+__all__ = ["begin", "drawn", "end", "is_root", "use_number", "written_tensors"]
 
 Written = dict[tuple[int, str], Any]
 
@@ -26,6 +29,7 @@ class _Watch:
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self.begun: list[Written] = []
+        self.nodes: list[set[str]] = []
 
 
 def _output() -> Any:
@@ -61,10 +65,60 @@ def written_tensors(name: str) -> list[str]:
     return found
 
 
+def drawn() -> str:
+    """What draws from torch's global generators since ``begin``, as ``"dropout in Dropout"``.
+
+    Every operation that may is run once more, on dynamo's stand-ins for tensors, to see whether
+    one that is random comes of it: dropout with probability 0 and attention without do not draw.
+    """
+    output = _output()
+    known = _watch(output).nodes[-1]
+    for node in output.graph.nodes:
+        name = str(getattr(node.target, "__name__", node.target))
+        if node.name not in known and any(part in name for part in _MAY_DRAW) and _draws(node):
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            return f"{name} in {stack[-1][1].__name__}" if stack else name
+    return ""
+
+
+_MAY_DRAW = ("attention", "bernoulli", "binomial", "cauchy", "dropout", "exponential", "fractional",
+             "geometric", "gumbel", "multinomial", "normal", "poisson", "rand", "rrelu", "rnn",
+             "lstm", "gru", "uniform")  # fmt: skip
+
+
+class _Draws(TorchDispatchMode):
+    """Notes whether an operation draws."""
+
+    found = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names = [argument.name for argument in func._schema.arguments]
+        given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+        silent = "dropout_p" in names and not given.get("dropout_p", 0)
+        if torch.Tag.nondeterministic_seeded in func.tags and not silent:
+            self.found = True
+        return func(*args, **(kwargs or {}))
+
+
+def _draws(node: Any) -> bool:
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: n.meta["example_value"])
+    noting = _Draws()
+    try:
+        with _output().fake_mode, noting:
+            if node.op == "call_method":
+                getattr(args[0], node.target)(*args[1:], **kwargs)
+            else:
+                node.target(*args, **kwargs)
+    except Exception:  # whatever it is, it cannot be said that it does not draw
+        return True
+    return noting.found
+
+
 def begin() -> None:
     """From here on writes are looked at; calls nest."""
     output = _output()
     _watch(output).begun.append(_written(output.side_effects))
+    _watch(output).nodes.append({node.name for node in output.graph.nodes})
 
 
 def end(own: Iterable[Any], result: str) -> str:
@@ -82,6 +136,7 @@ def end(own: Iterable[Any], result: str) -> str:
 
     output = _output()
     effects, before = output.side_effects, _watch(output).begun.pop()
+    _watch(output).nodes.pop()
     names = output.current_tx.symbolic_locals
     names[result] = LazyVariableTracker.realize_all(names[result])
     ids = {id(item) for item in own}

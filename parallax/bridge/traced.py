@@ -27,6 +27,7 @@ from parallax.bridge.skeleton import Shell, empty_node
 from parallax.bridge.undoing import containers
 from parallax.core import notes, tracing
 from parallax.core.module import Module
+from parallax.effects.collection import Collecting
 
 __all__ = ["call"]
 
@@ -46,11 +47,6 @@ def call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """As ``running.call`` of the module itself."""
     if not dynamo.is_compiling() or _is_root():  # where the graph broke: the call as a whole
         return running.call(module, None, args, kwargs)
-    if effects.source_of(module._rng) is not None:
-        raise RuntimeError(
-            "a lifted nn.Module draws from torch's global generator, which compiled code cannot "
-            "seed with the tree's rng. Call it without: module.eval(); or leave the rng out of it"
-        )
     taken = _Taken(module)
     name, *again = _template(taken.node(module, "")).split("\n")
     template = getattr(_templates, name)
@@ -60,6 +56,14 @@ def call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     for path, inner in taken.shells:
         template.get_submodule(path).inner = inner
     out = torch.func.functional_call(template, tensors, args, kwargs, tie_weights=False)
+    drawn = "" if effects.source_of(module._rng) is None else _drawn()
+    if drawn:
+        raise RuntimeError(
+            f"a lifted nn.Module draws by {drawn} from torch's global generator, which compiled "
+            f"code cannot seed with the tree's rng. Put layers of parallax.nn in their place, "
+            f"tree.select(model, bridge.lifted_type(nn.Dropout)).apply(lambda old: "
+            f"parallax.nn.Dropout(old.p)); or call it without an rng: module.eval()"
+        )
     elsewhere, *written = _end(name).split("\n")
     if elsewhere:
         raise RuntimeError(
@@ -159,7 +163,7 @@ def _may_be_written(owner: Any, value: Any) -> bool:
     if issubclass(cls, NORMS):
         return bool(owner._blueprint.attributes["track_running_stats"])
     return (
-        owner._rng is not None  # there is no rng, so this is a collection
+        type(owner._rng) is Collecting
         and not cls.__module__.startswith("torch.nn.modules")
         and value.dim() == 1
         and value.is_floating_point()
@@ -172,6 +176,11 @@ def _may_be_written(owner: Any, value: Any) -> bool:
 @dynamo.constant_in_traces
 def _is_root() -> bool:
     return writes.is_root(call.__code__)
+
+
+@dynamo.constant_in_traces
+def _drawn() -> str:
+    return writes.drawn()
 
 
 @dynamo.constant_in_traces

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.nn.utils import parametrizations
 
-from parallax import Module, Parameter, bridge, effects, tree
+import parallax
+import parallax.nn as pnn
+from parallax import Module, Parameter, bridge, effects, func, random, tree
 
 
 def compiled(fn: Any, backend: str = "eager") -> Any:
@@ -86,10 +89,91 @@ def test_a_parallax_module_inside() -> None:
     torch.testing.assert_close(compiled(lambda m, x: m(x))(changed, x), lifted(x) + 1)
 
 
-def test_an_rng_is_refused() -> None:
-    lifted = bridge.lift(nn.Dropout(0.5)).train(0)
-    with pytest.raises(Exception, match="which compiled code cannot seed"):
-        compiled(lambda m, x: m(x))(lifted, torch.ones(3))
+class Calling(nn.Module):
+    """A layer, and a function after it."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.linear(x))  # type: ignore[no-any-return]  # a tensor
+
+
+def encoder(dropout: float) -> nn.Module:
+    return nn.TransformerEncoderLayer(4, 2, 8, dropout, batch_first=True)
+
+
+def attention(dropout: float) -> nn.Module:
+    return Calling(lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=dropout))
+
+
+def test_an_rng_that_nothing_draws_from_changes_nothing(fresh_dynamo: None) -> None:
+    torch.manual_seed(0)
+    norm = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(3))
+    sources = [
+        Calling(torch.tanh),
+        nn.Sequential(nn.Dropout(0.0)),
+        encoder(0.0),
+        attention(0.0),
+        norm,
+    ]
+    models = [bridge.lift(source) for source in sources]
+
+    def call(models: Any, x: Tensor, key: Any) -> Any:
+        def run(model: Any, x: Tensor) -> Tensor:
+            return model(x)  # type: ignore[no-any-return]  # a tensor
+
+        models = [model.train(part) for model, part in zip(models, random.split(key, 5))]  # noqa: B905  # dynamo traces no strict=
+        outs = [effects.collect(run)(model, x) for model in models]
+        grads = func.grad(lambda m: m(x).square().sum())(models[0])
+        return outs, grads, models[1].eval()(x)
+
+    x = torch.randn(2, 3, 4)
+    outs, grads, evaluated = parallax.compile(call)(models, x, random.key(0))
+    for source, (out, _) in zip(sources, outs, strict=True):
+        torch.testing.assert_close(out, source(x))
+    torch.testing.assert_close(bridge.state_dict(outs[4][1]), dict(norm.state_dict()))
+    torch.testing.assert_close(evaluated, x)
+    sources[0](x).square().sum().backward()
+    for name, p in sources[0].named_parameters():
+        torch.testing.assert_close(bridge.state_dict(grads)[name], p.grad)
+
+
+DRAWING = {
+    "dropout in Dropout": nn.Dropout(0.5),
+    "alpha_dropout in AlphaDropout": nn.AlphaDropout(0.5),
+    "rrelu in RReLU": nn.RReLU(),
+    "rand_like": Calling(lambda x: x + torch.rand_like(x)),
+    "randn": Calling(lambda x: x + torch.randn(4)),
+    "bernoulli_": Calling(lambda x: x * torch.empty(4).bernoulli_(0.5)),
+    "randperm": Calling(lambda x: x[..., torch.randperm(4)]),
+    "gumbel_softmax": Calling(F.gumbel_softmax),
+    "multi_head_attention_forward in MultiheadAttention": encoder(0.1),
+    "scaled_dot_product_attention": attention(0.1),
+}
+
+
+def test_a_draw_with_an_rng_is_refused_by_name(fresh_dynamo: None) -> None:
+    for name, source in DRAWING.items():
+        torch._dynamo.reset()
+        with pytest.raises(Exception, match=rf"draws by {name}.*compiled code cannot seed"):
+            compiled(lambda m, x: m(x))(bridge.lift(source.train()).train(0), torch.randn(2, 3, 4))
+
+
+def test_what_the_refusal_says_to_write_runs(fresh_dynamo: None) -> None:
+    source = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    model: Any = bridge.lift(source)
+    model = tree.select(model, bridge.lifted_type(nn.Dropout)).apply(lambda old: pnn.Dropout(old.p))
+
+    def call(model: Any, x: Tensor, key: Any) -> Any:
+        return model.train(key)(x)
+
+    x, key = torch.ones(8, 4), random.key(1)
+    out = parallax.compile(call, backend="eager")(model, x, random.clone(key))
+    torch.testing.assert_close(out, call(model, x, key))
+    assert 0 < int((out == 0).sum()) < out.numel()
 
 
 def test_raw_transforms_agree_with_functional_call() -> None:
