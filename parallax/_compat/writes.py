@@ -102,7 +102,7 @@ class _Draws(TorchDispatchMode):
 
 def _draws(node: Any) -> bool:
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: n.meta["example_value"])
-    noting = _Draws()
+    noting = _Draws()  # type: ignore[no-untyped-call]  # torch's
     try:
         with _output().fake_mode, noting:
             if node.op == "call_method":

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from parallax import effects, random
 from parallax._compat import dynamo, functorch, modes
 from parallax.bridge.blueprint import Blueprint
+from parallax.bridge.changes import Look, look_of, refuse_changes, refuse_conversion
+from parallax.bridge.signatures import LoweredMeta, class_with_forward_of
 from parallax.bridge.skeleton import Skeleton
 from parallax.bridge.states import names_of, names_within, transient
 from parallax.core import notes
@@ -75,21 +77,28 @@ def _parted(path: str) -> tuple[str, str]:
     return above + dot, name
 
 
-class Lowered(nn.Module):
+class Lowered(nn.Module, metaclass=LoweredMeta):
     """One node of a Parallax tree as an ``nn.Module``: what ``bridge.lower`` returns.
 
-    ``forward`` builds the tree around the registered tensors and runs it. In training mode it is
-    given an rng from torch's global generator, and effects are written into the buffers, as layers
-    of ``torch.nn`` do.
+    ``forward`` has the arguments of the tree's. It builds the tree around the registered tensors
+    and runs it. In training mode it is given an rng from torch's global generator, and effects are
+    written into the buffers, as layers of ``torch.nn`` do.
+
+    The modules below it hold its tensors and modes. They run by themselves when they are called,
+    and are not called when this one is: what is put on them, such as a hook, or in their place, is
+    refused at the next call.
     """
 
     def __init__(self, structure: Structure) -> None:
         super().__init__()
         self._kept = _Kept(structure)
+        self._made: tuple[Look, ...] = ()  # how the modules below look, once they are there
         self.training = structure.local.note.mode == "train"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the tree."""
+        names = [name for _, name in self._kept.modules]
+        refuse_changes(self._kept.structure.cls.__name__, _modules(self)[1:], names, self._made)
         if dynamo.is_compiling():
             return self._traced(args, kwargs)
         flags = flags_of(self)
@@ -102,6 +111,26 @@ class Lowered(nn.Module):
         out, after = effects.collect(cls.__call__)(module, *args, **kwargs)
         _write(leaves, flatten_module(after)[0])
         return out
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As ``nn.Module.add_module``."""
+        if module is not None and self._modules.get(name) is module and isinstance(module, Lowered):
+            refuse_conversion(self._kept.structure.cls.__name__, name, module)
+        super().add_module(name, module)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """As ``nn.Module._apply``, which makes a tensor in two places two."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        expand = self._kept.structure.expand
+        if expand is not None:
+            nodes, first = _modules(self), self._kept.structure.first
+            for k, (index, name) in zip(expand, self._kept.slots, strict=True):
+                tables = nodes[index]._buffers, nodes[index]._parameters
+                for table in tables:
+                    if name in table:
+                        source, origin = self._kept.slots[first[k]]
+                        table[name] = _held(nodes[source], origin)
+        return self
 
     def _traced(self, args: Any, kwargs: Any) -> Any:
         """As ``forward`` while dynamo traces."""
@@ -135,18 +164,19 @@ class Lowered(nn.Module):
         return ", ".join([structure.cls.__name__, *(f"{name}={value!r}" for name, value in pairs)])
 
 
-def lower(module: Any) -> nn.Module:
+def lower(module: Any, *, copy: bool = False) -> nn.Module:
     """An ``nn.Module`` with the parameters and buffers of a tree.
 
     They have the names that ``bridge.state_dict`` gives them, so a checkpoint of the ``torch.nn``
-    model with these names loads. It shares storage with the tree: training it with ``torch.optim``
-    writes into the tree's leaves (``bridge.lower(copy.deepcopy(module))`` does not). Ties stay;
-    frozen parameters do not require grad. A lifted module becomes an instance of its original
-    class. ``bridge.lift`` is the inverse. A call runs the tree, and within it no hooks of the
-    modules that the ``nn.Module`` consists of; ``effects.capture`` returns what is in between.
+    model with these names loads. It shares storage with the tree, unless ``copy``: training it with
+    ``torch.optim`` writes into the tree's leaves. Ties stay; frozen parameters do not require grad.
+    A lifted module becomes an instance of its original class. ``bridge.lift`` is the inverse. A
+    call runs the tree, and does not call the modules that the ``nn.Module`` consists of: hooks on
+    those are refused; ``effects.capture`` returns what is in between.
 
     Args:
         module: the module.
+        copy: whether the tensors are copies.
 
     Returns:
         The ``nn.Module``: for ``torch.export``, optimizers, data-parallel wrappers, hubs.
@@ -185,6 +215,8 @@ def lower(module: Any) -> nn.Module:
                 f"{where} is not initialized, so there is nothing to lower. "
                 f"Initialize first: module = module.initialize(rng)"
             )
+        if copy and isinstance(leaf, Tensor):
+            leaf = leaf.detach().clone()  # noqa: PLW2901  # the same leaf, elsewhere
         tensors.append(_registered(leaf, role, train, where))
     expand = structure.expand or range(structure.n_places)
     return _lowered(structure, lambda place: tensors[expand[place]])
@@ -207,7 +239,7 @@ def _lowered(structure: Structure, tensors: Tensors) -> nn.Module:
         return _native(structure, tensors)
     names, begins = names_within(structure)
     skipped = transient(structure)
-    made: dict[str, nn.Module] = {"": Lowered(structure)}
+    made: dict[str, nn.Module] = {"": class_with_forward_of(Lowered, structure.cls)(structure)}
     nodes = list(structure.nodes_with_start())
     index = 0
     while index < len(nodes):
@@ -219,7 +251,8 @@ def _lowered(structure: Structure, tensors: Tensors) -> nn.Module:
                 _put(made, begin, _native(node, _shifted(tensors, start)), True)
                 index += node.shape.n_nodes
                 continue
-            _put(made, begin, Lowered(node), hasattr(node.cls, "__layout__"))
+            lowered = class_with_forward_of(Lowered, node.cls)(node)
+            _put(made, begin, lowered, hasattr(node.cls, "__layout__"))
         for child, offset in zip(node.children, node.starts(), strict=True):
             if type(child) is Leaf:
                 place = start + offset
@@ -228,6 +261,9 @@ def _lowered(structure: Structure, tensors: Tensors) -> nn.Module:
                     _put(made, above, nn.Module(), False)
                 _register(made[above], name, child, tensors(place), place not in skipped)
         index += 1
+    for module in made.values():
+        if isinstance(module, Lowered):
+            module._made = tuple([look_of(node) for node in _modules(module)[1:]])
     return made[""]
 
 
