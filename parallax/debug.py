@@ -18,11 +18,12 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import functorch
-from parallax.core import notes, tracing
+from parallax.core import notes
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.effects.collecting import refuse_deferred
 from parallax.tree import core
+from parallax.tree.places import Survey, follow
 
 __all__ = ["ImpureError", "NonFiniteError", "deterministic", "nans", "pure"]
 
@@ -182,7 +183,11 @@ def _modules(value: Any) -> list[tuple[str, Any]]:
     modules = []
     for path, item in zip(paths, found, strict=True):
         if is_module(item):
-            modules += [(notes.joined(*path, below), m) for below, m in tracing.modules(item)]
+            survey = Survey(item)
+            for entry in survey.chart.entries:
+                if entry.is_module:
+                    module = follow(item, entry.keys)
+                    modules.append((notes.joined(*path, entry.path), module))
     return modules
 
 

@@ -94,11 +94,6 @@ class Blueprint:
     def __repr__(self) -> str:
         return f"Blueprint({self.cls.__name__})"
 
-    @property
-    def apart(self) -> tuple[Any, ...]:
-        """What tells it from an equal blueprint for which it must not be taken."""
-        return self.objects, self.twin
-
     def __reduce__(self) -> Any:
         return Blueprint, (self.cls, self.attributes, self.twin)
 

@@ -144,7 +144,7 @@ class _Lifting:
         local = local_of(lifted, (blueprint,), ((Blueprint, blueprint),), _note(module))
         if len({id(leaf) for leaf in places if leaf is not None}) == len(places):
             return structure_of(local, tuple(children)), places
-        return find_ties(local, tuple(children), places)[0], places
+        return structure_of(local, tuple(children), find_ties(places)[1]), places
 
     def leaf(self, tensor: Tensor | None) -> Tensor | None:
         """The leaf of a tensor: without a graph, and the same for the same tensor."""

@@ -45,10 +45,6 @@ class Lifted(Module, metaclass=_LiftedMeta):
 
     _blueprint: Blueprint
 
-    @staticmethod
-    def __exact__(constants: tuple[Any, ...]) -> Any:
-        return constants[0].apart
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's call, with its hooks."""
         if dynamo.is_compiling():

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from parallax import effects, random
 from parallax._compat import dynamo, functorch, modes
+from parallax._compat.opaque import real
 from parallax.bridge.blueprint import Blueprint
 from parallax.bridge.changes import Look, look_of, refuse_changes, refuse_conversion
 from parallax.bridge.signatures import LoweredMeta, class_with_forward_of
 from parallax.bridge.skeleton import Skeleton
 from parallax.bridge.states import names_of, names_within, transient
-from parallax.core import notes
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module, unflatten_module
@@ -36,7 +36,6 @@ class _Kept:
             that holds it and its name there; the node itself has index 0 and is not among them.
         slots: for every place of a leaf the index of the module that holds it, and its name there.
         hosts: for every module of the tree its path, and the index of what has its mode.
-        outline: a tree without leaves, which dynamo builds others from.
     """
 
     def __init__(self, structure: Structure) -> None:
@@ -63,9 +62,6 @@ class _Kept:
         )
         self.slots = tuple([(index_of(begin), name) for begin, name in map(_parted, places)])
         self.modules = tuple(modules)
-        self.outline: Any = None
-        if hasattr(structure.cls, "__layout__"):
-            self.outline = unflatten_module(structure, [None] * len(structure.first))
 
     def __deepcopy__(self, memo: Any) -> _Kept:
         return self
@@ -99,16 +95,13 @@ class Lowered(nn.Module, metaclass=LoweredMeta):
         """Runs the tree."""
         names = [name for _, name in self._kept.modules]
         refuse_changes(self._kept.structure.cls.__name__, _modules(self)[1:], names, self._made)
-        if dynamo.is_compiling():
-            return self._traced(args, kwargs)
         flags = flags_of(self)
         structure = with_modes(flags, self._kept.structure)
         leaves = gathered(self, structure)
-        cls: Any = structure.cls
         if True not in flags:
-            return cls.__call__(unflatten_module(structure, leaves), *args, **kwargs)
+            return unflatten_module(structure, leaves)(*args, **kwargs)
         module = unflatten_module(structure, leaves, _drawn_source())
-        out, after = effects.collect(cls.__call__)(module, *args, **kwargs)
+        out, after = effects.collect(_call)(module, *args, **kwargs)
         _write(leaves, flatten_module(after)[0])
         return out
 
@@ -131,22 +124,6 @@ class Lowered(nn.Module, metaclass=LoweredMeta):
                         source, origin = self._kept.slots[first[k]]
                         table[name] = _held(nodes[source], origin)
         return self
-
-    def _traced(self, args: Any, kwargs: Any) -> Any:
-        """As ``forward`` while dynamo traces."""
-        flags, leaves = flags_of(self), _places(self)
-        module = self._kept.outline.__make__(iter(leaves), None)
-        if True not in flags:
-            return module.eval()(*args, **kwargs)
-        module = module.train(_drawn_key())
-        if False in flags:
-            found = {path: MODES[flag] for (path, _), flag in zip(self._kept.hosts, flags)}  # noqa: B905  # dynamo traces no strict=
-            module = notes.traced(module, lambda path, n: n._replace(mode=found[path]), module._rng)
-        out, after = effects.collect(_call)(module, *args, **kwargs)
-        written: list[Any] = []
-        after.__take__(written)
-        _write(leaves, written)
-        return out
 
     def __getitem__(self, key: Any) -> Any:
         name = str(key)
@@ -356,7 +333,7 @@ def _held(node: Any, name: str) -> Any:
 def _write(leaves: list[Tensor | None], written: Any) -> None:
     """Writes effects into the buffers that they are for."""
     with torch.no_grad():
-        for leaf, new in zip(leaves, written):  # noqa: B905  # dynamo traces no strict=
+        for leaf, new in zip(leaves, written, strict=True):
             if new is not leaf and leaf is not None:
                 leaf.copy_(new)
 
@@ -371,6 +348,7 @@ def flags_of(root: Lowered) -> tuple[bool, ...]:
     return tuple([nodes[index].training for _, index in root._kept.hosts])
 
 
+@real
 def with_modes(flags: tuple[bool, ...], structure: Structure) -> Structure:
     """The structure with its modules in training or not."""
     variants: Any = structure.variants
@@ -379,13 +357,15 @@ def with_modes(flags: tuple[bool, ...], structure: Structure) -> Structure:
         nodes = enumerate(structure.nodes())
         modules = [k for k, node in nodes if hasattr(node.cls, "__layout__")]
         own = {k: MODES[flag] for k, flag in zip(modules, flags, strict=True)}
-        found = structure.renote(lambda k, node: node.local.note._replace(mode=own[k]))
+        found = structure.renote(lambda k, node: node.note._replace(mode=own[k]))
         variants["training", flags] = found
     return found  # type: ignore[no-any-return]  # a structure
 
 
 def _drawn_source() -> Any:
     """An rng from torch's global generator; none under a transform, which may not draw."""
+    if dynamo.is_compiling():
+        return random.source_of(_drawn_key())
     if functorch.transform_active():
         return None
     if modes.dispatch_mode_active():  # the draw is recorded

@@ -25,7 +25,8 @@ from parallax.bridge.buffers import NORMS
 from parallax.bridge.pointers import resolved
 from parallax.bridge.skeleton import Shell, empty_node
 from parallax.bridge.undoing import containers
-from parallax.core import notes, tracing
+from parallax.core import notes
+from parallax.core.layout import spec_of
 from parallax.core.module import Module
 from parallax.effects.collection import Collecting
 
@@ -89,8 +90,7 @@ class _Taken:
         self.tensors: dict[str, Any] = {}
         self.buffers: list[tuple[Any, str, str, bool]] = []
         self.shells: list[tuple[str, Any]] = []
-        outline = tracing.take_apart(module)[1]
-        self.indices = outline.expanded(list(range(outline.n_leaves))) if outline.ties else None
+        self.indices = spec_of(module).expand
         self.place = 0
         self.copies: dict[int, Any] = {}
         self.latest = effects.latest(module)
@@ -100,7 +100,7 @@ class _Taken:
         if not hasattr(module, "_parts"):
             self.shells.append((prefix[:-1], module))
             if self.indices is not None:
-                self.place += tracing.take_apart(module)[1].n_places
+                self.place += spec_of(module).n_places
             return ()
         if module._blueprint.linked:
             raise RuntimeError(
@@ -115,7 +115,7 @@ class _Taken:
         for name in transient:
             self.buffer(module, name, prefix + name)
             self.place += 1
-        indices = () if self.indices is None else tuple(self.indices[first : self.place])
+        indices = () if self.indices is None else self.indices[first : self.place]
         inner = []
         for name in below:
             child = getattr(module, name)

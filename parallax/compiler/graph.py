@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from parallax._compat.dynamo import constant_in_traces, tensor_check, trace_reporter
+from parallax._compat.dynamo import tensor_check, trace_reporter
 from parallax._compat.inductor import is_cpp_wrapper_failure
+from parallax._compat.opaque import real
 from parallax.compiler.dynamo import compile_flat, settings_for, without_cpp
 from parallax.compiler.guards import Guards
 from parallax.compiler.opening import write_builder, write_opener
 from parallax.compiler.outside import Outside
-from parallax.compiler.packing import build_call, spell, tokens_to_trace
+from parallax.compiler.packing import build_call, spell
 from parallax.compiler.watch import Watch
 from parallax.compiler.writes import Written, has_containers, note, put_back, spell_written
 from parallax.random import reuse
@@ -218,7 +219,7 @@ class Graph:
             "parallax_places": self.leaves.places(),
             "parallax_record": _recorder(self._results),
             "parallax_spell": spell,
-            "parallax_tokens": tokens_to_trace(self.tokens),
+            "parallax_tokens": self.tokens,
             "parallax_note": note if has_containers(self.tokens) else None,
             "parallax_written": spell_written,
         }
@@ -252,9 +253,8 @@ def _recorder(kept: list[_Result]) -> Callable[..., int]:
     """A function that keeps the structure of results and what builds them; returns its number."""
 
     # Runs while dynamo traces, which puts the number into the graph: every trace has its own.
-    @constant_in_traces
-    def record(tokens: tuple[Any, ...], indices: Any, same: Any, *structures: Any) -> int:
-        found = tuple([structures[t] if type(t) is int else t for t in tokens])
+    @real
+    def record(found: tuple[Any, ...], indices: Any, same: Any) -> int:
         written = Written(indices, same)
         for number, known in enumerate(kept):
             if known[:2] == (found, written):
@@ -299,14 +299,13 @@ def _flat(fn: Callable[..., Any]) -> FunctionType:
         noted = [] if parallax_note is None else parallax_note(args, kwargs)
         results: list[Any] = []
         tokens: list[Any] = []
-        structures: list[Any] = []
 
         def spell_one(value: Any) -> None:
-            parallax_spell(value, results, tokens, structures)
+            parallax_spell(value, results, tokens)
 
         spell_one(fn(*args, **kwargs))
         indices, same = parallax_written(noted, spell_one)
         parallax_comptime(parallax_report)
-        return parallax_record(tuple(tokens), indices, same, *structures), results
+        return parallax_record(tuple(tokens), indices, same), results
 
     return flat  # type: ignore[return-value]  # a def is one

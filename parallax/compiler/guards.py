@@ -25,7 +25,6 @@ from parallax.core.kinds import Kind
 from parallax.core.layout import Layout
 from parallax.core.nodes import NODES
 from parallax.core.structure import Leaf, Local, Static, Structure
-from parallax.core.tracing import Outline
 
 __all__ = ["Guards", "is_library"]
 
@@ -35,7 +34,7 @@ _CODE = (FunctionType, BuiltinFunctionType, ModuleType, type)
 _SCALARS = (int, float, complex, bool, str, bytes, type(None), type(Ellipsis), range, slice)
 _SEALED = (
     *_SCALARS, torch.dtype, torch.device, torch.Size, torch.layout,
-    tuple, frozenset, FrozenDict, Outline, Structure, Local, Static, Leaf, Layout, Kind, Lazy,
+    tuple, frozenset, FrozenDict, Structure, Local, Static, Leaf, Layout, Kind, Lazy,
 )  # fmt: skip
 # Tables that only grow, and what says "a leaf".
 _TABLES = (NODES, *registries.TORCH_TABLES)

@@ -21,7 +21,6 @@ from parallax.core.nodes import is_module
 __all__ = ["Held", "functions_in"]
 
 _SCALARS = (int, float, complex, bool, str, bytes, type(None))
-_GENERATED = ("__take__", "__make__")  # written by ``tracing``
 _EMPTY = object()
 
 
@@ -68,13 +67,7 @@ class Held:
 def functions_in(classes: Iterable[type], codes: frozenset[CodeType]) -> Iterator[FunctionType]:
     """The functions of a user's classes, and those that these wrap, whose code is among codes."""
     seen: set[int] = set()
-    left = [
-        value
-        for cls in classes
-        if not is_library(cls)
-        for name, value in vars(cls).items()
-        if name not in _GENERATED
-    ]
+    left = [value for cls in classes if not is_library(cls) for value in vars(cls).values()]
     while left:
         value = left.pop()
         if id(value) in seen or value is None:

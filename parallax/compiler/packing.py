@@ -17,15 +17,13 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax.core import tracing
 from parallax.core.constants import constant_key
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import NODES
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
 
-__all__ = ["build", "build_call", "pack_call", "paths_of", "positions_in_modules", "spell",
-           "tokens_to_trace"]  # fmt: skip
+__all__ = ["build", "build_call", "pack_call", "paths_of", "positions_in_modules", "spell"]
 
 ITEM = "item"
 RNG = "rng"  # before a module's token: the rng it holds is an item, ahead of its leaves
@@ -76,16 +74,6 @@ def pack(value: Any, items: list[Any], tokens: list[Any]) -> None:
     else:
         items.append(value)
         tokens.append(ITEM)
-
-
-def tokens_to_trace(tokens: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The tokens with, in place of each structure, an outline that a traced ``build`` can use."""
-    return tuple([_outline(token) if type(token) is Structure else token for token in tokens])
-
-
-def _outline(structure: Structure) -> tracing.Outline:
-    # Tracing makes modules after the model of another, whose leaves are not looked at.
-    return tracing.take_apart(unflatten_module(structure, [None] * len(structure.first)))[1]
 
 
 def paths_of(tokens: tuple[Any, ...], names: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -161,11 +149,6 @@ def build(tokens: Iterator[Any], items: Iterator[Any]) -> Any:
         token = next(tokens)
     if type(token) is Structure:
         return unflatten_module(token, islice(items, len(token.first)), rng)
-    if type(token) is tracing.Outline:
-        if not token.ties:
-            return token.module.__make__(items, rng)
-        places = token.expanded([next(items) for _ in range(token.n_leaves)])
-        return token.module.__make__(iter(places), rng)
     return _build_container(token, tokens, items)
 
 
@@ -188,33 +171,29 @@ def _build_container(token: Any, tokens: Iterator[Any], items: Iterator[Any]) ->
 # -- traced -----------------------------------------------------------------------------------
 
 
-def spell(value: Any, items: list[Any], tokens: list[Any], structures: list[Any]) -> None:
+def spell(value: Any, items: list[Any], tokens: list[Any]) -> None:
     """Takes one result apart under tracing, as ``pack``.
 
-    A structure is no constant to dynamo, so a token holds its index among ``structures``. A module
-    made in the trace has none yet; it is an item, and dynamo makes such objects anew itself.
+    A module made in the trace is an item, which dynamo makes anew itself: a constant of it may be
+    known to dynamo alone.
     """
     cls: Any = type(value)
-    if hasattr(cls, "__layout__"):
-        structure = value._spec
-        if type(structure) is not Structure:
-            items.append(value)
-            tokens.append(ITEM)
-            return
+    if hasattr(cls, "__layout__") and type(value._spec) is Structure:
+        leaves, structure = flatten_module(value)
         if value._rng is not None:
             items.append(value._rng)
             tokens.append(RNG)
-        items.extend(tracing.take_apart(value)[0])
-        tokens.append(len(structures))
-        structures.append(structure)
+        items.extend(leaves)
+        tokens.append(structure)
     elif cls is tuple or cls is list or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
         tokens.append((cls, len(value)))
         for item in value:
-            spell(item, items, tokens, structures)
+            spell(item, items, tokens)
     elif cls is dict:
-        tokens.append((cls, tuple(value)))
+        keys = tuple(value)
+        tokens.append((cls, keys, tuple([type(key) for key in keys])))
         for item in value.values():
-            spell(item, items, tokens, structures)
+            spell(item, items, tokens)
     else:
         items.append(value)
         tokens.append(ITEM)

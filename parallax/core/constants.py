@@ -13,7 +13,7 @@ from torch import Tensor
 from parallax.core.fields import Lazy
 from parallax.core.nodes import NODES, is_module
 
-__all__ = ["constant_key"]
+__all__ = ["constant_key", "identity_key"]
 
 _PLAIN = (int, str, bool, bytes, type(None), type(Ellipsis))
 
@@ -63,6 +63,27 @@ def constant_key(value: Any, where: str) -> Any:
         scalar: Any = value
         return cls, scalar.tobytes()
     return cls, value
+
+
+def identity_key(value: Any) -> Any:
+    """A key that two values share only if nothing tells them apart, as long as both are alive.
+
+    Unlike ``constant_key`` it asks no ``==`` of a user's class: equal objects are two.
+    """
+    cls = type(value)
+    if cls in _PLAIN:
+        return cls, value
+    if cls is float:
+        return cls, value.hex()
+    if cls is complex:
+        return cls, value.real.hex(), value.imag.hex()
+    if cls is tuple or cls is torch.Size:
+        return cls, *map(identity_key, value)
+    if cls is frozenset:
+        return cls, frozenset(map(identity_key, value))
+    if cls is range or cls is torch.device:
+        return cls, repr(value)
+    return cls, id(value)
 
 
 def _fields(value: Any) -> list[dataclasses.Field[Any]]:

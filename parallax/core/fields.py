@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 import torch
 from torch import Tensor
 
+from parallax._compat.opaque import constant_while_tracing
 from parallax.core.nodes import is_module
 
 __all__ = ["MISSING", "Buffer", "Field", "Lazy", "Parameter", "UninitializedError", "field"]
@@ -26,8 +27,15 @@ class UninitializedError(RuntimeError):
     """A parameter or buffer was used before ``initialize`` gave it a value."""
 
 
+@constant_while_tracing
 class _Missing:
     """The value of a default that was not given."""
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def __repr__(self) -> str:
         return "MISSING"

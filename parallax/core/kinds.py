@@ -19,6 +19,7 @@ import torch
 import typing_extensions
 from torch import Tensor
 
+from parallax._compat.opaque import constant_while_tracing
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.nodes import is_node
 
@@ -29,6 +30,7 @@ _SEQUENCES = (tuple, list, collections.abc.Sequence, collections.abc.MutableSequ
 _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
+@constant_while_tracing
 @dataclass(frozen=True)
 class Kind:
     """What a value of a field may be; several at once for a union."""

@@ -7,12 +7,15 @@ attached. From then on the module never changes.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from parallax._compat.dynamo import is_compiling
+from parallax._compat.opaque import constant_while_tracing, real
 from parallax.core.constants import constant_key
 from parallax.core.fields import MISSING, Field, Lazy, Parameter
 from parallax.core.frozendict import FrozenDict
@@ -21,6 +24,7 @@ from parallax.core.nodes import NODES, is_module
 from parallax.core.structure import (
     BUFFER,
     PARAMETER,
+    PLAIN,
     SLOT,
     Leaf,
     Local,
@@ -31,15 +35,17 @@ from parallax.core.structure import (
     structure_of,
 )
 
-__all__ = ["TRACED", "Layout", "annotation_of", "find_ties", "leaves_of", "role_of", "spec_of"]
+__all__ = ["Layout", "annotation_of", "check_set", "converted", "describe", "find_ties",
+           "leaves_of", "local_part", "note_of", "role_of", "seal", "spec_of"]  # fmt: skip
 
-TRACED: Any = False  # the spec of a module made while tracing, until it is described
+
 _NONE_YET: Mapping[str, Any] = {}
 _set = object.__setattr__
 _ANY = Kind(leaf=Tensor, child=True, optional=True)  # inside a registered node
 _ROLES: dict[type, Leaf] = {Parameter: PARAMETER, Tensor: SLOT}
 
 
+@constant_while_tracing
 class Layout:
     """The resolved fields of a class.
 
@@ -49,6 +55,7 @@ class Layout:
         children: the names whose values are leaves, modules or containers of them.
         constants: the names whose values belong to the structure.
         nested: those of ``children`` under which modules may be found.
+        latest: the structures that were made last, kept for the next module like them.
     """
 
     def __init__(self, cls: type, fields: dict[str, Field]) -> None:
@@ -58,108 +65,140 @@ class Layout:
         self.constants = tuple(n for n in fields if n not in self.children)
         self.kinds = {name: fields[name].kind for name in self.children}
         self.nested = tuple(n for n, k in self.kinds.items() if k.child or not k.flat)
+        self.latest: deque[Structure] = deque(maxlen=16)
 
-    def converted(self, name: str, value: Any) -> Any:
-        """What a value given for a field becomes."""
-        converter = self.fields[name].converter
-        return value if converter is None else converter(value)
+    def __eq__(self, other: object) -> bool:
+        return self is other
 
-    def seal(
-        self, module: Any, *, convert: bool = True, admitted: Mapping[str, Any] = _NONE_YET
-    ) -> None:
-        """Checks a constructed module and attaches its structure; then it is frozen.
+    def __hash__(self) -> int:
+        return id(self)
 
-        Args:
-            module: an instance whose fields are set.
-            convert: whether the fields' converters are still to run.
-            admitted: entries of the fields that were admitted before, which may hold holes now.
-
-        Raises:
-            TypeError: if a field was never set, or holds a value its annotation does not allow.
-        """
-        constants, keys, children = [], [], []
-        leaves: list[Any] = []
-        for name, field in self.fields.items():
-            value = self._final(module, name, field, convert)
-            where = f"{self.cls.__name__}.{name}"
-            if name in self.kinds:
-                entry = admitted.get(name)
-                if entry is None:
-                    value, entry = self._enter(module, name, value, where)
-                children.append(entry)
-                _gather(value, entry, leaves)
-            else:
-                constants.append(value)
-                keys.append(constant_key(value, where))
-        local = local_of(self.cls, tuple(constants), tuple(keys))
-        structure, unique = find_ties(local, tuple(children), leaves)
-        _set(module, "_spec", structure)
-        _set(module, "_leaves", unique)
-
-    def _enter(self, module: Any, name: str, value: Any, where: str) -> tuple[Any, Any]:
-        """Admits the value of a child field, its containers frozen on the module."""
-        frozen, entry = enter(value, self.kinds[name], where)
-        if frozen is not value:
-            _set(module, name, frozen)
-        return frozen, entry
-
-    def check_set(self, module: Any, *, convert: bool = True) -> None:
-        """All of ``seal`` that can be traced: every field is set, and containers are frozen."""
-        for name, field in self.fields.items():
-            value = self._final(module, name, field, convert)
-            if name in self.kinds and not field.kind.flat:
-                object.__setattr__(module, name, freeze(value, field.kind))
-
-    def _final(self, module: Any, name: str, field: Field, convert: bool) -> Any:
-        """The field's value with its default and converter applied, set on the module."""
-        value = old = getattr(module, name, MISSING)
-        if value is MISSING:
-            if not field.has_default:
-                raise TypeError(self._unset(module))
-            value = field.make_default()
-        if convert and field.converter is not None:
-            value = field.converter(value)
-        if old is MISSING or (convert and field.converter is not None):
-            # Not _set: dynamo takes an alias for the __setattr__ of the class.
-            object.__setattr__(module, name, value)
-        return value
-
-    def _unset(self, module: Any) -> str:
-        cls = self.cls.__name__
-        missing = [
-            name
-            for name, field in self.fields.items()
-            if not field.has_default and getattr(module, name, MISSING) is MISSING
+    def local(self, constants: tuple[Any, ...], note: tuple[Any, ...]) -> Local:
+        """The interned local part of a module with these constants."""
+        keys = [
+            constant_key(value, f"{self.cls.__name__}.{name}")
+            for name, value in zip(self.constants, constants, strict=True)
         ]
-        lines = "; ".join(f"self.{name} = ..." for name in missing)
-        return (
-            f"{cls}.{missing[0]} was never set. Every declared field needs a value by the end of "
-            f"{cls}.__init__: write {lines} there, or give a default: field(default=...)"
-        )
-
-    def local(self, module: Any) -> Local:
-        """The local part of a module without a structure: optree carried it, or it is read off.
-
-        A module that a traced function made carries its note at most.
-        """
-        if type(module._spec) is Local:
-            return module._spec
-        constants = tuple(getattr(module, name) for name in self.constants)
-        keys = (constant_key(value, self.cls.__name__) for value in constants)
-        note = module._spec if type(module._spec) is Note else Note()
-        return local_of(self.cls, constants, tuple(keys), note)
+        return local_of(self.cls, constants, tuple(keys), Note(*note))
 
 
-def find_ties(
-    local: Local, children: tuple[Any, ...], places: list[Any]
-) -> tuple[Structure, tuple[Any, ...]]:
-    """The structure over ``places`` and the unique leaves: one tensor in two places is a tie.
+def converted(layout: Layout, name: str, value: Any) -> Any:
+    """What a value given for a field becomes."""
+    converter = layout.fields[name].converter
+    return value if converter is None else converter(value)
+
+
+def seal(
+    layout: Layout,
+    module: Any,
+    *,
+    convert: bool = True,
+    admitted: Mapping[str, Any] = _NONE_YET,
+) -> None:
+    """Checks a constructed module and attaches its structure; then it is frozen.
+
+    Args:
+        layout: that of its class.
+        module: an instance whose fields are set.
+        convert: whether the fields' converters are still to run.
+        admitted: entries of the fields that were admitted before, which may hold holes now.
+
+    Raises:
+        TypeError: if a field was never set, or holds a value its annotation does not allow.
+    """
+    constants, children = [], []
+    leaves: list[Any] = []
+    for name, field in layout.fields.items():
+        value = _final(layout, module, name, field, convert)
+        where = f"{layout.cls.__name__}.{name}"
+        if name in layout.kinds:
+            entry = admitted.get(name)
+            if entry is None:
+                value, entry = _enter_field(layout, module, name, value, where)
+            children.append(entry)
+            _gather(value, entry, leaves)
+        else:
+            constants.append(value)
+    unique, expand = find_ties(leaves)
+    structure = _structure(layout, tuple(constants), tuple(children), expand, PLAIN)
+    _set(module, "_spec", structure)
+    _set(module, "_leaves", unique)
+
+
+def _enter_field(layout: Layout, module: Any, name: str, value: Any, where: str) -> tuple[Any, Any]:
+    """Admits the value of a child field, its containers frozen on the module."""
+    frozen, entry = enter(value, layout.kinds[name], where)
+    if frozen is not value:
+        _set(module, name, frozen)
+    return frozen, entry
+
+
+def check_set(layout: Layout, module: Any, *, convert: bool = True) -> None:
+    """All of ``seal`` that can be traced: every field is set, and containers are frozen."""
+    for name, field in layout.fields.items():
+        value = _final(layout, module, name, field, convert)
+        kind = field.kind.itself()
+        if name in layout.kinds and not kind.flat:
+            object.__setattr__(module, name, freeze(value, kind))
+
+
+def _final(layout: Layout, module: Any, name: str, field: Field, convert: bool) -> Any:
+    """The field's value with its default and converter applied, set on the module."""
+    value = old = getattr(module, name, MISSING)
+    if value is MISSING:
+        if not field.has_default:
+            raise TypeError(_unset(layout, module))
+        value = field.make_default()
+    if convert and field.converter is not None:
+        value = field.converter(value)
+    if old is MISSING or (convert and field.converter is not None):
+        # Not _set: dynamo takes an alias for the __setattr__ of the class.
+        object.__setattr__(module, name, value)
+    return value
+
+
+def _unset(layout: Layout, module: Any) -> str:
+    cls = layout.cls.__name__
+    missing = [
+        name
+        for name, field in layout.fields.items()
+        if not field.has_default and getattr(module, name, MISSING) is MISSING
+    ]
+    lines = "; ".join(f"self.{name} = ..." for name in missing)
+    return (
+        f"{cls}.{missing[0]} was never set. Every declared field needs a value by the end of "
+        f"{cls}.__init__: write {lines} there, or give a default: field(default=...)"
+    )
+
+
+@real
+def _structure(
+    layout: Layout,
+    constants: tuple[Any, ...],
+    children: tuple[Any, ...],
+    expand: tuple[int, ...] | None,
+    note: tuple[Any, ...],
+) -> Structure:
+    return structure_of(layout.local(constants, note), children, expand)
+
+
+def local_part(module: Any) -> Local:
+    """The local part of a module that has no structure yet."""
+    layout: Layout = type(module).__layout__.itself()
+    constants = tuple([getattr(module, name) for name in layout.constants])
+    return layout.local(constants, tuple(note_of(module)))
+
+
+def find_ties(places: list[Any]) -> tuple[tuple[Any, ...], tuple[int, ...] | None]:
+    """The unique leaves, and per place the index of its own: one tensor in two places is a tie.
 
     Or one declaration; but equal numbers, in the places of leaves, are one object by chance.
     """
+    if is_compiling():
+        return _find_ties_in_trace(places)
     present = [id(leaf) for leaf in places if isinstance(leaf, (Tensor, Lazy))]
     if len(set(present)) == len(present):
-        return structure_of(local, children), tuple(places)
+        return tuple(places), None
     index: dict[int, int] = {}
     unique: list[Any] = []
     expand: list[int] = []
@@ -169,10 +208,27 @@ def find_ties(
             known = index[id(leaf)] = len(unique)
             unique.append(leaf)
         expand.append(known)
-    return structure_of(local, children, tuple(expand)), tuple(unique)
+    return tuple(unique), tuple(expand)
+
+
+def _find_ties_in_trace(places: list[Any]) -> tuple[tuple[Any, ...], tuple[int, ...] | None]:
+    """As above: dynamo has no ``id`` of a tensor, and hashes it by identity, as Python does."""
+    index: dict[Any, int] = {}
+    unique: list[Any] = []
+    expand: list[int] = []
+    for leaf in places:
+        if isinstance(leaf, Tensor):
+            if leaf in index:
+                expand.append(index[leaf])
+                continue
+            index[leaf] = len(unique)
+        expand.append(len(unique))
+        unique.append(leaf)
+    return tuple(unique), None if len(unique) == len(places) else tuple(expand)
 
 
 def _gather(value: Any, entry: Any, leaves: list[Any]) -> None:
+    """Appends the leaves of a child, one per place."""
     if type(entry) is not Structure:
         if type(entry) is not Static:
             leaves.append(value)
@@ -181,34 +237,46 @@ def _gather(value: Any, entry: Any, leaves: list[Any]) -> None:
         expand = entry.expand
         leaves.extend(unique if expand is None else [unique[k] for k in expand])
     else:
-        leaves.extend(entry.shape.collect(value))
+        leaves.extend(entry.traced("collect")(value) if is_compiling() else entry.collect(value))
 
 
 def leaves_of(module: Any) -> tuple[Any, ...]:
     """The unique leaves of a module, collected once and kept on it."""
     try:
-        leaves = module._leaves
+        return module._leaves  # type: ignore[no-any-return]  # a slot of the module
     except AttributeError:
-        leaves = spec_of(module).collect(module)
-        _set(module, "_leaves", leaves)
-    return leaves  # type: ignore[no-any-return]  # a slot of the module
+        structure = spec_of(module)
+    if is_compiling():  # nothing is written to what was there before
+        return structure.traced("collect")(module)  # type: ignore[no-any-return]  # generated
+    leaves = structure.collect(module)
+    _set(module, "_leaves", leaves)
+    return leaves
 
 
 def spec_of(module: Any) -> Structure:
-    """The structure of a module; one that raw optree rebuilt is described here first."""
+    """The structure of a module; one that raw optree or a trace made is described here first."""
     spec = module._spec
-    return spec if type(spec) is Structure else describe(module)
+    if type(spec) is not Structure:
+        return describe(module)
+    return spec.itself() if is_compiling() else spec  # type: ignore[attr-defined]  # of every constant of a trace
+
+
+def note_of(module: Any) -> Note:
+    """The note of a module, whatever made it."""
+    spec = module._spec
+    if type(spec) is Structure:
+        return spec.itself().note if is_compiling() else spec.note  # type: ignore[attr-defined]  # as above
+    return spec or PLAIN
 
 
 def describe(module: Any) -> Structure:
     """Finds the structure of a module whose leaves came from outside, and keeps it on it."""
-    local = module._spec
-    if local is None:
+    if module._spec is None:
         raise RuntimeError(
             f"{type(module).__name__} is still being constructed: it is a tree from the end of "
             f"__init__ on. Work on the fields, or on the finished module."
         )
-    layout: Layout = type(module).__layout__
+    layout: Any = type(module).__layout__.itself()
     leaves: list[Any] = []
     children = []
     for name in layout.children:
@@ -216,11 +284,12 @@ def describe(module: Any) -> Structure:
         entry = _describe(value, layout.kinds[name], name)
         children.append(entry)
         _gather(value, entry, leaves)
-    if type(local) is not Local:
-        local = layout.local(module)
-    structure, unique = find_ties(local, tuple(children), leaves)
-    _set(module, "_spec", structure)
-    _set(module, "_leaves", unique)
+    unique, expand = find_ties(leaves)
+    constants = tuple([getattr(module, name) for name in layout.constants])
+    structure = _structure(layout, constants, tuple(children), expand, tuple(note_of(module)))
+    if not is_compiling():
+        _set(module, "_spec", structure)
+        _set(module, "_leaves", unique)
     return structure
 
 
@@ -232,15 +301,16 @@ def _describe(value: Any, kind: Kind, where: str) -> Any:
         return _enter_node(value, where, _describe)
     if kind.items is not None and isinstance(value, tuple):
         parts = [_describe(v, kind.item(k), where) for k, v in enumerate(value)]
-        return _container(type(value), (), parts)
+        return _container(type(value), (), tuple(parts))
     if kind.mapping is not None and isinstance(value, FrozenDict):
         parts = [_describe(v, kind.mapping, where) for v in value.values()]
-        return _container(FrozenDict, (tuple(value),), parts)
+        return _container(FrozenDict, (tuple(value),), tuple(parts))
     if kind.constant and value is not None and not isinstance(value, (Tensor, Lazy)):
         return Static(value, where)
     return role_of(kind)
 
 
+@real
 def role_of(kind: Kind) -> Leaf:
     """What a leaf is that stands where a value of this kind may."""
     return SLOT if kind.leaf is None else _ROLES.get(kind.leaf, BUFFER)
@@ -279,7 +349,7 @@ def enter(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
         pairs = {key: enter(item, kind.mapping, f"{where}[{key!r}]") for key, item in value.items()}
         frozen = FrozenDict({key: admitted for key, (admitted, _) in pairs.items()})
         entries = [entry for _, entry in pairs.values()]
-        return frozen, _container(FrozenDict, (tuple(frozen),), entries)
+        return frozen, _container(FrozenDict, (tuple(frozen),), tuple(entries))
     if kind.constant and not is_module(value):
         return value, Static(value, where)
     raise TypeError(_unexpected(value, kind, where))
@@ -320,7 +390,7 @@ def _enter_module(value: Any, where: str) -> Structure:
 def _enter_node(value: Any, where: str, enter_child: Callable[[Any, Kind, str], Any]) -> Structure:
     children, aux = NODES[type(value)].flatten(value)
     entries = [enter_child(child, _ANY, f"{where}[{k}]") for k, child in enumerate(children)]
-    return _container(type(value), (aux,), entries)
+    return _container(type(value), (aux,), tuple(entries))
 
 
 def _enter_sequence(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
@@ -333,7 +403,7 @@ def _enter_sequence(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
     frozen = cls(*items) if hasattr(cls, "_fields") else tuple(items)
     if type(value) is cls and all(a is b for a, b in zip(frozen, value, strict=True)):
         frozen = value
-    return frozen, _container(cls, (), entries)
+    return frozen, _container(cls, (), tuple(entries))
 
 
 def _check_keys(value: Mapping[Any, Any], where: str) -> None:
@@ -348,9 +418,10 @@ def _check_keys(value: Mapping[Any, Any], where: str) -> None:
             )
 
 
-def _container(cls: type, constants: tuple[Any, ...], entries: list[Any]) -> Structure:
+@real
+def _container(cls: type, constants: tuple[Any, ...], entries: tuple[Any, ...]) -> Structure:
     key = tuple(constant_key(value, cls.__name__) for value in constants)
-    return structure_of(local_of(cls, constants, key), tuple(entries))
+    return structure_of(local_of(cls, constants, key), entries)
 
 
 def annotation_of(value: Any) -> str:

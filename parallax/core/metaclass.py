@@ -26,9 +26,10 @@ from parallax.core.declare import (
     write_init,
 )
 from parallax.core.fields import field
-from parallax.core.layout import TRACED, Layout, annotation_of
+from parallax.core.layout import Layout, annotation_of, check_set
 from parallax.core.nodes import CLASS_CLOCK, new_with_dict
 from parallax.core.sealing import write_seal
+from parallax.core.structure import PLAIN
 
 __all__ = ["ModuleMeta", "undeclared"]
 
@@ -159,8 +160,8 @@ def _place_init(cls: Any) -> None:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         cls.__bare_init__(self, *args, **kwargs)
         if is_compiling() and type(self) is cls:
-            type(self).__layout__.check_set(self)
-            object.__setattr__(self, "_spec", TRACED)
+            check_set(type(self).__layout__, self)
+            object.__setattr__(self, "_spec", PLAIN)
             for check in type(self).__ready__[2]:
                 check(self)
 

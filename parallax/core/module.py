@@ -15,7 +15,7 @@ from parallax._compat import dynamo
 from parallax.core import initialize, notes
 from parallax.core.display import html_of, repr_of
 from parallax.core.fields import Lazy, UninitializedError
-from parallax.core.layout import Layout, spec_of
+from parallax.core.layout import Layout, check_set, converted, seal, spec_of
 from parallax.core.metaclass import ModuleMeta, undeclared
 from parallax.core.nodes import Instance
 from parallax.core.registry import flatten_module, unflatten_module
@@ -124,18 +124,23 @@ class Module(Instance, metaclass=ModuleMeta):
         for name in layout.fields:
             value = getattr(self, name)
             if name in fields:
-                value = layout.converted(name, fields[name])
+                value = converted(layout, name, fields[name])
             object.__setattr__(module, name, value)
         if dynamo.is_compiling():
-            layout.check_set(module, convert=False)
-            object.__setattr__(module, "_spec", notes.traced_note(self, module, fields))
+            check_set(layout, module, convert=False)
+            note = notes.note_of(self)
+            object.__setattr__(module, "_spec", note._replace(frozen=()))
+            if note.frozen:
+                made = notes.carry_note(spec_of(self), spec_of(module), tuple(fields))
+                object.__setattr__(module, "_spec", made)
         else:
             # What did not change was admitted once, and may hold holes since then.
             spec = spec_of(self)
             entries = zip(layout.children, spec.children, strict=True)
             kept = {name: entry for name, entry in entries if name not in fields}
-            layout.seal(module, convert=False, admitted=kept)
-            object.__setattr__(module, "_spec", notes.carry_note(spec, module._spec, fields))
+            seal(layout, module, convert=False, admitted=kept)
+            made = notes.carry_note(spec, module._spec, tuple(fields))
+            object.__setattr__(module, "_spec", made)
         if self._rng is not None:
             object.__setattr__(module, "_rng", self._rng)
         for check in cls.__ready__[2]:
@@ -210,6 +215,8 @@ class Module(Instance, metaclass=ModuleMeta):
             >>> scale.grad().by
             tensor([1., 2.])
         """
+        if mode not in ("train", "eval"):
+            raise ValueError(f"mode must be 'train' or 'eval', got {mode!r}")
         leaves, structure = flatten_module(self)
         _require_values(leaves, structure, "reset")
         structure = notes.distribute(structure, mode, effects.root_of(self))
@@ -249,8 +256,6 @@ class Module(Instance, metaclass=ModuleMeta):
 
     def _in_mode(self, mode: str, source: random.Source | None) -> Self:
         rng, root = effects.with_source(self._rng, source), effects.root_of(self)
-        if dynamo.is_compiling():
-            return cast(Self, notes.traced_mode(self, mode, root, rng))
         leaves, structure = flatten_module(self)
         return self._built(notes.distribute(structure, mode, root), leaves, rng)
 
@@ -279,11 +284,9 @@ class Module(Instance, metaclass=ModuleMeta):
         """
         if type(n) is not int or n < 1:
             raise ValueError(f"split(n): n must be a positive int, got {n!r}")
-        if dynamo.is_compiling():
-            return tuple([cast(Self, notes.traced_copy(self, k)) for k in range(n)])
         leaves, structure = flatten_module(self)
         return tuple(
-            self._built(notes.split_copy(structure, k), leaves, self._rng) for k in range(n)
+            [self._built(notes.split_copy(structure, k), leaves, self._rng) for k in range(n)]
         )
 
     def grad(self) -> Self:
@@ -378,8 +381,7 @@ class Module(Instance, metaclass=ModuleMeta):
     @property
     def mode(self) -> str:
         """``"train"`` or ``"eval"``, as the last ``reset``, ``train`` or ``eval`` said."""
-        spec = self._spec  # every layer asks: what note_of does, in one step
-        return spec.local.note.mode if type(spec) is Structure else notes.note_of(self).mode
+        return notes.note_of(self).mode
 
     @property
     def rng(self) -> Any:

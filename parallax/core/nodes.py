@@ -27,7 +27,7 @@ class Instance:
     The memo has a slot because writing it into the dict of a constructed module would slow every
     later attribute read on CPython 3.11. What generated code writes is in the dict, where a write
     costs a third: the structure and the rng. ``_spec`` is ``None`` while ``__init__`` runs, and
-    only the local part of a structure when raw optree or a traced function made the module.
+    only the note of a structure when raw optree or a traced function made the module.
     """
 
     __slots__ = ("__dict__", "__weakref__", "_leaves")

@@ -19,11 +19,10 @@ import optree
 from torch import Tensor
 
 from parallax._compat import dynamo, registries
-from parallax.core import tracing
 from parallax.core.encoding import dump, dump_constant, load, load_constant
 from parallax.core.fields import Lazy
 from parallax.core.frozendict import FrozenDict
-from parallax.core.layout import Layout, leaves_of, spec_of
+from parallax.core.layout import Layout, leaves_of, local_part, spec_of
 from parallax.core.nodes import NODES, Node, is_node, reading
 from parallax.core.structure import Local, Static, Structure
 
@@ -41,7 +40,7 @@ _set = object.__setattr__
 def flatten_module(module: Any) -> tuple[tuple[Any, ...], Structure]:
     """The unique leaves and the structure of a module; both are kept on it."""
     spec = module._spec
-    if type(spec) is not Structure:
+    if type(spec) is not Structure or dynamo.is_compiling():
         spec = spec_of(module)
     return leaves_of(module), spec
 
@@ -49,8 +48,20 @@ def flatten_module(module: Any) -> tuple[tuple[Any, ...], Structure]:
 def unflatten_module(structure: Structure, leaves: Iterable[Any], rng: Any = None) -> Any:
     """A module of ``structure`` around ``leaves``, born with its memo."""
     kept = tuple(leaves)
+    if dynamo.is_compiling():
+        return _unflatten_in_trace(structure, kept, rng)
     module = structure.build(kept, rng)
     _set(module, "_leaves", kept)
+    return module
+
+
+def _unflatten_in_trace(structure: Any, leaves: tuple[Any, ...], rng: Any) -> Any:
+    if rng is None:
+        module = structure.itself().traced("build")(leaves)
+    else:
+        module = structure.itself().traced("build_with_rng")(leaves, rng)
+    # Spelled out, not as _set: dynamo takes an alias for the __setattr__ of the class.
+    object.__setattr__(module, "_leaves", leaves)
     return module
 
 
@@ -96,8 +107,6 @@ class Context:
 
 
 def _torch_flatten(module: Any) -> tuple[list[Any], Any]:
-    if dynamo.is_compiling():
-        return tracing.flatten(module)
     leaves, structure = flatten_module(module)
     present = [leaf for leaf in leaves if leaf is not None]
     indices = None
@@ -111,8 +120,6 @@ def _torch_flatten(module: Any) -> tuple[list[Any], Any]:
 
 
 def _torch_unflatten(children: Iterable[Any], context: Any) -> Any:
-    if dynamo.is_compiling():
-        return tracing.unflatten(context, children)
     structure: Structure = context.structure
     rng = context.rng
     if context.keyed:
@@ -169,6 +176,24 @@ class Carried:
         return repr(self.local)
 
 
+class Aside:
+    """A constant in the place of a child, as a node without leaves."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Aside and Static(self.value, "child") == Static(other.value, "child")
+
+    def __hash__(self) -> int:
+        return hash(Static(self.value, "child"))
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
 def _optree_functions(layout: Layout) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Generated: a tuple display of the children, and writes into a new instance's dict.
 
@@ -197,7 +222,7 @@ def unflatten(local, children):
     if type(local) is Carried:
         d["_rng"] = local.rng
         local = local.local
-    d["_spec"] = local
+    d["_spec"] = local.note
     {f"{targets} = children" if layout.children else "pass"}
     {f"{constants} = local.constants" if layout.constants else "pass"}
     {"; ".join(f"d[{name!r}] = unwrap(d[{name!r}])" for name in sorted(mixed)) or "pass"}
@@ -207,7 +232,7 @@ def unflatten(local, children):
         "Carried": Carried,
         "cls": layout.cls,
         "entries": layout.children,
-        "local_of": layout.local,
+        "local_of": local_part,
         "new": object.__new__,
         "unwrap": _unwrap,
         "wrap": _wrap,
@@ -225,7 +250,7 @@ def _wrap(value: Any) -> Any:
         return FrozenDict({key: _wrap(item) for key, item in value.items()})
     if value is None or is_node(type(value)) or isinstance(value, (Tensor, Lazy)):
         return value
-    return Static(value, "child")
+    return Aside(value)
 
 
 def _unwrap(value: Any) -> Any:
@@ -233,7 +258,7 @@ def _unwrap(value: Any) -> Any:
         return _tuple_of(type(value), [_unwrap(item) for item in value])
     if type(value) is FrozenDict:
         return FrozenDict({key: _unwrap(item) for key, item in value.items()})
-    return value.value if type(value) is Static else value
+    return value.value if type(value) is Aside else value
 
 
 def _tuple_of(cls: Any, items: list[Any]) -> Any:
@@ -243,8 +268,6 @@ def _tuple_of(cls: Any, items: list[Any]) -> Any:
 def register_module(layout: Layout) -> None:
     """Registers a module class with both registries, or with none when that fails."""
     cls = layout.cls
-    for name, method in tracing.write_methods(layout).items():
-        type.__setattr__(cls, name, method)
     flatten, unflatten = _optree_functions(layout)
     with _both(cls, flatten, unflatten, optree.GetAttrEntry):
         registries.register_torch_node(
@@ -333,7 +356,7 @@ def _register_with_torch(cls: type, node: Node, name: str) -> None:
 
 
 registries.register_optree_node(
-    Static, lambda static: ((), static), lambda static, _: static, entry=optree.AutoEntry
+    Aside, lambda aside: ((), aside), lambda aside, _: aside, entry=optree.AutoEntry
 )
 registries.register_optree_node(
     FrozenDict,

@@ -2,7 +2,7 @@
 
 It covers leaves that are tensors, declarations or holes, modules in fields of their own, and
 constants that are numbers, strings, functions or classes. Whatever it does not recognise, an
-error included, it leaves to ``Layout.seal``, so that meaning and messages live in one place. For
+error included, it leaves to ``layout.seal``, so that meaning and messages live in one place. For
 four fields it takes 0.5 us where the general path takes 5.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from parallax.core.fields import Buffer, Lazy, Parameter
-from parallax.core.layout import Layout, leaves_of
+from parallax.core.layout import Layout, leaves_of, seal
 from parallax.core.nodes import reading
 from parallax.core.structure import Structure
 
@@ -36,12 +37,12 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
         layout: the resolved fields.
 
     Returns:
-        The generated function, or the general ``layout.seal`` for a class it does not suit.
+        The generated function, or the general ``seal`` for a class it does not suit.
     """
     kinds = layout.kinds
     simple = all(kind.flat and kind.leaf in (Parameter, Buffer, None) for kind in kinds.values())
     if not simple or any(field.converter for field in layout.fields.values()):
-        return layout.seal
+        return partial(seal, layout)
     names = list(layout.fields)
     values = [f"v{index}" for index in range(len(names))]
     leaves = [
@@ -53,7 +54,8 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
     constants = [v for v, name in zip(values, names, strict=True) if name not in kinds]
     scope: dict[str, Any] = {
         "Lazy": Lazy, "Tensor": Tensor, "known": {}, "layout": layout,
-        "leaves_of": leaves_of, "learn": _learn, "slow": layout.seal, "Structure": Structure,
+        "leaves_of": leaves_of, "learn": _learn, "slow": partial(seal, layout),
+        "Structure": Structure,
     }  # fmt: skip
     lines = ["def seal(module):"]
     if names:
@@ -135,11 +137,14 @@ def _learn(
     The key begins with the types of ``n`` constants, then come these. What is not remembered is
     never found, so the generated code need not look at them.
     """
-    layout.seal(module)
+    seal(layout, module)
     if n and not _PLAIN.issuperset(key[:n]):
         return
-    if n and any([type(value) is float and not value for value in key[n : 2 * n]]):
+    values = key[n : 2 * n] if n else ()
+    if any([type(value) is float and not value for value in values]):
         return
+    if any([type(value) is types.FunctionType and value.__closure__ for value in values]):
+        return  # what a closure captures would stay alive
     if len(known) >= _KNOWN_LIMIT:
         known.clear()
     known[key] = module._spec

@@ -13,22 +13,26 @@ time for it when it is small.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
-from parallax._compat.dynamo import is_compiling
+from parallax.core.constants import identity_key
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import NODES, reading
 
-__all__ = ["STATIC", "Shape", "shape_of"]
+if TYPE_CHECKING:
+    from parallax.core.structure import Structure
+
+__all__ = ["STATIC", "Shape", "shape_of", "write_traced"]
 
 _INLINE_NODES = 12  # a child with at most so many nodes is written in place of a call
-_INTERNED_LIMIT = 4096
 _UNROLL = 8  # longer runs of equal children are looped over
 STATIC: Any = "static"  # a constant in the place of a child
 
 
-_shapes: dict[Any, Shape] = {}
+_shapes: WeakValueDictionary[Any, Shape] = WeakValueDictionary()
 
 
 def shape_of(cls: type, keys: tuple[Any, ...] | None, children: tuple[Any, ...]) -> Shape:
@@ -40,16 +44,12 @@ def shape_of(cls: type, keys: tuple[Any, ...] | None, children: tuple[Any, ...])
         children: per child ``None`` for a leaf, ``STATIC``, or a ``Shape``.
 
     Returns:
-        The shape; equal parts give the same object.
+        The shape; the same parts give the same object, as long as it lives.
     """
-    if is_compiling():  # dynamo would look at every entry of the table
-        return Shape(cls, keys, children)
-    key = (cls, keys, tuple(map(id, children)))
-    found = _shapes.get(key)
+    name = (cls, identity_key(keys), tuple(map(id, children)))
+    found = _shapes.get(name)
     if found is None:
-        if len(_shapes) >= _INTERNED_LIMIT:  # then equal shapes differ: code is written again
-            _shapes.clear()
-        found = _shapes.setdefault(key, Shape(cls, keys, children))
+        found = _shapes[name] = Shape(cls, keys, children)
     return found
 
 
@@ -60,7 +60,7 @@ class Shape:
     module ``plan[j]`` is its structure and its constants, for another node its constants.
     """
 
-    __slots__ = ("_code", "children", "cls", "keys", "n_leaves", "n_nodes")
+    __slots__ = ("__weakref__", "_code", "children", "cls", "keys", "n_leaves", "n_nodes")
 
     def __init__(self, cls: type, keys: tuple[Any, ...] | None, children: tuple[Any, ...]) -> None:
         self.cls = cls
@@ -99,47 +99,83 @@ class Shape:
         return self._code[which]
 
 
-class _Writer:
-    """Writes one function of one shape."""
+def write_traced(structure: Structure, which: str) -> Callable[..., Any]:
+    """Writes ``build``, ``build_with_rng`` or ``collect`` of one structure, for dynamo to trace.
 
-    def __init__(self, shape: Shape, which: str) -> None:
+    It takes and gives the unique leaves. Dynamo spends some 50 us on every bytecode, and much more
+    on a call: all is written in one function, and constants stand in it. What is no literal is a
+    global of the function, for which dynamo has a name: so it guards what a user's constant holds.
+    """
+    return _Writer(structure.shape, which, structure).function()
+
+
+class _Writer:
+    """Writes one function of one shape, or of one structure for dynamo."""
+
+    def __init__(self, shape: Shape, which: str, structure: Structure | None = None) -> None:
         self.shape = shape
         self.which = which
+        self.structure = structure
+        self.inline = _INLINE_NODES if structure is None else shape.n_nodes
+        self.unroll = _UNROLL if structure is None else shape.n_leaves + shape.n_nodes
         self.rng = which == "build_with_rng"
         self.lines: list[str] = []
-        self.names: dict[str, Any] = {
-            "new": object.__new__,
-            "FrozenDict": FrozenDict,
-        }
+        self.names: dict[str, Any] = {}
+        self.known: dict[int, str] = {}
         self.count = 0
 
     def function(self) -> Callable[..., Any]:
         if self.which == "collect":
             parts = self.parts(self.shape, "tree")
+            if self.structure is not None and self.structure.expand is not None:
+                parts = [parts[place] for place in self.structure.first]
             body = [*self.lines, f"return ({''.join(part + ', ' for part in parts)})"]
             head = "def generated(tree):"
         else:
             result = self.value(self.shape, 0, 0, outermost=True)
             body = [*self.lines, f"return {result}"]
-            head = f"def generated(L, i, N, j{', R' if self.rng else ''}):"
+            given = "L" if self.structure is not None else "L, i, N, j"
+            head = f"def generated({given}{', R' if self.rng else ''}):"
         exec("\n    ".join([head, *body]), self.names)
         return self.names["generated"]  # type: ignore[no-any-return]  # made by the exec above
 
-    def fresh(self, prefix: str, value: Any = None) -> str:
-        """A new name, bound to ``value`` when there is one."""
+    def fresh(self) -> str:
+        """A new name for a local."""
         self.count += 1
-        name = f"{prefix}{self.count}"
-        if value is not None:
+        return f"v{self.count}"
+
+    def bound(self, value: Any) -> str:
+        """The name of a global of the function, which is this very object."""
+        name = self.known.get(id(value))
+        if name is None:
+            name = self.known[id(value)] = f"parallax_{len(self.known)}"
             self.names[name] = value
         return name
+
+    def leaf(self, i: int) -> str:
+        if self.structure is None:
+            return f"L[{_at('i', i)}]"
+        return f"L[{i if self.structure.expand is None else self.structure.expand[i]}]"
+
+    def given(self, j: int, k: int | None = None) -> str:
+        """What the plan holds for node ``j``, or the ``k``-th part of it."""
+        if self.structure is None:
+            return f"N[{_at('j', j)}]{'' if k is None else f'[{k}]'}"
+        parts = self.structure.plan[j]
+        return self.literal(tuple(parts) if k is None else parts[k], unfold=k is None)
+
+    def literal(self, value: Any, *, unfold: bool = False) -> str:
+        if unfold or (type(value) is tuple and _is_literal(value)):
+            return f"({''.join(self.literal(part) + ', ' for part in value)})"
+        return repr(value) if _is_literal(value) else self.bound(value)
 
     # -- build --------------------------------------------------------------------------------
 
     def value(self, shape: Shape | None, i: int, j: int, *, outermost: bool = False) -> str:
         """An expression for the value of ``shape`` from leaf ``i`` and node ``j``."""
         if shape is None:
-            return f"L[{_at('i', i)}]"
-        if shape.n_nodes > _INLINE_NODES and not outermost:
+            return self.leaf(i)
+        if shape.n_nodes > self.inline and not outermost:
             return self.call(shape, _at("i", i), _at("j", j))
         if hasattr(shape.cls, "__layout__"):
             return self.module(shape, i, j)
@@ -148,13 +184,12 @@ class _Writer:
             return values if isinstance(values, str) else f"({''.join(v + ', ' for v in values)})"
         items = values if not isinstance(values, str) else [f"*{values}"]
         if shape.cls is FrozenDict:
-            keys = self.fresh("K", shape.keys or ())
-            return f"FrozenDict(zip({keys}, ({''.join(v + ', ' for v in items)})))"
+            make, keys = self.bound(FrozenDict), self.literal(shape.keys or ())
+            return f"{make}(zip({keys}, ({''.join(v + ', ' for v in items)})))"
         if hasattr(shape.cls, "_fields"):
-            return f"{self.fresh('C', shape.cls)}({', '.join(items)})"
-        node = f"N[{_at('j', j)}]"
-        unflatten = self.fresh("U", NODES[shape.cls].unflatten)
-        return f"{unflatten}({node}[0], ({''.join(v + ', ' for v in items)}))"
+            return f"{self.bound(shape.cls)}({', '.join(items)})"
+        unflatten = self.bound(NODES[shape.cls].unflatten)
+        return f"{unflatten}({self.given(j, 0)}, ({''.join(v + ', ' for v in items)}))"
 
     def module(self, shape: Shape, i: int, j: int) -> str:
         layout = shape.cls.__layout__  # type: ignore[attr-defined]  # a module class
@@ -162,11 +197,11 @@ class _Writer:
         # What is no leaf and no node: the structure, constants, constants in the place of children.
         given = ["_spec", *layout.constants]
         given += [name for name, child in children.items() if child is STATIC]
-        module, made = self.fresh("o"), self.fresh("d")
+        module, made = self.fresh(), self.fresh()
         self.lines += [
-            f"{module} = new({self.fresh('C', shape.cls)})",
+            f"{module} = {self.bound(object.__new__)}({self.bound(shape.cls)})",
             f"{made} = {module}.__dict__",
-            f"{''.join(f'{made}[{name!r}], ' for name in given)} = N[{_at('j', j)}]",
+            f"{''.join(f'{made}[{name!r}], ' for name in given)} = {self.given(j)}",
         ]
         j += 1
         for name, child in children.items():
@@ -179,9 +214,9 @@ class _Writer:
 
     def children(self, shape: Shape, i: int, j: int) -> str | list[str]:
         """An expression per child, or one expression for a tuple of them all."""
-        node, j = f"N[{_at('j', j)}]", j + 1
+        node, j = j, j + 1
         kinds = set(shape.children)
-        if len(shape.children) > _UNROLL and len(kinds) == 1 and STATIC not in kinds:
+        if len(shape.children) > self.unroll and len(kinds) == 1 and STATIC not in kinds:
             child = shape.children[0]
             if child is None:
                 return f"tuple(L[{_at('i', i)}:{_at('i', i + len(shape.children))}])"
@@ -192,14 +227,14 @@ class _Writer:
         values = []
         for index, child in enumerate(shape.children):
             if child is STATIC:
-                values.append(f"{node}[{index}]")
+                values.append(self.given(node, index))
                 continue
             values.append(self.value(child, i, j))
             i, j = i + _leaves(child), j + _nodes(child)
         return values
 
     def call(self, shape: Shape, i: str, j: str) -> str:
-        function = self.fresh("build", getattr(shape, self.which))
+        function = self.bound(getattr(shape, self.which))
         return f"{function}(L, {i}, N, {j}{', R' if self.rng else ''})"
 
     # -- collect ------------------------------------------------------------------------------
@@ -215,29 +250,36 @@ class _Writer:
             elif shape.cls is tuple or hasattr(shape.cls, "_fields"):
                 bound = source
             else:
-                flatten = self.fresh("F", NODES[shape.cls].flatten)
-                bound = self.bind(f"tuple({flatten}({source})[0])")
+                bound = self.bind(f"tuple({self.bound(NODES[shape.cls].flatten)}({source})[0])")
             kinds = set(shape.children)
-            if len(shape.children) > _UNROLL and len(kinds) == 1 and STATIC not in kinds:
+            if len(shape.children) > self.unroll and len(kinds) == 1 and STATIC not in kinds:
                 if shape.children[0] is None:
                     return [f"*{bound}"]
-                collect = self.fresh("collect", shape.children[0].collect)
+                collect = self.bound(shape.children[0].collect)
                 return [f"*[leaf for child in {bound} for leaf in {collect}(child)]"]
             names = [f"{bound}[{index}]" for index in range(len(shape.children))]
         parts = []
         for name, child in zip(names, shape.children, strict=True):
             if child is None:
                 parts.append(name)
-            elif child is not STATIC and child.n_nodes > _INLINE_NODES:
-                parts.append(f"*{self.fresh('collect', child.collect)}({name})")
+            elif child is not STATIC and child.n_nodes > self.inline:
+                parts.append(f"*{self.bound(child.collect)}({name})")
             elif child is not STATIC:
                 parts += self.parts(child, self.bind(name))
         return parts
 
     def bind(self, expression: str) -> str:
-        name = self.fresh("v")
+        name = self.fresh()
         self.lines.append(f"{name} = {expression}")
         return name
+
+
+def _is_literal(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(map(_is_literal, value))
+    if type(value) is float:
+        return math.isfinite(value)
+    return value is None or type(value) in (int, bool, str)
 
 
 def _at(base: str, offset: int) -> str:

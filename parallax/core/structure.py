@@ -7,26 +7,31 @@ A ``Structure`` is an immutable description of one module and all below it. Two 
   when trees are combined, so that a tree made before ``train()`` or ``freeze()`` still fits.
 
 Structures are interned, so comparing two is nearly always one ``is``. Nothing relies on it:
-``==`` compares by value when the objects differ, and the table may be emptied at any time.
+``==`` compares by value when the objects differ. What is interned is told by the identity of its
+parts, for ``==`` of a user's constants says less: ``1 == True``. The tables keep nothing alive; a
+class keeps the latest structures of its own.
+
+Everything here is a constant to dynamo: its methods run as they are while a function is traced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
-from parallax._compat.dynamo import is_compiling
-from parallax.core.constants import constant_key
+from parallax._compat.opaque import constant_while_tracing
+from parallax.core.constants import constant_key, identity_key
 from parallax.core.frozendict import FrozenDict
-from parallax.core.shape import STATIC, Shape, shape_of
+from parallax.core.shape import STATIC, Shape, shape_of, write_traced
 
 __all__ = ["BUFFER", "PARAMETER", "PLAIN", "SLOT", "Leaf", "Local", "Note", "Static", "Structure"]
 
 MAX_DEPTH = 200
-_INTERNED_LIMIT = 4096
 
 
+@constant_while_tracing
 class Leaf:
     """The place of one leaf, and its role."""
 
@@ -37,6 +42,12 @@ class Leaf:
 
     def __repr__(self) -> str:
         return f"<{self.role}>"
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def __reduce__(self) -> Any:
         return _leaf, (self.role,)
@@ -52,6 +63,7 @@ def _leaf(role: str) -> Leaf:
     return _LEAVES[role]
 
 
+@constant_while_tracing
 class Static:
     """A constant in the place of a child, such as an activation function."""
 
@@ -59,8 +71,7 @@ class Static:
 
     def __init__(self, value: Any, where: str) -> None:
         self.value = value
-        # Dynamo cannot follow how a constant is looked into; eager code did that already.
-        self.key = value if is_compiling() else constant_key(value, where)
+        self.key = constant_key(value, where)
 
     def __repr__(self) -> str:
         return repr(self.value)
@@ -84,10 +95,11 @@ class Note(NamedTuple):
 PLAIN = Note()
 
 
+@constant_while_tracing
 class Local:
     """One node without its children: its class, its constants and its note."""
 
-    __slots__ = ("cls", "constants", "key", "note")
+    __slots__ = ("__weakref__", "cls", "constants", "key", "note")
 
     def __init__(self, cls: type, constants: tuple[Any, ...], key: Any, note: Note) -> None:
         self.cls = cls
@@ -112,47 +124,39 @@ class Local:
 
 
 Child = Any  # Leaf | Static | Structure
-_structures: dict[Any, Structure] = {}
-_locals: dict[Any, Local] = {}
-
-
-def _intern(table: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
-    found = table.get(key)
-    if found is None:
-        if len(table) >= _INTERNED_LIMIT:
-            table.clear()
-        found = table[key] = make()
-    return found
+_structures: WeakValueDictionary[Any, Structure] = WeakValueDictionary()
+_locals: WeakValueDictionary[Any, Local] = WeakValueDictionary()
 
 
 def local_of(cls: type, constants: tuple[Any, ...], key: Any, note: Note = PLAIN) -> Local:
-    """The interned ``Local`` of these parts.
-
-    A class whose constants may count as equal and yet not stand for each other defines
-    ``__exact__``, which takes the constants to what else tells them apart.
-    """
-    if is_compiling():  # dynamo would look at every entry of the table
-        return Local(cls, constants, key, note)
-    exact = getattr(cls, "__exact__", None)
-    apart = None if exact is None else exact(constants)
-    return _intern(_locals, (cls, key, note, apart), lambda: Local(cls, constants, key, note))  # type: ignore[no-any-return]  # one table for both
+    """The interned ``Local`` of these parts."""
+    name = (cls, *map(identity_key, constants), note)
+    found = _locals.get(name)
+    if found is None:
+        found = _locals[name] = Local(cls, constants, key, note)
+    return found
 
 
 def structure_of(
     local: Local, children: tuple[Child, ...], expand: tuple[int, ...] | None = None
 ) -> Structure:
     """The interned ``Structure`` of these parts."""
-    if is_compiling():
-        return Structure(local, children, expand)
-    # Keyed by identity: the parts are interned, and the value keeps them alive.
-    key = (id(local), tuple(map(_identity, children)), expand)
-    return _intern(_structures, key, lambda: Structure(local, children, expand))  # type: ignore[no-any-return]  # one table for both
+    # The parts are interned, and the value keeps them alive.
+    name = (id(local), *map(_identity, children), expand)
+    found = _structures.get(name)
+    if found is None:
+        found = _structures[name] = Structure(local, children, expand)
+        layout = getattr(local.cls, "__layout__", None)
+        if layout is not None:  # what a loop makes and drops is made once
+            layout.latest.append(found)
+    return found
 
 
 def _identity(child: Child) -> Any:
-    return child if type(child) is Static else id(child)
+    return (Static, identity_key(child.value)) if type(child) is Static else id(child)
 
 
+@constant_while_tracing
 class Structure:
     """A module without its leaves.
 
@@ -161,8 +165,10 @@ class Structure:
         children: one entry per child: a ``Leaf``, a ``Static`` or a ``Structure``.
         expand: for each place of a leaf, the index of its tensor among the unique leaves; ``None``
             when no two places share one.
-        ties: the same as pairs ``(place, first place)``: little to guard while tracing.
-        marks: for each unique leaf ``"t"`` if it is trained and ``"-"`` if not: one guard for all.
+        ties: the same as pairs ``(place, first place)``.
+        marks: for each unique leaf ``"t"`` if it is trained and ``"-"`` if not.
+        n_leaves: how many unique leaves there are, holes included.
+        n_places: how many places for leaves there are, tied ones counted each.
         shape: the classes alone, with the generated code that builds and collects such trees.
     """
 
@@ -171,10 +177,13 @@ class Structure:
         "__weakref__",
         "_still",
         "children",
+        "cls",
         "depth",
         "expand",
         "local",
         "marks",
+        "n_leaves",
+        "n_places",
         "shape",
         "ties",
     )
@@ -183,6 +192,7 @@ class Structure:
         self, local: Local, children: tuple[Child, ...], expand: tuple[int, ...] | None = None
     ) -> None:
         self.local = local
+        self.cls = local.cls
         self.children = children
         self.expand = expand
         self.ties = () if expand is None else _ties(expand)
@@ -203,18 +213,10 @@ class Structure:
                 for child in children
             ),
         )
+        self.n_places = self.shape.n_leaves
         self._still = self._find_still()
         self.marks = self._find_marks()
-
-    @property
-    def cls(self) -> type:
-        """The class of the top node."""
-        return self.local.cls
-
-    @property
-    def n_places(self) -> int:
-        """How many places for leaves there are, tied ones counted each."""
-        return self.shape.n_leaves
+        self.n_leaves = len(self.marks)
 
     # -- building ---------------------------------------------------------------------------
 
@@ -246,15 +248,28 @@ class Structure:
         leaves: tuple[Any, ...] = self.shape.collect(tree)
         return leaves if self.expand is None else tuple([leaves[k] for k in self.first])
 
+    def traced(self, which: str) -> Callable[..., Any]:
+        """The function that a trace calls for ``build``, ``build_with_rng`` or ``collect``."""
+        found = self.variants.get(which)
+        if found is None:
+            found = self.variants[which] = write_traced(self, which)
+        return found
+
     # -- looking ----------------------------------------------------------------------------
 
-    def nodes(self) -> Iterator[Structure]:
+    @property
+    def note(self) -> Note:
+        """The note of the top node."""
+        return self.local.note
+
+    def nodes(self) -> list[Structure]:
         """All nodes in preorder, this one first."""
-        stack = [self]
+        found, stack = [], [self]
         while stack:
             node = stack.pop()
-            yield node
+            found.append(node)
             stack += [child for child in reversed(node.children) if type(child) is Structure]
+        return found
 
     def keys(self) -> tuple[Any, ...]:
         """What each child is reached by: attribute names, dict keys or indices."""
@@ -279,15 +294,17 @@ class Structure:
         below = zip(self.keys(), self.children, self.starts(), strict=True)
         return {str(key): (key, child, start) for key, child, start in below}
 
-    def walk(self) -> Iterator[tuple[tuple[Any, ...], Child]]:
+    def walk(self) -> list[tuple[tuple[Any, ...], Child]]:
         """Every node and leaf with its path, in preorder."""
+        found = []
         stack: list[tuple[tuple[Any, ...], Child]] = [((), self)]
         while stack:
             path, node = stack.pop()
-            yield path, node
+            found.append((path, node))
             if type(node) is Structure:
                 pairs = list(zip(node.keys(), node.children, strict=True))
                 stack += [((*path, key), child) for key, child in reversed(pairs)]
+        return found
 
     @cached_property
     def first(self) -> tuple[int, ...]:
@@ -340,14 +357,16 @@ class Structure:
                 marks[place if self.expand is None else self.expand[place]] = True
         return tuple(marks)
 
-    def nodes_with_start(self) -> Iterator[tuple[int, Structure]]:
+    def nodes_with_start(self) -> list[tuple[int, Structure]]:
         """All nodes in preorder, each with the place its leaves start at."""
+        found = []
         stack: list[tuple[int, Structure]] = [(0, self)]
         while stack:
             start, node = stack.pop()
-            yield start, node
+            found.append((start, node))
             below = zip(node.starts(), node.children, strict=True)
             stack += [(start + k, c) for k, c in reversed(list(below)) if type(c) is Structure]
+        return found
 
     @cached_property
     def trainable(self) -> tuple[bool, ...]:
@@ -405,7 +424,7 @@ class Structure:
             children = tuple(next(take) if type(c) is Structure else c for c in node.children)
             local = node.local
             if hasattr(node.cls, "__layout__"):
-                local = local_of(local.cls, local.constants, local.key, change(index, node))
+                local = local_of(node.cls, local.constants, local.key, change(index, node))
             rebuilt.append(structure_of(local, children, node.expand))
         return rebuilt.pop()
 
@@ -417,8 +436,8 @@ class Structure:
         return self.renote(lambda index, node: PLAIN)
 
     @cached_property
-    def variants(self) -> dict[Any, Structure]:
-        """Structures made from this one, kept so that a loop makes each of them once."""
+    def variants(self) -> dict[Any, Any]:
+        """What was made from this one, other structures and code, so that it is made once."""
         return {}
 
     # -- comparing ----------------------------------------------------------------------------

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo
-from parallax.core import notes, tracing
+from parallax.core import notes
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.effects.collection import Collection, EffectError, Emission, root_of
 from parallax.effects.emitting import IN_TURN, RULES, check
@@ -30,14 +29,6 @@ def applied(module: Any, collection: Collection) -> Any:
     root = root_of(module)
     if root:
         emissions = [(below(root, path), rule, said, out) for path, rule, said, out in emissions]
-    if dynamo.is_compiling():
-        traced, outline = tracing.take_apart(module)
-        places: dict[str, dict[str, int]] = {}
-        indices = outline.expanded(list(range(outline.n_leaves)))
-        for place, index in zip(outline.place_paths(), indices):  # noqa: B905  # dynamo traces no strict=
-            path, _, name = place.rpartition(".")
-            places.setdefault(path, {})[name] = index
-        return tracing.rebuild(outline, _merged(module, traced, places, emissions), module._rng)
     leaves, structure = flatten_module(module)
     merged = _merged(module, leaves, structure.buffers, emissions)
     return unflatten_module(structure, merged, module._rng)
@@ -97,9 +88,11 @@ def _is_mapped(value: Tensor, leaf: Any) -> bool:
 
 def _foreign(module: Any, path: str, buffers: dict[str, Any], rule: str | None) -> EffectError:
     """Raises what is wrong with an emission; if nothing is, it comes from elsewhere."""
-    emitter = dict(tracing.modules(module)).get(path)
-    if emitter is not None:
-        check(emitter, path, buffers, rule)
+    from parallax.tree.places import Survey, follow  # which stands on modules, and they on this
+
+    emitter = Survey(module).at(path)
+    if emitter is not None and emitter.is_module:
+        check(follow(module, emitter.keys), path, buffers, rule)
     where = ", ".join([repr(notes.joined(path, name)) for name in buffers])
     return EffectError(
         f"an effect for {where}, and the {type(module).__name__} that is collected has no such "

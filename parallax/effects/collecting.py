@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import ParamSpec, TypeVar
 
 from parallax._compat import dynamo
-from parallax.core import notes, tracing
+from parallax.core import notes
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.effects.applying import applied, below
@@ -140,11 +140,6 @@ def _run(
 
 def _under(module: Any, inner: Collecting) -> Any:
     """The module holding ``inner``, every module in it with its path."""
-    if dynamo.is_compiling():
-        root = root_of(module)
-        return notes.traced(
-            module, lambda path, n: n._replace(path=notes.joined(root, path)), inner
-        )
     leaves, structure = flatten_module(module)
     return unflatten_module(notes.addressed(structure, root_of(module)), leaves, inner)
 
@@ -186,8 +181,5 @@ def _holds(item: Any, collection: Collection) -> bool:
 
 
 def _rebuilt(module: Any, rng: Any) -> Any:
-    if dynamo.is_compiling():
-        traced, outline = tracing.take_apart(module)
-        return tracing.rebuild(outline, traced, rng)
     leaves, structure = flatten_module(module)
     return unflatten_module(structure, leaves, rng)

@@ -9,7 +9,6 @@ from torch import Tensor
 from parallax._compat import autograd, checkpoints, dynamo, functorch
 from parallax.core import notes
 from parallax.core.fields import Buffer
-from parallax.core.structure import Structure
 from parallax.effects.collection import Collecting, Collection, EffectError
 
 __all__ = ["IN_TURN", "RULES", "check", "emit", "latest", "sow"]
@@ -74,8 +73,7 @@ def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
     if functorch.innermost_transform() is not None:
         check(module, notes.note_of(module).path or "", buffers, merge)
         _refuse_wrappers(module, buffers, collection, "emit")
-    spec = module._spec
-    path = spec.local.note.path if type(spec) is Structure else notes.note_of(module).path
+    path = notes.note_of(module).path
     rng.collection.emissions.append((path or "", merge, buffers, False))
 
 

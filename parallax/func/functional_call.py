@@ -134,11 +134,12 @@ def _closest(name: str, have: list[str]) -> str:
 def _replaced(module: Any, named: dict[str, Any], tie_weights: bool, strict: bool | None) -> Any:
     leaves, spec = core.opened(module)
     part = spec.parts[0]
-    paths = part.place_paths() if dynamo.is_compiling() else part.place_paths
+    paths = part.place_paths
     index = core.expand_of(part)
-    present = {path for path, k in zip(paths, index) if leaves[k] is not None}  # noqa: B905  # dynamo traces no strict=
+    present = {path for path, k in zip(paths, index, strict=True) if leaves[k] is not None}
     given_for = {index[place] for place, path in enumerate(paths) if path in named}
-    needed = [p for p, k in zip(paths, index) if p in present and k not in given_for]  # noqa: B905  # as above
+    placed = zip(paths, index, strict=True)
+    needed = [p for p, k in placed if p in present and k not in given_for]
     _check_names(type(module).__name__, [p for p in paths if p in present], named, needed, strict)
     if tie_weights or len(leaves) == len(paths):
         values = list(leaves)

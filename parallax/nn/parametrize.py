@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
-from parallax._compat import dynamo, kernels
+from parallax._compat import kernels
 from parallax._compat.gradients import WhereRecorded
 from parallax.bridge.states import names_of
-from parallax.core import tracing
 from parallax.core.fields import Buffer, Lazy, Parameter
 from parallax.core.initialize import Following
 from parallax.core.module import Module
@@ -45,7 +44,7 @@ class _Parametrized(Module):
         self.place = self._place_of(layer, name)
 
     def __check_init__(self) -> None:
-        if not dynamo.is_compiling() and self._place_of(self.layer, self.name) != self.place:
+        if self._place_of(self.layer, self.name) != self.place:
             raise ValueError(
                 f"{type(self).__name__}(layer=): {self.name!r} stands in another place of the new "
                 f"layer. Wrap it: {type(self).__name__}(layer, {self.name!r})"
@@ -65,17 +64,11 @@ class _Parametrized(Module):
 
     def original(self) -> Any:
         """What the parameter is computed from, where the layer holds it."""
-        if dynamo.is_compiling():
-            return tracing.take_apart(self.layer)[0][self.place]
         return flatten_module(self.layer)[0][self.place]
 
     def call(self, weight: Tensor, args: Any, kwargs: Any) -> Any:
         """Call the layer around the computed parameter."""
         layer: Any = self.layer
-        if dynamo.is_compiling():
-            traced, outline = tracing.take_apart(layer)
-            traced[self.place] = weight
-            return tracing.rebuild(outline, traced)(*args, **kwargs)
         (leaves, structure), k = flatten_module(layer), self.place
         leaves = (*leaves[:k], weight, *leaves[k + 1 :])
         made = unflatten_module(structure, leaves, layer._rng)

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from parallax import effects, tree
 from parallax._compat import dynamo, repeat
-from parallax.core import notes, tracing
+from parallax.core import notes
 from parallax.core.fields import Lazy
 from parallax.core.initialize import Several
 from parallax.core.module import Module
@@ -120,7 +120,7 @@ class Stack(Module):
 
     def _repeated(self, input: Tensor, args: Any, kwargs: Any) -> Any:
         """Calls the blocks as a function that is traced and compiled once."""
-        stacked, outline = tracing.take_apart(self.block)
+        stacked, structure = flatten_module(self.block)
         present = [k for k, leaf in enumerate(stacked) if leaf is not None]
         keys = [rng.key for rng in self._rngs()] if self._rng is not None else []
         stacks = [stacked[k] for k in present]
@@ -130,10 +130,10 @@ class Stack(Module):
 
         def call(value: Tensor, *rows: Tensor) -> Tensor:
             leaves: list[Any] = [None] * len(stacked)
-            for k, row in zip(present, rows):  # noqa: B905  # dynamo traces no strict=
+            for k, row in zip(present, rows[: len(present)], strict=True):
                 leaves[k] = row
             held = rng.with_key(rows[-1]) if keys else rng
-            block = tracing.rebuild(outline, leaves, held)
+            block = unflatten_module(structure, leaves, held)
             return block(value, *args, **kwargs)  # type: ignore[no-any-return]  # checked by dynamo
 
         return repeat.repeated(call, input, stacks, self.count)
@@ -159,13 +159,8 @@ class Stack(Module):
 
     def _members(self) -> tuple[list[tuple[list[Any], Any]], Callable[..., Any]]:
         """The leaves and the rng of each block, and what builds a block from them."""
-        stacked: Sequence[Any]
-        if dynamo.is_compiling():
-            stacked, outline = tracing.take_apart(self.block)
-            build = partial(tracing.rebuild, outline)
-        else:
-            stacked, structure = flatten_module(self.block)
-            build = partial(unflatten_module, structure)
+        stacked, structure = flatten_module(self.block)
+        build = partial(unflatten_module, structure)
         columns = [_unstacked(leaf, self.count) for leaf in stacked]
         leaves = [[column[k] for column in columns] for k in range(self.count)]
         return list(zip(leaves, self._rngs())), build  # noqa: B905  # as above
@@ -232,9 +227,6 @@ def _recomputed(block: Any, value: Any, args: Any, kwargs: Any) -> Any:
 
 def _taken(module: Any) -> tuple[list[Any], list[tuple[str, ...]]]:
     """The leaves of a module, and the path of each."""
-    if dynamo.is_compiling():
-        leaves, outline = tracing.take_apart(module)
-        return leaves, [tuple(path.split(".")) for path in outline.paths()]
     found, structure = flatten_module(module)
     return list(found), [tuple(path.split(".")) for path in structure.paths]
 

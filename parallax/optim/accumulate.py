@@ -10,6 +10,7 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
+from parallax.core.registry import flatten_module
 from parallax.optim.checks import check_state, gather
 from parallax.optim.choose import choose
 from parallax.optim.donate import check_donation
@@ -97,7 +98,7 @@ class Accumulate:
         what = "optim.Accumulate.step"
         check_donation(what, donate)
         check_state(what, state, Accumulated)
-        leaves, part = core._open(model)
+        leaves, part = flatten_module(model)
         gather(what, model, leaves, part, grads)
         with torch.no_grad():
             total = core.map(torch.add, state.sum, grads)

@@ -10,6 +10,7 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
+from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim.checks import check_state
 from parallax.tree import core
 from parallax.tree.arithmetic import lerp
@@ -115,13 +116,8 @@ def _traced() -> bool:
 
 def _buffers_of(model: Any, mixed: Any) -> Any:
     """The mixed parameters with the buffers of the model."""
-    leaves, part = core._open(mixed)
-    given, theirs = core._open(model)
-    roles = _roles(theirs)
-    kept = [b if role == "buffer" else a for a, b, role in zip(leaves, given, roles)]  # noqa: B905  # of one skeleton
-    return core._close(part, kept, mixed._rng)
-
-
-def _roles(part: Any) -> Any:
-    spec = part.module._spec if hasattr(part, "module") else part
-    return spec.roles
+    leaves, part = flatten_module(mixed)
+    given, theirs = flatten_module(model)
+    rows = zip(leaves, given, theirs.roles, strict=True)
+    kept = [b if role == "buffer" else a for a, b, role in rows]
+    return unflatten_module(part, kept, mixed._rng)

@@ -12,6 +12,7 @@ from torch import Tensor
 from parallax._compat import dynamo
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
+from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim import groups as grouping
 from parallax.optim.checks import check_layouts, check_leaf, check_state, paths_of, size_of
 from parallax.optim.clocks import Clocks
@@ -22,7 +23,6 @@ from parallax.optim.lists import Lists, put, some
 from parallax.optim.memory import make_private, memory_of
 from parallax.optim.plan import Row, known_memory, plan_for, remember
 from parallax.optim.state import NEVER, Contents, State, around
-from parallax.tree import core
 
 __all__ = ["Optimizer"]
 
@@ -163,7 +163,7 @@ class Optimizer(Kernel):
                 mark(state, *state.moments.values())
             raise
         next_state = old.close(step, moments, others, clocks.clock_of)
-        next_model = core._close(part, made, model._rng)  # type: ignore[attr-defined]  # a module
+        next_model = unflatten_module(part, made, model._rng)  # type: ignore[attr-defined]  # a module
         if not (dynamo.is_compiling() or self._differentiable):
             if donate and memory is None:
                 memory = memory_of(plan.chosen, columns)
@@ -213,7 +213,7 @@ def _open_model(model: Any, what: str) -> tuple[Sequence[Any], Any]:
             f"{what} takes a module, got {_kind(model)}. Hold what is trained in one: "
             f"class Both(Module): first: Encoder; second: Decoder"
         )
-    return core._open(model)
+    return flatten_module(model)
 
 
 def _uninitialized(what: str, model: Any, path: str) -> UninitializedError:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.core import tracing
 from parallax.core.nodes import is_module
-from parallax.tree import core
+from parallax.core.registry import flatten_module
 from parallax.tree.align import align
 
 __all__ = [
@@ -123,5 +122,4 @@ def _check_pair(what: str, model: Any, k: int, leaf: Any, grad: Any) -> None:
 
 def paths_of(model: Any) -> list[str]:
     """The dotted path of every unique leaf of a module."""
-    part = core._open(model)[1]
-    return part.paths() if type(part) is tracing.Outline else list(part.paths)
+    return list(flatten_module(model)[1].paths)

@@ -14,14 +14,13 @@ from parallax._compat import dynamo, functorch
 from parallax.core.fields import Buffer, Lazy
 from parallax.core.module import Module
 from parallax.core.nodes import is_module
-from parallax.core.registry import flatten_module
+from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim.attributes import changed, look
 from parallax.optim.carry import cast, pack, unpack
 from parallax.optim.checks import gather
 from parallax.optim.donate import check_donation
 from parallax.optim.saved import Constants, Tensors, below, constant, shaped
 from parallax.optim.state import around
-from parallax.tree import core
 from parallax.tree.align import align
 
 __all__ = ["Foreign", "ForeignState", "from_torch"]
@@ -154,7 +153,7 @@ class Foreign:
                 self._give(what, model, grads, params)
                 optimizer.step()
         made = [params[k].detach() if k in params else leaf for k, leaf in enumerate(leaves)]
-        next_model = core._close(part, made, model._rng)  # type: ignore[attr-defined]  # a module
+        next_model = unflatten_module(part, made, model._rng)  # type: ignore[attr-defined]  # a module
         return next_model, self._closed(model, optimizer, params, fresh, idle)
 
     # -- into the optimizer -----------------------------------------------------------------------
@@ -180,7 +179,7 @@ class Foreign:
             nonlocal again
             now = [params[k].clone() if k in params else leaf for k, leaf in enumerate(leaves)]
             with again, torch.enable_grad():
-                result = function(core._close(part, now, model._rng))
+                result = function(unflatten_module(part, now, model._rng))
             again = random.reuse()  # a step is of one function: its random numbers are the same
             if not isinstance(result, tuple) or len(result) != 2:
                 raise TypeError(

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from parallax.core.module import Module
+from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim import groups as grouping
 from parallax.optim.checks import check_state, gather
 from parallax.optim.donate import check_donation
-from parallax.tree import core
 
 __all__ = ["Split", "Splits"]
 
@@ -70,7 +70,7 @@ class Split:
         Raises:
             LookupError: if a condition means nothing in the model.
         """
-        leaves, part = core._open(model)
+        leaves, part = flatten_module(model)
         labels = grouping.labels(self.conditions, model, len(leaves), "optim.Split.init")
         states: list[Any] = []
         for number, opt in enumerate(self.optimizers):
@@ -78,7 +78,7 @@ class Split:
             if opt is None or all([leaf is None for leaf in mine]):
                 states.append(None)
             else:
-                states.append(opt.init(core._close(part, mine, None)))
+                states.append(opt.init(unflatten_module(part, mine, None)))
         return Splits(tuple(states), labels)
 
     def step(
@@ -100,7 +100,7 @@ class Split:
         """
         check_donation("optim.Split.step", donate)
         check_state("optim.Split.step", state, Splits)
-        leaves, part = core._open(model)
+        leaves, part = flatten_module(model)
         given = gather("optim.Split.step", model, leaves, part, grads)[1]
         states: list[Any] = []
         for number, (opt, held) in enumerate(zip(self.optimizers, state.states)):  # noqa: B905  # as above
@@ -108,7 +108,7 @@ class Split:
                 states.append(None)
                 continue
             mine = [g if k == number else None for g, k in zip(given, state.labels)]  # noqa: B905  # as above
-            model, after = opt.step(model, core._close(part, mine, None), held, donate=donate)
+            model, after = opt.step(model, unflatten_module(part, mine, None), held, donate=donate)
             states.append(after)
         return model, Splits(tuple(states), state.labels)
 

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo
-from parallax.core import tracing
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim.saved import Constants, Tensors, below, constant, shaped
-from parallax.tree import core
 from parallax.tree.align import align
 
 __all__ = ["Contents", "State"]
@@ -90,7 +87,7 @@ class Contents:
         self.state = state
         self._part = part
         self._whole: Any = None
-        if type(part) is not tracing.Outline and self._read_whole(state, part):
+        if self._read_whole(state, part):
             return
         self.step: Tensor = state.step
         self.clocks: Sequence[Tensor] = state.clocks
@@ -103,7 +100,7 @@ class Contents:
                     f"{what}: the state was made for another model: in its {name}, {error}. "
                     f"Make one for this model: state = opt.init(model)"
                 ) from None
-        count = core._count(part)
+        count = part.n_leaves
         if len(state.clock_of) != count:
             raise ValueError(
                 f"{what}: the state was made for another model, of {len(state.clock_of)} leaves; "
@@ -113,7 +110,7 @@ class Contents:
     def _read_whole(self, state: State, part: Any) -> bool:
         """Reads the memo of the state, which costs three slices; false if it does not fit."""
         leaves, spec = flatten_module(state)
-        trees, n = spec.children[1], len(part.first)
+        trees, n = spec.children[1], part.n_leaves
         skeleton = part.skeleton
         clocks = len(state.clocks)
         if len(leaves) != 1 + n * len(trees.children) + clocks or len(state.clock_of) != n:
@@ -143,13 +140,6 @@ class Contents:
                 leaves += column
             leaves += clocks
             return unflatten_module(self._whole, leaves)  # type: ignore[no-any-return]  # a State
-        if dynamo.is_compiling() and clock_of is state.clock_of:
-            # As it was given: a state made anew would be another input to the next compiled call.
-            places = [step]
-            for column in moments.values():
-                places += self._part.expanded(column)
-            places += clocks
-            return state.__make__(iter(places), None)  # type: ignore[attr-defined, no-any-return]  # written per class
         made = {name: around(state.moments[name], column) for name, column in moments.items()}
         others: Any = tuple(clocks)
         return State(step, made, others, clock_of, state.labels, state.sizes, state.optimizer)
@@ -157,6 +147,4 @@ class Contents:
 
 def around(module: Any, leaves: list[Any]) -> Any:
     """A module of the skeleton of another around other leaves."""
-    if dynamo.is_compiling():
-        return tracing.rebuild(tracing.take_apart(module)[1], leaves)
     return unflatten_module(flatten_module(module)[1].skeleton, leaves)

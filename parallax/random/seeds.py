@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax._compat.opaque import real
+
 __all__ = ["Twister", "derive", "digest", "generator_of", "state_of"]
 
 _BYTES = 8
@@ -18,6 +20,7 @@ _MT_WORDS = 624
 _HEADER = 24
 
 
+@real
 def derive(seed: int, *names: Any) -> int:
     """A 64-bit seed for the purpose that ``names`` say, independent of every other purpose.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from parallax.core import tracing
+from parallax._compat.opaque import real
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
 from parallax.core.structure import Leaf, Static, Structure
@@ -13,11 +13,11 @@ from parallax.core.structure import Leaf, Static, Structure
 __all__ = ["align", "align_places", "difference", "misfit"]
 
 
-def align(part: Any, other: Any, path: str = "") -> Sequence[Any]:
+def align(part: Structure, other: Any, path: str = "") -> Sequence[Any]:
     """The leaves of ``other`` in the order of the unique leaves of ``part``.
 
     Args:
-        part: the structure of the first tree (its outline while tracing).
+        part: the structure of the first tree.
         other: a module that should have its skeleton.
         path: where the module stands in the whole tree, for error messages.
 
@@ -27,8 +27,6 @@ def align(part: Any, other: Any, path: str = "") -> Sequence[Any]:
     Raises:
         ValueError: if the skeletons differ, or ``other`` has two values for one tied leaf.
     """
-    if type(part) is tracing.Outline:
-        return _align_outline(part, other, path)
     leaves, theirs = _fitting(part, other, path)
     if theirs is part or theirs.expand == part.expand:
         return leaves
@@ -53,7 +51,7 @@ def _fitting(part: Structure, other: Any, path: str) -> tuple[Sequence[Any], Str
     return leaves, theirs
 
 
-def align_places(part: Any, other: Any, path: str = "") -> tuple[list[Any], list[int]]:
+def align_places(part: Structure, other: Any, path: str = "") -> tuple[list[Any], list[int]]:
     """As ``align``, ties aside.
 
     Returns:
@@ -62,10 +60,6 @@ def align_places(part: Any, other: Any, path: str = "") -> tuple[list[Any], list
     Raises:
         ValueError: if classes or constants differ; the message names the first path.
     """
-    if type(part) is tracing.Outline:
-        leaves, theirs = _fitting_outline(part, other, path)
-        expand = theirs.expanded(list(range(theirs.n_leaves)))
-        return theirs.expanded(leaves), expand
     found, structure = _fitting(part, other, path)
     expand = list(range(structure.n_places) if structure.expand is None else structure.expand)
     return [found[k] for k in expand], expand
@@ -86,31 +80,6 @@ def misfit(path: str, expected: str, got: str) -> str:
     )
 
 
-def _fitting_outline(part: Any, other: Any, path: str) -> tuple[list[Any], Any]:
-    if not is_module(other):
-        raise ValueError(_no_module(path, type(part.module).__name__, other))
-    leaves, theirs = tracing.take_apart(other)
-    below = part.difference(theirs)
-    if below is not None:
-        top = path or type(part.module).__name__
-        where = f"{top}.{below}" if below else top
-        raise ValueError(f"the trees do not fit together: they differ at {where}")
-    return leaves, theirs
-
-
-def _align_outline(part: Any, other: Any, path: str) -> Sequence[Any]:
-    leaves, theirs = _fitting_outline(part, other, path)
-    if part.ties == theirs.ties:
-        return leaves
-    places = theirs.expanded(leaves)
-    for place, first in part.ties:
-        if places[place] is not places[first]:
-            paths = part.place_paths()
-            raise ValueError(_untied(paths[first], paths[place]))
-    unique: list[Any] = part.unique(places)
-    return unique
-
-
 def _no_module(path: str, name: str, other: Any) -> str:
     hint = ". Give a tree of the first one's structure, such as func.grad and tree.map return"
     if other is None:
@@ -118,6 +87,7 @@ def _no_module(path: str, name: str, other: Any) -> str:
     return misfit(path, f"a {name}", f"a {type(other).__name__}{hint}")
 
 
+@real
 def difference(one: Structure, two: Structure) -> tuple[str, str, str] | None:
     """Where two skeletons first differ, ties aside.
 

@@ -1,7 +1,7 @@
 """Where everything stands in the trees of one structure: paths, roles, ties, frozen marks.
 
-A ``Chart`` holds no leaves, so eager code makes one for many trees and remembers with it what
-follows from it. While dynamo traces, structures are modules and nothing is remembered.
+A ``Chart`` holds no leaves, so one is made for many trees, and what follows from it is remembered
+with it. It is a constant to dynamo, as structures are.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
-from parallax._compat import dynamo
-from parallax.core import tracing
-from parallax.core.notes import note_of
+from parallax._compat.opaque import constant_while_tracing, real
 from parallax.core.structure import SLOT, Leaf, Note, Static, Structure
 from parallax.random import Key
 from parallax.tree import core
+from parallax.tree.outside import item_paths
 
 __all__ = ["Chart", "Entry", "chart_of"]
 
@@ -23,12 +22,13 @@ _CHARTS = 16  # one of 10,000 leaves takes 6 MB, and what is remembered with it 
 _REMEMBERED = 64
 
 
+@constant_while_tracing
 class Entry:
     """The place of one node or leaf.
 
     Attributes:
         path: dotted, from the root of the tree.
-        node: its structure; of a leaf its ``Leaf``, and while tracing of a node its value.
+        node: its structure; of a leaf its ``Leaf``.
         cls: the class of a node; ``None`` for a leaf.
         role: of a leaf, ``"parameter"``, ``"buffer"``, ``"key"`` or ``"slot"``.
         leaf: of a leaf, its index among the unique leaves; -1 for a node.
@@ -62,8 +62,14 @@ class Entry:
             self.cls: Any = None
             self.role: str = "key" if above is Key else node.role
         else:
-            self.cls = node.cls if type(node) is Structure else type(node)
+            self.cls = node.cls
             self.role = ""
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     @property
     def is_module(self) -> bool:
@@ -73,19 +79,19 @@ class Entry:
     @property
     def note(self) -> Note:
         """The note of a module."""
-        node = self.node
-        return node.local.note if type(node) is Structure else note_of(node)
+        return self.node.note  # type: ignore[no-any-return]  # a structure
 
     def holds(self, other: Entry) -> bool:
         """Whether the other place is this one or lies below it."""
         return self.item == other.item and self.keys == other.keys[: len(self.keys)]
 
 
+@constant_while_tracing
 class Chart:
     """Where everything stands in the trees of one structure.
 
     Attributes:
-        spec: the structure.
+        parts: per outermost module its structure, per other leaf ``None``.
         entries: every node and leaf in preorder, tied ones in each of their places.
         expand: for each place the index of its unique leaf.
         owners: for each place the entry of the innermost module around it; ``None`` for none.
@@ -93,8 +99,8 @@ class Chart:
         frozen: the indices of the unique leaves that are frozen.
     """
 
-    def __init__(self, spec: core.TreeSpec) -> None:
-        self.spec = spec
+    def __init__(self, parts: tuple[Structure | None, ...], prefixes: tuple[str, ...]) -> None:
+        self.parts = parts
         self.entries: list[Entry] = []
         self.expand: list[int] = []
         self.owners: list[Entry | None] = []
@@ -102,8 +108,14 @@ class Chart:
         self.frozen: set[int] = set()
         self._over: dict[tuple[int, ...], list[Entry]] = {}
         self._remembered: dict[Any, Any] = {}
-        for item, prefix in enumerate(core.item_paths(spec.outer)):
-            self._enter(item, prefix, spec.parts[item])
+        for item, prefix in enumerate(prefixes):
+            self._enter(item, prefix, parts[item])
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def _enter(self, item: int, prefix: str, part: Any) -> None:
         """Adds the places of one outermost module or leaf."""
@@ -167,8 +179,6 @@ class Chart:
 
     def remember(self, make: Callable[..., Any], *args: Any) -> Any:
         """``make(self, *args)``, made once: it must follow from the structure alone."""
-        if dynamo.is_compiling():
-            return make(self, *args)
         key = (make, *args)
         found = self._remembered.get(key)
         if found is None:
@@ -183,17 +193,18 @@ _known = lru_cache(maxsize=_CHARTS)(Chart)
 
 def chart_of(spec: core.TreeSpec) -> Chart:
     """The chart of all trees of a structure."""
-    if dynamo.is_compiling():
-        return Chart(spec)
-    return _known(spec.with_rngs([None] * len(spec.parts)))  # keeps no key alive
+    return _chart(tuple(spec.parts), tuple(item_paths(spec.outer)))
 
 
-def _walk(part: Any) -> Iterable[tuple[tuple[Any, ...], Any]]:
+@real
+def _chart(parts: tuple[Structure | None, ...], prefixes: tuple[str, ...]) -> Chart:
+    return _known(parts, prefixes)
+
+
+def _walk(part: Structure | None) -> Iterable[tuple[tuple[Any, ...], Any]]:
     """Every node and leaf of a module, or the leaf outside of any, with its keys; no constants."""
     if part is None:
         return [((), SLOT)]
-    if type(part) is tracing.Outline:
-        return tracing.walk(part.module)
     return [(keys, node) for keys, node in part.walk() if type(node) is not Static]
 
 
@@ -203,7 +214,4 @@ def _same(one: Entry, two: Entry) -> bool:
         return False
     if not one.is_module:
         return one.cls is None or one.path == two.path
-    if type(one.node) is Structure:
-        return bool(one.node.skeleton == two.node.skeleton)
-    mine, theirs = tracing.take_apart(one.node)[1], tracing.take_apart(two.node)[1]
-    return mine.ties == theirs.ties and mine.difference(theirs) is None
+    return bool(one.node.skeleton == two.node.skeleton)

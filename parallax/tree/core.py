@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
-import optree
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo
-from parallax.core import tracing
 from parallax.core.nodes import is_module
-from parallax.core.registry import NAMESPACE, flatten_module, unflatten_module
+from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
 from parallax.tree.align import align, misfit
 from parallax.tree.arguments import check_function, check_trees, refuse_torch_module, shown
-from parallax.tree.outside import adopt, is_leaf, join, up_to
+from parallax.tree.outside import close, is_leaf, item_paths, join, opened_outside, up_to
 
 __all__ = ["TreeSpec", "flatten", "leaves", "map", "map_with_path", "named_leaves", "structure",
            "unflatten"]  # fmt: skip
@@ -33,7 +30,7 @@ class TreeSpec:
     __slots__ = ("outer", "parts", "rngs")
 
     def __init__(self, outer: Any, parts: tuple[Any, ...], rngs: tuple[Any, ...]) -> None:
-        self.outer = outer  # optree's spec of what stands around; None for a lone module or leaf
+        self.outer = outer  # what stands around; None for a lone module or leaf
         self.parts = parts  # per module its structure, per other leaf None
         self.rngs = rngs  # what each module holds as rng: carried, never compared
 
@@ -41,19 +38,17 @@ class TreeSpec:
         """The tree of this structure around exactly its leaves; without any rng if ``bare``."""
         if self.outer is None:
             part, rng = self.parts[0], None if bare else self.rngs[0]
-            if type(part) is Structure:  # the usual case, with less
-                return unflatten_module(part, leaves, rng)
-            return leaves[0] if part is None else _close(part, leaves, rng)
+            return leaves[0] if part is None else unflatten_module(part, leaves, rng)
         items, start = [], 0
-        for part, rng in zip(self.parts, self.rngs):  # noqa: B905  # dynamo traces no strict=
+        for part, rng in zip(self.parts, self.rngs, strict=True):
             if part is None:
                 items.append(leaves[start])
                 start += 1
             else:
-                stop = start + _count(part)
-                items.append(_close(part, leaves[start:stop], None if bare else rng))
+                stop = start + part.n_leaves
+                items.append(unflatten_module(part, leaves[start:stop], None if bare else rng))
                 start = stop
-        return optree.tree_unflatten(self.outer, items)
+        return close(self.outer, items)
 
     def with_rngs(self, rngs: Iterable[Any]) -> TreeSpec:
         """The same structure, whose modules hold other rngs."""
@@ -75,38 +70,18 @@ class TreeSpec:
     @property
     def num_leaves(self) -> int:
         """How many leaves a tree of this structure has, holes included, ties once."""
-        return sum([1 if part is None else _count(part) for part in self.parts])
+        return sum([1 if part is None else part.n_leaves for part in self.parts])
 
 
 LONE = TreeSpec(None, (None,), (None,))
 """The structure of a lone leaf."""
 
 
-def _open(module: Any) -> tuple[Sequence[Any], Any]:
-    """The unique leaves of a module and its structure (its outline while tracing)."""
-    return tracing.take_apart(module) if dynamo.is_compiling() else flatten_module(module)
-
-
-def expand_of(part: Any) -> Sequence[int]:
+def expand_of(part: Structure | None) -> Sequence[int]:
     """For each place of a module (``None`` for a leaf outside of any) the index of its leaf."""
     if part is None:
         return [0]
-    if type(part) is tracing.Outline:
-        return part.expanded(list(range(part.n_leaves)))
     return range(part.n_places) if part.expand is None else part.expand
-
-
-def _close(part: Any, leaves: Iterable[Any], rng: Any) -> Any:
-    if type(part) is tracing.Outline:
-        return tracing.rebuild(part, leaves, rng)
-    return unflatten_module(part, leaves, rng)
-
-
-def _outer(tree: Any) -> tuple[list[Any], Any]:
-    found = optree.tree_flatten(tree, is_leaf=is_module, none_is_leaf=True, namespace=NAMESPACE)
-    if adopt(found[0]):
-        return _outer(tree)
-    return found
 
 
 def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
@@ -135,20 +110,21 @@ def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
 def opened(tree: Any) -> tuple[Sequence[Any], TreeSpec]:
     """As ``flatten``; the leaves of a lone module as they are kept on it."""
     if is_module(tree):
-        found, part = _open(tree)
+        found, part = flatten_module(tree)
         return found, TreeSpec(None, (part,), (tree._rng,))
     if isinstance(tree, Tensor):
         return (tree,), LONE
-    items, outer = _outer(tree)
+    items, outer = opened_outside(tree)
     if len(items) == 1 and items[0] is tree:
         if isinstance(tree, torch.nn.Module):
             refuse_torch_module(tree)
         return items, LONE
     out: list[Any] = []
-    parts, rngs = [], []
+    parts: list[Structure | None] = []
+    rngs: list[Any] = []
     for item in items:
         if is_module(item):
-            found, part = _open(item)
+            found, part = flatten_module(item)
             out.extend(found)
             parts.append(part)
             rngs.append(item._rng)
@@ -187,11 +163,7 @@ def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
 
 def with_items(spec: TreeSpec, items: list[Any]) -> Any:
     """A tree with other outermost modules and leaves."""
-    return items[0] if spec.outer is None else optree.tree_unflatten(spec.outer, items)
-
-
-def _count(part: Any) -> int:
-    return part.n_leaves if type(part) is tracing.Outline else len(part.first)
+    return items[0] if spec.outer is None else close(spec.outer, items)
 
 
 def leaves(tree: Any) -> list[Any]:
@@ -203,7 +175,7 @@ def leaves(tree: Any) -> list[Any]:
     Returns:
         A list of leaves, in the order of the fields.
     """
-    found = _open(tree)[0] if is_module(tree) else flatten(tree)[0]
+    found = flatten_module(tree)[0] if is_module(tree) else flatten(tree)[0]
     return [leaf for leaf in found if leaf is not None]
 
 
@@ -242,9 +214,9 @@ def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:  # noqa: A001  # name
     """
     check_function("tree.map", fn)
     if is_module(tree):
-        found, part = _open(tree)
+        found, part = flatten_module(tree)
         others = [align(part, other) for other in rest]
-        return _close(part, _apply(fn, found, others), tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
+        return unflatten_module(part, _apply(fn, found, others), tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
     return cast(T, _map_outer(fn, tree, rest))
 
 
@@ -255,12 +227,11 @@ def _apply(
         return [None if a is None else fn(a) for a in first]
     if len(others) == 1:
         return [
-            a if a is None or b is None else fn(a, b)
-            for a, b in zip(first, others[0])  # noqa: B905  # aligned; dynamo traces no strict=
+            a if a is None or b is None else fn(a, b) for a, b in zip(first, others[0], strict=True)
         ]
     return [
         a if a is None or any(b is None for b in bs) else fn(a, *bs)
-        for a, *bs in zip(first, *others)  # noqa: B905  # as above
+        for a, *bs in zip(first, *others, strict=True)
     ]
 
 
@@ -302,7 +273,8 @@ def beside(spec: TreeSpec, tree: Any, other: Any) -> list[tuple[Any, str, Any]]:
     if spec.outer is None:
         triples = [(spec.parts[0], "", other)]
     else:
-        triples = list(zip(spec.parts, item_paths(spec.outer), up_to(spec.outer, tree, other)))  # noqa: B905  # dynamo traces no strict=
+        items = up_to(spec.outer, tree, other)
+        triples = list(zip(spec.parts, item_paths(spec.outer), items, strict=True))
     for part, path, item in triples:
         if isinstance(item, torch.nn.Module):
             refuse_torch_module(item)
@@ -362,9 +334,8 @@ def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
 def with_paths(tree: Any) -> list[tuple[str, Any]]:
     """Every unique leaf or hole with its dotted path."""
     if is_module(tree):
-        found, part = _open(tree)
-        paths = part.paths() if type(part) is tracing.Outline else part.paths
-        return list(zip(paths, found))  # noqa: B905  # dynamo traces no strict=
+        found, part = flatten_module(tree)
+        return list(zip(part.paths, found, strict=True))
     pairs = []
     for prefix, item in items_with_paths(tree):
         inner = with_paths(item) if is_module(item) else [("", item)]
@@ -376,15 +347,8 @@ def items_with_paths(tree: Any) -> list[tuple[str, Any]]:
     """The outermost modules and leaves of a tree, each with its dotted path."""
     if is_module(tree):
         return [("", tree)]
-    items, outer = _outer(tree)
+    items, outer = opened_outside(tree)
     for item in items:
         if isinstance(item, torch.nn.Module):
             refuse_torch_module(item)
-    return list(zip(item_paths(outer), items))  # noqa: B905  # dynamo traces no strict=
-
-
-def item_paths(outer: Any) -> list[str]:
-    """The dotted paths of the outermost modules and leaves."""
-    if outer is None:
-        return [""]
-    return [".".join([str(entry) for entry in entries]) for entries in outer.paths()]
+    return list(zip(item_paths(outer), items, strict=True))

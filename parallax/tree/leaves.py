@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from parallax._compat.dynamo import is_compiling
 from parallax.core.fields import Lazy
 
 __all__ = ["all_floating", "is_array", "is_inexact"]
@@ -24,6 +25,8 @@ def is_array(leaf: Any) -> bool:
 
 def all_floating(leaves: Iterable[Any]) -> bool:
     """Whether all leaves are tensors of real floating numbers: a quick look at the usual case."""
+    if is_compiling():  # which catches no error of a method of C++
+        return all([isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves])
     try:
         return all(map(Tensor.is_floating_point, leaves))
     except TypeError:  # something is no tensor

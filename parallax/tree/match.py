@@ -202,7 +202,7 @@ class _Marks:
         if leaves is not None:
             marks = [None if held is None else mark for mark, held in zip(marks, leaves)]  # noqa: B905  # dynamo traces no strict=
         stop = 0
-        for part in chart.spec.parts:
+        for part in chart.parts:
             lone = core.TreeSpec(None, (part,), (None,))
             start, stop = stop, stop + lone.num_leaves
             self.items.append(lone.build(marks[start:stop]))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import optree
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, registries
-from parallax.core.nodes import is_module
+from parallax._compat.opaque import constant_while_tracing
+from parallax.core.frozendict import FrozenDict
+from parallax.core.nodes import NODES, is_module
 from parallax.core.registry import NAMESPACE
 from parallax.tree.align import misfit
 
-__all__ = ["adopt", "is_leaf", "join", "up_to"]
+__all__ = ["Outside", "adopt", "close", "is_leaf", "item_paths", "join", "opened_outside", "up_to"]
 
 _PLAIN = frozenset({
     type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size,
@@ -40,11 +43,111 @@ def _adopt(cls: type) -> bool:
     return registries.adopt_torch_node(cls, NAMESPACE)
 
 
+@constant_while_tracing
+class Outside:
+    """What stands around the modules of a tree: optree's spec, as a constant of a trace.
+
+    A trace takes containers apart by dynamo's own form of optree, and holds that form's specs
+    instead; of this class is what eager code made, and a trace builds a tree of.
+    """
+
+    __slots__ = ("spec",)
+
+    def __init__(self, spec: Any) -> None:
+        self.spec = spec
+
+    def dotted(self) -> tuple[str, ...]:
+        """The dotted paths of the outermost modules and leaves."""
+        return tuple(_dotted(self.spec))
+
+    def build(self) -> Callable[[Sequence[Any]], Any]:
+        """A function that builds the containers around items, for dynamo to trace."""
+        names: dict[str, Any] = {}
+        body = _display(self.spec, iter(range(self.spec.num_leaves)), names)
+        exec(f"def build(items): return {body}", names)
+        return names["build"]  # type: ignore[no-any-return]  # made by the exec above
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Outside and bool(self.spec == other.spec)
+
+    def __hash__(self) -> int:
+        return hash(self.spec)
+
+    def __repr__(self) -> str:
+        return repr(self.spec)
+
+
+def _dotted(spec: Any) -> list[str]:
+    return [".".join([str(entry) for entry in entries]) for entries in spec.paths()]
+
+
+def _display(spec: Any, places: Iterator[int], names: dict[str, Any]) -> str:
+    """An expression for the containers of a spec; what is no literal is among ``names``."""
+
+    def bound(value: Any) -> str:
+        name = f"parallax_{len(names)}"
+        names[name] = value
+        return name
+
+    if spec.is_leaf():
+        return f"items[{next(places)}]"
+    cls, below = spec.type, spec.children()
+    parts = [_display(child, places, names) for child in below]
+    inner = "".join(f"{part}, " for part in parts)
+    if cls in (tuple, list):
+        return f"({inner})" if cls is tuple else f"[{inner}]"
+    if cls in NODES or cls is FrozenDict or issubclass(cls, (dict, deque)):
+        like = spec.one_level().unflatten([None] * len(parts))  # has all but the items
+        if cls in NODES:
+            metadata = NODES[cls].flatten(like)[1]
+            return f"{bound(NODES[cls].unflatten)}({bound(metadata)}, ({inner}))"
+        if cls is deque:
+            return f"{bound(deque)}(({inner}), {like.maxlen!r})"
+        entries = zip(spec.entries(), parts, strict=True)
+        pairs = "".join(f"{bound(key)}: {part}, " for key, part in entries)
+        if cls is dict:
+            return f"{{{pairs}}}"
+        first = f"{bound(like.default_factory)}, " if cls is defaultdict else ""
+        return f"{bound(cls)}({first}{{{pairs}}})"
+    if hasattr(cls, "_fields"):
+        return f"{bound(cls)}({inner})"
+    raise TypeError(
+        f"a {cls.__name__} cannot be built in compiled code by a structure that was made outside; "
+        f"make the structure inside: tree.structure(tree)"
+    )
+
+
+def opened_outside(tree: Any) -> tuple[list[Any], Any]:
+    """The outermost modules and leaves of a tree, and what stands around them."""
+    found, spec = optree.tree_flatten(
+        tree, is_leaf=is_module, none_is_leaf=True, namespace=NAMESPACE
+    )
+    if adopt(found):
+        return opened_outside(tree)
+    return found, spec if dynamo.is_compiling() else Outside(spec)
+
+
+def close(outer: Any, items: Sequence[Any]) -> Any:
+    """The tree of other outermost modules and leaves."""
+    if type(outer) is not Outside:
+        return optree.tree_unflatten(outer, items)
+    if dynamo.is_compiling():
+        return outer.itself().build()(items)  # type: ignore[attr-defined]  # of every constant of a trace
+    return optree.tree_unflatten(outer.spec, items)
+
+
+def item_paths(outer: Any) -> list[str]:
+    """The dotted paths of the outermost modules and leaves."""
+    if outer is None:
+        return [""]
+    return list(outer.dotted()) if type(outer) is Outside else _dotted(outer)
+
+
 def up_to(outer: Any, tree: Any, other: Any) -> list[Any]:
     """What ``other`` has in the place of each outermost module and leaf of ``tree``.
 
     Args:
-        outer: optree's spec of what stands around the modules of ``tree``.
+        outer: what stands around the modules of ``tree``.
         tree: a pytree that holds modules.
         other: a pytree that should have its containers.
 
@@ -52,7 +155,8 @@ def up_to(outer: Any, tree: Any, other: Any) -> list[Any]:
         ValueError: if it has others; the message names the first path.
     """
     try:
-        return outer.flatten_up_to(other)  # type: ignore[no-any-return]  # a list of subtrees
+        spec = outer.spec if type(outer) is Outside else outer
+        return spec.flatten_up_to(other)  # type: ignore[no-any-return]  # a list of subtrees
     except ValueError:
         raise ValueError(_outer_misfit(tree, other)) from None
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from parallax._compat import dynamo
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import NODES
 from parallax.core.structure import SLOT, Leaf, Static, Structure
 from parallax.tree import core
 from parallax.tree.chart import Chart, Entry, chart_of
+from parallax.tree.outside import item_paths
 
 __all__ = ["Survey", "follow"]
 
@@ -79,11 +79,8 @@ class Survey:
 
     def at(self, path: str) -> Entry | None:
         """The entry at a dotted path, found by a walk along it."""
-        if dynamo.is_compiling():
-            found = [entry for entry in self.chart.entries if entry.path == path]
-            return found[0] if found else None
         begin = 0
-        for item, prefix in enumerate(core.item_paths(self.spec.outer)):
+        for item, prefix in enumerate(item_paths(self.spec.outer)):
             part = self.spec.parts[item]
             if path == prefix:
                 return self._along([], path, item, begin)
