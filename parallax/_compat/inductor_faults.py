@@ -63,7 +63,7 @@ def _graph_pass() -> Any:
 def mend(graph: Graph) -> None:
     """Rewrites every node that inductor would get wrong."""
     for node in list(graph.nodes):
-        if node.target in _SUMS and node.kwargs.get("alpha", 1) != 1:
+        if node.target in _SUMS and "alpha" in node.kwargs:
             _multiply_first(graph, node)
         elif node.target is _aten.cumsum.default and node.kwargs.get("dtype") is not None:
             _cast_first(graph, node)
@@ -74,10 +74,13 @@ def mend(graph: Graph) -> None:
 def _multiply_first(graph: Graph, node: Node) -> None:
     first, second = node.args
     dtype = node.meta["val"].dtype
+    alpha: Any = bool(node.kwargs["alpha"]) if dtype == torch.bool else node.kwargs["alpha"]
+    if alpha == 1:
+        node.kwargs = {}
+        return
     with graph.inserting_before(node):
         # Sums are computed in the dtype of the result.
-        scaled = _call(graph, _aten.mul.Tensor, _in_dtype(graph, second, dtype),
-                       node.kwargs["alpha"])  # fmt: skip
+        scaled = _call(graph, _aten.mul.Tensor, _in_dtype(graph, second, dtype), alpha)
     node.args, node.kwargs = (first, scaled), {}
 
 

@@ -26,6 +26,8 @@ def sums(p: Tensor, a: Tensor, b: Tensor, n: Tensor) -> list[Tensor]:
         torch.rsub(p, a @ b, alpha=0.3),
         p.clone().add_(a.t() @ b, alpha=0.1),
         torch.add(n, n, alpha=3),
+        torch.add(n > 3, n > 7, alpha=3),
+        torch.add(n > 3, n > 7, alpha=0),
         torch.add(p.double(), n, alpha=0.1),
         torch.add(a @ b, 2.0, alpha=3.0),
         torch.sub(tripled, tripled.amax(-1, keepdim=True), alpha=2).exp(),
