@@ -19,6 +19,7 @@ from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
 from parallax.io.header import dump_header, load_header, nodes_of
 from parallax.io.parts import placed, require_complete
+from parallax.io.reading import check_flag, check_path
 from parallax.io.resuming import as_saved
 
 __all__ = ["load_distributed", "save_distributed"]
@@ -47,6 +48,7 @@ def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
     """
     from torch.distributed.checkpoint import state_dict_saver
 
+    check_path(path)
     if Path(path).is_file():
         raise NotADirectoryError(f"{os.fspath(path)} is a file; name a directory")
     tensors = state_dict(module)
@@ -78,6 +80,8 @@ def load_distributed(path: str | os.PathLike[str], *, like: M, cast: bool = Fals
         RuntimeError: if names, shapes or dtypes do not fit; all of them are listed.
         ValueError: if a file is truncated or no checkpoint, or a leaf has a value in neither.
     """
+    check_path(path)
+    check_flag("load_distributed", "cast", cast)
     if not is_module(like):
         raise TypeError(
             f"load_distributed(like=): expected a parallax.Module, got {type(like).__name__}"

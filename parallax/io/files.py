@@ -12,7 +12,14 @@ from torch import Tensor
 
 from parallax.io.header import difference, dump_header
 from parallax.io.parts import filled, nodes_of_tree, require_complete, take_apart, tensors
-from parallax.io.reading import HEADER, checked, import_safetensors, read_file, unreadable
+from parallax.io.reading import (
+    HEADER,
+    check_flag,
+    checked,
+    import_safetensors,
+    read_file,
+    unreadable,
+)
 from parallax.io.writing import replacing
 
 __all__ = ["load", "metadata", "read", "save"]
@@ -22,7 +29,7 @@ _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def save(
-    tree: Any, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None
+    module: Any, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None
 ) -> None:
     """Saves the leaves of a module, under the names that ``bridge.state_dict`` gives them.
 
@@ -34,7 +41,7 @@ def save(
     renamed when it is on the disk: at any moment ``path`` is the old file or the new one.
 
     Args:
-        tree: a module, or dicts, lists and tuples of modules, tensors, numbers and strings; its
+        module: a module, or dicts, lists and tuples of modules, tensors, numbers and strings; its
             structure is not saved, only a description to check it by.
         path: the file.
         metadata: what else to keep in the file, as JSON has it; ``io.metadata`` reads it.
@@ -62,7 +69,7 @@ def save(
     target = checked(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no directory {target.parent} to save {target.name} in")
-    parts, _ = take_apart(tree, "save()")
+    parts, _ = take_apart(module, "save()")
     held, constants = tensors(parts)
     header = dump_header(nodes_of_tree(parts), metadata, constants)
     if target.suffix in _TORCH:
@@ -127,6 +134,8 @@ def load(path: str | os.PathLike[str], *, like: T, strict: bool = True, cast: bo
         RuntimeError: if names, shapes or dtypes do not fit; all of them are listed.
         ValueError: if the file is truncated, no checkpoint, holds code, or is of another structure.
     """
+    check_flag("load", "strict", strict)
+    check_flag("load", "cast", cast)
     parts, spec = take_apart(like, "load(like=)")
     header, held = read_file(path)
     try:

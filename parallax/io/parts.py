@@ -57,7 +57,9 @@ def take_apart(tree: Any, what: str) -> tuple[list[Part], Any]:
         return take_apart(tree, what)
     parts = [Part(".".join(map(str, p)), v) for p, v in zip(paths, values, strict=True)]
     for path, value in parts:
-        if not (is_module(value) or isinstance(value, Tensor | Lazy) or _is_constant(value)):
+        alone = len(parts) == 1 and not path  # a number alone is a mistake
+        constant = _is_constant(value) and not alone
+        if not (is_module(value) or isinstance(value, Tensor | Lazy) or constant):
             raise _refusal(what, path, value)
     names = Counter(path for path, _ in parts)
     for path, value in parts:
@@ -83,7 +85,8 @@ def _refusal(what: str, path: str, value: Any) -> TypeError:
         )
     return TypeError(
         f"{what} takes a module, or dicts, lists and tuples of modules, tensors, numbers and "
-        f"strings; got {type(value).__name__}{where}"
+        f"strings; got {type(value).__name__}{where}. "
+        f"Pass such a tree: {{'model': model, 'state': state, 'step': 3}}"
     )
 
 

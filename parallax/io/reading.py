@@ -16,12 +16,41 @@ from torch import Tensor
 
 from parallax.io.header import load_header
 
-__all__ = ["HEADER", "INDEX", "checked", "import_safetensors", "read_file", "unreadable"]
+__all__ = [
+    "HEADER", "INDEX", "check_flag", "check_path", "checked", "import_safetensors", "read_file",
+    "unreadable",
+]  # fmt: skip
 
 HEADER = "parallax"
 """Under which name a file keeps its header."""
 INDEX = ".safetensors.index.json"
 """How the index of a sharded checkpoint ends."""
+
+
+def check_flag(what: str, name: str, value: Any) -> None:
+    """Raises unless an argument is a bool.
+
+    Raises:
+        TypeError: naming the argument.
+    """
+    if type(value) is not bool:
+        raise TypeError(
+            f"{what}: {name} is True or False, got {type(value).__name__}. "
+            f"Write io.{what}(path, like=module, {name}=True)"
+        )
+
+
+def check_path(path: Any) -> None:
+    """Raises for what is no path.
+
+    Raises:
+        TypeError: saying what came.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"expected the path of a file, got {type(path).__name__}. "
+            f"Give its name: io.save(module, 'model.safetensors'), io.load('model.pt', like=module)"
+        )
 
 
 def checked(path: str | os.PathLike[str]) -> Path:
@@ -31,11 +60,7 @@ def checked(path: str | os.PathLike[str]) -> Path:
         IsADirectoryError: if it is a directory.
         TypeError: if it is no path.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(
-            f"expected the path of a file, got {type(path).__name__}. "
-            f"Name it: io.save(module, 'model.safetensors'), io.load('model.pt', like=module)"
-        )
+    check_path(path)
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(

@@ -11,6 +11,7 @@ from parallax._compat import dynamo, functorch
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module
+from parallax.optim.arguments import check_optimizer
 from parallax.optim.checks import check_state, gather
 from parallax.optim.choose import choose
 from parallax.optim.donate import check_donation
@@ -60,7 +61,11 @@ class Accumulate:
 
     def __init__(self, opt: Any, every: int) -> None:
         if type(every) is not int or every < 1:
-            raise ValueError(f"Accumulate: every is an int of at least 1, got {every!r}")
+            raise ValueError(
+                f"Accumulate: every is an int of at least 1, got {every!r}. "
+                f"Write optim.Accumulate(opt, every=4)"
+            )
+        check_optimizer("Accumulate", "opt", opt)
         self.opt = opt
         self.every = every
 

@@ -11,6 +11,7 @@ from parallax._compat import dynamo, functorch
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
+from parallax.optim.arguments import check_kind
 from parallax.optim.checks import check_state
 from parallax.tree import core
 from parallax.tree.arithmetic import lerp
@@ -100,8 +101,9 @@ class EMA(SWA):
     """
 
     def __init__(self, decay: float = 0.999) -> None:
+        check_kind("EMA", "decay", decay, "float", 0.999)
         if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"EMA: decay is between 0 and 1, got {decay}")
+            raise ValueError(f"EMA: decay is between 0 and 1, got {decay}. Write EMA(decay=0.999)")
         self.decay = decay
 
     def _weight(self, count: Tensor) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch
+from parallax.optim.arguments import check_at_least, check_kind
 from parallax.tree import core
 
 __all__ = ["ClipNorm", "ClipValue", "clip_grad_norm", "clip_grad_value", "clip_per_sample"]
@@ -44,7 +45,8 @@ def clip_grad_norm(
         >>> optim.clip_grad_norm({"a": torch.tensor([3.0, 4.0])}, max_norm=1.0)
         ({'a': tensor([0.6000, 0.8000])}, tensor(5.))
     """
-    norm = _total_norm(core.leaves(grads), norm_type)
+    _check_norm("clip_grad_norm", max_norm, norm_type, error_if_nonfinite)
+    norm = _total_norm(_tensors("clip_grad_norm", grads), norm_type)
     if error_if_nonfinite and not bool(norm.isfinite()):
         raise FloatingPointError(_nonfinite(grads, norm))
     factor = torch.clamp(max_norm / (norm + _TINY), max=1.0)
@@ -62,6 +64,34 @@ def _total_norm(leaves: list[Any], norm_type: float) -> Tensor:
     alike = torch.stack([norm.to(norms[0].device) for norm in norms])
     total: Tensor = torch.linalg.vector_norm(alike, norm_type)
     return total
+
+
+def _check_norm(what: str, max_norm: Any, norm_type: Any, error_if_nonfinite: Any) -> None:
+    _check_bound(what, "max_norm", max_norm)
+    check_kind(what, "norm_type", norm_type, "float", 2.0)
+    check_kind(what, "error_if_nonfinite", error_if_nonfinite, "bool", True)
+
+
+def _tensors(what: str, grads: Any) -> list[Tensor]:
+    """The gradients.
+
+    Raises:
+        TypeError: if it is no tree of tensors.
+    """
+    leaves = core.leaves(grads)
+    wrong = next((leaf for leaf in leaves if not isinstance(leaf, Tensor)), None)
+    if grads is None or wrong is not None:
+        raise TypeError(
+            f"{what} takes a tree of gradients, got {'None' if grads is None else 'one with a '}"
+            f"{'' if grads is None else type(wrong).__name__}. "
+            f"Pass what func.grad returns: grads = func.grad(loss)(model)"
+        )
+    return leaves
+
+
+def _check_bound(what: str, name: str, value: Any) -> None:
+    check_kind(what, name, value, "float", 1.0)
+    check_at_least(what, name, value, 0, strictly=True)
 
 
 def _nonfinite(grads: Any, norm: Tensor) -> str:
@@ -88,6 +118,8 @@ def clip_grad_value(grads: T, clip_value: float) -> T:
     Returns:
         The gradients.
     """
+    _check_bound("clip_grad_value", "clip_value", clip_value)
+    _tensors("clip_grad_value", grads)
     return core.map(lambda g: g.clamp(-clip_value, clip_value), grads)
 
 
@@ -107,7 +139,8 @@ def clip_per_sample(grads: T, max_norm: float) -> T:
     Raises:
         ValueError: if a leaf has no leading dimension, or the leading sizes differ.
     """
-    leaves = core.leaves(grads)
+    _check_bound("clip_per_sample", "max_norm", max_norm)
+    leaves = _tensors("clip_per_sample", grads)
     sizes = {leaf.shape[:1] for leaf in leaves}
     if len(sizes) != 1 or torch.Size([]) in sizes:
         raise ValueError(
@@ -138,6 +171,9 @@ class ClipNorm:
     norm_type: float = 2.0
     error_if_nonfinite: bool = False
 
+    def __post_init__(self) -> None:
+        _check_norm("ClipNorm", self.max_norm, self.norm_type, self.error_if_nonfinite)
+
     def __call__(self, grads: T) -> T:
         """The clipped gradients."""
         return clip_grad_norm(grads, self.max_norm, self.norm_type, self.error_if_nonfinite)[0]
@@ -152,6 +188,9 @@ class ClipValue:
     """
 
     clip_value: float
+
+    def __post_init__(self) -> None:
+        _check_bound("ClipValue", "clip_value", self.clip_value)
 
     def __call__(self, grads: T) -> T:
         """The clipped gradients."""

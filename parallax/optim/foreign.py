@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +17,7 @@ from parallax.core.fields import Buffer, Lazy
 from parallax.core.module import Module
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module, unflatten_module
+from parallax.optim.arguments import check_kind
 from parallax.optim.attributes import changed, look
 from parallax.optim.carry import cast, pack, unpack
 from parallax.optim.checks import gather
@@ -344,4 +347,22 @@ def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyp
             f"from_torch takes a subclass of torch.optim.Optimizer, got {cls!r}. "
             f"Write optim.from_torch(torch.optim.SGD, lr=0.1)"
         )
+    check_kind("from_torch", "closure", closure, "bool", True)
+    _check_hyper(cls, hyper)
     return Foreign(cls, closure, hyper)
+
+
+def _check_hyper(cls: type[torch.optim.Optimizer], hyper: dict[str, Any]) -> None:
+    """Raises for an argument that the class does not take; its values it checks itself."""
+    parameters = inspect.signature(cls).parameters
+    if any([p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()]):
+        return
+    names = list(parameters)[1:]
+    for name in hyper:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            mean = f"Did you mean {near[0]!r}? " if near else ""
+            raise TypeError(
+                f"from_torch: {cls.__name__} has no hyper-parameter {name!r}. {mean}"
+                f"It has {', '.join(names)}"
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from parallax.optim.arguments import check_at_least, check_kind
 from parallax.optim.foreign import Foreign
 
 __all__ = ["LBFGS"]
@@ -49,6 +50,22 @@ def LBFGS(  # noqa: N802  # as in torch.optim
         >>> opt.step(point, loss, opt.init(point))[0].at
         tensor([1.])
     """
+    for name, value, kind, example in (
+        ("lr", lr, "float", 1.0),
+        ("max_iter", max_iter, "int", 20),
+        ("max_eval", max_eval, "int | None", 25),
+        ("tolerance_grad", tolerance_grad, "float", 1e-7),
+        ("tolerance_change", tolerance_change, "float", 1e-9),
+        ("history_size", history_size, "int", 100),
+    ):
+        check_kind("optim.LBFGS", name, value, kind, example)
+        if name != "lr":  # which torch checks
+            check_at_least("optim.LBFGS", name, value, 0)
+    if line_search_fn not in (None, "strong_wolfe"):
+        raise ValueError(
+            f"optim.LBFGS: line_search_fn is 'strong_wolfe' or None, got {line_search_fn!r}. "
+            f"Write optim.LBFGS(line_search_fn='strong_wolfe')"
+        )
     hyper = {
         "lr": lr, "max_iter": max_iter, "max_eval": max_eval, "tolerance_grad": tolerance_grad,
         "tolerance_change": tolerance_change, "history_size": history_size,

@@ -11,6 +11,7 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
+from parallax.optim.arguments import check_at_least, check_fields
 from parallax.optim.checks import check_state
 from parallax.optim.choose import choose
 from parallax.tree import core
@@ -64,6 +65,9 @@ class LossScaler:
     growth_interval: int = 2000
 
     def __post_init__(self) -> None:
+        check_fields("LossScaler", self)
+        check_at_least("LossScaler", "init_scale", self.init_scale, 0, strictly=True)
+        check_at_least("LossScaler", "growth_interval", self.growth_interval, 1)
         if self.growth_factor <= 1.0 or not 0.0 < self.backoff_factor < 1.0:
             raise ValueError(
                 f"LossScaler: growth_factor is above 1 and backoff_factor between 0 and 1, got "

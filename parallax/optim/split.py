@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim import groups as grouping
+from parallax.optim.arguments import check_optimizer
 from parallax.optim.checks import check_state, gather
 from parallax.optim.donate import check_donation
 
@@ -55,8 +56,12 @@ class Split:
                 f"Split takes a dict of conditions to optimizers, got {optimizers!r}. "
                 f"Write optim.Split({{'**.weight': optim.Muon()}}, rest=optim.AdamW())"
             )
+        for condition, opt in given.items():
+            check_optimizer("Split", f"optimizers[{condition!r}]", opt)
+        if rest is not None:
+            check_optimizer("Split", "rest", rest)
         self.conditions = tuple([grouping.Group(c, (), ()) for c in optimizers])
-        self.optimizers = (rest, *optimizers.values())
+        self.optimizers: tuple[Any, ...] = (rest, *optimizers.values())
 
     def init(self, model: Any) -> Splits:
         """The state before the first step.

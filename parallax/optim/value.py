@@ -12,6 +12,7 @@ from typing_extensions import dataclass_transform
 from parallax._compat import dynamo
 from parallax.core import registry
 from parallax.optim import groups as grouping
+from parallax.optim.arguments import check_fields
 from parallax.optim.hyper import Hyper, sample
 
 __all__ = ["Groups", "Value"]
@@ -59,7 +60,11 @@ class Value:
 
     def _validate(self) -> None:
         """Asks torch's own class whether it takes these hyper-parameters."""
+        check_fields(f"optim.{type(self).__name__}", self)
         for group, hyper in zip((None, *self._groups), self._hypers, strict=True):
+            if group is not None:
+                where = f"optim.{type(self).__name__}: groups[{group.condition!r}]"
+                check_fields(where, self, group.over({}))
             plain = {name: sample(name, value) for name, value in hyper.items()}
             try:
                 self._torch([torch.zeros(1, 1)], **plain)

@@ -31,10 +31,10 @@ LIMITS = {
     "func": Limits(29, 0.355, 0.075),
     "random": Limits(23, 0.004, 0.376),
     "effects": Limits(0, 0.323, 0.193),
-    "optim": Limits(414, 0.173, 0.152),
-    "schedules": Limits(147, 0.569, 0.002),
+    "optim": Limits(6, 0.006, 0.92),
+    "schedules": Limits(1, 0.0, 0.92),
     "bridge": Limits(28, 0.054, 0.0),
-    "io": Limits(23, 0.396, 0.041),
+    "io": Limits(1, 0.0, 0.77),
     "debug": Limits(0, 0.834, 0.0),
     "nn": Limits(272, 0.04, 0.05),
 }

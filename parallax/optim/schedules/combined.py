@@ -34,8 +34,11 @@ class SequentialLR(Schedule):
     milestones: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "schedules", tuple(self.schedules))
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        _freeze_schedules(self)
+        given: Any = self.milestones
+        if isinstance(given, list):
+            object.__setattr__(self, "milestones", tuple(given))
+        super().__post_init__()
         if len(self.schedules) != len(self.milestones) + 1:
             raise ValueError(
                 f"SequentialLR: {len(self.schedules)} schedules need {len(self.schedules) - 1} "
@@ -73,7 +76,8 @@ class ChainedScheduler(Schedule):
     schedules: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "schedules", tuple(self.schedules))
+        _freeze_schedules(self)
+        super().__post_init__()
         if not self.schedules:
             raise ValueError("ChainedScheduler: there is nothing to chain")
         for schedule in self.schedules:
@@ -109,3 +113,13 @@ def _multiplies(schedule: Any) -> bool:
     if isinstance(schedule, CosineAnnealingLR):
         return schedule.eta_min == 0
     return isinstance(schedule, _MULTIPLY)
+
+
+def _freeze_schedules(schedule: Any) -> None:
+    given, what = schedule.schedules, f"schedules.{type(schedule).__name__}"
+    if not isinstance(given, tuple | list) or not all(map(callable, given)):
+        raise TypeError(
+            f"{what}: schedules is a list of schedules, got {given!r}. "
+            f"Write {what}([schedules.LinearLR(0.1), schedules.ExponentialLR(0.1, 0.9)])"
+        )
+    object.__setattr__(schedule, "schedules", tuple(given))

@@ -10,13 +10,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax.optim.arguments import check_at_least, check_fields
+
 __all__ = ["STRATEGIES", "Schedule", "Step", "anneal", "least", "line", "where"]
 
 Step = Any  # an int or a tensor of no dimension
 
 
+_NOT_NEGATIVE = (
+    "lr", "base_lr", "max_lr", "swa_lr", "eta_min", "milestones", "total_iters", "anneal_epochs",
+    "warmup_steps", "step_size_down",
+)  # fmt: skip
+_POSITIVE = ("step_size", "step_size_up", "T_max", "T_0", "T_mult", "total_steps")
+
+
 class Schedule(ABC):
     """A function of the number of steps; the base of the schedules here."""
+
+    def __post_init__(self) -> None:
+        """Checks the arguments, of which the annotations say what they are."""
+        what = f"schedules.{type(self).__name__}"
+        check_fields(what, self)
+        for name in (
+            "lr",
+            "base_lr",
+            "max_lr",
+            "swa_lr",
+            "eta_min",
+            "step_size_down",
+            "milestones",
+        ):
+            check_at_least(what, name, _first(vars(self).get(name)), 0)
+        for name in ("total_iters", "anneal_epochs", "warmup_steps"):
+            check_at_least(what, name, getattr(self, name, None), 0)
+        for name in ("step_size", "step_size_up", "T_max", "T_0", "T_mult", "total_steps"):
+            check_at_least(what, name, vars(self).get(name), 0, strictly=True)
 
     def __call__(self, step: Step) -> Any:
         """The rate after ``step`` steps."""
@@ -25,6 +53,11 @@ class Schedule(ABC):
     @abstractmethod
     def at(self, t: Step) -> Any:
         """The rate at a number of double precision."""
+
+
+def _first(value: Any) -> Any:
+    """A number as it is, and the least of a row."""
+    return min(value, default=None) if isinstance(value, tuple) else value
 
 
 def wide(step: Step) -> Step:

@@ -99,6 +99,7 @@ class CyclicLR(Schedule):
     scale_mode: str = "cycle"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mode not in ("triangular", "triangular2", "exp_range"):
             raise ValueError(
                 f"CyclicLR: mode is 'triangular', 'triangular2' or 'exp_range', got {self.mode!r}"
@@ -150,6 +151,7 @@ class OneCycleLR(Schedule):
     three_phase: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.anneal_strategy not in STRATEGIES:
             raise ValueError(
                 f"OneCycleLR: anneal_strategy is 'cos' or 'linear', got {self.anneal_strategy!r}"
@@ -188,6 +190,13 @@ class SWALR(Schedule):
     swa_lr: float
     anneal_epochs: int = 10
     anneal_strategy: str = "cos"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.anneal_strategy not in STRATEGIES:
+            raise ValueError(
+                f"SWALR: anneal_strategy is 'cos' or 'linear', got {self.anneal_strategy!r}"
+            )
 
     def at(self, t: Step) -> Any:
         """The rate."""

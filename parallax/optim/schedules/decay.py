@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax.optim.arguments import check_at_least
 from parallax.optim.schedules.curve import Schedule, Step, least, where
 
 __all__ = [
@@ -108,6 +109,10 @@ class LinearLR(Schedule):
     end_factor: float = 1.0
     total_iters: int = 5
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("schedules.LinearLR", "total_iters", self.total_iters, 1)
+
     def at(self, t: Step) -> Any:
         """The rate."""
         way = least(t, self.total_iters) / self.total_iters
@@ -153,7 +158,10 @@ class MultiStepLR(Schedule):
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        given: Any = self.milestones
+        if isinstance(given, list):
+            object.__setattr__(self, "milestones", tuple(given))
+        super().__post_init__()
 
     def at(self, t: Step) -> Any:
         """The rate."""
@@ -190,6 +198,10 @@ class PolynomialLR(Schedule):
     lr: float
     total_iters: int = 5
     power: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("schedules.PolynomialLR", "total_iters", self.total_iters, 1)
 
     def at(self, t: Step) -> Any:
         """The rate."""

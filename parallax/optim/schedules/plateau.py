@@ -11,6 +11,7 @@ from torch import Tensor
 
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
+from parallax.optim.arguments import check_fields
 
 __all__ = ["Plateau", "ReduceLROnPlateau"]
 
@@ -72,6 +73,7 @@ class ReduceLROnPlateau:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
+        check_fields("schedules.ReduceLROnPlateau", self)
         if not self.factor < 1.0:
             raise ValueError(f"ReduceLROnPlateau: factor is less than 1, got {self.factor}")
         for name, choices in (("mode", ("min", "max")), ("threshold_mode", ("rel", "abs"))):
