@@ -88,7 +88,7 @@ def containers(value: Any, found: list[Any]) -> list[Any]:
         value = list(NODES[cls].flatten(value)[0])
     elif not isinstance(value, tuple):
         return found
-    for inner in value.values() if cls is dict else value:
+    for inner in value.values() if isinstance(value, dict) else value:
         containers(inner, found)
     return found
 
