@@ -9,7 +9,7 @@ have no classes, so they are told by their words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -90,3 +90,36 @@ def is_inference_refusal(error: RuntimeError) -> bool:
             "Setting requires_grad=True on inference tensor outside InferenceMode",
         )
     )
+
+
+def is_forward_refusal(error: RuntimeError) -> bool:
+    """Whether an operator, or the backward of one, has no derivative in forward mode."""
+    return str(error).startswith(
+        (
+            "Trying to use forward AD with",
+            "ZeroTensors are immutable",
+            "Trying to set a forward gradient that has a different size",
+        )
+    )
+
+
+def is_dtype_refusal(error: RuntimeError) -> bool:
+    """Whether a kernel met tensors of two dtypes, as under autocast."""
+    return str(error).startswith("expected scalar type")
+
+
+def differentiates_backward(nodes: Iterable[Any]) -> bool:
+    """Whether any node is the derivative of a backward that is an operator of its own."""
+    return any(["BackwardBackward" in kind.__name__ for kind in set(map(type, nodes))])
+
+
+def nodes_of(tensors: Sequence[Tensor]) -> set[Any]:
+    """All nodes of the graph of some tensors."""
+    stack: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        for below, _ in stack.pop().next_functions:
+            if below is not None and below not in seen:
+                seen.add(below)
+                stack.append(below)
+    return seen

@@ -41,18 +41,21 @@ def retire(leaves: Sequence[Tensor]) -> None:
         setattr(leaf, _RETIRED, True)
 
 
-def outside(tensors: Sequence[Tensor], own: Container[int]) -> tuple[bool, bool]:
+def outside(
+    tensors: Sequence[Tensor], own: Container[int], nodes: list[Any] | None = None
+) -> tuple[bool, bool]:
     """Whether the graph of any tensor reaches a leaf that is not one of ``own``.
 
     Args:
         tensors: where to start from.
         own: the ``id`` of each leaf that was made for this derivative alone.
+        nodes: an empty list, for the nodes of the graph that the walk met.
 
     Returns:
         Whether it reaches a leaf that somebody else holds; the walk ends as soon as one is found.
         And whether it reaches any other leaf, retired ones included.
     """
-    nodes: list[Any] = []
+    nodes = [] if nodes is None else nodes
     others = False
     for tensor in tensors:
         if tensor.grad_fn is not None:

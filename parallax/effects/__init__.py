@@ -13,7 +13,7 @@ addressed by the module's path.
 from parallax.effects.collecting import capture, collect
 from parallax.effects.collection import EffectError, root_of, source_of, with_source
 from parallax.effects.emitting import IN_TURN, emit, latest, sow
-from parallax.effects.relaying import emitted, nest, relay
+from parallax.effects.relaying import emitted, forget, nest, relay
 
 __all__ = [
     "IN_TURN",
@@ -22,6 +22,7 @@ __all__ = [
     "collect",
     "emit",
     "emitted",
+    "forget",
     "latest",
     "nest",
     "relay",

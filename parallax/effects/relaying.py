@@ -9,7 +9,7 @@ from torch import Tensor
 from parallax.core import notes
 from parallax.effects.collection import Collecting, Collection, EffectError
 
-__all__ = ["emitted", "nest", "relay"]
+__all__ = ["emitted", "forget", "nest", "relay"]
 
 
 def nest(rng: Any, levels: int = 1) -> Any:
@@ -34,6 +34,15 @@ def nest(rng: Any, levels: int = 1) -> Any:
     inner = Collection(emissions, None if outer.sown is None else {}, outer)
     inner.level += levels
     return Collecting(inner, rng.source)
+
+
+def forget(inner: Any) -> None:
+    """Empties a nested collection: the transform calls its function once more, for a next chunk."""
+    if type(inner) is Collecting:
+        if inner.collection.emissions is not None:
+            inner.collection.emissions.clear()
+        if inner.collection.sown is not None:
+            inner.collection.sown.clear()
 
 
 def emitted(inner: Any) -> list[Tensor]:

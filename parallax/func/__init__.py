@@ -6,14 +6,14 @@ tree of the same structure with holes (``None``) elsewhere; a tied leaf holds th
 in each of its places.
 """
 
-from parallax.func.forward import hessian, jacfwd, jvp, linearize
+from parallax.func.forward import jacfwd, jvp, linearize
 from parallax.func.functional_call import functional_call
 from parallax.func.grad import grad, grad_and_value
 from parallax.func.hvp import hvp
 from parallax.func.matrices import hessian_matrix, jacobian_matrix
 from parallax.func.per_sample import ensemble_grad, per_sample_grad
 from parallax.func.stack import stack_module_state
-from parallax.func.vjp import jacrev, vjp
+from parallax.func.vjp import hessian, jacrev, vjp
 from parallax.func.vmap import vmap
 
 __all__ = [

@@ -12,7 +12,7 @@ make (one from a closure, a global, ``self``), the graph of the derivative is bu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ from parallax.core.graph import RUNNING, escaping, outside, refuse_reentrant, re
 from parallax.func.call import Call
 from parallax.func.results import open_tensors
 
-__all__ = ["Pullback", "applied", "gradient", "on_tape", "pullback", "through"]
+__all__ = ["Pullback", "Recorded", "SecondOrderError", "applied", "gradient", "gradient_by_tape",
+           "on_tape", "pullback", "through"]  # fmt: skip
 
 Finish = Callable[[Any], tuple[Any, Any]]
 Pullback = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -47,7 +48,7 @@ def gradient(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
     if not on_tape():
         return _gradient_by_functorch(call, finish)
     try:
-        return _gradient_by_tape(call, finish)
+        return gradient_by_tape(call, finish)
     except RuntimeError as error:
         if not autograd.is_inference_refusal(error):
             raise
@@ -59,10 +60,25 @@ def gradient(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
 # -- the tape -----------------------------------------------------------------------------------
 
 
+class Recorded(Protocol):
+    """A function of tensors, and where it is evaluated."""
+
+    @property
+    def values(self) -> list[Tensor]:
+        """Where."""
+        ...
+
+    def at(self, values: Sequence[Tensor]) -> Any:
+        """The function at these tensors."""
+        ...
+
+
 class Tape:
     """The leaves of one recording, and who needs its graph afterwards."""
 
-    __slots__ = ("aliased", "alone", "inputs", "leaves", "own", "recording", "since", "versions")
+    __slots__ = (
+        "aliased", "alone", "inputs", "leaves", "nodes", "own", "recording", "since", "versions",
+    )  # fmt: skip
 
     def __init__(self, inputs: Sequence[Tensor], recording: bool) -> None:
         self.inputs = inputs
@@ -78,7 +94,7 @@ class Tape:
         self.own = {id(leaf): place for place, leaf in enumerate(self.leaves)}
         self.since = autograd.next_number()
 
-    def run(self, call: Call, finish: Finish) -> tuple[Any, Any]:
+    def run(self, call: Recorded, finish: Finish) -> tuple[Any, Any]:
         """The result of the call on the leaves."""
         result = finish(call.at(self.leaves))
         if self.aliased:
@@ -96,18 +112,25 @@ class Tape:
     def reaches_out(self, tensors: Sequence[Tensor]) -> bool:
         """Whether somebody outside can ask for derivatives of these tensors.
 
-        Afterwards ``alone`` says whether it is known that their graph ends at our leaves only.
+        Afterwards ``alone`` says whether it is known that their graph ends at our leaves only; if
+        so, ``nodes`` are all of that graph.
         """
         self.alone = False
+        self.nodes: list[Any] = []
         keep = self.recording
         if self.recording and not self.aliased:
-            keep, others = outside(tensors, self.own)
+            keep, others = outside(tensors, self.own, self.nodes)
             self.alone = not others
         if not self.alone:
             refuse_reentrant(tensors, self.since)
         if keep:
             self.retire()
         return keep
+
+    def differentiates_backward(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the graph of these holds derivatives of derivatives."""
+        nodes = self.nodes if self.alone else autograd.nodes_of(tensors)
+        return autograd.differentiates_backward(nodes)
 
     def unaccumulated(self) -> bool:
         """Whether no leaf has a ``.grad``, as it has if the function itself went backward."""
@@ -141,19 +164,35 @@ def connected(tensor: Tensor) -> bool:
     return tensor.grad_fn is not None or (tensor.requires_grad and tensor._base is None)
 
 
-def _gradient_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
+def gradient_by_tape(
+    call: Recorded, finish: Finish, second: bool = True
+) -> tuple[list[Tensor], Tensor, Any]:
+    """As ``gradient``, on the tape.
+
+    Raises:
+        SecondOrderError: unless ``second``, if the function took derivatives itself, through
+            operators whose backward is an operator of its own.
+    """
     # Backward too belongs to the derivative: a checkpoint calls the function once more there.
     with RUNNING:
         if torch.is_grad_enabled():
-            return _record_gradient(call, finish, Tape(call.values, recording=True))
+            return _record_gradient(call, finish, Tape(call.values, recording=True), second)
         with torch.enable_grad():
-            return _record_gradient(call, finish, Tape(call.values, recording=False))
+            return _record_gradient(call, finish, Tape(call.values, recording=False), second)
 
 
-def _record_gradient(call: Call, finish: Finish, tape: Tape) -> tuple[list[Tensor], Tensor, Any]:
+class SecondOrderError(Exception):
+    """A function takes derivatives itself where this is not wanted."""
+
+
+def _record_gradient(
+    call: Recorded, finish: Finish, tape: Tape, second: bool
+) -> tuple[list[Tensor], Tensor, Any]:
     loss, aux = tape.run(call, finish)
     beside, close = ([], None) if aux is None else open_tensors(aux)
     keep = tape.reaches_out([loss, *beside])
+    if not second and tape.differentiates_backward([loss]):
+        raise SecondOrderError
     if tape.alone and loss.grad_fn is not None and tape.unaccumulated():
         grads = autograd.accumulated(loss, torch.ones_like(loss), tape.leaves)
     elif connected(loss):
@@ -286,4 +325,13 @@ def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullbac
 def _pullback_by_functorch(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback, Any]:
     flat, after = through(call, finish)
     outs, pull, beside = applied(torch.func.vjp, flat, *call.values, has_aux=True)
-    return list(outs), lambda cotangents: list(pull(list(cotangents))), after(beside)
+
+    def pull_by_functorch(cotangents: Sequence[Tensor]) -> list[Tensor]:
+        if not dynamo.is_compiling() and functorch.vmap_active():
+            # Some backward formulas write in place into what is made of a cotangent, which vmap
+            # refuses where the cotangent is one for all.
+            pairs = zip(cotangents, outs)  # noqa: B905  # dynamo traces no strict=
+            cotangents = [c + torch.zeros_like(out) for c, out in pairs]
+        return list(pull(list(cotangents)))
+
+    return list(outs), pull_by_functorch, after(beside)

@@ -1,8 +1,10 @@
-"""``jvp``, ``linearize`` and ``jacfwd``: derivatives taken forwards from the arguments."""
+"""``jvp``, ``linearize`` and ``jacfwd``: derivatives taken forwards from the arguments.
+
+Where an operator has no derivative in forward mode, reverse mode gives the same numbers.
+"""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import wraps
@@ -12,14 +14,16 @@ import torch
 from torch import Tensor
 
 from parallax import random
+from parallax._compat import autograd, functorch
 from parallax._compat.dynamo import is_compiling
-from parallax.func.call import Argnums, Call, call_at
-from parallax.func.engines import on_tape, through
+from parallax.core.graph import RUNNING
+from parallax.func.call import Call, call_at
+from parallax.func.engines import connected, on_tape, through
+from parallax.func.jacobians import along, jacobian
 from parallax.func.moving import name_of
 from parallax.func.results import Result, Taking
-from parallax.func.vjp import jacobian, jacrev_as
 
-__all__ = ["hessian", "jacfwd", "jvp", "linearize", "tangents_of"]
+__all__ = ["jacfwd", "jvp", "linearize", "tangents_of"]
 
 
 def jvp(
@@ -58,12 +62,9 @@ def jvp(
     call = call_at(func, what, primals)
     moving = tangents_of(call, tangents, what)
     taking = Taking(what, has_aux)
-    flat, after = through(call, taking)
-    found: Any = torch.func.jvp(
-        flat, tuple(call.values), tuple(moving), strict=strict, has_aux=True
+    values, derivatives, (others, aux) = along(
+        lambda levels: through(call, taking, levels), call.values, moving, strict
     )
-    values, derivatives, beside = found
-    others, aux = after(beside)
     pair = taking.result.rebuilt(values, others), taking.result.alone(derivatives)
     return (*pair, aux) if has_aux else pair
 
@@ -86,7 +87,7 @@ def tangents_of(call: Call, tangents: Any, what: str) -> list[Tensor]:
 def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]:
     """The value of ``func`` and its linear approximation, as ``torch.func.linearize``.
 
-    Worth it when many products at one point are wanted: ``func`` is evaluated twice and traced.
+    Worth it when many products at one point are wanted: ``func`` is evaluated twice and recorded.
     Where the point itself is differentiated or mapped, and in a compiled function, nothing is
     saved and each product costs a ``jvp``.
 
@@ -114,7 +115,7 @@ def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..
     result = Result(call.at(call.values), what)
     again = [*call.values, *result.values]
     differentiable = torch.is_grad_enabled() and any([value.requires_grad for value in again])
-    push = _pushed(call, what) if differentiable or not on_tape() else _recorded(call, result, what)
+    push = _pushed(call, what) if differentiable or not on_tape() else _recorded(call, what)
 
     def jvp_fn(*tangents: Any) -> Any:
         return result.alone(push(*tangents_of(call, tangents, what)))
@@ -128,36 +129,51 @@ Push = Callable[..., Sequence[Tensor]]
 def _pushed(call: Call, what: str) -> Push:
     """The derivative along tangents, from the function anew each time.
 
-    What ``torch.func.linearize`` records is constant where somebody differentiates the point
-    itself: silently wrong under ``grad``, refused under ``vmap``, ``jvp`` and by dynamo.
+    A recording is constant where somebody differentiates the point itself.
     """
 
-    def flat(*values: Tensor) -> list[Tensor]:
-        # Its effects were collected when it was evaluated first.
-        return Result(call.nested()[0].at(values), what).values
+    def make(levels: int) -> Any:
+        def flat(*values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+            # Its effects were collected when it was evaluated first.
+            return Result(call.nested(levels)[0].at(values), what).values, []
+
+        return flat, list
 
     def push(*moving: Tensor) -> Sequence[Tensor]:
         with nullcontext() if is_compiling() else random.reuse():
-            derivatives: Any = torch.func.jvp(flat, tuple(call.values), moving)[1]
-        return derivatives  # type: ignore[no-any-return]  # a list of tensors
+            return along(make, call.values, moving)[1]
 
     return push
 
 
-def _recorded(call: Call, result: Result, what: str) -> Push:
-    """The same from a recording by ``torch.func.linearize``."""
-    known = [result.values]
+def _recorded(call: Call, what: str) -> Push:
+    """The same from a recording on the tape: the pullback is linear, and its pullback is wanted.
 
-    def flat(*values: Tensor) -> list[Tensor]:
-        if known:  # it evaluates the function first, which is done
-            return known.pop()
-        with random.reuse():
-            return Result(call.nested()[0].at(values), what).values
+    ``torch.func.linearize`` ends the process where an operator has no derivative in forward mode.
+    """
+    again = _pushed(call, what)
+    with RUNNING, torch.enable_grad(), random.reuse():
+        leaves = [value.detach().requires_grad_() for value in call.values]
+        outs = Result(call.nested()[0].at(leaves), what).values
+        cotangents = [torch.zeros_like(out).requires_grad_() for out in outs]
+        reached = [k for k, out in enumerate(outs) if connected(out)]
+        ends, weights = [outs[k] for k in reached], [cotangents[k] for k in reached]
+        try:
+            slopes = autograd.backward(ends, weights, leaves, True, True) if ends else leaves
+        except RuntimeError:  # a function that is differentiable once, and no more
+            return again
+    linear = [k for k, slope in enumerate(slopes) if slope.requires_grad]
 
-    with warnings.catch_warnings():
-        # torch's own: its folding of constants looks for them in the wrong graph first.
-        warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node")
-        return torch.func.linearize(flat, *call.values)[1]
+    def push(*moving: Tensor) -> Sequence[Tensor]:
+        if not on_tape() and functorch.differentiating():
+            return again(*moving)
+        if not linear:
+            return [torch.zeros_like(out) for out in outs]
+        along = [moving[k] for k in linear]
+        build = torch.is_grad_enabled() and any([v.requires_grad for v in along])
+        return autograd.backward([slopes[k] for k in linear], along, cotangents, True, build)
+
+    return push
 
 
 def jacfwd(
@@ -190,49 +206,10 @@ def jacfwd(
                 [0., 4.]])
     """
     what = f"func.jacfwd({name_of(func)})"
-    return _jacfwd_as(what, func, argnums, has_aux=has_aux, randomness=randomness)
-
-
-def _jacfwd_as(
-    what: str,
-    func: Callable[..., Any],
-    argnums: Argnums,
-    *,
-    has_aux: bool = False,
-    randomness: str = "error",
-) -> Callable[..., Any]:
-    def transform(flat: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:
-        return torch.func.jacfwd(flat, places, has_aux=True, randomness=randomness)
 
     @wraps(func, updated=())
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
-        return jacobian(transform, Call(func, what, argnums, args, kwargs), has_aux, levels=2)
+        call = Call(func, what, argnums, args, kwargs)
+        return jacobian(call, has_aux, forward=True, randomness=randomness)
 
     return jacobian_of
-
-
-def hessian(func: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
-    """A function that computes the Hessian of ``func``, as ``torch.func.hessian``.
-
-    Args:
-        func: returns a tensor, a module, or any pytree of them.
-        argnums: which positional argument to differentiate, or a tuple of several.
-
-    Returns:
-        A function of the arguments of ``func`` to the Hessian: a tree of the argument's structure
-        whose leaves are such trees, so that ``h.first.weight.second.bias`` is the block of these
-        two leaves. ``func.hessian_matrix`` gives one matrix; ``func.hvp`` its products.
-
-    Raises:
-        TypeError: when called, if ``func`` returns something that cannot be differentiated.
-        ValueError: when called, if nothing in the argument can be trained.
-
-    Example:
-        >>> import torch
-        >>> from parallax import func
-        >>> func.hessian(lambda x: (x**3).sum())(torch.tensor([1.0, 2.0]))
-        tensor([[ 6.,  0.],
-                [ 0., 12.]])
-    """
-    what = f"func.hessian({name_of(func)})"
-    return _jacfwd_as(what, jacrev_as(what, func, argnums), argnums)

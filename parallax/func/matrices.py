@@ -11,8 +11,8 @@ from torch import Tensor
 
 from parallax.func.call import Argnums, Call
 from parallax.func.grad import grad_as
+from parallax.func.jacobians import jacobian_rows
 from parallax.func.moving import name_of
-from parallax.func.vjp import jacobian_rows
 
 __all__ = ["hessian_matrix", "jacobian_matrix"]
 
@@ -62,16 +62,10 @@ def _matrix_as(
     mode: str,
     chunk_size: int | None = None,
 ) -> Callable[..., Any]:
-    def transform(flat: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:
-        if mode == "forward":
-            return torch.func.jacfwd(flat, places, has_aux=True)
-        return torch.func.jacrev(flat, places, has_aux=True, chunk_size=chunk_size)
-
     @wraps(func, updated=())
     def matrix_of(*args: Any, **kwargs: Any) -> Tensor:
         call = Call(func, what, argnums, args, kwargs)
-        levels = 2 if mode == "forward" else 1
-        rows, _, _ = jacobian_rows(transform, call, False, levels)
+        rows, _, _ = jacobian_rows(call, False, forward=mode == "forward", chunk_size=chunk_size)
         return torch.cat([_side_by_side(row, call.values) for row in rows])
 
     return matrix_of
@@ -108,4 +102,4 @@ def hessian_matrix(
                 [ 0., 12.]])
     """
     what = f"func.hessian_matrix({name_of(func)})"
-    return _matrix_as(what, grad_as(what, func, argnums), argnums, "forward")
+    return _matrix_as(what, grad_as(what, func, argnums), argnums, "reverse")

@@ -73,6 +73,12 @@ class Nesting:
             self.pairs.append((rng, inner))
         return inner
 
+    def call(self, args: Sequence[Any]) -> Any:
+        """The function, called with these arguments; what it emitted when called before is gone."""
+        for _, inner in self.pairs:
+            effects.forget(inner)
+        return self.func(*args, **self.kwargs)
+
     def emitted(self) -> list[Tensor]:
         """All that was emitted inside, to be returned beside the result."""
         return [value for _, inner in self.pairs for value in effects.emitted(inner)]

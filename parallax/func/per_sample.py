@@ -3,7 +3,9 @@
 Both are ``vmap(grad(func))``. Where the tensors are small the calls of operators are what costs,
 and it is cheaper to map the losses alone, add them up and ask the tape for the gradient of the
 sum: each copy of a leaf meets one loss only, so it is the gradient of that loss. Where the copies
-outgrow the caches, moving them costs more than the calls, and ``vmap(grad)`` it is.
+outgrow the caches, moving them costs more than the calls, and ``vmap(grad)`` it is. So it is where
+``func`` takes a derivative itself, and torch's rules make another number of the sum's: that shows
+in the graph of the losses, after ``func`` was called once.
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from parallax import random
+from parallax._compat import autograd
 from parallax.func.call import Argnums, Call, picked
-from parallax.func.engines import gradient, on_tape
+from parallax.func.engines import SecondOrderError, gradient_by_tape, on_tape
 from parallax.func.grad import grad, scalar_and_aux
 from parallax.func.moving import filled, name_of
 from parallax.func.nesting import Nesting
@@ -115,30 +120,50 @@ def _many(
     randomness: str,
     chunk_size: int | None,
 ) -> Callable[..., Any]:
+    one = grad(func, argnums, has_aux)
+
     @wraps(func, updated=())
     def gradients_of(*args: Any, **kwargs: Any) -> Any:
         dims = in_dims
         if dims is None:
             moving = picked(what, argnums, args)
             dims = tuple([default[0 if k in moving else 1] for k in range(len(args))])
-        if chunk_size is None and on_tape():
-            summed = _Summed(func, what, argnums, args, kwargs, dims, has_aux, randomness)
-            if summed.nbytes <= LARGEST:
-                # The cotangent of each loss is one, so it is their sum that is differentiated.
-                grads, _, aux = gradient(summed, _as_it_is)
-                trees = summed.trees(summed.leading(grads))
-                return (trees, aux) if has_aux else trees
-        one = grad(func, argnums, has_aux)
-        return vmap(one, dims, 0, randomness, chunk_size=chunk_size)(*args, **kwargs)
+
+        def mapped() -> Any:
+            return vmap(one, dims, 0, randomness, chunk_size=chunk_size)(*args, **kwargs)
+
+        # What torch draws by itself is to be drawn once.
+        if not on_tape() or randomness != "error":
+            return mapped()
+        summed = _Summed(func, what, argnums, args, kwargs, dims, has_aux)
+        if summed.nbytes(chunk_size) <= LARGEST:
+            try:
+                return summed.gradients(chunk_size)
+            except SecondOrderError:
+                # Torch's rules for vmap of a backward, of a batch norm for example, are not exact
+                # where that is differentiated in its turn.
+                pass
+            except RuntimeError as error:
+                if not autograd.is_inference_refusal(error):
+                    raise
+            with random.reuse():
+                return mapped()
+        try:
+            return mapped()
+        except RuntimeError as error:
+            if not autograd.is_dtype_refusal(error):
+                raise
+            # Under autocast the backward of a norm has no rule for vmap; that of a sum needs none.
+            try:
+                with random.reuse():
+                    return summed.gradients(chunk_size)
+            except SecondOrderError:
+                raise error from None
 
     return gradients_of
 
 
-def _as_it_is(result: Any) -> Any:
-    return result
-
-
-class _Summed(Call):
+class _Summed:
     """The losses of all, as a function of one copy of each leaf for each loss.
 
     Attributes:
@@ -146,7 +171,9 @@ class _Summed(Call):
         places: where the leaves that move are among the mapped tensors.
     """
 
-    __slots__ = ("batch", "closing", "has_aux", "nesting", "places", "randomness")
+    __slots__ = ("batch", "call", "closing", "has_aux", "nesting", "places")
+
+    closing: tuple[Callable[[Sequence[Any]], Any], int]
 
     def __init__(
         self,
@@ -157,42 +184,85 @@ class _Summed(Call):
         kwargs: dict[str, Any],
         dims: tuple[Any, ...],
         has_aux: bool,
-        randomness: str,
     ) -> None:
         self.nesting = nesting = Nesting(func, args, kwargs)
-        super().__init__(nesting.func, what, argnums, nesting.args, nesting.kwargs)
+        self.call = Call(nesting.func, what, argnums, nesting.args, nesting.kwargs)
         self.has_aux = has_aux
-        self.randomness = randomness
-        moving = dict(zip(self.indices, self.parts, strict=True))
-        self.batch = Batch(self.args, dims, what, moving)
+        moving = dict(zip(self.call.indices, self.call.parts, strict=True))
+        self.batch = Batch(self.call.args, dims, what, moving)
         mapped = {part.index: part for part in self.batch.parts}
         self.places: list[int] = []
         for index, part in moving.items():
             where = {place: k for k, place in enumerate(mapped[index].places, mapped[index].start)}
             self.places += [where[place] for place in part.places]
-        self.values = [self.batch.tensors[place] for place in self.places]
 
-    @property
-    def nbytes(self) -> int:
-        """How much a copy of each leaf for each loss takes."""
-        return sum([value.nbytes for value in self.values])
+    def nbytes(self, chunk_size: int | None) -> int:
+        """How much a copy of each leaf for each loss of a chunk takes."""
+        whole = sum([self.batch.tensors[place].nbytes for place in self.places])
+        size = self.batch.size
+        return whole if chunk_size is None or chunk_size >= size else whole * chunk_size // size
 
-    def at(self, values: Sequence[Tensor]) -> tuple[Tensor, Any]:
-        """The losses at these copies, and what came beside them."""
-        tensors = filled(list(self.batch.tensors), self.places, values)
-        found = run_flat(self._losses, self.batch, tensors, self.randomness)
+    def gradients(self, chunk_size: int | None) -> Any:
+        """The stacked gradients, with the stacked ``aux`` if there is one.
+
+        Raises:
+            SecondOrderError: if ``func`` takes derivatives itself.
+        """
+        size = self.batch.size
+        step = size if chunk_size is None else chunk_size
+        # The cotangent of each loss is one, so it is their sum that is differentiated.
+        found = [
+            gradient_by_tape(_Chunk(self, start, min(step, size - start)), _as_it_is, False)
+            for start in range(0, size, step)
+        ]
+        dims = [self.batch.dims[place] for place in self.places]
+        grads = _joined([grads for grads, _, _ in found], dims)
+        trees = self.call.trees([g.movedim(d, 0) if d else g for g, d in zip(grads, dims)])  # noqa: B905  # one for each
         close, count = self.closing
-        self.nesting.relay(found[count:], self.batch.aside())
-        return found[0], close(found[1:count])
+        tensors = _joined([beside or [] for _, _, beside in found])
+        self.nesting.relay(tensors[count:], self.batch.aside())
+        aux = close(tensors[:count])
+        return (trees, aux) if self.has_aux else trees
 
-    def _losses(self, members: Sequence[Tensor]) -> list[Tensor]:
-        result = self.func(*self.batch.around(members), **self.kwargs)
-        loss, aux = scalar_and_aux(result, self.what, self.has_aux)
+    def losses(self, members: Sequence[Tensor]) -> list[Tensor]:
+        """The loss of one member, and the tensors that come beside it."""
+        call = self.call
+        result = self.nesting.call(self.batch.around(members))
+        loss, aux = scalar_and_aux(result, call.what, self.has_aux)
         beside, close = open_tensors(aux)
-        self.closing = close, 1 + len(beside)
+        self.closing = close, len(beside)
         return [loss, *beside, *self.nesting.emitted()]
 
-    def leading(self, grads: list[Tensor]) -> list[Tensor]:
-        """The gradients with the mapped dimension first."""
-        dims = [self.batch.dims[place] for place in self.places]
-        return [g.movedim(dim, 0) if dim else g for g, dim in zip(grads, dims, strict=True)]
+
+class _Chunk:
+    """Some of the losses, to be differentiated as one."""
+
+    __slots__ = ("size", "summed", "tensors", "values")
+
+    def __init__(self, summed: _Summed, start: int, size: int) -> None:
+        self.summed = summed
+        self.size = size
+        batch = summed.batch
+        self.tensors = batch.tensors
+        if size < batch.size:
+            pairs = zip(batch.tensors, batch.dims, strict=True)
+            self.tensors = [tensor.narrow(dim, start, size) for tensor, dim in pairs]
+        self.values = [self.tensors[place] for place in summed.places]
+
+    def at(self, values: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor] | None]:
+        """The losses at these copies, and what came beside them."""
+        tensors = filled(list(self.tensors), self.summed.places, values)
+        found = run_flat(self.summed.losses, tensors, self.summed.batch.dims, self.size, "error")
+        return found[0], found[1:] or None
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
+def _joined(columns: list[list[Tensor]], dims: Sequence[int] | None = None) -> list[Tensor]:
+    """The tensors of all chunks, one after the other."""
+    if len(columns) == 1:
+        return columns[0]
+    rows = zip(*columns, strict=True)
+    return [torch.cat(row, dims[k] if dims else 0) for k, row in enumerate(rows)]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from parallax.func.call import Argnums, Call
-from parallax.func.engines import applied, pullback, through
+from parallax.func.engines import pullback
+from parallax.func.jacobians import jacobian
 from parallax.func.moving import name_of
-from parallax.func.results import Result, Taking
+from parallax.func.results import Taking
 
-__all__ = ["Transform", "jacobian", "jacobian_rows", "jacrev", "jacrev_as", "vjp"]
+__all__ = ["hessian", "jacrev", "vjp"]
 
 
 def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[Any, ...]:
@@ -87,10 +85,10 @@ def jacrev(
                 [0., 4.]])
     """
     what = f"func.jacrev({name_of(func)})"
-    return jacrev_as(what, func, argnums, has_aux=has_aux, chunk_size=chunk_size)
+    return _jacrev_as(what, func, argnums, has_aux=has_aux, chunk_size=chunk_size)
 
 
-def jacrev_as(
+def _jacrev_as(
     what: str,
     func: Callable[..., Any],
     argnums: Argnums,
@@ -100,31 +98,39 @@ def jacrev_as(
 ) -> Callable[..., Any]:
     """``jacrev`` under another name for error messages."""
 
-    def transform(flat: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:
-        return torch.func.jacrev(flat, places, has_aux=True, chunk_size=chunk_size)
-
     @wraps(func, updated=())
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
-        return jacobian(transform, Call(func, what, argnums, args, kwargs), has_aux)
+        call = Call(func, what, argnums, args, kwargs)
+        return jacobian(call, has_aux, chunk_size=chunk_size)
 
     return jacobian_of
 
 
-Transform = Callable[[Callable[..., Any], tuple[int, ...]], Callable[..., Any]]
+def hessian(func: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
+    """A function that computes the Hessian of ``func``, as ``torch.func.hessian``.
 
+    Reverse mode twice, where torch goes forward over reverse: that is wrong by far for some
+    functions under ``vmap`` (``slogdet``), and not there for others (``mse_loss``).
 
-def jacobian(transform: Transform, call: Call, has_aux: bool, levels: int = 1) -> Any:
-    """The Jacobian of a call as trees in a tree, by a transform of torch on flat lists."""
-    rows, result, aux = jacobian_rows(transform, call, has_aux, levels)
-    found = result.alone([call.trees(row) for row in rows])
-    return (found, aux) if has_aux else found
+    Args:
+        func: returns a tensor, a module, or any pytree of them.
+        argnums: which positional argument to differentiate, or a tuple of several.
 
+    Returns:
+        A function of the arguments of ``func`` to the Hessian: a tree of the argument's structure
+        whose leaves are such trees, so that ``h.first.weight.second.bias`` is the block of these
+        two leaves. ``func.hessian_matrix`` gives one matrix; ``func.hvp`` its products.
 
-def jacobian_rows(
-    transform: Transform, call: Call, has_aux: bool, levels: int
-) -> tuple[Sequence[Sequence[Tensor]], Result, Any]:
-    """For each tensor of the result its derivatives by each leaf, the result, and ``aux``."""
-    taking = Taking(call.what, has_aux)
-    flat, after = through(call, taking, levels)
-    rows, beside = applied(transform(flat, tuple(range(len(call.values)))), *call.values)
-    return rows, taking.result, after(beside)[1]
+    Raises:
+        TypeError: when called, if ``func`` returns something that cannot be differentiated.
+        ValueError: when called, if nothing in the argument can be trained.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func
+        >>> func.hessian(lambda x: (x**3).sum())(torch.tensor([1.0, 2.0]))
+        tensor([[ 6.,  0.],
+                [ 0., 12.]])
+    """
+    what = f"func.hessian({name_of(func)})"
+    return _jacrev_as(what, _jacrev_as(what, func, argnums), argnums)

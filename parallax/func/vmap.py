@@ -78,10 +78,10 @@ def vmap(
         outs = _Outputs(out_dims, what)
 
         def flat(tensors: Sequence[Tensor]) -> list[Tensor]:
-            result = nesting.func(*batch.around(tensors), **nesting.kwargs)
+            result = nesting.call(batch.around(tensors))
             return [*outs.take(result), *nesting.emitted()]
 
-        found = run_flat(flat, batch, batch.tensors, randomness, chunk_size)
+        found = run_flat(flat, batch.tensors, batch.dims, batch.size, randomness, chunk_size)
         nesting.relay(found[outs.count :], batch.aside())
         return outs.give(found)
 
@@ -90,45 +90,38 @@ def vmap(
 
 def run_flat(
     flat: Callable[[Sequence[Tensor]], list[Tensor]],
-    batch: Batch,
     tensors: Sequence[Tensor],
+    dims: Sequence[int],
+    size: int,
     randomness: str,
     chunk_size: int | None = None,
 ) -> Sequence[Tensor]:
     """Maps a function of a list of tensors to another; the mapped dimension comes out first."""
-    if dynamo.is_compiling():
-        return _run_by_torch(flat, batch, tensors, randomness, chunk_size)
+    whole = chunk_size is None or chunk_size >= size
+    if dynamo.is_compiling() or not whole:
+        return _run_by_torch(flat, tensors, dims, randomness, chunk_size)
     if not torch.is_grad_enabled():
-        return _run_eager(flat, batch, tensors, randomness, chunk_size)
+        return functorch.run_vmap(flat, tensors, dims, size, randomness)
     # Recomputed in backward, when the vmap is over, a checkpoint would meet tensors of no vmap.
     with checkpoints.without_hooks():
-        return _run_eager(flat, batch, tensors, randomness, chunk_size)
-
-
-def _run_eager(
-    flat: Callable[[Sequence[Tensor]], list[Tensor]],
-    batch: Batch,
-    tensors: Sequence[Tensor],
-    randomness: str,
-    chunk_size: int | None,
-) -> Sequence[Tensor]:
-    if chunk_size is None or chunk_size >= batch.size:
-        return functorch.run_vmap(flat, tensors, batch.dims, batch.size, randomness)
-    return _run_by_torch(flat, batch, tensors, randomness, chunk_size)
+        return functorch.run_vmap(flat, tensors, dims, size, randomness)
 
 
 def _run_by_torch(
     flat: Callable[[Sequence[Tensor]], list[Tensor]],
-    batch: Batch,
     tensors: Sequence[Tensor],
+    dims: Sequence[int],
     randomness: str,
     chunk_size: int | None,
 ) -> Sequence[Tensor]:
     def run(*members: Any) -> Any:
         return tuple(flat(members))
 
-    mapped: Any = torch.func.vmap(run, tuple(batch.dims), 0, randomness, chunk_size=chunk_size)
-    return mapped(*tensors)  # type: ignore[no-any-return]  # a tuple of tensors
+    mapped: Any = torch.func.vmap(run, tuple(dims), 0, randomness, chunk_size=chunk_size)
+    if dynamo.is_compiling() or not torch.is_grad_enabled():
+        return mapped(*tensors)  # type: ignore[no-any-return]  # a tuple of tensors
+    with checkpoints.without_hooks():
+        return mapped(*tensors)  # type: ignore[no-any-return]  # as above
 
 
 _NONE: Mapping[int, Moving] = {}

@@ -202,6 +202,31 @@ def test_linearize_where_its_point_is_differentiated_or_mapped(around: str) -> N
     torch.testing.assert_close(found[0], found[1])
 
 
+def test_linearize_of_what_is_linear_or_constant_already() -> None:
+    fn: Any = lambda x, y: (x, 3 * y, y.detach(), {"x": x[0]})  # noqa: E731  # short
+    x, v = X[0], X[1]
+    _, push = func.linearize(fn, x, x + 1)
+    expected = torch.func.jvp(fn, (x, x + 1), (v, 2 * v))[1]
+    torch.testing.assert_close(push(v, 2 * v), expected)
+
+
+def test_a_recording_is_mapped_and_differentiated() -> None:
+    _, push = func.linearize(lambda x: x.sin() * x.sum(), X[0])
+    reference: Any = lambda v: torch.func.jvp(lambda x: x.sin() * x.sum(), (X[0],), (v,))[1]  # noqa: E731  # short
+    torch.testing.assert_close(func.vmap(push)(X), torch.stack([reference(v) for v in X]))
+    squared: Any = lambda f: lambda v: f(v).pow(2).sum()  # noqa: E731  # short
+    expected = torch.func.grad(squared(reference))(X[1])
+    libraries: list[Any] = [func, torch.func]
+    for lib in libraries:
+        torch.testing.assert_close(lib.grad(squared(push))(X[1]), expected)
+    torch.testing.assert_close(func.vmap(func.grad(squared(push)))(X)[1], expected)
+    torch.testing.assert_close(
+        func.jvp(push, (X[0],), (X[1],)), torch.func.jvp(reference, (X[0],), (X[1],))
+    )
+    v = X[1].clone().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(squared(push)(v), v)[0], expected)
+
+
 def test_linearize_of_a_function_that_captures_what_requires_grad() -> None:
     c = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     model = net()

@@ -87,6 +87,21 @@ def test_chunks(chunk_size: int) -> None:
     torch.testing.assert_close(found, looped(lambda m, x: m(x), MEMBERS, BATCH))
 
 
+class Seen(Module):
+    total: Buffer
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.emit(total=x.sum(), merge="sum")
+        return 2 * x
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+def test_effects_come_out_of_chunks(chunk_size: int | None) -> None:
+    mapped = func.vmap(lambda m, x: m(x), (None, 0), chunk_size=chunk_size)
+    _, after = effects.collect(mapped)(Seen(torch.zeros((), dtype=X.dtype)), BATCH)
+    torch.testing.assert_close(after.total, BATCH.sum())
+
+
 def test_randomness_flags_are_torchs() -> None:
     fn = lambda x: x + torch.randn(())  # noqa: E731  # short
     with pytest.raises(RuntimeError, match="randomness"):

@@ -1,0 +1,125 @@
+"""Jacobians row by row or column by column, and derivatives along a direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from parallax import random
+from parallax._compat import autograd, dynamo
+from parallax.func.call import Call
+from parallax.func.engines import applied, through
+from parallax.func.results import Result, Taking
+
+__all__ = ["along", "forward_or_not", "jacobian", "jacobian_rows"]
+
+Flat = Callable[..., tuple[Any, list[Tensor]]]
+Along = tuple[Sequence[Tensor], Sequence[Tensor], Any]
+T = TypeVar("T")
+Made = tuple[Flat, Callable[[Sequence[Tensor]], Any]]
+
+
+def jacobian(
+    call: Call, has_aux: bool, *, forward: bool = False, chunk_size: int | None = None,
+    randomness: str = "error",
+) -> Any:  # fmt: skip
+    """The Jacobian of a call as trees in a tree; with ``aux`` a pair."""
+    rows, result, aux = jacobian_rows(
+        call, has_aux, forward=forward, chunk_size=chunk_size, randomness=randomness
+    )
+    found = result.alone([call.trees(row) for row in rows])
+    return (found, aux) if has_aux else found
+
+
+def jacobian_rows(
+    call: Call, has_aux: bool, *, forward: bool = False, chunk_size: int | None = None,
+    randomness: str = "error",
+) -> tuple[Sequence[Sequence[Tensor]], Result, Any]:  # fmt: skip
+    """For each tensor of the result its derivatives by each leaf, the result, and ``aux``.
+
+    Args:
+        call: what is differentiated.
+        has_aux: whether it returns a pair of a result and anything.
+        forward: whether a column at a time, in forward mode, where every operator has one.
+        chunk_size: how many rows at once in reverse mode.
+        randomness: as for ``vmap``, in forward mode.
+    """
+    taking, places = Taking(call.what, has_aux), tuple(range(len(call.values)))
+
+    def by_columns() -> Any:
+        flat, after = through(call, taking, levels=2)
+        transform = torch.func.jacfwd(flat, places, has_aux=True, randomness=randomness)
+        return applied(transform, *call.values), after
+
+    def by_rows() -> Any:
+        flat, after = through(call, taking)
+        transform: Any = torch.func.jacrev(flat, places, has_aux=True, chunk_size=chunk_size)
+        return applied(transform, *call.values), after
+
+    (rows, beside), after = forward_or_not(by_columns, by_rows) if forward else by_rows()
+    return rows, taking.result, after(beside)[1]
+
+
+def forward_or_not(forward: Callable[[], T], reverse: Callable[[], T]) -> T:
+    """The first, and the second where an operator has no derivative in forward mode.
+
+    Of many operators torch has the derivative in forward mode, but not that of their backward:
+    ``huber_loss``, ``soft_margin_loss``, ``grid_sample``, and ``mse_loss`` by a fault.
+    """
+    if dynamo.is_compiling():  # dynamo meets the same refusal later, in a graph
+        return forward()
+    try:
+        return forward()
+    except RuntimeError as error:
+        if not autograd.is_forward_refusal(error):
+            raise
+        try:
+            with random.reuse():
+                return reverse()
+        except RuntimeError as other:
+            raise error from other
+
+
+def along(
+    make: Callable[[int], Made], values: Sequence[Tensor], tangents: Sequence[Tensor],
+    strict: bool = False,
+) -> Along:  # fmt: skip
+    """Values and their derivatives along a direction, and what came beside.
+
+    Args:
+        make: makes the function to differentiate for so many transforms around it, and what takes
+            the tensors beside its result to what came beside; see ``engines.through``.
+        values: where to evaluate it.
+        tangents: the direction.
+        strict: whether a result that does not depend on the values is an error.
+    """
+
+    def forward() -> Along:
+        flat, after = make(1)
+        found: Any = torch.func.jvp(
+            flat, tuple(values), tuple(tangents), strict=strict, has_aux=True
+        )
+        return found[0], found[1], after(found[2])
+
+    if strict:
+        return forward()
+    return forward_or_not(forward, lambda: _twice(make, values, tangents))
+
+
+def _twice(
+    make: Callable[[int], Made], values: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> Along:
+    """As ``along`` by reverse mode: the pullback is linear, and its own pullback is wanted."""
+    shapes = make(1)[0](*values)[0]
+    flat, after = make(2)
+
+    def pulled(cotangents: Sequence[Tensor]) -> tuple[Any, Any]:
+        outs, pull, beside = applied(torch.func.vjp, flat, *values, has_aux=True)
+        return pull(list(cotangents)), (outs, beside)
+
+    zeros = [torch.zeros_like(out) for out in shapes]
+    _, push, (outs, beside) = applied(torch.func.vjp, pulled, zeros, has_aux=True)
+    return outs, push(tuple(tangents))[0], after(beside)
