@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from parallax.func.arguments import short
 from parallax.func.moving import Moving
 from parallax.func.nesting import Nesting
 
@@ -114,8 +115,13 @@ def picked(what: str, argnums: Argnums, args: tuple[Any, ...]) -> list[int]:
         ValueError: if it is empty, names an argument twice or one that was not given.
     """
     chosen: Any = (argnums,) if isinstance(argnums, int) else argnums
-    if not isinstance(chosen, tuple) or not all([isinstance(k, int) for k in chosen]):
-        raise TypeError(f"{what}: argnums must be an int or a tuple of ints, got {argnums!r}")
+    if not isinstance(chosen, tuple) or not all(
+        [isinstance(k, int) and not isinstance(k, bool) for k in chosen]
+    ):
+        raise TypeError(
+            f"{what}: argnums must be an int or a tuple of ints, got {short(argnums)}. "
+            f"Write argnums=0 for the first argument, argnums=(0, 1) for the first two"
+        )
     if not chosen:
         raise ValueError(f"{what}: argnums is empty; name at least one positional argument")
     for k in chosen:

@@ -10,7 +10,9 @@ from torch import Tensor
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE
+from parallax.func.arguments import short
 from parallax.tree import core
+from parallax.tree.outside import is_leaf
 
 __all__ = ["checked_dim", "rng_dim", "spread"]
 
@@ -45,7 +47,7 @@ def spread(dims: Dims, tree: Any, what: str, path: str) -> list[int | None]:
         except ValueError as error:
             raise ValueError(f"{what}, {path}: {error}") from None
         return row
-    if is_module(dims) or _is_leaf(tree) or _is_leaf(dims) or type(dims) is not type(tree):
+    if is_module(dims) or is_leaf(tree) or is_leaf(dims) or type(dims) is not type(tree):
         raise ValueError(_misfit(what, path, tree, dims))
     ours, theirs = _one_level(tree), _one_level(dims)
     if ours[2] != theirs[2]:
@@ -60,17 +62,13 @@ def spread(dims: Dims, tree: Any, what: str, path: str) -> list[int | None]:
     ]
 
 
-def _is_leaf(tree: Any) -> bool:
-    return optree.tree_is_leaf(tree, none_is_leaf=True, namespace=NAMESPACE)
-
-
 def _one_level(tree: Any) -> Any:
     return optree.tree_flatten_one_level(tree, none_is_leaf=True, namespace=NAMESPACE)
 
 
 def _misfit(what: str, path: str, tree: Any, dims: Any) -> str:
     hint = f"for a {type(tree).__name__} write an int, None, or one of its structure"
-    return f"{what}: {path} is a {type(tree).__name__} and is given {dims!r}; {hint}"
+    return f"{what}: {path} is a {type(tree).__name__} and is given {short(dims)}; {hint}"
 
 
 def checked_dim(leaf: Any, dim: Any, what: str, path: str) -> int | None:

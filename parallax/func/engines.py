@@ -64,6 +64,11 @@ class Recorded(Protocol):
     """A function of tensors, and where it is evaluated."""
 
     @property
+    def what(self) -> str:
+        """What is called, for error messages."""
+        ...
+
+    @property
     def values(self) -> list[Tensor]:
         """Where."""
         ...
@@ -189,7 +194,7 @@ def _record_gradient(
     call: Recorded, finish: Finish, tape: Tape, second: bool
 ) -> tuple[list[Tensor], Tensor, Any]:
     loss, aux = tape.run(call, finish)
-    beside, close = ([], None) if aux is None else open_tensors(aux)
+    beside, close = ([], None) if aux is None else open_tensors(aux, call.what)
     keep = tape.reaches_out([loss, *beside])
     if not second and tape.differentiates_backward([loss]):
         raise SecondOrderError
@@ -232,7 +237,7 @@ def through(
             checkpoints.refuse_traced_checkpoint()
         elif isinstance(out, Tensor) and out.requires_grad and not connected(out):
             out = out.detach()
-        beside, close = open_tensors(aux)
+        beside, close = open_tensors(aux, call.what)
         closes.append((close, len(beside)))
         return out, [*beside, *nesting.emitted()]
 
@@ -299,7 +304,7 @@ def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullbac
     tape = Tape(call.values, recording=torch.is_grad_enabled())
     with RUNNING, torch.enable_grad():
         outs, aux = tape.run(call, finish)
-    beside, close = open_tensors(aux)
+    beside, close = open_tensors(aux, call.what)
     keep = tape.reaches_out([*outs, *beside])
     reached = [k for k, out in enumerate(outs) if connected(out)]
 

@@ -17,10 +17,10 @@ from parallax import random
 from parallax._compat import autograd, functorch
 from parallax._compat.dynamo import is_compiling
 from parallax.core.graph import RUNNING
+from parallax.func.arguments import called, check_flags, check_randomness
 from parallax.func.call import Call, call_at
 from parallax.func.engines import connected, on_tape, through
 from parallax.func.jacobians import along, jacobian
-from parallax.func.moving import name_of
 from parallax.func.results import Result, Taking
 
 __all__ = ["jacfwd", "jvp", "linearize", "tangents_of"]
@@ -58,7 +58,8 @@ def jvp(
         >>> func.jvp(torch.sin, (torch.zeros(()),), (torch.tensor(2.0),))
         (tensor(0.), tensor(2.))
     """
-    what = f"func.jvp({name_of(func)})"
+    what = called("jvp", func)
+    check_flags(what, strict=strict, has_aux=has_aux)
     call = call_at(func, what, primals)
     moving = tangents_of(call, tangents, what)
     taking = Taking(what, has_aux)
@@ -75,7 +76,7 @@ def tangents_of(call: Call, tangents: Any, what: str) -> list[Tensor]:
         got = len(tangents) if isinstance(tangents, tuple) else type(tangents).__name__
         raise TypeError(
             f"{what}: tangents must be a tuple with one tree for each of the {len(call.parts)} "
-            f"primals, got {got}"
+            f"primals, got {got}. For one write (tangent,)"
         )
     return [
         tangent
@@ -110,7 +111,7 @@ def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..
         >>> push(torch.tensor(2.0))
         tensor(2.)
     """
-    what = f"func.linearize({name_of(func)})"
+    what = called("linearize", func)
     call = call_at(func, what, primals)
     result = Result(call.at(call.values), what)
     again = [*call.values, *result.values]
@@ -205,7 +206,9 @@ def jacfwd(
         tensor([[2., 0.],
                 [0., 4.]])
     """
-    what = f"func.jacfwd({name_of(func)})"
+    what = called("jacfwd", func)
+    check_flags(what, has_aux=has_aux)
+    check_randomness(what, randomness)
 
     @wraps(func, updated=())
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:

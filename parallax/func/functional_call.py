@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from parallax._compat import dynamo
 from parallax.core.nodes import is_module
+from parallax.func.arguments import check_flags, short
 from parallax.tree import core
 from parallax.tree.places import Survey
 from parallax.tree.rebuild import rebuild
@@ -63,14 +64,22 @@ def functional_call(
         >>> func.functional_call(Scale(torch.ones(())), {"by": torch.tensor(3.0)}, torch.ones(()))
         tensor(3.)
     """
+    check_flags("functional_call", tie_weights=tie_weights)
+    if strict is not None:
+        check_flags("functional_call", strict=strict)
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(
+            f"functional_call: kwargs must be a dict of keyword arguments, got {short(kwargs)}. "
+            f"Write kwargs={{'name': value}}"
+        )
     args = () if args is None else args if isinstance(args, tuple) else (args,)
     named = _named(module, parameter_and_buffer_dicts)
     if is_module(module):
         return _replaced(module, named, tie_weights, strict)(*args, **(kwargs or {}))
     if not isinstance(module, nn.Module):
         raise TypeError(
-            f"functional_call: expected a parallax.Module or an nn.Module, "
-            f"got {type(module).__name__}"
+            f"functional_call: module must be a parallax.Module or an nn.Module, "
+            f"got {short(module)}. Give the module itself, and its tensors after it"
         )
     return _call_nn(module, named, args, kwargs, tie_weights, strict)
 
@@ -87,7 +96,7 @@ def _named(module: Any, given: Any) -> dict[str, Any]:
         if not isinstance(part, Mapping):
             raise TypeError(
                 f"functional_call: expected a dict of tensors by dotted name, a module, or a tuple "
-                f"of these, got {type(part).__name__}"
+                f"of these, got {short(part)}. Write {{'layer.weight': tensor}}"
             )
         twice = named.keys() & part.keys()
         if twice:
@@ -136,10 +145,10 @@ def _replaced(module: Any, named: dict[str, Any], tie_weights: bool, strict: boo
     part = spec.parts[0]
     paths = part.place_paths
     index = core.expand_of(part)
-    present = {path for path, k in zip(paths, index, strict=True) if leaves[k] is not None}
-    given_for = {index[place] for place, path in enumerate(paths) if path in named}
-    placed = zip(paths, index, strict=True)
-    needed = [p for p, k in placed if p in present and k not in given_for]
+    placed = list(zip(paths, index, strict=True))
+    present = {path for path, k in placed if leaves[k] is not None}
+    given_for = {index[place] for place, path in enumerate(paths) if tie_weights and path in named}
+    needed = [p for p, k in placed if p in present and p not in named and k not in given_for]
     _check_names(type(module).__name__, [p for p in paths if p in present], named, needed, strict)
     if tie_weights or len(leaves) == len(paths):
         values = list(leaves)
@@ -173,22 +182,68 @@ def _call_nn(
     tie_weights: bool,
     strict: bool | None,
 ) -> Any:
-    parameters = dict(module.named_parameters(remove_duplicate=False))
+    every: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     buffers = dict(module.named_buffers(remove_duplicate=False))
-    every = {**parameters, **buffers}
-    covered = {id(every[name]) for name in named if name in every}
-    needed = [name for name, tensor in every.items() if id(tensor) not in covered]
+    every.update(buffers)
+    covered = {id(every[name]) for name in named if tie_weights and name in every}
+    needed = [name for name in every if name not in named and id(every[name]) not in covered]
     _check_names(type(module).__name__, every, named, needed, strict)
-    tensors = {name: tensor for name, tensor in named.items() if name in every}
-    for name, buffer in buffers.items():
-        # A tied buffer is given once: torch refuses different tensors for its places.
+    for name, value in named.items():
+        if name in every and not isinstance(value, Tensor):
+            raise TypeError(
+                f"functional_call: {name} must be a tensor, got {short(value)}. "
+                f"Leave it out to keep the module's own"
+            )
+    tensors = _by_slot(module, every, buffers, named, tie_weights)
+    copies: dict[int, Tensor] = {}
+    for name in buffers:
         if name in tensors:
-            tensors[name] = tensors[name].clone()
-        elif id(buffer) not in covered:
-            covered.add(id(buffer))
-            tensors[name] = buffer.clone()
+            source = tensors[name]
+            if id(source) not in copies:
+                copies[id(source)] = source.clone()
+            tensors[name] = copies[id(source)]
     call = torch.func.functional_call
     if dynamo.is_compiling():
-        return call(module, tensors, args, kwargs, tie_weights=tie_weights)
+        return call(module, tensors, args, kwargs, tie_weights=False)
     with _swapping:  # torch exchanges the tensors of the very module while it runs
-        return call(module, tensors, args, kwargs, tie_weights=tie_weights)
+        return call(module, tensors, args, kwargs, tie_weights=False)
+
+
+def _by_slot(
+    module: nn.Module,
+    every: dict[str, Tensor],
+    buffers: dict[str, Tensor],
+    named: dict[str, Any],
+    tie_weights: bool,
+) -> dict[str, Tensor]:
+    """What is given for each attribute of each module, under its first name, and every buffer.
+
+    A module that stands in two places has two names for one attribute, which torch exchanges
+    twice, and so does not put back.
+    """
+    slots = {
+        f"{path}.{name}" if path else name: (id(owner), name)
+        for path, owner in module.named_modules(remove_duplicate=False)
+        for name in (*owner._parameters, *owner._buffers)
+    }
+    tied: dict[int, set[tuple[int, str]]] = {}
+    if tie_weights:
+        for name, tensor in every.items():
+            tied.setdefault(id(tensor), set()).add(slots[name])
+    source: dict[tuple[int, str], str] = {}
+    for name in [name for name in named if name in every]:
+        for slot in tied.get(id(every[name]), {slots[name]}):
+            if named[source.setdefault(slot, name)] is not named[name]:
+                raise ValueError(
+                    f"functional_call: {source[slot]} and {name} are tied in "
+                    f"{type(module).__name__} and were given different tensors. Give one; or, "
+                    f"where two modules share a tensor, take them apart: tie_weights=False"
+                )
+    found: dict[str, Tensor] = {}
+    met: set[tuple[int, str]] = set()
+    for name, tensor in every.items():
+        slot = slots[name]
+        if slot not in met and (slot in source or name in buffers):
+            found[name] = named[source[slot]] if slot in source else tensor
+        met.add(slot)
+    return found

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from parallax.func.arguments import called, check_flags
 from parallax.func.call import Argnums, Call
 from parallax.func.engines import gradient
-from parallax.func.moving import name_of
 from parallax.func.results import describe, with_aux
 
 __all__ = ["grad", "grad_and_value", "grad_as", "scalar_and_aux"]
@@ -50,13 +50,14 @@ def grad(
         >>> func.grad(lambda p: (p.at**2).sum())(Point(torch.tensor([1.0, 2.0]))).at
         tensor([2., 4.])
     """
-    return grad_as(f"func.grad({name_of(func)})", func, argnums, has_aux)
+    return grad_as(called("grad", func), func, argnums, has_aux)
 
 
 def grad_as(
     what: str, func: Callable[..., Any], argnums: Argnums, has_aux: bool = False
 ) -> Callable[..., Any]:
     """``grad`` under another name for error messages."""
+    check_flags(what, has_aux=has_aux)
 
     def finish(result: Any) -> tuple[Tensor, Any]:
         return scalar_and_aux(result, what, has_aux)
@@ -94,7 +95,8 @@ def grad_and_value(
         >>> func.grad_and_value(lambda x: x**2)(torch.tensor(3.0))
         (tensor(6.), tensor(9.))
     """
-    what = f"func.grad_and_value({name_of(func)})"
+    what = called("grad_and_value", func)
+    check_flags(what, has_aux=has_aux)
 
     def finish(result: Any) -> tuple[Tensor, Any]:
         return scalar_and_aux(result, what, has_aux)
@@ -124,7 +126,9 @@ def _not_scalar(loss: Any) -> str:
     if loss is None:
         return "the function returned nothing. End it with: return loss"
     if not isinstance(loss, Tensor):
-        hint = ", or pass has_aux=True to return (loss, aux)" if isinstance(loss, tuple) else ""
+        hint = ", or pass has_aux=True to return (loss, aux)" if type(loss) is tuple else ""
+        if isinstance(getattr(loss, "loss", None), Tensor):
+            hint = ": its .loss; and with has_aux=True also: return out.loss, out"
         return f"the function returned {describe(loss)}. Return one scalar tensor{hint}"
     if loss.dim():
         return (

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from parallax import tree
+from parallax.func.arguments import called, check_flags
 from parallax.func.call import call_at
 from parallax.func.engines import pullback
 from parallax.func.forward import tangents_of
 from parallax.func.grad import grad_and_value, scalar_and_aux
-from parallax.func.moving import name_of
 
 __all__ = ["hvp"]
 
@@ -51,7 +51,8 @@ def hvp(
         >>> product
         tensor(12.)
     """
-    what = f"func.hvp({name_of(func)})"
+    what = called("hvp", func)
+    check_flags(what, has_aux=has_aux)
     along = tangents_of(call_at(func, what, primals), tangents, what)
 
     def checked(*inner: Any) -> tuple[Tensor, Any]:

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax.func.arguments import called, check_chunk_size, short
 from parallax.func.call import Argnums, Call
 from parallax.func.grad import grad_as
 from parallax.func.jacobians import jacobian_rows
-from parallax.func.moving import name_of
 
 __all__ = ["hessian_matrix", "jacobian_matrix"]
+
+
+_MODES: tuple[Any, ...] = ("reverse", "forward")
 
 
 def jacobian_matrix(
@@ -49,9 +52,13 @@ def jacobian_matrix(
         tensor([[1., 0., 1., 0.],
                 [0., 1., 0., 1.]])
     """
-    what = f"func.jacobian_matrix({name_of(func)})"
-    if mode not in ("reverse", "forward"):
-        raise ValueError(f"{what}: mode must be 'reverse' or 'forward', got {mode!r}")
+    what = called("jacobian_matrix", func)
+    check_chunk_size(what, chunk_size)
+    if str(mode) not in _MODES:
+        raise ValueError(
+            f"{what}: mode must be 'reverse' or 'forward', got {short(mode)}. "
+            f"Write mode='forward' where the function has more results than arguments"
+        )
     return _matrix_as(what, func, argnums, mode, chunk_size)
 
 
@@ -101,5 +108,5 @@ def hessian_matrix(
         tensor([[ 6.,  0.],
                 [ 0., 12.]])
     """
-    what = f"func.hessian_matrix({name_of(func)})"
+    what = called("hessian_matrix", func)
     return _matrix_as(what, grad_as(what, func, argnums), argnums, "reverse")

@@ -1,7 +1,8 @@
 """Which leaves of an argument a derivative is taken with respect to, and trees around others.
 
 In a module these are the floating and complex ``Parameter`` leaves that are not frozen; outside of
-modules, every floating or complex tensor. They are said to *move*; all other leaves stay put.
+modules, every floating or complex tensor. They are said to *move*; all other leaves stay put: the
+rate in a pair of a model and a rate, or a key.
 """
 
 from __future__ import annotations
@@ -12,18 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax._compat import dynamo
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 from parallax.core.structure import Structure
+from parallax.func.hidden import held_tensor
 from parallax.tree import core
 from parallax.tree.leaves import all_floating
+from parallax.tree.outside import is_plain
 
-__all__ = ["INEXACT", "Moving", "Opened", "is_inexact", "name_of", "path_of", "paths_of"]
-
-
-def name_of(func: Any) -> str:
-    """What to call a function in an error message."""
-    return str(getattr(func, "__name__", type(func).__name__))
+__all__ = ["INEXACT", "Moving", "Opened", "is_inexact", "path_of", "paths_of"]
 
 
 def _inexact() -> frozenset[torch.dtype]:
@@ -78,6 +77,12 @@ class Opened:
             return self.spec.build(values, bare=True)
         return self.spec.build(filled([None] * len(self.leaves), self.places, values), bare=True)
 
+    def row(self, other: Any) -> Sequence[Any]:
+        """What another tree has in the place of each leaf."""
+        if isinstance(self.tree, Tensor):
+            return [other]
+        return core.columns(self.tree, (other,))[2][0]
+
     def beside(self, other: Any, what: str, kind: str) -> list[Any]:
         """What another tree has in the place of each chosen leaf, zeros for its holes.
 
@@ -89,12 +94,10 @@ class Opened:
         Raises:
             ValueError: if the trees or the shapes of two leaves do not fit.
         """
-        row: Sequence[Any] = [other]
-        if not isinstance(self.tree, Tensor):
-            try:
-                row = core.columns(self.tree, (other,))[2][0]
-            except ValueError as error:
-                raise ValueError(f"{what}: the {kind}: {error}") from None
+        try:
+            row = self.row(other)
+        except ValueError as error:
+            raise ValueError(f"{what}: the {kind}: {error}") from None
         found = []
         for place, value in zip(self.places, self.values):  # noqa: B905  # dynamo traces no strict=
             leaf = row[place]
@@ -135,8 +138,7 @@ class Moving(Opened):
         except _RefusedError as refused:
             raise refused.at(tree, f"{what}, argument {index}") from None
         if not self.places:
-            where = f"{what}, argument {index}"
-            raise ValueError(_nothing_moves(tree, leaves, where))
+            raise _nothing_moves(tree, leaves, spec.parts, f"{what}, argument {index}")
         self.values = [leaves[place] for place in self.places]
 
 
@@ -181,6 +183,11 @@ class _RefusedError(Exception):
                 f"{name} is {kind} can be differentiated. Pass it as an argument of its own, "
                 f"outside of argnums"
             )
+        if isinstance(self.leaf, torch.nn.Module):
+            return TypeError(
+                f"{name} is an nn.Module, which is no tree of tensors. Lift it: "
+                f"module = parallax.bridge.lift(module)"
+            )
         return TypeError(
             f"{name} is a {type(self.leaf).__name__}, and only tensors can be differentiated. "
             f"Pass it as an argument of its own, outside of argnums"
@@ -199,12 +206,13 @@ def _moving(leaves: Sequence[Any], trainable: Sequence[bool], start: int = 0) ->
 
 
 def _moving_outside(leaves: Sequence[Any], place: int) -> list[int]:
+    """The place of a leaf if it moves; a number, an integer tensor, a function does not."""
     leaf = leaves[place]
-    if leaf is None:
-        return []
-    if not is_inexact(leaf):
+    if is_inexact(leaf):
+        return [place]
+    if not is_plain(leaf) and not dynamo.is_compiling() and held_tensor(leaf) is not None:
         raise _RefusedError(place, leaf, module=False)
-    return [place]
+    return []
 
 
 def _moving_in(leaves: Sequence[Any], parts: Sequence[Any]) -> list[int]:
@@ -222,13 +230,23 @@ def _moving_in(leaves: Sequence[Any], parts: Sequence[Any]) -> list[int]:
     return places
 
 
-def _nothing_moves(tree: Any, leaves: Sequence[Any], where: str) -> str:
+def _nothing_moves(tree: Any, leaves: Sequence[Any], parts: Sequence[Any], where: str) -> Exception:
     if not is_module(tree):
-        return f"{where}: there is no tensor to differentiate with respect to"
+        if any([part is not None for part in parts]):
+            return ValueError(
+                f"{where}: nothing in it can be differentiated: each leaf of its modules is frozen "
+                f"or a Buffer. Unfreeze some: module = tree.select(module, path).unfreeze()"
+            )
+        for place, leaf in enumerate(leaves):
+            if leaf is not None:
+                return _RefusedError(place, leaf, module=False).at(tree, where)
+        return ValueError(f"{where}: there is no tensor to differentiate with respect to")
     paths = [path for path, leaf in zip(paths_of(tree), leaves, strict=True) if leaf is not None]
     if not paths:
-        return f"{where}: {type(tree).__name__} holds no tensors at all, so it has no gradient"
-    return (
+        return ValueError(
+            f"{where}: {type(tree).__name__} holds no tensors at all, so it has no gradient"
+        )
+    return ValueError(
         f"{where}: {type(tree).__name__} has no trainable leaf: each of its {len(paths)} leaves is "
         f"frozen or a Buffer ({', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}). "
         f"Unfreeze some: module = tree.select(module, path).unfreeze()"

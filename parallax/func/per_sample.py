@@ -19,10 +19,17 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import autograd
+from parallax.func.arguments import (
+    called,
+    check_chunk_size,
+    check_flags,
+    check_in_dims,
+    check_randomness,
+)  # fmt: skip
 from parallax.func.call import Argnums, Call, picked
 from parallax.func.engines import SecondOrderError, gradient_by_tape, on_tape
 from parallax.func.grad import grad, scalar_and_aux
-from parallax.func.moving import filled, name_of
+from parallax.func.moving import filled
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
 from parallax.func.vmap import Batch, run_flat, vmap
@@ -68,7 +75,7 @@ def per_sample_grad(
         >>> func.per_sample_grad(lambda w, x: w * x)(torch.tensor(1.0), torch.tensor([2.0, 3.0]))
         tensor([2., 3.])
     """
-    what = f"func.per_sample_grad({name_of(func)})"
+    what = called("per_sample_grad", func)
     return _many(func, what, argnums, has_aux, in_dims, (None, 0), randomness, chunk_size)
 
 
@@ -106,7 +113,7 @@ def ensemble_grad(
         >>> func.ensemble_grad(lambda w, x: w * w * x)(torch.tensor([1.0, 2.0]), torch.tensor(3.0))
         tensor([ 6., 12.])
     """
-    what = f"func.ensemble_grad({name_of(func)})"
+    what = called("ensemble_grad", func)
     return _many(func, what, argnums, has_aux, in_dims, (0, None), randomness, chunk_size)
 
 
@@ -121,6 +128,11 @@ def _many(
     chunk_size: int | None,
 ) -> Callable[..., Any]:
     one = grad(func, argnums, has_aux)
+    check_flags(what, has_aux=has_aux)
+    check_randomness(what, randomness)
+    check_chunk_size(what, chunk_size)
+    if in_dims is not None:
+        check_in_dims(what, in_dims)
 
     @wraps(func, updated=())
     def gradients_of(*args: Any, **kwargs: Any) -> Any:
@@ -229,7 +241,7 @@ class _Summed:
         call = self.call
         result = self.nesting.call(self.batch.around(members))
         loss, aux = scalar_and_aux(result, call.what, self.has_aux)
-        beside, close = open_tensors(aux)
+        beside, close = open_tensors(aux, call.what)
         self.closing = close, len(beside)
         return [loss, *beside, *self.nesting.emitted()]
 
@@ -237,10 +249,11 @@ class _Summed:
 class _Chunk:
     """Some of the losses, to be differentiated as one."""
 
-    __slots__ = ("size", "summed", "tensors", "values")
+    __slots__ = ("size", "summed", "tensors", "values", "what")
 
     def __init__(self, summed: _Summed, start: int, size: int) -> None:
         self.summed = summed
+        self.what = summed.call.what
         self.size = size
         batch = summed.batch
         self.tensors = batch.tensors

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from parallax.core.nodes import is_module
-from parallax.func.moving import Opened, filled, is_inexact, path_of
+from parallax.func.moving import Opened, filled, is_inexact
+from parallax.func.unfolding import Unfolded
 from parallax.tree import core
 
 __all__ = ["Result", "Taking", "describe", "open_tensors", "with_aux"]
@@ -24,13 +25,14 @@ class Result(Opened):
         others: the tensors that were not chosen.
     """
 
-    __slots__ = ("_close", "_others", "others")
+    __slots__ = ("_others", "_unfolded", "others")
 
     def __init__(self, tree: Any, what: str) -> None:
         self.tree = tree
         if tree is None:
             raise TypeError(f"{what}: the function returned nothing. End it with: return ...")
-        self.leaves, self._close = _unfold(tree)
+        self._unfolded = Unfolded(tree, what)
+        self.leaves = self._unfolded.leaves
         self.places, self._others = [], []
         for place, leaf in enumerate(self.leaves):
             if is_inexact(leaf):
@@ -38,7 +40,7 @@ class Result(Opened):
             elif isinstance(leaf, Tensor) and _inside_module(tree):
                 self._others.append(place)
             elif leaf is not None and not _inside_module(tree):
-                raise TypeError(_not_a_result(tree, place, leaf, what))
+                raise TypeError(_not_a_result(self._unfolded.path(place), leaf, what))
         if not self.places:
             raise TypeError(f"{what}: the function returned no floating tensor to differentiate")
         self.values = [self.leaves[place] for place in self.places]
@@ -46,16 +48,20 @@ class Result(Opened):
 
     def around(self, values: Sequence[Any]) -> Any:
         """The tree with other values for the tensors that are differentiated."""
-        return self._close(filled(list(self.leaves), self.places, values))
+        return self._unfolded.close(filled(list(self.leaves), self.places, values))
 
     def alone(self, values: Sequence[Any]) -> Any:
         """A tree of the same structure that holds these values and holes everywhere else."""
-        return self._close(filled([None] * len(self.leaves), self.places, values))
+        return self._unfolded.close(filled([None] * len(self.leaves), self.places, values))
+
+    def row(self, other: Any) -> Sequence[Any]:
+        """What another tree has in the place of each leaf."""
+        return [other] if isinstance(self.tree, Tensor) else self._unfolded.beside(other)
 
     def rebuilt(self, values: Sequence[Any], others: Sequence[Any]) -> Any:
         """The tree with other values for all of its tensors."""
         leaves = filled(list(self.leaves), self._others, others)
-        return self._close(filled(leaves, self.places, values))
+        return self._unfolded.close(filled(leaves, self.places, values))
 
 
 class Taking:
@@ -87,7 +93,7 @@ def with_aux(returned: Any, what: str, has_aux: bool) -> tuple[Any, Any]:
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise TypeError(
             f"{what}: with has_aux=True the function returns a pair (result, aux), "
-            f"got {describe(returned)}"
+            f"got {describe(returned)}. Return two things, or leave has_aux=False"
         )
     return returned
 
@@ -96,7 +102,7 @@ def describe(value: Any) -> str:
     """A returned value in a few words, for error messages."""
     if value is None:
         return "nothing"
-    if isinstance(value, tuple):
+    if type(value) is tuple:
         return f"a tuple of {len(value)}"
     return f"a {type(value).__name__}"
 
@@ -107,8 +113,7 @@ def _inside_module(tree: Any) -> bool:
     )
 
 
-def _not_a_result(tree: Any, place: int, leaf: Any, what: str) -> str:
-    path = path_of(tree, place)
+def _not_a_result(path: str, leaf: Any, what: str) -> str:
     where = f"at {path} of its result" if path else "as its result"
     kind = f"a {leaf.dtype} tensor" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
     return (
@@ -117,40 +122,22 @@ def _not_a_result(tree: Any, place: int, leaf: Any, what: str) -> str:
     )
 
 
-def _unfold(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
-    """All leaves of a tree, also of trees in the place of leaves, as a Hessian has."""
-    if isinstance(tree, Tensor):
-        return [tree], _first
-    leaves, spec = core.flatten(tree)
-    if all([leaf is None or isinstance(leaf, Tensor) or not _is_tree(leaf) for leaf in leaves]):
-        return leaves, lambda values: core.unflatten(spec, values)
-    inner = [_unfold(leaf) if _is_tree(leaf) else ([leaf], _first) for leaf in leaves]
+def open_tensors(tree: Any, what: str) -> tuple[list[Tensor], Callable[[Sequence[Any]], Any]]:
+    """The tensors in a tree of anything, and how to build it around others in their place.
 
-    def close(values: Sequence[Any]) -> Any:
-        out, start = [], 0
-        for below, close_below in inner:
-            out.append(close_below(values[start : start + len(below)]))
-            start += len(below)
-        return core.unflatten(spec, out)
+    Args:
+        tree: what a function returned.
+        what: what was called, for error messages.
 
-    return [leaf for below, _ in inner for leaf in below], close
-
-
-def _is_tree(leaf: Any) -> bool:
-    return is_module(leaf) or isinstance(leaf, (tuple, list, dict))
-
-
-def _first(values: Sequence[Any]) -> Any:
-    return values[0]
-
-
-def open_tensors(tree: Any) -> tuple[list[Tensor], Callable[[Sequence[Any]], Any]]:
-    """The tensors in a tree of anything, and how to build it around others in their place."""
+    Raises:
+        TypeError: if it holds tensors where nobody can say how they are taken out.
+    """
     if tree is None:
         return [], _nothing
     if isinstance(tree, Tensor):
         return [tree], _first
-    leaves, close = _unfold(tree)
+    unfolded = Unfolded(tree, what)
+    leaves = unfolded.leaves
     places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
     def rebuild(tensors: Sequence[Any]) -> Any:
@@ -159,9 +146,13 @@ def open_tensors(tree: Any) -> tuple[list[Tensor], Callable[[Sequence[Any]], Any
         for place, tensor in zip(places, tensors):  # noqa: B905  # dynamo traces no strict=
             same = same and values[place] is tensor
             values[place] = tensor
-        return tree if same else close(values)
+        return tree if same else unfolded.close(values)
 
     return [leaves[k] for k in places], rebuild
+
+
+def _first(values: Sequence[Any]) -> Any:
+    return values[0]
 
 
 def _nothing(values: Sequence[Any]) -> None:

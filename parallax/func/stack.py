@@ -10,6 +10,7 @@ from torch import nn
 
 from parallax import tree
 from parallax.core.nodes import is_module
+from parallax.func.arguments import short
 from parallax.tree.places import Survey
 
 __all__ = ["stack_module_state"]
@@ -42,14 +43,22 @@ def stack_module_state(models: Sequence[Any]) -> State:
         >>> parameters["weight"].shape
         torch.Size([4, 3, 2])
     """
+    if not isinstance(models, (list, tuple)):
+        raise TypeError(
+            f"stack_module_state: models must be a list of modules, got {short(models)}. "
+            f"Give a list of at least one: [model]"
+        )
     members = list(models)
     if not members:
-        raise TypeError("stack_module_state: give at least one model")
+        raise TypeError("stack_module_state: models is empty. Give at least one: [model]")
     if all(is_module(member) for member in members):
         return _by_role(tree.stack(members))
     if not all(isinstance(member, nn.Module) for member in members):
         kinds = sorted({type(member).__name__ for member in members})
-        raise TypeError(f"stack_module_state: expected modules of one kind, got {kinds}")
+        raise TypeError(
+            f"stack_module_state: models must be modules of one kind, got {kinds}. "
+            f"Give parallax.Modules only, or nn.Modules only"
+        )
     for number, member in enumerate(members[1:], 1):
         for where, ours, theirs in _differences(members[0], member):
             raise ValueError(

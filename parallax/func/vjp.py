@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from parallax.func.arguments import called, check_chunk_size, check_flags
 from parallax.func.call import Argnums, Call
 from parallax.func.engines import pullback
 from parallax.func.jacobians import jacobian
-from parallax.func.moving import name_of
 from parallax.func.results import Taking
 
 __all__ = ["hessian", "jacrev", "vjp"]
@@ -39,7 +39,8 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple
         >>> pull(torch.tensor([1.0, 2.0]))
         (tensor([1., 2.]),)
     """
-    what = f"func.vjp({name_of(func)})"
+    what = called("vjp", func)
+    check_flags(what, has_aux=has_aux)
     call = Call(func, what, tuple(range(len(primals))), primals, {})
     taking = Taking(what, has_aux)
     values, pull, (others, aux) = pullback(call, taking)
@@ -84,7 +85,9 @@ def jacrev(
         tensor([[2., 0.],
                 [0., 4.]])
     """
-    what = f"func.jacrev({name_of(func)})"
+    what = called("jacrev", func)
+    check_flags(what, has_aux=has_aux)
+    check_chunk_size(what, chunk_size)
     return _jacrev_as(what, func, argnums, has_aux=has_aux, chunk_size=chunk_size)
 
 
@@ -132,5 +135,5 @@ def hessian(func: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Cal
         tensor([[ 6.,  0.],
                 [ 0., 12.]])
     """
-    what = f"func.hessian({name_of(func)})"
+    what = called("hessian", func)
     return _jacrev_as(what, _jacrev_as(what, func, argnums), argnums)

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from parallax._compat import checkpoints, dynamo, functorch
+from parallax.core.nodes import is_module
+from parallax.func.arguments import called, check_chunk_size, check_in_dims, check_randomness, short
+from parallax.func.batches import Sizes, are_loaded, give_sizes, sizes_inside, sizes_outside
 from parallax.func.dims import checked_dim, rng_dim, spread
-from parallax.func.moving import Moving, filled, name_of, path_of
+from parallax.func.moving import Moving, filled, path_of
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
 from parallax.tree import core
@@ -64,18 +67,16 @@ def vmap(
         >>> func.vmap(Scale.forward, in_dims=(0, None))(both, torch.ones(()))
         tensor([2., 3.])
     """
-    what = f"func.vmap({name_of(func)})"
-
-    if randomness not in ("error", "same", "different"):
-        raise ValueError(
-            f"{what}: randomness must be 'error', 'same' or 'different', got {randomness!r}"
-        )
+    what = called("vmap", func)
+    check_in_dims(what, in_dims)
+    check_randomness(what, randomness)
+    check_chunk_size(what, chunk_size)
 
     @wraps(func, updated=())
     def mapped(*args: Any, **kwargs: Any) -> Any:
         nesting = Nesting(func, args, kwargs)
         batch = Batch(nesting.args, in_dims, what)
-        outs = _Outputs(out_dims, what)
+        outs = _Outputs(out_dims, what, batch.size)
 
         def flat(tensors: Sequence[Tensor]) -> list[Tensor]:
             result = nesting.call(batch.around(tensors))
@@ -207,11 +208,6 @@ def _pairs(args: tuple[Any, ...], in_dims: Any, what: str) -> list[tuple[Any, An
         raise ValueError(f"{what}: called without positional arguments, so nothing is mapped")
     if isinstance(in_dims, int):
         return [(arg, in_dims) for arg in args]
-    if not isinstance(in_dims, tuple):
-        raise TypeError(
-            f"{what}: in_dims must be an int or a tuple with an entry for each argument, "
-            f"got {in_dims!r}"
-        )
     if len(in_dims) != len(args):
         raise ValueError(
             f"{what}: in_dims has {len(in_dims)} entries and {len(args)} positional arguments were "
@@ -238,7 +234,7 @@ class _Mapped:
         places: which of its leaves they are.
     """
 
-    __slots__ = ("index", "keyed", "leaves", "places", "spec", "start")
+    __slots__ = ("index", "keyed", "leaves", "places", "sizes", "spec", "start")
 
     def __init__(self, index: int, start: int) -> None:
         self.index = index
@@ -251,6 +247,7 @@ class _Mapped:
         opened = core.opened(arg) if copied is None else (copied.leaves, copied.spec)
         self.leaves, self.spec = opened
         self.keyed: list[int] = []
+        self.sizes: Sizes = []
         if dim is None and copied is not None:
             self.places = copied.places
             tensors += copied.values
@@ -270,6 +267,9 @@ class _Mapped:
             tensors.append(leaf)
             dims.append(each)
         self.places = places
+        if self.spec.outer is not None and are_loaded():
+            each_dim = [dim] * len(self.leaves) if whole else list(wanted)
+            self.sizes = sizes_inside(arg, each_dim, f"{what}, in_dims")
         for place, rng in enumerate(self.spec.rngs):
             each = rng_dim(rng, dim)
             if each is not None:
@@ -284,20 +284,23 @@ class _Mapped:
         if len(values) < len(self.leaves):
             values = filled(list(self.leaves), self.places, values)
         if not self.keyed:
-            return self.spec.build(values)
+            tree = self.spec.build(values)
+            return give_sizes(tree, self.sizes) if self.sizes else tree
         rngs = list(self.spec.rngs)
         for place, key in zip(self.keyed, members[stop:]):  # noqa: B905  # dynamo traces no strict=
             rngs[place] = rngs[place].with_key(key)
-        return self.spec.with_rngs(rngs).build(values)
+        return give_sizes(self.spec.with_rngs(rngs).build(values), self.sizes)
 
 
 class _Outputs:
     """What the mapped function returned, and where the mapped dimension goes in it."""
 
-    __slots__ = ("close", "count", "dims", "out_dims", "shared", "what")
+    __slots__ = ("close", "count", "dims", "out_dims", "shared", "size", "sizes", "what")
 
-    def __init__(self, out_dims: Any, what: str) -> None:
+    def __init__(self, out_dims: Any, what: str, size: int) -> None:
         self.out_dims = out_dims
+        self.size = size
+        self.sizes: Sizes = []
         self.what = what
         self.dims: list[int | None] = []
         self.shared: list[Tensor] = []
@@ -306,12 +309,14 @@ class _Outputs:
         """The tensors that have a mapped dimension; keeps the rest."""
         if result is None:
             raise TypeError(f"{self.what}: the function returned nothing. End it with: return ...")
-        tensors, self.close = open_tensors(result)
+        tensors, self.close = open_tensors(result, self.what)
         if type(self.out_dims) is int:
             self.dims, self.shared = [self.out_dims] * len(tensors), []
             self.count = len(tensors)
+            self._note_sizes(result)
             return tensors
         self.dims = self._dims(result, len(tensors))
+        self._note_sizes(result)
         self.shared = [t for t, dim in zip(tensors, self.dims) if dim is None]  # noqa: B905  # dynamo traces no strict=
         if not dynamo.is_compiling():
             for tensor in self.shared:
@@ -324,6 +329,12 @@ class _Outputs:
         self.count = len(mapped)
         return mapped
 
+    def _note_sizes(self, result: Any) -> None:
+        if are_loaded() and not isinstance(result, Tensor) and not is_module(result):
+            what = f"{self.what}, out_dims"
+            dims = spread(self.out_dims, result, what, "the result")
+            self.sizes = sizes_outside(result, dims, self.size, what)
+
     def _dims(self, result: Any, count: int) -> list[int | None]:
         dims = self.out_dims
         if dims is None:
@@ -332,13 +343,13 @@ class _Outputs:
             if isinstance(dims, tuple) and len(dims) == 1:
                 return list(dims)
             raise ValueError(
-                f"{self.what}: out_dims={dims!r} is a {type(dims).__name__}, and the function "
+                f"{self.what}: out_dims={short(dims)} is a {type(dims).__name__}, and the function "
                 f"returned one tensor. Give an int or None"
             )
         leaves = core.flatten(result)[0]
         wanted = spread(dims, result, f"{self.what}, out_dims", "the result")
         pairs = zip(leaves, wanted)  # noqa: B905  # as above
-        return [dim for leaf, dim in pairs if isinstance(leaf, Tensor)]
+        return [dim for leaf, dim in pairs for _ in open_tensors(leaf, self.what)[0]]
 
     def give(self, found: Sequence[Tensor]) -> Any:
         """The result around stacked tensors."""
@@ -356,4 +367,4 @@ class _Outputs:
                         f"Give one from {-tensor.dim()} to {tensor.dim() - 1}"
                     )
                 values.append(tensor if dim == 0 else tensor.movedim(0, dim))
-        return self.close(values)
+        return give_sizes(self.close(values), self.sizes)

@@ -17,12 +17,18 @@ from parallax.core.nodes import NODES, is_module
 from parallax.core.registry import NAMESPACE
 from parallax.tree.align import misfit
 
-__all__ = ["Outside", "adopt", "close", "is_leaf", "item_paths", "join", "opened_outside", "up_to"]
+__all__ = ["Outside", "adopt", "close", "is_leaf", "is_plain", "item_paths", "join",
+           "opened_outside", "up_to"]  # fmt: skip
 
 _PLAIN = frozenset({
     type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size,
     torch.layout, torch.memory_format, Tensor, torch.nn.Parameter,
 })  # fmt: skip
+
+
+def is_plain(item: Any) -> bool:
+    """Whether an item is a leaf by its class: a tensor, a number, a string and the like."""
+    return type(item) in _PLAIN or isinstance(item, Tensor)
 
 
 def adopt(items: Iterable[Any]) -> bool:

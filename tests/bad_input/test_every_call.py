@@ -28,7 +28,7 @@ class Limits(NamedTuple):
 LIMITS = {
     "core": Limits(35, 0.085, 0.452),
     "tree": Limits(0, 0.0, 0.68),
-    "func": Limits(29, 0.355, 0.075),
+    "func": Limits(0, 0.01, 0.9),
     "random": Limits(23, 0.004, 0.376),
     "effects": Limits(0, 0.323, 0.193),
     "optim": Limits(6, 0.006, 0.92),

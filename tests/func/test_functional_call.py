@@ -91,6 +91,57 @@ def test_ties() -> None:
         )
 
 
+def test_places_that_are_taken_apart_are_each_asked_for() -> None:
+    shared = net()
+    model = Twice(shared, shared)
+    first = {f"first.{name}": leaf for name, leaf in tree.named_leaves(net(7)).items()}
+    second = {f"second.{name}": leaf for name, leaf in tree.named_leaves(net(8)).items()}
+    apart = func.functional_call(model, {**first, **second}, X, tie_weights=False, strict=True)
+    torch.testing.assert_close(apart, Twice(net(7), net(8))(X))
+    with pytest.raises(KeyError, match=r"nothing is given for \['second.weight', "):
+        func.functional_call(model, first, X, tie_weights=False, strict=True)
+    both = func.functional_call(model, first, X, strict=True)
+    torch.testing.assert_close(both, Twice(net(7), net(7))(X))
+    linear = nn.Linear(3, 3)
+    given = {"0.weight": torch.ones(3, 3), "0.bias": torch.ones(3)}
+    twin = nn.Sequential(linear, linear)
+    with pytest.raises(KeyError, match=r"nothing is given for \['1.weight', '1.bias'\]"):
+        func.functional_call(twin, given, X32, tie_weights=False, strict=True)
+    for options in ({"strict": True}, {"tie_weights": False}):
+        torch.testing.assert_close(
+            func.functional_call(twin, given, (X32,), **options),  # type: ignore[arg-type]  # flags
+            torch.func.functional_call(twin, given, (X32,), **options),  # type: ignore[arg-type]  # as above
+        )
+
+
+def test_a_tied_buffer_under_both_names() -> None:
+    norm = nn.BatchNorm1d(3, affine=False)
+    twin = nn.Sequential(norm, norm)
+    before = copy.deepcopy(twin.state_dict())
+    torch.manual_seed(0)
+    buffers = {name: value + 1 for name, value in norm.named_buffers()}
+    both = {f"{k}.{name}": value for k in (0, 1) for name, value in buffers.items()}
+    one = {f"0.{name}": value for name, value in buffers.items()}
+    reference = copy.deepcopy(twin)
+    reference[0].load_state_dict(buffers)
+    for given in (both, one):
+        kept = copy.deepcopy(given)
+        for tie in (True, False):
+            twin.eval()
+            ours = func.functional_call(twin, given, (X32,), tie_weights=tie)
+            theirs = torch.func.functional_call(
+                copy.deepcopy(twin), copy.deepcopy(given), (X32,), tie_weights=tie
+            ) if given is one else reference.eval()(X32)  # fmt: skip
+            torch.testing.assert_close(ours, theirs)
+            twin.train()
+            func.functional_call(twin, given, (X32,), tie_weights=tie)
+        torch.testing.assert_close(given, kept)
+    torch.testing.assert_close(dict(twin.state_dict()), dict(before))
+    other = {**both, "1.running_mean": torch.zeros(3)}
+    with pytest.raises(ValueError, match="tied"):
+        func.functional_call(twin, other, (X32,))
+
+
 def test_gradients_through_it_are_torchs() -> None:
     model = mlp()
     weights = {k: v.detach() for k, v in model.named_parameters()}
@@ -137,10 +188,10 @@ def test_three_threads_with_one_nn_module() -> None:
 
 def test_what_is_no_module_or_no_dict() -> None:
     with pytest.raises(
-        TypeError, match=r"expected a parallax.Module or an nn.Module, got function"
+        TypeError, match=r"module must be a parallax.Module or an nn.Module, got a function"
     ):
         func.functional_call(lambda x: x, {}, X)
-    with pytest.raises(TypeError, match=r"expected a dict of tensors by dotted name.*got Tensor"):
+    with pytest.raises(TypeError, match=r"expected a dict of tensors by dotted name.*got a tensor"):
         func.functional_call(net(), X, X)
     with pytest.raises(ValueError, match="came in two of the dicts"):
         func.functional_call(net(), ({"bias": X[0]}, {"bias": X[1]}), X)
@@ -183,7 +234,7 @@ def test_modules_that_differ_in_anything_but_tensors_are_refused() -> None:
     for models, message in cases:
         with pytest.raises(ValueError, match=message):
             func.stack_module_state(models)
-    with pytest.raises(TypeError, match="at least one model"):
+    with pytest.raises(TypeError, match="Give at least one"):
         func.stack_module_state([])
     with pytest.raises(TypeError, match="modules of one kind"):
         func.stack_module_state([mlp(), net()])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from parallax import Parameter, UninitializedError, func, tree
+from parallax import Parameter, UninitializedError, func, random, tree
 from tests.func.nets import Twice, X, loss, net
 
 
@@ -49,9 +49,42 @@ def test_arguments_that_cannot_be_differentiated() -> None:
     with pytest.raises(TypeError, match=r"argument 1 is a tensor of torch.int64"):
         func.grad(lambda m, k: loss(m), argnums=1)(net(), torch.tensor(3))
     with pytest.raises(TypeError, match=r"rate is a float, and only tensors.*outside of argnums"):
-        func.grad(lambda d: loss(d["net"]))({"net": net(), "rate": 0.5})
+        func.grad(lambda d: torch.ones(()))({"rate": 0.5})
+    with pytest.raises(ValueError, match=r"nothing in it can be differentiated.*unfreeze\(\)"):
+        func.grad(lambda d: loss(d["net"]))(
+            {"net": tree.select(net(), "weight", "bias").freeze(), "rate": 0.5}
+        )
+    with pytest.raises(TypeError, match=r"argument 0: 1 is an nn.Module.*bridge.lift"):
+        func.grad(lambda pair: loss(pair[0]))((net(), nn.Linear(1, 1)))
     with pytest.raises(ValueError, match="no tensor to differentiate"):
         func.grad(lambda d: torch.ones(()))({"a": None})
+
+
+def test_what_is_not_differentiated_is_a_hole_in_a_packed_argument() -> None:
+    pack = {"net": net(), "rate": 0.5, "ids": torch.arange(2), "act": torch.tanh, "x": X}
+    weighted = lambda p: p["rate"] * p["act"](loss(p["net"], p["x"])) * p["ids"][1]  # noqa: E731  # short
+    grads, value = func.grad_and_value(weighted)(pack)
+    assert [grads[name] for name in ("rate", "ids", "act")] == [None] * 3
+    model, x = net(), X.clone().requires_grad_()
+    weight = model.weight.clone().requires_grad_()
+    expected = 0.5 * torch.tanh(loss(model.replace(weight=weight), x))
+    torch.testing.assert_close(value, expected.detach())
+    slopes = torch.autograd.grad(expected, (weight, x))
+    torch.testing.assert_close((grads["net"].weight, grads["x"]), slopes)
+    stepped = tree.map(lambda p, g: p - g, pack, grads)
+    assert stepped["rate"] == 0.5 and stepped["ids"] is pack["ids"]
+    assert tree.allclose(func.vjp(weighted, pack)[1](torch.ones_like(value))[0], grads)
+    along = func.jvp(weighted, (pack,), (grads,))[1]
+    torch.testing.assert_close(along, sum((g**2).sum() for g in tree.leaves(grads)))
+
+
+def test_a_key_beside_a_model_stays() -> None:
+    pair = net(), random.key(0)
+    noisy = lambda p: loss(p[0]) * random.uniform(p[1], ())  # noqa: E731  # short
+    grads = func.grad(noisy)(pair)
+    factor = random.uniform(random.key(0), ())
+    assert tree.allclose(grads[0], tree.scale(func.grad(loss)(net()), float(factor)))
+    assert tree.leaves(grads[1]) == [] and tree.map(torch.add, pair, grads)[1].data is pair[1].data
 
 
 def test_argnums_that_do_not_fit() -> None:
