@@ -103,6 +103,16 @@ def is_forward_refusal(error: RuntimeError) -> bool:
     )
 
 
+def is_cut_refusal(error: RuntimeError) -> bool:
+    """Whether ``torch.func`` met what takes a tensor off the graph without a word on the tape."""
+    return str(error).startswith(
+        (
+            "You are attempting to call Tensor.requires_grad_()",
+            "In order to use an autograd.Function with functorch transforms",
+        )
+    )
+
+
 def is_dtype_refusal(error: RuntimeError) -> bool:
     """Whether a kernel met tensors of two dtypes, as under autocast."""
     return str(error).startswith("expected scalar type")

@@ -78,6 +78,15 @@ def current_level() -> int:
     return torch._C._functorch.maybe_current_level() or 0
 
 
+def wrapped_here(tensor: Tensor) -> Tensor:
+    """A tensor as the innermost transform, one that differentiates, hands its arguments over.
+
+    Writes in place reach the tensor itself, and leave no graph there.
+    """
+    wrapper: Tensor = torch._C._functorch._wrap_for_grad(tensor, current_level())
+    return wrapper
+
+
 outside_transforms: Callable[[], AbstractContextManager[object]] = torch._C._DisableFuncTorch
 """Within ``with outside_transforms():`` operators on plain tensors pass ``torch.func`` by."""
 

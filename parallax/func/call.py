@@ -56,15 +56,29 @@ class Call:
         """Which arguments are differentiated."""
         return (self.argnums,) if isinstance(self.argnums, int) else self.argnums
 
-    def at(self, values: Sequence[Tensor]) -> Any:
-        """The function at these values of the leaves that move."""
-        args = list(self.args)
+    def at(self, values: Sequence[Tensor], others: Sequence[Any] | None = None) -> Any:
+        """The function at these values of the leaves that move.
+
+        Args:
+            values: the leaves that move.
+            others: the positional arguments, if not those of the call, where none moves.
+        """
+        args = list(self.args if others is None else others)
         if isinstance(self.argnums, int):
             args[self.argnums] = self.parts[0].around(values)
         else:
             for index, part, chunk in zip(self.argnums, self.parts, self._chunks(values)):  # noqa: B905  # dynamo traces no strict=
                 args[index] = part.around(chunk)
         return self.func(*args, **self.kwargs)
+
+    def still(self) -> list[tuple[int, Tensor]]:
+        """The positional arguments that are tensors and are not differentiated, with their places.
+
+        The function may write into them.
+        """
+        moving = self.indices
+        pairs = enumerate(self.args)
+        return [(k, arg) for k, arg in pairs if isinstance(arg, Tensor) and k not in moving]
 
     def nested(self, levels: int = 1) -> tuple[Call, Nesting]:
         """This call as it is made inside of so many transforms."""

@@ -104,6 +104,11 @@ class Tape:
         result = finish(call.at(self.leaves))
         if self.aliased:
             self.check_unwritten()
+        if not all([leaf.requires_grad for leaf in self.leaves]):
+            raise RuntimeError(
+                f"{call.what}: requires_grad_(False) or detach_() was called on a tensor that is "
+                f"being differentiated. Write x = x.detach() instead: it leaves the tensor alone"
+            )
         return result
 
     def check_unwritten(self) -> None:
@@ -178,12 +183,57 @@ def gradient_by_tape(
         SecondOrderError: unless ``second``, if the function took derivatives itself, through
             operators whose backward is an operator of its own.
     """
+    still = _without_graph(call)
     # Backward too belongs to the derivative: a checkpoint calls the function once more there.
     with RUNNING:
         if torch.is_grad_enabled():
-            return _record_gradient(call, finish, Tape(call.values, recording=True), second)
-        with torch.enable_grad():
-            return _record_gradient(call, finish, Tape(call.values, recording=False), second)
+            tape = Tape(call.values, recording=True)
+            found = _record_gradient(call, finish, tape, second)
+        else:
+            with torch.enable_grad():
+                tape = Tape(call.values, recording=False)
+                found = _record_gradient(call, finish, tape, second)
+    if any([arg.requires_grad for arg in still]):
+        _take_graphs_off(still, tape, call.what)
+    return found
+
+
+def _without_graph(call: Recorded) -> list[Tensor]:
+    """The arguments that are not differentiated now, nor by anybody else."""
+    if not isinstance(call, Call) or len(call.args) == len(call.parts):
+        return []
+    return [arg for _, arg in call.still() if not arg.requires_grad]
+
+
+def _take_graphs_off(tensors: Sequence[Tensor], tape: Tape, what: str) -> None:
+    """Leaves no graph on arguments that the function wrote into, but one that leads outside."""
+    for tensor, out in zip(tensors, escaping(tensors, tape.own), strict=True):
+        if tensor.requires_grad and not out:
+            if tensor._base is not None:
+                raise RuntimeError(
+                    f"{what}: an argument that is a view was written in place, and keeps the graph "
+                    f"of what was written. Compute a new tensor instead: y = y + 1, not y += 1"
+                )
+            tensor.detach_()
+
+
+def _refuse_cut(call: Recorded, finish: Finish) -> None:
+    """Raises where the result depends on nothing because the function cut the graph.
+
+    ``torch.func`` tells; on the tape the gradient would be zero without a word.
+    """
+    if not isinstance(call, Call):
+        return
+    try:
+        with random.reuse(), torch.random.fork_rng(devices=[]):
+            torch.func.vjp(through(call, finish)[0], *call.values, has_aux=True)
+    except RuntimeError as error:
+        if autograd.is_cut_refusal(error):
+            raise RuntimeError(
+                f"{call.what}: nothing of the result depends on what is differentiated, as a graph "
+                f"was cut. Inside, use func.grad or func.jacrev, not torch.autograd.functional (or "
+                f"write create_graph=True there), and give an autograd.Function tensors, no module"
+            ) from error
 
 
 class SecondOrderError(Exception):
@@ -203,6 +253,7 @@ def _record_gradient(
     elif connected(loss):
         grads = autograd.backward([loss], [torch.ones_like(loss)], tape.leaves, keep, keep)
     else:
+        _refuse_cut(call, finish)
         grads = [torch.zeros_like(x) for x in tape.inputs]
     if keep or beside or loss.grad_fn is None:
         grads, (loss, *beside) = tape.release(grads, keep), tape.release([loss, *beside], keep)
@@ -229,10 +280,14 @@ def through(
         as they come out of the transform, to what came beside.
     """
     inner, nesting = call.nested(levels)
+    still = [] if dynamo.is_compiling() else inner.still()
     closes: list[Any] = []
 
     def flat(*values: Tensor) -> tuple[Any, list[Tensor]]:
-        out, aux = finish(inner.at(values))
+        args = list(inner.args)
+        for place, arg in still:  # as torch.func hands them over: the function may write into them
+            args[place] = functorch.wrapped_here(arg)
+        out, aux = finish(inner.at(values, args))
         if dynamo.is_compiling():
             checkpoints.refuse_traced_checkpoint()
         elif isinstance(out, Tensor) and out.requires_grad and not connected(out):

@@ -183,11 +183,6 @@ class _RefusedError(Exception):
                 f"{name} is {kind} can be differentiated. Pass it as an argument of its own, "
                 f"outside of argnums"
             )
-        if isinstance(self.leaf, torch.nn.Module):
-            return TypeError(
-                f"{name} is an nn.Module, which is no tree of tensors. Lift it: "
-                f"module = parallax.bridge.lift(module)"
-            )
         return TypeError(
             f"{name} is a {type(self.leaf).__name__}, and only tensors can be differentiated. "
             f"Pass it as an argument of its own, outside of argnums"

@@ -54,7 +54,7 @@ def test_arguments_that_cannot_be_differentiated() -> None:
         func.grad(lambda d: loss(d["net"]))(
             {"net": tree.select(net(), "weight", "bias").freeze(), "rate": 0.5}
         )
-    with pytest.raises(TypeError, match=r"argument 0: 1 is an nn.Module.*bridge.lift"):
+    with pytest.raises(TypeError, match=r"bridge.lift\(module\)"):
         func.grad(lambda pair: loss(pair[0]))((net(), nn.Linear(1, 1)))
     with pytest.raises(ValueError, match="no tensor to differentiate"):
         func.grad(lambda d: torch.ones(()))({"a": None})
