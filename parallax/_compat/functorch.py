@@ -91,6 +91,28 @@ outside_transforms: Callable[[], AbstractContextManager[object]] = torch._C._Dis
 """Within ``with outside_transforms():`` operators on plain tensors pass ``torch.func`` by."""
 
 
+def is_mapped(tensor: Any) -> bool:
+    """Whether a tensor stands for one member of a running ``vmap``, at whatever depth."""
+    return isinstance(tensor, Tensor) and torch._C._functorch.is_batchedtensor(tensor)
+
+
+def member_by_member(fn: Callable[[Tensor], Sequence[Tensor]], tensor: Tensor) -> list[Tensor]:
+    """A function that is no operator, of a mapped tensor: called for each member, stacked.
+
+    Args:
+        fn: takes a plain tensor to plain tensors, as if there were no ``vmap``.
+        tensor: what is mapped.
+    """
+    functorch = torch._C._functorch
+    if not functorch.is_batchedtensor(tensor):
+        with outside_transforms():
+            return list(fn(tensor))
+    level, dim = functorch.maybe_get_level(tensor), functorch.maybe_get_bdim(tensor)
+    members = functorch.get_unwrapped(tensor).movedim(dim, 0).unbind()
+    columns = zip(*[member_by_member(fn, member) for member in members], strict=True)
+    return [functorch._add_batch_dim(torch.stack(column), 0, level) for column in columns]
+
+
 def run_vmap(
     fn: Callable[[list[Tensor]], Sequence[Tensor]],
     tensors: Sequence[Tensor],

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from parallax import random
+from parallax._compat import functorch
 from parallax.core.fields import Lazy
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.random.seeds import Twister
@@ -90,6 +91,8 @@ class Following:
 def initialize(module: Any, rng: Any, *, device: Any = None, dtype: Any = None) -> Any:
     """What ``Module.initialize`` does; see there."""
     leaves, structure = flatten_module(module)
+    if type(rng) is random.Key and functorch.is_mapped(rng.data):
+        return _of_each_member(module, rng.data, device, dtype)
     target = None if device is None else _device(device)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"initialize(dtype=): expected a torch.dtype, got {dtype!r}")
@@ -116,6 +119,22 @@ def initialize(module: Any, rng: Any, *, device: Any = None, dtype: Any = None) 
                     leaf = _apart(leaf, path, structure, values)  # noqa: PLW2901  # likewise
                 leaf = _drawn(leaf, seed, path, target, dtype, where)  # noqa: PLW2901  # the leaf's value
             values.append(leaf)
+    return unflatten_module(structure, values, module._rng)
+
+
+def _of_each_member(module: Any, keys: Tensor, device: Any, dtype: Any) -> Any:
+    """As ``initialize`` under ``vmap`` over keys: the values that each member's key gives."""
+    leaves, structure = flatten_module(module)
+    declared = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Lazy)]
+
+    def drawn(key: Tensor) -> list[Tensor]:
+        one = initialize(module, random.Key(key), device=device, dtype=dtype)
+        found = flatten_module(one)[0]
+        return [found[k] for k in declared]
+
+    values = list(leaves)
+    for k, value in zip(declared, functorch.member_by_member(drawn, keys), strict=True):
+        values[k] = value
     return unflatten_module(structure, values, module._rng)
 
 
