@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.process_state import changed, state
+
 # A deadline would measure the machine; how many examples are tried is what a profile decides.
 settings.register_profile(
     "quick", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -58,6 +60,16 @@ def pytest_collection_finish() -> None:
     guards = sys.modules.get("torch._dynamo.guards")
     if guards is not None:
         vars(guards)["profile_guard_manager"] = lambda *_: 0.0
+
+
+@pytest.fixture(autouse=True)
+def process_as_found() -> Iterator[None]:
+    """After a test the process is as before; the global generator is put back for the next one."""
+    before, generator = state(), torch.get_rng_state()
+    yield
+    torch.set_rng_state(generator)
+    found = changed(before, state())
+    assert not found, "; ".join(found)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax._compat import functorch
 from parallax.core import notes
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.effects.collection import Collection, EffectError, Emission, root_of
@@ -59,7 +60,7 @@ def _merged(
             )
             if index is None or not (fits or (relayed and _is_mapped(value, leaf))):
                 raise _foreign(module, path, buffers, rule)
-            if value.requires_grad:
+            if value.requires_grad or functorch.transform_active():  # vmap hides who requires grad
                 value = value.detach()  # noqa: PLW2901  # no gradient flows through a buffer
             if index in rules and rule == IN_TURN and fits:
                 several.pop(index, None)

@@ -84,7 +84,7 @@ def combine(*trees: T) -> T:
             "tree.partition returned"
         )
     for number, tree in enumerate(trees):
-        if tree is None or isinstance(tree, (str, torch.nn.Module)):
+        if isinstance(tree, (str, torch.nn.Module)):
             check_tree("tree.combine", tree, f"trees[{number}]")
     spec, found, others = core.columns(trees[0], trees[1:])
     for column in others:

@@ -118,3 +118,9 @@ def test_combine_takes_the_first_that_is_no_hole() -> None:
     assert made.weight is b.weight
     with pytest.raises(TypeError, match="at least one tree"):
         tree.combine()
+
+
+def test_the_parts_of_a_lone_leaf_are_put_together() -> None:
+    leaf: Any = torch.ones(2)
+    parts: Any = tree.partition(leaf, lambda path, value: False)
+    assert parts[0] is None and tree.combine(*parts) is leaf
