@@ -132,10 +132,18 @@ class Line:
                 members with ``"shared"`` parameters.
             engine: a namespace with ``grad``, ``jvp`` and ``vmap``.
         """
-        dims = [None if own and variant == "shared" else 0 for own in self.shared]
-        function = nested(word, lambda point, _: self(point), engine, tuple(dims))
+        function = nested(word, lambda point, _: self(point), engine, self.dims(variant))
+        return float(function(*self.at(variant)).detach())
+
+    def dims(self, variant: str) -> tuple[int | None, ...]:
+        """Which dimension of each tensor is mapped."""
+        return tuple(None if own and variant == "shared" else 0 for own in self.shared)
+
+    def at(self, variant: str) -> tuple[Point, Point]:
+        """The point, or a stack of the members' points, and the direction of each."""
         if variant == "one":
-            return float(function(self.points[0], self.direction))
+            return self.points[0], self.direction
+        dims = self.dims(variant)
         members = self.points if variant == "all" else [self.points[0], *self.others]
         stacked = [
             xs[0] if dim is None else torch.stack(xs)
@@ -145,7 +153,7 @@ class Line:
             v if dim is None else v.expand(MEMBERS, *v.shape)
             for v, dim in zip(self.direction, dims, strict=True)
         ]
-        return float(function(tuple(stacked), tuple(along)))
+        return tuple(stacked), tuple(along)
 
     def variants(self, word: str) -> list[str]:
         """Which variants make sense of a word."""
