@@ -42,7 +42,14 @@ UNCALLED = {
     # For the rooms among themselves.
     *("random.derive", "random.generator_of", "random.seed_of", "random.source_of"),
     *("random.stack_sources", "random.warn_if_same", "effects.emitted", "effects.nest"),
-    *("effects.relay", "effects.root_of", "effects.source_of", "effects.with_source"),
+    *(
+        "effects.forget",
+        "effects.latest",
+        "effects.relay",
+        "effects.root_of",
+        "effects.source_of",
+        "effects.with_source",
+    ),
 }
 """Public names without arguments to get wrong."""
 

@@ -26,14 +26,14 @@ class Limits(NamedTuple):
 
 
 LIMITS = {
-    "core": Limits(35, 0.085, 0.452),
-    "tree": Limits(0, 0.0, 0.68),
-    "func": Limits(0, 0.01, 0.9),
+    "core": Limits(35, 0.058, 0.505),
+    "tree": Limits(0, 0.0, 0.7),
+    "func": Limits(0, 0.008, 0.943),
     "random": Limits(23, 0.004, 0.376),
     "effects": Limits(0, 0.323, 0.193),
-    "optim": Limits(6, 0.006, 0.92),
-    "schedules": Limits(1, 0.0, 0.92),
-    "bridge": Limits(28, 0.054, 0.0),
+    "optim": Limits(6, 0.005, 0.929),
+    "schedules": Limits(1, 0.0, 0.927),
+    "bridge": Limits(35, 0.061, 0.0),
     "io": Limits(1, 0.0, 0.77),
     "debug": Limits(0, 0.834, 0.0),
     "nn": Limits(272, 0.04, 0.05),
