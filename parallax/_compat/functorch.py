@@ -8,6 +8,7 @@ decides between autograd's tape and ``torch.func``, and keeps wrappers from esca
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -31,6 +32,21 @@ def vmap_active() -> bool:
     stack = torch._C._functorch.get_interpreter_stack() or ()
     return any(entry.key() == torch._C._functorch.TransformType.Vmap for entry in stack)
 
+
+def chunk_of_vmap() -> tuple[int, int] | None:
+    """Which ``vmap(chunk_size=)`` runs, and which of its chunks; ``None`` for none.
+
+    The chunks are calls of one function, so what it is not given is used again by each.
+    """
+    frame = sys._getframe(1) if vmap_active() else None
+    while frame is not None:
+        if frame.f_code is _chunked:
+            return id(frame), len(frame.f_locals["chunks_output"])
+        frame = frame.f_back
+    return None
+
+
+_chunked = torch._functorch.vmap._chunked_vmap.__code__
 
 _DIFFERENTIATING = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
 
@@ -58,6 +74,13 @@ def unwrapped(tensor: Tensor) -> Tensor:
 
 is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 """Whether a tensor is a transform's wrapper, at any level."""
+
+
+def innermost(tensor: Tensor) -> Tensor:
+    """The tensor that all transforms' wrappers are around."""
+    while is_wrapped(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def level_of(tensor: Tensor) -> int:

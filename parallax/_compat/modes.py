@@ -9,6 +9,8 @@ ways past torch's Python are right only while none is on.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from parallax._compat.dynamo import is_compiling
@@ -18,6 +20,21 @@ from parallax._compat.functorch import innermost_transform
 def dispatch_mode_active() -> bool:
     """Whether operators are being traced or faked (``make_fx``, ``FakeTensorMode``)."""
     return torch._C._len_torch_dispatch_stack() > 0
+
+
+def tracing_mode() -> Any:
+    """The innermost mode that records or fakes operators, ``None`` for none."""
+    keys = torch._C._TorchDispatchModeKey
+    for key in (keys.PROXY, keys.FUNCTIONAL, keys.FAKE):
+        mode = torch._C._get_dispatch_mode(key)
+        if mode is not None:
+            return mode
+    return None
+
+
+def jit_tracing() -> bool:
+    """Whether ``torch.jit.trace`` runs."""
+    return torch._C._get_tracing_state() is not None
 
 
 def forward_level_active() -> bool:

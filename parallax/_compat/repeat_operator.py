@@ -30,6 +30,8 @@ from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
 from torch._ops import HigherOrderOperator
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from parallax._compat import in_trace
+
 __all__ = ["repeat"]
 
 _Grad = torch._C._functorch.TransformType.Grad
@@ -79,10 +81,12 @@ class _Variable(variables.BaseHOPVariable):
         """The calls one by one, as if they were written so; what was traced before is not used."""
         body, value, *operands = args
         stacks, rest = operands[members : 2 * members], operands[members:]
-        for k in range(times):
-            number = VariableTracker.build(tx, k)
-            rows = [stack.call_method(tx, "__getitem__", [number], {}) for stack in stacks]
-            value = body.call_function(tx, [value, *rows, *rest], {})
+        # The keys of the first call were seen to be used once, in the trace that is not used.
+        with in_trace.reusing(tx.output):
+            for k in range(times):
+                number = VariableTracker.build(tx, k)
+                rows = [stack.call_method(tx, "__getitem__", [number], {}) for stack in stacks]
+                value = body.call_function(tx, [value, *rows, *rest], {})
         return value
 
 

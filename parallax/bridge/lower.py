@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parallax import effects, random
-from parallax._compat import dynamo, functorch, modes
+from parallax import effects
+from parallax._compat import dynamo, functorch
 from parallax._compat.opaque import real
 from parallax.bridge.blueprint import Blueprint
 from parallax.bridge.changes import Look, look_of, refuse_changes, refuse_conversion
@@ -20,6 +20,7 @@ from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Leaf, Structure
+from parallax.random.sources import GlobalSource
 
 __all__ = ["Lowered", "flags_of", "gathered", "lower", "with_modes"]
 
@@ -332,10 +333,12 @@ def _held(node: Any, name: str) -> Any:
 
 def _write(leaves: list[Tensor | None], written: Any) -> None:
     """Writes effects into the buffers that they are for."""
-    with torch.no_grad():
-        for leaf, new in zip(leaves, written, strict=True):
-            if new is not leaf and leaf is not None:
-                leaf.copy_(new)
+    changed = [(leaf, new) for leaf, new in zip(leaves, written, strict=True) if new is not leaf]
+    if changed:  # torch.export cannot save an empty block of no_grad
+        with torch.no_grad():
+            for leaf, new in changed:
+                if leaf is not None:
+                    leaf.copy_(new)
 
 
 def _call(module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -364,15 +367,6 @@ def with_modes(flags: tuple[bool, ...], structure: Structure) -> Structure:
 
 def _drawn_source() -> Any:
     """An rng from torch's global generator; none under a transform, which may not draw."""
-    if dynamo.is_compiling():
-        return random.source_of(_drawn_key())
-    if functorch.transform_active():
+    if not dynamo.is_compiling() and functorch.transform_active():
         return None
-    if modes.dispatch_mode_active():  # the draw is recorded
-        return random.source_of(_drawn_key())
-    seed = int(torch.randint(2**62, ()))
-    return random.source_of(torch.Generator().manual_seed(seed))
-
-
-def _drawn_key() -> random.Key:
-    return random.Key(torch.randint(2**62, ()))
+    return GlobalSource()

@@ -6,7 +6,6 @@ Where an operator has no derivative in forward mode, reverse mode gives the same
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import autograd, functorch
-from parallax._compat.dynamo import is_compiling
 from parallax.core.graph import RUNNING
 from parallax.func.arguments import called, check_flags, check_randomness
 from parallax.func.call import Call, call_at
@@ -141,7 +139,7 @@ def _pushed(call: Call, what: str) -> Push:
         return flat, list
 
     def push(*moving: Tensor) -> Sequence[Tensor]:
-        with nullcontext() if is_compiling() else random.reuse():
+        with random.reuse():
             return along(make, call.values, moving)[1]
 
     return push

@@ -18,6 +18,7 @@ from parallax.core.initialize import Several
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.nn.arguments import positive
+from parallax.random.sources import GlobalSource
 
 __all__ = ["Stack"]
 
@@ -122,7 +123,8 @@ class Stack(Module):
         """Calls the blocks as a function that is traced and compiled once."""
         stacked, structure = flatten_module(self.block)
         present = [k for k, leaf in enumerate(stacked) if leaf is not None]
-        keys = [rng.key for rng in self._rngs()] if self._rng is not None else []
+        held_keys = [None if rng is None else rng.key for rng in self._rngs()]
+        keys = [key for key in held_keys if key is not None]
         stacks = [stacked[k] for k in present]
         if keys:
             stacks.append(torch.stack(keys))
@@ -221,8 +223,9 @@ def _rng_of(rng: Any, name: str) -> Any:
 
 
 def _recomputed(block: Any, value: Any, args: Any, kwargs: Any) -> Any:
-    # Keys make the random numbers the same again; torch's own state has no part in them.
-    return checkpoint(block, value, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+    # Keys make the random numbers the same again; torch's own state has a part in a lowered one.
+    drawn = type(block._rng) is GlobalSource
+    return checkpoint(block, value, *args, use_reentrant=False, preserve_rng_state=drawn, **kwargs)
 
 
 def _taken(module: Any) -> tuple[list[Any], list[tuple[str, ...]]]:

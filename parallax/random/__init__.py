@@ -13,7 +13,8 @@ from parallax.random.draws import (
     truncated_normal,
     uniform,
 )
-from parallax.random.keys import Key, KeyReusedError, clone, fold_in, from_state, key, reuse, split
+from parallax.random.keys import Key, clone, fold_in, from_state, key, split
+from parallax.random.marks import KeyReusedError, reuse
 from parallax.random.seeds import derive, generator_of
 from parallax.random.sources import (
     KeySource,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from parallax.random import ops
-from parallax.random.draws import gumbel_noise
 from parallax.random.given import Device, Shape, axis, dtype_of, given, probability, wide
-from parallax.random.keys import Key, consume
+from parallax.random.keys import Key
+from parallax.random.marks import consume
 
 __all__ = ["bits", "categorical", "choice", "permutation", "randint"]
 
@@ -146,14 +146,17 @@ def categorical(key: Key, logits: Tensor, shape: Shape = (), *, dim: int = -1) -
 
     Source: the Gumbel-max trick (E. J. Gumbel, 1954).
     """
-    scores: Any = logits
-    if not isinstance(scores, Tensor) or not scores.dtype.is_floating_point:
+    given_logits: Any = logits
+    if not isinstance(given_logits, Tensor) or not logits.dtype.is_floating_point:
         raise TypeError(f"categorical(): logits must be a floating tensor, got {logits!r}")
     if logits.ndim == 0 or logits.shape[axis(logits, dim, "categorical()")] == 0:
         raise ValueError(f"categorical(): no category in logits of shape {tuple(logits.shape)}")
     data, size, where = given(key, shape, logits.device, "categorical()")
-    noise = gumbel_noise(data, (*size, *logits.shape), wide(logits.dtype), where)
-    drawn = (noise + logits).argmax(dim if dim < 0 else dim - logits.ndim)
+    noise = ops.gumbel(data, (*size, *logits.shape), wide(logits.dtype), where)
+    # Beside a large number the noise would be rounded away.
+    drawn = (noise + (logits - logits.amax(dim, keepdim=True))).argmax(
+        dim if dim < 0 else dim - logits.ndim
+    )
     consume(data, "categorical()")
     return drawn
 
@@ -227,5 +230,5 @@ def _indices(
             return ops.randint(data, shape, 0, n - 1, torch.int64, where)
         return ops.permutation(data, n, where)[:count].reshape(shape)
     lead = shape if replace else ()
-    scores = p.log() + gumbel_noise(data, (*lead, n), wide(p.dtype), where)
+    scores = p.log() + ops.gumbel(data, (*lead, n), wide(p.dtype), where)
     return scores.argmax(-1) if replace else scores.topk(count).indices.reshape(shape)

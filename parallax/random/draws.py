@@ -9,7 +9,6 @@ device, and on nothing else: they are the same bits in eager code, under ``vmap`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,10 +25,14 @@ from parallax.random.given import (
     probability,
     wide,
 )
-from parallax.random.keys import Key, consume
+from parallax.random.keys import Key
+from parallax.random.marks import consume
+from parallax.random.tails import between, inside, is_below, truncated
 
-__all__ = ["bernoulli", "dropout_mask", "exponential", "gumbel", "gumbel_noise", "normal",
+__all__ = ["bernoulli", "dropout_mask", "exponential", "gumbel", "normal",
            "truncated_normal", "uniform"]  # fmt: skip
+
+_LEAST_HALF = 2.0**-24  # of single precision more is representable than is drawn
 
 
 def normal(
@@ -93,7 +96,7 @@ def uniform(
         key: a single key; used up.
         shape: of the result.
         low: the lower end; a tensor broadcasts with ``shape``, and gradients reach it.
-        high: the upper end, not reached but by rounding; likewise.
+        high: the upper end, which is not reached; likewise.
         dtype: floating; by default ``torch.get_default_dtype()``.
         device: by default ``torch.get_default_device()``.
 
@@ -108,17 +111,14 @@ def uniform(
     dtype = floating(dtype, "uniform()")
     parameter(low, size, "uniform(low=)")
     parameter(high, size, "uniform(high=)")
-    standard = False
-    if isinstance(low, (int, float)) and isinstance(high, (int, float)):
-        if not -math.inf < low <= high < math.inf:
-            raise ValueError(
-                f"uniform(): low and high must be finite, and low not exceed high, got {low} and "
-                f"{high}"
-            )
-        standard = low == 0 and high == 1
+    numbers = isinstance(low, (int, float)) and isinstance(high, (int, float))
+    if numbers and not -math.inf < low <= high < math.inf:
+        raise ValueError(
+            f"uniform(): low and high must be finite, and low not exceed high, got {low} and {high}"
+        )
     drawn = ops.uniform(data, size, dtype, where)
-    if not standard:
-        drawn = low + drawn * (high - low)
+    if not (numbers and low == 0 and high == 1):
+        drawn = between(drawn, low, high)
     consume(data, "uniform()")
     return drawn
 
@@ -149,8 +149,8 @@ def truncated_normal(
         KeyReusedError: if the key was used before.
         ValueError: if ``lower`` is not below ``upper``, or there is no such device or shape.
 
-    Source: the inverse of the distribution function, as in ``torch.nn.init.trunc_normal_``;
-    an interval beyond one tail is mirrored to the lower one, where floats are dense.
+    Source: the inverse of the distribution function, as in ``torch.nn.init.trunc_normal_``; for
+    intervals far out or narrow see ``random.tails``.
     """
     data, size, where = given(key, shape, device, "truncated_normal()")
     dtype = floating(dtype, "truncated_normal()")
@@ -159,13 +159,10 @@ def truncated_normal(
             raise TypeError(f"truncated_normal({name}=): expected a number, got {bound!r}")
     if not lower < upper:
         raise ValueError(f"truncated_normal(): lower must be below upper, got {lower}, {upper}")
-    mirrored = lower > 0
-    if mirrored:
-        lower, upper = -upper, -lower
-    least, most = (0.5 * math.erfc(-bound / math.sqrt(2)) for bound in (lower, upper))
     share = ops.uniform(data, size, torch.float64, where)
-    drawn: Tensor = torch.special.ndtri(least + (most - least) * share).clamp(lower, upper)
-    drawn = (-drawn if mirrored else drawn).to(dtype)
+    drawn = truncated(share, lower, upper).to(dtype)
+    if dtype is not torch.float64:
+        drawn = inside(drawn, lower, upper)
     consume(data, "truncated_normal()")
     return drawn
 
@@ -204,8 +201,10 @@ def bernoulli(
     if isinstance(p, Tensor):
         broadcasts(p, size, "bernoulli(p=)")
     dtype = dtype_of(dtype, "bernoulli()")
-    precision = p.dtype if isinstance(p, Tensor) and p.dtype is torch.float64 else torch.float32
-    drawn = (ops.uniform(data, size, precision, where) < p).to(dtype)
+    if isinstance(p, Tensor) and p.dtype is torch.float64:
+        drawn = (ops.uniform(data, size, torch.float64, where) < p).to(dtype)
+    else:
+        drawn = is_below(data, size, p, where).to(dtype)
     consume(data, "bernoulli()")
     return drawn
 
@@ -245,8 +244,7 @@ def dropout_mask(
     if isinstance(given_p, Tensor):
         raise TypeError(f"dropout_mask(p=): a probability is a float, got {p!r}")
     probability(p, "dropout_mask(p=)")
-    kept = ops.uniform(data, size, torch.float32, where) >= p
-    mask = kept.to(dtype).mul_(1 / (1 - p) if p < 1 else 0.0)
+    mask = (~is_below(data, size, p, where)).to(dtype).mul_(1 / (1 - p) if p < 1 else 0.0)
     consume(data, "dropout_mask()")
     return mask
 
@@ -254,7 +252,7 @@ def dropout_mask(
 def exponential(
     key: Key, shape: Shape = (), *, dtype: torch.dtype | None = None, device: Device = None
 ) -> Tensor:
-    """Numbers from the exponential distribution of rate one.
+    """Numbers from the exponential distribution of rate one; none is zero.
 
     Args:
         key: a single key; used up.
@@ -271,7 +269,9 @@ def exponential(
     """
     data, size, where = given(key, shape, device, "exponential()")
     dtype = floating(dtype, "exponential()")
-    drawn = (-torch.log1p(-ops.uniform(data, size, wide(dtype), where))).to(dtype)
+    drawn = ops.exponential(data, size, wide(dtype), where).to(dtype)
+    if dtype is torch.float16:
+        drawn = drawn.clamp_min(_LEAST_HALF)
     consume(data, "exponential()")
     return drawn
 
@@ -296,15 +296,6 @@ def gumbel(
     """
     data, size, where = given(key, shape, device, "gumbel()")
     dtype = floating(dtype, "gumbel()")
-    drawn = gumbel_noise(data, size, dtype, where)
+    drawn = ops.gumbel(data, size, wide(dtype), where).to(dtype)
     consume(data, "gumbel()")
     return drawn
-
-
-def gumbel_noise(
-    data: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """What ``gumbel`` returns, for the leaf of a key that is used up."""
-    precision = wide(dtype)
-    drawn = ops.uniform(data, shape, precision, device).clamp_min(torch.finfo(precision).tiny)
-    return (-torch.log(-torch.log(drawn))).to(dtype)

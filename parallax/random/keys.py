@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextvars import ContextVar, Token
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from parallax._compat import autograd, dynamo, functorch, modes
+from parallax._compat import dynamo, functorch, modes
 from parallax.core import registry
-from parallax.random import ops
+from parallax.random import marks, ops
+from parallax.random.marks import consume
 from parallax.random.seeds import digest
 
-__all__ = ["Key", "KeyReusedError", "clone", "consume", "fold_in", "from_state", "key", "reuse",
-           "split"]  # fmt: skip
-
-_reusing: ContextVar[bool] = ContextVar("reusing", default=False)
-
-
-class KeyReusedError(RuntimeError):
-    """A key was used a second time, which would repeat its random numbers."""
+__all__ = ["Key", "child_of", "clone", "data_of", "fold_in", "from_state", "key",
+           "rows_of", "split"]  # fmt: skip
 
 
 class Key:
     """64 random bits, or a stack of them: a node of every tree, with one int64 leaf on the CPU.
 
     A key gives its numbers once: draw from it, or ``split`` it, not both and not twice. A second
-    use raises ``KeyReusedError`` in eager code. Exempt are ``random.reuse()`` and recomputation
-    in backward; under ``vmap`` and in compiled code nothing is detected.
+    use raises ``KeyReusedError``; in compiled code it is found while the code is traced, and costs
+    nothing when it runs. Exempt are ``random.reuse()`` and recomputation in backward.
 
     Attributes:
         data: the bits, an int64 tensor of any shape on the CPU.
@@ -61,15 +55,15 @@ class Key:
         return self.data.shape
 
     def __len__(self) -> int:
-        return len(_rows(self.data))
+        return len(rows_of(self.data))
 
     def __iter__(self) -> Iterator[Key]:
-        return iter([_key(row) for row in _rows(self.data)])
+        return iter([_key(row) for row in rows_of(self.data)])
 
     def __getitem__(self, index: int) -> Key:
         if not isinstance(index, int):
             raise TypeError(f"a stack of keys is indexed by an int, got {index!r}")
-        return _key(_rows(self.data)[index])
+        return _key(rows_of(self.data)[index])
 
     def __repr__(self) -> str:
         if type(self.data) is Tensor and self.data.ndim == 0 and not functorch.transform_active():
@@ -87,7 +81,18 @@ def _key(data: Any) -> Key:
     return made
 
 
-registry.register(Key, lambda k: ((k.data,), None), lambda _, children: _key(children[0]))
+def _flatten(key: Key) -> tuple[tuple[Tensor], None]:
+    marks.note(key.data)
+    return (key.data,), None
+
+
+def _unflatten(_: None, children: Any) -> Key:
+    (data,) = children
+    marks.adopt(data)
+    return _key(data)
+
+
+registry.register(Key, _flatten, _unflatten)
 
 
 _set_data = vars(Key)[
@@ -95,84 +100,45 @@ _set_data = vars(Key)[
 ].__set__  # half the time of object.__setattr__, and nothing dynamo traces
 
 
-def _rows(data: Tensor) -> tuple[Tensor, ...]:
+def rows_of(data: Tensor) -> tuple[Tensor, ...]:
     """The keys of a stack; the same tensors each time, so that their marks are found again."""
     if not data.ndim:
         raise TypeError("a single key is no stack: make several of it, random.split(key, n)")
-    if not ops.is_plain(data):
+    if dynamo.is_compiling():
         return data.unbind()
     rows: tuple[Tensor, ...] | None = getattr(data, "_rows", None)
-    if rows is None:
-        rows = data._rows = data.unbind()  # type: ignore[attr-defined]  # kept on the leaf
+    if rows is None or not ops.is_plain(data):
+        rows = data.unbind()
+        marks.part(data, rows)
+        if ops.is_plain(data):
+            data._rows = rows  # type: ignore[attr-defined]  # kept on the leaf
     return rows
 
 
 def child_of(data: Tensor, name: str) -> Key:
-    """The key that ``fold_in(key, name)`` makes; of a plain key the same leaf each time."""
+    """The key that ``fold_in(key, name)`` makes; of a plain key the same leaf each time.
+
+    It is the key of the module at the path that ``name`` is, which errors name.
+    """
     # Only plain tensors were given children, so that one with them needs no closer look.
     traced = dynamo.is_compiling() or modes.dispatch_mode_active()
     children: dict[str, Tensor] | None = None if traced else getattr(data, "_children", None)
     if children is None:
         if traced or not ops.is_plain(data):
-            return _key(ops.fold_in_name(data, name))
+            return _key(_child(data, name))
         children = data._children = {}  # type: ignore[attr-defined]  # kept on the leaf
     found = children.get(name)
     if found is None:
-        found = children.setdefault(name, ops.fold_in_name(data, name))
+        found = children.setdefault(name, _child(data, name))
     made = object.__new__(Key)
     _set_data(made, found)
     return made
 
 
-# -- use once -------------------------------------------------------------------------------
-
-
-class reuse:  # noqa: N801  # called like a function, as torch.no_grad is
-    """Within ``with random.reuse():`` keys may be used again; it repeats their numbers.
-
-    For closures that evaluate one loss several times, as line searches do.
-
-    Example:
-        >>> from parallax import random
-        >>> key = random.key(0)
-        >>> with random.reuse():
-        ...     bool((random.normal(key, (3,)) == random.normal(key, (3,))).all())
-        True
-    """
-
-    __slots__ = ("_token",)
-
-    _token: Token[bool] | None
-
-    def __enter__(self) -> None:
-        self._token = None if dynamo.is_compiling() else _reusing.set(True)
-
-    def __exit__(self, *_: object) -> None:
-        if self._token is not None:
-            _reusing.reset(self._token)
-
-
-def consume(data: Tensor, by: str) -> None:
-    """Marks a key as used, on its leaf tensor: trees are rebuilt around that.
-
-    Only plain eager tensors are marked, and nothing is under ``vmap``, in a recomputation during
-    backward, or within ``reuse()``.
-
-    Raises:
-        KeyReusedError: if the key was used before.
-    """
-    if not ops.is_plain(data) or functorch.vmap_active():
-        return
-    used: str | None = getattr(data, "_used", None)
-    if used is None:
-        if not _reusing.get() and not autograd.in_backward():
-            data._used = by  # type: ignore[attr-defined]  # kept on the leaf
-    elif not _reusing.get() and not autograd.in_backward():
-        raise KeyReusedError(
-            f"{by} was given a key that {used} used already, so its numbers would repeat. Use "
-            f"each key once: k1, k2 = random.split(key), or random.fold_in(key, i) for the i-th "
-            f"use; to repeat on purpose: random.clone(key)"
-        )
+def _child(data: Tensor, name: str) -> Tensor:
+    child = ops.fold_in_name(data, name)
+    marks.link(child, data, name, path=name)
+    return child
 
 
 # -- making keys ----------------------------------------------------------------------------
@@ -205,7 +171,17 @@ def key(seed: int | Tensor) -> Key:
         return _key(seed.detach().to("cpu", torch.int64, copy=True))
     if not ops.is_int(seed):
         raise TypeError(f"key(seed): a seed is an int, got {seed!r} ({type(seed).__name__})")
-    return _key(torch.tensor(ops.signed(seed, "key(seed)"), dtype=torch.int64, device="cpu"))
+    return _marked(
+        torch.tensor(ops.signed(seed, "key(seed)"), dtype=torch.int64, device="cpu"),
+        getattr(seed, "mark", None),
+    )
+
+
+def _marked(data: Tensor, mark: Any) -> Key:
+    """A key of the mark that a module's seed, generator or state has, if it has one."""
+    if type(mark) is marks.Mark:
+        data._mark = mark  # type: ignore[attr-defined]  # kept on the leaf
+    return _key(data)
 
 
 def from_state(state: torch.Generator | Tensor) -> Key:
@@ -232,7 +208,8 @@ def from_state(state: torch.Generator | Tensor) -> Key:
             f"from_state(state): expected a torch.Generator or its get_state(), "
             f"got {type(state).__name__}"
         )
-    return key(digest(given))
+    mark = getattr(state, "_mark" if isinstance(state, Tensor) else "mark", None)
+    return _marked(key(digest(given)).data, mark)
 
 
 def split(key: Key, n: int = 2) -> Key:
@@ -289,17 +266,24 @@ def fold_in(key: Key, data: int | str | Tensor) -> Key:
     """
     leaf = data_of(key, "fold_in()")
     if isinstance(data, str):
-        return _key(ops.fold_in_name(leaf, data))
+        return _folded(ops.fold_in_name(leaf, data), leaf, data)
     if isinstance(data, Tensor):
         if data.dtype.is_floating_point or data.dtype.is_complex or data.ndim:
             raise TypeError(
                 f"fold_in(key, data): a tensor must be an integer without dimensions, got "
                 f"{data.dtype} of shape {tuple(data.shape)}"
             )
-        return _key(ops.fold_in(leaf, data.detach().to("cpu", torch.int64)))
+        data = data.detach().to("cpu", torch.int64)
+        return _folded(ops.fold_in(leaf, data), leaf, data)
     if not ops.is_int(data):
         raise TypeError(f"fold_in(key, data): data is an int or a string, got {data!r}")
-    return _key(ops.fold_in(leaf, ops.signed(data, "fold_in(key, data)")))
+    data = ops.signed(data, "fold_in(key, data)")
+    return _folded(ops.fold_in(leaf, data), leaf, data)
+
+
+def _folded(child: Tensor, parent: Tensor, name: Any) -> Key:
+    marks.link(child, parent, name)
+    return _key(child)
 
 
 def clone(key: Key) -> Key:
@@ -316,7 +300,9 @@ def clone(key: Key) -> Key:
     """
     if not isinstance(key, Key):
         raise TypeError(f"clone(key): expected a Key, got {type(key).__name__}")
-    return _key(key.data.clone())
+    data = key.data.clone()
+    marks.renew(data)
+    return _key(data)
 
 
 def data_of(key: Any, by: str) -> Tensor:

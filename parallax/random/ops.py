@@ -23,12 +23,18 @@ from parallax._compat import dynamo, functorch, modes
 from parallax.random import philox
 from parallax.random.seeds import Twister
 
-__all__ = ["bits", "check", "fold_in", "fold_in_name", "is_int", "is_plain", "normal",
-           "permutation", "randint", "signed", "split", "uniform"]  # fmt: skip
+__all__ = ["bits", "check", "exponential", "fold_in", "fold_in_name", "gumbel", "is_int",
+           "is_plain", "normal", "permutation", "randint", "signed", "split",
+           "uniform"]  # fmt: skip
 
 P = ParamSpec("P")
 # The highest word of Philox's counter: no child of one kind is ever one of another.
 _SPLIT, _FOLD_INT, _FOLD_NAME, _DEVICE_DRAW = 1, 2, 3, 4
+_LAST = torch.iinfo(torch.int64).max
+_NARROW = 2**16  # up to so many numbers are drawn without correction
+_STEP = 2.0**-24  # between two uniform numbers of single precision
+_HALF_STEP = 2.0**-54  # half of what is between two of double precision
+_COARSE = 2.0**-10  # shares that are nearer to zero or one get more bits
 _FEW = 32  # up to so many children are computed by Python integers
 _twister = Twister()
 
@@ -225,8 +231,94 @@ def randint(  # the arguments of the operator
     device: torch.device,
 ) -> Tensor:
     """Integers from ``low`` to ``last``, which may be the largest there is."""
-    high = None if last == torch.iinfo(torch.int64).max else last + 1
-    return _filled(key, shape, dtype, device, lambda out, g: out.random_(low, high, generator=g))
+    return _filled(key, shape, dtype, device, lambda out, g: _fill_between(out, low, last, g))
+
+
+def _fill_between(out: Tensor, low: int, last: int, generator: torch.Generator) -> None:
+    """Fills a tensor with integers, all of them equally likely.
+
+    Torch takes random words modulo the width. That is exact for powers of two, and makes some
+    numbers likelier than others by width / 2**32 or / 2**64 otherwise, which is too little to be
+    seen in narrow ranges. In wide ones a word is drawn again if it is above the last multiple.
+    """
+    width = last - low + 1
+    if width <= _NARROW or width & (width - 1) == 0:
+        high = None if last == _LAST else last + 1
+        out.random_(low, high, generator=generator)
+        return
+    words = torch.empty_like(out, dtype=torch.int64).view(-1)
+    if width > _LAST:  # more than half of all words
+        _fill_until(words, lambda x: (x >= low) & (x <= last), -_LAST - 1, generator)
+        out.view(-1).copy_(words)
+    else:
+        limit = (_LAST + 1) // width * width
+        _fill_until(words, lambda x: x < limit, 0, generator)
+        out.view(-1).copy_(words.fmod_(width).add_(low))
+
+
+def _fill_until(
+    words: Tensor, accept: Callable[[Tensor], Tensor], low: int, generator: torch.Generator
+) -> None:
+    """Fills a tensor with words of at least ``low``, each drawn again until it is accepted."""
+    words.random_(low, None, generator=generator)
+    accepted = accept(words)
+    if accepted.all():  # the usual case, and much faster than to look for the others
+        return
+    again = accepted.logical_not_().nonzero().view(-1)
+    while again.numel():
+        fresh = torch.empty_like(again).random_(low, None, generator=generator)
+        words[again] = fresh
+        again = again[~accept(fresh)]
+
+
+@_operator(_DRAW, _shaped)
+def exponential(
+    key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Numbers from the exponential distribution of rate one, of single or double precision."""
+    return _filled(key, shape, dtype, device, lambda out, g: _fill_by_inverse(out, g, _waiting))
+
+
+@_operator(_DRAW, _shaped)
+def gumbel(key: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers from the standard Gumbel distribution, of single or double precision."""
+    return _filled(key, shape, dtype, device, lambda out, g: _fill_by_inverse(out, g, _extreme))
+
+
+def _waiting(share: Tensor, rest: Tensor | None = None) -> Tensor:
+    """The waiting time that a share is shorter than; overwrites its arguments."""
+    return share.neg_().log1p_().neg_() if rest is None else rest.log_().neg_()
+
+
+def _extreme(share: Tensor, rest: Tensor | None = None) -> Tensor:
+    """The extreme value that a share is less than; overwrites its arguments."""
+    return (share.log_() if rest is None else rest.neg_().log1p_()).neg_().log_().neg_()
+
+
+def _fill_by_inverse(
+    out: Tensor, generator: torch.Generator, inverse: Callable[..., Tensor]
+) -> None:
+    """Fills a tensor by the inverse of a distribution function, at uniform shares of one.
+
+    A share is a multiple of 2**-24 in single precision. Near zero and one that is too coarse: the
+    tails would end, and have steps. There more bits are drawn, of the share or of what is left.
+
+    Args:
+        out: a tensor of single or double precision.
+        generator: fills it.
+        inverse: of a share, or of what is left to one beside it.
+    """
+    share = out.uniform_(generator=generator).view(-1)
+    if out.dtype is torch.float64:
+        inverse(share.clamp_min_(_HALF_STEP))
+        return
+    places = ((share - 0.5).abs_() >= 0.5 - _COARSE).nonzero().view(-1)
+    coarse = share[places].double()
+    more = torch.empty_like(coarse).uniform_(generator=generator)
+    more.add_(_HALF_STEP).mul_(_STEP)  # within a step, never zero
+    low, high = inverse(coarse + more), inverse(coarse, 1 - _STEP - coarse + more)
+    inverse(share)
+    share[places] = torch.where(coarse < 0.5, low, high).to(share.dtype)
 
 
 @_operator(_WORDS, _words)

@@ -16,15 +16,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, functorch
-from parallax.random.keys import Key, child_of, from_state, key
+from parallax._compat import dynamo, functorch, modes
+from parallax.random.keys import Key, child_of, from_state, key, rows_of
+from parallax.random.marks import Mark, join
 from parallax.random.seeds import derive, digest, generator_of, state_of
 
-__all__ = ["KeySource", "Rng", "SeedSource", "Source", "as_key", "seed_of", "source_of",
-           "stack_sources", "warn_if_same"]  # fmt: skip
+__all__ = ["GlobalSource", "KeySource", "Rng", "SeedSource", "Source", "as_key", "member_source",
+           "seed_of", "source_of", "stack_sources", "warn_if_same"]  # fmt: skip
 
 Rng = Key | int | torch.Generator | Tensor
 """What can be given as ``rng``: a key, a seed, a generator, or its state as a ByteTensor."""
+
+
+class Seed(int):
+    """A module's seed, which knows whether it was used; as a number it is an int like any other."""
+
+    mark: Mark
+
+    def __reduce__(self) -> Any:
+        return int, (int(self),)
+
+
+class _Generator(torch.Generator):
+    """A module's generator, which knows whether it was used."""
+
+    mark: Mark
 
 
 class SeedSource:
@@ -33,15 +49,17 @@ class SeedSource:
     Attributes:
         seed: 64 bits.
         form: what modules get: ``"seed"``, ``"generator"`` or ``"state"``.
+        mark: what of it was used.
     """
 
-    __slots__ = ("form", "seed")
+    __slots__ = ("form", "mark", "seed")
 
     key: Tensor | None = None
 
-    def __init__(self, seed: int, form: str) -> None:
+    def __init__(self, seed: int, form: str, mark: Mark | None = None) -> None:
         self.seed = seed
         self.form = form
+        self.mark = mark or Mark()
 
     def of(self, name: str) -> Any:
         """The rng of the module that ``name`` is for, in the form that was given."""
@@ -50,14 +68,25 @@ class SeedSource:
                 "self.rng in compiled code needs a key, not a seed, a generator or a state. "
                 "Hand one out: module.train(random.key(seed))"
             )
-        seed = derive(self.seed, "module", name)
+        seed, mark = derive(self.seed, "module", name), self.mark.child(name)
+        mark.path = name
         if self.form == "seed":
-            return seed % 2**63
-        return generator_of(seed) if self.form == "generator" else state_of(seed)
+            found = Seed(seed % 2**63)
+            found.mark = mark
+            return found
+        if self.form == "generator":
+            generator = _Generator()
+            generator.set_state(state_of(seed))
+            generator.mark = mark
+            return generator
+        state: Any = state_of(seed)
+        state._mark = mark
+        return state
 
     def child(self, name: str) -> SeedSource:
         """The source for a part of the tree, such as one of several equal modules."""
-        return SeedSource(derive(self.seed, "part", name), self.form)
+        mark = self.mark.child(("part", name))
+        return SeedSource(derive(self.seed, "part", name), self.form, mark)
 
     def __repr__(self) -> str:
         return f"SeedSource({self.form})"
@@ -97,7 +126,33 @@ class KeySource:
         return KeySource, (self.key,)
 
 
-Source = SeedSource | KeySource
+class GlobalSource:
+    """An rng that draws from torch's global generator whenever it is asked, as ``torch.nn`` does.
+
+    It is what a lowered tree holds in training: each use of a module gets numbers of its own, and
+    ``torch.utils.checkpoint`` gives a recomputation the same again.
+    """
+
+    __slots__ = ()
+
+    key: Tensor | None = None
+
+    def of(self, name: str) -> Any:
+        """The rng of the module that ``name`` is for: a generator, while traced a key."""
+        drawn = torch.randint(2**62, ())
+        if dynamo.is_compiling() or modes.dispatch_mode_active():
+            return Key(drawn)
+        return generator_of(int(drawn))
+
+    def child(self, name: str) -> GlobalSource:
+        """The source for a part of the tree: this one."""
+        return self
+
+    def __repr__(self) -> str:
+        return "GlobalSource()"
+
+
+Source = SeedSource | KeySource | GlobalSource
 
 
 def source_of(rng: Rng) -> Source:
@@ -127,8 +182,8 @@ def seed_of(rng: Rng) -> int:
         TypeError: if ``rng`` is none of the forms.
         ValueError: if it is a stack of keys.
     """
-    source = source_of(rng)
-    if isinstance(source, SeedSource):
+    source: Any = source_of(rng)
+    if type(source) is SeedSource:
         return source.seed
     if source.key.ndim:
         raise ValueError(
@@ -160,7 +215,7 @@ def as_key(rng: Rng) -> Key:
         return rng
     if isinstance(rng, int) and not isinstance(rng, bool):
         return key(rng)
-    if isinstance(rng, (torch.Generator, Tensor)):
+    if isinstance(rng, torch.Generator) or (isinstance(rng, Tensor) and rng.dtype is torch.uint8):
         return from_state(rng)
     raise TypeError(
         f"as_key(rng): expected a Key, an int, a torch.Generator or a ByteTensor, "
@@ -168,7 +223,7 @@ def as_key(rng: Rng) -> Key:
     )
 
 
-def stack_sources(sources: Sequence[Any]) -> KeySource | None:
+def stack_sources(sources: Sequence[Any]) -> Any:
     """What a stack of trees holds: a stack of keys, whatever form each tree was given.
 
     Args:
@@ -182,6 +237,8 @@ def stack_sources(sources: Sequence[Any]) -> KeySource | None:
     """
     if all(source is None for source in sources):
         return None
+    if all([type(source) is GlobalSource for source in sources]):
+        return sources[0]
     leaves = []
     for index, source in enumerate(sources):
         if source is None:
@@ -190,7 +247,16 @@ def stack_sources(sources: Sequence[Any]) -> KeySource | None:
                 f"[m.train(k) for m, k in zip(modules, random.split(key, {len(sources)}))]"
             )
         leaves.append(key(source.seed).data if source.key is None else source.key)
-    return KeySource(torch.stack(leaves))
+    stack = torch.stack(leaves)
+    join(stack, leaves)
+    return KeySource(stack)
+
+
+def member_source(source: Any, index: int) -> Any:
+    """What a member of a stacked tree holds: its key in a stack of keys."""
+    if source is None or source.key is None or source.key.ndim == 0:
+        return source
+    return source.with_key(rows_of(source.key)[index])
 
 
 def warn_if_same(new: Source, before: Any) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import dynamo
+from parallax.random.sources import member_source
 from parallax.tree import core
 from parallax.tree.align import misfit
 from parallax.tree.arguments import check_tree, check_trees
@@ -83,13 +84,6 @@ def _text(fact: Any) -> str:
     return str(tuple(fact)) if isinstance(fact, torch.Size) else str(fact)
 
 
-def _member_rng(rng: Any, index: int) -> Any:
-    """The hidden rng of one member: its key in a stack of keys."""
-    if rng is None or rng.key is None or rng.key.ndim == 0:
-        return rng
-    return rng.with_key(rng.key[index])
-
-
 def _check_notes(members: list[Any]) -> None:
     """Raises if mode or frozen marks differ anywhere."""
     specs = [core.structure(member) for member in members]
@@ -157,7 +151,7 @@ def unstack(tree: T) -> tuple[T, ...]:
     rows = [None if leaf is None else leaf.unbind(0) for leaf in columns]
     members = []
     for index in range(size):
-        rngs = tuple([_member_rng(rng, index) for rng in spec.rngs])
+        rngs = tuple([member_source(rng, index) for rng in spec.rngs])
         leaves = [None if row is None else row[index] for row in rows]
         members.append(core.unflatten(core.TreeSpec(spec.outer, spec.parts, rngs), leaves))
     return tuple(members)

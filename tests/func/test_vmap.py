@@ -118,9 +118,11 @@ class Noisy(Module):
 
 
 def test_a_stack_of_keys_gives_each_member_its_own() -> None:
-    members = [Noisy(torch.ones(3)).train(k) for k in random.split(random.key(0), 4)]
-    found = func.vmap(Noisy.forward)(tree.stack(members))
-    torch.testing.assert_close(found, torch.stack([m() for m in members]))
+    keys = random.split(random.key(0), 4)
+    members = [Noisy(torch.ones(3)).train(k) for k in keys]
+    expected = torch.stack([m() for m in members])
+    stacked = tree.stack([m.train(random.clone(k)) for m, k in zip(members, keys, strict=True)])
+    torch.testing.assert_close(func.vmap(Noisy.forward)(stacked), expected)
     shared = tree.stack([Noisy(torch.ones(3))] * 2).train(random.key(0))
     same = func.vmap(Noisy.forward)(shared)
     torch.testing.assert_close(same[0], same[1])

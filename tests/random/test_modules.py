@@ -93,7 +93,7 @@ def test_seeds_generators_and_states_come_as_they_were_given() -> None:
     given: list[Any] = [random.key(0), 3, torch.Generator().manual_seed(1), state]
     for rng in given:
         module = pair().train(rng)
-        assert type(module.one.rng) is type(rng)
+        assert isinstance(module.one.rng, type(rng))
         module(X)
     assert pair().train(state).one.rng.dtype is torch.uint8
     assert pair().train(state).one.rng.shape == state.shape

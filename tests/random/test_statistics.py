@@ -90,7 +90,7 @@ def test_numbers_across_keys_are_uniform_and_neighbours_independent(make: str) -
 
 def test_a_parents_numbers_tell_nothing_about_its_childrens() -> None:
     parents = random.split(random.key(3), N)
-    own = draws(parents)
+    own = draws(random.clone(parents))
     children = torch.vmap(lambda key: random.split(key, 2).data)(parents)
     for k in range(2):
         theirs = draws(random.Key(children[:, k].contiguous()))

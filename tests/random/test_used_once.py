@@ -8,7 +8,6 @@ from typing import Any
 import optree
 import pytest
 import torch
-from torch import Tensor
 from torch.utils import _pytree as torch_pytree
 from torch.utils.checkpoint import checkpoint
 
@@ -27,10 +26,10 @@ def test_a_second_use_is_an_error_that_names_both_remedies(name: str) -> None:
 
 def test_fold_in_uses_nothing_up() -> None:
     key = random.key(0)
-    random.fold_in(key, 0)
+    random.normal(random.fold_in(key, 0))
     random.fold_in(key, 0)
     random.normal(key)
-    random.fold_in(key, 1)
+    random.normal(random.fold_in(key, 1))
 
 
 def test_a_clone_repeats_on_purpose() -> None:
@@ -124,13 +123,108 @@ def test_recomputation_in_backward_may_use_a_key_again() -> None:
     torch.testing.assert_close(x.grad, noise * noise.cos())
 
 
-def test_differentiating_detects_and_vmap_does_not() -> None:
-    key = random.key(0)
+# -- blocks of reuse ----------------------------------------------------------------------------
 
-    def twice(x: Tensor) -> Tensor:
-        return (x * random.normal(key) * random.normal(key)).sum()
 
-    with pytest.raises(KeyReusedError):
-        torch.func.grad(twice)(torch.ones(2))
+def is_checked() -> bool:
     key = random.key(0)
-    torch.vmap(twice)(torch.ones(2))
+    random.normal(key)
+    try:
+        random.normal(key)
+    except KeyReusedError:
+        return True
+    return False
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_blocks_of_reuse_end_in_any_order() -> None:
+    def stream() -> Any:
+        with random.reuse():
+            yield
+
+    one, two = stream(), stream()
+    next(one)
+    next(two)
+    one.close()
+    assert not is_checked()
+    two.close()
+    assert is_checked()
+    one = stream()
+    next(one)
+    with random.reuse():
+        one.close()
+        assert not is_checked()
+    assert is_checked()
+    one = stream()
+    next(one)
+    thread = threading.Thread(target=one.close)
+    thread.start()
+    thread.join()
+    assert is_checked()
+    one = stream()
+    next(one)
+    del one
+    assert is_checked()
+
+
+def test_one_block_of_reuse_may_be_entered_again() -> None:
+    again = random.reuse()
+    with again:
+        with again:
+            assert not is_checked()
+        assert not is_checked()
+    assert is_checked()
+
+
+def test_an_interrupt_while_a_block_of_reuse_begins_leaves_nothing_behind() -> None:
+    import sys
+
+    for line in range(1, 12):
+
+        def interrupt(frame: Any, event: str, _: Any, line: int = line) -> Any:
+            code = random.reuse.__enter__.__code__
+            if frame.f_code is not code:
+                return None
+            if event == "line" and frame.f_lineno == code.co_firstlineno + line:
+                raise KeyboardInterrupt
+            return interrupt
+
+        sys.settrace(interrupt)
+        try:
+            with random.reuse():
+                pass
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        assert is_checked()
+
+
+def test_tasks_have_their_own_blocks_of_reuse() -> None:
+    import asyncio
+
+    async def within(entered: asyncio.Event, done: asyncio.Event) -> None:
+        with random.reuse():
+            entered.set()
+            await done.wait()
+
+    async def beside(entered: asyncio.Event, done: asyncio.Event) -> bool:
+        await entered.wait()
+        found = is_checked()
+        done.set()
+        return found
+
+    async def both() -> bool:
+        entered, done = asyncio.Event(), asyncio.Event()
+        return (await asyncio.gather(within(entered, done), beside(entered, done)))[1]
+
+    assert asyncio.run(both())
+
+
+def test_marks_are_not_saved(tmp_path: Any) -> None:
+    key = random.key(0)
+    expected = random.normal(key)
+    file = tmp_path / "key.pt"
+    torch.save({"data": key.data, "child": random.fold_in(key, 1).data}, file)
+    loaded = random.Key(torch.load(file, weights_only=True)["data"])
+    assert torch.equal(random.normal(loaded), expected)

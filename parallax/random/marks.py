@@ -1,0 +1,430 @@
+"""Keys are used once: the marks that say so, and what is exempt.
+
+A mark lies on the leaf tensor of a key, for trees are rebuilt around that. Keys that are derived by
+``fold_in`` or stand in a stack get marks from the mark they come from, so that the same key is
+known again however often it is made. What a transform or a trace wraps is opened first: the mark
+is on the tensor within. Dynamo's traces are looked after by ``in_trace``, while they are made.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax._compat import autograd, dynamo, functorch, in_trace, modes
+
+__all__ = ["KeyReusedError", "Mark", "adopt", "consume", "join", "link", "note", "part", "renew",
+           "reuse", "spend"]  # fmt: skip
+
+_MOST_CHILDREN = 4096  # a key that is folded into once for each step forgets the oldest steps
+_MOST_ROWS = 1024  # a larger stack is not searched when a copy of a key turns up
+
+
+class KeyReusedError(RuntimeError):
+    """A key was used a second time, which would repeat its random numbers."""
+
+
+class Mark:
+    """What is known of the use of one key, or of a stack of keys.
+
+    Attributes:
+        by: what used it; of a stack, what used all of it at once.
+        path: the path of the module whose key it is.
+        above: the mark of the stack that it is a row of, and which row.
+        children: the marks of the keys that were folded from it.
+        rows: the marks of a stack's rows.
+        place: where it was used: in which chunk of a ``vmap``, or where in a trace.
+        loop: the loop in a trace that would repeat it.
+    """
+
+    __slots__ = ("above", "by", "children", "index", "loop", "path", "place", "rows")
+
+    by: str | None
+    path: str | None
+    children: dict[Hashable, Mark] | None
+    rows: dict[int, Mark] | None
+
+    def __init__(self, above: Mark | None = None, index: int = 0) -> None:
+        self.by = self.path = self.children = self.rows = None
+        self.above = above
+        self.index = index
+        self.place: Any = None
+        self.loop: str | None = None
+
+    def child(self, name: Hashable) -> Mark:
+        """The mark of the key that is folded from this one by a name, the same each time."""
+        if self.above is not None:
+            return self.above.child(name).row(self.index)
+        children = self.children
+        if children is None:
+            children = self.children = {}
+        found = children.get(name)
+        if found is None:
+            if len(children) >= _MOST_CHILDREN:
+                children.pop(next(iter(children)), None)
+            found = Mark()
+            if self.rows is not None:  # those that stand for themselves have children of their own
+                found.rows = {
+                    k: row.child(name) for k, row in self.rows.items() if row.above is not self
+                }
+            found = children.setdefault(name, found)
+        return found
+
+    def row(self, index: int) -> Mark:
+        """The mark of a row of this stack, the same each time."""
+        if self.rows is None:
+            self.rows = {}
+        return self.rows.get(index) or self.rows.setdefault(index, Mark(self, index))
+
+    def user(self) -> str | None:
+        """What used this key, the stack it is in, or a row of it."""
+        if self.by is not None:
+            return self.by
+        if self.above is not None:
+            found = next((mark.by for mark in self._above() if mark.by is not None), None)
+            if found is not None:
+                return found
+        return None if self.rows is None else self._user_below()
+
+    def _above(self) -> Iterator[Mark]:
+        mark = self.above
+        while mark is not None:
+            yield mark
+            mark = mark.above
+
+    def _user_below(self) -> str | None:
+        for row in (self.rows or {}).values():
+            found = row.by or row._user_below()
+            if found is not None:
+                return found
+        return None
+
+    def use(self, by: str) -> None:
+        """Notes the use; rows that stand in another stack, too, are told."""
+        self.by = by
+        if self.rows is not None:
+            for row in self.rows.values():
+                row.use(by)
+
+    def error(self, by: str, used: str) -> KeyReusedError:
+        """What a second use raises."""
+        if self.path is None:
+            return KeyReusedError(
+                f"{by} was given a key that {used} used already, so its numbers would repeat. Use "
+                f"each key once: k1, k2 = random.split(key), or random.fold_in(key, i) for the "
+                f"i-th use; to repeat on purpose: random.clone(key)"
+            )
+        path, _, copy = self.path.partition("#")
+        copied = f", copy {copy}," if copy else ""
+        return KeyReusedError(
+            f"{path or 'the root module'}{copied} was given the key that it has drawn from already "
+            f"({by} after {used}), so its numbers would repeat. A module that is called n times "
+            f"draws from n keys: use one copy for each call, {_spelled(path)}.split(n), or one "
+            f"layer for each place. A tree that is called again needs another rng: "
+            f"module.train(rng) or module.reset(rng), with random.split or random.fold_in for a "
+            f"key. Within a module: random.fold_in(self.rng, i) for the i-th draw; to repeat on "
+            f"purpose: random.clone(key) or random.reuse()"
+        )
+
+    def __deepcopy__(self, memo: Any) -> Mark:
+        return self  # a copy of a key gives the same numbers
+
+    def __reduce__(self) -> Any:
+        # Marks are not saved. Torch pickles what lies on a tensor, and reads it back with
+        # weights_only if it is of a class it knows.
+        return bytearray, ()
+
+
+def _spelled(path: str) -> str:
+    """How the module is written in the one that holds it, from its path."""
+    parts = path.split(".")
+    names = [k for k, part in enumerate(parts) if not part.isdecimal()]
+    last = parts[names[-1] :] if names else parts
+    if not path:
+        return "module"
+    return "self" + "".join([f"[{part}]" if part.isdecimal() else f".{part}" for part in last])
+
+
+# -- the marks of leaves ----------------------------------------------------------------------
+
+
+def mark_of(data: Any) -> Mark:
+    """The mark on the leaf of a key; a new one if there is none."""
+    leaf: Any = functorch.innermost(data) if functorch.is_wrapped(data) else data
+    known = _marks_in_mode(leaf)
+    if known is not None:
+        return known.setdefault(id(leaf), (leaf, Mark()))[1]
+    mark = getattr(leaf, "_mark", None)
+    if type(mark) is not Mark:
+        mark = leaf._mark = Mark()
+    return mark
+
+
+def _put(data: Any, mark: Mark) -> None:
+    leaf: Any = functorch.innermost(data) if functorch.is_wrapped(data) else data
+    known = _marks_in_mode(leaf)
+    if known is None:
+        leaf._mark = mark
+    else:
+        known[id(leaf)] = leaf, mark
+
+
+def _marks_in_mode(leaf: Any) -> dict[int, tuple[Tensor, Mark]] | None:
+    """The marks of plain tensors in a trace; a function may be traced more than once."""
+    if type(leaf) is not Tensor or not modes.dispatch_mode_active():
+        return None
+    mode = modes.tracing_mode()
+    return None if mode is None else mode.__dict__.setdefault("_parallax_marks", {})
+
+
+def link(child: Tensor, parent: Tensor, name: Any, path: str | None = None) -> None:
+    """Says that a key was folded from another by a name: an int, a string or an integer tensor.
+
+    Args:
+        child: the leaf of the new key.
+        parent: the leaf of the key that it was folded from.
+        name: what it was folded with.
+        path: of the module whose key it is.
+    """
+    if dynamo.is_compiling():
+        in_trace.at_trace()(_link_in_trace)
+        return
+    if isinstance(name, Tensor):
+        if not _is_eager(name) or not _is_eager(parent):
+            return
+        name = int(name) if name.ndim == 0 else tuple(name.tolist())
+    mark = mark_of(parent).child(name)
+    mark.path = mark.path if path is None else path
+    _put(child, mark)
+
+
+def renew(data: Tensor) -> None:
+    """Says that a key is another one, though its bits are those of a key that is known."""
+    if dynamo.is_compiling():
+        in_trace.at_trace()(_renew_in_trace)
+    else:
+        _put(data, Mark())
+
+
+def part(stack: Tensor, rows: Sequence[Tensor]) -> None:
+    """Says that a stack of keys was taken apart into its rows."""
+    mark = mark_of(stack)
+    for index, row in enumerate(rows):
+        _put(row, mark.row(index))
+
+
+def join(stack: Tensor, rows: Sequence[Tensor]) -> None:
+    """Says that a stack of keys was made of others."""
+    if not dynamo.is_compiling():  # there it is known how it was computed
+        mark = Mark()
+        mark.rows = {index: mark_of(row) for index, row in enumerate(rows)}
+        _put(stack, mark)
+
+
+def _is_eager(data: Any) -> bool:
+    return (
+        type(data) is Tensor and not functorch.is_wrapped(data) and not modes.dispatch_mode_active()
+    )
+
+
+# -- copies that a map makes ------------------------------------------------------------------
+
+_noted: deque[weakref.ref[Tensor]] = deque(maxlen=64)
+
+
+def note(data: Any) -> None:
+    """Remembers a leaf that a tree was taken apart into, for what it is put together from."""
+    if not dynamo.is_compiling() and type(data) is Tensor:
+        mark_of(data)  # so that it is known again itself
+        _noted.append(weakref.ref(data))
+
+
+def adopt(data: Any) -> None:
+    """Gives a leaf that a tree is put together from the mark of the key that it is a copy of."""
+    if dynamo.is_compiling() or type(getattr(data, "_mark", None)) is Mark or not _is_eager(data):
+        return
+    if data.dtype is not torch.int64 or data.device.type != "cpu":
+        return
+    if data.ndim > 1 or data.numel() > _MOST_ROWS:
+        return
+    known: dict[int, Mark] = {}
+    for ref in list(_noted):
+        leaf = ref()
+        if leaf is None or leaf is data or leaf.ndim > 1 or leaf.numel() > _MOST_ROWS:
+            continue
+        if leaf.dtype is torch.int64 and leaf.device.type == "cpu":
+            mark = mark_of(leaf)
+            if leaf.ndim == 0:
+                known[int(leaf)] = mark
+            else:
+                known |= {bits: mark.row(index) for index, bits in enumerate(leaf.tolist())}
+    if data.ndim == 0:
+        data._mark = known.get(int(data)) or Mark()
+        return
+    mark = data._mark = Mark()
+    mark.rows = {index: known[bits] for index, bits in enumerate(data.tolist()) if bits in known}
+
+
+# -- use --------------------------------------------------------------------------------------
+
+
+class _Block:
+    """One entered block of ``reuse``; its end is told wherever it comes."""
+
+    __slots__ = ("__weakref__", "on")
+
+    def __init__(self) -> None:
+        self.on = False
+
+
+_blocks: ContextVar[tuple[weakref.ref[_Block], ...]] = ContextVar("blocks", default=())
+
+
+class reuse:  # noqa: N801  # called like a function, as torch.no_grad is
+    """Within ``with random.reuse():`` keys may be used again; it repeats their numbers.
+
+    For closures that evaluate one loss several times, as line searches do. It holds for the thread
+    or task that entered it. Blocks of generators may end in any order: each ends only itself.
+
+    Example:
+        >>> from parallax import random
+        >>> key = random.key(0)
+        >>> with random.reuse():
+        ...     bool((random.normal(key, (3,)) == random.normal(key, (3,))).all())
+        True
+    """
+
+    __slots__ = ("_entered",)
+
+    def __init__(self) -> None:
+        self._entered: list[_Block] = []
+
+    def __enter__(self) -> None:
+        if dynamo.is_compiling():
+            in_trace.at_trace()(in_trace.open_reuse)
+            return
+        # Other contexts that saw the block know it by a weak reference: an interrupt in between
+        # leaves nothing behind.
+        block = _Block()
+        self._entered.append(block)
+        _blocks.set((*[ref for ref in _blocks.get() if _is_on(ref)], weakref.ref(block)))
+        block.on = True
+
+    def __exit__(self, *_: object) -> None:
+        if dynamo.is_compiling():
+            in_trace.at_trace()(in_trace.close_reuse)
+            return
+        self._entered.pop().on = False
+        _blocks.set(tuple([ref for ref in _blocks.get() if _is_on(ref)]))
+
+
+def _is_on(ref: weakref.ref[_Block]) -> bool:
+    block = ref()
+    return block is not None and block.on
+
+
+def is_exempt() -> bool:
+    """Whether keys may be used again: in ``reuse()``, or in a recomputation during backward."""
+    return (
+        any([_is_on(ref) for ref in _blocks.get()])
+        or autograd.in_backward()
+        or modes.jit_tracing()  # torch runs the function once more, to check
+    )
+
+
+def consume(data: Tensor, by: str) -> None:
+    """Marks a key as used.
+
+    Raises:
+        KeyReusedError: if the key was used before, unless that is exempt.
+    """
+    if dynamo.is_compiling():
+        in_trace.at_trace()(_consume_in_trace)
+    else:
+        spend(mark_of(data), by)
+
+
+def spend(mark: Mark, by: str) -> None:
+    """As ``consume``, for what has a mark and no leaf."""
+    used, chunk = mark.user(), functorch.chunk_of_vmap()
+    if used is None:
+        if not is_exempt():
+            mark.use(by)
+            mark.place = chunk
+    elif not (is_exempt() or _in_other_chunk(mark.place, chunk)):
+        raise mark.error(by, used)
+
+
+def _in_other_chunk(one: Any, other: Any) -> bool:
+    """Whether one call with what it shares was done in chunks, of which these are two."""
+    return bool(one and other and one[0] == other[0] and one[1] != other[1])
+
+
+# -- while dynamo traces ----------------------------------------------------------------------
+
+
+def _mark_in_trace(context: Any, seen: in_trace.Seen) -> Mark:
+    """The mark on the stand-in for a key; copies and rows are known by how they were computed."""
+    leaf: Any = functorch.innermost(seen.value)
+    mark = getattr(leaf, "_mark", None)
+    if type(mark) is Mark:
+        return mark
+    origin = in_trace.origin_of(context, seen)
+    if origin is None:
+        mark = Mark()
+    elif origin.rows is not None:
+        mark = Mark()
+        mark.rows = {k: _mark_in_trace(context, row) for k, row in enumerate(origin.rows)}
+    else:
+        mark = _mark_in_trace(context, origin.of)
+        mark = mark if origin.row is None else mark.row(origin.row)
+    leaf._mark = mark
+    return mark
+
+
+def _link_in_trace(context: Any) -> None:
+    """What ``link`` does; its arguments are the locals of that name."""
+    parent = in_trace.local(context, "parent")
+    mark = _mark_in_trace(context, parent).child(in_trace.name_of(context, "name"))
+    path = in_trace.name_of(context, "path")
+    mark.path = mark.path if path is None else path
+    if in_trace.is_fixed(context, "name"):
+        mark.loop = in_trace.loop_around(context, parent)
+    child = in_trace.local(context, "child")
+    leaf: Any = functorch.innermost(child.value)
+    leaf._mark = mark
+
+
+def _renew_in_trace(context: Any) -> None:
+    """What ``renew`` does; its argument is the local of that name."""
+    leaf: Any = functorch.innermost(in_trace.local(context, "data").value)
+    leaf._mark = Mark()
+
+
+def _consume_in_trace(context: Any) -> None:
+    """What ``consume`` does; its arguments are the locals of that name."""
+    if is_exempt() or in_trace.is_reusing(context):
+        return
+    data, by = in_trace.local(context, "data"), in_trace.name_of(context, "by")
+    mark, place = _mark_in_trace(context, data), in_trace.place_of(context)
+    loop = mark.loop or in_trace.loop_around(context, data)
+    if loop is not None:
+        raise in_trace.as_trace_error(
+            KeyReusedError(
+                f"{by} in the body of a {loop} was given a key from outside of it, so its numbers "
+                f"would repeat in every pass. Give each pass its own: keys = random.split(key, n) "
+                f"among what is looped over, or random.fold_in(key, i)"
+            )
+        )
+    used = mark.user()
+    if used is None:
+        mark.use(by)
+        mark.place = place
+    elif not (mark.place and in_trace.excludes(mark.place, place)):
+        raise in_trace.as_trace_error(mark.error(by, used))
