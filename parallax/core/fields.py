@@ -67,14 +67,19 @@ class Lazy:
     __slots__ = ("__weakref__", "_dtype", "_shape", "init", "owner")
 
     def __init__(
-        self, shape: int | Sequence[int], init: Initializer, *, dtype: torch.dtype | None = None
+        self,
+        shape: int | Sequence[int],
+        init: Initializer = MISSING,  # type checkers want it; here its absence is told in words
+        *,
+        dtype: torch.dtype | None = None,
     ) -> None:
         role = type(self).__name__
         self._shape = _shape_of(shape, role)
         if not callable(init):
+            got = "none was given" if init is MISSING else f"got {init!r}"
             raise TypeError(
                 f"{role}(shape, init): init must be an initializer such as "
-                f"torch.nn.init.zeros_, got {init!r}"
+                f"torch.nn.init.zeros_, {got}. Write: {role}(shape, torch.nn.init.zeros_)"
             )
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise TypeError(f"{role}(..., dtype=): expected a torch.dtype, got {dtype!r}")

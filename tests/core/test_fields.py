@@ -199,6 +199,8 @@ def test_a_declaration_outside_of_any_module_says_its_shape() -> None:
         (lambda: Parameter((2, 2.5), init.zeros_), TypeError, "shape must be ints"),  # type: ignore[arg-type]  # wrong on purpose
         (lambda: Parameter("ab", init.zeros_), TypeError, "shape must be ints"),  # type: ignore[arg-type]  # likewise
         (lambda: Parameter((2, -1), init.zeros_), ValueError, "must not be negative"),
+        (lambda: Parameter(torch.ones(2)), TypeError, "assign it as it is: self.name = tensor"),  # type: ignore[arg-type, call-arg]  # likewise
+        (lambda: Parameter((2,)), TypeError, r"none was given. Write: Parameter(shape, torch."),  # type: ignore[call-arg]  # likewise
         (lambda: Parameter((2,), "zeros"), TypeError, "torch.nn.init.zeros_"),  # type: ignore[arg-type]  # likewise
         (lambda: Parameter((2,), torch.zeros(2)), TypeError, "torch.nn.init.zeros_"),  # type: ignore[arg-type]  # likewise
         (lambda: Parameter(torch.zeros(2), init.zeros_), TypeError, "self.name = tensor"),  # type: ignore[arg-type]  # likewise
