@@ -264,9 +264,9 @@ def spec_of(module: Any) -> Structure:
 def note_of(module: Any) -> Note:
     """The note of a module, whatever made it."""
     spec = module._spec
-    if type(spec) is Structure:
-        return spec.itself().note if is_compiling() else spec.note  # type: ignore[attr-defined]  # as above
-    return spec or PLAIN
+    if type(spec) is not Structure:
+        return spec or PLAIN
+    return spec.itself().note if is_compiling() else spec.note  # type: ignore[attr-defined]  # as above
 
 
 def describe(module: Any) -> Structure:

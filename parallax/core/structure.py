@@ -167,6 +167,7 @@ class Structure:
             when no two places share one.
         ties: the same as pairs ``(place, first place)``.
         marks: for each unique leaf ``"t"`` if it is trained and ``"-"`` if not.
+        note: that of the top node.
         n_leaves: how many unique leaves there are, holes included.
         n_places: how many places for leaves there are, tied ones counted each.
         shape: the classes alone, with the generated code that builds and collects such trees.
@@ -184,6 +185,7 @@ class Structure:
         "marks",
         "n_leaves",
         "n_places",
+        "note",
         "shape",
         "ties",
     )
@@ -193,6 +195,7 @@ class Structure:
     ) -> None:
         self.local = local
         self.cls = local.cls
+        self.note = local.note
         self.children = children
         self.expand = expand
         self.ties = () if expand is None else _ties(expand)
@@ -256,11 +259,6 @@ class Structure:
         return found
 
     # -- looking ----------------------------------------------------------------------------
-
-    @property
-    def note(self) -> Note:
-        """The note of the top node."""
-        return self.local.note
 
     def nodes(self) -> list[Structure]:
         """All nodes in preorder, this one first."""
