@@ -76,10 +76,10 @@ class Lazy:
         role = type(self).__name__
         self._shape = _shape_of(shape, role)
         if not callable(init):
-            got = "none was given" if init is MISSING else f"got {init!r}"
             raise TypeError(
-                f"{role}(shape, init): init must be an initializer such as "
-                f"torch.nn.init.zeros_, {got}. Write: {role}(shape, torch.nn.init.zeros_)"
+                f"{role}(shape, init): init must be an initializer such as torch.nn.init.zeros_, "
+                f"{'none was given' if init is MISSING else f'got {init!r}'}. "
+                f"Write: {role}(shape, torch.nn.init.zeros_)"
             )
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise TypeError(f"{role}(..., dtype=): expected a torch.dtype, got {dtype!r}")
