@@ -176,11 +176,16 @@ def test_truncation_bounds_are_in_order(lower: float, upper: float) -> None:
 def test_gumbels_and_exponentials_are_finite_at_a_uniform_zero(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from parallax.random import ops
+    plain = Tensor.uniform_
 
-    monkeypatch.setattr(ops, "uniform", lambda key, shape, dtype, device: torch.zeros(shape))
-    assert bool(torch.isfinite(random.gumbel(random.key(0), (2,))).all())
-    assert torch.equal(random.exponential(random.key(0), (2,)), torch.zeros(2))
+    def all_zero(tensor: Tensor, *, generator: torch.Generator) -> Tensor:
+        return plain(tensor, generator=generator).zero_()
+
+    monkeypatch.setattr(Tensor, "uniform_", all_zero)
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        assert bool(torch.isfinite(random.gumbel(random.key(0), (2,), dtype=dtype)).all())
+        times = random.exponential(random.key(0), (2,), dtype=dtype)
+        assert bool(((times > 0) & (times < 1e-6)).all())
 
 
 # -- bernoulli and dropout --------------------------------------------------------------------
