@@ -49,7 +49,7 @@ def differentiated_outside() -> bool:
 
 
 def run_as_it_is(function: Callable[..., Any]) -> None:
-    """Has dynamo run a function, and all it calls, as ordinary Python where it does not trace it.
+    """Has dynamo run a function, and all it calls, as ordinary Python; a trace ends before it.
 
     As ``torch.compiler.disable``, without loading dynamo or wrapping the function.
     """
@@ -57,6 +57,7 @@ def run_as_it_is(function: Callable[..., Any]) -> None:
     skip = frames._FrameAction.SKIP
     code = function.__code__
     frames.set_code_exec_strategy(code, frames._FrameExecStrategy(skip, skip))
+    vars(function)["_torchdynamo_disable"] = True
 
 
 def tensor_check(
