@@ -24,7 +24,8 @@ class State(NamedTuple):
 
 
 def state() -> State:
-    autograd: Any = torch._C._autograd
+    native: Any = torch._C  # torch says nothing of the types below it
+    autograd = native._autograd
     return State(
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -35,7 +36,7 @@ def state() -> State:
             autograd._top_saved_tensors_default_hooks(True) is not None,
             autograd._saved_tensors_hooks_get_disabled_error_message(),
         ),
-        torch._C._functorch.peek_interpreter_stack() is not None,
+        native._functorch.peek_interpreter_stack() is not None,
         _dynamo_settings(),
         # The caches of tools begin with a dot, and come with the first test that needs one.
         frozenset(name for name in os.listdir() if not name.startswith(".")),

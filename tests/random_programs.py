@@ -315,7 +315,7 @@ def program(seed: int) -> tuple[Any, Tensor, list[str]]:
             model = tree.select(model, rng.choice(parameters)).freeze()
     if not trained(model):
         model = tree.select(model, "frozen").unfreeze()
-    kinds = rng.choices(KINDS, k=rng.randrange(1, 4))
+    kinds: list[str] = rng.choices(KINDS, k=rng.randrange(1, 4))
     return model, numbers(rng, SIZE), kinds
 
 

@@ -107,12 +107,15 @@ class _Level(Protocol):
 
     def build(self, values: Sequence[Any]) -> Any:
         """The tree around other parts."""
+        ...
 
     def beside(self, other: Any) -> list[Any]:
         """The parts of another tree."""
+        ...
 
     def path(self, place: int) -> str:
         """Where a part stands."""
+        ...
 
 
 class _Tree:

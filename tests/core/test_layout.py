@@ -36,7 +36,7 @@ def test_a_declaration_knows_the_field_it_was_given_to(make: Any, owner: str) ->
     declared = Parameter((2,), torch.nn.init.zeros_)
     made = make(declared)
     with pytest.raises(UninitializedError, match=owner.replace("[", r"\[")):
-        declared + 1
+        _ = declared + 1
     make(declared)
     assert spec_of(made).cls is type(made)
 

@@ -30,8 +30,8 @@ class Whole(torch.autograd.Function):
         return m(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
-        return None, grad
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return None, *grad_outputs
 
 
 def cube(x: Tensor) -> Tensor:

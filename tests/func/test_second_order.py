@@ -122,8 +122,8 @@ def test_an_operator_without_any_second_derivative_says_so() -> None:
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
 
         @staticmethod
-        def backward(ctx: Any, grad: Any) -> Any:
-            return 2 * grad
+        def backward(ctx: Any, *grad_outputs: Any) -> Any:
+            return 2 * grad_outputs[0]
 
     with pytest.raises(RuntimeError, match="forward"):
         func.jvp(Once.apply, (X[0],), (Y,), strict=True)
