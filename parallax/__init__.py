@@ -60,3 +60,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'parallax' has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

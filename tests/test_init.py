@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -39,3 +40,13 @@ def test_rooms_are_loaded_when_they_are_first_asked_for(added: dict[str, list[st
     assert "parallax" in added[""]
     assert "parallax.nn" not in added[""]
     assert "parallax.nn" in added[".nn"]
+
+
+PUBLIC = ("tree", "func", "random", "effects", "optim", "optim.schedules", "bridge", "io", "nn")
+
+
+@pytest.mark.parametrize("room", ["", *PUBLIC])
+def test_dir_shows_the_public_names_and_nothing_else(room: str) -> None:
+    module = importlib.import_module(f"parallax.{room}".rstrip("."))
+    assert dir(module) == sorted(module.__all__)
+    assert all(getattr(module, name) is not None for name in module.__all__)

@@ -14,3 +14,7 @@ __all__ = [
     "lower",
     "state_dict",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

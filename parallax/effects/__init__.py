@@ -31,3 +31,7 @@ __all__ = [
     "sow",
     "with_source",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -4,3 +4,7 @@ from parallax.io.distributed import load_distributed, save_distributed
 from parallax.io.files import load, metadata, read, save
 
 __all__ = ["load", "load_distributed", "metadata", "read", "save", "save_distributed"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -210,3 +210,7 @@ __all__ = [
     "ZeroPad2d",
     "ZeroPad3d",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

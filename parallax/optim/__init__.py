@@ -42,3 +42,7 @@ __all__ = [
     "NAdam", "Optimizer", "RAdam", "RMSprop", "Rprop", "Scale", "Split", "State", "chain",
     "clip_grad_norm", "clip_grad_value", "clip_per_sample", "from_torch", "schedules",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

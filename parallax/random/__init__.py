@@ -59,3 +59,7 @@ __all__ = [
     "uniform",
     "warn_if_same",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -56,3 +56,7 @@ __all__ = [
     "vdot",
     "zeros_like",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -36,3 +36,7 @@ __all__ = [
     "OneCycleLR", "Plateau", "PolynomialLR", "ReduceLROnPlateau", "Schedule", "SequentialLR",
     "StepLR", "WarmupCosineLR",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
