@@ -19,6 +19,7 @@ from torch import Tensor
 from parallax import random
 from parallax._compat import functorch
 from parallax.core import notes
+from parallax.core.arguments import check_function
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.effects.collecting import refuse_deferred
@@ -74,6 +75,7 @@ def pure(fn: Callable[P, R]) -> Callable[P, R]:
         Traceback (most recent call last):
         parallax.debug.ImpureError: <lambda>() is not pure: it wrote into args[0] in place...
     """
+    check_function("debug.pure", fn, "debug.pure(step)(model, x)")
 
     @wraps(fn)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -238,6 +240,7 @@ def deterministic(fn: Callable[P, R]) -> Callable[P, R]:
         >>> debug.deterministic(torch.sin)(torch.zeros(2))
         tensor([0., 0.])
     """
+    check_function("debug.deterministic", fn, "debug.deterministic(loss)(model, x)")
 
     @wraps(fn)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -305,6 +308,7 @@ def nans(fn: Callable[P, R]) -> Callable[P, R]:
         Traceback (most recent call last):
         parallax.debug.NonFiniteError: log (Log) returned 1 of 1 numbers that are not...
     """
+    check_function("debug.nans", fn, "debug.nans(loss)(model, x)")
 
     @wraps(fn)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:

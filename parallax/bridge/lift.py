@@ -13,7 +13,9 @@ from parallax.bridge.lazies import materialized
 from parallax.bridge.lifted import class_for
 from parallax.bridge.lower import Lowered, flags_of, gathered, with_modes
 from parallax.bridge.pointers import Detaching, ref_to
+from parallax.core.arguments import check_flags, shown
 from parallax.core.layout import find_ties
+from parallax.core.nodes import is_module
 from parallax.core.registry import unflatten_module
 from parallax.core.structure import (
     BUFFER,
@@ -58,7 +60,8 @@ def lift(module: nn.Module, *, copy: bool = False, sample: Any = None) -> Any:
 
     Raises:
         TypeError: if it is no ``nn.Module``, or one whose code or tensors cannot be reached:
-            TorchScript, quantized with packed weights, compiled, data-parallel.
+            TorchScript, quantized with packed weights, compiled, data-parallel; or if ``copy`` is
+            no bool.
         ValueError: if a lazy parameter has no shape yet, or a module contains itself.
 
     Example:
@@ -70,7 +73,11 @@ def lift(module: nn.Module, *, copy: bool = False, sample: Any = None) -> Any:
         torch.Size([3, 1])
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(f"bridge.lift() takes a torch.nn.Module, got {type(module).__name__}")
+        raise TypeError(
+            f"bridge.lift(module=): expected a torch.nn.Module, got {shown(module)}. "
+            f"{'Use it as it is' if is_module(module) else 'Write bridge.lift(nn.Linear(3, 2))'}"
+        )
+    check_flags("bridge.lift", copy=copy)
     if sample is not None:
         module = materialized(module, sample)
     lifting = _Lifting(module, copy)

@@ -17,6 +17,7 @@ from parallax.bridge.blueprint import Blueprint
 from parallax.bridge.pointers import Ref, resolved
 from parallax.bridge.skeleton import follow
 from parallax.core import notes
+from parallax.core.arguments import shown
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.metaclass import ModuleMeta
 from parallax.core.module import Module
@@ -129,7 +130,10 @@ def lifted_type(origin: type[nn.Module]) -> type:
     """
     given: Any = origin
     if not (isinstance(given, type) and issubclass(given, nn.Module)):
-        raise TypeError(f"lifted_type() takes a class of nn.Module, got {origin!r}")
+        raise TypeError(
+            f"bridge.lifted_type(origin=): expected a class of nn.Module, got {shown(origin)}. "
+            f"Write bridge.lifted_type(nn.Linear)"
+        )
     return _Of(f"lifted {origin.__name__}", (), {"origin": origin})
 
 

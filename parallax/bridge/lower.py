@@ -16,8 +16,8 @@ from parallax.bridge.changes import Look, look_of, refuse_changes, refuse_conver
 from parallax.bridge.signatures import LoweredMeta, class_with_forward_of
 from parallax.bridge.skeleton import Skeleton
 from parallax.bridge.states import names_of, names_within, transient
+from parallax.core.arguments import check_flags, check_module
 from parallax.core.fields import Lazy, UninitializedError
-from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Leaf, Structure
 from parallax.random.sources import GlobalSource
@@ -177,11 +177,13 @@ def lower(module: Any, *, copy: bool = False) -> nn.Module:
         >>> scale(torch.tensor(3.0))
         tensor(6., grad_fn=<MulBackward0>)
     """
-    if not is_module(module):
+    if isinstance(module, nn.Module):
         raise TypeError(
-            f"bridge.lower() takes a parallax.Module, got {type(module).__name__}"
-            + (", which is lowered already" if isinstance(module, nn.Module) else "")
+            f"bridge.lower(module=): expected a parallax.Module, got a {type(module).__name__}, "
+            f"which is a torch.nn.Module already. Use it as it is"
         )
+    check_module("bridge.lower", module)
+    check_flags("bridge.lower", copy=copy)
     leaves, structure = flatten_module(module)
     names_of(structure)  # raises unless they are distinct
     tensors: list[Tensor | None] = []

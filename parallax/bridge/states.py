@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from parallax.bridge.blueprint import Blueprint
+from parallax.core.arguments import check_flags, check_module, shown
 from parallax.core.fields import Lazy, UninitializedError
-from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Leaf, Structure
 
@@ -47,7 +47,7 @@ def state_dict(module: Any) -> dict[str, Tensor]:
         >>> list(bridge.state_dict(bridge.lift(nn.Linear(2, 1))))
         ['weight', 'bias']
     """
-    _require_module(module, "state_dict")
+    check_module("bridge.state_dict", module)
     leaves, structure = flatten_module(module)
     found = {}
     for name, index in names_of(structure):
@@ -174,12 +174,13 @@ def load_state_dict(
         >>> bridge.load_state_dict(linear, new)(torch.tensor([2.0]))
         tensor([2.])
     """
-    _require_module(module, "load_state_dict")
+    check_module("bridge.load_state_dict", module)
     if not isinstance(mapping, Mapping):
         raise TypeError(
-            f"load_state_dict(module, mapping): expected tensors by name, "
-            f"got {type(mapping).__name__}"
+            f"load_state_dict(module, mapping): expected tensors by name, got {shown(mapping)}. "
+            f"Give a dict such as {{'weight': torch.zeros(2)}}, or what torch.load returns"
         )
+    check_flags("bridge.load_state_dict", strict=strict, assign=assign, cast=cast)
     for name in mapping:
         if not isinstance(name, str):
             raise TypeError(f"load_state_dict: the names are strings, got {name!r}")
@@ -217,14 +218,6 @@ def loaded(
         raise RuntimeError(f"Error(s) in loading state_dict for {type(module).__name__}:\n\t{text}")
     values = [fresh.get(k, leaf) for k, leaf in enumerate(leaves)]
     return unflatten_module(structure, values, module._rng)  # type: ignore[no-any-return, attr-defined]  # a module as given
-
-
-def _require_module(module: Any, verb: str) -> None:
-    if not is_module(module):
-        raise TypeError(
-            f"{verb}() takes a parallax.Module, got {type(module).__name__}. "
-            f"Lift an nn.Module first: bridge.lift(module)"
-        )
 
 
 def _unmatched(names: list[tuple[str, int]], mapping: Mapping[str, Any]) -> list[str]:

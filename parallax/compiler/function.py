@@ -16,6 +16,7 @@ from parallax.compiler import dynamo
 from parallax.compiler.graph import Graph
 from parallax.compiler.packing import pack_call, paths_of, positions_in_modules
 from parallax.compiler.reasons import family_of, reason
+from parallax.core.arguments import check_function
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 
@@ -66,7 +67,7 @@ def compile(fn: Any = None, **options: Any) -> Any:  # noqa: A001  # as above
         A function with the signature of ``fn``.
 
     Raises:
-        TypeError: if an option is none of ``torch.compile``'s.
+        TypeError: if ``fn`` cannot be called, or an option is none of ``torch.compile``'s.
         RuntimeError: from a call that would make more than ``recompile_limit`` graphs (by default
             torch's, 8) for arguments of the same classes; it names what changes. Without
             ``fullgraph`` it is a warning, and ``fn`` itself is called.
@@ -88,6 +89,7 @@ def compile(fn: Any = None, **options: Any) -> Any:  # noqa: A001  # as above
     """
     if fn is None:
         return functools.partial(compile, **options)
+    check_function("compile", fn, "parallax.compile(step), where step is a function")
     settings = dynamo.compile_settings(options)
     if isinstance(fn, MethodType) and is_module(fn.__self__):
         return functools.partial(_Compiled(fn.__func__, settings).wrapper(), fn.__self__)

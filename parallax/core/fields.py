@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat.opaque import constant_while_tracing
+from parallax.core.arguments import check_flags, check_function, shown
 from parallax.core.nodes import is_module
 
 __all__ = ["MISSING", "Buffer", "Field", "Lazy", "Parameter", "UninitializedError", "field"]
@@ -55,9 +56,15 @@ def _shape_of(shape: Any, role: str) -> torch.Size:
     try:
         size = torch.Size(operator.index(n) for n in sizes)
     except TypeError:
-        raise TypeError(f"{role}(shape, init): shape must be ints, got {shape!r}") from None
+        raise TypeError(
+            f"{role}(shape, init): shape must be ints, got {shown(shape)}. "
+            f"Write {role}((3, 2), torch.nn.init.zeros_)"
+        ) from None
     if any(n < 0 for n in size):
-        raise ValueError(f"{role}(shape, init): sizes must not be negative, got {tuple(size)}")
+        raise ValueError(
+            f"{role}(shape, init): sizes must not be negative, got {tuple(size)}. "
+            f"Write {role}((3, 2), torch.nn.init.zeros_)"
+        )
     return size
 
 
@@ -82,7 +89,10 @@ class Lazy:
                 f"Write: {role}(shape, torch.nn.init.zeros_)"
             )
         if dtype is not None and not isinstance(dtype, torch.dtype):
-            raise TypeError(f"{role}(..., dtype=): expected a torch.dtype, got {dtype!r}")
+            raise TypeError(
+                f"{role}(..., dtype=): expected a torch.dtype, got {shown(dtype)}. "
+                f"Write dtype=torch.float32"
+            )
         self.init = init
         self._dtype = dtype
         self.owner = ""
@@ -390,7 +400,8 @@ def field(
         A marker that the class turns into a field.
 
     Raises:
-        TypeError: if both ``default`` and ``default_factory`` are given.
+        TypeError: if both ``default`` and ``default_factory`` are given, or another argument is
+            no function or no bool, as above.
 
     Example:
         >>> from parallax import Module, field
@@ -399,6 +410,13 @@ def field(
         >>> Window([5, 5]).sizes
         (5, 5)
     """
+    check_flags("field", init=init, static=static)
+    if kw_only is not None:
+        check_flags("field", kw_only=kw_only)
+    if converter is not None:
+        check_function("field", converter, "field(converter=tuple)", "converter")
+    if default_factory is not MISSING:
+        check_function("field", default_factory, "field(default_factory=dict)", "default_factory")
     return Field(
         default=default,
         default_factory=default_factory,

@@ -13,6 +13,7 @@ from torch import Tensor
 from parallax import effects, random
 from parallax._compat import dynamo
 from parallax.core import initialize, notes
+from parallax.core.arguments import shown
 from parallax.core.display import html_of, repr_of
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.layout import Layout, check_set, converted, seal, spec_of
@@ -216,7 +217,10 @@ class Module(Instance, metaclass=ModuleMeta):
             tensor([1., 2.])
         """
         if mode not in ("train", "eval"):
-            raise ValueError(f"mode must be 'train' or 'eval', got {mode!r}")
+            raise ValueError(
+                f"reset(mode=): mode must be 'train' or 'eval', got {shown(mode)}. "
+                f"Write module.reset(rng, 'train')"
+            )
         leaves, structure = flatten_module(self)
         _require_values(leaves, structure, "reset")
         structure = notes.distribute(structure, mode, effects.root_of(self))
@@ -283,7 +287,10 @@ class Module(Instance, metaclass=ModuleMeta):
             1
         """
         if type(n) is not int or n < 1:
-            raise ValueError(f"split(n): n must be a positive int, got {n!r}")
+            raise ValueError(
+                f"split(n): n must be a positive int, got {shown(n)}. "
+                f"Write one, two = module.split(2)"
+            )
         leaves, structure = flatten_module(self)
         return tuple(
             [self._built(notes.split_copy(structure, k), leaves, self._rng) for k in range(n)]

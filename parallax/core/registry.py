@@ -19,6 +19,7 @@ import optree
 from torch import Tensor
 
 from parallax._compat import dynamo, registries
+from parallax.core.arguments import check_function, shown
 from parallax.core.encoding import dump, dump_constant, load, load_constant
 from parallax.core.fields import Lazy
 from parallax.core.frozendict import FrozenDict
@@ -308,7 +309,7 @@ def register(
         name: a stable name for serialisation; by default the module and qualified name.
 
     Raises:
-        TypeError: if ``cls`` is not a class.
+        TypeError: if ``cls`` is not a class, another argument no function, or ``name`` no string.
         ValueError: if either registry knows the class already; then nothing is changed.
 
     Example:
@@ -322,7 +323,15 @@ def register(
         tensor(2.)
     """
     if not isinstance(cls, type):
-        raise TypeError(f"register() takes a class, got {cls!r}")
+        raise TypeError(
+            f"register(cls) takes a class, got {shown(cls)}. Write register(Pair, ...), where Pair "
+            f"is the class itself, not one of its instances"
+        )
+    call = f"register({cls.__name__}, flatten, unflatten)"
+    check_function("register", flatten, call, "flatten")
+    check_function("register", unflatten, call, "unflatten")
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"register(name=): expected a string, got {shown(name)}. Leave it out")
     if is_node(cls) or registries.is_optree_node(cls) or registries.is_torch_node(cls):
         where = "optree" if registries.is_optree_node(cls) else "torch.utils._pytree"
         raise ValueError(

@@ -13,6 +13,7 @@ from typing_extensions import ParamSpec, TypeVar
 
 from parallax._compat import dynamo
 from parallax.core import notes
+from parallax.core.arguments import check_function
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.effects.applying import applied, below
@@ -39,7 +40,7 @@ def collect(fn: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], t
     Raises:
         EffectError: if two effects for one buffer have no rule, or an effect comes from a place
             the module does not have. Then nothing is applied.
-        TypeError: if the first argument is no module, or ``fn`` returns a coroutine or a
+        TypeError: if ``fn`` or its first argument is none, or it returns a coroutine or a
             generator, which would run after the collection.
 
     Example:
@@ -55,6 +56,7 @@ def collect(fn: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], t
         >>> counter.calls
         tensor(1)
     """
+    check_function("effects.collect", fn, "effects.collect(Net.forward)(net, x)")
 
     @wraps(fn)
     def collected(module: M, /, *args: P.args, **kwargs: P.kwargs) -> tuple[R, M]:
@@ -81,7 +83,7 @@ def capture(
         several times.
 
     Raises:
-        TypeError: if the first argument is no module, or ``fn`` returns a coroutine or a
+        TypeError: if ``fn`` or its first argument is none, or it returns a coroutine or a
             generator, which would run after the collection.
 
     Example:
@@ -94,6 +96,7 @@ def capture(
         >>> effects.capture(Square.forward)(Square(), torch.tensor(3.0))
         (tensor(9.), {'input': tensor(3.)})
     """
+    check_function("effects.capture", fn, "effects.capture(Net.forward)(net, x)")
 
     @wraps(fn)
     def captured(module: M, /, *args: P.args, **kwargs: P.kwargs) -> Any:

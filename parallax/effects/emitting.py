@@ -8,6 +8,7 @@ from torch import Tensor
 
 from parallax._compat import autograd, checkpoints, dynamo, functorch
 from parallax.core import notes
+from parallax.core.arguments import shown
 from parallax.core.fields import Buffer
 from parallax.effects.collection import Collecting, Collection, EffectError
 
@@ -109,7 +110,10 @@ def check(module: Any, path: str, buffers: dict[str, Any], merge: str | None) ->
         if kind is None or kind.leaf is not Buffer:
             raise TypeError(f"{where}: only buffers are emitted. Declare it: '{name}: Buffer'")
         if not isinstance(value, Tensor):
-            raise TypeError(f"{where}: expected a tensor, got {type(value).__name__}")
+            raise TypeError(
+                f"{where}: expected a tensor, got {shown(value)}. Give one of the buffer's shape, "
+                f"or leave {name} out where it stays"
+            )
         held = getattr(module, name)
         if not isinstance(held, Tensor):
             what = "None" if held is None else "not initialized"
@@ -127,7 +131,7 @@ def check(module: Any, path: str, buffers: dict[str, Any], merge: str | None) ->
             )
     if merge is not None and merge not in RULES and merge is not IN_TURN:
         where = f"{type(module).__name__}.emit(merge=)"
-        raise ValueError(f"{where}: expected one of {RULES} or None, got {merge!r}")
+        raise ValueError(f"{where}: expected one of {RULES} or None, got {shown(merge)}")
 
 
 def latest(module: Any) -> dict[str, dict[str, Tensor]]:
@@ -193,7 +197,10 @@ def sow(module: Any, /, **values: Tensor) -> None:
         given: Any = value
         if not isinstance(given, Tensor):
             where = f"{type(module).__name__}.sow({name}=)"
-            raise TypeError(f"{where}: expected a tensor, got {type(given).__name__}")
+            raise TypeError(
+                f"{where}: expected a tensor, got {shown(given)}. Make one of it: "
+                f"torch.as_tensor(value)"
+            )
     if not traced and functorch.transform_active():
         _refuse_wrappers(module, values, collection, "sow")
     if traced:

@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallax.bridge.states import loaded, names_of, state_dict
-from parallax.core.nodes import is_module
+from parallax.core.arguments import check_flags, check_module
 from parallax.core.registry import flatten_module
 from parallax.io.header import dump_header, load_header, nodes_of
 from parallax.io.parts import placed, require_complete
-from parallax.io.reading import check_flag, check_path
+from parallax.io.reading import check_path
 from parallax.io.resuming import as_saved
 
 __all__ = ["load_distributed", "save_distributed"]
@@ -51,6 +51,7 @@ def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
     check_path(path)
     if Path(path).is_file():
         raise NotADirectoryError(f"{os.fspath(path)} is a file; name a directory")
+    check_module("io.save_distributed", module)
     tensors = state_dict(module)
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided:
@@ -81,11 +82,8 @@ def load_distributed(path: str | os.PathLike[str], *, like: M, cast: bool = Fals
         ValueError: if a file is truncated or no checkpoint, or a leaf has a value in neither.
     """
     check_path(path)
-    check_flag("load_distributed", "cast", cast)
-    if not is_module(like):
-        raise TypeError(
-            f"load_distributed(like=): expected a parallax.Module, got {type(like).__name__}"
-        )
+    check_flags("io.load_distributed", cast=cast)
+    check_module("io.load_distributed", like, "like")
     saved = _saved_tensors(Path(path))
     header: dict[str, Any] = {}
     if _HEADER in saved:

@@ -10,16 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from parallax.core.arguments import check_flags
 from parallax.io.header import difference, dump_header
 from parallax.io.parts import filled, nodes_of_tree, require_complete, take_apart, tensors
-from parallax.io.reading import (
-    HEADER,
-    check_flag,
-    checked,
-    import_safetensors,
-    read_file,
-    unreadable,
-)
+from parallax.io.reading import HEADER, checked, import_safetensors, read_file, unreadable
 from parallax.io.writing import replacing
 
 __all__ = ["load", "metadata", "read", "save"]
@@ -134,8 +128,7 @@ def load(path: str | os.PathLike[str], *, like: T, strict: bool = True, cast: bo
         RuntimeError: if names, shapes or dtypes do not fit; all of them are listed.
         ValueError: if the file is truncated, no checkpoint, holds code, or is of another structure.
     """
-    check_flag("load", "strict", strict)
-    check_flag("load", "cast", cast)
+    check_flags("io.load", strict=strict, cast=cast)
     parts, spec = take_apart(like, "load(like=)")
     header, held = read_file(path)
     try:

@@ -17,7 +17,7 @@ from torch import Tensor
 from parallax.io.header import load_header
 
 __all__ = [
-    "HEADER", "INDEX", "check_flag", "check_path", "checked", "import_safetensors", "read_file",
+    "HEADER", "INDEX", "check_path", "checked", "import_safetensors", "read_file",
     "unreadable",
 ]  # fmt: skip
 
@@ -25,19 +25,6 @@ HEADER = "parallax"
 """Under which name a file keeps its header."""
 INDEX = ".safetensors.index.json"
 """How the index of a sharded checkpoint ends."""
-
-
-def check_flag(what: str, name: str, value: Any) -> None:
-    """Raises unless an argument is a bool.
-
-    Raises:
-        TypeError: naming the argument.
-    """
-    if type(value) is not bool:
-        raise TypeError(
-            f"{what}: {name} is True or False, got {type(value).__name__}. "
-            f"Write io.{what}(path, like=module, {name}=True)"
-        )
 
 
 def check_path(path: Any) -> None:

@@ -1,4 +1,4 @@
-"""Checks of arguments, whose errors name the function, the argument, and what to write instead."""
+"""Checks of trees and of what operations on them take."""
 
 from __future__ import annotations
 
@@ -9,19 +9,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from parallax.core.arguments import shown
 from parallax.core.fields import Lazy
 from parallax.core.nodes import is_module
 from parallax.tree.outside import is_leaf
 
-__all__ = [
-    "check_flag",
-    "check_function",
-    "check_number",
-    "check_tree",
-    "check_trees",
-    "refuse_torch_module",
-    "shown",
-]
+__all__ = ["check_number", "check_order", "check_tree", "check_trees", "refuse_torch_module"]
 
 
 def check_tree(what: str, tree: Any, name: str = "tree") -> None:
@@ -55,15 +48,6 @@ def _remedy(value: Any) -> str:
     if isinstance(value, (int, float, complex)):
         return f"Make a tensor of it: torch.tensor({value!r})"
     return "Give, for example, a model, or a dict of tensors: {'weight': torch.ones(2)}"
-
-
-def check_function(what: str, fn: Any, name: str = "fn", example: str = "torch.neg") -> None:
-    """Raises ``TypeError`` unless an argument can be called."""
-    if not callable(fn):
-        raise TypeError(
-            f"{what}({name}=): expected a function, got {shown(fn)}. "
-            f"Give one, such as {example}: {what}({example}, ...)"
-        )
 
 
 def check_number(what: str, name: str, value: Any, least: float | None = None) -> None:
@@ -103,15 +87,6 @@ def check_order(what: str, p: Any) -> None:
         )
 
 
-def check_flag(what: str, name: str, value: Any) -> None:
-    """Raises ``TypeError`` unless an argument is a bool."""
-    if type(value) is not bool:
-        raise TypeError(
-            f"{what}({name}=): expected a bool, got {shown(value)}. Write {name}=True or "
-            f"{name}=False"
-        )
-
-
 def check_trees(what: str, trees: Any, name: str, example: str) -> list[Any]:
     """Several trees as a list.
 
@@ -126,16 +101,3 @@ def check_trees(what: str, trees: Any, name: str, example: str) -> list[Any]:
     raise TypeError(
         f"{what}({name}=): expected several trees in a list, got {shown(trees)}. Write {example}"
     )
-
-
-def shown(value: Any) -> str:
-    """What came, in an error: its class, and its value where that is short."""
-    if value is None:
-        return "None"
-    if isinstance(value, torch.nn.Module):
-        return f"a {type(value).__name__}, which is a torch.nn.Module"
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, (bool, int, float, complex, str)):
-        return f"{value!r:.60}"
-    return f"a {type(value).__name__}"

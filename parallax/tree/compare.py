@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch
+from parallax.core.arguments import check_flags
 from parallax.core.fields import Lazy
 from parallax.tree import core
-from parallax.tree.arguments import check_flag, check_number, refuse_torch_module
+from parallax.tree.arguments import check_number, refuse_torch_module
 from parallax.tree.leaves import is_inexact
 
 __all__ = ["allclose", "equal"]
@@ -66,7 +67,7 @@ def allclose(
     """
     check_number("tree.allclose", "rtol", rtol, 0)
     check_number("tree.allclose", "atol", atol, 0)
-    check_flag("tree.allclose", "equal_nan", equal_nan)
+    check_flags("tree.allclose", equal_nan=equal_nan)
 
     def close(a: Tensor, b: Tensor) -> Tensor:
         if not is_inexact(a):

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
+from parallax.core.arguments import shown
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE
 from parallax.random import Key
 from parallax.tree import core
-from parallax.tree.arguments import check_tree, shown
+from parallax.tree.arguments import check_tree
 from parallax.tree.leaves import all_floating, is_array, is_inexact
 from parallax.tree.places import Survey
 

@@ -8,11 +8,12 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from parallax.core.arguments import check_function, shown
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
 from parallax.tree.align import align, misfit
-from parallax.tree.arguments import check_function, check_trees, refuse_torch_module, shown
+from parallax.tree.arguments import check_trees, refuse_torch_module
 from parallax.tree.outside import close, is_leaf, item_paths, join, opened_outside, up_to
 
 __all__ = ["TreeSpec", "flatten", "leaves", "map", "map_with_path", "named_leaves", "structure",
@@ -212,7 +213,7 @@ def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:  # noqa: A001  # name
         >>> tree.map(torch.add, {"a": torch.ones(1)}, {"a": torch.ones(1)})
         {'a': tensor([2.])}
     """
-    check_function("tree.map", fn)
+    check_function("tree.map", fn, "tree.map(torch.neg, model)")
     if is_module(tree):
         found, part = flatten_module(tree)
         others = [align(part, other) for other in rest]
@@ -326,7 +327,7 @@ def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
         >>> tree.map_with_path(lambda path, x: path, {"a": torch.ones(1)})
         {'a': 'a'}
     """
-    check_function("tree.map_with_path", fn, example="lambda path, leaf: leaf")
+    check_function("tree.map_with_path", fn, "tree.map_with_path(lambda path, leaf: leaf, model)")
     names = unflatten(structure(tree), [path for path, _ in with_paths(tree)])
     return map(lambda leaf, path, *others: fn(path, leaf, *others), tree, names, *rest)
 

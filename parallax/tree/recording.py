@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch
+from parallax.core.arguments import check_function
 from parallax.core.graph import RUNNING
-from parallax.tree.arguments import check_function
 from parallax.tree.core import leaves, map  # noqa: A004  # named as in every tree library
 
 __all__ = ["computed", "update"]
@@ -45,7 +45,7 @@ def update(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     Warns:
         UserWarning: once for a loop that has recorded many updates in one graph.
     """
-    check_function("tree.update", fn)
+    check_function("tree.update", fn, "tree.update(torch.neg, model)")
     if computed(tree) or any(_requires_grad(leaf) for other in rest for leaf in leaves(other)):
         made = map(fn, tree, *rest)
         if not (functorch.transform_active() or RUNNING.depth or dynamo.is_compiling()):

@@ -8,10 +8,10 @@ from typing import Any, Generic, TypeVar, cast
 from torch import Tensor
 
 from parallax._compat import dynamo
+from parallax.core.arguments import check_function
 from parallax.core.fields import Lazy
 from parallax.core.nodes import is_module
 from parallax.tree import core
-from parallax.tree.arguments import check_function
 from parallax.tree.chart import Entry
 from parallax.tree.freeze import marked
 from parallax.tree.match import find
@@ -145,7 +145,7 @@ class Selection(Generic[T]):
             TypeError: if an annotation does not allow a value.
             ValueError: if one selected thing holds another.
         """
-        check_function("apply", fn)
+        check_function("Selection.apply", fn, "tree.select(model, 'weight').apply(torch.neg)")
         values = self._survey.values(self._entries)
         return self._put([None if value is None else fn(value) for value in values])
 

@@ -217,7 +217,7 @@ def _module() -> Iterator[Subject]:
         "core.compile",
         parallax.compile,
         lambda: {"fn": _loss, "options": {"backend": "eager"}},
-        {"fn": "function"},
+        {"fn": "function?"},  # without one it is a decorator
     )
     yield Subject(
         "core.registry.register",
@@ -526,7 +526,8 @@ def _bridge_and_io() -> Iterator[Subject]:
         "save_distributed": lambda: {"module": net(), "path": f"{folder().name}/new"},
     }
     for name, given in files.items():
-        yield Subject(f"io.{name}", getattr(io, name), given, kinds)
+        own = {"module": "numbers"} if name == "save" else {}  # any tree, a tensor alone as well
+        yield Subject(f"io.{name}", getattr(io, name), given, {**kinds, **own})
     for name in ("deterministic", "nans", "pure"):
         yield Subject(
             f"debug.{name}",

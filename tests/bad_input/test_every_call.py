@@ -26,16 +26,16 @@ class Limits(NamedTuple):
 
 
 LIMITS = {
-    "core": Limits(35, 0.058, 0.505),
+    "core": Limits(0, 0.0, 0.92),
     "tree": Limits(0, 0.0, 0.7),
     "func": Limits(0, 0.008, 0.943),
     "random": Limits(23, 0.004, 0.376),
-    "effects": Limits(0, 0.323, 0.193),
+    "effects": Limits(0, 0.0, 0.87),
     "optim": Limits(6, 0.005, 0.929),
     "schedules": Limits(1, 0.0, 0.927),
-    "bridge": Limits(35, 0.061, 0.0),
-    "io": Limits(1, 0.0, 0.77),
-    "debug": Limits(0, 0.834, 0.0),
+    "bridge": Limits(0, 0.0, 0.91),
+    "io": Limits(0, 0.0, 0.87),
+    "debug": Limits(0, 0.0, 0.83),
     "nn": Limits(272, 0.04, 0.05),
 }
 

@@ -159,9 +159,9 @@ def test_lifted_classes_do_not_accumulate() -> None:
 
 
 def test_things_that_are_no_modules() -> None:
-    with pytest.raises(TypeError, match=r"takes a torch.nn.Module, got int"):
+    with pytest.raises(TypeError, match=r"expected a torch.nn.Module, got 3"):
         bridge.lift(3)  # type: ignore[arg-type]  # the mistake that is tested
-    with pytest.raises(TypeError, match=r"takes a torch.nn.Module, got Linear"):
+    with pytest.raises(TypeError, match=r"expected a torch.nn.Module, got a Linear"):
         bridge.lift(bridge.lift(nn.Linear(1, 1)))
 
 

@@ -268,7 +268,7 @@ def test_a_lifted_part_of_a_tree() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(TypeError, match=r"takes a parallax.Module, got Linear, which is lowered"):
+    with pytest.raises(TypeError, match=r"expected a parallax.Module, got a Linear, which is a"):
         bridge.lower(nn.Linear(1, 1))
     with pytest.raises(
         UninitializedError, match=r"Dense.weight is not initialized.*initialize\(rng\)"

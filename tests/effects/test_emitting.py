@@ -46,7 +46,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"parameter": torch.zeros(2)}, TypeError, "only buffers.*parameter: Buffer"),
     ({"constant": torch.zeros(2)}, TypeError, "only buffers"),
     ({"buffers": torch.zeros(2)}, TypeError, "only buffers"),
-    ({"buffer": 1.0}, TypeError, "expected a tensor, got float"),
+    ({"buffer": 1.0}, TypeError, "expected a tensor, got 1.0"),
     ({"hole": torch.zeros(2)}, TypeError, "the buffer is None"),
     ({"buffer": torch.zeros(3)}, ValueError, r"shape \(2,\).*\(3,\)"),
     ({"buffer": torch.zeros(2, dtype=torch.float64)}, ValueError, r"float32.*float64"),

@@ -1,0 +1,92 @@
+"""Checks of arguments that every room shares, and how an error shows what came.
+
+Each error names the function and the argument, what was expected, what came, and what to write.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax.core.nodes import is_module
+
+__all__ = ["check_flags", "check_function", "check_module", "shown"]
+
+_LONGEST = 60  # letters
+_MOST = 6  # items
+
+
+def check_flags(what: str, **flags: Any) -> None:
+    """Raises unless each value is a bool.
+
+    Args:
+        what: the function or class that was given them, as users call it.
+        **flags: by the name of the argument.
+
+    Raises:
+        TypeError: if one is something else. A number or a string would count as true or false,
+            and ``"no"`` as true.
+    """
+    for name, value in flags.items():
+        if type(value) is not bool:
+            raise TypeError(
+                f"{what}({name}=): expected a bool, got {shown(value)}. Write {name}=True or "
+                f"{name}=False"
+            )
+
+
+def check_function(what: str, fn: Any, write: str, name: str = "fn") -> None:
+    """Raises unless an argument can be called.
+
+    Args:
+        what: the function that was given it.
+        fn: the argument.
+        write: a call that is right.
+        name: the argument's.
+
+    Raises:
+        TypeError: if it cannot be called.
+    """
+    if not callable(fn):
+        raise TypeError(
+            f"{what}({name}=): expected a function, got {shown(fn)}. Give one, such as {write}"
+        )
+
+
+def check_module(what: str, module: Any, name: str = "module") -> None:
+    """Raises unless an argument is a module of Parallax.
+
+    Args:
+        what: the function or class that was given it.
+        module: the argument.
+        name: the argument's.
+
+    Raises:
+        TypeError: if it is anything else.
+    """
+    if not is_module(module):
+        lift = isinstance(module, torch.nn.Module)
+        remedy = "Lift it first: bridge.lift(module)" if lift else "Give one: nn.Linear(2, 3)"
+        raise TypeError(
+            f"{what}({name}=): expected a parallax.Module, got {shown(module)}. {remedy}"
+        )
+
+
+def shown(value: Any) -> str:
+    """What came, in an error: its value where that is short, and else its class."""
+    if value is None or isinstance(value, (bool, int, float, complex, str)):
+        return f"{value!r:.{_LONGEST}}"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, torch.nn.Module):
+        return f"a {type(value).__name__}, which is a torch.nn.Module"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, (torch.dtype, torch.device)):
+        return repr(value)
+    if type(value) in (tuple, list) and len(value) <= _MOST:
+        items = ", ".join([shown(item) for item in value])
+        return f"[{items}]" if type(value) is list else f"({items}{',' * (len(value) == 1)})"
+    return f"a {type(value).__name__}"
