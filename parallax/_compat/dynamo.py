@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import CodeType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,17 @@ def differentiated_outside() -> bool:
     inputs = [node for t in tracers for node in t.graph.find_nodes(op="placeholder")]
     values = [node.meta.get("example_value") for node in inputs]
     return any([isinstance(value, Tensor) and value.requires_grad for value in values])
+
+
+def restart_trace(reason: str) -> NoReturn:
+    """Ends dynamo's present trace and begins it anew, with the world as it is now.
+
+    A trace goes on with what it has read once, of a table of Python's say, and the graph is guarded
+    by it. Only from a function that is constant in traces.
+    """
+    from torch._dynamo.exc import UnspecializeRestartAnalysis
+
+    raise UnspecializeRestartAnalysis(restart_reason=reason)
 
 
 def run_as_it_is(function: Callable[..., Any]) -> None:

@@ -41,12 +41,18 @@ def adopt(items: Iterable[Any]) -> bool:
         Whether any is a node now.
     """
     kinds = {type(item) for item in items} - _PLAIN
-    return bool(kinds) and any([_adopt(cls) for cls in kinds if not hasattr(cls, "__layout__")])
+    if not kinds:
+        return False
+    traced = dynamo.is_compiling()
+    return any([_adopt(cls, traced) for cls in kinds if not hasattr(cls, "__layout__")])
 
 
 @dynamo.constant_in_traces
-def _adopt(cls: type) -> bool:
-    return registries.adopt_torch_node(cls, NAMESPACE)
+def _adopt(cls: type, traced: bool) -> bool:
+    adopted = registries.adopt_torch_node(cls, NAMESPACE)
+    if adopted and traced:  # which has read optree's registry as it was
+        dynamo.restart_trace(f"{cls.__name__} became a node of optree's")
+    return adopted
 
 
 @constant_while_tracing

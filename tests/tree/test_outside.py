@@ -9,6 +9,7 @@ import torch
 from torch.utils import _pytree as torch_pytree
 
 from parallax import tree
+from tests.compiling import compiled
 
 
 class Pair:
@@ -19,12 +20,16 @@ class Pair:
         self.second = second
 
 
-torch_pytree.register_pytree_node(
-    Pair,
-    lambda pair: ([pair.first, pair.second], None),
-    lambda children, _: Pair(*children),
-    serialized_type_name="tests.tree.test_outside.Pair",
-)
+def register(cls: type[Pair]) -> None:
+    torch_pytree.register_pytree_node(
+        cls,
+        lambda pair: ([pair.first, pair.second], None),
+        lambda children, _: cls(*children),
+        serialized_type_name=f"tests.tree.test_outside.{cls.__name__}",
+    )
+
+
+register(Pair)
 
 
 def test_a_class_that_torch_takes_apart_is_a_node() -> None:
@@ -56,8 +61,16 @@ def test_a_tensordict_is_a_tree() -> None:
     torch.testing.assert_close(doubled["x"], 2 * batch["x"])
 
 
-def test_opened_in_a_trace() -> None:
-    fn = torch.compile(
-        lambda pair: tree.map(lambda leaf: leaf + 1, pair), backend="eager", fullgraph=True
-    )
-    torch.testing.assert_close(fn(Pair(torch.ones(2), torch.ones(1))).first, torch.full((2,), 2.0))
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_seen_first_in_a_trace() -> None:
+    class Other(Pair):
+        """Which nothing has opened yet."""
+
+    register(Other)
+    fn, counter = compiled(lambda pairs: tree.map(lambda leaf: leaf + 1, pairs))
+    for value in (1.0, 2.0):
+        found = fn([Other(torch.full((2,), value), [torch.ones(1)])])[0]
+        assert type(found) is Other
+        torch.testing.assert_close(found.first, torch.full((2,), value + 1))
+        torch.testing.assert_close(found.second, [torch.full((1,), 2.0)])
+    assert counter.frame_count == 1
