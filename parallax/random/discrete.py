@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax.core.arguments import check_flags, shown
 from parallax.random import ops
 from parallax.random.given import Device, Shape, axis, dtype_of, given, probability, wide
 from parallax.random.keys import Key
@@ -45,17 +46,23 @@ def randint(
         ValueError: if ``low`` is not below ``high``, or ``dtype`` does not hold them.
     """
     data, size, where = given(key, shape, device, "randint()")
-    dtype = dtype_of(dtype, "randint()")
+    dtype = dtype_of(dtype, "randint()", torch.int64)
     if dtype.is_floating_point or dtype.is_complex or dtype is torch.bool:
-        raise TypeError(f"randint(): dtype must be an integer one, got {dtype}")
+        raise TypeError(f"randint(): dtype must be an integer one, got {dtype}. Write torch.int64")
     for name, value in (("low", low), ("high", high)):
         if not ops.is_int(value):
-            raise TypeError(f"randint(): {name} must be an int, got {value!r}")
+            raise TypeError(
+                f"randint(): {name} must be an int, got {shown(value)}. Write low=0, high=10"
+            )
     if not low < high:
-        raise ValueError(f"randint(): low must be below high, got {low} and {high}")
+        raise ValueError(
+            f"randint(): low must be below high, got {low} and {high}. Write low=0, high=10"
+        )
     limits = torch.iinfo(dtype)
     if low < limits.min or high - 1 > limits.max:
-        raise ValueError(f"randint(): {dtype} does not hold {low} to {high - 1}")
+        raise ValueError(
+            f"randint(): {dtype} does not hold {low} to {high - 1}. Write dtype=torch.int64"
+        )
     drawn = ops.randint(data, size, low, high - 1, torch.int64, where).to(dtype)
     consume(data, "randint()")
     return drawn
@@ -84,7 +91,7 @@ def bits(
     width = _WORD_DTYPES.get(dtype)
     if width is None:
         names = ", ".join(str(known) for known in _WORD_DTYPES)
-        raise TypeError(f"bits(): dtype must be one of {names}, got {dtype}")
+        raise TypeError(f"bits(): dtype must be one of {names}, got {shown(dtype)}")
     n = math.prod(size)
     words = ops.bits(data, -(-n * width // 8), where)
     drawn = (words if width == 8 else words.view(dtype)[:n]).reshape(size)
@@ -113,13 +120,15 @@ def permutation(key: Key, x: int | Tensor, *, dim: int = 0, device: Device = Non
         >>> random.permutation(random.key(0), 5)
         tensor([4, 0, 3, 1, 2])
     """
+    dim = axis(x, dim, "permutation()")
     if isinstance(x, Tensor):
-        dim = axis(x, dim, "permutation()")
         n, device = x.shape[dim], x.device
     elif ops.is_int(x):
         n = x
     else:
-        raise TypeError(f"permutation(): x is a count or a tensor, got {x!r}")
+        raise TypeError(
+            f"permutation(): x is a count or a tensor, got {shown(x)}. Write permutation(key, 10)"
+        )
     data, size, where = given(key, (n,), device, "permutation()")
     order = ops.permutation(data, size[0], where)
     drawn = x.index_select(dim, order) if isinstance(x, Tensor) else order
@@ -148,9 +157,15 @@ def categorical(key: Key, logits: Tensor, shape: Shape = (), *, dim: int = -1) -
     """
     given_logits: Any = logits
     if not isinstance(given_logits, Tensor) or not logits.dtype.is_floating_point:
-        raise TypeError(f"categorical(): logits must be a floating tensor, got {logits!r}")
+        raise TypeError(
+            f"categorical(): logits must be a floating tensor, got {shown(logits)}. "
+            f"Write categorical(key, torch.zeros(3))"
+        )
     if logits.ndim == 0 or logits.shape[axis(logits, dim, "categorical()")] == 0:
-        raise ValueError(f"categorical(): no category in logits of shape {tuple(logits.shape)}")
+        raise ValueError(
+            f"categorical(): no category in logits of shape {tuple(logits.shape)}. "
+            f"Write categorical(key, torch.zeros(3))"
+        )
     data, size, where = given(key, shape, logits.device, "categorical()")
     noise = ops.gumbel(data, (*size, *logits.shape), wide(logits.dtype), where)
     # Beside a large number the noise would be rounded away.
@@ -190,27 +205,41 @@ def choice(
 
     Source: without replacement and with ``p``, the Gumbel-top-k trick (T. Vieira, 2014).
     """
+    check_flags("choice", replace=replace)
+    dim = axis(x, dim, "choice()")
     if isinstance(x, Tensor):
-        dim = axis(x, dim, "choice()")
         n = x.shape[dim]
     elif ops.is_int(x):
         n = x
     else:
-        raise TypeError(f"choice(): x is a count or a tensor, got {x!r}")
+        raise TypeError(
+            f"choice(): x is a count or a tensor, got {shown(x)}. Write choice(key, 10)"
+        )
     if n < 1:
-        raise ValueError(f"choice(): nothing to draw from: got {n!r} elements")
+        raise ValueError(
+            f"choice(): nothing to draw from: got {n!r} elements. Write choice(key, 10)"
+        )
     weights: object = p
     if weights is not None and not isinstance(weights, Tensor):
-        raise TypeError(f"choice(p=): expected a tensor of probabilities, got {p!r}")
+        raise TypeError(
+            f"choice(p=): expected a tensor of probabilities, got {shown(p)}. "
+            f"Make one: torch.tensor([0.5, 0.5])"
+        )
     held = x if isinstance(x, Tensor) else p
     data, size, where = given(key, shape, None if held is None else held.device, "choice()")
     count = math.prod(size)
     if not replace and count > n:
-        raise ValueError(f"choice(replace=False): cannot draw {count} of {n} elements")
+        raise ValueError(
+            f"choice(replace=False): cannot draw {count} of {n} elements. Draw fewer, or write "
+            f"replace=True"
+        )
     if p is not None:
         probability(p, "choice(p=)")
         if p.shape != (n,):
-            raise ValueError(f"choice(p=): expected {n} probabilities, got {tuple(p.shape)}")
+            raise ValueError(
+                f"choice(p=): expected {n} probabilities, got a tensor of shape {tuple(p.shape)}. "
+                f"Give one for each element"
+            )
         if ops.is_plain(p) and int((p > 0).sum()) < (1 if replace else count):
             raise ValueError(f"choice(): {count} to draw, and too few elements have p > 0")
     drawn = _indices(data, n, size, where, replace=replace, p=p)

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from parallax.core.arguments import shown
 from parallax.random import ops
 from parallax.random.given import (
     Device,
@@ -71,7 +72,7 @@ def normal(
     parameter(mean, size, "normal(mean=)")
     parameter(std, size, "normal(std=)")
     if isinstance(std, (int, float)) and not std >= 0:
-        raise ValueError(f"normal(): std must not be negative, got {std}")
+        raise ValueError(f"normal(): std must not be negative, got {std}. Write std=1.0")
     drawn = ops.normal(data, size, dtype, where)
     if not isinstance(std, (int, float)) or std != 1:
         drawn = drawn * std
@@ -114,7 +115,8 @@ def uniform(
     numbers = isinstance(low, (int, float)) and isinstance(high, (int, float))
     if numbers and not -math.inf < low <= high < math.inf:
         raise ValueError(
-            f"uniform(): low and high must be finite, and low not exceed high, got {low} and {high}"
+            f"uniform(): low and high must be finite, and low not exceed high, got {low} and "
+            f"{high}. Write low=0.0, high=1.0"
         )
     drawn = ops.uniform(data, size, dtype, where)
     if not (numbers and low == 0 and high == 1):
@@ -156,9 +158,15 @@ def truncated_normal(
     dtype = floating(dtype, "truncated_normal()")
     for name, bound in (("lower", lower), ("upper", upper)):
         if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-            raise TypeError(f"truncated_normal({name}=): expected a number, got {bound!r}")
+            raise TypeError(
+                f"truncated_normal({name}=): expected a number, got {shown(bound)}. "
+                f"Write lower=-2.0, upper=2.0"
+            )
     if not lower < upper:
-        raise ValueError(f"truncated_normal(): lower must be below upper, got {lower}, {upper}")
+        raise ValueError(
+            f"truncated_normal(): lower must be below upper, got {lower}, {upper}. "
+            f"Write lower=-2.0, upper=2.0"
+        )
     share = ops.uniform(data, size, torch.float64, where)
     drawn = truncated(share, lower, upper).to(dtype)
     if dtype is not torch.float64:
@@ -200,7 +208,7 @@ def bernoulli(
     probability(p, "bernoulli(p=)")
     if isinstance(p, Tensor):
         broadcasts(p, size, "bernoulli(p=)")
-    dtype = dtype_of(dtype, "bernoulli()")
+    dtype = dtype_of(dtype, "bernoulli()", torch.bool)
     if isinstance(p, Tensor) and p.dtype is torch.float64:
         drawn = (ops.uniform(data, size, torch.float64, where) < p).to(dtype)
     else:
@@ -242,7 +250,10 @@ def dropout_mask(
     dtype = floating(dtype, "dropout_mask()")
     given_p: object = p
     if isinstance(given_p, Tensor):
-        raise TypeError(f"dropout_mask(p=): a probability is a float, got {p!r}")
+        raise TypeError(
+            f"dropout_mask(p=): a probability is a float, got {shown(p)}. For one per number "
+            f"write ~random.bernoulli(key, shape, p)"
+        )
     probability(p, "dropout_mask(p=)")
     mask = (~is_below(data, size, p, where)).to(dtype).mul_(1 / (1 - p) if p < 1 else 0.0)
     consume(data, "dropout_mask()")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
+from parallax.core.arguments import shown
 from parallax.random import ops
 from parallax.random.keys import Key, data_of
 
@@ -26,9 +27,11 @@ def given(key: Key, shape: Any, device: Device, by: str) -> tuple[Tensor, Any, t
         shape = (shape,)
     for size in shape:
         if not ops.is_int(size):
-            raise TypeError(f"{by}: a shape holds ints, got {shape}")
+            raise TypeError(f"{by}: a shape holds ints, got {shown(shape)}. Write shape=(2, 3)")
         if size < 0:
-            raise ValueError(f"{by}: a shape holds no negative number, got {shape}")
+            raise ValueError(
+                f"{by}: a shape holds no negative number, got {shown(shape)}. Write shape=(2, 3)"
+            )
     return data, shape, _device(device, by)
 
 
@@ -44,7 +47,10 @@ def _device(device: Device, by: str) -> torch.device:
             torch.empty(0, device=found)
     except (RuntimeError, TypeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{by}: no such device as {device!r} here: {reason}") from None
+        raise ValueError(
+            f"{by}: no such device as {shown(device)} here: {reason}. Write device='cpu', or "
+            f"leave it out"
+        ) from None
     return found
 
 
@@ -53,24 +59,33 @@ def floating(dtype: torch.dtype | None, by: str, *, complex_too: bool = False) -
     if dtype is None:
         return torch.get_default_dtype()
     if not (dtype_of(dtype, by).is_floating_point or (complex_too and dtype.is_complex)):
-        raise TypeError(f"{by}: dtype must be a floating one, got {dtype}")
+        raise TypeError(
+            f"{by}: dtype must be a floating one, got {dtype}. Write dtype=torch.float32"
+        )
     return dtype
 
 
-def dtype_of(dtype: Any, by: str) -> torch.dtype:
+def dtype_of(dtype: Any, by: str, example: torch.dtype = torch.float32) -> torch.dtype:
     """A dtype, checked to be one."""
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{by}: dtype must be a torch.dtype, got {dtype!r}")
+        raise TypeError(
+            f"{by}: dtype must be a torch.dtype, got {shown(dtype)}. Write dtype={example}"
+        )
     return dtype
 
 
-def axis(x: Tensor, dim: Any, by: str) -> int:
-    """A dimension of a tensor, counted from the front."""
+def axis(x: int | Tensor, dim: Any, by: str) -> int:
+    """A dimension of a tensor, counted from the front; of a count it is checked and not used."""
     if not ops.is_int(dim):
-        raise TypeError(f"{by}: dim is an int, got {dim!r}")
-    if not -x.ndim <= dim < x.ndim:
-        raise IndexError(f"{by}: there is no dim {dim} in a tensor of shape {tuple(x.shape)}")
-    return dim % x.ndim  # type: ignore[no-any-return]  # an int
+        raise TypeError(f"{by}: dim is an int, got {shown(dim)}. Write dim=0")
+    if isinstance(x, Tensor):
+        if not -x.ndim <= dim < x.ndim:
+            raise IndexError(
+                f"{by}: there is no dim {dim} in a tensor of shape {tuple(x.shape)}. "
+                f"Give one from {-x.ndim} to {x.ndim - 1}"
+            )
+        dim %= x.ndim
+    return dim  # type: ignore[no-any-return]  # an int
 
 
 def parameter(value: Any, shape: Any, by: str) -> None:
@@ -78,7 +93,9 @@ def parameter(value: Any, shape: Any, by: str) -> None:
     if isinstance(value, Tensor):
         broadcasts(value, shape, by)
     elif isinstance(value, bool) or not isinstance(value, (int, float, complex)):
-        raise TypeError(f"{by}: expected a number or a tensor, got {value!r}")
+        raise TypeError(
+            f"{by}: expected a number or a tensor, got {shown(value)}. Give one, such as 0.5"
+        )
 
 
 def broadcasts(value: Tensor, shape: Any, by: str) -> None:
@@ -88,7 +105,7 @@ def broadcasts(value: Tensor, shape: Any, by: str) -> None:
     if value.ndim > len(shape) or not fits:
         raise ValueError(
             f"{by}: a tensor of shape {tuple(value.shape)} does not broadcast to the shape "
-            f"{tuple(shape)} of the draw. Draw more: shape={tuple(value.shape)}"
+            f"{tuple(shape)} of the draw. Write shape={tuple(value.shape)} to draw as many"
         )
 
 
@@ -101,11 +118,11 @@ def probability(p: Any, by: str) -> None:
     """Checks a probability, or a tensor of them."""
     if isinstance(p, Tensor):
         if not p.dtype.is_floating_point:
-            raise TypeError(f"{by}: probabilities are floating, got {p.dtype}")
+            raise TypeError(f"{by}: probabilities are floating, got {p.dtype}. Convert: p.float()")
         # Asking for values would break a graph; there they are clamped by the comparison.
         if ops.is_plain(p) and p.device.type != "meta" and not ((p >= 0) & (p <= 1)).all():
-            raise ValueError(f"{by}: a probability is outside [0, 1]")
+            raise ValueError(f"{by}: a probability is outside [0, 1]. Make it one: p.sigmoid()")
     elif isinstance(p, bool) or not isinstance(p, (int, float)):
-        raise TypeError(f"{by}: a probability is a float, got {p!r}")
+        raise TypeError(f"{by}: a probability is a float, got {shown(p)}. Give one, such as 0.5")
     elif not 0 <= p <= 1:
-        raise ValueError(f"{by}: a probability is between 0 and 1, got {p}")
+        raise ValueError(f"{by}: a probability is between 0 and 1, got {p}. Give one, such as 0.5")

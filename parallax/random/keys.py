@@ -10,6 +10,7 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes
 from parallax.core import registry
+from parallax.core.arguments import shown
 from parallax.random import marks, ops
 from parallax.random.marks import consume
 from parallax.random.seeds import digest
@@ -165,12 +166,15 @@ def key(seed: int | Tensor) -> Key:
     """
     if isinstance(seed, Tensor):
         if seed.dtype.is_floating_point or seed.dtype.is_complex or seed.dtype is torch.bool:
-            raise TypeError(f"key(seed): a seed is an integer, got a tensor of {seed.dtype}")
+            raise TypeError(
+                f"key(seed): a seed is an integer, got a tensor of {seed.dtype}. "
+                f"Convert: seed.long()"
+            )
         if seed.device.type == "meta":
-            raise TypeError("key(seed): a tensor on meta has no number to be a seed")
+            raise TypeError("key(seed): a tensor on meta has no number to be a seed. Write key(0)")
         return _key(seed.detach().to("cpu", torch.int64, copy=True))
     if not ops.is_int(seed):
-        raise TypeError(f"key(seed): a seed is an int, got {seed!r} ({type(seed).__name__})")
+        raise TypeError(f"key(seed): a seed is an int, got {shown(seed)}. Write random.key(0)")
     return _marked(
         torch.tensor(ops.signed(seed, "key(seed)"), dtype=torch.int64, device="cpu"),
         getattr(seed, "mark", None),
@@ -206,7 +210,7 @@ def from_state(state: torch.Generator | Tensor) -> Key:
     if not isinstance(given, Tensor) or given.dtype is not torch.uint8 or given.ndim != 1:
         raise TypeError(
             f"from_state(state): expected a torch.Generator or its get_state(), "
-            f"got {type(state).__name__}"
+            f"got {shown(state)}. Of a number make a key: random.key(0)"
         )
     mark = getattr(state, "_mark" if isinstance(state, Tensor) else "mark", None)
     return _marked(key(digest(given)).data, mark)
@@ -235,9 +239,11 @@ def split(key: Key, n: int = 2) -> Key:
         >>> one, two, three = random.split(random.key(0), 3)
     """
     if not ops.is_int(n):
-        raise TypeError(f"split(key, n): n is an int, got {n!r}")
+        raise TypeError(
+            f"split(key, n): n is an int, got {shown(n)}. Write one, two = split(key, 2)"
+        )
     if n < 1:
-        raise ValueError(f"split(key, n): n is at least 1, got {n}")
+        raise ValueError(f"split(key, n): n is at least 1, got {n}. Write split(key, 2)")
     data = data_of(key, "split()")
     children = ops.split(data, n)
     consume(data, "split()")
@@ -271,12 +277,15 @@ def fold_in(key: Key, data: int | str | Tensor) -> Key:
         if data.dtype.is_floating_point or data.dtype.is_complex or data.ndim:
             raise TypeError(
                 f"fold_in(key, data): a tensor must be an integer without dimensions, got "
-                f"{data.dtype} of shape {tuple(data.shape)}"
+                f"{data.dtype} of shape {tuple(data.shape)}. Write fold_in(key, 0)"
             )
         data = data.detach().to("cpu", torch.int64)
         return _folded(ops.fold_in(leaf, data), leaf, data)
     if not ops.is_int(data):
-        raise TypeError(f"fold_in(key, data): data is an int or a string, got {data!r}")
+        raise TypeError(
+            f"fold_in(key, data): data is an int or a string, got {shown(data)}. "
+            f"Write fold_in(key, 0)"
+        )
     data = ops.signed(data, "fold_in(key, data)")
     return _folded(ops.fold_in(leaf, data), leaf, data)
 
@@ -299,7 +308,7 @@ def clone(key: Key) -> Key:
         TypeError: if ``key`` is no key.
     """
     if not isinstance(key, Key):
-        raise TypeError(f"clone(key): expected a Key, got {type(key).__name__}")
+        raise TypeError(f"clone(key): expected a Key, got {shown(key)}. Make one: random.key(0)")
     data = key.data.clone()
     marks.renew(data)
     return _key(data)
@@ -314,6 +323,6 @@ def data_of(key: Any, by: str) -> Tensor:
     """
     if type(key) is not Key:
         hint = "random.key(seed)" if isinstance(key, int) else "random.from_state(state)"
-        raise TypeError(f"{by}: expected a Key, got {type(key).__name__}. Make one: {hint}")
+        raise TypeError(f"{by}: expected a Key, got {shown(key)}. Make one: {hint}")
     ops.check(key.data, by)
     return key.data

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes
+from parallax.core.arguments import shown
 from parallax.random import philox
 from parallax.random.seeds import Twister
 
@@ -57,7 +58,9 @@ def check(data: Any, by: str, *, single: bool = True) -> None:
         ValueError: if it is a stack and ``single``.
     """
     if not isinstance(data, Tensor):
-        raise TypeError(f"{by}: a key holds an int64 tensor, got {type(data).__name__}")
+        raise TypeError(
+            f"{by}: a key holds an int64 tensor, got {shown(data)}. Make one: random.key(seed)"
+        )
     if data.dtype is not torch.int64:
         raise TypeError(
             f"{by}: a key holds int64, got {data.dtype}. Casts of a whole tree must leave keys "

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes
+from parallax.core.arguments import shown
 from parallax.random.keys import Key, child_of, from_state, key, rows_of
 from parallax.random.marks import Mark, join
 from parallax.random.seeds import derive, digest, generator_of, state_of
@@ -171,7 +172,7 @@ def source_of(rng: Rng) -> Source:
         return SeedSource(derive(rng, "seed"), "seed")
     raise TypeError(
         f"rng must be a Key, an int seed, a torch.Generator, or a generator's state such as "
-        f"torch.random.get_rng_state(); got {type(rng).__name__}"
+        f"torch.random.get_rng_state(); got {shown(rng)}"
     )
 
 
@@ -219,7 +220,7 @@ def as_key(rng: Rng) -> Key:
         return from_state(rng)
     raise TypeError(
         f"as_key(rng): expected a Key, an int, a torch.Generator or a ByteTensor, "
-        f"got {type(rng).__name__}"
+        f"got {shown(rng)}. Write as_key(0)"
     )
 
 

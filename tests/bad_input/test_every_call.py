@@ -29,7 +29,7 @@ LIMITS = {
     "core": Limits(0, 0.0, 0.92),
     "tree": Limits(0, 0.0, 0.7),
     "func": Limits(0, 0.008, 0.943),
-    "random": Limits(23, 0.004, 0.376),
+    "random": Limits(0, 0.0, 0.96),
     "effects": Limits(0, 0.0, 0.87),
     "optim": Limits(6, 0.005, 0.929),
     "schedules": Limits(1, 0.0, 0.927),
