@@ -154,6 +154,7 @@ class GlobalSource:
 
 
 Source = SeedSource | KeySource | GlobalSource
+"""What a tree holds as its random state: a seed, a key, or torch's global generator."""
 
 
 def source_of(rng: Rng) -> Source:
