@@ -41,6 +41,7 @@ from parallax.nn.dropout import (
     FeatureAlphaDropout,
 )
 from parallax.nn.embedding import Embedding
+from parallax.nn.families import complete
 from parallax.nn.instancenorm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from parallax.nn.linear import Bilinear, Identity, Linear
 from parallax.nn.mirroring import (
@@ -214,3 +215,7 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+for _name in __all__:
+    complete(globals()[_name])

@@ -12,6 +12,7 @@ from parallax._compat.gradients import WhereRecorded
 from parallax.core.module import Module
 from parallax.nn.arguments import between, one_of
 from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
+from parallax.nn.families import shown_as
 
 __all__ = [
     "GELU",
@@ -39,15 +40,12 @@ _hardsigmoid_watched = WhereRecorded(
 
 
 class Sigmoid(Module):
-    r"""Each number between zero and one: :math:`1 / (1 + e^{-x})`.
+    """Each number between zero and one: :math:`1 / (1 + e^{-x})`.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Sigmoid()(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([0.1192, 0.5000, 0.8808])
     """
@@ -61,12 +59,9 @@ class Hardsigmoid(Module):
     r"""A ``Sigmoid`` of straight lines: :math:`\min(\max(0, x / 6 + 1 / 2), 1)`.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Hardsigmoid()(torch.tensor([-4.0, 0.0, 4.0]))
         tensor([0.0000, 0.5000, 1.0000])
     """
@@ -84,12 +79,9 @@ class LogSigmoid(Module):
     r"""The logarithm of the ``Sigmoid``: :math:`-\log(1 + e^{-x})`.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.LogSigmoid()(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-2.1269, -0.6931, -0.1269])
     """
@@ -103,12 +95,9 @@ class Tanh(Module):
     r"""Each number between minus one and one: :math:`\tanh x`.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Tanh()(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-0.9640,  0.0000,  0.9640])
     """
@@ -126,16 +115,13 @@ class Hardtanh(Module):
         max_val: the upper bound.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if a bound is no number.
         ValueError: if the upper bound does not exceed the lower one.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Hardtanh()(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-1.,  0.,  1.])
     """
@@ -161,17 +147,14 @@ class Hardtanh(Module):
 
 
 class SiLU(Module):
-    r"""Each number times its sigmoid: :math:`x / (1 + e^{-x})`, also called swish.
+    """Each number times its sigmoid: :math:`x / (1 + e^{-x})`, also called swish.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Source: D. Hendrycks, K. Gimpel, "Gaussian Error Linear Units", 2016.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.SiLU()(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-0.2384,  0.0000,  1.7616])
     """
@@ -185,14 +168,11 @@ class Mish(Module):
     r"""Each number times the tanh of its softplus: :math:`x \tanh(\log(1 + e^x))`.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Source: D. Misra, "Mish: A Self Regularized Non-Monotonic Activation Function", 2020.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Mish()(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-0.2525,  0.0000,  1.9440])
     """
@@ -203,17 +183,14 @@ class Mish(Module):
 
 
 class Hardswish(Module):
-    r"""Each number times its ``Hardsigmoid``: a ``SiLU`` of straight lines and a parabola.
+    """Each number times its ``Hardsigmoid``: a ``SiLU`` of straight lines and a parabola.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Source: A. Howard and others, "Searching for MobileNetV3", 2019.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Hardswish()(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-0.3333,  0.0000,  1.6667])
     """
@@ -230,8 +207,7 @@ class GELU(Module):
         approximate: ``"none"``, or ``"tanh"`` for a formula with a tanh that is close to it.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Raises:
         ValueError: if ``approximate`` is neither.
@@ -239,8 +215,6 @@ class GELU(Module):
     Source: D. Hendrycks, K. Gimpel, "Gaussian Error Linear Units", 2016.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.GELU()(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-0.0455,  0.0000,  1.9545])
     """
@@ -256,9 +230,7 @@ class GELU(Module):
         """Gate."""
         return F.gelu(input, approximate=self.approximate)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"approximate={self.approximate!r}"
+    extra_repr = shown_as(torch.nn.GELU)
 
 
 class Softplus(Module):
@@ -269,16 +241,13 @@ class Softplus(Module):
         threshold: where :math:`\beta x` exceeds it, a number stays as it is.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if an argument is no number.
         ValueError: if beta is 0.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Softplus()(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([0.1269, 0.6931, 2.1269])
     """
@@ -298,21 +267,16 @@ class Softplus(Module):
         """Rectify smoothly."""
         return F.softplus(input, self.beta, self.threshold)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"beta={self.beta}, threshold={self.threshold}"
+    extra_repr = shown_as(torch.nn.Softplus)
 
 
 class Softsign(Module):
-    r"""Each number between minus one and one: :math:`x / (1 + |x|)`.
+    """Each number between minus one and one: :math:`x / (1 + |x|)`.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Softsign()(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-0.6667,  0.0000,  0.6667])
     """

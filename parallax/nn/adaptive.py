@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.core.module import Module
 from parallax.nn.arguments import is_int
+from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in
-from parallax.nn.spatial import refuse_spatial
+from parallax.nn.spatial import Spatial
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -26,10 +27,23 @@ OutputSize = int | tuple[int | None, ...]
 """One size for every dimension, or one for each, ``None`` being that of the input."""
 
 
-class _Adaptive(Module):
-    """What adaptive pools share."""
+class _Adaptive(Spatial):
+    """What adaptive pools share.
 
-    dims: ClassVar[int]
+    The windows are as equal as can be, and overlap by one where they must.
+
+    Args:
+        output_size: how many windows: an int or a tuple of {one}; over more than one dimension
+            ``None`` stands for as many as numbers.
+
+    Shape:
+        - output: ``(N, C, *)`` or ``(C, *)`` with sizes as ``output_size`` says
+
+    Raises:
+        TypeError: if a size is no int, or the input is no tensor.
+        ValueError: if a size is negative, or the input is of another shape.
+    """
+
     pool: ClassVar[Callable[..., Any]]
 
     output_size: OutputSize
@@ -38,17 +52,16 @@ class _Adaptive(Module):
         super().__init__()
         self.output_size = _output_size(type(self).__name__, output_size, self.dims)
 
-    def _refuse(self, input: Any) -> None:
-        """Raises if the input is of another shape."""
-        refuse_spatial(self, input, self.dims)
-
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"output_size={self.output_size}"
+    extra_repr = shown_as(torch.nn.AdaptiveAvgPool1d)
 
 
 class _AdaptiveMaxPool(_Adaptive):
-    """What adaptive max pools share."""
+    """What adaptive max pools share.
+
+    Args:
+        return_indices: return a pair, with the flat index of each number in its channel, as
+            ``MaxUnpool{n}d`` takes it.
+    """
 
     return_indices: bool
 
@@ -97,24 +110,7 @@ def _output_size(layer: str, size: Any, dims: int) -> Any:
 class AdaptiveMaxPool1d(_AdaptiveMaxPool, init=False):
     """The largest number of each of a given number of windows of signals, channel by channel.
 
-    The windows are as equal as can be, and overlap by one where they must.
-
-    Args:
-        output_size: how many windows: an int or a tuple of one.
-        return_indices: return a pair, with the flat index of each number in its channel, as
-            ``MaxUnpool1d`` takes it.
-
-    Shape:
-        - input: ``(N, C, L)`` or ``(C, L)``
-        - output: ``(N, C, M)`` or ``(C, M)`` with ``(M)`` as ``output_size`` says
-
-    Raises:
-        TypeError: if a size is no int, or the input is no tensor.
-        ValueError: if a size is negative, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.AdaptiveMaxPool1d(3)(torch.ones(2, 9)).shape
         torch.Size([2, 3])
     """
@@ -126,25 +122,7 @@ class AdaptiveMaxPool1d(_AdaptiveMaxPool, init=False):
 class AdaptiveMaxPool2d(_AdaptiveMaxPool, init=False):
     """The largest number of each of a given number of windows of images, channel by channel.
 
-    The windows are as equal as can be, and overlap by one where they must.
-
-    Args:
-        output_size: how many windows: an int or a tuple of two,
-            ``None`` for as many as numbers.
-        return_indices: return a pair, with the flat index of each number in its channel, as
-            ``MaxUnpool2d`` takes it.
-
-    Shape:
-        - input: ``(N, C, H, W)`` or ``(C, H, W)``
-        - output: ``(N, C, I, X)`` or ``(C, I, X)`` with ``(I, X)`` as ``output_size`` says
-
-    Raises:
-        TypeError: if a size is no int, or the input is no tensor.
-        ValueError: if a size is negative, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.AdaptiveMaxPool2d(3)(torch.ones(2, 9, 7)).shape
         torch.Size([2, 3, 3])
     """
@@ -156,25 +134,7 @@ class AdaptiveMaxPool2d(_AdaptiveMaxPool, init=False):
 class AdaptiveMaxPool3d(_AdaptiveMaxPool, init=False):
     """The largest number of each of a given number of windows of volumes, channel by channel.
 
-    The windows are as equal as can be, and overlap by one where they must.
-
-    Args:
-        output_size: how many windows: an int or a tuple of three,
-            ``None`` for as many as numbers.
-        return_indices: return a pair, with the flat index of each number in its channel, as
-            ``MaxUnpool3d`` takes it.
-
-    Shape:
-        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
-        - output: ``(N, C, E, I, X)`` or ``(C, E, I, X)`` with ``(E, I, X)`` as ``output_size`` says
-
-    Raises:
-        TypeError: if a size is no int, or the input is no tensor.
-        ValueError: if a size is negative, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.AdaptiveMaxPool3d(3)(torch.ones(2, 9, 7, 5)).shape
         torch.Size([2, 3, 3, 3])
     """
@@ -186,22 +146,7 @@ class AdaptiveMaxPool3d(_AdaptiveMaxPool, init=False):
 class AdaptiveAvgPool1d(_AdaptiveAvgPool, init=False):
     """The mean of each of a given number of windows of signals, channel by channel.
 
-    The windows are as equal as can be, and overlap by one where they must.
-
-    Args:
-        output_size: how many windows: an int or a tuple of one.
-
-    Shape:
-        - input: ``(N, C, L)`` or ``(C, L)``
-        - output: ``(N, C, M)`` or ``(C, M)`` with ``(M)`` as ``output_size`` says
-
-    Raises:
-        TypeError: if a size is no int, or the input is no tensor.
-        ValueError: if a size is negative, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.AdaptiveAvgPool1d(3)(torch.ones(2, 9)).shape
         torch.Size([2, 3])
     """
@@ -213,23 +158,7 @@ class AdaptiveAvgPool1d(_AdaptiveAvgPool, init=False):
 class AdaptiveAvgPool2d(_AdaptiveAvgPool, init=False):
     """The mean of each of a given number of windows of images, channel by channel.
 
-    The windows are as equal as can be, and overlap by one where they must.
-
-    Args:
-        output_size: how many windows: an int or a tuple of two,
-            ``None`` for as many as numbers.
-
-    Shape:
-        - input: ``(N, C, H, W)`` or ``(C, H, W)``
-        - output: ``(N, C, I, X)`` or ``(C, I, X)`` with ``(I, X)`` as ``output_size`` says
-
-    Raises:
-        TypeError: if a size is no int, or the input is no tensor.
-        ValueError: if a size is negative, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.AdaptiveAvgPool2d(3)(torch.ones(2, 9, 7)).shape
         torch.Size([2, 3, 3])
     """
@@ -241,23 +170,7 @@ class AdaptiveAvgPool2d(_AdaptiveAvgPool, init=False):
 class AdaptiveAvgPool3d(_AdaptiveAvgPool, init=False):
     """The mean of each of a given number of windows of volumes, channel by channel.
 
-    The windows are as equal as can be, and overlap by one where they must.
-
-    Args:
-        output_size: how many windows: an int or a tuple of three,
-            ``None`` for as many as numbers.
-
-    Shape:
-        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
-        - output: ``(N, C, E, I, X)`` or ``(C, E, I, X)`` with ``(E, I, X)`` as ``output_size`` says
-
-    Raises:
-        TypeError: if a size is no int, or the input is no tensor.
-        ValueError: if a size is negative, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.AdaptiveAvgPool3d(3)(torch.ones(2, 9, 7, 5)).shape
         torch.Size([2, 3, 3, 3])
     """

@@ -54,7 +54,6 @@ class MultiheadAttention(Module):
         num_kv_heads: how many heads the keys and values have, each serving several heads of the
             queries (grouped queries); by default ``num_heads``.
         rotary: turns queries and keys by their positions.
-        dtype: of the parameters; by default torch's default dtype.
 
     Shape:
         - query: ``(L, N, embed_dim)``, key: ``(S, N, kdim)``, value: ``(S, N, vdim)``; with
@@ -70,8 +69,6 @@ class MultiheadAttention(Module):
     "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", 2023.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> attention = nn.MultiheadAttention(8, 2, batch_first=True).initialize(0)
         >>> x = torch.ones(5, 3, 8)
         >>> output, weights = attention(x, x, x)

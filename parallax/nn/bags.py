@@ -18,21 +18,17 @@ __all__ = ["EmbeddingBag"]
 
 
 class EmbeddingBag(Table):
-    r"""A table of vectors, of which each bag of indices gives the sum, the mean or the largest.
+    """A table of vectors, of which each bag of indices gives the sum, the mean or the largest.
 
     Args:
-        num_embeddings: the number of rows.
-        embedding_dim: the size of each.
         max_norm: longer rows are scaled to this norm first. The table itself is not written to,
             as torch does, and gradients are those of the rows as they were.
-        norm_type: of which norm.
         scale_grad_by_freq: whether gradients are divided by how often a row is looked up; not in
             mode ``"max"``.
         mode: ``"sum"``, ``"mean"`` or ``"max"``; the field is ``reduction``.
         sparse: whether the gradient of the table is a sparse tensor; not in mode ``"max"``.
         include_last_offset: whether the last offset is the end of the last bag.
         padding_idx: a row that is left out of every bag, gets no gradient and starts as zeros.
-        dtype: of the table; by default torch's default dtype.
 
     Shape:
         - input: ``(B, N)``, B bags of N indices each; or ``(N,)``, with offsets
@@ -41,13 +37,9 @@ class EmbeddingBag(Table):
         - output: ``(B, embedding_dim)``
 
     Raises:
-        TypeError: if an argument is of another type, or the input is no tensor of indices.
         ValueError: if an argument is out of range, or an input is of another shape.
-        IndexError: if an index is out of range.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.EmbeddingBag(10, 3, mode="sum").initialize(0)(torch.tensor([[1, 2], [9, 1]])).shape
         torch.Size([2, 3])
     """

@@ -17,6 +17,33 @@ __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
 
 class _BatchNorm(ChannelNorm):
+    r"""What batch norms share.
+
+    .. math:: y = (x - E[x]) (V[x] + \epsilon)^{-1/2} \gamma + \beta
+
+    In mode ``"train"`` by the mean and variance of the batch, and the new running statistics are
+    emitted: run it inside ``effects.collect``. In mode ``"eval"`` by the running statistics.
+
+    Several emissions for one buffer (a layer used twice by ``split``, a batch norm that ``vmap``
+    maps over batches) are one step together: running statistics become the mean of what each
+    alone would have made them, and that counts once. The buffers of an ensemble are mapped, too,
+    and not merged.
+
+    Args:
+        eps: is added to the variance; positive when training.
+        momentum: the share of the new batch in the running statistics, between 0 and 1; ``None``
+            for the average of all batches.
+        track_running_stats: whether running statistics are kept; otherwise those of the batch
+            are taken in either mode, and nothing is emitted.
+
+    Raises:
+        EffectError: if nobody collects, in mode ``"train"``.
+        ValueError: if a size or a number is out of range, the input has another shape, or there
+            is one value per channel to take statistics of.
+
+    Source: S. Ioffe, C. Szegedy, "Batch Normalization", ICML 2015.
+    """
+
     def __init__(
         self,
         num_features: int,
@@ -105,17 +132,12 @@ class _BatchNorm(ChannelNorm):
 
 
 class BatchNorm1d(_BatchNorm, init=False):
-    r"""Normalise each channel over a batch of vectors or of sequences.
-
-    What it computes, its arguments, its effects and what it raises are ``BatchNorm2d``'s.
+    """Normalise each channel over a batch of vectors or of sequences.
 
     Shape:
         - input: ``(N, C)`` or ``(N, C, L)``
-        - output: as the input
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> norm = nn.BatchNorm1d(2).initialize(0).eval()
         >>> norm(torch.ones(5, 2, 7)).shape
         torch.Size([5, 2, 7])
@@ -125,41 +147,13 @@ class BatchNorm1d(_BatchNorm, init=False):
 
 
 class BatchNorm2d(_BatchNorm, init=False):
-    r"""Normalise each channel: :math:`y = (x - E[x]) (V[x] + \epsilon)^{-1/2} \gamma + \beta`.
-
-    In mode ``"train"`` by the mean and variance of the batch, and the new running statistics are
-    emitted: run it inside ``effects.collect``. In mode ``"eval"`` by the running statistics.
-
-    Several emissions for one buffer (a layer used twice by ``split``, a batch norm that ``vmap``
-    maps over batches) are one step together: running statistics become the mean of what each
-    alone would have made them, and that counts once. The buffers of an ensemble are mapped, too,
-    and not merged.
-
-    Args:
-        num_features: the number of channels, C.
-        eps: is added to the variance; positive when training.
-        momentum: the share of the new batch in the running statistics, between 0 and 1; ``None``
-            for the average of all batches.
-        affine: whether there is a ``weight``, :math:`\gamma`, and a ``bias``, :math:`\beta`.
-        track_running_stats: whether running statistics are kept; otherwise those of the batch
-            are taken in either mode, and nothing is emitted.
-        bias: whether there is a ``bias`` if ``affine``.
-        dtype: of the parameters and the running statistics; by default torch's default dtype.
+    """Normalise each channel over a batch of images.
 
     Shape:
         - input: ``(N, C, H, W)``
-        - output: as the input
-
-    Raises:
-        EffectError: if nobody collects, in mode ``"train"``.
-        ValueError: if a size or a number is out of range, the input has another shape, or there
-            is one value per channel to take statistics of.
-
-    Source: S. Ioffe, C. Szegedy, "Batch Normalization", ICML 2015.
 
     Example:
-        >>> import torch
-        >>> from parallax import effects, nn
+        >>> from parallax import effects
         >>> norm = nn.BatchNorm2d(2).initialize(0).train()
         >>> y, norm = effects.collect(lambda norm, x: norm(x))(norm, torch.ones(5, 2, 3, 3))
         >>> norm.running_mean
@@ -170,17 +164,12 @@ class BatchNorm2d(_BatchNorm, init=False):
 
 
 class BatchNorm3d(_BatchNorm, init=False):
-    r"""Normalise each channel over a batch of volumes.
-
-    What it computes, its arguments, its effects and what it raises are ``BatchNorm2d``'s.
+    """Normalise each channel over a batch of volumes.
 
     Shape:
         - input: ``(N, C, D, H, W)``
-        - output: as the input
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> norm = nn.BatchNorm3d(2).initialize(0).eval()
         >>> norm(torch.ones(5, 2, 3, 3, 3)).shape
         torch.Size([5, 2, 3, 3, 3])

@@ -13,16 +13,23 @@ from parallax.core.fields import Buffer, Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import between, positive, switches
 from parallax.nn.exactness import in_plain_eager_code
+from parallax.nn.families import shown_as
 from parallax.nn.moments import normalised
 
 __all__ = ["ChannelNorm"]
 
 
 class ChannelNorm(Module):
-    """The fields of a layer that keeps running statistics of each channel.
+    r"""A layer that keeps running statistics of each channel.
 
-    Attributes:
-        shapes: of the input, by its number of dimensions, with ``{}`` for the channels.
+    Args:
+        num_features: the number of channels, C.
+        affine: whether there is a ``weight``, :math:`\gamma`, and a ``bias``, :math:`\beta`.
+        bias: whether there is a ``bias`` if ``affine``.
+        dtype: of the parameters and the running statistics; by default torch's default dtype.
+
+    Shape:
+        - output: as the input
     """
 
     num_features: int
@@ -36,6 +43,7 @@ class ChannelNorm(Module):
     running_var: Buffer | None
     num_batches_tracked: Buffer | None
 
+    # Of the input, by its number of dimensions, with ``{}`` for the channels.
     shapes: ClassVar[dict[int, str]]
 
     def __init__(
@@ -115,10 +123,4 @@ class ChannelNorm(Module):
         """The shapes that the input may have."""
         return " or ".join(self.shapes.values()).format(*[self.num_features] * len(self.shapes))
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return (
-            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
-            f"affine={self.affine}, bias={self.bias is not None}, "
-            f"track_running_stats={self.track_running_stats}"
-        )
+    extra_repr = shown_as(torch.nn.BatchNorm2d)

@@ -29,8 +29,6 @@ class Sequential(Module):
         TypeError: if one is neither a module nor a function.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> net = nn.Sequential(nn.Linear(2, 3), torch.tanh, nn.Linear(3, 1)).initialize(0)
         >>> net(torch.ones(5, 2)).shape
         torch.Size([5, 1])
@@ -88,8 +86,6 @@ class Lambda(Module):
         TypeError: if it cannot be called, or is a module.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Lambda(torch.relu)(torch.tensor([-1.0, 2.0]))
         tensor([0., 2.])
     """
@@ -112,7 +108,7 @@ class Lambda(Module):
 
 
 class Residual(Module):
-    r"""A layer around which its input passes: :math:`y = x + f(x)`.
+    """A layer around which its input passes: :math:`y = x + f(x)`.
 
     Args:
         inner: a module or function, :math:`f`, that keeps the shape.
@@ -128,8 +124,6 @@ class Residual(Module):
     Source: K. He et al., "Deep Residual Learning for Image Recognition", 2015.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Residual(torch.exp)(torch.zeros(2))
         tensor([1., 1.])
     """
@@ -159,7 +153,6 @@ class MLP(Module):
         sizes: of the last dimension: the input's, the hidden ones, the output's.
         activation: a function, or a module, which then is one for all.
         bias: whether the maps add a bias.
-        dtype: of the parameters; by default torch's default dtype.
 
     Shape:
         - input: ``(*, sizes[0])``
@@ -171,8 +164,6 @@ class MLP(Module):
             another last dimension.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.MLP((4, 32, 32, 2)).initialize(0)(torch.ones(5, 4)).shape
         torch.Size([5, 2])
     """

@@ -13,18 +13,43 @@ from torch import Tensor
 from torch.nn import init
 
 from parallax.core.fields import Parameter
-from parallax.core.module import Module
 from parallax.nn.arguments import Sizes, at_least, one_of, per_dim, positive, uniform_within
+from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in
-from parallax.nn.spatial import refuse_spatial
+from parallax.nn.spatial import Spatial, refuse_spatial
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "in_groups"]
 
 
-class _Conv(Module):
-    """What convolutions over one, two and three dimensions share."""
+class _Conv(Spatial):
+    r"""What convolutions over one, two and three dimensions share.
 
-    dims: ClassVar[int]
+    Each output channel is a bias plus the sum over the input channels of a kernel laid on them
+    (a cross-correlation).
+
+    Args:
+        in_channels: the number of channels of the input.
+        out_channels: the number of channels of the output.
+        kernel_size: the size of the kernel: an int or a tuple of {one}, as all sizes here.
+        stride: the steps between outputs.
+        padding: how much is put on both sides of each dimension; ``"same"`` so much that the
+            output is as large as the input (stride 1 only), ``"valid"`` nothing.
+        dilation: the distance between the elements of the kernel.
+        groups: how many groups of channels do not see each other.
+        bias: whether to add a bias.
+        padding_mode: what is put there: ``"zeros"``, ``"reflect"``, ``"replicate"`` or
+            ``"circular"``.
+
+    Shape:
+        - input: ``(N, in_channels, {L})`` or ``(in_channels, {L})``
+        - output: ``(N, out_channels, *)`` or ``(out_channels, *)``, each size :math:`L` becoming
+          :math:`\lfloor (L + 2\,padding - dilation\,(kernel - 1) - 1) / stride \rfloor + 1`
+
+    Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016.
+    """
+
+    # Torch's ``extra_repr`` reads it.
+    output_padding: ClassVar[tuple[int, ...]] = (0,)
     convolve: ClassVar[Callable[..., Tensor]]
 
     in_channels: int
@@ -117,21 +142,7 @@ class _Conv(Module):
         ]
         refuse_spatial(self, input, self.dims, self.in_channels, least)
 
-    def extra_repr(self) -> str:
-        """The arguments that are not torch's defaults, as torch shows them."""
-        shown = f"{self.in_channels}, {self.out_channels}, "
-        shown += f"kernel_size={self.kernel_size}, stride={self.stride}"
-        if self.padding != (0,) * self.dims:
-            shown += f", padding={self.padding}"
-        if self.dilation != (1,) * self.dims:
-            shown += f", dilation={self.dilation}"
-        if self.groups != 1:
-            shown += f", groups={self.groups}"
-        if self.bias is None:
-            shown += ", bias=False"
-        if self.padding_mode != "zeros":
-            shown += f", padding_mode={self.padding_mode}"
-        return shown
+    extra_repr = shown_as(torch.nn.Conv1d)
 
 
 def in_groups(layer: str, in_channels: Any, out_channels: Any, groups: Any) -> None:
@@ -157,39 +168,9 @@ def in_groups(layer: str, in_channels: Any, out_channels: Any, groups: Any) -> N
 
 
 class Conv1d(_Conv, init=False):
-    r"""A convolution of signals.
-
-    Each output channel is a bias plus the sum over the input channels of a kernel laid on them
-    (a cross-correlation).
-
-    Args:
-        in_channels: the number of channels of the input.
-        out_channels: the number of channels of the output.
-        kernel_size: the size of the kernel: an int or a tuple of one, as all sizes here.
-        stride: the steps between outputs.
-        padding: how much is put on both sides of each dimension; ``"same"`` so much that the
-            output is as large as the input (stride 1 only), ``"valid"`` nothing.
-        dilation: the distance between the elements of the kernel.
-        groups: how many groups of channels do not see each other.
-        bias: whether to add a bias.
-        padding_mode: what is put there: ``"zeros"``, ``"reflect"``, ``"replicate"`` or
-            ``"circular"``.
-        dtype: of the parameters; by default torch's default dtype.
-
-    Shape:
-        - input: ``(N, in_channels, L)`` or ``(in_channels, L)``
-        - output: ``(N, out_channels, M)`` or ``(out_channels, M)`` with
-          :math:`M = \lfloor (L + 2\,padding - dilation\,(kernel - 1) - 1) / stride \rfloor + 1`
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, or the input is of another shape.
-
-    Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016.
+    """A convolution of signals.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Conv1d(2, 4, 3, stride=2).initialize(0)(torch.ones(5, 2, 9)).shape
         torch.Size([5, 4, 4])
     """
@@ -199,40 +180,9 @@ class Conv1d(_Conv, init=False):
 
 
 class Conv2d(_Conv, init=False):
-    r"""A convolution of images.
-
-    Each output channel is a bias plus the sum over the input channels of a kernel laid on them
-    (a cross-correlation).
-
-    Args:
-        in_channels: the number of channels of the input.
-        out_channels: the number of channels of the output.
-        kernel_size: the size of the kernel: an int or a tuple of two, as all sizes here.
-        stride: the steps between outputs.
-        padding: how much is put on both sides of each dimension; ``"same"`` so much that the
-            output is as large as the input (stride 1 only), ``"valid"`` nothing.
-        dilation: the distance between the elements of the kernel.
-        groups: how many groups of channels do not see each other.
-        bias: whether to add a bias.
-        padding_mode: what is put there: ``"zeros"``, ``"reflect"``, ``"replicate"`` or
-            ``"circular"``.
-        dtype: of the parameters; by default torch's default dtype.
-
-    Shape:
-        - input: ``(N, in_channels, H, W)`` or ``(in_channels, H, W)``
-        - output: ``(N, out_channels, I, X)`` or ``(out_channels, I, X)`` with
-          :math:`I = \lfloor (H + 2\,padding - dilation\,(kernel - 1) - 1) / stride \rfloor + 1`,
-          and likewise :math:`X` of :math:`W`
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, or the input is of another shape.
-
-    Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016.
+    """A convolution of images.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Conv2d(2, 4, 3, stride=2).initialize(0)(torch.ones(5, 2, 9, 7)).shape
         torch.Size([5, 4, 4, 3])
     """
@@ -242,40 +192,9 @@ class Conv2d(_Conv, init=False):
 
 
 class Conv3d(_Conv, init=False):
-    r"""A convolution of volumes.
-
-    Each output channel is a bias plus the sum over the input channels of a kernel laid on them
-    (a cross-correlation).
-
-    Args:
-        in_channels: the number of channels of the input.
-        out_channels: the number of channels of the output.
-        kernel_size: the size of the kernel: an int or a tuple of three, as all sizes here.
-        stride: the steps between outputs.
-        padding: how much is put on both sides of each dimension; ``"same"`` so much that the
-            output is as large as the input (stride 1 only), ``"valid"`` nothing.
-        dilation: the distance between the elements of the kernel.
-        groups: how many groups of channels do not see each other.
-        bias: whether to add a bias.
-        padding_mode: what is put there: ``"zeros"``, ``"reflect"``, ``"replicate"`` or
-            ``"circular"``.
-        dtype: of the parameters; by default torch's default dtype.
-
-    Shape:
-        - input: ``(N, in_channels, D, H, W)`` or ``(in_channels, D, H, W)``
-        - output: ``(N, out_channels, E, I, X)`` or ``(out_channels, E, I, X)`` with
-          :math:`E = \lfloor (D + 2\,padding - dilation\,(kernel - 1) - 1) / stride \rfloor + 1`,
-          and likewise :math:`I` of :math:`H` and :math:`X` of :math:`W`
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, or the input is of another shape.
-
-    Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016.
+    """A convolution of volumes.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Conv3d(2, 4, 3, stride=2).initialize(0)(torch.ones(5, 2, 9, 7, 3)).shape
         torch.Size([5, 4, 4, 3, 1])
     """

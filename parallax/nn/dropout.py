@@ -39,6 +39,18 @@ def _rank(input: Any) -> int:
 
 
 class _Dropout(Module):
+    """What all dropout shares.
+
+    Shape:
+        - input: any
+        - output: as the input; in mode ``"eval"`` the input itself
+
+    Raises:
+        KeyReusedError: if the same key was drawn from before.
+        RuntimeError: if it trains, and no rng was handed out.
+        ValueError: if ``p`` is no probability.
+    """
+
     p: float
 
     def __init__(self, p: float = 0.5) -> None:
@@ -61,21 +73,11 @@ class Dropout(_Dropout, init=False):
     Args:
         p: the probability of a zero.
 
-    Shape:
-        - input: any
-        - output: as the input; in mode ``"eval"`` the input itself
-
-    Raises:
-        KeyReusedError: if the same key was drawn from before.
-        RuntimeError: if it trains, and no rng was handed out.
-        ValueError: if ``p`` is no probability.
-
     Source: N. Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from
     Overfitting", JMLR 2014.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn, random
+        >>> from parallax import random
         >>> nn.Dropout(0.5).train(random.key(0))(torch.ones(6))
         tensor([0., 2., 2., 0., 0., 0.])
     """
@@ -90,6 +92,12 @@ class Dropout(_Dropout, init=False):
 
 
 class _ChannelDropout(_Dropout, init=False):
+    """What dropout of whole channels shares.
+
+    Args:
+        p: the probability that a channel becomes zero.
+    """
+
     # The shape of the input, by its number of dimensions; the channels stand before the others.
     shapes: ClassVar[dict[int, str]]
     spatial: ClassVar[int]
@@ -107,16 +115,11 @@ class _ChannelDropout(_Dropout, init=False):
 class Dropout1d(_ChannelDropout, init=False):
     """Dropout of whole channels of sequences; see ``Dropout``.
 
-    Args:
-        p: the probability that a channel becomes zero.
-
     Shape:
         - input: ``(N, C, L)`` or ``(C, L)``
-        - output: as the input
 
     Example:
-        >>> import torch
-        >>> from parallax import nn, random
+        >>> from parallax import random
         >>> nn.Dropout1d().train(random.key(0))(torch.ones(3, 2))
         tensor([[0., 0.],
                 [2., 2.],
@@ -133,18 +136,13 @@ class Dropout2d(_ChannelDropout, init=False):
     ``torch.nn`` takes three dimensions, too, for ``(N, C, L)``, and warns that this will change.
     Here that is ``Dropout1d``'s.
 
-    Args:
-        p: the probability that a channel becomes zero.
-
     Shape:
         - input: ``(N, C, H, W)``
-        - output: as the input
 
     Source: J. Tompson et al., "Efficient Object Localization Using Convolutional Networks", 2015.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn, random
+        >>> from parallax import random
         >>> nn.Dropout2d(0.25).train(random.key(0))(torch.ones(2, 3, 5, 4)).shape
         torch.Size([2, 3, 5, 4])
     """
@@ -156,16 +154,11 @@ class Dropout2d(_ChannelDropout, init=False):
 class Dropout3d(_ChannelDropout, init=False):
     """Dropout of whole channels of volumes; see ``Dropout``.
 
-    Args:
-        p: the probability that a channel becomes zero.
-
     Shape:
         - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
-        - output: as the input
 
     Example:
-        >>> import torch
-        >>> from parallax import nn, random
+        >>> from parallax import random
         >>> nn.Dropout3d(0.25).train(random.key(0))(torch.ones(3, 2, 5, 4)).shape
         torch.Size([3, 2, 5, 4])
     """
@@ -195,20 +188,10 @@ class AlphaDropout(_AlphaDropout, init=False):
     Args:
         p: the probability of being dropped.
 
-    Shape:
-        - input: any
-        - output: as the input
-
-    Raises:
-        KeyReusedError: if the same key was drawn from before.
-        RuntimeError: if it trains, and no rng was handed out.
-        ValueError: if ``p`` is no probability.
-
     Source: G. Klambauer et al., "Self-Normalizing Neural Networks", NeurIPS 2017.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn, random
+        >>> from parallax import random
         >>> nn.AlphaDropout(0.5).train(random.key(0))(torch.zeros(3))
         tensor([ 0.7792, -0.7792, -0.7792])
     """
@@ -230,11 +213,9 @@ class FeatureAlphaDropout(_AlphaDropout, init=False):
 
     Shape:
         - input: ``(N, C, *)``
-        - output: as the input
 
     Example:
-        >>> import torch
-        >>> from parallax import nn, random
+        >>> from parallax import random
         >>> nn.FeatureAlphaDropout(0.25).train(random.key(0))(torch.ones(2, 3, 5, 4)).shape
         torch.Size([2, 3, 5, 4])
     """

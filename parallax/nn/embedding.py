@@ -17,6 +17,7 @@ from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import at_least, between, is_int
 from parallax.nn.exactness import derived_forward
+from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in, where
 
 __all__ = ["Embedding", "Table"]
@@ -25,7 +26,19 @@ _INDICES = (torch.int64, torch.int32)
 
 
 class Table(Module):
-    """What tables of vectors share."""
+    """What tables of vectors share.
+
+    Args:
+        num_embeddings: the number of rows.
+        embedding_dim: the size of each.
+        norm_type: of which norm.
+        dtype: of the table; by default torch's default dtype.
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor of indices.
+        ValueError: if an argument is out of range.
+        IndexError: if an index is.
+    """
 
     num_embeddings: int
     embedding_dim: int
@@ -101,31 +114,20 @@ class Table(Module):
 
 
 class Embedding(Table):
-    r"""A table of vectors: each index of the input becomes the row it numbers.
+    """A table of vectors: each index of the input becomes the row it numbers.
 
     Args:
-        num_embeddings: the number of rows.
-        embedding_dim: the size of each.
         padding_idx: a row that gets no gradient and starts as zeros.
         max_norm: longer rows come out scaled to this norm. The table itself is not written to, as
             torch does, and gradients are those of the rows as they were.
-        norm_type: of which norm.
         scale_grad_by_freq: whether gradients are divided by how often a row is looked up.
         sparse: whether the gradient of the table is a sparse tensor.
-        dtype: of the table; by default torch's default dtype.
 
     Shape:
         - input: ``(*)``, of int64 or int32
         - output: ``(*, embedding_dim)``
 
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor of indices.
-        ValueError: if an argument is out of range.
-        IndexError: if an index is.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Embedding(10, 3).initialize(0)(torch.tensor([[1, 2], [9, 1]])).shape
         torch.Size([2, 2, 3])
     """
@@ -212,18 +214,7 @@ class Embedding(Table):
             rows = torch.where(torch.eq(input, padding).unsqueeze(-1), rows.detach(), rows)
         return rows if self.max_norm is None else self._within_norm(rows)
 
-    def extra_repr(self) -> str:
-        """The arguments that are not torch's defaults, as torch shows them."""
-        shown = f"{self.num_embeddings}, {self.embedding_dim}"
-        if self.padding_idx is not None:
-            shown += f", padding_idx={self.padding_idx}"
-        if self.max_norm is not None:
-            shown += f", max_norm={self.max_norm}"
-        if self.norm_type != 2:
-            shown += f", norm_type={self.norm_type}"
-        if self.scale_grad_by_freq:
-            shown += f", scale_grad_by_freq={self.scale_grad_by_freq}"
-        return shown + (", sparse=True" if self.sparse else "")
+    extra_repr = shown_as(torch.nn.Embedding)
 
 
 def _row(layer: str, index: Any, rows: int) -> int | None:

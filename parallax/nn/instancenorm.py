@@ -17,6 +17,28 @@ __all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
 
 
 class _InstanceNorm(ChannelNorm):
+    r"""What instance norms share.
+
+    .. math:: y = (x - E[x]) (V[x] + \epsilon)^{-1/2} \gamma + \beta
+
+    With ``track_running_stats``, the averages of the statistics over the batch are emitted in mode
+    ``"train"`` (run it inside ``effects.collect``), and taken in mode ``"eval"``. Several
+    emissions for one buffer become their mean, as those of batch norms do.
+
+    Args:
+        eps: is added to the variance; positive where it is the input's.
+        momentum: the share of the new batch in the running statistics, between 0 and 1; ``None``
+            keeps them as they are, as in ``torch.nn``.
+        track_running_stats: whether running statistics are kept.
+
+    Raises:
+        EffectError: if it keeps running statistics, is in mode ``"train"``, and nobody collects.
+        ValueError: if a size or a number is out of range, the input has another shape or number
+            of channels, or there is one value per channel to take statistics of.
+
+    Source: D. Ulyanov, A. Vedaldi, V. Lempitsky, "Instance Normalization", 2016.
+    """
+
     # Where the channels stand, counted from the last dimension.
     axis: ClassVar[int]
 
@@ -84,17 +106,12 @@ class _InstanceNorm(ChannelNorm):
 
 
 class InstanceNorm1d(_InstanceNorm, init=False):
-    r"""Normalise each channel of each sequence.
-
-    What it computes, its arguments, its effects and what it raises are ``InstanceNorm2d``'s.
+    """Normalise each channel of each sequence.
 
     Shape:
         - input: ``(N, C, L)`` or ``(C, L)``
-        - output: as the input
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.InstanceNorm1d(2)(torch.tensor([[1.0, 1.0], [-1.0, 1.0]])).round()
         tensor([[ 0.,  0.],
                 [-1.,  1.]])
@@ -105,38 +122,12 @@ class InstanceNorm1d(_InstanceNorm, init=False):
 
 
 class InstanceNorm2d(_InstanceNorm, init=False):
-    r"""Normalise each channel of each example by itself.
-
-    .. math:: y = (x - E[x]) (V[x] + \epsilon)^{-1/2} \gamma + \beta
-
-    With ``track_running_stats``, the averages of the statistics over the batch are emitted in mode
-    ``"train"`` (run it inside ``effects.collect``), and taken in mode ``"eval"``. Several
-    emissions for one buffer become their mean, as ``BatchNorm2d``'s do.
-
-    Args:
-        num_features: the number of channels, C.
-        eps: is added to the variance; positive where it is the input's.
-        momentum: the share of the new batch in the running statistics, between 0 and 1; ``None``
-            keeps them as they are, as in ``torch.nn``.
-        affine: whether there is a ``weight``, :math:`\gamma`, and a ``bias``, :math:`\beta`.
-        track_running_stats: whether running statistics are kept.
-        bias: whether there is a ``bias`` if ``affine``.
-        dtype: of the parameters and the running statistics; by default torch's default dtype.
+    """Normalise each channel of each image.
 
     Shape:
         - input: ``(N, C, H, W)`` or ``(C, H, W)``
-        - output: as the input
-
-    Raises:
-        EffectError: if it keeps running statistics, is in mode ``"train"``, and nobody collects.
-        ValueError: if a size or a number is out of range, the input has another shape or number
-            of channels, or there is one value per channel to take statistics of.
-
-    Source: D. Ulyanov, A. Vedaldi, V. Lempitsky, "Instance Normalization", 2016.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.InstanceNorm2d(3)(torch.ones(5, 3, 4, 4)).shape
         torch.Size([5, 3, 4, 4])
     """
@@ -146,17 +137,12 @@ class InstanceNorm2d(_InstanceNorm, init=False):
 
 
 class InstanceNorm3d(_InstanceNorm, init=False):
-    r"""Normalise each channel of each volume.
-
-    What it computes, its arguments, its effects and what it raises are ``InstanceNorm2d``'s.
+    """Normalise each channel of each volume.
 
     Shape:
         - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
-        - output: as the input
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.InstanceNorm3d(2)(torch.ones(2, 3, 3, 3)).shape
         torch.Size([2, 3, 3, 3])
     """

@@ -14,19 +14,19 @@ from torch.nn import init
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import at_least, positive, uniform_within
+from parallax.nn.families import shown_as
 from parallax.nn.refusal import ends_with, name_in, refuse
 
 __all__ = ["Bilinear", "Identity", "Linear"]
 
 
 class Linear(Module):
-    r"""An affine map of the last dimension: :math:`y = x A^T + b`.
+    """An affine map of the last dimension: :math:`y = x A^T + b`.
 
     Args:
         in_features: the size of the last dimension of the input.
         out_features: the size of the last dimension of the output.
         bias: whether to add :math:`b`.
-        dtype: of the parameters; by default torch's default dtype.
 
     Shape:
         - input: ``(*, in_features)``
@@ -37,8 +37,6 @@ class Linear(Module):
         ValueError: if a size is negative, or the input has another last dimension.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Linear(3, 2).initialize(0)(torch.ones(5, 3)).shape
         torch.Size([5, 2])
     """
@@ -76,23 +74,17 @@ class Linear(Module):
             name_in(error, self)
             raise
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}"
-        )
+    extra_repr = shown_as(torch.nn.Linear)
 
 
 class Bilinear(Module):
-    r"""A bilinear form of two inputs for each output feature: :math:`y_k = x_1^T A_k x_2 + b_k`.
+    """A bilinear form of two inputs for each output feature: :math:`y_k = x_1^T A_k x_2 + b_k`.
 
     Args:
         in1_features: the size of the last dimension of the first input.
         in2_features: the size of the last dimension of the second input.
         out_features: the size of the last dimension of the output.
         bias: whether to add :math:`b`.
-        dtype: of the parameters; by default torch's default dtype.
 
     Shape:
         - input1: ``(*, in1_features)``
@@ -104,8 +96,6 @@ class Bilinear(Module):
         ValueError: if a size is not positive, or the inputs are of other shapes.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Bilinear(3, 4, 2).initialize(0)(torch.ones(5, 3), torch.ones(5, 4)).shape
         torch.Size([5, 2])
     """
@@ -152,12 +142,7 @@ class Bilinear(Module):
         if not isinstance(input2, Tensor) or input2.shape != expected:
             refuse(self, f"({', '.join(map(str, expected))})", input2, "input2")
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return (
-            f"in1_features={self.in1_features}, in2_features={self.in2_features}, "
-            f"out_features={self.out_features}, bias={self.bias is not None}"
-        )
+    extra_repr = shown_as(torch.nn.Bilinear)
 
 
 class Identity(Module):
@@ -172,7 +157,6 @@ class Identity(Module):
         - output: the input itself
 
     Example:
-        >>> from parallax import nn
         >>> nn.Identity(54, unused=True)(1)
         1
     """

@@ -62,21 +62,7 @@ class _MirrorPad(Pad):
 class ReflectionPad1d(_MirrorPad, init=False):
     """Signals continued by their mirror image, without the end itself.
 
-    Args:
-        padding: how much, before and after: an int or a tuple of
-            two; negative numbers cut off.
-
-    Shape:
-        - input: ``(N, C, L)`` or ``(C, L)``
-        - output: likewise, larger by the padding
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if there are more or fewer sizes, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ReflectionPad1d(1)(torch.ones(2, 4)).shape
         torch.Size([2, 6])
     """
@@ -89,21 +75,7 @@ class ReflectionPad1d(_MirrorPad, init=False):
 class ReflectionPad2d(_MirrorPad, init=False):
     """Images continued by their mirror image, without the end itself.
 
-    Args:
-        padding: how much, left, right, above and below: an int or a tuple of
-            four; negative numbers cut off.
-
-    Shape:
-        - input: ``(N, C, H, W)`` or ``(C, H, W)``
-        - output: likewise, larger by the padding
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if there are more or fewer sizes, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ReflectionPad2d(1)(torch.ones(2, 4, 4)).shape
         torch.Size([2, 6, 6])
     """
@@ -116,21 +88,7 @@ class ReflectionPad2d(_MirrorPad, init=False):
 class ReflectionPad3d(_MirrorPad, init=False):
     """Volumes continued by their mirror image, without the end itself.
 
-    Args:
-        padding: how much, left, right, above, below, in front and behind: an int or a tuple of
-            six; negative numbers cut off.
-
-    Shape:
-        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
-        - output: likewise, larger by the padding
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if there are more or fewer sizes, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ReflectionPad3d(1)(torch.ones(2, 4, 4, 4)).shape
         torch.Size([2, 6, 6, 6])
     """
@@ -143,21 +101,7 @@ class ReflectionPad3d(_MirrorPad, init=False):
 class ReplicationPad1d(_MirrorPad, init=False):
     """Signals continued by their outermost numbers.
 
-    Args:
-        padding: how much, before and after: an int or a tuple of
-            two; negative numbers cut off.
-
-    Shape:
-        - input: ``(N, C, L)`` or ``(C, L)``
-        - output: likewise, larger by the padding
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if there are more or fewer sizes, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ReplicationPad1d(1)(torch.ones(2, 4)).shape
         torch.Size([2, 6])
     """
@@ -170,21 +114,7 @@ class ReplicationPad1d(_MirrorPad, init=False):
 class ReplicationPad2d(_MirrorPad, init=False):
     """Images continued by their outermost numbers.
 
-    Args:
-        padding: how much, left, right, above and below: an int or a tuple of
-            four; negative numbers cut off.
-
-    Shape:
-        - input: ``(N, C, H, W)`` or ``(C, H, W)``
-        - output: likewise, larger by the padding
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if there are more or fewer sizes, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ReplicationPad2d(1)(torch.ones(2, 4, 4)).shape
         torch.Size([2, 6, 6])
     """
@@ -197,21 +127,7 @@ class ReplicationPad2d(_MirrorPad, init=False):
 class ReplicationPad3d(_MirrorPad, init=False):
     """Volumes continued by their outermost numbers.
 
-    Args:
-        padding: how much, left, right, above, below, in front and behind: an int or a tuple of
-            six; negative numbers cut off.
-
-    Shape:
-        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
-        - output: likewise, larger by the padding
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if there are more or fewer sizes, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ReplicationPad3d(1)(torch.ones(2, 4, 4, 4)).shape
         torch.Size([2, 6, 6, 6])
     """
@@ -224,21 +140,7 @@ class ReplicationPad3d(_MirrorPad, init=False):
 class CircularPad1d(_MirrorPad, init=False):
     """Signals continued by themselves from the other end.
 
-    Args:
-        padding: how much, before and after: an int or a tuple of
-            two; negative numbers cut off.
-
-    Shape:
-        - input: ``(N, C, L)`` or ``(C, L)``
-        - output: likewise, larger by the padding
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if there are more or fewer sizes, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.CircularPad1d(1)(torch.ones(2, 4)).shape
         torch.Size([2, 6])
     """
@@ -251,21 +153,7 @@ class CircularPad1d(_MirrorPad, init=False):
 class CircularPad2d(_MirrorPad, init=False):
     """Images continued by themselves from the other end.
 
-    Args:
-        padding: how much, left, right, above and below: an int or a tuple of
-            four; negative numbers cut off.
-
-    Shape:
-        - input: ``(N, C, H, W)`` or ``(C, H, W)``
-        - output: likewise, larger by the padding
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if there are more or fewer sizes, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.CircularPad2d(1)(torch.ones(2, 4, 4)).shape
         torch.Size([2, 6, 6])
     """
@@ -278,21 +166,7 @@ class CircularPad2d(_MirrorPad, init=False):
 class CircularPad3d(_MirrorPad, init=False):
     """Volumes continued by themselves from the other end.
 
-    Args:
-        padding: how much, left, right, above, below, in front and behind: an int or a tuple of
-            six; negative numbers cut off.
-
-    Shape:
-        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
-        - output: likewise, larger by the padding
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if there are more or fewer sizes, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.CircularPad3d(1)(torch.ones(2, 4, 4, 4)).shape
         torch.Size([2, 6, 6, 6])
     """

@@ -15,6 +15,7 @@ from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import between, is_int, positive, switches
 from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
+from parallax.nn.families import shown_as
 from parallax.nn.moments import normalised, trailing_watched
 from parallax.nn.refusal import ends_with, refuse, where
 
@@ -42,7 +43,6 @@ class LayerNorm(Module):
         elementwise_affine: whether there is a ``weight``, :math:`\gamma`, and a ``bias``,
             :math:`\beta`, of ``normalized_shape``.
         bias: whether there is a ``bias`` if ``elementwise_affine``.
-        dtype: of the parameters; by default torch's default dtype.
 
     Shape:
         - input: ``(*, *normalized_shape)``
@@ -55,8 +55,6 @@ class LayerNorm(Module):
     Source: J. Ba, J. Kiros, G. Hinton, "Layer Normalization", 2016.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.LayerNorm(2).initialize(0)(torch.tensor([[0.0, 2.0], [3.0, 5.0]])).round()
         tensor([[-1.,  1.],
                 [-1.,  1.]])
@@ -102,12 +100,7 @@ class LayerNorm(Module):
             _check_trailing(self, self.normalized_shape, input)
             raise
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return (
-            f"{self.normalized_shape}, eps={self.eps}, "
-            f"elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}"
-        )
+    extra_repr = shown_as(torch.nn.LayerNorm)
 
 
 class RMSNorm(Module):
@@ -132,8 +125,6 @@ class RMSNorm(Module):
     Source: B. Zhang, R. Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.RMSNorm(2).initialize(0)(torch.tensor([[1.0, -1.0], [5.0, 5.0]]))
         tensor([[ 1., -1.],
                 [ 1.,  1.]])
@@ -170,11 +161,7 @@ class RMSNorm(Module):
             _check_trailing(self, self.normalized_shape, x)
             raise
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return (
-            f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
-        )
+    extra_repr = shown_as(torch.nn.RMSNorm)
 
 
 def _check_trailing(layer: Any, sizes: tuple[int, ...], input: Any) -> None:
@@ -194,7 +181,6 @@ class GroupNorm(Module):
         affine: whether each channel has a ``weight``, :math:`\gamma`, and a ``bias``,
             :math:`\beta`.
         bias: whether there is a ``bias`` if ``affine``.
-        dtype: of the parameters; by default torch's default dtype.
 
     Shape:
         - input: ``(N, C, *)``
@@ -207,8 +193,6 @@ class GroupNorm(Module):
     Source: Y. Wu, K. He, "Group Normalization", ECCV 2018.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.GroupNorm(2, 6).initialize(0)(torch.ones(5, 6, 3, 3)).shape
         torch.Size([5, 6, 3, 3])
     """
@@ -267,12 +251,7 @@ class GroupNorm(Module):
                 f"got input of shape {tuple(shape)}"
             )
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return (
-            f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}, "
-            f"bias={self.bias is not None}"
-        )
+    extra_repr = shown_as(torch.nn.GroupNorm)
 
 
 class LocalResponseNorm(Module):
@@ -298,8 +277,6 @@ class LocalResponseNorm(Module):
     Convolutional Neural Networks", NeurIPS 2012.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.LocalResponseNorm(1, alpha=1.0, beta=0.5, k=3.0)(torch.ones(1, 2, 1))
         tensor([[[0.5000],
                  [0.5000]]])
@@ -336,6 +313,4 @@ class LocalResponseNorm(Module):
                 return given
             raise
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+    extra_repr = shown_as(torch.nn.LocalResponseNorm)

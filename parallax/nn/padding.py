@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from parallax.core.module import Module
 from parallax.nn.arguments import Sizes, between, per_dim
+from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in, refuse
-from parallax.nn.spatial import AXES
+from parallax.nn.spatial import AXES, Spatial
 
 __all__ = [
     "ConstantPad1d",
@@ -24,10 +24,19 @@ __all__ = [
 ]
 
 
-class Pad(Module):
-    """What all padding shares: how much, the last dimension first, as ``F.pad`` has it."""
+class Pad(Spatial):
+    """What all padding shares: how much, the last dimension first, as ``F.pad`` has it.
 
-    dims: ClassVar[int]
+    Args:
+        padding: how much, {sides}: an int or a tuple of
+            {two}; negative numbers cut off.
+
+    Shape:
+        - output: likewise, larger by the padding
+
+    Raises:
+        ValueError: if there are more or fewer sizes, or the input is of another shape.
+    """
 
     padding: tuple[int, ...]
 
@@ -36,13 +45,18 @@ class Pad(Module):
         name = type(self).__name__
         self.padding = per_dim(name, "padding", padding, 2 * self.dims, least=None)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"{self.padding}"
+    extra_repr = shown_as(torch.nn.ReflectionPad1d)
 
 
 class _ConstantPad(Pad):
-    """What padding with a number shares."""
+    """What padding with a number shares.
+
+    Args:
+        value: what stands there.
+
+    Shape:
+        - input: ``(*, {L})``
+    """
 
     value: float
 
@@ -73,9 +87,7 @@ class _ConstantPad(Pad):
         shape = f"(*, {', '.join(axes)})" + (f" with {', '.join(bounds)}" if bounds else "")
         refuse(self, shape, input)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"padding={self.padding}, value={self.value}"
+    extra_repr = shown_as(torch.nn.ConstantPad1d)
 
 
 class _ZeroPad(_ConstantPad):
@@ -84,30 +96,13 @@ class _ZeroPad(_ConstantPad):
     def __init__(self, padding: Sizes) -> None:
         super().__init__(padding, 0.0)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"{self.padding}"
+    extra_repr = shown_as(torch.nn.ZeroPad1d)
 
 
 class ConstantPad1d(_ConstantPad, init=False):
     """A number put around signals.
 
-    Args:
-        padding: how much, before and after: an int or a tuple of
-            two; negative numbers cut off.
-        value: what stands there.
-
-    Shape:
-        - input: ``(*, L)``
-        - output: likewise, larger by the padding
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if there are more or fewer sizes, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ConstantPad1d(1, 1.5)(torch.ones(2, 4)).shape
         torch.Size([2, 6])
     """
@@ -118,22 +113,7 @@ class ConstantPad1d(_ConstantPad, init=False):
 class ConstantPad2d(_ConstantPad, init=False):
     """A number put around images.
 
-    Args:
-        padding: how much, left, right, above and below: an int or a tuple of
-            four; negative numbers cut off.
-        value: what stands there.
-
-    Shape:
-        - input: ``(*, H, W)``
-        - output: likewise, larger by the padding
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if there are more or fewer sizes, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ConstantPad2d(1, 1.5)(torch.ones(2, 4, 4)).shape
         torch.Size([2, 6, 6])
     """
@@ -144,22 +124,7 @@ class ConstantPad2d(_ConstantPad, init=False):
 class ConstantPad3d(_ConstantPad, init=False):
     """A number put around volumes.
 
-    Args:
-        padding: how much, left, right, above, below, in front and behind: an int or a tuple of
-            six; negative numbers cut off.
-        value: what stands there.
-
-    Shape:
-        - input: ``(*, D, H, W)``
-        - output: likewise, larger by the padding
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if there are more or fewer sizes, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ConstantPad3d(1, 1.5)(torch.ones(2, 4, 4, 4)).shape
         torch.Size([2, 6, 6, 6])
     """
@@ -170,21 +135,7 @@ class ConstantPad3d(_ConstantPad, init=False):
 class ZeroPad1d(_ZeroPad, init=False):
     """Zeros put around signals.
 
-    Args:
-        padding: how much, before and after: an int or a tuple of
-            two; negative numbers cut off.
-
-    Shape:
-        - input: ``(*, L)``
-        - output: likewise, larger by the padding
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if there are more or fewer sizes, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ZeroPad1d(1)(torch.ones(2, 4)).shape
         torch.Size([2, 6])
     """
@@ -195,21 +146,7 @@ class ZeroPad1d(_ZeroPad, init=False):
 class ZeroPad2d(_ZeroPad, init=False):
     """Zeros put around images.
 
-    Args:
-        padding: how much, left, right, above and below: an int or a tuple of
-            four; negative numbers cut off.
-
-    Shape:
-        - input: ``(*, H, W)``
-        - output: likewise, larger by the padding
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if there are more or fewer sizes, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ZeroPad2d(1)(torch.ones(2, 4, 4)).shape
         torch.Size([2, 6, 6])
     """
@@ -220,21 +157,7 @@ class ZeroPad2d(_ZeroPad, init=False):
 class ZeroPad3d(_ZeroPad, init=False):
     """Zeros put around volumes.
 
-    Args:
-        padding: how much, left, right, above, below, in front and behind: an int or a tuple of
-            six; negative numbers cut off.
-
-    Shape:
-        - input: ``(*, D, H, W)``
-        - output: likewise, larger by the padding
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if there are more or fewer sizes, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ZeroPad3d(1)(torch.ones(2, 4, 4, 4)).shape
         torch.Size([2, 6, 6, 6])
     """

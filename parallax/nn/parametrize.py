@@ -107,8 +107,6 @@ class SpectralNorm(_Parametrized):
     ICLR 2018; numbers and state dict as of ``torch.nn.utils.parametrizations.spectral_norm``.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> layer = nn.SpectralNorm(nn.Linear(20, 40)).initialize(0).eval()
         >>> torch.linalg.matrix_norm(layer.weight, 2).round(decimals=1)
         tensor(1.)
@@ -204,8 +202,6 @@ class WeightNorm(_Parametrized):
     of ``torch.nn.utils.parametrizations.weight_norm``.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> layer = nn.WeightNorm(nn.Linear(20, 40)).initialize(0)
         >>> torch.allclose(layer.weight, layer.layer.weight)
         True

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.core.module import Module
 from parallax.nn.arguments import Sizes, as_given, is_int, per_dim
+from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in
-from parallax.nn.spatial import refuse_spatial
+from parallax.nn.spatial import Spatial, refuse_spatial
 
 __all__ = ["AvgPool1d", "AvgPool2d", "AvgPool3d", "MaxPool1d", "MaxPool2d", "MaxPool3d"]
 
 
-class _Pool(Module):
-    """What pools by a window that moves share."""
+class _Pool(Spatial):
+    """What pools by a window that moves share.
 
-    dims: ClassVar[int]
+    Args:
+        kernel_size: the size of the window: an int or a tuple of {one}, as all sizes here.
+        stride: the steps between windows; by default the size of the window.
+        ceil_mode: whether windows may reach beyond the end.
+    """
+
     pool: ClassVar[Callable[..., Any]]
 
     kernel_size: int | tuple[int, ...]
@@ -57,7 +63,19 @@ class _Pool(Module):
 
 
 class _MaxPool(_Pool):
-    """What max pools over one, two and three dimensions share."""
+    r"""What max pools over one, two and three dimensions share.
+
+    Args:
+        padding: how much is put on both sides of each dimension, of numbers below all others; at
+            most half of the window.
+        dilation: the distance between the elements of the window.
+        return_indices: return a pair, with the flat index of each number in its channel, as
+            ``MaxUnpool{n}d`` takes it.
+
+    Shape:
+        - output: ``(N, C, *)`` or ``(C, *)``, where each size :math:`L` becomes
+          :math:`\lfloor (L + 2\,padding - dilation\,(kernel - 1) - 1) / stride \rfloor + 1`
+    """
 
     return_indices: bool
 
@@ -85,16 +103,22 @@ class _MaxPool(_Pool):
             name_in(error, self)
             raise
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return (
-            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
-            f"dilation={self.dilation}, ceil_mode={self.ceil_mode}"
-        )
+    extra_repr = shown_as(torch.nn.MaxPool1d)
 
 
 class _AvgPool(_Pool):
-    """What mean pools over two and three dimensions share."""
+    r"""What mean pools over one, two and three dimensions share.
+
+    Args:
+        padding: how many zeros are put on both sides of each dimension; at most half of the
+            window.
+        count_include_pad: whether those zeros count in the mean.
+        divisor_override: what sums are divided by, in the place of how many numbers they have.
+
+    Shape:
+        - output: ``(N, C, *)`` or ``(C, *)``, where each size :math:`L` becomes
+          :math:`\lfloor (L + 2\,padding - kernel) / stride \rfloor + 1`
+    """
 
     count_include_pad: bool
     divisor_override: int | None
@@ -132,36 +156,13 @@ class _AvgPool(_Pool):
             raise
         return pooled
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+    extra_repr = shown_as(torch.nn.AvgPool1d)
 
 
 class MaxPool1d(_MaxPool, init=False):
-    r"""The largest number of each window of signals, channel by channel.
-
-    Args:
-        kernel_size: the size of the window: an int or a tuple of one, as all sizes here.
-        stride: the steps between windows; by default the size of the window.
-        padding: how much is put on both sides of each dimension, of numbers below all others; at
-            most half of the window.
-        dilation: the distance between the elements of the window.
-        return_indices: return a pair, with the flat index of each number in its channel, as
-            ``MaxUnpool1d`` takes it.
-        ceil_mode: whether windows may reach beyond the end.
-
-    Shape:
-        - input: ``(N, C, L)`` or ``(C, L)``
-        - output: ``(N, C, M)`` or ``(C, M)`` with
-          :math:`M = \lfloor (L + 2\,padding - dilation\,(kernel - 1) - 1) / stride \rfloor + 1`
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, or the input is of another shape.
+    """The largest number of each window of signals, channel by channel.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.MaxPool1d(3, stride=2)(torch.ones(2, 9)).shape
         torch.Size([2, 4])
     """
@@ -171,31 +172,9 @@ class MaxPool1d(_MaxPool, init=False):
 
 
 class MaxPool2d(_MaxPool, init=False):
-    r"""The largest number of each window of images, channel by channel.
-
-    Args:
-        kernel_size: the size of the window: an int or a tuple of two, as all sizes here.
-        stride: the steps between windows; by default the size of the window.
-        padding: how much is put on both sides of each dimension, of numbers below all others; at
-            most half of the window.
-        dilation: the distance between the elements of the window.
-        return_indices: return a pair, with the flat index of each number in its channel, as
-            ``MaxUnpool2d`` takes it.
-        ceil_mode: whether windows may reach beyond the end.
-
-    Shape:
-        - input: ``(N, C, H, W)`` or ``(C, H, W)``
-        - output: ``(N, C, I, X)`` or ``(C, I, X)`` with
-          :math:`I = \lfloor (H + 2\,padding - dilation\,(kernel - 1) - 1) / stride \rfloor + 1`,
-          and likewise :math:`X` of :math:`W`
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, or the input is of another shape.
+    """The largest number of each window of images, channel by channel.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.MaxPool2d(3, stride=2)(torch.ones(2, 9, 7)).shape
         torch.Size([2, 4, 3])
     """
@@ -205,31 +184,9 @@ class MaxPool2d(_MaxPool, init=False):
 
 
 class MaxPool3d(_MaxPool, init=False):
-    r"""The largest number of each window of volumes, channel by channel.
-
-    Args:
-        kernel_size: the size of the window: an int or a tuple of three, as all sizes here.
-        stride: the steps between windows; by default the size of the window.
-        padding: how much is put on both sides of each dimension, of numbers below all others; at
-            most half of the window.
-        dilation: the distance between the elements of the window.
-        return_indices: return a pair, with the flat index of each number in its channel, as
-            ``MaxUnpool3d`` takes it.
-        ceil_mode: whether windows may reach beyond the end.
-
-    Shape:
-        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
-        - output: ``(N, C, E, I, X)`` or ``(C, E, I, X)`` with
-          :math:`E = \lfloor (D + 2\,padding - dilation\,(kernel - 1) - 1) / stride \rfloor + 1`,
-          and likewise :math:`I` of :math:`H` and :math:`X` of :math:`W`
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, or the input is of another shape.
+    """The largest number of each window of volumes, channel by channel.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.MaxPool3d(3, stride=2)(torch.ones(2, 9, 7, 5)).shape
         torch.Size([2, 4, 3, 2])
     """
@@ -239,28 +196,9 @@ class MaxPool3d(_MaxPool, init=False):
 
 
 class AvgPool1d(_AvgPool):
-    r"""The mean of each window of signals, channel by channel.
-
-    Args:
-        kernel_size: the size of the window: an int or a tuple of one, as all sizes here.
-        stride: the steps between windows; by default the size of the window.
-        padding: how many zeros are put on both sides of each dimension; at most half of the
-            window.
-        ceil_mode: whether windows may reach beyond the end.
-        count_include_pad: whether those zeros count in the mean.
-
-    Shape:
-        - input: ``(N, C, L)`` or ``(C, L)``
-        - output: ``(N, C, M)`` or ``(C, M)`` with
-          :math:`M = \lfloor (L + 2\,padding - kernel) / stride \rfloor + 1`
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, or the input is of another shape.
+    """The mean of each window of signals, channel by channel.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.AvgPool1d(3, stride=2)(torch.ones(2, 9)).shape
         torch.Size([2, 4])
     """
@@ -300,30 +238,9 @@ class AvgPool1d(_AvgPool):
 
 
 class AvgPool2d(_AvgPool, init=False):
-    r"""The mean of each window of images, channel by channel.
-
-    Args:
-        kernel_size: the size of the window: an int or a tuple of two, as all sizes here.
-        stride: the steps between windows; by default the size of the window.
-        padding: how many zeros are put on both sides of each dimension; at most half of the
-            window.
-        ceil_mode: whether windows may reach beyond the end.
-        count_include_pad: whether those zeros count in the mean.
-        divisor_override: what sums are divided by, in the place of how many numbers they have.
-
-    Shape:
-        - input: ``(N, C, H, W)`` or ``(C, H, W)``
-        - output: ``(N, C, I, X)`` or ``(C, I, X)`` with
-          :math:`I = \lfloor (H + 2\,padding - kernel) / stride \rfloor + 1`,
-          and likewise :math:`X` of :math:`W`
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, or the input is of another shape.
+    """The mean of each window of images, channel by channel.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.AvgPool2d(3, stride=2)(torch.ones(2, 9, 7)).shape
         torch.Size([2, 4, 3])
     """
@@ -333,30 +250,9 @@ class AvgPool2d(_AvgPool, init=False):
 
 
 class AvgPool3d(_AvgPool, init=False):
-    r"""The mean of each window of volumes, channel by channel.
-
-    Args:
-        kernel_size: the size of the window: an int or a tuple of three, as all sizes here.
-        stride: the steps between windows; by default the size of the window.
-        padding: how many zeros are put on both sides of each dimension; at most half of the
-            window.
-        ceil_mode: whether windows may reach beyond the end.
-        count_include_pad: whether those zeros count in the mean.
-        divisor_override: what sums are divided by, in the place of how many numbers they have.
-
-    Shape:
-        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
-        - output: ``(N, C, E, I, X)`` or ``(C, E, I, X)`` with
-          :math:`E = \lfloor (D + 2\,padding - kernel) / stride \rfloor + 1`,
-          and likewise :math:`I` of :math:`H` and :math:`X` of :math:`W`
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, or the input is of another shape.
+    """The mean of each window of volumes, channel by channel.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.AvgPool3d(3, stride=2)(torch.ones(2, 9, 7, 5)).shape
         torch.Size([2, 4, 3, 2])
     """

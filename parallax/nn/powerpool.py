@@ -6,21 +6,32 @@ from collections.abc import Callable
 from math import inf, prod
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.core.module import Module
 from parallax.nn.arguments import Sizes, as_given, between, is_int, per_dim
+from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in
-from parallax.nn.spatial import refuse_spatial
+from parallax.nn.spatial import Spatial, refuse_spatial
 
 __all__ = ["LPPool1d", "LPPool2d", "LPPool3d"]
 
 
-class _LPPool(Module):
-    """What power pools over one, two and three dimensions share."""
+class _LPPool(Spatial):
+    r"""What power pools over one, two and three dimensions share.
 
-    dims: ClassVar[int]
+    Args:
+        norm_type: the power :math:`p`, not 0; infinity gives the largest absolute value.
+        kernel_size: the size of the window: an int or a tuple of {one}, as all sizes here.
+        stride: the steps between windows; by default the size of the window.
+        ceil_mode: whether windows may reach beyond the end.
+
+    Shape:
+        - output: ``(N, C, *)`` or ``(C, *)``, where each size :math:`L` becomes
+          :math:`\lfloor (L - kernel) / stride \rfloor + 1`
+    """
+
     mean: ClassVar[Callable[..., Tensor]]
     pool: ClassVar[Callable[..., Tensor]]
 
@@ -69,35 +80,13 @@ class _LPPool(Module):
         least = per_dim("", "", self.kernel_size, self.dims)
         refuse_spatial(self, input, self.dims, least=least)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return (
-            f"norm_type={self.norm_type}, kernel_size={self.kernel_size}, "
-            f"stride={self.stride}, ceil_mode={self.ceil_mode}"
-        )
+    extra_repr = shown_as(torch.nn.LPPool1d)
 
 
 class LPPool1d(_LPPool, init=False):
     r"""The power sum of each window of signals: :math:`\sqrt[p]{\sum x^p}`, channel by channel.
 
-    Args:
-        norm_type: the power :math:`p`, not 0; infinity gives the largest absolute value.
-        kernel_size: the size of the window: an int or a tuple of one, as all sizes here.
-        stride: the steps between windows; by default the size of the window.
-        ceil_mode: whether windows may reach beyond the end.
-
-    Shape:
-        - input: ``(N, C, L)`` or ``(C, L)``
-        - output: ``(N, C, M)`` or ``(C, M)`` with
-          :math:`M = \lfloor (L - kernel) / stride \rfloor + 1`
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.LPPool1d(2, 3, stride=2)(torch.ones(2, 9)).shape
         torch.Size([2, 4])
     """
@@ -110,25 +99,7 @@ class LPPool1d(_LPPool, init=False):
 class LPPool2d(_LPPool, init=False):
     r"""The power sum of each window of images: :math:`\sqrt[p]{\sum x^p}`, channel by channel.
 
-    Args:
-        norm_type: the power :math:`p`, not 0; infinity gives the largest absolute value.
-        kernel_size: the size of the window: an int or a tuple of two, as all sizes here.
-        stride: the steps between windows; by default the size of the window.
-        ceil_mode: whether windows may reach beyond the end.
-
-    Shape:
-        - input: ``(N, C, H, W)`` or ``(C, H, W)``
-        - output: ``(N, C, I, X)`` or ``(C, I, X)`` with
-          :math:`I = \lfloor (H - kernel) / stride \rfloor + 1`,
-          and likewise :math:`X` of :math:`W`
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.LPPool2d(2, 3, stride=2)(torch.ones(2, 9, 7)).shape
         torch.Size([2, 4, 3])
     """
@@ -141,25 +112,7 @@ class LPPool2d(_LPPool, init=False):
 class LPPool3d(_LPPool, init=False):
     r"""The power sum of each window of volumes: :math:`\sqrt[p]{\sum x^p}`, channel by channel.
 
-    Args:
-        norm_type: the power :math:`p`, not 0; infinity gives the largest absolute value.
-        kernel_size: the size of the window: an int or a tuple of three, as all sizes here.
-        stride: the steps between windows; by default the size of the window.
-        ceil_mode: whether windows may reach beyond the end.
-
-    Shape:
-        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
-        - output: ``(N, C, E, I, X)`` or ``(C, E, I, X)`` with
-          :math:`E = \lfloor (D - kernel) / stride \rfloor + 1`,
-          and likewise :math:`I` of :math:`H` and :math:`X` of :math:`W`
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.LPPool3d(2, 3, stride=2)(torch.ones(2, 9, 7, 5)).shape
         torch.Size([2, 4, 3, 2])
     """

@@ -15,6 +15,7 @@ from parallax import random
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import between, positive
+from parallax.nn.families import shown_as
 from parallax.nn.refusal import refuse
 
 __all__ = [
@@ -34,14 +35,11 @@ class ReLU(Module):
     r"""The larger of each number and zero: :math:`\max(0, x)`.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Source: V. Nair, G. Hinton, "Rectified Linear Units Improve RBMs", ICML 2010.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ReLU()(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([0., 0., 2.])
     """
@@ -55,14 +53,11 @@ class ReLU6(Module):
     r"""Each number between zero and six: :math:`\min(\max(0, x), 6)`.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Source: A. Krizhevsky, "Convolutional Deep Belief Networks on CIFAR-10", 2010.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ReLU6()(torch.tensor([-2.0, 2.0, 7.0]))
         tensor([0., 2., 6.])
     """
@@ -73,14 +68,13 @@ class ReLU6(Module):
 
 
 class LeakyReLU(Module):
-    r"""Positive numbers as they are, the others times a small slope.
+    """Positive numbers as they are, the others times a small slope.
 
     Args:
         negative_slope: what numbers below zero are multiplied with.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if the slope is no number.
@@ -88,8 +82,6 @@ class LeakyReLU(Module):
     Source: A. Maas and others, "Rectifier Nonlinearities", ICML 2013.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.LeakyReLU(0.5)(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-1.,  0.,  2.])
     """
@@ -117,8 +109,7 @@ class ELU(Module):
         alpha: minus the limit for very negative numbers.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if alpha is no number.
@@ -126,8 +117,6 @@ class ELU(Module):
     Source: D. Clevert and others, "Fast and Accurate Deep Network Learning by ELUs", 2016.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ELU()(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-0.8647,  0.0000,  2.0000])
     """
@@ -155,8 +144,7 @@ class CELU(Module):
         alpha: minus the limit for very negative numbers.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if alpha is no number.
@@ -165,8 +153,6 @@ class CELU(Module):
     Source: J. Barron, "Continuously Differentiable Exponential Linear Units", 2017.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.CELU(2.0)(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-1.2642,  0.0000,  2.0000])
     """
@@ -196,14 +182,11 @@ class SELU(Module):
     :math:`\alpha = 1.6732...`
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Source: G. Klambauer and others, "Self-Normalizing Neural Networks", 2017.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.SELU()(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-1.5202,  0.0000,  2.1014])
     """
@@ -214,22 +197,19 @@ class SELU(Module):
 
 
 class Threshold(Module):
-    r"""Numbers above a threshold as they are, and a value in the place of the others.
+    """Numbers above a threshold as they are, and a value in the place of the others.
 
     Args:
         threshold: what numbers must exceed to stay.
         value: what stands in the place of those that do not.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if an argument is no number.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Threshold(1.0, -9.0)(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-9., -9.,  2.])
     """
@@ -253,7 +233,7 @@ class Threshold(Module):
 
 
 class PReLU(Module):
-    r"""Positive numbers as they are, the others times a slope that is learned.
+    """Positive numbers as they are, the others times a slope that is learned.
 
     Args:
         num_parameters: 1 for one slope, or the number of channels for a slope of each.
@@ -271,8 +251,6 @@ class PReLU(Module):
     Source: K. He and others, "Delving Deep into Rectifiers", 2015.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.PReLU().initialize(0)(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-0.5000,  0.0000,  2.0000])
     """
@@ -306,13 +284,11 @@ class PReLU(Module):
         if not isinstance(input, Tensor) or (many and channels != self.num_parameters):
             refuse(self, f"(N, {self.num_parameters}, *)" if many else "(*)", input)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"num_parameters={self.num_parameters}"
+    extra_repr = shown_as(torch.nn.PReLU)
 
 
 class RReLU(Module):
-    r"""Positive numbers as they are, the others times a slope that is drawn for each of them.
+    """Positive numbers as they are, the others times a slope that is drawn for each of them.
 
     In mode ``"train"`` the slopes are uniform between the bounds and depend on ``self.rng`` alone;
     otherwise they are the mean of the bounds.
@@ -322,8 +298,7 @@ class RReLU(Module):
         upper: the greatest slope.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if a bound is no number.
@@ -334,8 +309,6 @@ class RReLU(Module):
     Network", 2015.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.RReLU(0.25, 0.75).eval()(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-1.,  0.,  2.])
     """

@@ -26,12 +26,30 @@ __all__ = ["Recurrent"]
 class Recurrent(Module):
     """Layers of a recurrence, in one or two directions, over whole sequences.
 
-    The weights stand in one dict by the names and in the order that ``torch.nn`` gives them, which
-    is what its kernels take.
+    Args:
+        input_size: of the last dimension of the input, I.
+        hidden_size: of the state, H.
+        num_layers: how many layers, L, each run over the outputs of the one before.
+        bias: whether there are biases.
+        batch_first: whether the batch stands before the steps.
+        dropout: the probability of a zero among what one layer hands to the next, in mode
+            ``"train"``, by ``self.rng``.
+        bidirectional: whether each layer runs backwards, too, with weights of its own: D is 2.
 
     Attributes:
-        output_size: of the state that is put out, in one direction.
-        gates: how many vectors of the hidden size a step computes from the input.
+        weights: a dict of the parameters by the names that ``torch.nn`` gives them, and in its
+            order, such as ``weight_ih_l0`` and ``bias_hh_l1_reverse``.
+
+    Shape:
+        - input: ``(T, N, I)``, with ``batch_first`` ``(N, T, I)``, or ``(T, I)``
+        - hx: ``(D * L, N, H)`` or ``(D * L, H)``; zeros by default
+        - output: ``(T, N, D * H)``, ``(N, T, D * H)`` or ``(T, D * H)``, and the last state,
+          like ``hx``
+
+    Raises:
+        RuntimeError: if there is dropout, and no rng was handed out.
+        TypeError: if the input is packed; the message says what to do with it.
+        ValueError: if a number is out of range, or the input or ``hx`` has another shape.
     """
 
     input_size: int
@@ -41,9 +59,10 @@ class Recurrent(Module):
     batch_first: bool
     dropout: float
     bidirectional: bool
-    output_size: int
+    output_size: int  # of the state that is put out, in one direction
     weights: dict[str, Parameter]
 
+    # How many vectors of the hidden size a step computes from the input.
     gates: ClassVar[int]
 
     def __init__(

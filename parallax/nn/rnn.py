@@ -19,37 +19,11 @@ class RNN(Recurrent):
     r"""An Elman network: :math:`h_t = \tanh(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})`.
 
     Args:
-        input_size: of the last dimension of the input, I.
-        hidden_size: of the state, H.
-        num_layers: how many layers, L, each run over the outputs of the one before.
         nonlinearity: ``"tanh"`` or ``"relu"``.
-        bias: whether there are biases.
-        batch_first: whether the batch stands before the steps.
-        dropout: the probability of a zero among what one layer hands to the next, in mode
-            ``"train"``, by ``self.rng``.
-        bidirectional: whether each layer runs backwards, too, with weights of its own: D is 2.
-        dtype: of the parameters; by default torch's default dtype.
-
-    Attributes:
-        weights: a dict of the parameters by the names that ``torch.nn`` gives them, such as
-            ``weight_ih_l0`` and ``bias_hh_l1_reverse``.
-
-    Shape:
-        - input: ``(T, N, I)``, with ``batch_first`` ``(N, T, I)``, or ``(T, I)``
-        - hx: ``(D * L, N, H)`` or ``(D * L, H)``; zeros by default
-        - output: ``(T, N, D * H)``, ``(N, T, D * H)`` or ``(T, D * H)``, and the last state,
-          like ``hx``
-
-    Raises:
-        RuntimeError: if there is dropout, and no rng was handed out.
-        TypeError: if the input is packed; the message says what to do with it.
-        ValueError: if a number is out of range, or the input or ``hx`` has another shape.
 
     Source: J. Elman, "Finding Structure in Time", Cognitive Science, 1990.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> outputs, last = nn.RNN(3, 2, num_layers=2).initialize(0)(torch.ones(7, 5, 3))
         >>> outputs.shape, last.shape
         (torch.Size([7, 5, 2]), torch.Size([2, 5, 2]))
@@ -100,38 +74,11 @@ class RNN(Recurrent):
 
 
 class GRU(Recurrent):
-    r"""Gated recurrent units; what a step computes is ``GRUCell``'s.
-
-    Args:
-        input_size: of the last dimension of the input, I.
-        hidden_size: of the state, H.
-        num_layers: how many layers, L, each run over the outputs of the one before.
-        bias: whether there are biases.
-        batch_first: whether the batch stands before the steps.
-        dropout: the probability of a zero among what one layer hands to the next, in mode
-            ``"train"``, by ``self.rng``.
-        bidirectional: whether each layer runs backwards, too, with weights of its own: D is 2.
-        dtype: of the parameters; by default torch's default dtype.
-
-    Attributes:
-        weights: a dict of the parameters by the names that ``torch.nn`` gives them.
-
-    Shape:
-        - input: ``(T, N, I)``, with ``batch_first`` ``(N, T, I)``, or ``(T, I)``
-        - hx: ``(D * L, N, H)`` or ``(D * L, H)``; zeros by default
-        - output: ``(T, N, D * H)``, ``(N, T, D * H)`` or ``(T, D * H)``, and the last state,
-          like ``hx``
-
-    Raises:
-        RuntimeError: if there is dropout, and no rng was handed out.
-        TypeError: if the input is packed; the message says what to do with it.
-        ValueError: if a number is out of range, or the input or ``hx`` has another shape.
+    """Gated recurrent units; what a step computes is ``GRUCell``'s.
 
     Source: K. Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", 2014.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> gru = nn.GRU(3, 2, bidirectional=True, batch_first=True).initialize(0)
         >>> outputs, last = gru(torch.ones(5, 7, 3))
         >>> outputs.shape, last.shape
@@ -178,31 +125,18 @@ class GRU(Recurrent):
 
 
 class LSTM(Recurrent):
-    r"""Long short-term memory; what a step computes is ``LSTMCell``'s.
+    """Long short-term memory; what a step computes is ``LSTMCell``'s.
 
     Args:
-        input_size: of the last dimension of the input, I.
         hidden_size: of the memory, C.
-        num_layers: how many layers, L, each run over the outputs of the one before.
-        bias: whether there are biases.
-        batch_first: whether the batch stands before the steps.
-        dropout: the probability of a zero among what one layer hands to the next, in mode
-            ``"train"``, by ``self.rng``.
-        bidirectional: whether each layer runs backwards, too, with weights of its own: D is 2.
         proj_size: of the state after a projection, H; 0 for none, where H is C.
-        dtype: of the parameters; by default torch's default dtype.
-
-    Attributes:
-        weights: a dict of the parameters by the names that ``torch.nn`` gives them.
 
     Shape:
-        - input: ``(T, N, I)``, with ``batch_first`` ``(N, T, I)``, or ``(T, I)``
         - hx: a pair of ``(D * L, N, H)`` and ``(D * L, N, C)``, or without ``N``; zeros by default
         - output: ``(T, N, D * H)``, ``(N, T, D * H)`` or ``(T, D * H)``, and the last states,
           a pair like ``hx``
 
     Raises:
-        RuntimeError: if there is dropout, and no rng was handed out.
         TypeError: if the input is packed (the message says what to do with it), or ``hx`` is no
             pair.
         ValueError: if a number is out of range, or the input or a part of ``hx`` has another
@@ -213,8 +147,6 @@ class LSTM(Recurrent):
     for Large Vocabulary Speech Recognition", 2014.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> outputs, (h, c) = nn.LSTM(3, 4, num_layers=2).initialize(0)(torch.ones(7, 5, 3))
         >>> outputs.shape, h.shape, c.shape
         (torch.Size([7, 5, 4]), torch.Size([2, 5, 4]), torch.Size([2, 5, 4]))

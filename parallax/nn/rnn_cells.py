@@ -12,6 +12,7 @@ from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import one_of, positive, switches, uniform_within
 from parallax.nn.exactness import in_plain_eager_code
+from parallax.nn.families import shown_as
 from parallax.nn.recurrence import gru_step, lstm_step, relu_step, tanh_step
 from parallax.nn.refusal import refuse, where
 
@@ -22,6 +23,22 @@ _MISFIT = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 
 
 class _Cell(Module):
+    """What the cells share.
+
+    Args:
+        input_size: of the last dimension of the input, I.
+        hidden_size: of the state, H.
+        bias: whether there are biases.
+
+    Shape:
+        - input: ``(N, I)`` or ``(I,)``
+        - hx: ``(N, H)`` or ``(H,)``; zeros by default
+        - output: as ``hx``
+
+    Raises:
+        ValueError: if a size is less than one, or the input or ``hx`` has another shape.
+    """
+
     input_size: int
     hidden_size: int
     bias: bool
@@ -71,34 +88,18 @@ class _Cell(Module):
             if not isinstance(state, Tensor) or state.shape != wanted:
                 refuse(self, str(wanted), state, name)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"{self.input_size}, {self.hidden_size}{'' if self.bias else ', bias=False'}"
+    extra_repr = shown_as(torch.nn.RNNCell)
 
 
 class RNNCell(_Cell):
     r"""One step of an Elman network: :math:`h' = \tanh(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})`.
 
     Args:
-        input_size: of the last dimension of the input, I.
-        hidden_size: of the state, H.
-        bias: whether there are :math:`b_{ih}` and :math:`b_{hh}`.
         nonlinearity: ``"tanh"`` or ``"relu"``.
-        dtype: of the parameters; by default torch's default dtype.
-
-    Shape:
-        - input: ``(N, I)`` or ``(I,)``
-        - hx: ``(N, H)`` or ``(H,)``; zeros by default
-        - output: as ``hx``
-
-    Raises:
-        ValueError: if a size is less than one, or the input or ``hx`` has another shape.
 
     Source: J. Elman, "Finding Structure in Time", Cognitive Science, 1990.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> cell = nn.RNNCell(3, 2).initialize(0)
         >>> cell(torch.ones(5, 3), torch.zeros(5, 2)).shape
         torch.Size([5, 2])
@@ -138,11 +139,6 @@ class RNNCell(_Cell):
             self._check(input, **{} if hx is None else {"hx": hx})
             raise
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        other = self.nonlinearity != "tanh"
-        return super().extra_repr() + (f", nonlinearity={self.nonlinearity}" if other else "")
-
 
 class GRUCell(_Cell, init=False):
     r"""One step of a gated recurrent unit.
@@ -153,25 +149,9 @@ class GRUCell(_Cell, init=False):
         n &= \tanh(W_{in} x + b_{in} + r (W_{hn} h + b_{hn})) \\
         h' &= (1 - z) n + z h
 
-    Args:
-        input_size: of the last dimension of the input, I.
-        hidden_size: of the state, H.
-        bias: whether there are biases.
-        dtype: of the parameters; by default torch's default dtype.
-
-    Shape:
-        - input: ``(N, I)`` or ``(I,)``
-        - hx: ``(N, H)`` or ``(H,)``; zeros by default
-        - output: as ``hx``
-
-    Raises:
-        ValueError: if a size is less than one, or the input or ``hx`` has another shape.
-
     Source: K. Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", 2014.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> cell = nn.GRUCell(3, 2).initialize(0)
         >>> cell(torch.ones(5, 3), torch.zeros(5, 2)).shape
         torch.Size([5, 2])
@@ -206,14 +186,7 @@ class LSTMCell(_Cell, init=False):
         o &= \sigma(W_{io} x + b_{io} + W_{ho} h + b_{ho}) \\
         c' &= f c + i g \qquad h' = o \tanh(c')
 
-    Args:
-        input_size: of the last dimension of the input, I.
-        hidden_size: of the state, H.
-        bias: whether there are biases.
-        dtype: of the parameters; by default torch's default dtype.
-
     Shape:
-        - input: ``(N, I)`` or ``(I,)``
         - hx: a pair h, c of ``(N, H)`` or ``(H,)``; zeros by default
         - output: a pair like ``hx``
 
@@ -224,8 +197,6 @@ class LSTMCell(_Cell, init=False):
     Source: S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", Neural Computation, 1997.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> cell = nn.LSTMCell(3, 2).initialize(0)
         >>> h, c = cell(torch.ones(5, 3), (torch.zeros(5, 2), torch.zeros(5, 2)))
         >>> h.shape, c.shape

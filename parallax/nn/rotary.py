@@ -41,8 +41,6 @@ class RotaryEmbedding(Module):
     equation 34.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> rotary = nn.RotaryEmbedding(2)
         >>> rotary(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
         tensor([[1.0000, 0.0000],

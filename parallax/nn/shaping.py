@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from parallax.core.module import Module
 from parallax.nn.arguments import is_int, positive
+from parallax.nn.families import shown_as
 from parallax.nn.refusal import refuse
 
 __all__ = [
@@ -37,8 +39,6 @@ class Flatten(Module):
         ValueError: if the last dimension comes before the first.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Flatten()(torch.ones(2, 3, 4)).shape
         torch.Size([2, 12])
     """
@@ -71,9 +71,7 @@ class Flatten(Module):
         span = f"dimensions {self.start_dim} to {self.end_dim}"
         refuse(self, f"(*) with {span}", input)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
+    extra_repr = shown_as(torch.nn.Flatten)
 
 
 class Unflatten(Module):
@@ -93,8 +91,6 @@ class Unflatten(Module):
         ValueError: if the sizes cannot be, or the dimension has another size.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Unflatten(1, (3, -1))(torch.ones(2, 12)).shape
         torch.Size([2, 3, 4])
     """
@@ -125,9 +121,7 @@ class Unflatten(Module):
             refuse(self, f"(*) whose dimension {self.dim} fits {self.unflattened_size}", input)
         return several
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"dim={self.dim}, unflattened_size={self.unflattened_size}"
+    extra_repr = shown_as(torch.nn.Unflatten)
 
 
 class PixelShuffle(Module):
@@ -148,8 +142,6 @@ class PixelShuffle(Module):
     Efficient Sub-Pixel Convolutional Neural Network", 2016.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.PixelShuffle(2)(torch.ones(1, 12, 4, 5)).shape
         torch.Size([1, 3, 8, 10])
     """
@@ -168,9 +160,7 @@ class PixelShuffle(Module):
         except (RuntimeError, TypeError):
             refuse(self, f"(*, C * {self.upscale_factor**2}, H, W)", input)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"upscale_factor={self.upscale_factor}"
+    extra_repr = shown_as(torch.nn.PixelShuffle)
 
 
 class PixelUnshuffle(Module):
@@ -191,8 +181,6 @@ class PixelUnshuffle(Module):
     Efficient Sub-Pixel Convolutional Neural Network", 2016.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.PixelUnshuffle(2)(torch.ones(1, 3, 8, 10)).shape
         torch.Size([1, 12, 4, 5])
     """
@@ -211,9 +199,7 @@ class PixelUnshuffle(Module):
         except (RuntimeError, TypeError):
             refuse(self, f"(*, C, H * {self.downscale_factor}, W * {self.downscale_factor})", input)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"downscale_factor={self.downscale_factor}"
+    extra_repr = shown_as(torch.nn.PixelUnshuffle)
 
 
 class ChannelShuffle(Module):
@@ -233,8 +219,6 @@ class ChannelShuffle(Module):
     Source: X. Zhang and others, "ShuffleNet", 2018.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ChannelShuffle(2)(torch.arange(4).reshape(1, 4, 1)).flatten()
         tensor([0, 2, 1, 3])
     """
@@ -253,6 +237,4 @@ class ChannelShuffle(Module):
         except (RuntimeError, TypeError):
             refuse(self, f"(N, {self.groups} * C, *) of 3 dimensions or more", input)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"groups={self.groups}"
+    extra_repr = shown_as(torch.nn.ChannelShuffle)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from math import inf
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from parallax.core.module import Module
 from parallax.nn.arguments import between
+from parallax.nn.families import shown_as
 
 __all__ = [
     "Hardshrink",
@@ -18,21 +20,18 @@ __all__ = [
 
 
 class Hardshrink(Module):
-    r"""Numbers farther from zero than a bound as they are, the others zero.
+    """Numbers farther from zero than a bound as they are, the others zero.
 
     Args:
         lambd: the bound.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if the bound is no number.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Hardshrink()(torch.tensor([-2.0, 0.2, 2.0]))
         tensor([-2.,  0.,  2.])
     """
@@ -48,28 +47,23 @@ class Hardshrink(Module):
         """Cut what is small."""
         return F.hardshrink(input, self.lambd)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"{self.lambd}"
+    extra_repr = shown_as(torch.nn.Hardshrink)
 
 
 class Softshrink(Module):
-    r"""Each number moved towards zero by a bound, and zero where it is within it.
+    """Each number moved towards zero by a bound, and zero where it is within it.
 
     Args:
         lambd: the bound, not negative.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if the bound is no number.
         ValueError: if it is negative.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Softshrink()(torch.tensor([-2.0, 0.2, 2.0]))
         tensor([-1.5000,  0.0000,  1.5000])
     """
@@ -85,21 +79,16 @@ class Softshrink(Module):
         """Shrink."""
         return F.softshrink(input, self.lambd)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"{self.lambd}"
+    extra_repr = shown_as(torch.nn.Softshrink)
 
 
 class Tanhshrink(Module):
     r"""Each number minus its tanh: :math:`x - \tanh x`.
 
     Shape:
-        - input: ``(*)``, any shape
-        - output: the same
+        - input, output: ``(*)``, any shape
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Tanhshrink()(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-1.0360,  0.0000,  1.0360])
     """

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from parallax.core.module import Module
 from parallax.nn.arguments import is_int
 from parallax.nn.exactness import derived_forward
+from parallax.nn.families import shown_as
 from parallax.nn.refusal import refuse, where
 
 __all__ = [
@@ -21,88 +23,8 @@ __all__ = [
 ]
 
 
-class Softmax(Module):
-    r"""Exponentials that sum to one: :math:`e^{x_i} / \sum_j e^{x_j}`.
-
-    Args:
-        dim: the dimension along which they sum to one.
-
-    Shape:
-        - input: ``(*)``, of a shape that has the dimension
-        - output: the same
-
-    Raises:
-        TypeError: if ``dim`` is no int, or the input no tensor.
-        IndexError: if the input has no such dimension.
-
-    Example:
-        >>> import torch
-        >>> from parallax import nn
-        >>> nn.Softmax(-1)(torch.tensor([0.0, 1.0, 2.0]))
-        tensor([0.0900, 0.2447, 0.6652])
-    """
-
-    dim: int
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dimension("Softmax", dim)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise."""
-        try:
-            return input.softmax(self.dim)
-        except (AttributeError, IndexError, TypeError):
-            require_dim(self, input, self.dim)
-            raise
-
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"dim={self.dim}"
-
-
-class Softmin(Module):
-    r"""The ``Softmax`` of the negated numbers: :math:`e^{-x_i} / \sum_j e^{-x_j}`.
-
-    Args:
-        dim: the dimension along which they sum to one.
-
-    Shape:
-        - input: ``(*)``, of a shape that has the dimension
-        - output: the same
-
-    Raises:
-        TypeError: if ``dim`` is no int, or the input no tensor.
-        IndexError: if the input has no such dimension.
-
-    Example:
-        >>> import torch
-        >>> from parallax import nn
-        >>> nn.Softmin(-1)(torch.tensor([0.0, 1.0, 2.0]))
-        tensor([0.6652, 0.2447, 0.0900])
-    """
-
-    dim: int
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dimension("Softmin", dim)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise."""
-        try:
-            return (-input).softmax(self.dim)
-        except (AttributeError, IndexError, TypeError):
-            require_dim(self, input, self.dim)
-            raise
-
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"dim={self.dim}"
-
-
-class LogSoftmax(Module):
-    r"""The logarithm of the ``Softmax``: :math:`x_i - \log \sum_j e^{x_j}`.
+class _AlongOne(Module):
+    """What the layers share that normalise along a dimension.
 
     Args:
         dim: the dimension along which the exponentials sum to one.
@@ -114,19 +36,58 @@ class LogSoftmax(Module):
     Raises:
         TypeError: if ``dim`` is no int, or the input no tensor.
         IndexError: if the input has no such dimension.
-
-    Example:
-        >>> import torch
-        >>> from parallax import nn
-        >>> nn.LogSoftmax(-1)(torch.tensor([0.0, 1.0, 2.0]))
-        tensor([-2.4076, -1.4076, -0.4076])
     """
 
     dim: int
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.dim = dimension("LogSoftmax", dim)
+        self.dim = dimension(type(self).__name__, dim)
+
+    extra_repr = shown_as(torch.nn.Softmax)
+
+
+class Softmax(_AlongOne, init=False):
+    r"""Exponentials that sum to one: :math:`e^{x_i} / \sum_j e^{x_j}`.
+
+    Example:
+        >>> nn.Softmax(-1)(torch.tensor([0.0, 1.0, 2.0]))
+        tensor([0.0900, 0.2447, 0.6652])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise."""
+        try:
+            return input.softmax(self.dim)
+        except (AttributeError, IndexError, TypeError):
+            require_dim(self, input, self.dim)
+            raise
+
+
+class Softmin(_AlongOne, init=False):
+    r"""The ``Softmax`` of the negated numbers: :math:`e^{-x_i} / \sum_j e^{-x_j}`.
+
+    Example:
+        >>> nn.Softmin(-1)(torch.tensor([0.0, 1.0, 2.0]))
+        tensor([0.6652, 0.2447, 0.0900])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise."""
+        try:
+            return (-input).softmax(self.dim)
+        except (AttributeError, IndexError, TypeError):
+            require_dim(self, input, self.dim)
+            raise
+
+
+class LogSoftmax(_AlongOne, init=False):
+    r"""The logarithm of the ``Softmax``: :math:`x_i - \log \sum_j e^{x_j}`.
+
+    Example:
+        >>> nn.LogSoftmax(-1)(torch.tensor([0.0, 1.0, 2.0]))
+        tensor([-2.4076, -1.4076, -0.4076])
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise."""
@@ -136,13 +97,9 @@ class LogSoftmax(Module):
             require_dim(self, input, self.dim)
             raise
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"dim={self.dim}"
-
 
 class Softmax2d(Module):
-    r"""The ``Softmax`` over the channels of images, at each place.
+    """The ``Softmax`` over the channels of images, at each place.
 
     Shape:
         - input: ``(N, C, H, W)`` or ``(C, H, W)``
@@ -153,8 +110,6 @@ class Softmax2d(Module):
         ValueError: if it is of another shape.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Softmax2d()(torch.zeros(2, 1, 1)).flatten()
         tensor([0.5000, 0.5000])
     """
@@ -185,8 +140,6 @@ class GLU(Module):
     Source: Y. Dauphin and others, "Language Modeling with Gated Convolutional Networks", 2017.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.GLU()(torch.tensor([1.0, 2.0, 0.0, 2.0]))
         tensor([0.5000, 1.7616])
     """
@@ -211,9 +164,7 @@ class GLU(Module):
                 refuse(self, f"(*) with an even size of dimension {self.dim}", input)
             raise
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"dim={self.dim}"
+    extra_repr = shown_as(torch.nn.GLU)
 
 
 def dimension(layer: str, dim: Any) -> int:

@@ -1,18 +1,37 @@
-"""What layers say to a signal, an image or a volume that does not fit them."""
+"""What layers of signals, images and volumes share: their shapes, and what they say to others."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from parallax.core.module import Module
 from parallax.nn.refusal import refuse
 
-__all__ = ["AXES", "refuse_spatial"]
+__all__ = ["AXES", "Spatial", "refuse_spatial"]
 
 AXES = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
 """What the spatial dimensions are called, by how many there are."""
+
+
+class Spatial(Module, init=False):
+    """A layer over one, two or three dimensions, each after a dimension of channels.
+
+    Shape:
+        - input: ``(N, C, {L})`` or ``(C, {L})``
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if an argument is out of range, or the input is of another shape.
+    """
+
+    dims: ClassVar[int]
+
+    def _refuse(self, input: Any) -> None:
+        """Raises if the input is of another shape."""
+        refuse_spatial(self, input, self.dims)
 
 
 def refuse_spatial(

@@ -51,8 +51,6 @@ class Stack(Module):
         ValueError: if ``count`` is not positive.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> stack = nn.Stack(nn.Residual(nn.Linear(4, 4)), 12).initialize(0)
         >>> stack.block.inner.weight.shape
         torch.Size([12, 4, 4])

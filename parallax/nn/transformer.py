@@ -14,6 +14,7 @@ from parallax.core.module import Module
 from parallax.nn.arguments import between, positive
 from parallax.nn.attention import MultiheadAttention
 from parallax.nn.dropout import Dropout
+from parallax.nn.families import shown_as
 from parallax.nn.linear import Linear
 from parallax.nn.normalization import LayerNorm
 from parallax.nn.refusal import refuse
@@ -42,7 +43,6 @@ class TransformerEncoderLayer(Module):
         batch_first: whether the batch comes before the sequence.
         norm_first: whether the norms come before attention and maps, or after the addition.
         bias: whether maps and norms add a bias.
-        dtype: of the parameters; by default torch's default dtype.
 
     Shape:
         - src: ``(S, N, d_model)``; with ``batch_first`` ``(N, S, d_model)``; or without ``N``
@@ -57,8 +57,6 @@ class TransformerEncoderLayer(Module):
     R. Xiong et al., "On Layer Normalization in the Transformer Architecture", 2020.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).initialize(0).eval()
         >>> layer(torch.ones(5, 3, 8)).shape
         torch.Size([5, 3, 8])
@@ -134,9 +132,7 @@ class TransformerEncoderLayer(Module):
         output: Tensor = self.norm2(src + self.dropout2(x))
         return output
 
-    def extra_repr(self) -> str:
-        """Nothing, as torch."""
-        return ""
+    extra_repr = shown_as(torch.nn.TransformerEncoderLayer)
 
     def __shown__(self) -> list[tuple[str, Any]]:
         return _shown(self)
@@ -155,7 +151,6 @@ class TransformerDecoderLayer(Module):
         batch_first: whether the batch comes before the sequence.
         norm_first: whether the norms come before attention and maps, or after the addition.
         bias: whether maps and norms add a bias.
-        dtype: of the parameters; by default torch's default dtype.
 
     Shape:
         - tgt: ``(T, N, d_model)``, memory: ``(S, N, d_model)``; with ``batch_first``
@@ -171,8 +166,6 @@ class TransformerDecoderLayer(Module):
     R. Xiong et al., "On Layer Normalization in the Transformer Architecture", 2020.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> layer = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True).initialize(0).eval()
         >>> layer(torch.ones(5, 3, 8), torch.ones(5, 4, 8)).shape
         torch.Size([5, 3, 8])
@@ -269,9 +262,7 @@ class TransformerDecoderLayer(Module):
         output: Tensor = self.norm3(tgt + self.dropout3(x))
         return output
 
-    def extra_repr(self) -> str:
-        """Nothing, as torch."""
-        return ""
+    extra_repr = shown_as(torch.nn.TransformerDecoderLayer)
 
     def __shown__(self) -> list[tuple[str, Any]]:
         return _shown(self)
@@ -294,8 +285,6 @@ class TransformerEncoder(Module):
         ValueError: if ``num_layers`` is not positive.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
         >>> encoder = nn.TransformerEncoder(layer, num_layers=2).initialize(0).eval()
         >>> encoder(torch.ones(5, 3, 8)).shape
@@ -340,8 +329,6 @@ class TransformerDecoder(Module):
         ValueError: if ``num_layers`` is not positive.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> layer = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)
         >>> decoder = nn.TransformerDecoder(layer, num_layers=2).initialize(0).eval()
         >>> decoder(torch.ones(5, 3, 8), torch.ones(5, 4, 8)).shape

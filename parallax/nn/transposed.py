@@ -14,12 +14,12 @@ from torch.nn import init
 
 from parallax._compat.gradients import WhereRecorded
 from parallax.core.fields import Parameter
-from parallax.core.module import Module
 from parallax.nn.arguments import Sizes, one_of, per_dim, uniform_within
 from parallax.nn.conv import in_groups
 from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
+from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in, where
-from parallax.nn.spatial import refuse_spatial
+from parallax.nn.spatial import Spatial, refuse_spatial
 
 __all__ = ["ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
 
@@ -60,10 +60,39 @@ def _rule(node: Any) -> Any:
 _watched = WhereRecorded({"ConvolutionBackward0": _rule}).watch
 
 
-class _ConvTranspose(Module):
-    """What transposed convolutions over one, two and three dimensions share."""
+class _ConvTranspose(Spatial):
+    r"""What transposed convolutions over one, two and three dimensions share.
 
-    dims: ClassVar[int]
+    Each element of an input channel lays its multiple of a kernel on the output; what overlaps is
+    summed. It is the gradient of ``Conv{n}d`` by its input, not its inverse.
+
+    Args:
+        in_channels: the number of channels of the input.
+        out_channels: the number of channels of the output.
+        kernel_size: the size of the kernel: an int or a tuple of {one}, as all sizes here.
+        stride: the steps on the output between neighbours of the input.
+        padding: how much is cut off both sides of each dimension of the output.
+        output_padding: how much longer the output is at its end, where a convolution with stride
+            would have dropped it.
+        groups: how many groups of channels do not see each other.
+        bias: whether to add a bias.
+        dilation: the distance between the elements of the kernel.
+        padding_mode: only ``"zeros"``, as in torch.
+
+    Shape:
+        - input: ``(N, in_channels, {L})`` or ``(in_channels, {L})``
+        - output: ``(N, out_channels, *)`` or ``(out_channels, *)``, each size :math:`L` becoming
+          :math:`(L - 1)\,stride - 2\,padding + dilation\,(kernel - 1) + output\_padding + 1`
+
+    Raises:
+        ValueError: if an argument is out of range, the input is of another shape, or an
+            ``output_size`` cannot be had.
+
+    Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016.
+    """
+
+    # Torch's ``extra_repr`` reads it.
+    padding_mode: ClassVar[str] = "zeros"
     convolve: ClassVar[Callable[..., Tensor]]
 
     in_channels: int
@@ -170,58 +199,13 @@ class _ConvTranspose(Module):
         """Raises if the input is of another shape."""
         refuse_spatial(self, input, self.dims, self.in_channels)
 
-    def extra_repr(self) -> str:
-        """The arguments that are not torch's defaults, as torch shows them."""
-        shown = f"{self.in_channels}, {self.out_channels}, "
-        shown += f"kernel_size={self.kernel_size}, stride={self.stride}"
-        if any(self.padding):
-            shown += f", padding={self.padding}"
-        if max(self.dilation) > 1:
-            shown += f", dilation={self.dilation}"
-        if any(self.output_padding):
-            shown += f", output_padding={self.output_padding}"
-        if self.groups != 1:
-            shown += f", groups={self.groups}"
-        if self.bias is None:
-            shown += ", bias=False"
-        return shown
+    extra_repr = shown_as(torch.nn.ConvTranspose1d)
 
 
 class ConvTranspose1d(_ConvTranspose, init=False):
-    r"""The transpose of the convolution of signals with the same arguments.
-
-    Each element of an input channel lays its multiple of a kernel on the output; what overlaps is
-    summed. It is the gradient of ``Conv1d`` by its input, not its inverse.
-
-    Args:
-        in_channels: the number of channels of the input.
-        out_channels: the number of channels of the output.
-        kernel_size: the size of the kernel: an int or a tuple of one, as all sizes here.
-        stride: the steps on the output between neighbours of the input.
-        padding: how much is cut off both sides of each dimension of the output.
-        output_padding: how much longer the output is at its end, where a convolution with stride
-            would have dropped it.
-        groups: how many groups of channels do not see each other.
-        bias: whether to add a bias.
-        dilation: the distance between the elements of the kernel.
-        padding_mode: only ``"zeros"``, as in torch.
-        dtype: of the parameters; by default torch's default dtype.
-
-    Shape:
-        - input: ``(N, in_channels, L)`` or ``(in_channels, L)``
-        - output: ``(N, out_channels, M)`` or ``(out_channels, M)`` with
-          :math:`M = (L - 1)\,stride - 2\,padding + dilation\,(kernel - 1) + output\_padding + 1`
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, the input is of another shape, or an
-            ``output_size`` cannot be had.
-
-    Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016.
+    """The transpose of the convolution of signals with the same arguments.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ConvTranspose1d(4, 2, 3, stride=2).initialize(0)(torch.ones(5, 4, 4)).shape
         torch.Size([5, 2, 9])
     """
@@ -231,41 +215,9 @@ class ConvTranspose1d(_ConvTranspose, init=False):
 
 
 class ConvTranspose2d(_ConvTranspose, init=False):
-    r"""The transpose of the convolution of images with the same arguments.
-
-    Each element of an input channel lays its multiple of a kernel on the output; what overlaps is
-    summed. It is the gradient of ``Conv2d`` by its input, not its inverse.
-
-    Args:
-        in_channels: the number of channels of the input.
-        out_channels: the number of channels of the output.
-        kernel_size: the size of the kernel: an int or a tuple of two, as all sizes here.
-        stride: the steps on the output between neighbours of the input.
-        padding: how much is cut off both sides of each dimension of the output.
-        output_padding: how much longer the output is at its end, where a convolution with stride
-            would have dropped it.
-        groups: how many groups of channels do not see each other.
-        bias: whether to add a bias.
-        dilation: the distance between the elements of the kernel.
-        padding_mode: only ``"zeros"``, as in torch.
-        dtype: of the parameters; by default torch's default dtype.
-
-    Shape:
-        - input: ``(N, in_channels, H, W)`` or ``(in_channels, H, W)``
-        - output: ``(N, out_channels, I, X)`` or ``(out_channels, I, X)`` with
-          :math:`I = (H - 1)\,stride - 2\,padding + dilation\,(kernel - 1) + output\_padding + 1`,
-          and likewise :math:`X` of :math:`W`
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, the input is of another shape, or an
-            ``output_size`` cannot be had.
-
-    Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016.
+    """The transpose of the convolution of images with the same arguments.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ConvTranspose2d(4, 2, 3, stride=2).initialize(0)(torch.ones(5, 4, 4, 3)).shape
         torch.Size([5, 2, 9, 7])
     """
@@ -275,41 +227,9 @@ class ConvTranspose2d(_ConvTranspose, init=False):
 
 
 class ConvTranspose3d(_ConvTranspose, init=False):
-    r"""The transpose of the convolution of volumes with the same arguments.
-
-    Each element of an input channel lays its multiple of a kernel on the output; what overlaps is
-    summed. It is the gradient of ``Conv3d`` by its input, not its inverse.
-
-    Args:
-        in_channels: the number of channels of the input.
-        out_channels: the number of channels of the output.
-        kernel_size: the size of the kernel: an int or a tuple of three, as all sizes here.
-        stride: the steps on the output between neighbours of the input.
-        padding: how much is cut off both sides of each dimension of the output.
-        output_padding: how much longer the output is at its end, where a convolution with stride
-            would have dropped it.
-        groups: how many groups of channels do not see each other.
-        bias: whether to add a bias.
-        dilation: the distance between the elements of the kernel.
-        padding_mode: only ``"zeros"``, as in torch.
-        dtype: of the parameters; by default torch's default dtype.
-
-    Shape:
-        - input: ``(N, in_channels, D, H, W)`` or ``(in_channels, D, H, W)``
-        - output: ``(N, out_channels, E, I, X)`` or ``(out_channels, E, I, X)`` with
-          :math:`E = (D - 1)\,stride - 2\,padding + dilation\,(kernel - 1) + output\_padding + 1`,
-          and likewise :math:`I` of :math:`H` and :math:`X` of :math:`W`
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, the input is of another shape, or an
-            ``output_size`` cannot be had.
-
-    Source: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016.
+    """The transpose of the convolution of volumes with the same arguments.
 
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.ConvTranspose3d(4, 2, 3, stride=2).initialize(0)(torch.ones(5, 4, 4, 3, 1)).shape
         torch.Size([5, 2, 9, 7, 3])
     """

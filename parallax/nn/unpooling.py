@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from parallax import random
-from parallax.core.module import Module
 from parallax.nn.arguments import Sizes, per_dim
+from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in, refuse, where
-from parallax.nn.spatial import refuse_spatial
+from parallax.nn.spatial import Spatial, refuse_spatial
 
 __all__ = [
     "FractionalMaxPool2d",
@@ -23,10 +24,24 @@ __all__ = [
 ]
 
 
-class _MaxUnpool(Module):
-    """What unpooling over one, two and three dimensions shares."""
+class _MaxUnpool(Spatial):
+    """What unpooling over one, two and three dimensions shares.
 
-    dims: ClassVar[int]
+    Args:
+        kernel_size: of the pool: an int or a tuple of {one}, as all sizes here.
+        stride: of the pool; by default the size of the window.
+        padding: of the pool.
+
+    Shape:
+        - indices: as the input, and as ``MaxPool{n}d(..., return_indices=True)`` returns them
+        - output: ``(N, C, *)`` or ``(C, *)``, of the least sizes that the pool may have had, or
+          ``output_size``
+
+    Raises:
+        TypeError: if an argument is of another type, or an input is no tensor.
+        ValueError: if an argument is out of range, or an input is of another shape.
+    """
+
     unpool: ClassVar[Callable[..., Tensor]]
 
     kernel_size: tuple[int, ...]
@@ -51,25 +66,37 @@ class _MaxUnpool(Module):
         except ValueError as error:
             raise ValueError(f"{where(self)}: {error}") from None
         except (AttributeError, IndexError, RuntimeError, TypeError) as error:
-            self._refuse(input, indices)
+            self._refuse_both(input, indices)
             name_in(error, self)
             raise
 
-    def _refuse(self, input: Any, indices: Any) -> None:
+    def _refuse_both(self, input: Any, indices: Any) -> None:
         """Raises if the inputs are of other shapes."""
-        refuse_spatial(self, input, self.dims)
+        self._refuse(input)
         if not isinstance(indices, Tensor) or indices.shape != input.shape:
             refuse(self, f"({', '.join(map(str, input.shape))})", indices, "indices")
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+    extra_repr = shown_as(torch.nn.MaxUnpool1d)
 
 
-class _FractionalMaxPool(Module):
-    """What fractional max pools over two and three dimensions share."""
+class _FractionalMaxPool(Spatial):
+    """What fractional max pools over two and three dimensions share.
 
-    dims: ClassVar[int]
+    Args:
+        kernel_size: the size of the window: an int or a tuple of {one}, as all sizes here.
+        output_size: how many windows; or
+        output_ratio: how many windows, as a share of the input's size.
+        return_indices: return a pair, with the flat index of each number in its channel.
+
+    Shape:
+        - output: ``(N, C, *)`` or ``(C, *)``
+
+    Raises:
+        RuntimeError: if no rng was handed to the tree.
+
+    Source: B. Graham, "Fractional Max-Pooling", 2014.
+    """
+
     pool: ClassVar[Callable[..., Any]]
 
     kernel_size: tuple[int, ...]
@@ -110,9 +137,7 @@ class _FractionalMaxPool(Module):
             shares,
         )
 
-    def extra_repr(self) -> str:
-        """Nothing, as in torch."""
-        return ""
+    extra_repr = shown_as(torch.nn.FractionalMaxPool2d)
 
 
 def _ratios(layer: str, ratio: Any, dims: int) -> tuple[float, ...]:
@@ -129,24 +154,7 @@ def _ratios(layer: str, ratio: Any, dims: int) -> tuple[float, ...]:
 class MaxUnpool1d(_MaxUnpool, init=False):
     """The reverse of ``MaxPool1d``: zeros where it took no number.
 
-    Args:
-        kernel_size: of the pool: an int or a tuple of one, as all sizes here.
-        stride: of the pool; by default the size of the window.
-        padding: of the pool.
-
-    Shape:
-        - input: ``(N, C, L)`` or ``(C, L)``
-        - indices: the same, as ``MaxPool1d(..., return_indices=True)`` returns them
-        - output: ``(N, C, M)`` or ``(C, M)``, the least that the pool may have had, or
-          ``output_size``
-
-    Raises:
-        TypeError: if an argument is of another type, or an input is no tensor.
-        ValueError: if an argument is out of range, or an input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> most, indices = nn.MaxPool1d(2, return_indices=True)(torch.ones(2, 4))
         >>> nn.MaxUnpool1d(2)(most, indices).shape
         torch.Size([2, 4])
@@ -159,24 +167,7 @@ class MaxUnpool1d(_MaxUnpool, init=False):
 class MaxUnpool2d(_MaxUnpool, init=False):
     """The reverse of ``MaxPool2d``: zeros where it took no number.
 
-    Args:
-        kernel_size: of the pool: an int or a tuple of two, as all sizes here.
-        stride: of the pool; by default the size of the window.
-        padding: of the pool.
-
-    Shape:
-        - input: ``(N, C, H, W)`` or ``(C, H, W)``
-        - indices: the same, as ``MaxPool2d(..., return_indices=True)`` returns them
-        - output: ``(N, C, I, X)`` or ``(C, I, X)``, the least that the pool may have had, or
-          ``output_size``
-
-    Raises:
-        TypeError: if an argument is of another type, or an input is no tensor.
-        ValueError: if an argument is out of range, or an input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> most, indices = nn.MaxPool2d(2, return_indices=True)(torch.ones(2, 4, 4))
         >>> nn.MaxUnpool2d(2)(most, indices).shape
         torch.Size([2, 4, 4])
@@ -189,24 +180,7 @@ class MaxUnpool2d(_MaxUnpool, init=False):
 class MaxUnpool3d(_MaxUnpool, init=False):
     """The reverse of ``MaxPool3d``: zeros where it took no number.
 
-    Args:
-        kernel_size: of the pool: an int or a tuple of three, as all sizes here.
-        stride: of the pool; by default the size of the window.
-        padding: of the pool.
-
-    Shape:
-        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
-        - indices: the same, as ``MaxPool3d(..., return_indices=True)`` returns them
-        - output: ``(N, C, E, I, X)`` or ``(C, E, I, X)``, the least that the pool may have had, or
-          ``output_size``
-
-    Raises:
-        TypeError: if an argument is of another type, or an input is no tensor.
-        ValueError: if an argument is out of range, or an input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> most, indices = nn.MaxPool3d(2, return_indices=True)(torch.ones(2, 4, 4, 4))
         >>> nn.MaxUnpool3d(2)(most, indices).shape
         torch.Size([2, 4, 4, 4])
@@ -219,26 +193,7 @@ class MaxUnpool3d(_MaxUnpool, init=False):
 class FractionalMaxPool2d(_FractionalMaxPool, init=False):
     """The largest number of each window of images, where the windows' steps are random.
 
-    Args:
-        kernel_size: the size of the window: an int or a tuple of two, as all sizes here.
-        output_size: how many windows; or
-        output_ratio: how many windows, as a share of the input's size.
-        return_indices: return a pair, with the flat index of each number in its channel.
-
-    Shape:
-        - input: ``(N, C, H, W)`` or ``(C, H, W)``
-        - output: ``(N, C, I, X)`` or ``(C, I, X)``
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, or the input is of another shape.
-        RuntimeError: if no rng was handed to the tree.
-
-    Source: B. Graham, "Fractional Max-Pooling", 2014.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.FractionalMaxPool2d(2, output_ratio=0.5).train(0)(torch.ones(2, 8, 8)).shape
         torch.Size([2, 4, 4])
     """
@@ -250,26 +205,7 @@ class FractionalMaxPool2d(_FractionalMaxPool, init=False):
 class FractionalMaxPool3d(_FractionalMaxPool, init=False):
     """The largest number of each window of volumes, where the windows' steps are random.
 
-    Args:
-        kernel_size: the size of the window: an int or a tuple of three, as all sizes here.
-        output_size: how many windows; or
-        output_ratio: how many windows, as a share of the input's size.
-        return_indices: return a pair, with the flat index of each number in its channel.
-
-    Shape:
-        - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``
-        - output: ``(N, C, E, I, X)`` or ``(C, E, I, X)``
-
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if an argument is out of range, or the input is of another shape.
-        RuntimeError: if no rng was handed to the tree.
-
-    Source: B. Graham, "Fractional Max-Pooling", 2014.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.FractionalMaxPool3d(2, output_ratio=0.5).train(0)(torch.ones(2, 8, 8, 8)).shape
         torch.Size([2, 4, 4, 4])
     """

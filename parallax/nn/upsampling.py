@@ -30,7 +30,16 @@ Factors = float | tuple[float, ...]
 
 
 class _Upsample(Module):
-    """What all upsampling shares."""
+    """What all upsampling shares.
+
+    Args:
+        size: the size of the output: an int, or one for each dimension; or
+        scale_factor: how much larger it is: a number, or one for each dimension.
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
+        ValueError: if arguments do not go together, or the input is of another shape.
+    """
 
     size: int | tuple[int, ...] | None
     scale_factor: float | tuple[float, ...] | None
@@ -116,8 +125,6 @@ class Upsample(_Upsample):
     r"""Interpolates signals, images or volumes to another size.
 
     Args:
-        size: the size of the output: an int, or one for each dimension; or
-        scale_factor: how much larger it is: a number, or one for each dimension.
         mode: how: ``"nearest"``, ``"nearest-exact"`` or ``"area"`` for all of them, ``"linear"``
             for signals, ``"bilinear"`` or ``"bicubic"`` for images, ``"trilinear"`` for volumes;
             the field is ``method``.
@@ -130,13 +137,7 @@ class Upsample(_Upsample):
         - output: the same but for the spatial sizes, which are ``size``, or
           :math:`\lfloor size \cdot scale\_factor \rfloor`
 
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if arguments do not go together, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.Upsample(scale_factor=2)(torch.ones(1, 3, 4, 5)).shape
         torch.Size([1, 3, 8, 10])
     """
@@ -155,21 +156,11 @@ class Upsample(_Upsample):
 class UpsamplingNearest2d(_Upsample):
     """Interpolates images by the nearest pixel: ``Upsample`` of mode ``"nearest"``.
 
-    Args:
-        size: the size of the output: an int, or one for each dimension; or
-        scale_factor: how much larger it is: a number, or one for each dimension.
-
     Shape:
         - input: ``(N, C, H, W)``
         - output: ``(N, C, I, X)``
 
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if not one of both arguments is given, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.UpsamplingNearest2d(scale_factor=2)(torch.ones(1, 3, 4, 5)).shape
         torch.Size([1, 3, 8, 10])
     """
@@ -185,21 +176,11 @@ class UpsamplingNearest2d(_Upsample):
 class UpsamplingBilinear2d(_Upsample):
     """Interpolates images between pixels, corner on corner: ``Upsample`` of mode ``"bilinear"``.
 
-    Args:
-        size: the size of the output: an int, or one for each dimension; or
-        scale_factor: how much larger it is: a number, or one for each dimension.
-
     Shape:
         - input: ``(N, C, H, W)``
         - output: ``(N, C, I, X)``
 
-    Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
-        ValueError: if not one of both arguments is given, or the input is of another shape.
-
     Example:
-        >>> import torch
-        >>> from parallax import nn
         >>> nn.UpsamplingBilinear2d(scale_factor=2)(torch.ones(1, 3, 4, 5)).shape
         torch.Size([1, 3, 8, 10])
     """
