@@ -9,8 +9,10 @@ from typing import Any
 
 from torch.nn import init
 
-__all__ = ["Sizes", "as_given", "at_least", "between", "is_int", "one_of", "per_dim", "positive",
-           "switches", "uniform_within"]  # fmt: skip
+from parallax.core.arguments import shown
+
+__all__ = ["Sizes", "as_given", "at_least", "between", "integer", "is_int", "one_of", "per_dim",
+           "positive", "uniform_within"]  # fmt: skip
 
 Sizes = int | Sequence[int]
 """One number for every dimension, or one for each."""
@@ -20,6 +22,23 @@ def uniform_within(fan: int) -> Any:
     """An initializer: uniform between plus and minus ``1 / sqrt(fan)``."""
     bound = 1 / sqrt(fan) if fan > 0 else 0.0
     return partial(init.uniform_, a=-bound, b=bound)
+
+
+def integer(layer: str, **values: Any) -> None:
+    """Raises unless every value is an int and no bool.
+
+    Args:
+        layer: the class that was given them.
+        **values: by the name of the argument.
+
+    Raises:
+        TypeError: if one is something else.
+    """
+    for name, value in values.items():
+        if not is_int(value):
+            raise TypeError(
+                f"{layer}({name}=): expected an int, got {shown(value)}. Write {name}=1"
+            )
 
 
 def at_least(layer: str, least: int, **sizes: Any) -> None:
@@ -34,11 +53,12 @@ def at_least(layer: str, least: int, **sizes: Any) -> None:
         TypeError: if one is no int.
         ValueError: if one is less.
     """
+    integer(layer, **sizes)
     for name, size in sizes.items():
-        if not is_int(size):
-            raise TypeError(f"{layer}({name}=): expected an int, got {size!r}")
         if size < least:
-            raise ValueError(f"{layer}({name}=): must be at least {least}, got {size}")
+            raise ValueError(
+                f"{layer}({name}=): must be at least {least}, got {size}. Write {name}={least}"
+            )
 
 
 def positive(layer: str, **sizes: Any) -> None:
@@ -61,17 +81,20 @@ def between(layer: str, least: float, most: float = inf, **numbers: Any) -> None
     """
     for name, number in numbers.items():
         if not isinstance(number, (int, float)) or isinstance(number, bool):
-            raise TypeError(f"{layer}({name}=): expected a number, got {number!r}")
+            raise TypeError(
+                f"{layer}({name}=): expected a number, got {shown(number)}. "
+                f"Write {name}={_example(least, most)}"
+            )
         if not least <= number <= most:
             upper = "" if most == inf else f" and at most {most}"
-            raise ValueError(f"{layer}({name}=): must be at least {least}{upper}, got {number}")
+            raise ValueError(
+                f"{layer}({name}=): must be at least {least}{upper}, got {number}. "
+                f"Write {name}={_example(least, most)}"
+            )
 
 
-def switches(layer: str, **values: Any) -> None:
-    """Raises ``TypeError`` unless every value is a bool."""
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{layer}({name}=): expected a bool, got {value!r}")
+def _example(least: float, most: float) -> float:
+    return min(max(least, 0.1), most)
 
 
 def per_dim(layer: str, name: str, value: Any, dims: int, least: int | None = 1) -> tuple[int, ...]:
@@ -93,12 +116,21 @@ def per_dim(layer: str, name: str, value: Any, dims: int, least: int | None = 1)
     elif isinstance(value, Sequence) and not isinstance(value, str) and all(map(is_int, value)):
         found = tuple(value)
     else:
-        raise TypeError(f"{layer}({name}=): expected an int or {dims} of them, got {value!r}")
+        raise TypeError(_no_sizes(layer, name, value, dims))
     if len(found) != dims:
-        raise ValueError(f"{layer}({name}=): expected an int or {dims} of them, got {value!r}")
+        raise ValueError(_no_sizes(layer, name, value, dims))
     if least is not None and min(found) < least:
-        raise ValueError(f"{layer}({name}=): must be at least {least}, got {value!r}")
+        raise ValueError(
+            f"{layer}({name}=): must be at least {least}, got {value!r}. Write {name}={least}"
+        )
     return found
+
+
+def _no_sizes(layer: str, name: str, value: Any, dims: int) -> str:
+    return (
+        f"{layer}({name}=): expected an int or {dims} of them, got {shown(value)}. "
+        f"Write {name}=2 or {name}={(2,) * dims}"
+    )
 
 
 def as_given(layer: str, name: str, value: Any, dims: int, least: int | None = 1) -> Any:
@@ -115,7 +147,7 @@ def one_of(layer: str, name: str, value: Any, *choices: str) -> str:
     """
     if value not in choices:
         words = ", ".join(map(repr, choices))
-        raise ValueError(f"{layer}({name}=): expected one of {words}, got {value!r}")
+        raise ValueError(f"{layer}({name}=): expected one of {words}, got {shown(value)}")
     return str(value)
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import init
 
+from parallax.core.arguments import check_flags
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.module import Module
-from parallax.nn.arguments import between, positive, switches
+from parallax.nn.arguments import between, positive
 from parallax.nn.exactness import in_plain_eager_code
 from parallax.nn.families import shown_as
 from parallax.nn.moments import normalised
@@ -60,7 +61,7 @@ class ChannelNorm(Module):
         name = type(self).__name__
         positive(name, num_features=num_features)
         between(name, 0, eps=eps)
-        switches(name, affine=affine, track_running_stats=track_running_stats, bias=bias)
+        check_flags(name, affine=affine, track_running_stats=track_running_stats, bias=bias)
         if momentum is not None:
             between(name, 0, 1, momentum=momentum)
         self.num_features = num_features

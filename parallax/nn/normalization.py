@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
+from parallax.core.arguments import check_flags
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
-from parallax.nn.arguments import between, is_int, positive, switches
+from parallax.nn.arguments import between, is_int, positive
 from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
 from parallax.nn.families import shown_as
 from parallax.nn.moments import normalised, trailing_watched
@@ -78,7 +79,7 @@ class LayerNorm(Module):
         super().__init__()
         shape = _trailing("LayerNorm", normalized_shape)
         between("LayerNorm", 0, eps=eps)
-        switches("LayerNorm", elementwise_affine=elementwise_affine, bias=bias)
+        check_flags("LayerNorm", elementwise_affine=elementwise_affine, bias=bias)
         self.normalized_shape = shape
         self.eps = eps
         self.elementwise_affine = elementwise_affine
@@ -147,7 +148,7 @@ class RMSNorm(Module):
         shape = _trailing("RMSNorm", normalized_shape)
         if eps is not None:
             between("RMSNorm", 0, eps=eps)
-        switches("RMSNorm", elementwise_affine=elementwise_affine)
+        check_flags("RMSNorm", elementwise_affine=elementwise_affine)
         self.normalized_shape = shape
         self.eps = eps
         self.elementwise_affine = elementwise_affine
@@ -217,7 +218,7 @@ class GroupNorm(Module):
         super().__init__()
         positive("GroupNorm", num_groups=num_groups, num_channels=num_channels)
         between("GroupNorm", 0, eps=eps)
-        switches("GroupNorm", affine=affine, bias=bias)
+        check_flags("GroupNorm", affine=affine, bias=bias)
         if num_channels % num_groups:
             raise ValueError(
                 f"GroupNorm(num_channels=): {num_channels} channels cannot be divided into "

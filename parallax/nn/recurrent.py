@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from parallax import random
+from parallax.core.arguments import check_flags
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
-from parallax.nn.arguments import between, positive, switches, uniform_within
+from parallax.nn.arguments import between, positive, uniform_within
 from parallax.nn.dropout import dropped
 from parallax.nn.exactness import in_plain_eager_code
 from parallax.nn.recurrence import State
@@ -81,7 +82,7 @@ class Recurrent(Module):
         name = type(self).__name__
         positive(name, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         between(name, 0, 1, dropout=dropout)
-        switches(name, bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        check_flags(name, bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 f"{name}(dropout={dropout}): dropout comes between layers, and there is one layer",

@@ -35,7 +35,10 @@ def refuse(layer: Any, expected: str, given: Any, name: str = "input") -> NoRetu
         ValueError: if it is one.
     """
     if not isinstance(given, Tensor):
-        raise TypeError(f"{where(layer)}: {name} must be a tensor, got {type(given).__name__}")
+        raise TypeError(
+            f"{where(layer)}: {name} must be a tensor, got {type(given).__name__}. "
+            f"Give one of shape {expected}"
+        )
     raise ValueError(f"{where(layer)}: expected {name} of shape {expected}, got {_shape(given)}")
 
 

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallax.core.arguments import check_flags
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
-from parallax.nn.arguments import one_of, positive, switches, uniform_within
+from parallax.nn.arguments import one_of, positive, uniform_within
 from parallax.nn.exactness import in_plain_eager_code
 from parallax.nn.families import shown_as
 from parallax.nn.recurrence import gru_step, lstm_step, relu_step, tanh_step
@@ -60,7 +61,7 @@ class _Cell(Module):
     ) -> None:
         super().__init__()
         positive(type(self).__name__, input_size=input_size, hidden_size=hidden_size)
-        switches(type(self).__name__, bias=bias)
+        check_flags(type(self).__name__, bias=bias)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias

@@ -112,7 +112,7 @@ def test_a_misfit_names_the_path_and_the_shape(
         ValueError, match=rf"^Net\.layers\.0 \({name}\): expected input of shape {expected}$"
     ):
         net(torch.ones(shape))
-    with pytest.raises(TypeError, match=r"input must be a tensor, got list$"):
+    with pytest.raises(TypeError, match=r"input must be a tensor, got list"):
         net([1.0])
 
 
