@@ -4,11 +4,14 @@
 # (griffe comes with the extra docs; nothing imports this file where it is absent)
 from __future__ import annotations
 
+import inspect
 import re
 from contextlib import suppress
 from typing import Any
 
 import griffe
+
+from parallax import nn
 
 # Their metaclass, or __init_subclass__, makes dataclasses of the classes below them.
 ROOTS = {"parallax.core.module.Module", "parallax.optim.value.Value"}
@@ -28,6 +31,7 @@ class Parallax(griffe.Extension):
         resolve(pkg)
         for room in pkg.modules.values():
             uncover(room)
+        complete(pkg.modules["nn"])
 
 
 def as_markdown(text: str) -> str:
@@ -60,6 +64,13 @@ def resolve(parent: griffe.Module) -> None:
                 member.resolve_target()
         elif isinstance(member, griffe.Module):
             resolve(member)
+
+
+def complete(layers: griffe.Module) -> None:
+    """Take the docstrings of layers as ``parallax.nn`` completes them from those of families."""
+    for name in map(str, layers.exports or ()):
+        if docstring := layers[name].docstring:
+            docstring.value = as_markdown(inspect.getdoc(getattr(nn, name)) or "")
 
 
 def uncover(room: griffe.Module) -> None:
