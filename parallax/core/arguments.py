@@ -5,6 +5,7 @@ Each error names the function and the argument, what was expected, what came, an
 
 from __future__ import annotations
 
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -12,10 +13,27 @@ from torch import Tensor
 
 from parallax.core.nodes import is_module
 
-__all__ = ["check_flags", "check_function", "check_module", "shown"]
+__all__ = ["check_dtype", "check_flags", "check_function", "check_module", "shown"]
 
 _LONGEST = 60  # letters
 _MOST = 6  # items
+
+
+def check_dtype(what: str, dtype: Any) -> None:
+    """Raises unless an argument is a dtype, or ``None`` for a default.
+
+    Args:
+        what: the function or class that was given it.
+        dtype: the argument.
+
+    Raises:
+        TypeError: if it is anything else.
+    """
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(
+            f"{what}(dtype=): expected a torch.dtype or None, got {shown(dtype)}. "
+            f"Write dtype=torch.float32"
+        )
 
 
 def check_flags(what: str, **flags: Any) -> None:
@@ -84,6 +102,8 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__}, which is a torch.nn.Module"
     if isinstance(value, type):
         return f"the class {value.__name__}"
+    if isinstance(value, (FunctionType, BuiltinFunctionType, MethodType)):
+        return f"the function {value.__name__}"
     if isinstance(value, (torch.dtype, torch.device)):
         return repr(value)
     if type(value) in (tuple, list) and len(value) <= _MOST:

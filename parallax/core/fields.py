@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat.opaque import constant_while_tracing
-from parallax.core.arguments import check_flags, check_function, shown
+from parallax.core.arguments import check_dtype, check_flags, check_function, shown
 from parallax.core.nodes import is_module
 
 __all__ = ["MISSING", "Buffer", "Field", "Lazy", "Parameter", "UninitializedError", "field"]
@@ -88,11 +88,7 @@ class Lazy:
                 f"{'none was given' if init is MISSING else f'got {init!r}'}. "
                 f"Write: {role}(shape, torch.nn.init.zeros_)"
             )
-        if dtype is not None and not isinstance(dtype, torch.dtype):
-            raise TypeError(
-                f"{role}(..., dtype=): expected a torch.dtype, got {shown(dtype)}. "
-                f"Write dtype=torch.float32"
-            )
+        check_dtype(role, dtype)
         self.init = init
         self._dtype = dtype
         self.owner = ""

@@ -13,6 +13,7 @@ from parallax.core.module import Module
 from parallax.nn.arguments import between, one_of
 from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
 from parallax.nn.families import shown_as
+from parallax.nn.refusal import require_tensor
 
 __all__ = [
     "GELU",
@@ -52,7 +53,11 @@ class Sigmoid(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Squash."""
-        return torch.sigmoid(input)
+        try:
+            return torch.sigmoid(input)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
 
 class Hardsigmoid(Module):
@@ -68,11 +73,15 @@ class Hardsigmoid(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Squash."""
-        if in_plain_eager_code():
-            return _hardsigmoid_watched(F.hardsigmoid(input))
-        if one_derivative_at_most(input):
-            return F.hardsigmoid(input)
-        return _hardsigmoid(input)
+        try:
+            if in_plain_eager_code():
+                return _hardsigmoid_watched(F.hardsigmoid(input))
+            if one_derivative_at_most(input):
+                return F.hardsigmoid(input)
+            return _hardsigmoid(input)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
 
 class LogSigmoid(Module):
@@ -88,7 +97,11 @@ class LogSigmoid(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Squash, in logarithms."""
-        return F.logsigmoid(input)
+        try:
+            return F.logsigmoid(input)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
 
 class Tanh(Module):
@@ -104,7 +117,11 @@ class Tanh(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Squash."""
-        return torch.tanh(input)
+        try:
+            return torch.tanh(input)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
 
 class Hardtanh(Module):
@@ -139,7 +156,11 @@ class Hardtanh(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Clip."""
-        return F.hardtanh(input, self.min_val, self.max_val)
+        try:
+            return F.hardtanh(input, self.min_val, self.max_val)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
     def extra_repr(self) -> str:
         """The arguments, as torch shows them."""
@@ -161,7 +182,11 @@ class SiLU(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Gate."""
-        return F.silu(input)
+        try:
+            return F.silu(input)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
 
 class Mish(Module):
@@ -179,7 +204,11 @@ class Mish(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Gate."""
-        return F.mish(input)
+        try:
+            return F.mish(input)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
 
 class Hardswish(Module):
@@ -197,7 +226,11 @@ class Hardswish(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Gate."""
-        return F.hardswish(input)
+        try:
+            return F.hardswish(input)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
 
 class GELU(Module):
@@ -228,7 +261,11 @@ class GELU(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Gate."""
-        return F.gelu(input, approximate=self.approximate)
+        try:
+            return F.gelu(input, approximate=self.approximate)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
     extra_repr = shown_as(torch.nn.GELU)
 
@@ -265,7 +302,11 @@ class Softplus(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rectify smoothly."""
-        return F.softplus(input, self.beta, self.threshold)
+        try:
+            return F.softplus(input, self.beta, self.threshold)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
     extra_repr = shown_as(torch.nn.Softplus)
 
@@ -284,5 +325,9 @@ class Softsign(Module):
     def forward(self, input: Tensor) -> Tensor:
         """Squash."""
         # What F.softsign does, with one tensor less where nothing is derived forward in it.
-        size = torch.abs(input)
+        try:
+            size = torch.abs(input)
+        except TypeError:
+            require_tensor(self, input)
+            raise
         return torch.div(input, size.add_(1) if in_plain_eager_code() else size + 1)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallax.core.arguments import check_flags, shown
 from parallax.nn.arguments import is_int
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in
@@ -67,6 +68,7 @@ class _AdaptiveMaxPool(_Adaptive):
 
     def __init__(self, output_size: OutputSize, return_indices: bool = False) -> None:
         super().__init__(output_size)
+        check_flags(type(self).__name__, return_indices=return_indices)
         self.return_indices = return_indices
 
     def forward(self, input: Tensor) -> Any:
@@ -101,7 +103,10 @@ def _output_size(layer: str, size: Any, dims: int) -> Any:
     if len(sizes) != (dims if several else 1) or not all(
         [is_int(n) or (n is None and several and dims > 1) for n in sizes]
     ):
-        raise TypeError(f"{layer}(output_size=): expected an int or {dims} of them, got {size!r}")
+        raise TypeError(
+            f"{layer}(output_size=): expected an int or {dims} of them, got {shown(size)}. "
+            f"Write output_size=2 or output_size={(2,) * dims}"
+        )
     if any([n is not None and n < 0 for n in sizes]):
         raise ValueError(f"{layer}(output_size=): must not be negative, got {size!r}")
     return sizes if several else size

@@ -13,6 +13,7 @@ from torch.nn import init
 
 from parallax import random
 from parallax._compat import dynamo, functorch
+from parallax.core.arguments import check_flags
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import positive
@@ -116,6 +117,8 @@ class MultiheadAttention(Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_flags("MultiheadAttention", bias=bias, add_bias_kv=add_bias_kv)
+        check_flags("MultiheadAttention", add_zero_attn=add_zero_attn, batch_first=batch_first)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from parallax.core.arguments import shown
 from parallax.nn.arguments import between, positive
 from parallax.nn.caching import KVCache
 from parallax.nn.refusal import refuse, where
+from parallax.nn.rotary import RotaryEmbedding
 
 if TYPE_CHECKING:
     from parallax.nn.attention import MultiheadAttention
@@ -27,6 +29,12 @@ def check_arguments(layer: MultiheadAttention) -> None:
         raise ValueError(f"{name}: embed_dim={width} cannot be divided among num_heads={heads}")
     if heads % groups:
         raise ValueError(f"{name}: num_heads={heads} cannot be divided among num_kv_heads={groups}")
+    given: Any = layer.rotary
+    if given is not None and not isinstance(given, RotaryEmbedding):
+        raise TypeError(
+            f"{name}(rotary=): expected a RotaryEmbedding, got {shown(given)}. "
+            f"Write RotaryEmbedding({width // heads})"
+        )
     if layer.rotary is not None and layer.rotary.dim != width // heads:
         raise ValueError(
             f"{name}(rotary=): turns {layer.rotary.dim} features, and a head has "

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallax.core.arguments import check_flags
 from parallax.nn.arguments import one_of
 from parallax.nn.bagging import REDUCTIONS, bagged, bags_watched
 from parallax.nn.embedding import Table
@@ -65,6 +66,7 @@ class EmbeddingBag(Table):
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq,
             sparse, dtype,
         )  # fmt: skip
+        check_flags("EmbeddingBag", include_last_offset=include_last_offset)
         self.reduction = one_of("EmbeddingBag", "mode", mode, *REDUCTIONS)
         if mode == "max" and (sparse or scale_grad_by_freq):
             which = "sparse" if sparse else "scale_grad_by_freq"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import init
 
-from parallax.core.arguments import check_flags
+from parallax.core.arguments import check_dtype, check_flags
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import between, positive
@@ -62,6 +62,7 @@ class ChannelNorm(Module):
         positive(name, num_features=num_features)
         between(name, 0, eps=eps)
         check_flags(name, affine=affine, track_running_stats=track_running_stats, bias=bias)
+        check_dtype(name, dtype)
         if momentum is not None:
             between(name, 0, 1, momentum=momentum)
         self.num_features = num_features

@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from parallax.core.arguments import check_flags, shown
 from parallax.core.module import Module
 from parallax.nn.arguments import positive
 from parallax.nn.linear import Linear
@@ -95,7 +96,10 @@ class Lambda(Module):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         if isinstance(function, (Module, torch.nn.Module)) or not callable(function):
-            raise TypeError(f"Lambda(function=): expected a function, got {function!r}")
+            raise TypeError(
+                f"Lambda(function=): expected a function, got {shown(function)}. "
+                f"Write Lambda(torch.tanh)"
+            )
         self.function = function
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -181,9 +185,13 @@ class MLP(Module):
     ) -> None:
         super().__init__()
         if not isinstance(sizes, Sequence):
-            raise TypeError(f"MLP(sizes=): expected a sequence of ints, got {sizes!r}")
+            raise TypeError(
+                f"MLP(sizes=): expected a sequence of ints, got {shown(sizes)}. "
+                f"Write MLP((3, 8, 2))"
+            )
         if len(sizes) < 2:
             raise ValueError(f"MLP(sizes=): expected at least two, got {tuple(sizes)}")
+        check_flags("MLP", bias=bias)
         positive("MLP", **{f"sizes[{k}]": size for k, size in enumerate(sizes)})
         _require_layer("MLP", "activation", activation)
         self.layers = tuple([Linear(i, o, bias, dtype=dtype) for i, o in pairwise(sizes)])
@@ -205,5 +213,6 @@ class MLP(Module):
 def _require_layer(owner: str, name: str, layer: Any) -> None:
     if isinstance(layer, (type, torch.nn.Module)) or not callable(layer):
         raise TypeError(
-            f"{owner}: {name} is {layer!r}; expected a parallax.Module or a function of a tensor"
+            f"{owner}: {name} is {shown(layer)}; expected a parallax.Module or a function of a "
+            f"tensor. Write, for example, torch.relu"
         )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
+from parallax.core.arguments import check_flags
 from parallax.core.fields import Parameter
 from parallax.nn.arguments import Sizes, at_least, one_of, per_dim, positive, uniform_within
 from parallax.nn.families import shown_as
@@ -81,6 +82,7 @@ class _Conv(Spatial):
         super().__init__()
         name, dims = type(self).__name__, self.dims
         in_groups(name, in_channels, out_channels, groups)
+        check_flags(name, bias=bias)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = per_dim(name, "kernel_size", kernel_size, dims)

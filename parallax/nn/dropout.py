@@ -10,7 +10,7 @@ from torch import Tensor
 from parallax import random
 from parallax.core.module import Module
 from parallax.nn.arguments import between
-from parallax.nn.refusal import refuse
+from parallax.nn.refusal import refuse, require_tensor
 
 __all__ = ["AlphaDropout", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "FeatureAlphaDropout",
            "dropped"]  # fmt: skip
@@ -84,10 +84,10 @@ class Dropout(_Dropout, init=False):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop numbers and scale up the rest."""
+        if type(input) is not Tensor:
+            require_tensor(self, input)
         if self.mode != "train" or self.p == 0:
             return input
-        if not isinstance(input, Tensor):
-            refuse(self, "(*)", input)
         return dropped(input, self.p, random.as_key(self.rng))
 
 
@@ -198,10 +198,10 @@ class AlphaDropout(_AlphaDropout, init=False):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop numbers and restore mean and variance."""
+        if type(input) is not Tensor:
+            require_tensor(self, input)
         if self.mode != "train" or self.p == 0:
             return input
-        if not isinstance(input, Tensor):
-            refuse(self, "(*)", input)
         return self._dropped(input, input.shape)
 
 

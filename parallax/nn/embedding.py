@@ -13,6 +13,7 @@ from torch.nn import init
 
 from parallax import tree
 from parallax._compat import dynamo, functorch
+from parallax.core.arguments import check_flags, shown
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import at_least, between, is_int
@@ -65,6 +66,7 @@ class Table(Module):
         at_least(name, 0, num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         between(name, 0, **({} if max_norm is None else {"max_norm": max_norm}))
         between(name, -inf, norm_type=norm_type)
+        check_flags(name, scale_grad_by_freq=scale_grad_by_freq, sparse=sparse)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = _row(name, padding_idx, num_embeddings)
@@ -105,7 +107,8 @@ class Table(Module):
         if not isinstance(input, Tensor) or input.dtype not in _INDICES:
             came = input.dtype if isinstance(input, Tensor) else type(input).__name__
             raise TypeError(
-                f"{where(self)}: input must be a tensor of int64 or int32 indices, got {came}"
+                f"{where(self)}: input must be a tensor of int64 or int32 indices, got {came}. "
+                f"Make one: torch.tensor([0, 2])"
             )
         if isinstance(error, IndexError) or "not in the valid range" in str(error):
             raise IndexError(
@@ -222,7 +225,10 @@ def _row(layer: str, index: Any, rows: int) -> int | None:
     if index is None:
         return None
     if not is_int(index):
-        raise TypeError(f"{layer}(padding_idx=): expected an int or None, got {index!r}")
+        raise TypeError(
+            f"{layer}(padding_idx=): expected an int or None, got {shown(index)}. "
+            f"Write padding_idx=0"
+        )
     if not -rows <= index < rows:
         raise ValueError(
             f"{layer}(padding_idx=): must be within num_embeddings={rows}, got {index}"

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
+from parallax.core.arguments import check_flags
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import at_least, positive, uniform_within
@@ -56,6 +57,7 @@ class Linear(Module):
     ) -> None:
         super().__init__()
         at_least("Linear", 0, in_features=in_features, out_features=out_features)
+        check_flags("Linear", bias=bias)
         self.in_features = in_features
         self.out_features = out_features
         # A uniform distribution of variance 1 / (3 fan_in), as torch.nn draws it.
@@ -118,6 +120,7 @@ class Bilinear(Module):
         super().__init__()
         positive("Bilinear", in1_features=in1_features, in2_features=in2_features)
         positive("Bilinear", out_features=out_features)
+        check_flags("Bilinear", bias=bias)
         self.in1_features = in1_features
         self.in2_features = in2_features
         self.out_features = out_features

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
-from parallax.core.arguments import check_flags
+from parallax.core.arguments import check_flags, shown
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import between, is_int, positive
@@ -27,7 +27,10 @@ def _trailing(layer: str, shape: Any) -> tuple[int, ...]:
     """The sizes of the last dimensions, one int standing for the last one."""
     sizes = (shape,) if is_int(shape) else shape
     if not isinstance(sizes, Sequence) or isinstance(sizes, str) or not all(map(is_int, sizes)):
-        raise TypeError(f"{layer}(normalized_shape=): expected an int or ints, got {shape!r}")
+        raise TypeError(
+            f"{layer}(normalized_shape=): expected an int or ints, got {shown(shape)}. "
+            f"Write normalized_shape=8 or normalized_shape=(4, 8)"
+        )
     if not sizes or min(sizes) < 1:
         raise ValueError(f"{layer}(normalized_shape=): expected sizes of at least 1, got {shape!r}")
     return tuple(sizes)

@@ -13,11 +13,12 @@ from torch.nn import init
 from parallax._compat import kernels
 from parallax._compat.gradients import WhereRecorded
 from parallax.bridge.states import names_of
+from parallax.core.arguments import check_module, shown
 from parallax.core.fields import Buffer, Lazy, Parameter
 from parallax.core.initialize import Following
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
-from parallax.nn.arguments import between, is_int, positive
+from parallax.nn.arguments import between, integer, positive
 from parallax.nn.exactness import in_plain_eager_code
 from parallax.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 
@@ -52,13 +53,12 @@ class _Parametrized(Module):
 
     def _place_of(self, layer: Any, name: Any) -> int:
         own = type(self).__name__
-        if not isinstance(layer, Module):
-            raise TypeError(f"{own}(layer=): expected a Module, got {type(layer).__name__}")
+        check_module(own, layer, "layer")
         names = dict(names_of(flatten_module(layer)[1]))
         if name not in names:
             raise ValueError(
-                f"{own}(name=): {type(layer).__name__} has no parameter {name!r}. "
-                f"It has: {', '.join(names)}"
+                f"{own}(name=): {type(layer).__name__} has no parameter {shown(name)}. "
+                f"Give one of those it has: {', '.join(names)}"
             )
         return names[name]
 
@@ -277,8 +277,7 @@ def _path_of(layer: Module, place: int) -> str:
 
 def _dimension(layer: str, dim: Any, weight: Any) -> int:
     """Raises unless a weight has this dimension."""
-    if not is_int(dim):
-        raise TypeError(f"{layer}(dim=): expected an int or None, got {dim!r}")
+    integer(layer, dim=dim)
     if not -weight.ndim <= dim < max(weight.ndim, 1):
         raise ValueError(f"{layer}(dim=): the weight has {weight.ndim} dimensions, got {dim}")
     return int(dim)

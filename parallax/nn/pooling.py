@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.nn.arguments import Sizes, as_given, is_int, per_dim
+from parallax.core.arguments import check_flags
+from parallax.nn.arguments import Sizes, as_given, integer, per_dim
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in
 from parallax.nn.spatial import Spatial, refuse_spatial
@@ -43,6 +44,7 @@ class _Pool(Spatial):
         self.stride = as_given(name, "stride", kernel_size if stride is None else stride, dims)
         self.padding = as_given(name, "padding", padding, dims, least=0)
         self.dilation = as_given(name, "dilation", dilation, dims)
+        check_flags(name, ceil_mode=ceil_mode)
         self.ceil_mode = ceil_mode
         spans, sides = self._spans(), per_dim(name, "padding", padding, dims, least=0)
         if any([2 * side > span for side, span in zip(sides, spans, strict=True)]):
@@ -89,6 +91,7 @@ class _MaxPool(_Pool):
         ceil_mode: bool = False,
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
+        check_flags(type(self).__name__, return_indices=return_indices)
         self.return_indices = return_indices
 
     def forward(self, input: Tensor) -> Any:
@@ -134,9 +137,9 @@ class _AvgPool(_Pool):
     ) -> None:
         super().__init__(kernel_size, stride, padding, 1, ceil_mode)
         name = type(self).__name__
-        if divisor_override is not None and not is_int(divisor_override):
-            expected = f"expected an int or None, got {divisor_override!r}"
-            raise TypeError(f"{name}(divisor_override=): {expected}")
+        check_flags(name, count_include_pad=count_include_pad)
+        if divisor_override is not None:
+            integer(name, divisor_override=divisor_override)
         if divisor_override == 0:
             raise ValueError(f"{name}(divisor_override=): must not be 0")
         self.count_include_pad = count_include_pad

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallax.core.arguments import check_flags
 from parallax.nn.arguments import Sizes, as_given, between, is_int, per_dim
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in
@@ -57,6 +58,7 @@ class _LPPool(Spatial):
         sizes = per_dim(name, "kernel_size", kernel_size, dims)
         self.kernel_size = sizes[0] if dims == 1 or is_int(kernel_size) else sizes
         self.stride = None if stride is None else as_given(name, "stride", stride, dims)
+        check_flags(name, ceil_mode=ceil_mode)
         self.ceil_mode = ceil_mode
         # Even powers are not negative, and need nothing to keep signs apart.
         self.elements = 0 if norm_type % 2 else prod(sizes)

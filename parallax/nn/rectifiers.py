@@ -16,7 +16,7 @@ from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import between, positive
 from parallax.nn.families import shown_as
-from parallax.nn.refusal import refuse
+from parallax.nn.refusal import refuse, require_tensor
 
 __all__ = [
     "CELU",
@@ -46,7 +46,11 @@ class ReLU(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rectify."""
-        return torch.relu(input)
+        try:
+            return torch.relu(input)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
 
 class ReLU6(Module):
@@ -64,7 +68,11 @@ class ReLU6(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Clip."""
-        return F.relu6(input)
+        try:
+            return F.relu6(input)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
 
 class LeakyReLU(Module):
@@ -95,7 +103,11 @@ class LeakyReLU(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rectify."""
-        return F.leaky_relu(input, self.negative_slope)
+        try:
+            return F.leaky_relu(input, self.negative_slope)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
     def extra_repr(self) -> str:
         """The arguments, as torch shows them."""
@@ -130,7 +142,11 @@ class ELU(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rectify, exponentially below zero."""
-        return F.elu(input, self.alpha)
+        try:
+            return F.elu(input, self.alpha)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
     def extra_repr(self) -> str:
         """The arguments, as torch shows them."""
@@ -168,7 +184,11 @@ class CELU(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rectify, exponentially and smoothly below zero."""
-        return F.celu(input, self.alpha)
+        try:
+            return F.celu(input, self.alpha)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
     def extra_repr(self) -> str:
         """The arguments, as torch shows them."""
@@ -193,7 +213,11 @@ class SELU(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rectify, exponentially below zero, and scale."""
-        return F.selu(input)
+        try:
+            return F.selu(input)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
 
 class Threshold(Module):
@@ -225,7 +249,11 @@ class Threshold(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Replace what is not above the threshold."""
-        return F.threshold(input, self.threshold, self.value)
+        try:
+            return F.threshold(input, self.threshold, self.value)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
     def extra_repr(self) -> str:
         """The arguments, as torch shows them."""
@@ -325,12 +353,15 @@ class RReLU(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rectify, by slopes drawn while training."""
-        if self.mode != "train":
-            return F.leaky_relu(input, (self.lower + self.upper) / 2)
+        try:
+            if self.mode != "train":
+                return F.leaky_relu(input, (self.lower + self.upper) / 2)
+            shape, dtype, device = input.shape, input.dtype, input.device
+        except (AttributeError, TypeError):
+            require_tensor(self, input)
+            raise
         key = random.as_key(self.rng)
-        slopes = random.uniform(
-            key, input.shape, self.lower, self.upper, dtype=input.dtype, device=input.device
-        )
+        slopes = random.uniform(key, shape, self.lower, self.upper, dtype=dtype, device=device)
         return torch.where(input <= 0, input * slopes, input)
 
     def extra_repr(self) -> str:

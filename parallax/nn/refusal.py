@@ -13,7 +13,7 @@ from parallax._compat.dynamo import is_compiling
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
 
-__all__ = ["ends_with", "name_in", "refuse", "where"]
+__all__ = ["ends_with", "name_in", "refuse", "require_tensor", "where"]
 
 
 def ends_with(value: Any, *sizes: int) -> bool:
@@ -40,6 +40,21 @@ def refuse(layer: Any, expected: str, given: Any, name: str = "input") -> NoRetu
             f"Give one of shape {expected}"
         )
     raise ValueError(f"{where(layer)}: expected {name} of shape {expected}, got {_shape(given)}")
+
+
+def require_tensor(layer: Any, given: Any, name: str = "input") -> None:
+    """Raises unless what a layer of any shape was given is a tensor, or acts as one.
+
+    Args:
+        layer: the module that was called.
+        given: what came. Classes with ``__torch_function__`` act as tensors: torch.fx's proxies.
+        name: the argument's.
+
+    Raises:
+        TypeError: if it is anything else.
+    """
+    if not hasattr(type(given), "__torch_function__"):
+        refuse(layer, "(*)", given, name)
 
 
 def name_in(error: Exception, layer: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parallax.nn.arguments import is_int, one_of
+from parallax.nn.arguments import integer, is_int, one_of
 from parallax.nn.recurrence import State, gru_step, lstm_step, relu_step, tanh_step
 from parallax.nn.recurrent import Recurrent
 from parallax.nn.refusal import where
@@ -168,8 +168,7 @@ class LSTM(Recurrent):
         *,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not is_int(proj_size):
-            raise TypeError(f"LSTM(proj_size=): expected an int, got {proj_size!r}")
+        integer("LSTM", proj_size=proj_size)
         if is_int(hidden_size) and not 0 <= proj_size < max(hidden_size, 1):
             raise ValueError(
                 f"LSTM(proj_size=): must be at least 0 and less than hidden_size, {hidden_size}, "

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax.core.arguments import check_flags
 from parallax.core.module import Module
 from parallax.nn.arguments import between, positive
 from parallax.nn.refusal import ends_with, refuse
@@ -57,6 +58,7 @@ class RotaryEmbedding(Module):
         if dim % 2:
             raise ValueError(f"RotaryEmbedding(dim=): must be even, got {dim}")
         between("RotaryEmbedding", 1e-6, base=base)
+        check_flags("RotaryEmbedding", interleaved=interleaved)
         self.dim = dim
         self.base = float(base)
         self.interleaved = interleaved

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallax.core.arguments import shown
 from parallax.core.module import Module
-from parallax.nn.arguments import is_int, positive
+from parallax.nn.arguments import integer, is_int, positive
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import refuse
 
@@ -48,9 +49,7 @@ class Flatten(Module):
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
         super().__init__()
-        for name, dim in {"start_dim": start_dim, "end_dim": end_dim}.items():
-            if not is_int(dim):
-                raise TypeError(f"Flatten({name}=): expected an int, got {dim!r}")
+        integer("Flatten", start_dim=start_dim, end_dim=end_dim)
         if start_dim * end_dim > 0 and start_dim > end_dim:
             raise ValueError(
                 f"Flatten(end_dim=): must not come before start_dim={start_dim}, got {end_dim}"
@@ -100,11 +99,13 @@ class Unflatten(Module):
 
     def __init__(self, dim: int, unflattened_size: tuple[int, ...]) -> None:
         super().__init__()
-        if not is_int(dim):
-            raise TypeError(f"Unflatten(dim=): expected an int, got {dim!r}")
+        integer("Unflatten", dim=dim)
         sizes: Any = unflattened_size
         if not isinstance(sizes, (tuple, list)) or not all(map(is_int, sizes)):
-            raise TypeError(f"Unflatten(unflattened_size=): expected ints, got {sizes!r}")
+            raise TypeError(
+                f"Unflatten(unflattened_size=): expected ints, got {shown(sizes)}. "
+                f"Write unflattened_size=(2, 2)"
+            )
         if not sizes or min(sizes) < -1 or list(sizes).count(-1) > 1:
             raise ValueError(
                 f"Unflatten(unflattened_size=): expected sizes, at most one of them -1, "

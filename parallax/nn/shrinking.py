@@ -11,6 +11,7 @@ from torch import Tensor
 from parallax.core.module import Module
 from parallax.nn.arguments import between
 from parallax.nn.families import shown_as
+from parallax.nn.refusal import require_tensor
 
 __all__ = [
     "Hardshrink",
@@ -45,7 +46,11 @@ class Hardshrink(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Cut what is small."""
-        return F.hardshrink(input, self.lambd)
+        try:
+            return F.hardshrink(input, self.lambd)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
     extra_repr = shown_as(torch.nn.Hardshrink)
 
@@ -77,7 +82,11 @@ class Softshrink(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Shrink."""
-        return F.softshrink(input, self.lambd)
+        try:
+            return F.softshrink(input, self.lambd)
+        except TypeError:
+            require_tensor(self, input)
+            raise
 
     extra_repr = shown_as(torch.nn.Softshrink)
 
@@ -95,4 +104,8 @@ class Tanhshrink(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Shrink."""
-        return F.tanhshrink(input)
+        try:
+            return F.tanhshrink(input)
+        except (AttributeError, TypeError):
+            require_tensor(self, input)
+            raise

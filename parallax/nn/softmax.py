@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax.core.module import Module
-from parallax.nn.arguments import is_int
+from parallax.nn.arguments import integer
 from parallax.nn.exactness import derived_forward
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import refuse, where
@@ -169,8 +169,7 @@ class GLU(Module):
 
 def dimension(layer: str, dim: Any) -> int:
     """Raises unless the index of a dimension is an int."""
-    if not is_int(dim):
-        raise TypeError(f"{layer}(dim=): expected an int, got {dim!r}")
+    integer(layer, dim=dim)
     return int(dim)
 
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from parallax import effects, tree
 from parallax._compat import dynamo, repeat
 from parallax.core import notes
+from parallax.core.arguments import check_flags, check_module
 from parallax.core.fields import Lazy
 from parallax.core.initialize import Several
 from parallax.core.module import Module
@@ -70,8 +71,8 @@ class Stack(Module):
 
     def __init__(self, block: Module, count: int, *, checkpoint: bool = False) -> None:
         super().__init__()
-        if not isinstance(block, Module):
-            raise TypeError(f"Stack(block=): expected a parallax.Module, got {block!r}")
+        check_module("Stack", block, "block")
+        check_flags("Stack", checkpoint=checkpoint)
         positive("Stack", count=count)
         leaves, structure = flatten_module(block)
         pairs = zip(leaves, structure.paths, strict=True)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallax.core.arguments import check_flags, check_module, shown
 from parallax.core.module import Module
 from parallax.nn.arguments import between, positive
 from parallax.nn.attention import MultiheadAttention
@@ -90,6 +91,7 @@ class TransformerEncoderLayer(Module):
         super().__init__()
         name = type(self).__name__
         _check_arguments(name, d_model, nhead, dim_feedforward, dropout)
+        check_flags(name, batch_first=batch_first, norm_first=norm_first, bias=bias)
         self.self_attn = MultiheadAttention(
             d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype
         )
@@ -202,6 +204,7 @@ class TransformerDecoderLayer(Module):
         super().__init__()
         name = type(self).__name__
         _check_arguments(name, d_model, nhead, dim_feedforward, dropout)
+        check_flags(name, batch_first=batch_first, norm_first=norm_first, bias=bias)
         self.self_attn = MultiheadAttention(
             d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype
         )
@@ -388,21 +391,20 @@ def _activation(name: str, given: Any) -> Any:
         if given not in _BY_NAME:
             raise ValueError(
                 f"{name}(activation=): expected 'relu', 'gelu', a function or a module, "
-                f"got {given!r}"
+                f"got {shown(given)}. Write activation='gelu'"
             )
         return _BY_NAME[given]
     if not callable(given) or isinstance(given, (type, torch.nn.Module)):
         raise TypeError(
             f"{name}(activation=): expected 'relu', 'gelu', a function or a parallax.Module, "
-            f"got {given!r}"
+            f"got {shown(given)}. Write activation='gelu'"
         )
     return given
 
 
 def _copies(name: str, argument: str, layer: Any, count: int) -> tuple[Module, ...]:
     """Copies that share nothing, so that each is initialized for itself."""
-    if not isinstance(layer, Module):
-        raise TypeError(f"{name}({argument}=): expected a parallax.Module, got {layer!r}")
+    check_module(name, layer, argument)
     positive(name, num_layers=count)
     return tuple([copy.deepcopy(layer) for _ in range(count)])
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import init
 
 from parallax._compat.gradients import WhereRecorded
+from parallax.core.arguments import check_flags
 from parallax.core.fields import Parameter
 from parallax.nn.arguments import Sizes, one_of, per_dim, uniform_within
 from parallax.nn.conv import in_groups
@@ -124,6 +125,7 @@ class _ConvTranspose(Spatial):
         super().__init__()
         name, dims = type(self).__name__, self.dims
         in_groups(name, in_channels, out_channels, groups)
+        check_flags(name, bias=bias)
         one_of(name, "padding_mode", padding_mode, "zeros")
         self.in_channels = in_channels
         self.out_channels = out_channels

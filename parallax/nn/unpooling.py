@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax import random
+from parallax.core.arguments import check_flags
 from parallax.nn.arguments import Sizes, per_dim
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in, refuse, where
@@ -120,6 +121,7 @@ class _FractionalMaxPool(Spatial):
             None if output_size is None else per_dim(name, "output_size", output_size, dims)
         )
         self.output_ratio = None if output_ratio is None else _ratios(name, output_ratio, dims)
+        check_flags(name, return_indices=return_indices)
         self.return_indices = return_indices
 
     def forward(self, input: Tensor) -> Any:

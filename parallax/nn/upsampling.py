@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallax.core.arguments import check_flags, shown
 from parallax.core.module import Module
 from parallax.nn.arguments import is_int, one_of
 from parallax.nn.refusal import name_in, refuse
@@ -60,6 +61,10 @@ class _Upsample(Module):
         self.method = one_of(name, "mode", mode, *_RANKS)
         if (size is None) == (scale_factor is None):
             raise ValueError(f"{name}: give either size or scale_factor")
+        if align_corners is not None:
+            check_flags(name, align_corners=align_corners)
+        if recompute_scale_factor is not None:
+            check_flags(name, recompute_scale_factor=recompute_scale_factor)
         if align_corners is not None and mode not in _CORNERED:
             raise ValueError(f"{name}(align_corners=): must be None for mode={mode!r}")
         if recompute_scale_factor and size is not None:
@@ -101,7 +106,10 @@ class _Upsample(Module):
 def _sizes(layer: str, size: Any) -> Any:
     sizes = tuple(size) if isinstance(size, (tuple, list)) else (size,)
     if not sizes or not all(map(is_int, sizes)):
-        raise TypeError(f"{layer}(size=): expected an int or one for each dimension, got {size!r}")
+        raise TypeError(
+            f"{layer}(size=): expected an int or one for each dimension, got {shown(size)}. "
+            f"Write size=2 or size=(2, 2)"
+        )
     if min(sizes) < 1:
         raise ValueError(f"{layer}(size=): must be at least 1, got {size!r}")
     return sizes if isinstance(size, (tuple, list)) else size
@@ -113,7 +121,8 @@ def _factors(layer: str, factor: Any) -> Any:
         [isinstance(x, (int, float)) and not isinstance(x, bool) for x in factors]
     ):
         raise TypeError(
-            f"{layer}(scale_factor=): expected a number or one for each dimension, got {factor!r}"
+            f"{layer}(scale_factor=): expected a number or one for each dimension, got "
+            f"{shown(factor)}. Write scale_factor=2.0"
         )
     if min(factors) <= 0:
         raise ValueError(f"{layer}(scale_factor=): must be positive, got {factor!r}")

@@ -36,7 +36,7 @@ LIMITS = {
     "bridge": Limits(0, 0.0, 0.91),
     "io": Limits(0, 0.0, 0.87),
     "debug": Limits(0, 0.0, 0.83),
-    "nn": Limits(272, 0.04, 0.05),
+    "nn": Limits(0, 0.0, 0.93),
 }
 
 PREFIX = {"": "core.", "optim.schedules": "schedules."}

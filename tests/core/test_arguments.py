@@ -50,6 +50,7 @@ def test_the_errors_name_the_argument_and_a_call_that_is_right() -> None:
         (list(range(100)), "a list"),
         (nn.Linear(2, 3), "a Linear"),
         (nn.Linear, "the class Linear"),
+        (torch.relu, "the function relu"),
         (object(), "a object"),
     ],
 )

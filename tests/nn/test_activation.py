@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from parallax import nn
+from parallax.nn import activation, rectifiers, shrinking
 from tests.nn.parity import assert_parity, both
+from tests.nn.refusals import Net
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16]
 COMPLEX = [torch.complex64, torch.complex128]
@@ -83,3 +85,13 @@ def test_nothing_is_written_in_place() -> None:
         before = x.clone()
         getattr(nn, name)()(x)
         assert torch.equal(x, before) and x._version == 0
+
+
+@pytest.mark.parametrize("name", [*activation.__all__, *rectifiers.__all__, *shrinking.__all__])
+@pytest.mark.parametrize("given", [None, [1.0], torch.nn.ReLU()], ids=["none", "list", "module"])
+def test_what_is_no_tensor_is_refused_by_the_path_of_the_layer(name: str, given: Any) -> None:
+    arguments = (0.5, 0.0) if name == "Threshold" else ()
+    net = Net(getattr(nn, name)(*arguments)).initialize(0)
+    for mode in (net.eval(), net.train(0)):
+        with pytest.raises(TypeError, match=rf"^Net.layer \({name}\): input must be a tensor, got"):
+            mode(given)

@@ -191,7 +191,7 @@ def test_arguments_that_make_no_sense() -> None:
             cls(8, 2, 8, 2.0)
         with pytest.raises(ValueError, match=rf"{name}\(activation=\): .* got 'tanh'"):
             cls(8, 2, 8, activation="tanh")
-        with pytest.raises(TypeError, match=rf"{name}\(activation=\): .* got ReLU\(\)"):
+        with pytest.raises(TypeError, match=rf"{name}\(activation=\): .* got a ReLU"):
             cls(8, 2, 8, activation=torch_nn.ReLU())
     layer = encoder({})[0]
     with pytest.raises(ValueError, match=r"TransformerEncoder\(num_layers=\): must be at least 1"):
