@@ -85,6 +85,7 @@ class AdamW(Optimizer):
     """
 
     _torch = torch.optim.AdamW
+    _scales_sums = False
     _fused_on = ("cpu", "cuda", "mps", "xpu")
 
     lr: Number = 1e-3

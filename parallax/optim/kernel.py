@@ -23,6 +23,7 @@ class Kernel(Value, ABC):
 
     _fused_on: ClassVar[tuple[str, ...]] = ()  # types of devices with a fused kernel
     _fused_halves: ClassVar[bool] = True  # whether that is right for float16 and bfloat16
+    _scales_sums: ClassVar[bool] = True  # adds multiples of gradients, by alpha
     _takes_sparse: ClassVar[bool] = False  # gradients, where all is eager and nothing donated
 
     @abstractmethod
@@ -52,6 +53,11 @@ class Kernel(Value, ABC):
         """Steps lists, in private memory unless ``donate``."""
         if dynamo.is_compiling():
             how = How(False, False, "capturable" in h, self._differentiable)
+            # Inductor forgets alpha where it meets add(product of matrices, other, alpha=alpha), or
+            # the two the other way round (torch 2.13, 2.14). The kernels write such sums of
+            # gradients; two signs between hide the product, and cost no pass over memory.
+            if self._scales_sums:
+                at.grads = [-(-grad) for grad in at.grads]
             return self._run(at, resolved(h, step), how)
         if self._differentiable:
             return self._with_graph(at, resolved(h, step))

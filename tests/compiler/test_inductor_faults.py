@@ -79,6 +79,29 @@ def test_the_first_program_anybody_compiles() -> None:
     assert counters["inductor"]["fxgraph_cache_bypass"] == 0
 
 
+def test_steps_of_optimizers_under_torch_compile() -> None:
+    """It runs without the passes of parallax.compile: each gradient is one product of matrices."""
+    optimizers: list[Any] = [
+        optim.SGD(0.1),
+        optim.SGD(0.1, momentum=0.9, dampening=0.3),
+        optim.SGD(0.1, momentum=0.9, nesterov=True),
+        optim.Adam(0.05, weight_decay=0.3),
+        optim.ASGD(0.05),
+    ]
+    layers: list[Any] = [nn.Linear(4, 4, bias=False).initialize(0) for _ in optimizers]
+    states = [opt.init(layer) for opt, layer in zip(optimizers, layers, strict=True)]
+    x = torch.randn(8, 4)
+
+    def step(layers: Any, states: Any) -> Any:
+        done = []
+        for opt, layer, state in zip(optimizers, layers, states, strict=True):
+            grads = func.grad(lambda layer: layer(x).square().mean())(layer)
+            done.append(opt.step(layer, grads, state)[0].weight)
+        return done
+
+    torch.testing.assert_close(torch.compile(step)(layers, states), step(layers, states))
+
+
 def test_derivatives_of_derivatives() -> None:
     net: Any = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).initialize(0)
     points = torch.rand(8, 2)

@@ -179,3 +179,74 @@ def test_writing_into_an_argument_is_refused() -> None:
     assert x.equal(torch.ones(3))
     with pytest.raises(RuntimeError, match="in place"):
         func.grad(fn)(torch.ones(3, requires_grad=True) * 1)
+
+
+STATISTIC = torch.zeros(3, 3, dtype=torch.float64)
+
+
+class Counting:
+    """Writes values that carry a graph into tensors it can reach."""
+
+    def __init__(self, statistic: Tensor) -> None:
+        self.kept = {"statistic": statistic}
+
+    def method(self, m: Net) -> Tensor:
+        self.kept["statistic"].mul_(0.5).add_(m.weight)
+        return loss(m)
+
+
+def test_values_written_into_captured_tensors_leave_no_graph_on_them() -> None:
+    """The graph would grow with every call; torch.func refuses such a write."""
+    expected = func.grad(loss)(net())
+    weight = net().weight
+
+    def named(m: Net) -> Tensor:
+        STATISTIC.mul_(0.5).add_(m.weight)
+        return loss(m)
+
+    def filled(statistic: Tensor) -> Callable[[Net], Tensor]:
+        def fn(m: Net) -> Tensor:
+            statistic.mul_(0.5).add_(m.weight)
+            return loss(m)
+
+        return fn
+
+    cell = torch.zeros_like(STATISTIC)
+    attribute = torch.zeros_like(STATISTIC)
+    cases = [
+        (named, STATISTIC),
+        (filled(cell), cell),
+        (Counting(attribute).method, attribute),
+    ]
+    for fn, statistic in cases:
+        statistic.zero_()
+        for _ in range(2):
+            assert tree.equal(func.grad(fn)(net()), expected)
+        assert not statistic.requires_grad and statistic.equal(1.5 * weight)
+        out, pull = func.vjp(fn, net())
+        assert not statistic.requires_grad
+        assert tree.equal(pull(torch.ones_like(out))[0], expected)
+
+
+def test_a_graph_that_leads_outside_stays_on_captured_tensors() -> None:
+    outside = torch.ones(3, 3, dtype=torch.float64, requires_grad=True)
+    statistic = torch.zeros(3, 3, dtype=torch.float64)
+
+    def fn(m: Net) -> Tensor:
+        statistic.add_(m.weight * outside)
+        return loss(m)
+
+    func.grad(fn)(net())
+    (found,) = torch.autograd.grad(statistic.sum(), outside)
+    assert found.equal(net().weight)
+
+
+def test_a_view_that_would_keep_a_graph_is_refused() -> None:
+    rows = torch.zeros(3, 3, dtype=torch.float64)[0]
+
+    def fn(m: Net) -> Tensor:
+        rows.add_(m.weight[0])
+        return loss(m)
+
+    with pytest.raises(RuntimeError, match=r"y\.detach\(\)"):
+        func.grad(fn)(net())
