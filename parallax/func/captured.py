@@ -30,7 +30,7 @@ def are_held(leaves: Sequence[Tensor]) -> bool:
     return any([sys.getrefcount(leaf) > _BY_ONE_LIST for leaf in leaves])
 
 
-_BY_ONE_LIST = [sys.getrefcount(item) for item in [object()]][0]
+_BY_ONE_LIST = max([sys.getrefcount(item) for item in [object()]])
 
 
 def tensors_reached(function: Callable[..., Any]) -> list[Tensor]:

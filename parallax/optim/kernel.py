@@ -57,7 +57,7 @@ class Kernel(Value, ABC):
             # the two the other way round (torch 2.13, 2.14). The kernels write such sums of
             # gradients; two signs between hide the product, and cost no pass over memory.
             if self._scales_sums:
-                at.grads = [-(-grad) for grad in at.grads]
+                at.grads = [grad.neg().neg() for grad in at.grads]
             return self._run(at, resolved(h, step), how)
         if self._differentiable:
             return self._with_graph(at, resolved(h, step))
