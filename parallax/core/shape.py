@@ -197,6 +197,8 @@ class _Writer:
         # What is no leaf and no node: the structure, constants, constants in the place of children.
         given = ["_spec", *layout.constants]
         given += [name for name, child in children.items() if child is STATIC]
+        if self.structure is not None:
+            return self.traced_module(shape, children, given, i, j)
         module, made = self.fresh(), self.fresh()
         self.lines += [
             f"{module} = {self.bound(object.__new__)}({self.bound(shape.cls)})",
@@ -210,6 +212,27 @@ class _Writer:
                 i, j = i + _leaves(child), j + _nodes(child)
         if self.rng:
             self.lines.append(f"{made}['_rng'] = R")
+        return module
+
+    def traced_module(
+        self, shape: Shape, children: dict[str, Any], given: list[str], i: int, j: int
+    ) -> str:
+        """As ``module``, for dynamo: it makes the attributes by one call, not by one for each."""
+        assert self.structure is not None
+        module, parts = self.fresh(), self.structure.plan[j]
+        pairs = [(name, self.literal(part)) for name, part in zip(given, parts, strict=True)]
+        j += 1
+        for name, child in children.items():
+            if child is not STATIC:
+                pairs.append((name, self.value(child, i, j)))
+                i, j = i + _leaves(child), j + _nodes(child)
+        if self.rng:
+            pairs.append(("_rng", "R"))
+        attributes = ", ".join(f"{name!r}: {value}" for name, value in pairs)
+        self.lines += [
+            f"{module} = {self.bound(object.__new__)}({self.bound(shape.cls)})",
+            f"{self.bound(object)}.__setattr__({module}, '__dict__', {{{attributes}}})",
+        ]
         return module
 
     def children(self, shape: Shape, i: int, j: int) -> str | list[str]:

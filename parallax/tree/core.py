@@ -40,6 +40,8 @@ class TreeSpec:
         if self.outer is None:
             part, rng = self.parts[0], None if bare else self.rngs[0]
             return leaves[0] if part is None else unflatten_module(part, leaves, rng)
+        if self.parts.count(None) == len(self.parts):
+            return close(self.outer, leaves)
         items, start = [], 0
         for part, rng in zip(self.parts, self.rngs, strict=True):
             if part is None:
@@ -120,6 +122,9 @@ def opened(tree: Any) -> tuple[Sequence[Any], TreeSpec]:
         if isinstance(tree, torch.nn.Module):
             refuse_torch_module(tree)
         return items, LONE
+    if not any([is_module_class(cls) for cls in {type(item) for item in items}]):
+        holes = (None,) * len(items)
+        return items, TreeSpec(outer, holes, holes)
     out: list[Any] = []
     parts: list[Structure | None] = []
     rngs: list[Any] = []
@@ -136,6 +141,11 @@ def opened(tree: Any) -> tuple[Sequence[Any], TreeSpec]:
             parts.append(None)
             rngs.append(None)
     return out, TreeSpec(outer, tuple(parts), tuple(rngs))
+
+
+def is_module_class(cls: type) -> bool:
+    """Whether instances are modules, of Parallax or of torch."""
+    return hasattr(cls, "__layout__") or issubclass(cls, torch.nn.Module)
 
 
 def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
@@ -286,7 +296,7 @@ def beside(spec: TreeSpec, tree: Any, other: Any) -> list[tuple[Any, str, Any]]:
 
 def _map_outer(fn: Callable[..., Any], tree: Any, rest: tuple[Any, ...]) -> Any:
     spec, found, others = columns(tree, rest)
-    return unflatten(spec, _apply(fn, found, others))
+    return spec.build(_apply(fn, found, others))
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

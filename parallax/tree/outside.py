@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, registries
-from parallax._compat.opaque import constant_while_tracing
+from parallax._compat.opaque import constant_while_tracing, real
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import NODES, is_module
 from parallax.core.registry import NAMESPACE
@@ -57,11 +57,7 @@ def _adopt(cls: type, traced: bool) -> bool:
 
 @constant_while_tracing
 class Outside:
-    """What stands around the modules of a tree: optree's spec, as a constant of a trace.
-
-    A trace takes containers apart by dynamo's own form of optree, and holds that form's specs
-    instead; of this class is what eager code made, and a trace builds a tree of.
-    """
+    """What stands around the modules of a tree: optree's spec, as a constant of a trace."""
 
     __slots__ = ("spec",)
 
@@ -130,13 +126,78 @@ def _display(spec: Any, places: Iterator[int], names: dict[str, Any]) -> str:
 
 
 def opened_outside(tree: Any) -> tuple[list[Any], Any]:
-    """The outermost modules and leaves of a tree, and what stands around them."""
+    """The outermost modules and leaves of a tree, and what stands around them.
+
+    That is an ``Outside``; in a trace it is a spec of dynamo's own form of optree where there are
+    containers that ``_taken_apart`` does not know.
+    """
+    if dynamo.is_compiling():
+        items: list[Any] = []
+        outer = _outside(_taken_apart(tree, items))
+        if outer is not None:
+            return items, outer
     found, spec = optree.tree_flatten(
         tree, is_leaf=is_module, none_is_leaf=True, namespace=NAMESPACE
     )
     if adopt(found):
         return opened_outside(tree)
     return found, spec if dynamo.is_compiling() else Outside(spec)
+
+
+def _taken_apart(value: Any, items: list[Any]) -> Any:
+    """Appends the outermost modules and leaves of a tree to ``items``, for dynamo to trace.
+
+    Dynamo's form of optree takes ten times as long for a dict of tensors.
+
+    Returns:
+        ``None`` for a module or leaf, ``(class, keys, what is below each)`` for the containers that
+        are known here, ``...`` for others.
+    """
+    cls = type(value)
+    keys: tuple[Any, ...] = ()
+    if cls is dict or cls is OrderedDict or cls is FrozenDict:
+        keys, below = tuple(value), tuple(value.values())
+    elif cls is tuple or cls is list or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
+        below = value
+    elif is_plain(value) or is_module(value) or _is_leaf_class(cls):
+        items.append(value)
+        return None
+    else:
+        return ...
+    if all([isinstance(part, Tensor) for part in below]):  # the usual case, with less
+        items += below
+        return cls, keys, (None,) * len(below)
+    return cls, keys, tuple([_taken_apart(part, items) for part in below])
+
+
+@real
+def _is_leaf_class(cls: type) -> bool:
+    """Whether no registry takes instances of a class apart."""
+    known = registries.is_optree_node(cls, NAMESPACE) or registries.is_torch_node(cls)
+    return not known and not optree.is_structseq_class(cls)
+
+
+@real
+def _outside(taken: Any) -> Outside | None:
+    """What ``_taken_apart`` tells of; ``None`` if something in it is not known."""
+    try:
+        around = _around(taken)
+    except LookupError:
+        return None
+    return Outside(optree.tree_structure(around, none_is_leaf=True, namespace=NAMESPACE))
+
+
+def _around(taken: Any) -> Any:
+    """The containers with ``None`` for each module and leaf."""
+    if taken is None:
+        return None
+    if taken is ...:
+        raise LookupError
+    cls, keys, parts = taken
+    below = [_around(part) for part in parts]
+    if cls in (dict, OrderedDict, FrozenDict):
+        return cls(zip(keys, below, strict=True))
+    return cls(*below) if hasattr(cls, "_fields") else cls(below)
 
 
 def close(outer: Any, items: Sequence[Any]) -> Any:
@@ -166,6 +227,11 @@ def up_to(outer: Any, tree: Any, other: Any) -> list[Any]:
     Raises:
         ValueError: if it has others; the message names the first path.
     """
+    if type(outer) is Outside and dynamo.is_compiling():
+        items, theirs = opened_outside(other)
+        if theirs != outer:
+            raise ValueError(_outer_misfit(tree, other))
+        return items
     try:
         spec = outer.spec if type(outer) is Outside else outer
         return spec.flatten_up_to(other)  # type: ignore[no-any-return]  # a list of subtrees
@@ -175,6 +241,8 @@ def up_to(outer: Any, tree: Any, other: Any) -> list[Any]:
 
 def is_leaf(item: Any) -> bool:
     """Whether there is nothing to take apart here."""
+    if is_plain(item):
+        return True
     leaf = bool(optree.tree_is_leaf(item, none_is_leaf=True, namespace=NAMESPACE))
     return leaf and not adopt((item,))
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import OrderedDict, defaultdict, deque
+from enum import Enum
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils import _pytree as torch_pytree
 
 from parallax import tree
+from parallax.core.frozendict import FrozenDict
+from parallax.nn import Linear
 from tests.compiling import compiled
 
 
@@ -74,3 +79,56 @@ def test_seen_first_in_a_trace() -> None:
         torch.testing.assert_close(found.first, torch.full((2,), value + 1))
         torch.testing.assert_close(found.second, [torch.full((1,), 2.0)])
     assert counter.frame_count == 1
+
+
+class Sides(NamedTuple):
+    left: Any
+    right: Any
+
+
+class Colour(Enum):
+    RED = 1
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda x: {"b": x, "a": [x, (x, None)], 1: {}}, id="dict"),
+        pytest.param(lambda x: OrderedDict(b=x, a=Sides(x, [])), id="ordered"),
+        pytest.param(lambda x: FrozenDict(b=x, a=(x, 2.0, "text", x.dtype)), id="frozen"),
+        pytest.param(lambda x: {Colour.RED: x, (1, 2): [x], 2.5: x}, id="keys"),
+        pytest.param(lambda x: [deque([x, x]), x], id="deque"),
+        pytest.param(lambda x: defaultdict(list, {"b": x, "a": [x]}), id="defaultdict"),
+        pytest.param(lambda x: {"p": Pair(x, {"q": x})}, id="torch's"),
+        pytest.param(
+            lambda x: {"layers": [Linear(2, 2, bias=False).replace(weight=x)]}, id="module"
+        ),
+        pytest.param(lambda x: torch.max(x, 0), id="structseq"),
+        pytest.param(lambda x: (), id="empty"),
+    ],
+)
+def test_containers_are_taken_apart_in_traces_as_in_eager_code(make: Any) -> None:
+    x = torch.arange(4.0).reshape(2, 2)
+
+    def fn(given: Any, x: Tensor) -> Any:
+        made = make(x)
+        paths = list(tree.named_leaves(made))
+        doubled = tree.map(lambda a, b: (a, b, a) if isinstance(a, Tensor) else a, given, made)
+        return doubled, tree.leaves(made), paths
+
+    traced = torch.compile(fn, backend="eager", fullgraph=True)
+    expected, ours = fn(make(x), x), traced(make(x), x)
+    assert tree.structure(ours) == tree.structure(expected)
+    assert tree.equal(ours, expected)
+    with pytest.raises(ValueError, match="do not fit together"):
+        fn({"other": x}, x)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_other_containers_are_refused_in_traces() -> None:
+    x = torch.ones(2)
+    fn = torch.compile(lambda a, b: tree.map(torch.add, a, b), backend="eager", fullgraph=True)
+    for other in ({"a": x}, {"a": [x], "c": x}, {"a": x, "b": [x]}, [x, x]):
+        with pytest.raises(Exception, match="do not fit together"):
+            fn({"a": [x], "b": x}, other)
