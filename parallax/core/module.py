@@ -148,6 +148,11 @@ class Module(Instance, metaclass=ModuleMeta):
             check(module)
         return cast(Self, module)
 
+    if not TYPE_CHECKING:  # checkers make it of the fields, from Python 3.13 on
+
+        def __replace__(self, **fields: Any) -> Self:
+            return self.replace(**fields)
+
     # -- the original's verbs -------------------------------------------------------------------
 
     def initialize(

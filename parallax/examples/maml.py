@@ -55,12 +55,12 @@ def adapted(net: Net, x: Tensor, y: Tensor) -> Net:
 def meta_loss(net: Net, x: Tensor, y: Tensor, new_x: Tensor, new_y: Tensor) -> Tensor:
     """How well the adapted network fits new points of the same tasks."""
     fit = func.vmap(lambda x, y, new_x, new_y: loss(adapted(net, x, y), new_x, new_y))
-    return fit(x, y, new_x, new_y).mean()  # type: ignore[no-any-return]  # a tensor
+    return fit(x, y, new_x, new_y).mean()
 
 
 def meta_gradient(net: Net, *tasks: Tensor) -> Net:
     """The gradient through the adaptation."""
-    return func.grad(meta_loss)(net, *tasks)  # type: ignore[no-any-return]  # of the net's class
+    return func.grad(meta_loss)(net, *tasks)
 
 
 def meta_gradient_with_torch(net: nn.Module, *tasks: Tensor) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ def kernel_by_products(net: Net, x: Tensor, y: Tensor) -> Tensor:
         push = lambda row: func.jvp(lambda net: net(y), (net,), pull(row))[1]  # noqa: E731  # short
         return func.vmap(push)(basis)  # type: ignore[no-any-return]  # a tensor
 
-    return func.vmap(func.vmap(one, (None, 0)), (0, None))(x, y)  # type: ignore[no-any-return]  # a tensor
+    return func.vmap(func.vmap(one, (None, 0)), (0, None))(x, y)
 
 
 def kernel_with_torch(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:

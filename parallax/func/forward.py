@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, Concatenate, Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -20,10 +20,38 @@ from parallax.func.call import Call, call_at
 from parallax.func.engines import connected, on_tape, through
 from parallax.func.jacobians import along, jacobian
 from parallax.func.results import Result, Taking
+from parallax.func.signatures import A, Aux, P, R, Ts
 
 __all__ = ["jacfwd", "jvp", "linearize", "tangents_of"]
 
 
+@overload
+def jvp(
+    func: Callable[[*Ts], R],
+    primals: tuple[*Ts],
+    tangents: tuple[*Ts],
+    *,
+    strict: bool = False,
+    has_aux: Literal[False] = False,
+) -> tuple[R, R]: ...
+@overload
+def jvp(
+    func: Callable[[*Ts], tuple[R, Aux]],
+    primals: tuple[*Ts],
+    tangents: tuple[*Ts],
+    *,
+    strict: bool = False,
+    has_aux: Literal[True],
+) -> tuple[R, R, Aux]: ...
+@overload
+def jvp(
+    func: Callable[..., Any],
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
+    *,
+    strict: bool = False,
+    has_aux: bool = False,
+) -> tuple[Any, ...]: ...
 def jvp(
     func: Callable[..., Any],
     primals: tuple[Any, ...],
@@ -83,7 +111,11 @@ def tangents_of(call: Call, tangents: Any, what: str) -> list[Tensor]:
     ]
 
 
-def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]:
+@overload
+def linearize(func: Callable[[*Ts], R], *primals: *Ts) -> tuple[R, Callable[[*Ts], R]]: ...
+@overload
+def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]: ...
+def linearize(func: Callable[[*Ts], R], *primals: *Ts) -> tuple[R, Callable[[*Ts], R]]:
     """The value of ``func`` and its linear approximation, as ``torch.func.linearize``.
 
     Worth it when many products at one point are wanted: ``func`` is evaluated twice and recorded.
@@ -116,10 +148,10 @@ def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..
     differentiable = torch.is_grad_enabled() and any([value.requires_grad for value in again])
     push = _pushed(call, what) if differentiable or not on_tape() else _recorded(call, what)
 
-    def jvp_fn(*tangents: Any) -> Any:
-        return result.alone(push(*tangents_of(call, tangents, what)))
+    def jvp_fn(*tangents: *Ts) -> R:
+        return cast(R, result.alone(push(*tangents_of(call, tangents, what))))
 
-    return result.around(result.values), jvp_fn
+    return cast(R, result.around(result.values)), jvp_fn
 
 
 Push = Callable[..., Sequence[Tensor]]
@@ -175,6 +207,30 @@ def _recorded(call: Call, what: str) -> Push:
     return push
 
 
+@overload
+def jacfwd(
+    func: Callable[Concatenate[A, P], Tensor],
+    argnums: Literal[0] = 0,
+    has_aux: Literal[False] = False,
+    *,
+    randomness: str = "error",
+) -> Callable[Concatenate[A, P], A]: ...
+@overload
+def jacfwd(
+    func: Callable[Concatenate[A, P], tuple[Tensor, Aux]],
+    argnums: Literal[0] = 0,
+    *,
+    has_aux: Literal[True],
+    randomness: str = "error",
+) -> Callable[Concatenate[A, P], tuple[A, Aux]]: ...
+@overload
+def jacfwd(
+    func: Callable[..., Any],
+    argnums: int | tuple[int, ...] = 0,
+    has_aux: bool = False,
+    *,
+    randomness: str = "error",
+) -> Any: ...
 def jacfwd(
     func: Callable[..., Any],
     argnums: int | tuple[int, ...] = 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from parallax._compat import dynamo
 from parallax.core.nodes import is_module
 from parallax.func.arguments import check_flags, short
+from parallax.func.signatures import HasForward, R
 from parallax.tree import core
 from parallax.tree.places import Survey
 from parallax.tree.rebuild import rebuild
@@ -22,14 +23,14 @@ _swapping = threading.RLock()
 
 
 def functional_call(
-    module: Any,
+    module: HasForward[R],
     parameter_and_buffer_dicts: Any,
     args: Any = None,
     kwargs: dict[str, Any] | None = None,
     *,
     tie_weights: bool = True,
     strict: bool | None = None,
-) -> Any:
+) -> R:
     """Calls a module with other tensors in place of its own, as ``torch.func.functional_call``.
 
     Nothing that was passed is written to: an ``nn.Module`` that updates its buffers (BatchNorm)
@@ -75,13 +76,14 @@ def functional_call(
     args = () if args is None else args if isinstance(args, tuple) else (args,)
     named = _named(module, parameter_and_buffer_dicts)
     if is_module(module):
-        return _replaced(module, named, tie_weights, strict)(*args, **(kwargs or {}))
+        replaced = _replaced(module, named, tie_weights, strict)
+        return cast(R, replaced(*args, **(kwargs or {})))
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"functional_call: module must be a parallax.Module or an nn.Module, "
             f"got {short(module)}. Give the module itself, and its tensors after it"
         )
-    return _call_nn(module, named, args, kwargs, tie_weights, strict)
+    return cast(R, _call_nn(module, named, args, kwargs, tie_weights, strict))
 
 
 def _named(module: Any, given: Any) -> dict[str, Any]:

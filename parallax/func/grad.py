@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Concatenate, Literal, overload
 
 from torch import Tensor
 
@@ -12,10 +12,28 @@ from parallax.func.arguments import called, check_flags
 from parallax.func.call import Argnums, Call
 from parallax.func.engines import gradient
 from parallax.func.results import describe, with_aux
+from parallax.func.signatures import A, Aux, P, R
 
 __all__ = ["grad", "grad_and_value", "grad_as", "scalar_and_aux"]
 
 
+@overload
+def grad(
+    func: Callable[Concatenate[A, P], Any],
+    argnums: Literal[0] = 0,
+    has_aux: Literal[False] = False,
+) -> Callable[Concatenate[A, P], A]: ...
+@overload
+def grad(
+    func: Callable[Concatenate[A, P], tuple[Any, Aux]],
+    argnums: Literal[0] = 0,
+    *,
+    has_aux: Literal[True],
+) -> Callable[Concatenate[A, P], tuple[A, Aux]]: ...
+@overload
+def grad(
+    func: Callable[P, Any], argnums: int | tuple[int, ...], has_aux: bool = False
+) -> Callable[P, Any]: ...
 def grad(
     func: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False
 ) -> Callable[..., Any]:
@@ -71,6 +89,14 @@ def grad_as(
     return gradient_of
 
 
+@overload
+def grad_and_value(  # type: ignore[overload-overlap]  # more is known where argnums is 0
+    func: Callable[Concatenate[A, P], R], argnums: Literal[0] = 0, has_aux: bool = False
+) -> Callable[Concatenate[A, P], tuple[A, R]]: ...
+@overload
+def grad_and_value(
+    func: Callable[P, R], argnums: int | tuple[int, ...], has_aux: bool = False
+) -> Callable[P, tuple[Any, R]]: ...
 def grad_and_value(
     func: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False
 ) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 from torch import Tensor
 
@@ -13,10 +13,35 @@ from parallax.func.call import call_at
 from parallax.func.engines import pullback
 from parallax.func.forward import tangents_of
 from parallax.func.grad import grad_and_value, scalar_and_aux
+from parallax.func.signatures import Aux, R, Ts
 
 __all__ = ["hvp"]
 
 
+@overload
+def hvp(
+    func: Callable[[*Ts], R],
+    primals: tuple[*Ts],
+    tangents: tuple[*Ts],
+    *,
+    has_aux: Literal[False] = False,
+) -> tuple[R, tuple[*Ts]]: ...
+@overload
+def hvp(
+    func: Callable[[*Ts], tuple[R, Aux]],
+    primals: tuple[*Ts],
+    tangents: tuple[*Ts],
+    *,
+    has_aux: Literal[True],
+) -> tuple[R, tuple[*Ts], Aux]: ...
+@overload
+def hvp(
+    func: Callable[..., Any],
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
+    *,
+    has_aux: bool = False,
+) -> tuple[Any, ...]: ...
 def hvp(
     func: Callable[..., Any],
     primals: tuple[Any, ...],

@@ -13,6 +13,7 @@ from parallax.func.arguments import called, check_chunk_size, short
 from parallax.func.call import Argnums, Call
 from parallax.func.grad import grad_as
 from parallax.func.jacobians import jacobian_rows
+from parallax.func.signatures import P
 
 __all__ = ["hessian_matrix", "jacobian_matrix"]
 
@@ -21,12 +22,12 @@ _MODES: tuple[Any, ...] = ("reverse", "forward")
 
 
 def jacobian_matrix(
-    func: Callable[..., Any],
+    func: Callable[P, Any],
     argnums: int | tuple[int, ...] = 0,
     *,
     mode: str = "reverse",
     chunk_size: int | None = None,
-) -> Callable[..., Any]:
+) -> Callable[P, Tensor]:
     """A function that computes the Jacobian of ``func`` as one matrix.
 
     Args:
@@ -68,7 +69,7 @@ def _matrix_as(
     argnums: Argnums,
     mode: str,
     chunk_size: int | None = None,
-) -> Callable[..., Any]:
+) -> Callable[..., Tensor]:
     @wraps(func, updated=())
     def matrix_of(*args: Any, **kwargs: Any) -> Tensor:
         call = Call(func, what, argnums, args, kwargs)
@@ -85,8 +86,8 @@ def _side_by_side(row: Any, values: Sequence[Tensor]) -> Tensor:
 
 
 def hessian_matrix(
-    func: Callable[..., Any], argnums: int | tuple[int, ...] = 0
-) -> Callable[..., Any]:
+    func: Callable[P, Any], argnums: int | tuple[int, ...] = 0
+) -> Callable[P, Tensor]:
     """A function that computes the Hessian of a scalar ``func`` as one square matrix.
 
     Args:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, Concatenate, Literal, overload
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from parallax.func.grad import grad, scalar_and_aux
 from parallax.func.moving import filled
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
+from parallax.func.signatures import A, Aux, P
 from parallax.func.vmap import Batch, run_flat, vmap
 
 __all__ = ["ensemble_grad", "per_sample_grad"]
@@ -40,6 +41,36 @@ LARGEST = 4 * 2**20
 """Bytes of copied leaves up to which the gradient of the sum is cheaper, as measured."""
 
 
+@overload
+def per_sample_grad(
+    func: Callable[Concatenate[A, P], Any],
+    argnums: Literal[0] = 0,
+    has_aux: Literal[False] = False,
+    *,
+    in_dims: tuple[Any, ...] | None = None,
+    randomness: str = "error",
+    chunk_size: int | None = None,
+) -> Callable[Concatenate[A, P], A]: ...
+@overload
+def per_sample_grad(
+    func: Callable[Concatenate[A, P], tuple[Any, Aux]],
+    argnums: Literal[0] = 0,
+    *,
+    has_aux: Literal[True],
+    in_dims: tuple[Any, ...] | None = None,
+    randomness: str = "error",
+    chunk_size: int | None = None,
+) -> Callable[Concatenate[A, P], tuple[A, Aux]]: ...
+@overload
+def per_sample_grad(
+    func: Callable[P, Any],
+    argnums: int | tuple[int, ...],
+    has_aux: bool = False,
+    *,
+    in_dims: tuple[Any, ...] | None = None,
+    randomness: str = "error",
+    chunk_size: int | None = None,
+) -> Callable[P, Any]: ...
 def per_sample_grad(
     func: Callable[..., Any],
     argnums: int | tuple[int, ...] = 0,
@@ -79,6 +110,36 @@ def per_sample_grad(
     return _many(func, what, argnums, has_aux, in_dims, (None, 0), randomness, chunk_size)
 
 
+@overload
+def ensemble_grad(
+    func: Callable[Concatenate[A, P], Any],
+    argnums: Literal[0] = 0,
+    has_aux: Literal[False] = False,
+    *,
+    in_dims: tuple[Any, ...] | None = None,
+    randomness: str = "error",
+    chunk_size: int | None = None,
+) -> Callable[Concatenate[A, P], A]: ...
+@overload
+def ensemble_grad(
+    func: Callable[Concatenate[A, P], tuple[Any, Aux]],
+    argnums: Literal[0] = 0,
+    *,
+    has_aux: Literal[True],
+    in_dims: tuple[Any, ...] | None = None,
+    randomness: str = "error",
+    chunk_size: int | None = None,
+) -> Callable[Concatenate[A, P], tuple[A, Aux]]: ...
+@overload
+def ensemble_grad(
+    func: Callable[P, Any],
+    argnums: int | tuple[int, ...],
+    has_aux: bool = False,
+    *,
+    in_dims: tuple[Any, ...] | None = None,
+    randomness: str = "error",
+    chunk_size: int | None = None,
+) -> Callable[P, Any]: ...
 def ensemble_grad(
     func: Callable[..., Any],
     argnums: int | tuple[int, ...] = 0,

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Concatenate, Literal, overload
+
+from torch import Tensor
 
 from parallax.func.arguments import called, check_chunk_size, check_flags
 from parallax.func.call import Argnums, Call
 from parallax.func.engines import pullback
 from parallax.func.jacobians import jacobian
 from parallax.func.results import Taking
+from parallax.func.signatures import A, Aux, P, R, Ts
 
 __all__ = ["hessian", "jacrev", "vjp"]
 
 
-def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[Any, ...]:
+@overload
+def vjp(
+    func: Callable[[*Ts], R], *primals: *Ts, has_aux: Literal[False] = False
+) -> tuple[R, Callable[[R], tuple[*Ts]]]: ...
+@overload
+def vjp(
+    func: Callable[[*Ts], tuple[R, Aux]], *primals: *Ts, has_aux: Literal[True]
+) -> tuple[R, Callable[[R], tuple[*Ts]], Aux]: ...
+@overload
+def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[Any, ...]: ...
+def vjp(func: Callable[[*Ts], Any], *primals: *Ts, has_aux: bool = False) -> tuple[Any, ...]:
     """The value of ``func`` and its vector-Jacobian product, as ``torch.func.vjp``.
 
     Args:
@@ -53,6 +66,30 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple
     return (out, vjp_fn, aux) if has_aux else (out, vjp_fn)
 
 
+@overload
+def jacrev(
+    func: Callable[Concatenate[A, P], Tensor],
+    argnums: Literal[0] = 0,
+    *,
+    has_aux: Literal[False] = False,
+    chunk_size: int | None = None,
+) -> Callable[Concatenate[A, P], A]: ...
+@overload
+def jacrev(
+    func: Callable[Concatenate[A, P], tuple[Tensor, Aux]],
+    argnums: Literal[0] = 0,
+    *,
+    has_aux: Literal[True],
+    chunk_size: int | None = None,
+) -> Callable[Concatenate[A, P], tuple[A, Aux]]: ...
+@overload
+def jacrev(
+    func: Callable[..., Any],
+    argnums: int | tuple[int, ...] = 0,
+    *,
+    has_aux: bool = False,
+    chunk_size: int | None = None,
+) -> Any: ...
 def jacrev(
     func: Callable[..., Any],
     argnums: int | tuple[int, ...] = 0,
@@ -109,7 +146,7 @@ def _jacrev_as(
     return jacobian_of
 
 
-def hessian(func: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
+def hessian(func: Callable[P, Any], argnums: int | tuple[int, ...] = 0) -> Callable[P, Any]:
     """A function that computes the Hessian of ``func``, as ``torch.func.hessian``.
 
     Reverse mode twice, where torch goes forward over reverse: that is wrong by far for some

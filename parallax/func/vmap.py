@@ -17,19 +17,20 @@ from parallax.func.dims import checked_dim, rng_dim, spread
 from parallax.func.moving import Moving, filled, path_of
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
+from parallax.func.signatures import P, R
 from parallax.tree import core
 
 __all__ = ["Batch", "run_flat", "vmap"]
 
 
 def vmap(
-    func: Callable[..., Any],
+    func: Callable[P, R],
     in_dims: Any = 0,
     out_dims: Any = 0,
     randomness: str = "error",
     *,
     chunk_size: int | None = None,
-) -> Callable[..., Any]:
+) -> Callable[P, R]:
     """``func`` mapped over a dimension of its arguments, as ``torch.func.vmap``.
 
     Modules may be arguments and results: each of their tensors is mapped, constants and holes pass

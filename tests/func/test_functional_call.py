@@ -190,7 +190,7 @@ def test_what_is_no_module_or_no_dict() -> None:
     with pytest.raises(
         TypeError, match=r"module must be a parallax.Module or an nn.Module, got a function"
     ):
-        func.functional_call(lambda x: x, {}, X)
+        func.functional_call(lambda x: x, {}, X)  # type: ignore[arg-type]  # what is refused
     with pytest.raises(TypeError, match=r"expected a dict of tensors by dotted name.*got a tensor"):
         func.functional_call(net(), X, X)
     with pytest.raises(ValueError, match="came in two of the dicts"):

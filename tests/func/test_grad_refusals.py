@@ -30,7 +30,7 @@ def test_losses_that_have_no_gradient() -> None:
     with pytest.raises(
         TypeError, match=r"func.grad\(loss\): with has_aux=True the function returns a pair"
     ):
-        func.grad(loss, has_aux=True)(net())
+        func.grad(loss, has_aux=True)(net())  # type: ignore[call-overload]  # what is refused
 
 
 def test_arguments_that_cannot_be_differentiated() -> None:
@@ -95,7 +95,7 @@ def test_argnums_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="empty"):
         func.grad(loss, argnums=())(net())
     with pytest.raises(TypeError, match="int or a tuple of ints"):
-        func.grad(loss, argnums="model")(net())  # type: ignore[arg-type]  # what is refused
+        func.grad(loss, argnums="model")(net())  # type: ignore[call-overload]  # what is refused
 
 
 def test_a_failure_leaves_nothing_behind() -> None:

@@ -127,8 +127,11 @@ def test_aux_and_effects_come_stacked_from_chunks(chunk_size: int | None) -> Non
 def test_effects_of_a_loss_that_is_evaluated_again_come_once() -> None:
     def penalty(m: Net, x: Tensor) -> Tensor:
         m.emit(seen=x.mean(), merge="sum")
-        slope: Any = func.grad(lambda w: F.layer_norm(x @ w.T, (4,), m.scale, m.shift).pow(3).sum())
-        squares: Tensor = slope(m.weight).pow(2).sum()
+
+        def cubes(w: Tensor) -> Tensor:
+            return F.layer_norm(x @ w.T, (4,), m.scale, m.shift).pow(3).sum()
+
+        squares: Tensor = func.grad(cubes)(m.weight).pow(2).sum()
         return squares
 
     _, after = effects.collect(lambda m, x: func.per_sample_grad(penalty)(m, x))(net(), X)

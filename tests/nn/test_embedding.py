@@ -68,9 +68,8 @@ def test_each_sample_leaves_the_padding_out() -> None:
     """torch zeroes the padding's gradient in the first of many batched tables only."""
     layer = nn.Embedding(5, 3, padding_idx=1).initialize(0)
 
-    def loss(layer: Module, indices: Tensor) -> Tensor:
-        total: Tensor = layer(indices).sin().sum()
-        return total
+    def loss(layer: nn.Embedding, indices: Tensor) -> Tensor:
+        return layer(indices).sin().sum()
 
     expected = torch.stack([func.grad(loss)(layer, row).weight for row in INDICES])
     assert torch.equal(func.per_sample_grad(loss)(layer, INDICES).weight, expected)

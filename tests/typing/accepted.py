@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from parallax import Buffer, Module, Parameter, effects, field, tree
+import parallax
+from parallax import Buffer, Module, Parameter, effects, field, func, tree
 from parallax import nn as layers
 
 ModuleT = TypeVar("ModuleT", bound=Module)
@@ -111,6 +112,26 @@ class Square(Layer):
         return self.weight.shape[0]
 
 
+class Wrapped(Module):
+    """A base whose fields may hold several things."""
+
+    inner: Module
+    bias: Parameter | None = None
+
+
+class WrappedDense(Wrapped):
+    """mypy takes narrower fields; pyright, of frozen dataclasses only."""
+
+    inner: Dense  # pyright: ignore[reportIncompatibleVariableOverride]
+    bias: None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+def narrowed_fields_have_their_type(wrapped: WrappedDense) -> None:
+    """A field has the type that the subclass gave it."""
+    assert_type(wrapped.inner, Dense)
+    assert_type(wrapped.inner.weight, Tensor)
+
+
 def leaves_are_tensors(dense: Dense, holder: FromTensors) -> None:
     """A field of a leaf reads as a ``Tensor``."""
     assert_type(dense.weight, Tensor)
@@ -183,3 +204,107 @@ def effects_keep_the_types(dense: Dense) -> None:
     """``collect`` returns what the function does, and the module; lambdas are accepted."""
     assert_type(effects.collect(Dense.forward)(dense, torch.ones(3)), tuple[Tensor, Dense])
     effects.collect(lambda module, x: module(x))(dense, torch.ones(3))
+
+
+def loss(dense: Dense, x: Tensor, scale: float = 1.0) -> Tensor:
+    return dense(x).sum() * scale
+
+
+def loss_and_scores(dense: Dense, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    scores = dense(x)
+    return scores.sum(), {"scores": scores}
+
+
+Scores = dict[str, Tensor]
+
+
+def gradients_are_like_the_first_argument(dense: Dense, x: Tensor) -> None:
+    """Arguments keep their types, and a gradient has that of what it is the gradient of."""
+    assert_type(func.grad(loss)(dense, x, scale=2.0), Dense)
+    assert_type(func.grad(loss_and_scores, has_aux=True)(dense, x), tuple[Dense, Scores])
+    assert_type(func.grad_and_value(loss)(dense, x), tuple[Dense, Tensor])
+    found = func.grad_and_value(loss_and_scores, has_aux=True)(dense, x)
+    assert_type(found, tuple[Dense, tuple[Tensor, Scores]])
+    assert_type(func.grad_and_value(loss, argnums=(0, 1))(dense, x)[1], Tensor)
+    assert_type(func.per_sample_grad(loss)(dense, x), Dense)
+    assert_type(func.ensemble_grad(loss)(dense, x), Dense)
+    assert_type(func.per_sample_grad(loss_and_scores, has_aux=True)(dense, x), tuple[Dense, Scores])
+    assert_type(func.jacrev(loss)(dense, x), Dense)
+    assert_type(func.jacfwd(torch.sin)(x), Tensor)
+    assert_type(func.jacobian_matrix(loss)(dense, x), Tensor)
+    assert_type(func.hessian_matrix(loss)(dense, x), Tensor)
+
+
+def products_keep_the_types(dense: Dense, x: Tensor) -> None:
+    """Of the result, and of each of the primals."""
+    out, pull = func.vjp(loss, dense, x)
+    assert_type(out, Tensor)
+    assert_type(pull(out), tuple[Dense, Tensor])
+    assert_type(func.vjp(loss_and_scores, dense, x, has_aux=True)[2], Scores)
+    assert_type(func.jvp(loss, (dense, x), (dense, x)), tuple[Tensor, Tensor])
+    assert_type(func.hvp(loss, (dense, x), (dense, x)), tuple[Tensor, tuple[Dense, Tensor]])
+    gradient, push = func.linearize(func.grad(loss_and_scores), dense, x)
+    assert_type(gradient, Dense)
+    assert_type(push(dense, x), Dense)
+
+
+def functions_keep_their_type(dense: Dense, x: Tensor, anything: Module) -> None:
+    """What is mapped, compiled or collected is called as before, and transforms nest."""
+    assert_type(func.vmap(loss)(dense, x, scale=2.0), Tensor)
+    assert_type(func.vmap(dense)(x), Tensor)
+    assert_type(func.vmap(func.grad(loss), (0, None))(dense, x), Dense)
+    assert_type(func.functional_call(dense, {}, x), Tensor)
+    assert_type(func.functional_call(nn.Linear(3, 2), {}, x), Tensor)
+    assert_type(parallax.compile(loss)(dense, x, scale=2.0), Tensor)
+    assert_type(parallax.compile(dense)(x), Tensor)
+    step = func.grad_and_value(loss)
+    assert_type(parallax.compile(step)(dense, x), tuple[Dense, Tensor])
+    (gradient, value), after = effects.collect(func.grad_and_value(loss))(dense, x)
+    assert_type(gradient, Dense)
+    assert_type(value, Tensor)
+    assert_type(after, Dense)
+    parallax.compile(anything)(x)
+    func.functional_call(anything, {}, x)
+
+
+class Compiled(Module):
+    """Compiled methods, with and without options."""
+
+    inner: Dense
+
+    @parallax.compile
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+    @parallax.compile(backend="eager")
+    def twice(self, x: Tensor) -> Tensor:
+        return self.inner(x) * 2
+
+
+def methods_stay_methods(compiled: Compiled, x: Tensor) -> None:
+    """They take what they took, without the module."""
+    assert_type(compiled(x), Tensor)
+    assert_type(compiled.twice(x), Tensor)
+
+
+def lambdas_are_accepted(dense: Dense, x: Tensor, with_aux: bool) -> None:
+    """Their arguments may be called and read, whatever they are."""
+    func.grad(lambda m, x: m(x).sum())(dense, x).weight.sum()
+    func.grad(lambda m: (m.weight.sum(), m), has_aux=True)(dense)[0].weight.sum()
+    (gradient, value) = func.grad_and_value(lambda m, x: (m(x) ** 2).sum())(dense, x)
+    func.grad(lambda m, x: m(x).sum(), argnums=1)(dense, x).sum()
+    func.grad(loss, 0, with_aux)(dense, x)
+    func.grad_and_value(loss, has_aux=with_aux)(dense, x)
+    func.per_sample_grad(lambda m, x: m(x).sum())(dense, x).weight.sum()
+    func.jacrev(lambda m: m(x))(dense).weight.sum()
+    func.jacfwd(lambda x: x**2)(x).sum()
+    func.hessian(lambda x: (x**3).sum())(x).sum()
+    func.hessian(lambda m: m(x).sum())(dense).weight.bias.sum()
+    func.vmap(lambda m, x: m(x), in_dims=(0, None))(dense, x).sum()
+    func.vjp(lambda m: m(x), dense)[1](x)
+    func.jvp(lambda m: m(x), (dense,), (dense,))[1].sum()
+    func.jvp(func.grad(loss), (dense, x), (dense, x))[1].weight.sum()
+    func.linearize(lambda m: m(x), dense)[1](dense).sum()
+    func.hvp(lambda m: m(x).sum(), (dense,), (dense,))[1]
+    func.functional_call(dense, {"weight": x}, (x,)).sum()
+    del gradient, value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from typing import Any
 
 import pytest
@@ -18,6 +20,15 @@ def test_replace_changes_fields_and_nothing_else() -> None:
     assert torch.equal(other.weight, torch.zeros(SIZE))
     assert other.running_mean is module.running_mean
     assert module.eps == 1e-5 and torch.equal(module.weight, torch.ones(SIZE))
+
+
+def test_the_protocol_of_copy_replace() -> None:
+    module: Any = Norm().initialize(0)
+    assert module.__replace__(eps=0.5).eps == 0.5
+    if sys.version_info >= (3, 13):
+        assert copy.replace(module, eps=0.5).eps == 0.5
+    with pytest.raises(AttributeError, match=r"no field 'epx'. Did you mean 'eps'"):
+        module.__replace__(epx=0.5)
 
 
 def test_replace_checks_as_construction_does() -> None:
