@@ -41,7 +41,7 @@ def refuse_changes(
     Raises:
         RuntimeError: if one was replaced, or has another hook or forward.
     """
-    for node, name, look in zip(nodes, names, made):  # noqa: B905  # dynamo traces no strict=
+    for node, name, look in zip(nodes, names, made, strict=True):
         if not isinstance(node, look[0]):
             what = f"is a {type(node).__name__} now"
         elif "forward" in node.__dict__:

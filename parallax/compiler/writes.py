@@ -145,7 +145,7 @@ def _leaves(values: Any) -> list[Any]:
 def _differ(now: list[Any], before: list[Any]) -> bool:
     if len(now) != len(before):
         return True
-    for a, b in zip(now, before):  # noqa: B905  # as above
+    for a, b in zip(now, before, strict=True):
         if isinstance(a, (int, float, str, bool)):
             if type(a) is not type(b) or a != b:
                 return True

@@ -107,7 +107,7 @@ class CharacterModel(Module):
     def decode(self, codes: Tensor, caches: Caches) -> tuple[Tensor, Caches]:
         """Of the next characters of sequences whose beginning is in the caches."""
         x, after = self.embedding(codes), []
-        for block, cache in zip(self.blocks, caches):  # noqa: B905  # dynamo traces no strict=
+        for block, cache in zip(self.blocks, caches, strict=True):
             x, cache = block.decode(x, cache)  # noqa: PLW2901  # the cache that comes after
             after.append(cache)
         return self.head(self.norm(x)), tuple(after)

@@ -67,7 +67,9 @@ class Call:
         if isinstance(self.argnums, int):
             args[self.argnums] = self.parts[0].around(values)
         else:
-            for index, part, chunk in zip(self.argnums, self.parts, self._chunks(values)):  # noqa: B905  # dynamo traces no strict=
+            for index, part, chunk in zip(
+                self.argnums, self.parts, self._chunks(values), strict=True
+            ):
                 args[index] = part.around(chunk)
         return self.func(*args, **self.kwargs)
 
@@ -104,7 +106,7 @@ class Call:
         """
         if isinstance(self.argnums, int):
             return self.parts[0].alone(values)
-        return tuple([p.alone(c) for p, c in zip(self.parts, self._chunks(values))])  # noqa: B905  # as above
+        return tuple([p.alone(c) for p, c in zip(self.parts, self._chunks(values), strict=True)])
 
 
 def call_at(func: Callable[..., Any], what: str, primals: Any) -> Call:

@@ -57,7 +57,7 @@ def spread(dims: Dims, tree: Any, what: str, path: str) -> list[int | None]:
         )
     return [
         dim
-        for entry, below, wanted in zip(ours[2], ours[0], theirs[0])  # noqa: B905  # dynamo traces no strict=
+        for entry, below, wanted in zip(ours[2], ours[0], theirs[0], strict=True)
         for dim in spread(wanted, below, what, f"{path}[{entry!r}]")
     ]
 

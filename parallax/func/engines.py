@@ -406,7 +406,7 @@ def _pullback_by_functorch(call: Call, finish: Finish) -> tuple[list[Tensor], Pu
         if not dynamo.is_compiling() and functorch.vmap_active():
             # Some backward formulas write in place into what is made of a cotangent, which vmap
             # refuses where the cotangent is one for all.
-            pairs = zip(cotangents, outs)  # noqa: B905  # dynamo traces no strict=
+            pairs = zip(cotangents, outs, strict=True)
             cotangents = [c + torch.zeros_like(out) for c, out in pairs]
         return list(pull(list(cotangents)))
 

@@ -106,7 +106,7 @@ def tangents_of(call: Call, tangents: Any, what: str) -> list[Tensor]:
         )
     return [
         tangent
-        for part, tree in zip(call.parts, tangents)  # noqa: B905  # dynamo traces no strict=
+        for part, tree in zip(call.parts, tangents, strict=True)
         for tangent in part.beside(tree, what, "tangents")
     ]
 

@@ -81,7 +81,7 @@ def _matrix_as(
 
 def _side_by_side(row: Any, values: Sequence[Tensor]) -> Tensor:
     """The derivatives of one tensor by each leaf, as one matrix."""
-    blocks = zip(row, values)  # noqa: B905  # dynamo traces no strict=
+    blocks = zip(row, values, strict=True)
     return torch.cat([block.reshape(-1, x.numel()) for block, x in blocks], 1)
 
 

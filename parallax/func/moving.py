@@ -41,7 +41,7 @@ def is_inexact(value: Any) -> bool:
 
 def filled(leaves: list[Any], places: Sequence[int], values: Sequence[Any]) -> list[Any]:
     """The leaves, with values written into some places."""
-    for place, value in zip(places, values):  # noqa: B905  # dynamo traces no strict=
+    for place, value in zip(places, values, strict=True):
         leaves[place] = value
     return leaves
 
@@ -99,7 +99,7 @@ class Opened:
         except ValueError as error:
             raise ValueError(f"{what}: the {kind}: {error}") from None
         found = []
-        for place, value in zip(self.places, self.values):  # noqa: B905  # dynamo traces no strict=
+        for place, value in zip(self.places, self.values, strict=True):
             leaf = row[place]
             if leaf is None:
                 leaf = torch.zeros_like(value)
@@ -192,7 +192,7 @@ class _RefusedError(Exception):
 def _moving(leaves: Sequence[Any], trainable: Sequence[bool], start: int = 0) -> list[int]:
     """The places of a module's leaves that move, where its first leaf stands at ``start``."""
     places = []
-    for place, (leaf, trains) in enumerate(zip(leaves, trainable), start):  # noqa: B905  # dynamo traces no strict=
+    for place, (leaf, trains) in enumerate(zip(leaves, trainable, strict=True), start):
         if trains and leaf is not None:
             if not (isinstance(leaf, Tensor) and leaf.dtype in INEXACT):
                 raise _RefusedError(place, leaf, module=True)

@@ -290,7 +290,9 @@ class _Summed:
         ]
         dims = [self.batch.dims[place] for place in self.places]
         grads = _joined([grads for grads, _, _ in found], dims)
-        trees = self.call.trees([g.movedim(d, 0) if d else g for g, d in zip(grads, dims)])  # noqa: B905  # one for each
+        trees = self.call.trees(
+            [g.movedim(d, 0) if d else g for g, d in zip(grads, dims, strict=True)]
+        )
         close, count = self.closing
         tensors = _joined([beside or [] for _, _, beside in found])
         self.nesting.relay(tensors[count:], self.batch.aside())

@@ -143,7 +143,7 @@ def open_tensors(tree: Any, what: str) -> tuple[list[Tensor], Callable[[Sequence
     def rebuild(tensors: Sequence[Any]) -> Any:
         values = list(leaves)
         same = True
-        for place, tensor in zip(places, tensors):  # noqa: B905  # dynamo traces no strict=
+        for place, tensor in zip(places, tensors, strict=True):
             same = same and values[place] is tensor
             values[place] = tensor
         return tree if same else unfolded.close(values)

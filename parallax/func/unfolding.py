@@ -82,7 +82,7 @@ class Unfolded:
         if self._inner is None:
             return row
         found: list[Any] = []
-        for below, part in zip(self._inner, row):  # noqa: B905  # dynamo traces no strict=
+        for below, part in zip(self._inner, row, strict=True):
             if below is None:
                 found.append(part)
             elif part is None:
@@ -163,7 +163,7 @@ class _Record:
     def build(self, values: Sequence[Any]) -> Any:
         # Neither __init__, which may compute, nor a __setattr__ that refuses.
         made = object.__new__(self.cls)
-        for name, value in zip(self.names, values):  # noqa: B905  # dynamo traces no strict=
+        for name, value in zip(self.names, values, strict=True):
             object.__setattr__(made, name, value)
         return made
 

@@ -153,7 +153,7 @@ class Batch:
                 part = _Mapped(index, len(self.tensors))
                 part.open(arg, dim, what, copied.get(index), self.tensors, self.dims)
                 self.parts.append(part)
-        pairs = zip(self.tensors, self.dims)  # noqa: B905  # dynamo traces no strict=
+        pairs = zip(self.tensors, self.dims, strict=True)
         sizes = [tensor.shape[dim] for tensor, dim in pairs if dim is not None]
         if not sizes:
             raise ValueError(
@@ -191,7 +191,7 @@ class Batch:
         for index, (arg, dims) in enumerate(_pairs(self.args, in_dims, what)):
             leaves = [arg] if isinstance(arg, Tensor) else core.flatten(arg)[0]
             each = spread(dims, arg, f"{what}, in_dims", f"argument {index}")
-            for place, (leaf, dim) in enumerate(zip(leaves, each)):  # noqa: B905  # as above
+            for place, (leaf, dim) in enumerate(zip(leaves, each, strict=True)):
                 if leaf is not None and dim is not None:
                     found.append((_where(arg, index, place), leaf.shape[dim]))
         first = found[0]
@@ -216,7 +216,7 @@ def _pairs(args: tuple[Any, ...], in_dims: Any, what: str) -> list[tuple[Any, An
                 "'", ""
             )
         )
-    return list(zip(args, in_dims))  # noqa: B905  # dynamo traces no strict=
+    return list(zip(args, in_dims, strict=True))
 
 
 def _where(arg: Any, index: int, place: int) -> str:
@@ -288,7 +288,8 @@ class _Mapped:
             tree = self.spec.build(values)
             return give_sizes(tree, self.sizes) if self.sizes else tree
         rngs = list(self.spec.rngs)
-        for place, key in zip(self.keyed, members[stop:]):  # noqa: B905  # dynamo traces no strict=
+        keys = members[stop : stop + len(self.keyed)]
+        for place, key in zip(self.keyed, keys, strict=True):
             rngs[place] = rngs[place].with_key(key)
         return give_sizes(self.spec.with_rngs(rngs).build(values), self.sizes)
 
@@ -318,7 +319,7 @@ class _Outputs:
             return tensors
         self.dims = self._dims(result, len(tensors))
         self._note_sizes(result)
-        self.shared = [t for t, dim in zip(tensors, self.dims) if dim is None]  # noqa: B905  # dynamo traces no strict=
+        self.shared = [t for t, dim in zip(tensors, self.dims, strict=True) if dim is None]
         if not dynamo.is_compiling():
             for tensor in self.shared:
                 if functorch.level_of(tensor) == functorch.current_level():
@@ -326,7 +327,7 @@ class _Outputs:
                         f"{self.what}: out_dims is None for a result that differs between "
                         f"members. Give it a dimension: out_dims=0"
                     )
-        mapped = [t for t, dim in zip(tensors, self.dims) if dim is not None]  # noqa: B905  # as above
+        mapped = [t for t, dim in zip(tensors, self.dims, strict=True) if dim is not None]
         self.count = len(mapped)
         return mapped
 
@@ -349,7 +350,7 @@ class _Outputs:
             )
         leaves = core.flatten(result)[0]
         wanted = spread(dims, result, f"{self.what}, out_dims", "the result")
-        pairs = zip(leaves, wanted)  # noqa: B905  # as above
+        pairs = zip(leaves, wanted, strict=True)
         return [dim for leaf, dim in pairs for _ in open_tensors(leaf, self.what)[0]]
 
     def give(self, found: Sequence[Tensor]) -> Any:

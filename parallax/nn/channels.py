@@ -117,7 +117,7 @@ class ChannelNorm(Module):
     ) -> tuple[Tensor, Tensor]:
         """The running statistics with a share of new ones."""
         running: Any = (self.running_mean, self.running_var)
-        pairs = zip(running, statistics)  # noqa: B905  # dynamo traces no strict=
+        pairs = zip(running, statistics, strict=True)
         one, two = [(1 - share) * old + share * new.to(old.dtype) for old, new in pairs]
         return one, two
 

@@ -196,8 +196,7 @@ class Recurrent(Module):
                 outputs.append(torch.stack(seen[::-1] if backwards else seen))
                 ends.append(state)
             x = torch.cat(outputs, -1) if directions > 1 else outputs[0]
-        # The loop, not zip(strict=True): dynamo traces this.
-        last = [torch.stack([end[i] for end in ends]) for i in range(len(states))]
+        last = [torch.stack(column) for column in zip(*ends, strict=True)]
         return x.transpose(0, 1) if self.batch_first else x, *last
 
     def _size(self, state: str) -> int:

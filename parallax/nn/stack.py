@@ -153,8 +153,10 @@ class Stack(Module):
             before.append(_taken(block)[0])
             after.append(_taken(changed)[0])
         _, paths = _taken(self.block)
-        for path, old, new in zip(paths, zip(*before), zip(*after)):  # noqa: B905  # dynamo traces no strict=
-            if any([one is not two for one, two in zip(old, new)]):  # noqa: B905  # as above
+        for path, old, new in zip(
+            paths, zip(*before, strict=True), zip(*after, strict=True), strict=True
+        ):
+            if any([one is not two for one, two in zip(old, new, strict=True)]):
                 _at(self.block, path).emit(**{path[-1]: torch.stack(new)})
         return value
 
@@ -164,7 +166,7 @@ class Stack(Module):
         build = partial(unflatten_module, structure)
         columns = [_unstacked(leaf, self.count) for leaf in stacked]
         leaves = [[column[k] for column in columns] for k in range(self.count)]
-        return list(zip(leaves, self._rngs())), build  # noqa: B905  # as above
+        return list(zip(leaves, self._rngs(), strict=True)), build
 
     def _rngs(self) -> list[Any]:
         """The rng of each block."""

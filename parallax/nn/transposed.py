@@ -41,7 +41,7 @@ def _cropped(
     """
     convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(stride) - 1]
     whole = convolve(input, weight, None, tuple(stride), 0, 0, groups, tuple(dilation))
-    ends = zip(reversed(padding), reversed(beyond))  # noqa: B905  # dynamo traces no strict=
+    ends = zip(reversed(padding), reversed(beyond), strict=True)
     out = F.pad(whole, [end for inside, more in ends for end in (-inside, more - inside)])
     return out if bias is None else out + bias.view(-1, *[1] * len(stride))
 

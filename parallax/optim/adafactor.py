@@ -78,7 +78,7 @@ class Adafactor(Optimizer):
 def _traced(at: Lists, h: Hyper, ages: list[Tensor]) -> Lists:
     """The kernel's numbers without reading any: it decides by numbers it takes off tensors."""
     row, column, whole = at["row_var"], at["col_var"], at["variance"]
-    for k, (param, age) in enumerate(zip(at.params, ages)):  # noqa: B905  # dynamo traces no strict=
+    for k, (param, age) in enumerate(zip(at.params, ages, strict=True)):
         wide = torch.promote_types(param.dtype, torch.float32)
         grad = -at.grads[k] if h["maximize"] else at.grads[k]
         eps = torch.finfo(param.dtype).eps if h["eps"][0] is None else h["eps"][0]

@@ -57,7 +57,9 @@ class Optimizer(Kernel):
         what = f"optim.{type(self).__name__}.init"
         leaves, part = _open_model(model, what)
         trainable = part.trainable
-        chosen = [k for k, (p, t) in enumerate(zip(leaves, trainable)) if t and p is not None]  # noqa: B905  # dynamo traces no strict=
+        chosen = [
+            k for k, (p, t) in enumerate(zip(leaves, trainable, strict=True)) if t and p is not None
+        ]
         if not chosen:
             raise ValueError(
                 f"{what}: {type(model).__name__} has nothing to train: it holds no Parameter that "
@@ -150,7 +152,7 @@ class Optimizer(Kernel):
         lists = [self._lists(row, given, made, moments, clocks) for row in plan.rows]
         try:
             with torch.set_grad_enabled(self._differentiable and torch.is_grad_enabled()):
-                for row, at in zip(plan.rows, lists):  # noqa: B905  # made of them; dynamo traces no strict=
+                for row, at in zip(plan.rows, lists, strict=True):
                     done = self._advance(at, self._hypers[row.group], old.step, donate)
                     put(made, row.members, done.params)
                     for name, column in done.moments.items():

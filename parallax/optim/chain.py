@@ -58,7 +58,7 @@ class Chain:
         check_donation("chain(...).step", donate)
         check_state("chain(...).step", state, Chained)
         states: list[Any] = []
-        for part, held in zip(self.transforms, state.parts):  # noqa: B905  # the last is the optimizer's
+        for part, held in zip(self.transforms, state.parts[:-1], strict=True):
             after = None
             if held is None:
                 grads = part(grads)

@@ -33,7 +33,7 @@ def gather(
         given = align(part, grads)
     except ValueError as error:
         raise ValueError(f"{what}: the gradients: {error}") from None
-    rows = enumerate(zip(leaves, given, part.trainable))  # noqa: B905  # aligned; dynamo traces no strict=
+    rows = enumerate(zip(leaves, given, part.trainable, strict=True))
     chosen = [k for k, (a, b, t) in rows if t and a is not None and b is not None]
     for k in chosen:
         _check_pair(what, model, k, leaves[k], given[k])

@@ -57,7 +57,7 @@ class Group(NamedTuple):
 
     def over(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """The hyper-parameters with this group's in their place."""
-        return {**hyper, **dict(zip(self.names, self.values))}  # noqa: B905  # dynamo traces no strict=
+        return {**hyper, **dict(zip(self.names, self.values, strict=True))}
 
     def flatten(self, values: Values) -> tuple[Any, ...]:
         """This group as a constant."""

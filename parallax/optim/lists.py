@@ -90,7 +90,9 @@ class Lists:
     def filled(self, fresh: Callable[[str, Tensor], Tensor | None]) -> Lists:
         """The same with new moments, where ``fresh`` makes any, for those that are missing."""
         moments = {
-            name: [fresh(name, p) if m is None else m for p, m in zip(self.params, column)]  # noqa: B905  # dynamo traces no strict=
+            name: [
+                fresh(name, p) if m is None else m for p, m in zip(self.params, column, strict=True)
+            ]
             for name, column in self.moments.items()
         }
         return self._with(self.params, self.grads, moments)
@@ -110,7 +112,7 @@ class Lists:
         ages = [self.clocks[k].to(wide, copy=True) for k in self.clock_of]
         if not how.capturable:
             return ages
-        return [age.to(p.device) for age, p in zip(ages, self.params)]  # noqa: B905  # as above
+        return [age.to(p.device) for age, p in zip(ages, self.params, strict=True)]
 
     def steps_after(self) -> list[Tensor]:
         """The age of each leaf after this step, for kernels that only read it."""
@@ -133,7 +135,7 @@ class Lists:
         else:
             left = iter(self._clone([t for column in columns for t in column if t is not None]))
             made = [[None if t is None else next(left) for t in column] for column in columns]
-        moments = dict(zip(self.moments, made[1:]))  # noqa: B905  # dynamo traces no strict=
+        moments = dict(zip(self.moments, made[1:], strict=True))
         return self._with(made[0], self.grads, moments)
 
     def plain(self) -> bool:
@@ -249,5 +251,5 @@ def put(column: list[Any], members: Sequence[int], values: list[Any]) -> None:
     if len(members) == len(column):
         column[:] = values
         return
-    for k, value in zip(members, values):  # noqa: B905  # dynamo traces no strict=
+    for k, value in zip(members, values, strict=True):
         column[k] = value

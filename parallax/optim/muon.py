@@ -64,7 +64,7 @@ class Muon(Optimizer):
         params, at.params = at.params, [torch.zeros_like(p) for p in at.params]
         at = _step(at, {**h, "lr": 1.0, "weight_decay": 0.0})
         keep = 1 - rate * h["weight_decay"]
-        at.params = [p * keep + rate * change for p, change in zip(params, at.params)]  # noqa: B905  # dynamo traces no strict=
+        at.params = [p * keep + rate * change for p, change in zip(params, at.params, strict=True)]
         return at
 
 

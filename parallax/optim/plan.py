@@ -70,7 +70,7 @@ class Plan:
         self._groups = groups
         own = [labels[k] if groups else 0 for k in chosen]
         self.rows = [
-            Row(group, [k for k, label in zip(chosen, own) if label == group], {})  # noqa: B905  # dynamo traces no strict=
+            Row(group, [k for k, label in zip(chosen, own, strict=True) if label == group], {})
             for group in sorted(set(own))
         ]
 

@@ -79,7 +79,7 @@ class Split:
         labels = grouping.labels(self.conditions, model, len(leaves), "optim.Split.init")
         states: list[Any] = []
         for number, opt in enumerate(self.optimizers):
-            mine = [p if k == number else None for p, k in zip(leaves, labels)]  # noqa: B905  # dynamo traces no strict=
+            mine = [p if k == number else None for p, k in zip(leaves, labels, strict=True)]
             if opt is None or all([leaf is None for leaf in mine]):
                 states.append(None)
             else:
@@ -108,11 +108,11 @@ class Split:
         leaves, part = flatten_module(model)
         given = gather("optim.Split.step", model, leaves, part, grads)[1]
         states: list[Any] = []
-        for number, (opt, held) in enumerate(zip(self.optimizers, state.states)):  # noqa: B905  # as above
+        for number, (opt, held) in enumerate(zip(self.optimizers, state.states, strict=True)):
             if held is None:
                 states.append(None)
                 continue
-            mine = [g if k == number else None for g, k in zip(given, state.labels)]  # noqa: B905  # as above
+            mine = [g if k == number else None for g, k in zip(given, state.labels, strict=True)]
             model, after = opt.step(model, unflatten_module(part, mine, None), held, donate=donate)
             states.append(after)
         return model, Splits(tuple(states), state.labels)

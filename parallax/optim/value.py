@@ -150,7 +150,7 @@ def _unflatten(recipe: Any, leaves: Any) -> Value:
     opt: Value = object.__new__(cls)
     values = grouping.Values(leaves)
     hyper: Hyper = {}
-    for name, mark in zip(cls.names, held):  # noqa: B905  # dynamo traces no strict=
+    for name, mark in zip(cls.names, held, strict=True):
         hyper[name] = values.give(mark)
         object.__setattr__(opt, name, hyper[name])
     groups = tuple([grouping.Group.unflatten(group, values) for group in others])

@@ -101,7 +101,7 @@ def parameter(value: Any, shape: Any, by: str) -> None:
 def broadcasts(value: Tensor, shape: Any, by: str) -> None:
     """Checks that a tensor broadcasts to a shape: every number has a draw of its own."""
     sizes = reversed(tuple(value.shape))
-    fits = all([a in (1, b) for a, b in zip(sizes, reversed(tuple(shape)))])  # noqa: B905  # the shape may be longer
+    fits = all([a in (1, b) for a, b in zip(sizes, reversed(tuple(shape)), strict=False)])
     if value.ndim > len(shape) or not fits:
         raise ValueError(
             f"{by}: a tensor of shape {tuple(value.shape)} does not broadcast to the shape "

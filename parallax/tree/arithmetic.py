@@ -215,7 +215,7 @@ def vdot(one: Any, two: Any) -> Tensor:
     """
     check_tree("tree.vdot", one, "one")
     _, found, (others,) = core.columns(one, [two])
-    pairs = [(a, b) for a, b in zip(found, others) if is_inexact(a) and b is not None]  # noqa: B905  # aligned; dynamo traces no strict=
+    pairs = [(a, b) for a, b in zip(found, others, strict=True) if is_inexact(a) and b is not None]
     left, right = [a for a, _ in pairs], [b for _, b in pairs]
     if _small(left) and _small(right) and _matching(left, right):
         return torch.vdot(kernels.flatten_dense(left), kernels.flatten_dense(right))
@@ -314,7 +314,7 @@ def _pairwise(
     if many and left and all(isinstance(b, Tensor) for b in right):
         made = many(left, right)
     if not made or _recorded(made):
-        made = [single(a, b) for a, b in zip(left, right)]  # noqa: B905  # dynamo traces no strict=
+        made = [single(a, b) for a, b in zip(left, right, strict=True)]
     return cast(T, _with(spec, found, chosen, made))
 
 
@@ -331,7 +331,7 @@ def _with(spec: core.TreeSpec, found: Sequence[Any], chosen: list[int], made: An
     """The tree with new values at the chosen leaves."""
     if len(chosen) < len(found):
         merged = list(found)
-        for k, leaf in zip(chosen, made):  # noqa: B905  # as above
+        for k, leaf in zip(chosen, made, strict=True):
             merged[k] = leaf
         made = merged
     return spec.build(made)

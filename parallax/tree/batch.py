@@ -53,9 +53,9 @@ def stack(trees: Iterable[T]) -> T:
         check_tree("tree.stack", member, "trees")
     spec, _, others = core.columns(members[0], members[1:])
     _check_notes(members)
-    columns = zip(core.with_paths(members[0]), *others)  # noqa: B905  # aligned; dynamo traces no strict=
+    columns = zip(core.with_paths(members[0]), *others, strict=True)
     leaves = [_stacked(path or "the root", [leaf, *column]) for (path, leaf), *column in columns]
-    all_rngs = zip(*[core.structure(member).rngs for member in members])  # noqa: B905  # as above
+    all_rngs = zip(*[core.structure(member).rngs for member in members], strict=True)
     rngs = tuple([random.stack_sources(rngs) for rngs in all_rngs])
     return cast(T, core.unflatten(core.TreeSpec(spec.outer, spec.parts, rngs), leaves))
 
@@ -91,7 +91,7 @@ def _check_notes(members: list[Any]) -> None:
         return
     one = Survey(members[0])
     for two in map(Survey, members[1:]):
-        for a, b in zip(one.chart.entries, two.chart.entries):  # noqa: B905  # of one skeleton
+        for a, b in zip(one.chart.entries, two.chart.entries, strict=True):
             if a.is_module:
                 ours, theirs = a.note.mode, b.note.mode
                 if ours != theirs:

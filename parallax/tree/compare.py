@@ -89,12 +89,12 @@ def _compare(one: Any, two: Any, same: Callable[[Tensor, Tensor], Tensor]) -> An
         spec, found, (others,) = core.columns(one, [two])
     except ValueError:
         return False
-    pairs = zip(spec.parts, core.structure(two).parts)  # noqa: B905  # aligned; dynamo traces no strict=
+    pairs = zip(spec.parts, core.structure(two).parts, strict=True)
     if any(core.expand_of(a) != core.expand_of(b) for a, b in pairs):
         return False  # equal, but not tied alike
     unknown = dynamo.is_compiling() or functorch.transform_active()
     verdicts: list[Tensor] = []
-    for a, b in zip(found, others):  # noqa: B905  # aligned; dynamo traces no strict=
+    for a, b in zip(found, others, strict=True):
         if _is_array(a) and _is_array(b):
             a, b = torch.tensor(a), torch.tensor(b)  # noqa: PLW2901  # as tensors of their own
         if isinstance(a, Tensor) and isinstance(b, Tensor):

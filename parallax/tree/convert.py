@@ -73,7 +73,7 @@ def _moved(tree: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     survey = Survey(tree)
     leaves = [
         leaf if entry.role == "key" else _move(leaf, device, dtype)
-        for entry, leaf in zip(survey.chart.first, survey.leaves)  # noqa: B905  # dynamo traces no strict=
+        for entry, leaf in zip(survey.chart.first, survey.leaves, strict=True)
     ]
     return core.unflatten(survey.spec, leaves)
 

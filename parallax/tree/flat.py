@@ -67,7 +67,7 @@ def ravel(tree: T) -> tuple[Tensor, Callable[[Tensor], T]]:
                 f"Give a vector such as tree.ravel returns beside this function"
             )
         leaves = list(found)
-        for k, piece in zip(chosen, torch.split(vector, sizes) if parts else ()):  # noqa: B905  # dynamo traces no strict=
+        for k, piece in zip(chosen, torch.split(vector, sizes) if parts else (), strict=True):
             like = found[k]
             leaves[k] = _cast(piece.reshape(like.shape), like.dtype)
         return cast(T, core.unflatten(spec, leaves))

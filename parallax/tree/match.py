@@ -41,7 +41,7 @@ def match(survey: Survey, what: Any) -> tuple[list[Entry], bool]:
     if callable(what) and not is_module(what):
         if _arity(what) == 1:
             return _by_lambda(survey, what)
-        pairs = zip(survey.chart.first, survey.leaves)  # noqa: B905  # dynamo traces no strict=
+        pairs = zip(survey.chart.first, survey.leaves, strict=True)
         found = [e for e, leaf in pairs if leaf is not None and what(e.path, leaf)]
         return found, False
     raise TypeError(
@@ -164,13 +164,15 @@ def _by_type(survey: Survey, cls: type) -> list[Entry]:
     if cls is Parameter or cls is Buffer:
         return survey.present(chart.remember(_of_role, cls.__name__.lower()))
     if issubclass(cls, Tensor):
-        return [e for e, leaf in zip(chart.first, survey.leaves) if isinstance(leaf, cls)]  # noqa: B905  # dynamo traces no strict=
+        return [
+            e for e, leaf in zip(chart.first, survey.leaves, strict=True) if isinstance(leaf, cls)
+        ]
     nodes = [entry for entry in chart.entries if entry.cls is not None]
     if hasattr(cls, "__layout__"):
         classes = {entry.cls for entry in nodes}  # few: ask each once
         meant = {c for c in classes if issubclass(c, cls)}
         return chart.distinct([entry for entry in nodes if entry.cls in meant])
-    pairs = zip(nodes, survey.values(nodes))  # noqa: B905  # dynamo traces no strict=
+    pairs = zip(nodes, survey.values(nodes), strict=True)
     found = [entry for entry, value in pairs if isinstance(value, cls)]
     around = [c for c in containers(survey.tree, survey) if isinstance(c.value, cls)]
     return chart.distinct(_in_order([*around, *found]) if around else found)
@@ -200,7 +202,9 @@ class _Marks:
         self.items: list[Any] = []
         marks: list[Entry | None] = list(chart.first)
         if leaves is not None:
-            marks = [None if held is None else mark for mark, held in zip(marks, leaves)]  # noqa: B905  # dynamo traces no strict=
+            marks = [
+                None if held is None else mark for mark, held in zip(marks, leaves, strict=True)
+            ]
         stop = 0
         for part in chart.parts:
             lone = core.TreeSpec(None, (part,), (None,))
@@ -325,7 +329,7 @@ def _by_marks(survey: Survey, where: Callable[[Any], Any]) -> tuple[list[Entry],
     nodes = [result] if single else list(result)
     if any([node is None for node in nodes]):  # which hole?
         told = _entries_of_marks(survey, where)
-        pairs = zip(nodes, told)  # noqa: B905  # dynamo traces no strict=
+        pairs = zip(nodes, told, strict=False)  # nothing may have been told
         nodes = [entry if node is None else node for node, entry in pairs]
     return survey.chart.distinct([_one(survey, n, marks.entry_of(n)) for n in nodes]), single
 
@@ -344,5 +348,5 @@ def _is(one: Any, two: Any) -> bool:
     """Whether two nodes are one object; dynamo knows that of tuples by their items only."""
     if isinstance(one, tuple):
         same_length = type(one) is type(two) and len(one) == len(two)
-        return same_length and all(_is(a, b) for a, b in zip(one, two))  # noqa: B905  # dynamo traces no strict=
+        return same_length and all(_is(a, b) for a, b in zip(one, two, strict=True))
     return one is two

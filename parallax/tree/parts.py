@@ -53,7 +53,7 @@ def partition(tree: T, *conditions: Any) -> tuple[T, ...]:
             part_of[index] = number
     parts = []
     for number in range(rest + 1):
-        pairs = zip(survey.leaves, part_of)  # noqa: B905  # one per leaf; dynamo traces no strict=
+        pairs = zip(survey.leaves, part_of, strict=True)
         parts.append(survey.spec.build([leaf if k == number else None for leaf, k in pairs]))
     return tuple(parts)
 
@@ -88,5 +88,5 @@ def combine(*trees: T) -> T:
             check_tree("tree.combine", tree, f"trees[{number}]")
     spec, found, others = core.columns(trees[0], trees[1:])
     for column in others:
-        found = [a if a is not None else b for a, b in zip(found, column)]  # noqa: B905  # aligned; dynamo traces no strict=
+        found = [a if a is not None else b for a, b in zip(found, column, strict=True)]
     return cast(T, spec.build(found))

@@ -189,12 +189,12 @@ class Selection(Generic[T]):
         survey = self._survey
         if self._only_leaves(values):
             leaves = list(survey.leaves)
-            for entry, value in zip(self._entries, values):  # noqa: B905  # dynamo traces no strict=
+            for entry, value in zip(self._entries, values, strict=True):
                 leaves[entry.leaf] = value
             if dynamo.is_compiling() or not _ties_anew(leaves, values):
                 return cast(T, survey.spec.build(leaves))
         self._check_apart()
-        pairs = zip(self._entries, values)  # noqa: B905  # as above
+        pairs = zip(self._entries, values, strict=True)
         edits = [
             (twin, value)
             for entry, value in pairs

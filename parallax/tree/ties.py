@@ -56,7 +56,7 @@ def _summed(ours: Sequence[int], places: list[Any], theirs: list[int]) -> list[A
     """Per unique leaf of ours the sum of the different leaves of theirs in its places."""
     sums: list[Any] = []
     counted: list[tuple[int, int]] = []
-    for index, value, source in zip(ours, places, theirs):  # noqa: B905  # dynamo traces no strict=
+    for index, value, source in zip(ours, places, theirs, strict=True):
         if index == len(sums):
             sums.append(value)
         elif value is not None and (index, source) not in counted:

@@ -48,7 +48,7 @@ class SequentialLR(Schedule):
     def at(self, t: Step) -> Any:
         """The rate."""
         rate = self.schedules[0](t)
-        for schedule, begin in zip(self.schedules[1:], self.milestones):  # noqa: B905  # dynamo traces no strict=
+        for schedule, begin in zip(self.schedules[1:], self.milestones, strict=True):
             rate = where(t >= begin, schedule(t - begin), rate)
         return rate
 
