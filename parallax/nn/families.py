@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from parallax.core.module import Module
-
-__all__ = ["complete", "shown_as"]
+__all__ = ["complete", "completed", "shown_as"]
 
 _HEADING = re.compile(r"^(Args|Attributes|Shape|Raises|Source|Example):", re.MULTILINE)
 _ENTRY = re.compile(r"^(?=    [^ ])", re.MULTILINE)
@@ -26,59 +25,62 @@ _ENTRY = re.compile(r"^(?=    [^ ])", re.MULTILINE)
 _DTYPE = "    dtype: of the parameters; by default torch's default dtype.\n"
 _IMPORTS = "\n    >>> import torch\n    >>> from parallax import nn"
 
+_PLACES = ("{n}", "{one}", "{L}", "{two}", "{sides}")
 _WORDS = {
-    1: {"n": "1", "one": "one", "L": "L", "two": "two", "sides": "before and after"},
-    2: {
-        "n": "2",
-        "one": "two",
-        "L": "H, W",
-        "two": "four",
-        "sides": "left, right, above and below",
-    },
-    3: {
-        "n": "3",
-        "one": "three",
-        "L": "D, H, W",
-        "two": "six",
-        "sides": "left, right, above, below, in front and behind",
-    },
+    0: (),
+    1: ("1", "one", "L", "two", "before and after"),
+    2: ("2", "two", "H, W", "four", "left, right, above and below"),
+    3: ("3", "three", "D, H, W", "six", "left, right, above, below, in front and behind"),
 }
-"""What stands for ``{n}`` and so on in the docstring of a family, by the number of dimensions."""
+"""What stands in these places of a family's docstring, by the number of dimensions."""
 
 
 def complete(layer: Any) -> None:
     """Gives a layer the whole docstring: what it says, and what the classes above it say.
 
-    Each entry of a section (an argument, an input, an exception) comes from the class itself, or
-    else from the nearest class that has it; so does the source. Arguments are those of the
-    constructor, in its order. Of a family's text all but the first sentence counts. The example is
-    the layer's own, after the imports that all examples begin with.
-
     Args:
         layer: the class. Under ``python -OO`` it has no docstring, and gets none.
     """
-    if layer.__doc__ is None:
-        return
-    above = [base for base in layer.__mro__[1:] if issubclass(base, Module) and base is not Module]
-    docs = [_sections(cls.__doc__) for cls in (layer, *above) if cls.__doc__]
-    texts = [docs[0][""], *[doc[""].partition("\n\n")[2] for doc in docs[1:]]]
+    above = [base for base in layer.__mro__[1:] if base.__module__.startswith("parallax.nn.")]
+    docs = [cls.__doc__ for cls in (layer, *above) if cls.__doc__]
+    parameters = inspect.signature(layer).parameters.values()
+    # As they are written: ``*args``, without annotations and defaults.
+    arguments = [str(p.replace(annotation=p.empty, default=p.empty)) for p in parameters]
+    if layer.__doc__:
+        layer.__doc__ = completed(docs, arguments, getattr(layer, "dims", 0))
+
+
+def completed(docs: Sequence[str], arguments: Sequence[str], dims: int) -> str:
+    """A docstring that says what those of several classes say.
+
+    Each entry of a section (an argument, an input, an exception) comes from the class itself, or
+    else from the nearest class that has it; so does the source. Of a family's text all but the
+    first sentence counts. The example is the layer's own, after the imports that all begin with.
+
+    Args:
+        docs: the docstring of a layer, and those of the classes above it, the nearest first.
+        arguments: what the constructor takes, in order.
+        dims: the number of spatial dimensions; 0 if the family does not speak of them.
+    """
+    found = [_sections(doc) for doc in docs]
+    texts = [found[0][""], *[sections[""].partition("\n\n")[2] for sections in found[1:]]]
     parts = [text for text in texts if text]
     for name in ("Args", "Attributes", "Shape", "Raises"):
-        entries: dict[str, str] = {}
-        for doc in reversed(docs):
-            entries |= _entries(doc.get(name, ""))
+        entries = {"dtype": _DTYPE} if name == "Args" else {}
+        for sections in reversed(found):
+            entries |= _entries(sections.get(name, ""))
         if name == "Args":
-            entries = _in_order(entries, layer)
+            entries = {name: entries[name] for name in arguments if name in entries}
         if "- output" in entries:
             entries["- output"] = entries.pop("- output")
         if entries:
             parts.append(f"{name}:\n" + "".join(entries.values()).rstrip())
-    parts += [f"Source:{doc['Source']}" for doc in docs if "Source" in doc][:1]
-    parts += [f"Example:{_IMPORTS}{doc['Example']}" for doc in docs[:1] if "Example" in doc]
+    parts += [f"Source:{sections['Source']}" for sections in found if "Source" in sections][:1]
+    parts += [f"Example:{_IMPORTS}{own['Example']}" for own in found[:1] if "Example" in own]
     whole = "\n\n".join(parts)
-    for token, word in _WORDS.get(getattr(layer, "dims", 0), {}).items():
-        whole = whole.replace(f"{{{token}}}", word)
-    layer.__doc__ = whole
+    for place, word in zip(_PLACES, _WORDS[dims], strict=False):
+        whole = whole.replace(place, word)
+    return whole
 
 
 def _sections(doc: str) -> dict[str, str]:
@@ -92,15 +94,6 @@ def _entries(section: str) -> dict[str, str]:
     """The entries of a section, by their names."""
     entries = _ENTRY.split(section + "\n")[1:]
     return {entry.partition(":")[0].strip(): entry for entry in entries}
-
-
-def _in_order(entries: dict[str, str], layer: Any) -> dict[str, str]:
-    """The entries of the arguments that a layer takes."""
-    parameters = inspect.signature(layer).parameters.values()
-    # As they are written: ``*args``, without annotations and defaults.
-    plain = [p.replace(annotation=p.empty, default=p.empty) for p in parameters]
-    entries = {"dtype": _DTYPE, **entries}
-    return {name: entries[name] for name in map(str, plain) if name in entries}
 
 
 def shown_as(layer: type[Any]) -> Any:
