@@ -1,291 +1,53 @@
-"""Layers of transformers, as in "Attention Is All You Need"."""
+"""Encoders and decoders: the layers of transformers, one after the other."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.core.arguments import check_flags, check_module, shown
+from parallax.core.arguments import check_module
 from parallax.core.module import Module
-from parallax.nn.arguments import between, positive
-from parallax.nn.attention import MultiheadAttention
-from parallax.nn.dropout import Dropout
-from parallax.nn.families import shown_as
-from parallax.nn.linear import Linear
-from parallax.nn.normalization import LayerNorm
-from parallax.nn.refusal import refuse
+from parallax.nn.arguments import positive
 
-__all__ = [
-    "TransformerDecoder",
-    "TransformerDecoderLayer",
-    "TransformerEncoder",
-    "TransformerEncoderLayer",
-]
-
-Activation = str | Callable[[Tensor], Tensor]
-_BY_NAME: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+__all__ = ["TransformerDecoder", "TransformerEncoder"]
 
 
-class TransformerEncoderLayer(Module):
-    """Self-attention and two affine maps, each with a residual connection and a norm.
+class _Stacked(Module):
+    """What encoders and decoders share.
 
     Args:
-        d_model: the size of the input.
-        nhead: how many heads attend.
-        dim_feedforward: the size between the affine maps.
-        dropout: the probability with which a number is dropped in mode ``"train"``.
-        activation: between the affine maps: ``"relu"``, ``"gelu"``, a function or a module.
-        layer_norm_eps: is added to the variance in the norms.
-        batch_first: whether the batch comes before the sequence.
-        norm_first: whether the norms come before attention and maps, or after the addition.
-        bias: whether maps and norms add a bias.
-
-    Shape:
-        - src: ``(S, N, d_model)``; with ``batch_first`` ``(N, S, d_model)``; or without ``N``
-        - output: as the input
+        num_layers: how many.
+        norm: what comes last, such as ``LayerNorm(d_model)``.
 
     Raises:
-        TypeError: if a size is no int.
-        ValueError: if a size is not positive, ``d_model`` cannot be divided among the heads, the
-            activation has another name, or the input another shape.
-
-    Source: A. Vaswani et al., "Attention Is All You Need", 2017, section 3.1; for ``norm_first``
-    R. Xiong et al., "On Layer Normalization in the Transformer Architecture", 2020.
-
-    Example:
-        >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).initialize(0).eval()
-        >>> layer(torch.ones(5, 3, 8)).shape
-        torch.Size([5, 3, 8])
+        TypeError: if the layer is no module, or ``num_layers`` no int.
+        ValueError: if ``num_layers`` is not positive.
     """
 
-    self_attn: MultiheadAttention
-    linear1: Linear
-    dropout: Dropout
-    linear2: Linear
-    norm1: LayerNorm
-    norm2: LayerNorm
-    dropout1: Dropout
-    dropout2: Dropout
-    activation: Module | Callable[..., Any]
-    norm_first: bool
+    layers: tuple[Module, ...]
+    norm: Module | None
 
-    def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
-        activation: Activation = F.relu,
-        layer_norm_eps: float = 1e-5,
-        batch_first: bool = False,
-        norm_first: bool = False,
-        bias: bool = True,
-        *,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, argument: str, layer: Any, num_layers: int, norm: Module | None) -> None:
         super().__init__()
         name = type(self).__name__
-        _check_arguments(name, d_model, nhead, dim_feedforward, dropout)
-        check_flags(name, batch_first=batch_first, norm_first=norm_first, bias=bias)
-        self.self_attn = MultiheadAttention(
-            d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype
-        )
-        self.linear1 = Linear(d_model, dim_feedforward, bias, dtype=dtype)
-        self.dropout = Dropout(dropout)
-        self.linear2 = Linear(dim_feedforward, d_model, bias, dtype=dtype)
-        self.norm1 = LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=dtype)
-        self.norm2 = LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=dtype)
-        self.dropout1 = Dropout(dropout)
-        self.dropout2 = Dropout(dropout)
-        self.activation = _activation(name, activation)
-        self.norm_first = norm_first
-
-    def forward(
-        self,
-        src: Tensor,
-        src_mask: Tensor | None = None,
-        src_key_padding_mask: Tensor | None = None,
-        is_causal: bool = False,
-    ) -> Tensor:
-        """Attend, and map.
-
-        Args:
-            src: the sequence.
-            src_mask: see ``attn_mask`` of ``MultiheadAttention``.
-            src_key_padding_mask: see ``key_padding_mask`` there.
-            is_causal: nobody sees what comes later; ``src_mask`` need not be given then.
-        """
-        _check_sequence(self, src, "src")
-        if self.norm_first:
-            x = self.norm1(src)
-            out = self.self_attn(x, x, x, src_key_padding_mask, False, src_mask, False, is_causal)
-            src = src + self.dropout1(out[0])
-            x = self.dropout(self.activation(self.linear1(self.norm2(src))))
-            mapped: Tensor = src + self.dropout2(self.linear2(x))
-            return mapped
-        out = self.self_attn(src, src, src, src_key_padding_mask, False, src_mask, False, is_causal)
-        src = self.norm1(src + self.dropout1(out[0]))
-        x = self.linear2(self.dropout(self.activation(self.linear1(src))))
-        output: Tensor = self.norm2(src + self.dropout2(x))
-        return output
-
-    extra_repr = shown_as(torch.nn.TransformerEncoderLayer)
-
-    def __shown__(self) -> list[tuple[str, Any]]:
-        return _shown(self)
+        check_module(name, layer, argument)
+        positive(name, num_layers=num_layers)
+        # Copies that share nothing, so that each is initialized for itself.
+        self.layers = tuple([copy.deepcopy(layer) for _ in range(num_layers)])
+        self.norm = norm
 
 
-class TransformerDecoderLayer(Module):
-    """Self-attention, attention to a memory and two affine maps, each with a residual and a norm.
-
-    Args:
-        d_model: the size of the input and of the memory.
-        nhead: how many heads attend.
-        dim_feedforward: the size between the affine maps.
-        dropout: the probability with which a number is dropped in mode ``"train"``.
-        activation: between the affine maps: ``"relu"``, ``"gelu"``, a function or a module.
-        layer_norm_eps: is added to the variance in the norms.
-        batch_first: whether the batch comes before the sequence.
-        norm_first: whether the norms come before attention and maps, or after the addition.
-        bias: whether maps and norms add a bias.
-
-    Shape:
-        - tgt: ``(T, N, d_model)``, memory: ``(S, N, d_model)``; with ``batch_first``
-          ``(N, T, d_model)`` and so on; or both without ``N``
-        - output: as ``tgt``
-
-    Raises:
-        TypeError: if a size is no int.
-        ValueError: if a size is not positive, ``d_model`` cannot be divided among the heads, the
-            activation has another name, or an input another shape.
-
-    Source: A. Vaswani et al., "Attention Is All You Need", 2017, section 3.1; for ``norm_first``
-    R. Xiong et al., "On Layer Normalization in the Transformer Architecture", 2020.
-
-    Example:
-        >>> layer = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True).initialize(0).eval()
-        >>> layer(torch.ones(5, 3, 8), torch.ones(5, 4, 8)).shape
-        torch.Size([5, 3, 8])
-    """
-
-    self_attn: MultiheadAttention
-    multihead_attn: MultiheadAttention
-    linear1: Linear
-    dropout: Dropout
-    linear2: Linear
-    norm1: LayerNorm
-    norm2: LayerNorm
-    norm3: LayerNorm
-    dropout1: Dropout
-    dropout2: Dropout
-    dropout3: Dropout
-    activation: Module | Callable[..., Any]
-    norm_first: bool
-
-    def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
-        activation: Activation = F.relu,
-        layer_norm_eps: float = 1e-5,
-        batch_first: bool = False,
-        norm_first: bool = False,
-        bias: bool = True,
-        *,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        name = type(self).__name__
-        _check_arguments(name, d_model, nhead, dim_feedforward, dropout)
-        check_flags(name, batch_first=batch_first, norm_first=norm_first, bias=bias)
-        self.self_attn = MultiheadAttention(
-            d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype
-        )
-        self.multihead_attn = MultiheadAttention(
-            d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype
-        )
-        self.linear1 = Linear(d_model, dim_feedforward, bias, dtype=dtype)
-        self.dropout = Dropout(dropout)
-        self.linear2 = Linear(dim_feedforward, d_model, bias, dtype=dtype)
-        self.norm1 = LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=dtype)
-        self.norm2 = LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=dtype)
-        self.norm3 = LayerNorm(d_model, layer_norm_eps, bias=bias, dtype=dtype)
-        self.dropout1 = Dropout(dropout)
-        self.dropout2 = Dropout(dropout)
-        self.dropout3 = Dropout(dropout)
-        self.activation = _activation(name, activation)
-        self.norm_first = norm_first
-
-    def forward(
-        self,
-        tgt: Tensor,
-        memory: Tensor,
-        tgt_mask: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        tgt_key_padding_mask: Tensor | None = None,
-        memory_key_padding_mask: Tensor | None = None,
-        tgt_is_causal: bool = False,
-        memory_is_causal: bool = False,
-    ) -> Tensor:
-        """Attend to the sequence itself, then to the memory, and map.
-
-        Args:
-            tgt: the sequence.
-            memory: what an encoder made of another.
-            tgt_mask: see ``attn_mask`` of ``MultiheadAttention``.
-            memory_mask: likewise, of the attention to the memory.
-            tgt_key_padding_mask: see ``key_padding_mask`` there.
-            memory_key_padding_mask: likewise, of the memory.
-            tgt_is_causal: nobody sees what comes later; ``tgt_mask`` need not be given then.
-            memory_is_causal: likewise, of the memory.
-        """
-        _check_sequence(self, tgt, "tgt")
-        _check_sequence(self, memory, "memory")
-        own = tgt_key_padding_mask, False, tgt_mask, False, tgt_is_causal
-        other = memory_key_padding_mask, False, memory_mask, False, memory_is_causal
-        if self.norm_first:
-            x = self.norm1(tgt)
-            tgt = tgt + self.dropout1(self.self_attn(x, x, x, *own)[0])
-            x = self.norm2(tgt)
-            tgt = tgt + self.dropout2(self.multihead_attn(x, memory, memory, *other)[0])
-            x = self.dropout(self.activation(self.linear1(self.norm3(tgt))))
-            mapped: Tensor = tgt + self.dropout3(self.linear2(x))
-            return mapped
-        tgt = self.norm1(tgt + self.dropout1(self.self_attn(tgt, tgt, tgt, *own)[0]))
-        x = self.multihead_attn(tgt, memory, memory, *other)[0]
-        tgt = self.norm2(tgt + self.dropout2(x))
-        x = self.linear2(self.dropout(self.activation(self.linear1(tgt))))
-        output: Tensor = self.norm3(tgt + self.dropout3(x))
-        return output
-
-    extra_repr = shown_as(torch.nn.TransformerDecoderLayer)
-
-    def __shown__(self) -> list[tuple[str, Any]]:
-        return _shown(self)
-
-
-class TransformerEncoder(Module):
+class TransformerEncoder(_Stacked):
     """Encoder layers, one after the other.
 
     Args:
         encoder_layer: a layer that is not initialized: each of the layers gets values of its own.
-        num_layers: how many.
-        norm: what comes last, such as ``LayerNorm(d_model)``.
 
     Shape:
         - src: as of the layer
         - output: as the input
-
-    Raises:
-        TypeError: if ``encoder_layer`` is no module, or ``num_layers`` no int.
-        ValueError: if ``num_layers`` is not positive.
 
     Example:
         >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -294,13 +56,8 @@ class TransformerEncoder(Module):
         torch.Size([5, 3, 8])
     """
 
-    layers: tuple[Module, ...]
-    norm: Module | None
-
     def __init__(self, encoder_layer: Module, num_layers: int, norm: Module | None = None) -> None:
-        super().__init__()
-        self.layers = _copies("TransformerEncoder", "encoder_layer", encoder_layer, num_layers)
-        self.norm = norm
+        super().__init__("encoder_layer", encoder_layer, num_layers, norm)
 
     def forward(
         self,
@@ -315,21 +72,15 @@ class TransformerEncoder(Module):
         return src if self.norm is None else self.norm(src)
 
 
-class TransformerDecoder(Module):
+class TransformerDecoder(_Stacked):
     """Decoder layers, one after the other, all attending to one memory.
 
     Args:
         decoder_layer: a layer that is not initialized: each of the layers gets values of its own.
-        num_layers: how many.
-        norm: what comes last, such as ``LayerNorm(d_model)``.
 
     Shape:
         - tgt, memory: as of the layer
         - output: as ``tgt``
-
-    Raises:
-        TypeError: if ``decoder_layer`` is no module, or ``num_layers`` no int.
-        ValueError: if ``num_layers`` is not positive.
 
     Example:
         >>> layer = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)
@@ -338,13 +89,8 @@ class TransformerDecoder(Module):
         torch.Size([5, 3, 8])
     """
 
-    layers: tuple[Module, ...]
-    norm: Module | None
-
     def __init__(self, decoder_layer: Module, num_layers: int, norm: Module | None = None) -> None:
-        super().__init__()
-        self.layers = _copies("TransformerDecoder", "decoder_layer", decoder_layer, num_layers)
-        self.norm = norm
+        super().__init__("decoder_layer", decoder_layer, num_layers, norm)
 
     def forward(
         self,
@@ -365,53 +111,3 @@ class TransformerDecoder(Module):
         for layer in self.layers:
             tgt = layer(tgt, memory, *rest)
         return tgt if self.norm is None else self.norm(tgt)
-
-
-def _check_arguments(
-    name: str, d_model: int, nhead: int, dim_feedforward: int, dropout: float
-) -> None:
-    positive(name, d_model=d_model, nhead=nhead, dim_feedforward=dim_feedforward)
-    between(name, 0, 1, dropout=dropout)
-    if d_model % nhead:
-        raise ValueError(f"{name}: d_model={d_model} cannot be divided among nhead={nhead}")
-
-
-def _check_sequence(layer: Any, value: Any, name: str) -> None:
-    """Raises unless a value is a sequence that the layer takes."""
-    attention: MultiheadAttention = layer.self_attn
-    size = attention.embed_dim
-    if not isinstance(value, Tensor) or value.dim() not in (2, 3) or value.shape[-1] != size:
-        letter = "T" if name == "tgt" else "S"
-        order = f"N, {letter}" if attention.batch_first else f"{letter}, N"
-        refuse(layer, f"({order}, {size}) or ({letter}, {size})", value, name)
-
-
-def _activation(name: str, given: Any) -> Any:
-    if isinstance(given, str):
-        if given not in _BY_NAME:
-            raise ValueError(
-                f"{name}(activation=): expected 'relu', 'gelu', a function or a module, "
-                f"got {shown(given)}. Write activation='gelu'"
-            )
-        return _BY_NAME[given]
-    if not callable(given) or isinstance(given, (type, torch.nn.Module)):
-        raise TypeError(
-            f"{name}(activation=): expected 'relu', 'gelu', a function or a parallax.Module, "
-            f"got {shown(given)}. Write activation='gelu'"
-        )
-    return given
-
-
-def _copies(name: str, argument: str, layer: Any, count: int) -> tuple[Module, ...]:
-    """Copies that share nothing, so that each is initialized for itself."""
-    check_module(name, layer, argument)
-    positive(name, num_layers=count)
-    return tuple([copy.deepcopy(layer) for _ in range(count)])
-
-
-def _shown(layer: Module) -> list[tuple[str, Any]]:
-    """The children that torch shows: a function between the maps is none."""
-    names = [name for name in type(layer).__layout__.children if name != "activation"]
-    shown = [(name, getattr(layer, name)) for name in names]
-    activation: Any = layer.activation  # type: ignore[attr-defined]  # of both classes above
-    return [*shown, ("activation", activation)] if isinstance(activation, Module) else shown
