@@ -9,25 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax._compat.gradients import WhereRecorded
-from parallax.core.module import Module
 from parallax.nn.arguments import between, one_of
+from parallax.nn.elementwise import Elementwise
 from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import require_tensor
 
 __all__ = [
-    "GELU",
-    "Hardsigmoid",
-    "Hardswish",
-    "Hardtanh",
-    "LogSigmoid",
-    "Mish",
-    "SiLU",
-    "Sigmoid",
-    "Softplus",
-    "Softsign",
-    "Tanh",
-]
+    "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LogSigmoid", "Mish", "SiLU", "Sigmoid",
+    "Softplus", "Softsign", "Tanh",
+]  # fmt: skip
 
 
 def _hardsigmoid(input: Tensor) -> Tensor:
@@ -40,11 +31,8 @@ _hardsigmoid_watched = WhereRecorded(
 ).watch
 
 
-class Sigmoid(Module):
+class Sigmoid(Elementwise):
     """Each number between zero and one: :math:`1 / (1 + e^{-x})`.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Example:
         >>> nn.Sigmoid()(torch.tensor([-2.0, 0.0, 2.0]))
@@ -60,11 +48,8 @@ class Sigmoid(Module):
             raise
 
 
-class Hardsigmoid(Module):
+class Hardsigmoid(Elementwise):
     r"""A ``Sigmoid`` of straight lines: :math:`\min(\max(0, x / 6 + 1 / 2), 1)`.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Example:
         >>> nn.Hardsigmoid()(torch.tensor([-4.0, 0.0, 4.0]))
@@ -84,11 +69,8 @@ class Hardsigmoid(Module):
             raise
 
 
-class LogSigmoid(Module):
+class LogSigmoid(Elementwise):
     r"""The logarithm of the ``Sigmoid``: :math:`-\log(1 + e^{-x})`.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Example:
         >>> nn.LogSigmoid()(torch.tensor([-2.0, 0.0, 2.0]))
@@ -104,11 +86,8 @@ class LogSigmoid(Module):
             raise
 
 
-class Tanh(Module):
+class Tanh(Elementwise):
     r"""Each number between minus one and one: :math:`\tanh x`.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Example:
         >>> nn.Tanh()(torch.tensor([-2.0, 0.0, 2.0]))
@@ -124,15 +103,12 @@ class Tanh(Module):
             raise
 
 
-class Hardtanh(Module):
+class Hardtanh(Elementwise):
     r"""Each number between two bounds: :math:`\min(\max(min\_val, x), max\_val)`.
 
     Args:
         min_val: the lower bound.
         max_val: the upper bound.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if a bound is no number.
@@ -167,11 +143,8 @@ class Hardtanh(Module):
         return f"min_val={self.min_val}, max_val={self.max_val}"
 
 
-class SiLU(Module):
+class SiLU(Elementwise):
     """Each number times its sigmoid: :math:`x / (1 + e^{-x})`, also called swish.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Source: D. Hendrycks, K. Gimpel, "Gaussian Error Linear Units", 2016.
 
@@ -189,11 +162,8 @@ class SiLU(Module):
             raise
 
 
-class Mish(Module):
+class Mish(Elementwise):
     r"""Each number times the tanh of its softplus: :math:`x \tanh(\log(1 + e^x))`.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Source: D. Misra, "Mish: A Self Regularized Non-Monotonic Activation Function", 2020.
 
@@ -211,11 +181,8 @@ class Mish(Module):
             raise
 
 
-class Hardswish(Module):
+class Hardswish(Elementwise):
     """Each number times its ``Hardsigmoid``: a ``SiLU`` of straight lines and a parabola.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Source: A. Howard and others, "Searching for MobileNetV3", 2019.
 
@@ -233,14 +200,11 @@ class Hardswish(Module):
             raise
 
 
-class GELU(Module):
+class GELU(Elementwise):
     r"""Each number times the normal distribution's share below it: :math:`x \Phi(x)`.
 
     Args:
         approximate: ``"none"``, or ``"tanh"`` for a formula with a tanh that is close to it.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Raises:
         ValueError: if ``approximate`` is neither.
@@ -270,15 +234,12 @@ class GELU(Module):
     extra_repr = shown_as(torch.nn.GELU)
 
 
-class Softplus(Module):
+class Softplus(Elementwise):
     r"""A smooth ``ReLU``: :math:`\log(1 + e^{\beta x}) / \beta`.
 
     Args:
         beta: how sharp the bend is.
         threshold: where :math:`\beta x` exceeds it, a number stays as it is.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if an argument is no number.
@@ -311,11 +272,8 @@ class Softplus(Module):
     extra_repr = shown_as(torch.nn.Softplus)
 
 
-class Softsign(Module):
+class Softsign(Elementwise):
     """Each number between minus one and one: :math:`x / (1 + |x|)`.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Example:
         >>> nn.Softsign()(torch.tensor([-2.0, 0.0, 2.0]))

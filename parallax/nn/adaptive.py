@@ -16,13 +16,9 @@ from parallax.nn.refusal import name_in
 from parallax.nn.spatial import Spatial
 
 __all__ = [
-    "AdaptiveAvgPool1d",
-    "AdaptiveAvgPool2d",
-    "AdaptiveAvgPool3d",
-    "AdaptiveMaxPool1d",
-    "AdaptiveMaxPool2d",
-    "AdaptiveMaxPool3d",
-]
+    "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d", "AdaptiveMaxPool3d",
+]  # fmt: skip
 
 OutputSize = int | tuple[int | None, ...]
 """One size for every dimension, or one for each, ``None`` being that of the input."""

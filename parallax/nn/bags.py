@@ -124,10 +124,7 @@ class EmbeddingBag(Table):
         )
 
     def forward(
-        self,
-        input: Tensor,
-        offsets: Tensor | None = None,
-        per_sample_weights: Tensor | None = None,
+        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         """Look up rows and reduce those of each bag."""
         weight = self.weight if self.max_norm is None else self._within_norm(self.weight)

@@ -17,11 +17,7 @@ _LOW = frozenset([torch.bfloat16, torch.float16])
 
 
 def normalised(
-    input: Tensor,
-    dims: tuple[int, ...],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
+    input: Tensor, dims: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the kernels of layer and batch norm compute, with derivatives of every order.
 

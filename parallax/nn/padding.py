@@ -14,14 +14,8 @@ from parallax.nn.refusal import name_in, refuse
 from parallax.nn.spatial import AXES, Spatial
 
 __all__ = [
-    "ConstantPad1d",
-    "ConstantPad2d",
-    "ConstantPad3d",
-    "Pad",
-    "ZeroPad1d",
-    "ZeroPad2d",
-    "ZeroPad3d",
-]
+    "ConstantPad1d", "ConstantPad2d", "ConstantPad3d", "Pad", "ZeroPad1d", "ZeroPad2d", "ZeroPad3d",
+]  # fmt: skip
 
 
 class Pad(Spatial):

@@ -15,27 +15,15 @@ from parallax import random
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import between, positive
+from parallax.nn.elementwise import Elementwise
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import refuse, require_tensor
 
-__all__ = [
-    "CELU",
-    "ELU",
-    "SELU",
-    "LeakyReLU",
-    "PReLU",
-    "RReLU",
-    "ReLU",
-    "ReLU6",
-    "Threshold",
-]
+__all__ = ["CELU", "ELU", "SELU", "LeakyReLU", "PReLU", "RReLU", "ReLU", "ReLU6", "Threshold"]
 
 
-class ReLU(Module):
+class ReLU(Elementwise):
     r"""The larger of each number and zero: :math:`\max(0, x)`.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Source: V. Nair, G. Hinton, "Rectified Linear Units Improve RBMs", ICML 2010.
 
@@ -53,11 +41,8 @@ class ReLU(Module):
             raise
 
 
-class ReLU6(Module):
+class ReLU6(Elementwise):
     r"""Each number between zero and six: :math:`\min(\max(0, x), 6)`.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Source: A. Krizhevsky, "Convolutional Deep Belief Networks on CIFAR-10", 2010.
 
@@ -75,14 +60,11 @@ class ReLU6(Module):
             raise
 
 
-class LeakyReLU(Module):
+class LeakyReLU(Elementwise):
     """Positive numbers as they are, the others times a small slope.
 
     Args:
         negative_slope: what numbers below zero are multiplied with.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if the slope is no number.
@@ -114,14 +96,11 @@ class LeakyReLU(Module):
         return f"negative_slope={self.negative_slope}"
 
 
-class ELU(Module):
+class ELU(Elementwise):
     r"""Positive numbers as they are, the others :math:`\alpha (e^x - 1)`.
 
     Args:
         alpha: minus the limit for very negative numbers.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if alpha is no number.
@@ -153,14 +132,11 @@ class ELU(Module):
         return f"alpha={self.alpha}"
 
 
-class CELU(Module):
+class CELU(Elementwise):
     r"""Positive numbers as they are, the others :math:`\alpha (e^{x / \alpha} - 1)`.
 
     Args:
         alpha: minus the limit for very negative numbers.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if alpha is no number.
@@ -195,14 +171,11 @@ class CELU(Module):
         return f"alpha={self.alpha}"
 
 
-class SELU(Module):
+class SELU(Elementwise):
     r"""A scaled ``ELU`` that keeps mean zero and variance one from layer to layer.
 
     :math:`s \cdot (\max(0, x) + \min(0, \alpha (e^x - 1)))` with :math:`s = 1.0507...` and
     :math:`\alpha = 1.6732...`
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Source: G. Klambauer and others, "Self-Normalizing Neural Networks", 2017.
 
@@ -220,15 +193,12 @@ class SELU(Module):
             raise
 
 
-class Threshold(Module):
+class Threshold(Elementwise):
     """Numbers above a threshold as they are, and a value in the place of the others.
 
     Args:
         threshold: what numbers must exceed to stay.
         value: what stands in the place of those that do not.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if an argument is no number.
@@ -315,7 +285,7 @@ class PReLU(Module):
     extra_repr = shown_as(torch.nn.PReLU)
 
 
-class RReLU(Module):
+class RReLU(Elementwise):
     """Positive numbers as they are, the others times a slope that is drawn for each of them.
 
     In mode ``"train"`` the slopes are uniform between the bounds and depend on ``self.rng`` alone;
@@ -324,9 +294,6 @@ class RReLU(Module):
     Args:
         lower: the least slope.
         upper: the greatest slope.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if a bound is no number.

@@ -14,13 +14,7 @@ from parallax.nn.arguments import integer, is_int, positive
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import refuse
 
-__all__ = [
-    "ChannelShuffle",
-    "Flatten",
-    "PixelShuffle",
-    "PixelUnshuffle",
-    "Unflatten",
-]
+__all__ = ["ChannelShuffle", "Flatten", "PixelShuffle", "PixelUnshuffle", "Unflatten"]
 
 
 class Flatten(Module):

@@ -8,26 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.core.module import Module
 from parallax.nn.arguments import between
+from parallax.nn.elementwise import Elementwise
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import require_tensor
 
-__all__ = [
-    "Hardshrink",
-    "Softshrink",
-    "Tanhshrink",
-]
+__all__ = ["Hardshrink", "Softshrink", "Tanhshrink"]
 
 
-class Hardshrink(Module):
+class Hardshrink(Elementwise):
     """Numbers farther from zero than a bound as they are, the others zero.
 
     Args:
         lambd: the bound.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if the bound is no number.
@@ -55,14 +48,11 @@ class Hardshrink(Module):
     extra_repr = shown_as(torch.nn.Hardshrink)
 
 
-class Softshrink(Module):
+class Softshrink(Elementwise):
     """Each number moved towards zero by a bound, and zero where it is within it.
 
     Args:
         lambd: the bound, not negative.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Raises:
         TypeError: if the bound is no number.
@@ -91,11 +81,8 @@ class Softshrink(Module):
     extra_repr = shown_as(torch.nn.Softshrink)
 
 
-class Tanhshrink(Module):
+class Tanhshrink(Elementwise):
     r"""Each number minus its tanh: :math:`x - \tanh x`.
-
-    Shape:
-        - input, output: ``(*)``, any shape
 
     Example:
         >>> nn.Tanhshrink()(torch.tensor([-2.0, 0.0, 2.0]))

@@ -14,13 +14,7 @@ from parallax.nn.exactness import derived_forward
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import refuse, where
 
-__all__ = [
-    "GLU",
-    "LogSoftmax",
-    "Softmax",
-    "Softmax2d",
-    "Softmin",
-]
+__all__ = ["GLU", "LogSoftmax", "Softmax", "Softmax2d", "Softmin"]
 
 
 class _AlongOne(Module):

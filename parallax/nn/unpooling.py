@@ -17,12 +17,8 @@ from parallax.nn.refusal import name_in, refuse, where
 from parallax.nn.spatial import Spatial, refuse_spatial
 
 __all__ = [
-    "FractionalMaxPool2d",
-    "FractionalMaxPool3d",
-    "MaxUnpool1d",
-    "MaxUnpool2d",
-    "MaxUnpool3d",
-]
+    "FractionalMaxPool2d", "FractionalMaxPool3d", "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d",
+]  # fmt: skip
 
 
 class _MaxUnpool(Spatial):

@@ -1,0 +1,15 @@
+"""What activations share that compute each number from one."""
+
+from __future__ import annotations
+
+from parallax.core.module import Module
+
+__all__ = ["Elementwise"]
+
+
+class Elementwise(Module):
+    """A layer that computes each number of the output from one of the input.
+
+    Shape:
+        - input, output: ``(*)``, any shape
+    """
