@@ -17,7 +17,7 @@ from parallax.optim import groups as grouping
 from parallax.optim.checks import check_layouts, check_leaf, check_state, paths_of, size_of
 from parallax.optim.clocks import Clocks
 from parallax.optim.donate import check_donation, mark
-from parallax.optim.hyper import resolved
+from parallax.optim.hyper import check_one_each, resolved
 from parallax.optim.kernel import Kernel
 from parallax.optim.lists import Lists, put, some
 from parallax.optim.memory import make_private, memory_of
@@ -55,6 +55,8 @@ class Optimizer(Kernel):
             ValueError: if there is nothing to train.
         """
         what = f"optim.{type(self).__name__}.init"
+        if self._leaves:
+            check_one_each(what, self._hypers)
         leaves, part = _open_model(model, what)
         trainable = part.trainable
         chosen = [
@@ -132,6 +134,8 @@ class Optimizer(Kernel):
         """
         what = f"optim.{type(self).__name__}.step"
         check_donation(what, donate, self._differentiable)
+        if self._leaves:
+            check_one_each(what, self._hypers)
         leaves, part = _open_model(model, what)
         old = self._contents(state, part, what)
         plan, given = plan_for(what, model, leaves, part, grads, state, len(self._groups))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch
 
-__all__ = ["Hyper", "Number", "plain", "resolved", "sample"]
+__all__ = ["Hyper", "Number", "check_one_each", "plain", "resolved", "sample"]
 
 Number = float | Tensor | Callable[[Any], Any]
 """A hyper-parameter: a number, a tensor of no dimension, or a function of the number of steps."""
@@ -43,6 +43,27 @@ def _readable(step: Tensor) -> bool:
     return not dynamo.is_compiling() and not functorch.transform_active()
 
 
+def check_one_each(what: str, hypers: Iterable[Hyper]) -> None:
+    """Raises unless every tensor holds one number; several are for ``vmap``, under which each does.
+
+    Raises:
+        ValueError: naming the hyper-parameter.
+    """
+    for h in hypers:
+        for name, value in h.items():
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, Tensor):
+                    _require_one(f"{what}: {name}", item)
+
+
+def _require_one(name: str, value: Tensor) -> None:
+    if value.numel() != 1:
+        raise ValueError(
+            f"{name} holds {value.numel()} numbers, one per member of an ensemble: call init and "
+            f"step under vmap: torch.vmap(lambda opt, *rest: opt.step(*rest))(opt, model, grads, s)"
+        )
+
+
 def plain(h: Hyper) -> Hyper:
     """The hyper-parameters with numbers for tensors on the CPU."""
     return {name: _number(name, value) for name, value in h.items()}
@@ -50,11 +71,7 @@ def plain(h: Hyper) -> Hyper:
 
 def _number(name: str, value: Any) -> Any:
     if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(
-                f"{name} holds {value.numel()} numbers, one per member of an ensemble: step it "
-                f"under vmap: torch.vmap(lambda opt, *rest: opt.step(*rest))(opt, model, grads, s)"
-            )
+        _require_one(name, value)
         return value.item() if value.device.type == "cpu" else value
     if isinstance(value, tuple):
         return tuple([_number(name, item) for item in value])

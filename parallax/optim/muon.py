@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import kernels
+from parallax.optim.arguments import check_at_least
 from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
@@ -44,6 +45,12 @@ class Muon(Optimizer):
     eps: Number = 1e-7
     ns_steps: int = 5
     adjust_lr_fn: str | None = None
+
+    def _validate(self) -> None:
+        super()._validate()
+        for hyper in self._hypers:
+            if not callable(hyper["eps"]):
+                check_at_least("optim.Muon", "eps", hyper["eps"], 0)  # which torch does not
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         return ("momentum_buffer",)

@@ -276,7 +276,8 @@ def _func() -> Iterator[Subject]:
         )
     for name in ("vjp", "linearize"):
         given = {"func": _loss, "primals": (net(),)}
-        yield Subject(f"func.{name}", getattr(func, name), fixed(**given), {"primals": "module"})
+        # A tensor can be differentiated, too: it is the function that does not take it.
+        yield Subject(f"func.{name}", getattr(func, name), fixed(**given), {"primals": "numbers"})
     yield Subject(
         "func.functional_call",
         func.functional_call,
@@ -285,7 +286,7 @@ def _func() -> Iterator[Subject]:
             "parameter_and_buffer_dicts": {"weight": torch.zeros(3)},
             "args": (torch.ones(3),),
         },
-        {"module": "values", "parameter_and_buffer_dicts": "mapping"},
+        {"module": "either module", "parameter_and_buffer_dicts": "mapping"},
     )
     yield Subject(
         "func.stack_module_state",
@@ -371,8 +372,8 @@ def _effects() -> Iterator[Subject]:
 
 
 def _optim() -> Iterator[Subject]:
-    def stepped(opt: Any) -> Any:
-        model = nn.Linear(3, 2).initialize(0)
+    def stepped(opt: Any, bias: bool = True) -> Any:
+        model = nn.Linear(3, 2, bias=bias).initialize(0)
         return opt.step(model, tree.zeros_like(model), opt.init(model))
 
     for name in (
@@ -396,7 +397,12 @@ def _optim() -> Iterator[Subject]:
             kinds={"weight_decay": "positive", **kinds},
             after=stepped,
         )
-    yield Subject("optim.Muon", optim.Muon)
+    yield Subject(
+        "optim.Muon",
+        optim.Muon,
+        kinds={"weight_decay": "positive"},
+        after=lambda opt: stepped(opt, bias=False),
+    )
     yield Subject("optim.LBFGS", optim.LBFGS)
     yield Subject(
         "optim.from_torch", optim.from_torch, lambda: {"cls": torch.optim.SGD}, {"cls": "mapping"}

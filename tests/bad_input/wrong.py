@@ -41,6 +41,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "values": (*_NO_TREE, "number", "uninitialized"),  # a tree of initialized tensors
     "second": (*_NO_TREE, "number", "tensor", "other tree", "uninitialized"),  # fits a first one
     "module": (*_NO_TREE, "number", "tensor"),
+    "either module": ("none", "text", "object", "number", "uninitialized"),  # ours or torch's
     "torch module": ("none", "text", "number", "object", "tensor", "other tree"),
     "function": ("none", "text", "number", "object", "tensor"),
     "input": (*_NO_TREE, "number", "other tree"),  # of a layer

@@ -108,4 +108,6 @@ def test_a_rate_per_member_outside_of_vmap_is_refused() -> None:
     opt = optim.SGD(lr=torch.tensor([0.1, 0.2]))
     point = Point(torch.ones(2))
     with pytest.raises(ValueError, match="lr holds 2 numbers, one per member of an ensemble"):
-        opt.step(point, point, opt.init(point))
+        opt.step(point, point, optim.SGD(lr=0.1).init(point))
+    with pytest.raises(ValueError, match=r"SGD.init: momentum holds 2 numbers.*torch\.vmap"):
+        optim.SGD(momentum=torch.tensor([0.5, 0.9])).init(point)

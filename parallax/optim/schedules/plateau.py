@@ -11,7 +11,7 @@ from torch import Tensor
 
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
-from parallax.optim.arguments import check_fields
+from parallax.optim.arguments import check_at_least, check_fields
 
 __all__ = ["Plateau", "ReduceLROnPlateau"]
 
@@ -51,7 +51,7 @@ class ReduceLROnPlateau:
         eps: the least difference that the rate falls by.
 
     Raises:
-        ValueError: if ``factor`` is not less than 1, or a mode is unknown.
+        ValueError: if ``factor`` is not less than 1, ``eps`` is negative, or a mode is unknown.
 
     Example:
         >>> from parallax.optim.schedules import ReduceLROnPlateau
@@ -74,6 +74,7 @@ class ReduceLROnPlateau:
 
     def __post_init__(self) -> None:
         check_fields("schedules.ReduceLROnPlateau", self)
+        check_at_least("schedules.ReduceLROnPlateau", "eps", self.eps, 0)
         if not self.factor < 1.0:
             raise ValueError(f"ReduceLROnPlateau: factor is less than 1, got {self.factor}")
         for name, choices in (("mode", ("min", "max")), ("threshold_mode", ("rel", "abs"))):
