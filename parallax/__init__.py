@@ -51,15 +51,17 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    if name == "compile":
-        value = import_module("parallax.compiler").compile
-    elif name in ("bridge", "debug", "func", "io", "nn", "optim"):
-        value = import_module(f"parallax.{name}")
-    else:
-        raise AttributeError(f"module 'parallax' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # checkers would take every name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name == "compile":
+            value = import_module("parallax.compiler").compile
+        elif name in ("bridge", "debug", "func", "io", "nn", "optim"):
+            value = import_module(f"parallax.{name}")
+        else:
+            raise AttributeError(f"module 'parallax' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -19,6 +19,7 @@ from parallax.bridge.skeleton import follow
 from parallax.core import notes
 from parallax.core.arguments import shown
 from parallax.core.fields import Buffer, Parameter
+from parallax.core.habits import HABITS
 from parallax.core.metaclass import ModuleMeta
 from parallax.core.module import Module
 
@@ -219,17 +220,6 @@ copyreg.pickle(_LiftedMeta, _reduce)
 
 # -- attributes -----------------------------------------------------------------------------------
 
-_INSTEAD = {
-    "parameters": "tree.leaves(module)",
-    "named_parameters": "tree.named_leaves(module)",
-    "state_dict": "bridge.state_dict(module)",
-    "load_state_dict": "bridge.load_state_dict(module, mapping)",
-    "to": "tree.to(module, device, dtype)",
-    "requires_grad_": "tree.freeze(module) or tree.unfreeze(module)",
-    "children": "module.modules()",
-    "named_modules": "module.modules()",
-}
-
 
 def _member(module: Any, blueprint: Blueprint, name: str) -> Any:
     """An attribute, property or method of the original."""
@@ -241,7 +231,7 @@ def _member(module: Any, blueprint: Blueprint, name: str) -> Any:
         return notes.note_of(module).mode == "train"
     where = next((base for base in cls.__mro__ if name in vars(base)), None)
     if where is nn.Module or (where is not None and name in vars(nn.Module)):
-        instead = f"Write: {_INSTEAD[name]}" if name in _INSTEAD else "Lower it first: bridge.lower"
+        instead = f"Write: {HABITS[name]}" if name in HABITS else "Lower it first: bridge.lower"
         raise AttributeError(f"{cls.__name__}.{name} is of mutable modules. {instead}")
     if where is None:
         if getattr(cls, "__getattr__", None) is not nn.Module.__getattr__:

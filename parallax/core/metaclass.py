@@ -26,12 +26,14 @@ from parallax.core.declare import (
     write_init,
 )
 from parallax.core.fields import field
+from parallax.core.habits import Habit, without_habits
+from parallax.core.holders import held_as
 from parallax.core.layout import Layout, annotation_of, check_set
 from parallax.core.nodes import CLASS_CLOCK, new_with_dict
 from parallax.core.sealing import write_seal
 from parallax.core.structure import PLAIN
 
-__all__ = ["ModuleMeta", "undeclared"]
+__all__ = ["ModuleMeta", "immutable", "undeclared"]
 
 _finishing = threading.RLock()
 # What constructing an instance needs: ``__new__``, the seal, and every ``__check_init__``.
@@ -134,6 +136,9 @@ class ModuleMeta(_ProtocolMeta):
         CLASS_CLOCK.tick()
         _realias(cls, name)
 
+    def __dir__(cls) -> list[str]:
+        return without_habits(super().__dir__(), map(vars, cls.__mro__))
+
     def __delattr__(cls, name: str) -> None:
         super().__delattr__(name)
         if name == "__init__":
@@ -185,10 +190,7 @@ def _set_other(module: Any, name: str, value: Any) -> None:
     """All settings but the usual: by a user's ``__setattr__``, a property's setter, or an error."""
     cls = type(module)
     if module._spec is not None:
-        raise FrozenInstanceError(
-            f"cannot set {cls.__name__}.{name}: modules are immutable. "
-            f"Make a changed copy: module = module.replace({name}=...)"
-        )
+        raise FrozenInstanceError(immutable("set", module, name))
     if name not in cls.__layout__.fields and not hasattr(getattr(cls, name, None), "__set__"):
         raise AttributeError(undeclared(cls, name, value))
     object.__setattr__(module, name, value)
@@ -204,8 +206,9 @@ def _root(bases: tuple[type, ...]) -> Any:
 
 def _reserved(root: Any) -> frozenset[str]:
     """The verbs and attributes of every module, which no field may be named after."""
-    return (
-        frozenset(name for name in vars(root) if not name.startswith("__")) if root else frozenset()
+    named = vars(root).items() if root else ()
+    return frozenset(
+        name for name, value in named if not name.startswith("__") and type(value) is not Habit
     )
 
 
@@ -271,6 +274,19 @@ def _finish(cls: Any) -> _Ready:
         ready = make, write_seal(layout), tuple(reversed(checks))
         type.__setattr__(cls, "__ready__", ready)
         return ready
+
+
+def immutable(verb: str, module: Any, name: str) -> str:
+    """The message for a change of a finished module, which names the model that holds it."""
+    held = held_as(module)
+    of_model = ""
+    if held is not None:
+        model, path = held
+        of_model = f"; in {model}: {model} = tree.select({model}, '{path}.{name}').set(...)"
+    return (
+        f"cannot {verb} {type(module).__name__}.{name}: modules are immutable. "
+        f"Make a changed copy: module = module.replace({name}=...){of_model}"
+    )
 
 
 def undeclared(cls: type, name: str, value: Any) -> str:

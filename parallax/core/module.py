@@ -16,8 +16,9 @@ from parallax.core import initialize, notes
 from parallax.core.arguments import shown
 from parallax.core.display import html_of, repr_of
 from parallax.core.fields import Lazy, UninitializedError
+from parallax.core.habits import hint_at_habits, without_habits
 from parallax.core.layout import Layout, check_set, converted, seal, spec_of
-from parallax.core.metaclass import ModuleMeta, undeclared
+from parallax.core.metaclass import ModuleMeta, immutable, undeclared
 from parallax.core.nodes import Instance
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
@@ -89,10 +90,7 @@ class Module(Instance, metaclass=ModuleMeta):
 
         def __delattr__(self, name: str) -> None:
             if self._spec is not None:
-                raise FrozenInstanceError(
-                    f"cannot delete {type(self).__name__}.{name}: modules are immutable. "
-                    f"Make a changed copy: module = module.replace({name}=...)"
-                )
+                raise FrozenInstanceError(immutable("delete", self, name))
             object.__delattr__(self, name)
 
     def replace(self, **fields: Any) -> Self:
@@ -414,6 +412,9 @@ class Module(Instance, metaclass=ModuleMeta):
 
     # -- Python's protocols ----------------------------------------------------------------------
 
+    def __dir__(self) -> list[str]:
+        return without_habits(super().__dir__(), [vars(self), *map(vars, type(self).__mro__)])
+
     def __repr__(self) -> str:
         return repr_of(self)
 
@@ -432,6 +433,9 @@ class Module(Instance, metaclass=ModuleMeta):
         leaves, structure = flatten_module(self)
         copies = [copy.deepcopy(leaf, memo) for leaf in leaves]
         return self._built(structure, copies, self._rng)
+
+
+hint_at_habits(Module)
 
 
 def _differentiable(leaf: Tensor) -> bool:

@@ -5,6 +5,8 @@ Each is an immutable module whose maths is ``torch.nn.functional``'s. What is ra
 ``initialize(device=)``'s, or that of the checkpoint that ``bridge.load_state_dict`` reads.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from parallax.nn.activation import (
     GELU,
     Hardsigmoid,
@@ -109,6 +111,14 @@ __all__ = [
     "Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d", "WeightNorm", "ZeroPad1d",
     "ZeroPad2d", "ZeroPad3d",
 ]  # fmt: skip
+
+
+if not TYPE_CHECKING:  # checkers would take every name for one of these
+
+    def __getattr__(name: str) -> Any:
+        from parallax.nn.absent import instead_of
+
+        raise AttributeError(f"module 'parallax.nn' has no attribute {name!r}{instead_of(name)}")
 
 
 def __dir__() -> list[str]:

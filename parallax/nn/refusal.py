@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from torch import Tensor
 
 from parallax._compat.autograd import is_view
 from parallax._compat.dynamo import is_compiling
+from parallax.core.holders import nodes_below, path_to
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
 
@@ -83,20 +83,20 @@ def where(layer: Any) -> str:
     while frame is not None:
         names = frame.f_locals
         for owner, place, copy in _copies(names):
-            inner = _path_to(target, copy)
+            inner = path_to(target, copy)
             if inner is not None:
                 target, below = owner, _joined(place, inner, below)
                 root, path = owner, below
                 seen.clear()
         for value in list(names.values()):
-            if is_module(value) and id(value) not in seen and _path_to(value, root) is None:
+            if is_module(value) and id(value) not in seen and path_to(value, root) is None:
                 seen.add(id(value))
-                found = _path_to(target, value)
+                found = path_to(target, value)
                 if found is not None:
                     root, path = value, _joined(found, below)
                 elif (original := _original(root, value)) is not None:
                     target, below = original, path
-                    root, path = value, _joined(_path_to(original, value), below)
+                    root, path = value, _joined(path_to(original, value), below)
         frame = frame.f_back
     name = type(layer).__name__
     return f"{type(root).__name__}.{path} ({name})".replace(".[", "[") if path else name
@@ -124,7 +124,7 @@ def _original(copy: Any, root: Any) -> Any:
     Such copies are what ``effects.collect`` calls, and the blocks that a ``Stack`` hands out.
     """
     leaves = _leaves(copy)
-    for _, value in _below(root) if any([leaf is not None for leaf in leaves]) else ():
+    for _, value in nodes_below(root) if any([leaf is not None for leaf in leaves]) else ():
         if type(value) is type(copy):
             found = _leaves(value)
             pairs = zip(leaves, found, strict=False)
@@ -136,26 +136,3 @@ def _original(copy: Any, root: Any) -> Any:
 def _leaves(module: Any) -> tuple[Any, ...]:
     """The leaves of a module; none while it is being made."""
     return () if module._spec is None else tuple(flatten_module(module)[0])
-
-
-def _path_to(layer: Any, root: Any) -> str | None:
-    """The dotted path of a module below another, by identity."""
-    return next((path for path, value in _below(root) if value is layer), None)
-
-
-def _below(root: Any) -> Iterator[tuple[str, Any]]:
-    """A module and all it holds, with their dotted paths."""
-    stack: list[tuple[str, Any]] = [("", root)]
-    while stack:
-        path, value = stack.pop()
-        yield path, value
-        if is_module(value):
-            names = [name for name in type(value).__layout__.children if name in vars(value)]
-            held = [(name, vars(value)[name]) for name in names]
-        elif isinstance(value, dict):
-            held = list(value.items())
-        elif isinstance(value, tuple):
-            held = list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
-        else:
-            continue
-        stack += [(_joined(path, str(key)), item) for key, item in held]

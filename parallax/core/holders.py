@@ -1,0 +1,56 @@
+"""What holds a module: it does not know itself, but the variables of the callers do.
+
+Nothing is looked for until something is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from parallax._compat.dynamo import is_compiling
+from parallax.core.nodes import is_module
+
+__all__ = ["held_as", "nodes_below", "path_to"]
+
+
+def nodes_below(root: Any) -> Iterator[tuple[str, Any]]:
+    """A module and all it holds, with their dotted paths."""
+    stack: list[tuple[str, Any]] = [("", root)]
+    while stack:
+        path, value = stack.pop()
+        yield path, value
+        if is_module(value):
+            names = [name for name in type(value).__layout__.children if name in vars(value)]
+            held = [(name, vars(value)[name]) for name in names]
+        elif isinstance(value, dict):
+            held = list(value.items())
+        elif isinstance(value, tuple):
+            held = list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
+        else:
+            continue
+        stack += [(f"{path}.{key}" if path else str(key), item) for key, item in held]
+
+
+def path_to(module: Any, root: Any) -> str | None:
+    """The dotted path of a module below another, by identity."""
+    return next((path for path, value in nodes_below(root) if value is module), None)
+
+
+def held_as(module: Any) -> tuple[str, str] | None:
+    """The variable of the nearest caller whose tree holds a module, and the path in it.
+
+    Returns:
+        The name of the variable and the dotted path, which is not empty; ``None`` where no caller
+        has such a variable.
+    """
+    frame: Any = None if is_compiling() else sys._getframe(1)
+    while frame is not None:
+        for name, value in list(frame.f_locals.items()):
+            if is_module(value):
+                path = path_to(module, value)
+                if path:
+                    return name, path
+        frame = frame.f_back
+    return None
