@@ -9,7 +9,10 @@ namespace only by an object that it does not export.
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import optree
@@ -18,7 +21,7 @@ from torch.utils import _pytree as torch_pytree
 # optree names its global namespace by an object of a mangled name only.
 _OPTREE_GLOBAL: Any = vars(optree.registry)["__GLOBAL_NAMESPACE"]
 TORCH_TABLES = (torch_pytree.SUPPORTED_NODES, torch_pytree._LEAF_SPEC)
-"""The nodes that torch knows, a table that only grows, and its constant for a leaf."""
+"""The nodes that torch knows, a table that loses only unreachable classes, and its one leaf."""
 
 Context = Any
 KeyPath = Any
@@ -130,6 +133,55 @@ def register_torch_node(
         from_dumpable_context=load_context,
         flatten_with_keys_fn=flatten_with_keys,
     )
+
+
+def unregister_torch_node(cls: type) -> None:
+    """Takes back ``register_torch_node``; its name goes on to stand for a later class of it."""
+    with torch_pytree._NODE_REGISTRY_LOCK:
+        torch_pytree.SUPPORTED_NODES.pop(cls)
+        name = torch_pytree.SUPPORTED_SERIALIZED_TYPES.pop(cls).serialized_type_name
+        if torch_pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.get(name) is cls:
+            del torch_pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE[name]
+        # torch registers classes with optree, too, from when its form of pytrees in C++ is loaded.
+        pending = torch_pytree._cxx_pytree_pending_imports
+        pending[:] = [item for item in pending if item[0][0] is not cls]
+        if torch_pytree._cxx_pytree_imported:
+            optree.unregister_pytree_node(cls, namespace="torch")
+
+
+def functions_of(cls: type) -> tuple[FunctionType, FunctionType]:
+    """What ``cls`` was registered with in optree: how it is taken apart and put together."""
+    entry: Any = optree.register_pytree_node.get(cls, namespace=_OPTREE_GLOBAL)
+    return entry.flatten_func, entry.unflatten_func
+
+
+def references_to_registered() -> int:
+    """How many references both registries hold to each class that is registered."""
+    return _references_to_registered(bool(torch_pytree._cxx_pytree_imported))
+
+
+@functools.cache
+def _references_to_registered(in_cxx: bool) -> int:
+    class Probe:
+        pass
+
+    def flatten(value: Any) -> Any:
+        return (), None
+
+    def unflatten(*_: Any) -> Any:
+        return None
+
+    before = sys.getrefcount(Probe)
+    register_optree_node(Probe, flatten, unflatten, entry=optree.AutoEntry)
+    register_torch_node(
+        Probe, flatten, unflatten, flatten, name="parallax.Probe", dump_context=str,
+        load_context=str,
+    )  # fmt: skip
+    found = sys.getrefcount(Probe) - before
+    unregister_torch_node(Probe)
+    unregister_optree_node(Probe)
+    # That the name now stands for a later class is one less for each but the last.
+    return found - 1
 
 
 def mapping_key(name: str) -> KeyPath:

@@ -36,7 +36,7 @@ _SEALED = (
     *_SCALARS, torch.dtype, torch.device, torch.Size, torch.layout,
     tuple, frozenset, FrozenDict, Structure, Local, Static, Leaf, Layout, Kind, Lazy,
 )  # fmt: skip
-# Tables that only grow, and what says "a leaf".
+# Tables that lose only classes that nobody can reach, and what says "a leaf".
 _TABLES = (NODES, *registries.TORCH_TABLES)
 _LIBRARIES = ("torch", "optree", "parallax")
 # Rooms of Parallax whose modules have no state but those tables.

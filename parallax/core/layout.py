@@ -56,6 +56,7 @@ class Layout:
         constants: the names whose values belong to the structure.
         nested: those of ``children`` under which modules may be found.
         latest: the structures that were made last, kept for the next module like them.
+        sealed: structures by what the generated seal tells modules apart by.
     """
 
     def __init__(self, cls: type, fields: dict[str, Field]) -> None:
@@ -66,6 +67,14 @@ class Layout:
         self.kinds = {name: fields[name].kind for name in self.children}
         self.nested = tuple(n for n, k in self.kinds.items() if k.child or not k.flat)
         self.latest: deque[Structure] = deque(maxlen=16)
+        self.sealed: dict[Any, Structure] = {}
+
+    def forget(self) -> None:
+        """Lets go of all structures, and of what was computed of them."""
+        for structure in (*self.latest, *self.sealed.values()):
+            structure.forget()
+        self.latest.clear()
+        self.sealed.clear()
 
     def __eq__(self, other: object) -> bool:
         return self is other

@@ -15,7 +15,7 @@ import typing_extensions
 from typing_extensions import dataclass_transform
 
 from parallax._compat.dynamo import is_compiling
-from parallax.core import registry
+from parallax.core import registry, unreachable
 from parallax.core.cached import without_locks
 from parallax.core.declare import (
     Scope,
@@ -266,7 +266,9 @@ def _finish(cls: Any) -> _Ready:
             return cls.__ready__  # type: ignore[no-any-return]  # set below
         layout = resolve(cls)
         type.__setattr__(cls, "__layout__", layout)
+        unreachable.forget_unreachable(cls)
         registry.register_module(layout)
+        unreachable.remember(cls)
         checks = [b.__dict__["__check_init__"] for b in cls.__mro__ if "__check_init__" in vars(b)]
         make = cls.__new__
         if sys.version_info[:2] == (3, 13) and make is object.__new__:

@@ -53,7 +53,7 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
     ]
     constants = [v for v, name in zip(values, names, strict=True) if name not in kinds]
     scope: dict[str, Any] = {
-        "Lazy": Lazy, "Tensor": Tensor, "known": {}, "layout": layout,
+        "Lazy": Lazy, "Tensor": Tensor, "known": layout.sealed, "layout": layout,
         "leaves_of": leaves_of, "learn": _learn, "slow": partial(seal, layout),
         "Structure": Structure,
     }  # fmt: skip
@@ -70,19 +70,15 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
     lines += _module_checks(modules) + _tie_check(leaves, modules)
     # The entry's structure holds its children's, so that their ids stay theirs.
     parts = [*(f"type({v})" for v in constants), *constants, *(f"id(s{v})" for v in modules)]
-    if parts:
-        key = f"({''.join(f'{part}, ' for part in parts)})"
-        lines += [f"    try: found = known[{key}]"]
-        lines += ["    except (KeyError, TypeError): found = None"]  # new, or not hashable
-    else:
-        key, scope["known"] = "0", [None]
-        lines += ["    found = known[0]"]
+    key = f"({''.join(f'{part}, ' for part in parts)})"
     lines += [
+        f"    try: found = known[{key}]",
+        "    except (KeyError, TypeError): found = None",  # new, or not hashable
         f"    if found is None: return learn(layout, known, {key}, {len(constants)}, module)",
         "    object.__setattr__(module, '_spec', found)",
     ]
     exec("\n".join(lines), scope)
-    return scope["seal"]  # type: ignore[no-any-return]  # made by the exec above
+    return scope.pop("seal")  # type: ignore[no-any-return]  # made by the exec above
 
 
 def _leaf_check(value: str, name: str, layout: Layout, scope: dict[str, Any]) -> list[str]:
@@ -129,9 +125,7 @@ def _tie_check(leaves: list[str], modules: list[str]) -> list[str]:
     return [f"    if len({{{ids}}}) < {len(leaves)}: return slow(module)"]
 
 
-def _learn(
-    layout: Layout, known: dict[Any, Structure] | list[Structure], key: Any, n: int, module: Any
-) -> None:
+def _learn(layout: Layout, known: dict[Any, Structure], key: Any, n: int, module: Any) -> None:
     """Seals by the general path, and remembers the structure if the key says what it is.
 
     The key begins with the types of ``n`` constants, then come these. What is not remembered is
@@ -140,7 +134,7 @@ def _learn(
     seal(layout, module)
     if n and not _PLAIN.issuperset(key[:n]):
         return
-    values = key[n : 2 * n] if n else ()
+    values = key[n : 2 * n]
     if any([type(value) is float and not value for value in values]):
         return
     if any([type(value) is types.FunctionType and value.__closure__ for value in values]):

@@ -137,7 +137,8 @@ class _Writer:
             given = "L" if self.structure is not None else "L, i, N, j"
             head = f"def generated({given}{', R' if self.rng else ''}):"
         exec("\n    ".join([head, *body]), self.names)
-        return self.names["generated"]  # type: ignore[no-any-return]  # made by the exec above
+        # Popped: a function in its own globals is a cycle, which keeps the classes alive.
+        return self.names.pop("generated")  # type: ignore[no-any-return]  # made by the exec above
 
     def fresh(self) -> str:
         """A new name for a local."""

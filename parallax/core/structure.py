@@ -438,6 +438,10 @@ class Structure:
         """What was made from this one, other structures and code, so that it is made once."""
         return {}
 
+    def forget(self) -> None:
+        """Lets go of what was computed of it, some of which holds it in a cycle."""
+        self.__dict__.clear()
+
     # -- comparing ----------------------------------------------------------------------------
 
     def __eq__(self, other: object) -> bool:
