@@ -72,6 +72,11 @@ def unwrapped(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def unwrapped_if_over(value: Any) -> Any:
+    """A tensor without the wrappers of transforms that have ended; any other value as it is."""
+    return torch._C._functorch.unwrap_if_dead(value) if isinstance(value, Tensor) else value
+
+
 is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 """Whether a tensor is a transform's wrapper, at any level."""
 
@@ -117,6 +122,15 @@ outside_transforms: Callable[[], AbstractContextManager[object]] = torch._C._Dis
 def is_mapped(tensor: Any) -> bool:
     """Whether a tensor stands for one member of a running ``vmap``, at whatever depth."""
     return isinstance(tensor, Tensor) and torch._C._functorch.is_batchedtensor(tensor)
+
+
+def is_mapped_within(tensor: Tensor) -> bool:
+    """Whether a tensor differs between the members of a ``vmap``, in whatever wrappers it is."""
+    while is_wrapped(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return False
 
 
 def member_by_member(fn: Callable[[Tensor], Sequence[Tensor]], tensor: Tensor) -> list[Tensor]:

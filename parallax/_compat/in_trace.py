@@ -124,7 +124,7 @@ def _seen(node: Any) -> Seen:
 # -- where the trace is -------------------------------------------------------------------------
 
 _LOOPS = {"scan": "scan", "map_impl": "map", "while_loop": "while_loop", "parallax_repeat": "Stack",
-          "associative_scan": "associative_scan"}  # fmt: skip
+          "associative_scan": "associative_scan", "parallax_scan": "scan"}  # fmt: skip
 
 
 def _tracer(context: Any) -> Any:

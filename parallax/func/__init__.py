@@ -12,6 +12,7 @@ from parallax.func.grad import grad, grad_and_value
 from parallax.func.hvp import hvp
 from parallax.func.matrices import hessian_matrix, jacobian_matrix
 from parallax.func.per_sample import ensemble_grad, per_sample_grad
+from parallax.func.scan import scan
 from parallax.func.stack import stack_module_state
 from parallax.func.vjp import hessian, jacrev, vjp
 from parallax.func.vmap import vmap
@@ -30,6 +31,7 @@ __all__ = [
     "jvp",
     "linearize",
     "per_sample_grad",
+    "scan",
     "stack_module_state",
     "vjp",
     "vmap",

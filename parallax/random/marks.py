@@ -19,8 +19,8 @@ from torch import Tensor
 
 from parallax._compat import autograd, dynamo, functorch, in_trace, modes
 
-__all__ = ["KeyReusedError", "Mark", "adopt", "consume", "join", "link", "note", "part", "renew",
-           "reuse", "spend"]  # fmt: skip
+__all__ = ["KeyReusedError", "Mark", "adopt", "carry_on", "consume", "join", "link", "note",
+           "part", "renew", "reuse", "spend"]  # fmt: skip
 
 _MOST_CHILDREN = 4096  # a key that is folded into once for each step forgets the oldest steps
 _MOST_ROWS = 1024  # a larger stack is not searched when a copy of a key turns up
@@ -227,6 +227,21 @@ def join(stack: Tensor, rows: Sequence[Tensor]) -> None:
         _put(stack, mark)
 
 
+def carry_on(given: Sequence[Tensor], returned: Sequence[Tensor]) -> None:
+    """Says that the next pass of a loop, of which one pass is traced, is given what this returns.
+
+    Raises:
+        KeyReusedError: if that is a key which this pass has used.
+    """
+    for before, after in zip(given, returned):  # noqa: B905  # dynamo traces no strict=
+        if after.dtype is torch.int64 and after.device.type == "cpu":
+            _carry_on(before, after)
+
+
+def _carry_on(before: Tensor, after: Tensor) -> None:
+    in_trace.at_trace()(_carry_on_in_trace)
+
+
 def _is_eager(data: Any) -> bool:
     return (
         type(data) is Tensor and not functorch.is_wrapped(data) and not modes.dispatch_mode_active()
@@ -405,6 +420,25 @@ def _renew_in_trace(context: Any) -> None:
     """What ``renew`` does; its argument is the local of that name."""
     leaf: Any = functorch.innermost(in_trace.local(context, "data").value)
     leaf._mark = Mark()
+
+
+def _carry_on_in_trace(context: Any) -> None:
+    """What ``carry_on`` does; its arguments are the locals of that name."""
+    if is_exempt() or in_trace.is_reusing(context):
+        return
+    mark = _mark_in_trace(context, in_trace.local(context, "before"))
+    used = _user_in_each_pass(mark)
+    if used is not None and mark is _mark_in_trace(context, in_trace.local(context, "after")):
+        raise in_trace.as_trace_error(mark.error(used, used))
+
+
+def _user_in_each_pass(mark: Mark) -> str | None:
+    """What uses a key, or one folded from it by a name that is the same in each pass."""
+    if mark.user() is not None:
+        return mark.user()
+    children = (mark.children or {}).items()
+    fixed = [child for name, child in children if isinstance(name, (str, int))]
+    return next((used for child in fixed if (used := _user_in_each_pass(child))), None)
 
 
 def _consume_in_trace(context: Any) -> None:

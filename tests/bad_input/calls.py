@@ -234,6 +234,10 @@ def _pair() -> dict[str, Any]:
     return {"cls": Pair, "flatten": lambda p: ((), None), "unflatten": lambda m, c: Pair()}
 
 
+def _carried(carry: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return carry + x, x
+
+
 def _func() -> Iterator[Subject]:
     for name in (
         "grad",
@@ -278,6 +282,12 @@ def _func() -> Iterator[Subject]:
         given = {"func": _loss, "primals": (net(),)}
         # A tensor can be differentiated, too: it is the function that does not take it.
         yield Subject(f"func.{name}", getattr(func, name), fixed(**given), {"primals": "numbers"})
+    yield Subject(
+        "func.scan",
+        func.scan,
+        lambda: {"combine_fn": _carried, "init": torch.ones(3), "xs": torch.ones(2, 3)},
+        {"combine_fn": "function", "init": "values", "xs": "values"},
+    )
     yield Subject(
         "func.functional_call",
         func.functional_call,

@@ -1,0 +1,129 @@
+"""A higher-order operator for loops, which works within transforms of ``torch.func``.
+
+Only compiled control flow loads this file, which loads dynamo; ``flow`` is the way to it. torch has
+such an operator (``scan``), but dynamo refuses it within a transform that differentiates, and what
+it keeps for its backward is the weights, once for each step.
+
+- Dynamo traces each body once, as for ``wrap``, and does not look for aliases in its graph, which
+  is what it cannot do within a transform.
+- While AOTAutograd traces the graph, a call becomes torch's operator, which inductor compiles.
+  Under ``grad`` it becomes an autograd function whose backward is such a call again, of the
+  vector-Jacobian product, so derivatives of any order work; under ``vmap`` the bodies are mapped.
+- Everywhere else the bodies are simply called.
+"""
+
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._dynamo.exc import Unsupported
+from torch._dynamo.variables import higher_order_ops as variables
+from torch._dynamo.variables.base import VariableTracker
+from torch._dynamo.variables.builder import wrap_fx_proxy
+from torch._dynamo.variables.lists import TupleVariable
+from torch._ops import HigherOrderOperator
+
+from parallax._compat import in_trace
+from parallax._compat.flow_programs import Program, Scan, called
+
+__all__ = ["scan"]
+
+
+class _Flow(HigherOrderOperator):
+    """``flow(*bodies, *operands, **constants)``, which ``made`` gives the program of."""
+
+    def __init__(self, name: str, made: Callable[..., Program]) -> None:
+        super().__init__(f"parallax_{name}")  # type: ignore[no-untyped-call]  # it is torch's
+        self.made = made
+
+    def __call__(self, *args: Any, bodies: int, **constants: Any) -> Any:
+        return called(self.made(args[:bodies], **constants), args[bodies:])
+
+
+def _scan(bodies: Any, carried: int, rows: int) -> Program:
+    return Scan(bodies[0], carried, rows, _size(bodies[0]))
+
+
+def _size(body: Any) -> int:
+    """How many operators a graph and those in it call, about."""
+    graphs = [module.graph for module in body.modules() if isinstance(module, torch.fx.GraphModule)]
+    return sum([len(graph.nodes) for graph in graphs])
+
+
+scan = _Flow("scan", _scan)
+
+
+class _Variable(variables.BaseHOPVariable):
+    """What dynamo does with such an operator."""
+
+    supports_input_mutation = True
+    supports_aliasing = True
+
+    def _traced(self, tx: Any, body: Any, given: Any) -> tuple[Any, Any, list[Any], list[Any]]:
+        """The graph of a body, what it said, what it takes beside what it is given, its results."""
+        name = self.value._name
+        proxies, _, _, result, module, *_ = self.create_wrapped_node(
+            tx, body, given, {}, name, subgraph_name=f"{name}_body",
+            set_subgraph_inputs="automatic_with_forced_inputs",
+        )  # fmt: skip
+        outputs: Any = result
+        tensors, said = outputs.items
+        nodes = [tensor.as_proxy().node for tensor in tensors.items]
+        # Dynamo makes outputs of all tensors that it finds in the result, each once.
+        module.graph.output_node().args = (tuple(nodes),)
+        module.recompile()
+        return proxies[0], said, list(proxies[1 + len(given) :]), nodes
+
+    def _called(
+        self, tx: Any, operands: Any, examples: Any, said: Any, constants: dict[str, Any]
+    ) -> Any:
+        """The result of the call: its tensors, and what the bodies said."""
+        proxy = tx.output.create_proxy("call_function", self.value, tuple(operands), constants)
+        tensors = wrap_fx_proxy(tx=tx, proxy=proxy, example_value=tuple(examples))
+        return TupleVariable([tensors, *said])
+
+
+class _ScanVariable(_Variable):
+    def _call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
+        constants = {name: value.as_python_constant() for name, value in kwargs.items()}
+        carried, rows = constants["carried"], constants["rows"]
+        given, stacks = args[1 : 1 + carried + rows], args[1 + carried + rows :]
+        try:
+            body, said, lifted, nodes = self._traced(tx, args[0], given)
+        except Unsupported as error:
+            if "side effect" not in str(error):
+                raise
+            return self._unrolled(tx, args[0], given[:carried], stacks)
+        examples = [node.meta["example_value"] for node in nodes]
+        length = stacks[0].as_proxy().node.meta["example_value"].shape[0]
+        with tx.fake_mode:
+            examples[carried:] = [
+                x.unsqueeze(0).expand(length, *x.shape).clone() for x in examples[carried:]
+            ]
+        operands = [body, *[x.as_proxy() for x in [*given[:carried], *stacks]], *lifted]
+        return self._called(tx, operands, examples, [said], {"bodies": 1, **constants})
+
+    def _unrolled(self, tx: Any, body: Any, carry: Any, stacks: Any) -> Any:
+        """The steps one by one, which may emit effects to a collection outside."""
+        results: list[Any] = []
+        said: Any = None
+        length = stacks[0].as_proxy().node.meta["example_value"].shape[0]
+        # The keys of the first step were seen to be used once, in the trace that is not used.
+        with in_trace.reusing(tx.output):
+            for k in range(length):
+                number = VariableTracker.build(tx, k)
+                rows = [stack.call_method(tx, "__getitem__", [number], {}) for stack in stacks]
+                tensors, said = body.call_function(tx, [*carry, *rows], {}).items
+                carry = tensors.items[: len(carry)]
+                results.append(tensors.items[len(carry) :])
+        stack = VariableTracker.build(tx, torch.stack)
+        columns = [TupleVariable(list(column)) for column in zip(*results, strict=True)]
+        stacked = [stack.call_function(tx, [column], {}) for column in columns]
+        return TupleVariable([TupleVariable([*carry, *stacked]), said])
+
+
+variables._hop_name_to_variable_class["parallax_scan"] = _ScanVariable

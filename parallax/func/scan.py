@@ -1,0 +1,221 @@
+"""``scan``: a loop that carries a tree along, and stacks what each step returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax._compat import dynamo, flow
+from parallax.func.arguments import check_flags, name_of, short
+from parallax.func.framed import Frame, check_functions, fitted, framed
+from parallax.func.moving import path_of
+from parallax.func.results import describe
+from parallax.random.keys import rows_of
+from parallax.random.marks import carry_on
+
+__all__ = ["scan", "scan_as"]
+
+
+def scan(
+    combine_fn: Callable[[Any, Any], tuple[Any, Any]],
+    init: Any,
+    xs: Any,
+    *,
+    dim: int = 0,
+    reverse: bool = False,
+) -> tuple[Any, Any]:
+    """A loop over the rows of ``xs``, which carries a tree along and stacks what each step returns.
+
+    As torch's ``scan`` (and ``jax.lax.scan``), with modules and any tree for carry, rows and
+    results. In eager code it is a plain loop. In compiled code the step is traced and compiled
+    once, whatever the length: a gradient keeps the carry of each step and computes the step once
+    more, as a checkpoint does. Where a module collects its effects, compiled code is the loop
+    unrolled.
+
+    A key from outside gives its numbers once. For new ones in each step, loop over keys:
+    ``xs=(data, random.split(key, n))``; a module among ``xs`` may hold a stack of keys.
+
+    Args:
+        combine_fn: takes the carry and one row of ``xs`` to a pair of the next carry, of the same
+            structure, shapes and dtypes, and of anything to be stacked (``None`` for nothing).
+        init: the first carry.
+        xs: what is looped over; each tensor has the length of the loop in dimension ``dim``.
+        dim: which dimension that is. Results are stacked in it, too, if they have so many
+            dimensions, otherwise in the first.
+        reverse: whether to begin with the last row; results stand beside their rows.
+
+    Returns:
+        The last carry, and the stacked results.
+
+    Raises:
+        TypeError: if ``combine_fn`` is no function of that kind, or a leaf is no tensor.
+        ValueError: if the lengths differ, there is nothing to loop over, or the carry or the
+            results change their structure, shapes or dtypes; the message names the path.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func
+        >>> func.scan(lambda total, x: (total + x, 2 * x), torch.tensor(0.0), torch.ones(3))
+        (tensor(3.), tensor([2., 2., 2.]))
+    """
+    check_functions("func.scan", combine_fn=combine_fn)
+    return scan_as(f"func.scan({name_of(combine_fn)})", combine_fn, init, xs, dim, reverse)
+
+
+def scan_as(
+    what: str,
+    combine_fn: Callable[[Any, Any], Any],
+    init: Any,
+    xs: Any,
+    dim: int = 0,
+    reverse: bool = False,
+) -> tuple[Any, Any]:
+    """``scan`` under another name for error messages."""
+    check_flags(what, reverse=reverse)
+    rows = _Rows(xs, dim, what)
+    loop = _Loop(combine_fn, init, rows, what)
+    if dynamo.is_compiling():
+        return loop.traced(reverse)
+    return loop.plain(reverse)
+
+
+def _check_dim(dim: Any, what: str) -> None:
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise TypeError(f"{what}: dim must be an int, got {short(dim)}. Write dim=0")
+
+
+class _Rows:
+    """What is looped over.
+
+    Attributes:
+        stacks: the tensors, the dimension of the loop first.
+        build: gives the tree of one row.
+        dim: which dimension that was.
+        length: how many rows there are.
+    """
+
+    __slots__ = ("_frame", "build", "dim", "length", "stacks")
+
+    def __init__(self, xs: Any, dim: int, what: str) -> None:
+        _check_dim(dim, what)
+        tensors, frame = framed(xs, what, "xs")
+        count = len(frame.places)
+        # A single key that a module holds is the same in each step.
+        keyed = [k for k, key in zip(frame.keyed, tensors[count:]) if key.dim()]  # noqa: B905  # dynamo traces no strict=
+        keys = [key for key in tensors[count:] if key.dim()]
+        if not count and not keys:
+            raise ValueError(
+                f"{what}: xs holds no tensor, so there is nothing to loop over. Give "
+                f"torch.arange(n), or use func.fori_loop(0, n, body_fun, init_val)"
+            )
+        if len(keyed) < len(frame.keyed):
+            frame = Frame(frame.spec, frame.places, keyed)
+        self._frame = frame
+        self.build = frame.build
+        first = tensors[0].dim() if count else 1
+        self.dim = dim + first if dim < 0 else dim
+        self.stacks = []
+        for place, tensor in zip(frame.places, tensors):  # noqa: B905  # as above
+            if not 0 <= self.dim < tensor.dim():
+                path = path_of(xs, place)
+                raise ValueError(
+                    f"{what}: xs{f': {path}' if path else ''} has shape {tuple(tensor.shape)} and "
+                    f"no dimension {dim}. Give each step a row: x.expand(n, *x.shape) for what "
+                    f"is the same in each"
+                )
+            self.stacks.append(tensor.movedim(self.dim, 0) if self.dim else tensor)
+        self.stacks += keys
+        self.length = self.stacks[0].shape[0]
+        self._check_lengths(xs, what)
+
+    def _check_lengths(self, xs: Any, what: str) -> None:
+        for place, stack in enumerate(self.stacks):
+            if stack.shape[0] != self.length:
+                places = self._frame.places
+                path = path_of(xs, places[place]) if place < len(places) else "a stack of keys"
+                raise ValueError(
+                    f"{what}: {path} in xs has length {stack.shape[0]} in dimension {self.dim}, "
+                    f"and the first tensor {self.length}. Make all of one length: x[:n]"
+                )
+        if self.length == 0:
+            raise ValueError(
+                f"{what}: xs has length 0, and no step says what the results are. "
+                f"Leave the loop out: if len(x) > 0: ..."
+            )
+
+    def each(self, reverse: bool) -> Iterator[Sequence[Tensor]]:
+        """The tensors of one row after the other."""
+        count = len(self._frame.places)
+        columns = [stack.unbind(0) for stack in self.stacks[:count]]
+        columns += [rows_of(key) for key in self.stacks[count:]]
+        if reverse:
+            columns = [column[::-1] for column in columns]
+        return zip(*columns)  # noqa: B905  # of one length, as was checked
+
+    def stacked(self, column: Sequence[Tensor], reverse: bool) -> Tensor:
+        """Results as they stand beside the rows."""
+        dim = self.dim if self.dim <= column[0].dim() else 0
+        return torch.stack(tuple(column[::-1] if reverse else column), dim)
+
+    def beside(self, stack: Tensor, reverse: bool) -> Tensor:
+        """As ``stacked``, of results that are stacked in their first dimension."""
+        stack = stack.flip(0) if reverse else stack
+        return stack.movedim(0, self.dim) if 0 < self.dim < stack.dim() else stack
+
+
+class _Loop:
+    """One call of ``scan``."""
+
+    __slots__ = ("carry", "combine_fn", "frame", "init", "rows", "what")
+
+    def __init__(self, combine_fn: Any, init: Any, rows: _Rows, what: str) -> None:
+        self.combine_fn = combine_fn
+        self.init = init
+        self.rows = rows
+        self.what = what
+        self.carry, self.frame = framed(init, what, "init")
+
+    def step(self, carry: Any, row: Sequence[Tensor]) -> tuple[Any, Any, list[Tensor]]:
+        """The next carry, what is to be stacked, and the tensors of the carry."""
+        found = self.combine_fn(carry, self.rows.build(row))
+        if type(found) is not tuple or len(found) != 2:
+            raise TypeError(
+                f"{self.what}: the function returns a pair (carry, result), got {describe(found)}. "
+                f"Return two things: return carry, y; or return carry, None"
+            )
+        carry, y = found
+        role = "the carry that was returned"
+        return carry, y, fitted(carry, self.init, self.carry, self.frame, self.what, role)
+
+    def plain(self, reverse: bool) -> tuple[Any, Any]:
+        """The loop, step by step."""
+        carry, results, role = self.init, [], "the result of a step"
+        first: tuple[Any, list[Tensor], Frame] | None = None
+        for row in self.rows.each(reverse):
+            carry, y, _ = self.step(carry, row)
+            if first is None:
+                first = (y, *framed(y, self.what, role))
+                results.append(first[1])
+            else:
+                results.append(fitted(y, *first, self.what, role))
+        assert first is not None
+        columns = zip(*results)  # noqa: B905  # dynamo traces no strict=
+        return carry, first[2].build([self.rows.stacked(column, reverse) for column in columns])
+
+    def traced(self, reverse: bool) -> tuple[Any, Any]:
+        """The loop as one operator, while dynamo traces."""
+        count = len(self.carry)
+
+        def body(*tensors: Tensor) -> tuple[Any, Any]:
+            _, y, carry = self.step(self.frame.build(tensors[:count]), tensors[count:])
+            results, frame = framed(y, self.what, "the result of a step")
+            carry_on(tensors[:count], carry)
+            return tuple([tensor.clone() for tensor in [*carry, *results]]), frame
+
+        stacks = [x.flip(0) for x in self.rows.stacks] if reverse else self.rows.stacks
+        found, frame = flow.scanned(body, self.carry, stacks)
+        results = [self.rows.beside(stack, reverse) for stack in found[count:]]
+        return self.frame.build(found[:count]), frame.build(results)
