@@ -286,7 +286,7 @@ def _func() -> Iterator[Subject]:
         "func.scan",
         func.scan,
         lambda: {"combine_fn": _carried, "init": torch.ones(3), "xs": torch.ones(2, 3)},
-        {"combine_fn": "function", "init": "values", "xs": "values"},
+        {"combine_fn": "function", "init": "values?", "xs": "values"},
     )
     yield Subject(
         "func.functional_call",
