@@ -7,7 +7,7 @@ torch release moves something, only files in here change. Each file is imported 
 - ``registries``: how classes become nodes of torch's and optree's pytrees.
 - ``functorch``: the running ``torch.func`` transforms, their levels and wrappers; a lean ``vmap``.
 - ``modes``: whether anything else stands between an operator and its plain run.
-- ``autograd``: the engine that runs a backward, and what it says.
+- ``autograd``: the engine that runs a backward, and its error messages.
 - ``checkpoints``: where ``torch.utils.checkpoint`` is refused, and what it may do in a trace.
 - ``kernels``: functions of lists of tensors, fused optimizer steps, other operators.
 - ``dynamo``: what a trace is, what it found, how code is hidden from it, its guards and caches.

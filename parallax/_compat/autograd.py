@@ -1,8 +1,8 @@
-"""The engine that runs a backward, and what it says.
+"""The engine that runs a backward, and its error messages.
 
 ``torch.autograd.grad`` does in Python what costs as much as four operators before it calls the
 engine; the engine itself is private, as is the number of the backward that runs. Autograd's errors
-have no classes, so they are told by their words.
+have no classes of their own, so they are recognised by their messages.
 """
 
 # pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
@@ -104,7 +104,7 @@ def is_forward_refusal(error: RuntimeError) -> bool:
 
 
 def is_cut_refusal(error: RuntimeError) -> bool:
-    """Whether ``torch.func`` met what takes a tensor off the graph without a word on the tape."""
+    """Whether ``torch.func`` refused an operation that detaches tensors silently on the tape."""
     return str(error).startswith(
         (
             "You are attempting to call Tensor.requires_grad_()",

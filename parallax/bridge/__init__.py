@@ -1,4 +1,4 @@
-"""To torch and back: lift any ``nn.Module``, lower any module, state dicts."""
+"""From ``torch.nn`` and back: lift an ``nn.Module`` to a tree, lower a tree, state dicts."""
 
 from parallax.bridge.lift import lift
 from parallax.bridge.lifted import Lifted, lifted_type

@@ -1,4 +1,4 @@
-"""What was done to the modules of a lowered tree that a call of the tree would not meet.
+"""Changes of the modules of a lowered tree that a call of the tree would ignore.
 
 A call of what ``bridge.lower`` made runs the tree around the tensors that its modules hold. Those
 are not called, so what is put on them or in their place has no effect, and is refused.
@@ -53,10 +53,10 @@ def refuse_changes(
                 continue
             what = f"has {list(_HOOKS.values())[more[0]]}"
         raise RuntimeError(
-            f"{root}: the module {name!r} {what}, and a call of what bridge.lower made would pass "
-            f"it by: that runs the tree, and calls the whole only. Take it off, or put it on the "
-            f"whole; wrap or replace parts in the tree before it is lowered; effects.capture "
-            f"returns what is in between"
+            f"{root}: the module {name!r} {what}, and a call of what bridge.lower made would "
+            f"ignore it: such a call runs the tree and does not call the modules in it. Take it "
+            f"off, or put it on the whole; wrap or replace parts in the tree before it is lowered; "
+            f"effects.capture returns what is in between"
         )
 
 

@@ -43,9 +43,9 @@ def lift(module: nn.Module, *, copy: bool = False, sample: Any = None) -> Any:
     A call runs the original's own code. In mode ``"train"`` without an rng its stochastic layers
     draw from torch's global generator; with one (``module.train(rng)``) they are a function of it.
     Buffers that a call changes come back as effects: ``effects.collect(fn)(model, x)``. Other
-    attributes that a forward writes are forgotten after the call. Two things it reaches are not
-    copies: a parameter that it writes into in place, and an attribute's object of a class of one's
-    own, such as a configuration.
+    attributes that a forward writes are forgotten after the call. Two things are shared with
+    the original: a parameter that the forward writes into in place, and an attribute that is an
+    object of a user's class, such as a configuration.
 
     Args:
         module: the module.
@@ -59,7 +59,7 @@ def lift(module: nn.Module, *, copy: bool = False, sample: Any = None) -> Any:
         The lifted module; of what ``bridge.lower`` made, the Parallax module it was made from.
 
     Raises:
-        TypeError: if it is no ``nn.Module``, or one whose code or tensors cannot be reached:
+        TypeError: if it is not an ``nn.Module``, or its code or tensors cannot be reached:
             TorchScript, quantized with packed weights, compiled, data-parallel; or if ``copy`` is
             no bool.
         ValueError: if a lazy parameter has no shape yet, or a module contains itself.

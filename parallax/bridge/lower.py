@@ -160,9 +160,9 @@ def lower(module: Any, *, copy: bool = False) -> nn.Module:
         The ``nn.Module``: for ``torch.export``, optimizers, data-parallel wrappers, hubs.
 
     Raises:
-        TypeError: if it is no module, or a parameter can require no grad.
+        TypeError: if it is no module, or a parameter's dtype cannot require grad.
         UninitializedError: if a leaf has no value yet.
-        ValueError: if two leaves have one name.
+        ValueError: if two leaves have the same name.
 
     Example:
         >>> import torch

@@ -38,7 +38,7 @@ def state_dict(module: Any) -> dict[str, Tensor]:
     Raises:
         TypeError: if it is no module.
         UninitializedError: if a leaf has no value yet.
-        ValueError: if two leaves have one name.
+        ValueError: if two leaves have the same name.
 
     Example:
         >>> import torch

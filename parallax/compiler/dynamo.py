@@ -106,8 +106,8 @@ def compile_flat(
 def _direct(flat: FunctionType, compiled: Callable[..., Any]) -> Callable[..., Any]:
     """``compiled``, with what dynamo made of ``flat`` run past the entry of ``torch.compile``.
 
-    Dynamo's own guards choose what to run, as ever; where none fits, or anything but the ordinary
-    is asked of dynamo, ``compiled`` is called. The entry takes as long as a graph of ten operators.
+    Dynamo's own guards choose what to run, as always. Where none fits, or where dynamo is in any
+    special mode, ``compiled`` is called. The entry takes as long as a graph of ten operators.
     """
     entries, ordinary = dynamo.compiled_entries, dynamo.plain_frames()
     code, closure, space = flat.__code__, flat.__closure__, flat.__globals__

@@ -31,30 +31,30 @@ def compile(fn: F, **options: Any) -> F: ...  # noqa: A001  # torch's name, read
 @overload
 def compile(fn: None = None, **options: Any) -> Callable[[F], F]: ...  # noqa: A001  # as above
 def compile(fn: Any = None, **options: Any) -> Any:  # noqa: A001  # as above
-    """``torch.compile`` for functions of modules: one graph, whatever trees go in and out.
+    """``torch.compile`` for functions of trees: one graph; trees are taken apart outside of it.
 
     Arguments are taken apart outside the compiled code and results put together outside, so the
     code sees flat tensors only, and one check in C++ replaces dynamo's guards on them. What the
     function reads besides its arguments (closures, globals, grad mode, autocast, ...) is guarded
-    by dynamo as ever. Gradients flow through a call as through one of ``torch.compile``.
+    by dynamo as always. Gradients flow through a call as through one of ``torch.compile``.
 
-    A graph is made at the first call, and again when an argument's structure changes (a constant
-    of a module, its mode, whether it holds an rng, the keys of a dict) or a leaf's dtype, device,
-    layout, strides or ``requires_grad``. So a step whose model goes out as it came in has one graph
-    in a loop: it updates ``model``, with gradients at ``model.train(key)``, whose rng would go out,
-    too. A tensor outside of modules that changes its size gets a graph in which that
-    size is symbolic; a module whose leaves change size is another model, with a graph of its own.
-    Python numbers follow torch's rule: a constant at first, symbolic once they have changed.
+    A graph is made at the first call, and again when an argument's structure changes (a constant of
+    a module, its mode, whether it holds an rng, the keys of a dict) or a leaf's dtype, device,
+    layout, strides or ``requires_grad``. In a training loop return the plain ``model``: returning
+    ``model.train(key)`` adds an rng, and a second graph. A tensor outside of modules that changes
+    its size gets a graph in which that size is symbolic; a module whose leaves change size is
+    another model, with a graph of its own. Python numbers follow torch's rule: a constant at first,
+    symbolic once they have changed.
 
     A function that writes into its arguments is compiled as torch would, with a graph for each way
-    in which they overlap in memory. A tensor that is an argument and a global as well is told from
-    it at later calls, where torch itself takes the two for one from then on.
+    in which they overlap in memory. Where a tensor is an argument and a global at once, later calls
+    may pass another one; torch itself would take the two for the same from then on.
 
-    On the CPU, inductor gets two options that change no result. ``cpp_wrapper``: what it writes
-    around its kernels is C++, faster to run and, for whole steps, to compile, though slower to
-    compile for a few lines; ``options={"cpp_wrapper": False}`` asks for Python. And its code does
-    not check the sizes of inputs once more, unless ``size_asserts`` is among your options. An
-    error in a graph is raised as ``fn`` itself raises it, called for that purpose.
+    On the CPU, inductor gets two options that change no result. With ``cpp_wrapper`` the code
+    around its kernels is C++. That is faster to run and, for whole steps, to compile, though slower
+    to compile for a few lines; ``options={"cpp_wrapper": False}`` asks for Python. And its code
+    does not check the sizes of inputs again, unless ``size_asserts`` is among your options. After
+    an error in a graph ``fn`` itself is called, so that its own error is raised.
 
     Where a ``torch.func`` transform, a dispatch mode or another trace is active, ``fn`` itself is
     called, and becomes part of that.
@@ -67,7 +67,7 @@ def compile(fn: Any = None, **options: Any) -> Any:  # noqa: A001  # as above
         A function with the signature of ``fn``.
 
     Raises:
-        TypeError: if ``fn`` cannot be called, or an option is none of ``torch.compile``'s.
+        TypeError: if ``fn`` cannot be called, or ``torch.compile`` has no such option.
         RuntimeError: from a call that would make more than ``recompile_limit`` graphs (by default
             torch's, 8) for arguments of the same classes; it names what changes. Without
             ``fullgraph`` it is a warning, and ``fn`` itself is called.

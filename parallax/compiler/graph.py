@@ -203,7 +203,7 @@ class Graph:
     def _tell(self, items: Sequence[Any]) -> None:
         """Raises what the function itself raises.
 
-        C++ hands on no exception of an operator but its words, and not those of a custom one.
+        C++ keeps only the message of an operator's exception, and none of a custom operator's.
         """
         args, kwargs = build_call(self.tokens, items)
         with reuse():

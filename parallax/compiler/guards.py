@@ -4,7 +4,7 @@ A guard goes where a value can change between two calls. It is left out where ev
 value is through something that is immutable by construction (a structure, a module, a tuple) or
 that is checked elsewhere (a class of the arguments, by ``Watch``), and the value is such itself.
 What these hold of the user's own (a config object, a function and what it closes over, the lists
-of a class) is guarded. Whose something is decides, never what it is called.
+of a class) is guarded. What decides is who owns a value, not its name.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class _Chain:
             try:
                 found = self._find_fixed(source)
             except (AttributeError, KeyError, IndexError, NameError, TypeError):
-                found = False  # a place that dynamo has only words for
+                found = False  # dynamo has no expression for this place
             self._fixed[source] = found
         return found
 

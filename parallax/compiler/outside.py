@@ -57,13 +57,13 @@ class Outside:
     def _note(self, kept: list[Any], place: str, value: Tensor, leaf: int | None = None) -> None:
         try:
             code = compile(place, "<a global>", "eval")
-        except SyntaxError:  # a place that dynamo has only words for
+        except SyntaxError:  # dynamo has no expression for this place
             return
         if self._at(code) is value:
             kept.append(code if leaf is None else (leaf, code))
 
     def unchanged(self, leaves: Sequence[Tensor]) -> bool:
-        """Whether the globals that were leaves are so still."""
+        """Whether the globals that were leaves still are."""
         return all(self._at(code) is leaves[k] for k, code in self.same)
 
     def present(self) -> list[Tensor]:

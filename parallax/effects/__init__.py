@@ -5,9 +5,9 @@ module and returns, beside its result, the module with everything that was emitt
 
     out, model = effects.collect(loss)(model, x)
 
-A collection has no global state. It travels with the tree, where the rng travels too, so that it
-is there in whatever instance a transform rebuilds, and another thread's is not. An emission is
-addressed by the module's path.
+A collection is no global state. It travels with the tree, in the place of the rng, so that every
+instance that a transform rebuilds has it and other threads do not. An emission is addressed by the
+module's path.
 """
 
 from parallax.effects.collecting import capture, collect

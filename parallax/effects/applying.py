@@ -88,7 +88,7 @@ def _is_mapped(value: Tensor, leaf: Any) -> bool:
 
 
 def _foreign(module: Any, path: str, buffers: dict[str, Any], rule: str | None) -> EffectError:
-    """Raises what is wrong with an emission; if nothing is, it comes from elsewhere."""
+    """The error for an emission from outside of the module; raises what else is wrong with it."""
     from parallax.tree.places import Survey, follow  # which stands on modules, and they on this
 
     emitter = Survey(module).at(path)
@@ -136,7 +136,7 @@ def _reduced(values: Tensor, rule: str | None) -> Tensor:
         return values.sum(0, dtype=values.dtype)
     if not values.dtype.is_floating_point and not values.dtype.is_complex:
         raise EffectError(
-            f"merge='mean' of {values.dtype} is no {values.dtype}. Emit such a buffer by itself "
-            f"with merge='last' or merge='sum'"
+            f"merge='mean': the mean of {values.dtype} values is not a {values.dtype}. Emit this "
+            f"buffer in a call of its own, with merge='last' or merge='sum'"
         )
     return values.mean(0)

@@ -40,8 +40,8 @@ def collect(fn: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], t
     Raises:
         EffectError: if two effects for one buffer have no rule, or an effect comes from a place
             the module does not have. Then nothing is applied.
-        TypeError: if ``fn`` or its first argument is none, or it returns a coroutine or a
-            generator, which would run after the collection.
+        TypeError: if ``fn`` is not a function or its first argument not a module, or if it returns
+            a coroutine or a generator, which would run after the collection.
 
     Example:
         >>> import torch
@@ -83,8 +83,8 @@ def capture(
         several times.
 
     Raises:
-        TypeError: if ``fn`` or its first argument is none, or it returns a coroutine or a
-            generator, which would run after the collection.
+        TypeError: if ``fn`` is not a function or its first argument not a module, or if it returns
+            a coroutine or a generator, which would run after the collection.
 
     Example:
         >>> import torch

@@ -22,7 +22,7 @@ IN_TURN = "in turn"
 def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
     """Records new values for this module's buffers, for ``effects.collect`` to apply.
 
-    What is wrong with a value is said when it is applied.
+    Values are validated when they are applied.
 
     Args:
         module: the module whose method this is.
@@ -50,8 +50,8 @@ def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
         >>> module.mean
         tensor([1.])
     """
-    # Between the operators of a network nothing of this is in the processor's caches: a look at a
-    # tensor costs there what ten lines cost in a loop. So here is only what must be done at once.
+    # Only what cannot wait is done here. Between the operators of a network this code is not in the
+    # processor's caches, and reading a tensor's shape costs as much as ten lines in a hot loop.
     rng = module._rng
     if type(rng) is not Collecting or rng.collection.emissions is None:
         check(module, "", buffers, merge)
@@ -176,7 +176,7 @@ def _refuse_wrappers(
 
 
 def sow(module: Any, /, **values: Tensor) -> None:
-    """Names intermediate results, for ``effects.capture`` to return; else does nothing.
+    """Names intermediate results for ``effects.capture``; without a capture it does nothing.
 
     Args:
         module: the module whose method this is.

@@ -115,7 +115,7 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "drawing needs matplotlib, of the extra 'bench': pip install 'parallax[bench]'"
+            "drawing needs matplotlib, of the extra 'bench': pip install 'parallax-torch[bench]'"
         ) from error
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""What the transforms are given besides the arguments of a function: checked, and told by name."""
+"""Checks of what a transform is given besides the arguments of the function."""
 
 from __future__ import annotations
 

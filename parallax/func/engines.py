@@ -153,7 +153,7 @@ class Tape:
         retire([leaf for leaf, x in pairs if not (self.aliased and x.requires_grad)])
 
     def release(self, tensors: Sequence[Tensor], keep: bool) -> list[Tensor]:
-        """The tensors as the caller may see them: no graph but one that leads outside."""
+        """The tensors for the caller: detached, unless their graph leads outside."""
         if not any([t.requires_grad for t in tensors]):
             return list(tensors)
         outside = escaping(tensors, self.own) if keep else [False] * len(tensors)
@@ -219,7 +219,7 @@ def _written(function: Callable[..., Any]) -> list[Tensor]:
 
 
 def _take_graphs_off(tensors: Sequence[Tensor], tape: Tape, what: str) -> None:
-    """Leaves no graph on tensors that the function wrote into, but one that leads outside."""
+    """Detaches tensors that the function wrote into, unless their graph leads outside."""
     for tensor, out in zip(tensors, escaping(tensors, tape.own), strict=True):
         if tensor.requires_grad and not out:
             if tensor._base is not None:
@@ -234,7 +234,7 @@ def _take_graphs_off(tensors: Sequence[Tensor], tape: Tape, what: str) -> None:
 def _refuse_cut(call: Recorded, finish: Finish) -> None:
     """Raises where the result depends on nothing because the function cut the graph.
 
-    ``torch.func`` tells; on the tape the gradient would be zero without a word.
+    ``torch.func`` raises there; the tape would return zeros silently.
     """
     if not isinstance(call, Call):
         return

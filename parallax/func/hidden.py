@@ -1,4 +1,4 @@
-"""Tensors inside of objects that cannot be taken apart, which would come out of a transform raw."""
+"""Tensors in objects that cannot be taken apart: transforms would return them still wrapped."""
 
 from __future__ import annotations
 

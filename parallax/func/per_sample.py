@@ -1,11 +1,11 @@
 """Many gradients at once: of each example, or of each member of an ensemble.
 
-Both are ``vmap(grad(func))``. Where the tensors are small the calls of operators are what costs,
-and it is cheaper to map the losses alone, add them up and ask the tape for the gradient of the
-sum: each copy of a leaf meets one loss only, so it is the gradient of that loss. Where the copies
-outgrow the caches, moving them costs more than the calls, and ``vmap(grad)`` it is. So it is where
-``func`` takes a derivative itself, and torch's rules make another number of the sum's: that shows
-in the graph of the losses, after ``func`` was called once.
+Both are ``vmap(grad(func))``. Where the tensors are small, calling operators is what costs. There
+it is cheaper to map the losses alone, add them up, and take the gradient of the sum on the tape:
+each copy of a leaf belongs to one loss, so its gradient is that of this loss. Where the copies
+outgrow the caches, moving them costs more than the calls, and ``vmap(grad)`` is used. It is also
+used where ``func`` takes a derivative itself, or where torch's rules for ``vmap`` would change the
+numbers; the graph of the losses shows that after one call of ``func``.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def load_distributed(path: str | os.PathLike[str], *, like: M, cast: bool = Fals
 
 @contextmanager
 def _as_one_process() -> Iterator[bool]:
-    """Whether this process is alone, of which torch warns even if told so."""
+    """Whether this is the only process; torch's warning about that is silenced inside."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
         yield not (dist.is_available() and dist.is_initialized())

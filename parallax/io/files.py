@@ -112,8 +112,8 @@ def load(path: str | os.PathLike[str], *, like: T, strict: bool = True, cast: bo
 
     Args:
         path: the file.
-        like: a module or tree of the structure; it stays as it is. Leaves on the meta device and
-            declarations do: nothing is computed that the file replaces.
+        like: a module or tree of the structure; it stays as it is. Its leaves may be declarations,
+            or on the meta device, so that nothing is computed that the file replaces.
         strict: whether all names must be there, no others, and the structure be the one that was
             saved. Otherwise missing leaves are those of ``like``.
         cast: convert values to the dtype of the leaf; otherwise another dtype is an error.

@@ -66,9 +66,11 @@ def load_header(text: Any) -> dict[str, Any]:
 
 def _checked(header: Any) -> dict[str, Any]:
     if not isinstance(header, dict):
-        raise ValueError("its header is none that Parallax wrote")
+        raise ValueError("its header was not written by Parallax")
     if header.get("version") != _VERSION:
-        raise ValueError(f"its header is of version {header.get('version')}, known is {_VERSION}")
+        raise ValueError(
+            f"its header has version {header.get('version')}, this release reads {_VERSION}"
+        )
     if not (
         isinstance(header.get("metadata"), dict)
         and isinstance(header.get("values", {}), dict)

@@ -244,6 +244,6 @@ def require_complete(tree: Any, path: str | os.PathLike[str]) -> None:
     if lacking:
         raise ValueError(
             f"{os.fspath(path)} has no value for {', '.join(lacking[:5])}"
-            f"{', ...' if len(lacking) > 5 else ''}, and neither has the module given as like. "
-            f"Give one that has (buffers that are not persistent are in no file)"
+            f"{', ...' if len(lacking) > 5 else ''}, and like= lacks it too. "
+            f"Pass an initialized module as like= (buffers that are not persistent are in no file)"
         )

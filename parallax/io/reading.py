@@ -124,7 +124,7 @@ def _read_torch(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _can_be_mapped(source: Path) -> bool:
     """Whether the tensors stand in a file as they are: it is an archive, and not compressed."""
-    if not zipfile.is_zipfile(source):  # files of old are none
+    if not zipfile.is_zipfile(source):  # the format before torch 1.6 is no archive
         return False
     with zipfile.ZipFile(source) as archive:
         return all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
@@ -162,7 +162,7 @@ def _header(text: Any, source: Path) -> dict[str, Any]:
 
 
 def unreadable(source: Path, error: Exception | str) -> ValueError:
-    """The error for a file that is none of a checkpoint."""
+    """The error for a file that is not a checkpoint."""
     return ValueError(f"{source} is truncated or no checkpoint: {error}. Nothing was loaded")
 
 
@@ -178,6 +178,6 @@ def import_safetensors() -> Any:
     except ImportError:
         raise ImportError(
             "*.safetensors files need safetensors, which the extra 'io' installs: "
-            "pip install 'parallax[io]'. Or name the file *.pt"
+            "pip install 'parallax-torch[io]'. Or name the file *.pt"
         ) from None
     return safetensors

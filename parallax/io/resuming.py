@@ -33,7 +33,7 @@ def as_saved(like: M, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
         tensors: those of the file by name; only their shapes and dtypes matter.
 
     Returns:
-        The module; what values its open parts have says nothing.
+        The module; the values of its open parts have no meaning.
     """
     _, structure = flatten_module(like)
     nodes = header.get("nodes")

@@ -1,7 +1,7 @@
 """Draws: random numbers from a key, by the names ``torch`` and ``torch.distributions`` use.
 
-Every draw takes a single key and a shape, and uses the key up when all has gone well: after an
-error it is as good as new. The numbers depend on the key, the shape, the dtype and the kind of
+Every draw takes a single key and a shape. It uses the key up when it succeeds; after an error the
+key is still unused. The numbers depend on the key, the shape, the dtype and the kind of
 device, and on nothing else: they are the same bits in eager code, under ``vmap``, ``grad`` and
 ``jvp``, and compiled.
 """

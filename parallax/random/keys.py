@@ -229,7 +229,7 @@ def split(key: Key, n: int = 2) -> Key:
 
     Raises:
         KeyReusedError: if the key was used before.
-        TypeError: if ``key`` or ``n`` is none.
+        TypeError: if ``key`` is not a key, or ``n`` not an int.
         ValueError: if ``n`` is less than one.
 
     Source: Philox4x32-10 (see ``random.philox``); the ``i``-th key is half a block.
@@ -262,7 +262,7 @@ def fold_in(key: Key, data: int | str | Tensor) -> Key:
         The key; equal data give the same, and an int and its string different ones.
 
     Raises:
-        TypeError: if ``key`` is no key, or ``data`` is none of the above.
+        TypeError: if ``key`` is not a key, or ``data`` not one of these.
         ValueError: if an int does not fit in 64 bits.
 
     Example:

@@ -63,8 +63,8 @@ def check(data: Any, by: str, *, single: bool = True) -> None:
         )
     if data.dtype is not torch.int64:
         raise TypeError(
-            f"{by}: a key holds int64, got {data.dtype}. Casts of a whole tree must leave keys "
-            f"alone, as module.to(dtype) and tree.cast do"
+            f"{by}: a key holds int64, got {data.dtype}. Cast a tree by "
+            f"tree.to(tree, dtype=...), which leaves keys as they are"
         )
     if data.device.type != "cpu":
         raise TypeError(
@@ -79,7 +79,7 @@ def check(data: Any, by: str, *, single: bool = True) -> None:
 
 
 def is_int(value: Any) -> bool:
-    """Whether this is an int, or stands for one while a graph is traced; ``True`` is none."""
+    """Whether this is an int, or stands for one while a graph is traced; ``True`` is not."""
     return not isinstance(value, bool) and isinstance(value, (int, torch.SymInt))
 
 

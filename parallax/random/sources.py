@@ -262,7 +262,7 @@ def member_source(source: Any, index: int) -> Any:
 
 
 def warn_if_same(new: Source, before: Any) -> None:
-    """Warns when a tree is given the very state it has."""
+    """Warns when a tree is given the random state that it has already."""
     if before is None or dynamo.is_compiling() or functorch.transform_active():
         return
     if new.key is None or before.key is None:

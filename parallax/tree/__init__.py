@@ -1,6 +1,6 @@
 """Operations on trees: modules, and any pytree that holds them.
 
-Each is: take the leaves, do something to them, build the tree again.
+Each takes the leaves of a tree, computes with them, and builds a tree of the same structure.
 """
 
 from parallax.core.display import summary

@@ -130,7 +130,7 @@ def _differing_field(path: str, a: Structure, b: Structure) -> tuple[str, str, s
 
 
 def _defined_again(one: Any, two: Any) -> str:
-    """What to say of two classes of one name, as a notebook makes of a cell that runs twice."""
+    """A hint for two classes of one name, as a notebook cell that runs twice defines them."""
     if one is two or (one.__module__, one.__qualname__) != (two.__module__, two.__qualname__):
         return ""
     return (

@@ -134,21 +134,21 @@ def _scaled(parts: Sequence[Tensor], factor: Any) -> Any:
 
 
 def _scaled_as_list(parts: Sequence[Tensor], factor: Any) -> Any:
-    """All at once, where torch's function of lists is exact and quicker; else nothing."""
+    """The multiples by one call of torch; empty where that would be slower or not exact."""
     if isinstance(factor, Tensor):
         # With a gradient to the factor, backward of the list form fails (torch 2.13).
         if factor.ndim == 0 and not factor.requires_grad:
             return kernels.foreach_mul(parts, factor)
     elif type(factor) is float and _shared_kind(parts) in _WHOLE:
-        # Of a number torch makes a tensor for every leaf; once is 0.4 of the time.
-        # Rounded to one of these dtypes it is what torch multiplies by anyway.
+        # torch would make a tensor of the number for every leaf; making one takes 0.4 of the time.
+        # In these dtypes torch rounds the number to the dtype of the leaf, too.
         number = torch.scalar_tensor(factor, dtype=parts[0].dtype, device="cpu")
         return kernels.foreach_mul(parts, number)
     return ()
 
 
 def lerp(one: T, two: Any, weight: Any) -> T:
-    """``one + weight * (two - one)``, leaf by leaf: the moving average of weights, say.
+    """``one + weight * (two - one)``, leaf by leaf, such as a moving average of weights.
 
     Args:
         one: a module, or any pytree that holds modules and tensors.
@@ -182,7 +182,7 @@ def lerp(one: T, two: Any, weight: Any) -> T:
 def _lerped(left: Sequence[Tensor], right: Sequence[Tensor], weight: Any) -> Any:
     try:
         return kernels.foreach_lerp(left, right, weight)
-    except RuntimeError:  # of two dtypes? To ask every leaf beforehand takes a tenth of the time
+    except RuntimeError:  # perhaps of two dtypes; checking each leaf first would cost a tenth more
         alike = _in_dtypes_of(left, right)
         if all(map(operator.is_, alike, right)):
             raise
@@ -306,7 +306,7 @@ def _pairwise(
             if not _recorded(made):
                 return cast(T, spec.build(made))
             many = None
-        except TypeError:  # a hole in the second tree, say: torch asks faster than Python does
+        except TypeError:  # such as a hole in the second tree; torch checks faster than Python
             pass
     chosen = [k for k, leaf in enumerate(found) if others[k] is not None and is_inexact(leaf)]
     left, right = [found[k] for k in chosen], [others[k] for k in chosen]
@@ -319,10 +319,10 @@ def _pairwise(
 
 
 def _recorded(made: Sequence[Tensor]) -> bool:
-    """Whether a function of lists has recorded a graph: one tensor tells of all.
+    """Whether torch's list function has recorded a graph; it does so for all tensors or none.
 
-    Then the calls are made one by one. A list has one node in the graph, so that all of its
-    tensors require grad if one leaf does, and go backward together or not at all.
+    Then the leaves are computed one by one instead: a list is one node of the graph, so that all
+    results would require grad if one leaf does, and could only go backward together.
     """
     return bool(made) and made[0].requires_grad
 

@@ -41,7 +41,7 @@ class Around(Entry):
 
     @property
     def is_module(self) -> bool:
-        """Never, here."""
+        """False: a container is not a module."""
         return False
 
     def holds(self, other: Entry) -> bool:

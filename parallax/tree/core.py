@@ -203,7 +203,7 @@ def structure(tree: Any) -> TreeSpec:
 
 
 def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:  # noqa: A001  # named as in every tree library
-    """``fn`` of every leaf, in a tree of the same structure.
+    """A tree of the same structure that holds ``fn`` of every leaf.
 
     Args:
         fn: takes a leaf of ``tree`` and one of each further tree to a new leaf.

@@ -236,7 +236,7 @@ def _by_lambda(survey: Survey, where: Callable[[Any], Any]) -> tuple[list[Entry]
     """The nodes that a lambda returns of the tree itself; in a trace, of a tree of marks."""
     if dynamo.is_compiling():
         return _by_marks(survey, where)
-    # What stands around modules is made anew: a list, say, is the caller's to change.
+    # Containers are built anew, for the lambda might write into a list of the caller.
     shown = core.with_items(survey.spec, list(survey.items))
     known = _Nodes(survey, containers(shown, survey))
     result = _called(where, shown)
@@ -246,7 +246,7 @@ def _by_lambda(survey: Survey, where: Callable[[Any], Any]) -> tuple[list[Entry]
         found = known.entries_of(node)
         if len(found) == 1:
             return found[0]
-        if not marked:  # one hole is as another, and one number: asked of marks, each is its own
+        if not marked:  # equal holes or numbers are one object; marks are distinct objects
             marked.extend(_entries_of_marks(survey, where))
         told = marked[place] if place < len(marked) else None
         return _one(survey, node, told if told in found else None)
@@ -312,7 +312,7 @@ class _Nodes:
 
 
 def _marked(survey: Survey, where: Callable[[Any], Any]) -> tuple[Any, _Marks]:
-    """What a lambda returns of a tree whose leaves are their entries."""
+    """What a lambda returns when it is given a tree of marks in place of leaves."""
     chart = survey.chart
     # In a trace its trees are made anew, for they are no constants.
     marks = _Marks(chart) if dynamo.is_compiling() else chart.remember(_Marks)
@@ -320,7 +320,7 @@ def _marked(survey: Survey, where: Callable[[Any], Any]) -> tuple[Any, _Marks]:
 
 
 def _by_marks(survey: Survey, where: Callable[[Any], Any]) -> tuple[list[Entry], bool]:
-    """In a trace, where values are not known: a lambda sees which places are holes, no more."""
+    """As ``_by_lambda`` in a trace: values are unknown, and a lambda sees only holes and marks."""
     marks = _Marks(survey.chart, survey.leaves)
     result = _called(where, core.with_items(survey.spec, list(marks.items)))
     single = not isinstance(result, list) and (
@@ -329,16 +329,16 @@ def _by_marks(survey: Survey, where: Callable[[Any], Any]) -> tuple[list[Entry],
     nodes = [result] if single else list(result)
     if any([node is None for node in nodes]):  # which hole?
         told = _entries_of_marks(survey, where)
-        pairs = zip(nodes, told, strict=False)  # nothing may have been told
+        pairs = zip(nodes, told, strict=False)  # ``told`` may be empty
         nodes = [entry if node is None else node for node, entry in pairs]
     return survey.chart.distinct([_one(survey, n, marks.entry_of(n)) for n in nodes]), single
 
 
 def _entries_of_marks(survey: Survey, where: Callable[[Any], Any]) -> list[Entry | None]:
-    """The same, node by node; nothing if the lambda needs the values, and so cannot be asked."""
+    """The entries that a lambda returns of marks; empty if it needs values and so raises."""
     try:
         result, marks = _marked(survey, where)
-    except Exception:  # whatever a function of tensors raises of marks
+    except Exception:  # a function of tensors may raise anything when it gets marks
         return []
     single = not isinstance(result, (list, tuple)) or marks.entry_of(result) is not None
     return [marks.entry_of(node) for node in ([result] if single else result)]

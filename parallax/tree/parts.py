@@ -30,7 +30,7 @@ def partition(tree: T, *conditions: Any) -> tuple[T, ...]:
     Raises:
         LookupError: if a path or a glob matches nothing; near misses are listed. Roles, classes
             and predicates may.
-        TypeError: if a condition is none.
+        TypeError: if something is not a condition of ``select``.
 
     Example:
         >>> import torch
@@ -48,7 +48,7 @@ def partition(tree: T, *conditions: Any) -> tuple[T, ...]:
     found = [match(survey, condition)[0] for condition in conditions]
     rest = len(conditions)
     part_of = [rest] * len(survey.leaves)
-    for number in range(rest - 1, -1, -1):  # backwards, so that the first condition has the word
+    for number in range(rest - 1, -1, -1):  # backwards: the first condition takes precedence
         for index in survey.indices(found[number]):
             part_of[index] = number
     parts = []

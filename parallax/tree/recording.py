@@ -1,4 +1,4 @@
-"""``update``: a map that records a graph only for the sake of one that exists."""
+"""``update``: a map that records a graph only where a graph exists already."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def _count(trees: tuple[Any, ...], made: Any) -> None:
         return
     nodes = [_node_of(tree) for tree in trees]
     count = 1 + max([0 if node is None else node.metadata.get(_COUNT, 0) for node in nodes])
-    last.metadata[_COUNT] = count if count < _MANY else math.inf  # which is said once
+    last.metadata[_COUNT] = count if count < _MANY else math.inf  # warn once
     if count == _MANY:
         warnings.warn(
             f"{_MANY} updates in a row were recorded in one graph of autograd, which keeps all of "
             f"them in memory. A training loop needs none: take gradients by func.grad of "
             f"model.train(rng), or by loss.backward() after a fresh model.reset(rng) in each step. "
-            f"If you will go backward through all of the updates, all is well",
+            f"If you differentiate through all of these updates, ignore this warning",
             stacklevel=4,
         )
 

@@ -25,7 +25,7 @@ _SHOWN = 20
 
 
 def select(tree: T, *what: Any) -> Selection[T]:
-    """Names some of a tree's nodes and leaves; everything else about the tree stays.
+    """Selects some of a tree's nodes and leaves, to read, replace, map or freeze them.
 
     Args:
         tree: a module, or any pytree that holds modules and tensors.
@@ -44,7 +44,7 @@ def select(tree: T, *what: Any) -> Selection[T]:
 
     Returns:
         The selection. A tied leaf, or a module that stands in several places, is one thing
-        whichever path leads to it. Holes are selected only by their very path or a lambda.
+        whichever path leads to it. Holes are selected only by their exact path or by a lambda.
 
     Raises:
         LookupError: if a condition matches nothing; near misses are listed.
@@ -203,7 +203,7 @@ class Selection(Generic[T]):
         return cast(T, rebuild(survey, edits))
 
     def _only_leaves(self, values: list[Any]) -> bool:
-        """Whether values go into the places of leaves without any question about their kind."""
+        """Whether tensors replace leaves, so that no annotation has to be checked."""
         if not all([isinstance(value, Tensor) for value in values]):
             return False
         held = self._survey.leaves
@@ -215,7 +215,7 @@ class Selection(Generic[T]):
         )
 
     def _check_apart(self) -> None:
-        """Raises if one selected node holds another, so that no value would win by chance."""
+        """Raises if one selected node holds another: which value should win would be unclear."""
         open_node: Entry | None = None
         for entry in sorted(self._entries, key=lambda e: (e.start, -e.stop, len(e.path))):
             if open_node is not None and open_node.holds(entry):

@@ -264,7 +264,7 @@ def test_missing_values_on_the_meta_device_are_named(tmp_path: Path) -> None:
     lifted = bridge.lift(module)
     io.save(lifted, tmp_path / "m.pt")
     assert tree.equal(io.load(tmp_path / "m.pt", like=lifted), lifted)
-    with pytest.raises(ValueError, match="no value for table, and neither has the module given"):
+    with pytest.raises(ValueError, match="no value for table, and like= lacks it too"):
         io.load(tmp_path / "m.pt", like=tree.to(lifted, "meta"))
 
 
