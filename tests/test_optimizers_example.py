@@ -36,5 +36,5 @@ def test_without_matplotlib_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'parallax\[bench\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'parallax-torch\[bench\]'"):
         draw({}, tmp_path / "curves.png")
