@@ -82,14 +82,14 @@ def _example(name: str) -> tuple[nn.Module, Tensor, Tensor, Loss]:
     if name == "tiny MLP":
         return NnMLP((16, 32, 32, 4)), torch.randn(8, 16), torch.randn(8, 4), _squares
     tokens = torch.randint(VOCABULARY, (2, 4, CONTEXT))
-    return NnGPT(2), tokens[0], tokens[1], _surprise
+    return NnGPT(2), tokens[0], tokens[1], _cross_entropy
 
 
 def _squares(model: Any, x: Tensor, y: Tensor) -> Tensor:
     return F.mse_loss(model(x), y)
 
 
-def _surprise(model: Any, x: Tensor, y: Tensor) -> Tensor:
+def _cross_entropy(model: Any, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x).flatten(0, -2), y.flatten())
 
 

@@ -12,11 +12,12 @@ from benchmarks.report import number
 from benchmarks.verdicts import Verdict
 
 _METHOD = """\
-Every number is a time divided by that of the reference, which is the first row of its table or
-stands in its head, taken inside each round of interleaved repeats: the median, and the quartiles in
-brackets. *noise* is what the reference gave of itself when timed twice. *floor* is the distance to
-the same result by straight-line calls of torch, or by a flat list where there is nothing to
-compute. One thread; where torch would use more, a column says what all of them give.
+Every number is a ratio: a time divided by that of the reference, which is the first row of its
+table or is named in its head. Both are measured interleaved; a cell has the median and the
+quartiles. *noise* is how far the reference differs from itself when it is timed twice. *floor* is
+the ratio to the same result by straight-line calls of torch, or by a flat list where there is
+nothing to compute. One thread; where torch would use more, a column has the result with all of
+them. The last sections list what is still slow.
 """
 
 

@@ -1,9 +1,9 @@
 """A transformer that writes Parallax, character by character.
 
 It reads a text that every installation has, the sources of `parallax.nn`, and learns to predict
-the next character. The whole training step is one compiled function, from trees and a key to
-trees; its equal blocks are a `Stack`, so that it compiles as fast with many as with two. Writing
-takes a key, and a cache of what every block has seen: a value that goes in and comes out.
+the next character. The training step is one compiled function. The blocks are a `Stack`, which
+compiles one of them, so the time to compile does not grow with their number. Sampling takes a key
+and a key-value cache for each block; the caches are arguments and results.
 
 Run it: python -m parallax.examples.character_model
 """
@@ -33,7 +33,7 @@ Caches = tuple[nn.KVCache, ...]
 class Text(NamedTuple):
     """A text as numbers."""
 
-    characters: str  # the alphabet: a character's number is where it stands
+    characters: str  # the alphabet; the code of a character is its index
     codes: Tensor
 
 
@@ -96,36 +96,36 @@ class CharacterModel(Module):
         self.head = nn.Linear(width, characters, bias=False)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Of sequences as a whole."""
+        """Scores for the character after each one, ``(batch, length, characters)``."""
         scores: Tensor = self.head(self.norm(self.blocks(self.embedding(codes))))
         return scores
 
     def empty_caches(self, batch_size: int, max_len: int) -> Caches:
-        """For `decode`, of a text that has not begun."""
+        """Empty caches for `decode`, one for each block."""
         return tuple([block.attention.empty_cache(batch_size, max_len) for block in self.blocks])
 
     def decode(self, codes: Tensor, caches: Caches) -> tuple[Tensor, Caches]:
-        """Of the next characters of sequences whose beginning is in the caches."""
+        """Scores for what follows ``codes``, after the text in the caches, and the next caches."""
         x, after = self.embedding(codes), []
         for block, cache in zip(self.blocks, caches, strict=True):
-            x, cache = block.decode(x, cache)  # noqa: PLW2901  # the cache that comes after
+            x, cache = block.decode(x, cache)  # noqa: PLW2901  # the next cache
             after.append(cache)
         return self.head(self.norm(x)), tuple(after)
 
 
-def surprise(model: CharacterModel, codes: Tensor) -> Tensor:
-    """The cross-entropy of each next character, in nats."""
+def cross_entropy_loss(model: CharacterModel, codes: Tensor) -> Tensor:
+    """The mean cross-entropy of the next characters, in nats."""
     return F.cross_entropy(model(codes[:, :-1]).flatten(0, 1), codes[:, 1:].flatten())
 
 
-def cut(codes: Tensor, key: random.Key, batch: int = BATCH) -> Tensor:
-    """Pieces from anywhere in the text."""
+def sample_batch(codes: Tensor, key: random.Key, batch: int = BATCH) -> Tensor:
+    """Pieces of the text from random positions, ``(batch, CONTEXT + 1)``."""
     starts = random.randint(key, (batch, 1), 0, len(codes) - CONTEXT)
     return codes[starts + torch.arange(CONTEXT + 1)]
 
 
 class Trained(NamedTuple):
-    """What so many steps left behind."""
+    """A trained model and the course of its training."""
 
     model: CharacterModel
     losses: list[float]
@@ -133,19 +133,19 @@ class Trained(NamedTuple):
 
 
 def train(text: Text, steps: int, seed: int, *, backend: str = "inductor") -> Trained:
-    """Learn the text; every random number comes from the seed.
+    """Train a model on a text; every random number comes from the seed.
 
     Args:
-        text: what to learn.
-        steps: how many pieces to look at, `BATCH` at once.
-        seed: of the first weights and of the choice of pieces.
+        text: the training text.
+        steps: how many, each on `BATCH` pieces of the text.
+        seed: of the initial weights and of the batches.
         backend: of the compiler.
     """
     adam = optim.Adam(lr=RATE)
 
     @parallax.compile(backend=backend)
     def step(model: CharacterModel, state: Any, codes: Tensor, key: random.Key) -> Any:
-        grads, loss = func.grad_and_value(surprise)(model, cut(codes, key))
+        grads, loss = func.grad_and_value(cross_entropy_loss)(model, sample_batch(codes, key))
         return *adam.step(model, grads, state), loss
 
     key = random.key(seed)
@@ -169,7 +169,7 @@ def write(
     temperature: float = 0.8,
     backend: str = "eager",
 ) -> Iterator[str]:
-    """Characters that may follow the prompt, one by one.
+    """Samples characters that continue the prompt, one by one.
 
     Args:
         model: trained on the text.
@@ -177,7 +177,7 @@ def write(
         prompt: how it begins.
         length: how many characters to write.
         key: the same key writes the same.
-        temperature: the lower, the less is ventured.
+        temperature: divides the scores; a low one prefers likely characters.
         backend: of the compiler, which compiles a step once.
     """
     decode = parallax.compile(CharacterModel.decode, backend=backend)

@@ -1,4 +1,4 @@
-"""Two ways to compute one thing: how long each is, how fast, and whether they agree."""
+"""Compares implementations of one computation: lines of code, time, and whether they agree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REPEATS = 5
 
 
 class Way(NamedTuple):
-    """One way: its name, its lines of code, the seconds of a call, and what the call returned."""
+    """One implementation: its name, lines of code, seconds for a call, and the result."""
 
     name: str
     lines: int
@@ -27,7 +27,7 @@ class Way(NamedTuple):
 
 
 def ways(*named: tuple[str, Callable[[], Any], tuple[Any, ...]]) -> list[Way]:
-    """Measures ways to compute one thing, taking turns.
+    """Measures implementations of one computation, interleaved.
 
     Args:
         *named: for each a name, the function to call, and all functions and classes whose lines

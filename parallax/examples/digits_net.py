@@ -1,7 +1,7 @@
 """A small network that reads handwritten digits, and the loop that trains it.
 
-It is the kind of network Parallax started from: parameters declared with a shape and an
-initializer, randomness that comes down the tree, and one layer used twice after a `split`.
+Parameters are declared with a shape and an initializer, each layer gets its random state from the
+tree, and one layer is used twice after a `split`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class DigitsNet(Module):
 
 
 class Epoch(NamedTuple):
-    """What one pass over the training images left behind."""
+    """The network and its mean loss after one pass over the training images."""
 
     net: DigitsNet
     loss: float

@@ -1,4 +1,4 @@
-"""A recurrent network of any depth that learns where it starts, written for one sequence.
+"""A recurrent network whose initial states are learned, written for one sequence.
 
 Containers hold as many modules and parameters as there are layers, and are ordinary tuples. The
 network reads one sequence; `vmap` makes it read a batch, and `func.grad` derives it with respect
@@ -101,7 +101,7 @@ def accuracy(reader: Reader) -> float:
 
 
 def main() -> None:
-    """Train, and say how well it reads and how far the initial states went."""
+    """Train, and print the accuracy and how far the initial states moved."""
     for step, (reader, value) in enumerate(train(150, 0), start=1):
         if step % 50 == 0:
             moved = torch.stack([*reader.h, *reader.c]).norm()

@@ -1,4 +1,4 @@
-"""Low-rank adaptation of a lifted transformer: surgery, freezing, training, saving the rest.
+"""Low-rank adaptation of a lifted transformer: surgery, freezing, training, saving the adapters.
 
 An ``nn.Module`` is lifted, each of its linear maps is wrapped by an adapter with two small
 matrices, everything else is frozen, and only what was trained is saved.
@@ -20,7 +20,7 @@ __all__ = ["Adapter", "adapt", "load_adapters", "make_model", "save_adapters", "
 
 
 class Adapter(Module):
-    """A linear map and a low-rank change of it; at first the change is nothing."""
+    """A linear map plus a low-rank matrix, which is zero at first."""
 
     base: Module
     down: Parameter
@@ -34,7 +34,7 @@ class Adapter(Module):
         self.up = Parameter((n_out, rank), nn.init.zeros_)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The map and its change."""
+        """The sum of both maps."""
         change: Tensor = F.linear(F.linear(x, self.down), self.up)
         return self.base(x) + change  # type: ignore[no-any-return]  # what a lifted module returns
 
@@ -143,7 +143,7 @@ def load_adapters(module: Any, path: str | os.PathLike[str]) -> Any:
 
 
 def main() -> None:
-    """Adapts, trains, and says what it came to."""
+    """Adapt and train, and print the losses."""
     torch.manual_seed(0)
     x = torch.randint(0, 16, (64, 8))
     start = adapt(make_model(), rank=4, seed=0)

@@ -1,6 +1,6 @@
-"""Learning to learn sinusoids: MAML (Finn, Abbeel, Levine, 2017), to second order.
+"""MAML on sinusoids (Finn, Abbeel, Levine, 2017), with second-order gradients.
 
-A network is found that one gradient step on ten points fits to a new sinusoid.
+It trains a network that one gradient step on ten points adapts to a new sinusoid.
 `python -m parallax.examples.maml`
 """
 
@@ -53,7 +53,7 @@ def adapted(net: Net, x: Tensor, y: Tensor) -> Net:
 
 
 def meta_loss(net: Net, x: Tensor, y: Tensor, new_x: Tensor, new_y: Tensor) -> Tensor:
-    """How well the adapted network fits new points of the same tasks."""
+    """The mean loss of the adapted networks on new points of their tasks."""
     fit = func.vmap(lambda x, y, new_x, new_y: loss(adapted(net, x, y), new_x, new_y))
     return fit(x, y, new_x, new_y).mean()
 
@@ -92,7 +92,7 @@ def draw(key: random.Key, tasks: int = TASKS) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def train(steps: int, seed: int) -> tuple[float, float]:
-    """Learn to learn; returns the error on new tasks after a step, before and after learning."""
+    """Meta-train; returns the loss on new tasks after one step, before and after training."""
     key = random.key(seed)
     net = Net().initialize(random.fold_in(key, "init"))
     tasks = draw(random.fold_in(key, "test"), 100)
@@ -106,7 +106,7 @@ def train(steps: int, seed: int) -> tuple[float, float]:
 
 
 def compare() -> list[Way]:
-    """Both ways on one set of tasks."""
+    """One meta-gradient by Parallax and by ``torch.func``."""
     net, tasks = Net().initialize(0), draw(random.key(1))
     twin = nn.Sequential(
         nn.Linear(1, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 1)
@@ -127,7 +127,7 @@ def compare() -> list[Way]:
 
 
 def main() -> None:
-    """Learn, and say what it took."""
+    """Train, and print the result, the time and the lines of code."""
     before, after = train(200, 0)
     print(
         f"error after one step on a new sinusoid: {before:.2f} before, {after:.2f} after learning"

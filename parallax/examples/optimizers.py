@@ -45,7 +45,7 @@ def contestants(steps: int) -> dict[str, Any]:
     """Make the optimizers, each with a rate that suits it.
 
     Args:
-        steps: how long they will train; one of them plans ahead.
+        steps: how many they will train; the schedule of one depends on it.
 
     Returns:
         Optimizers by name.
@@ -69,7 +69,7 @@ def loss_of(net: Net, x: Tensor, y: Tensor) -> Tensor:
 
 
 def curve(opt: Any, digits: Digits, *, steps: int, seed: int) -> list[float]:
-    """Train one network, from the same numbers and on the same batches for every optimizer.
+    """Train one network, from the same initial values and on the same batches for every optimizer.
 
     Args:
         opt: the optimizer.

@@ -36,7 +36,7 @@ def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
 
 
 def _lines(items: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """Write a line now and then: enough to see it live, few enough for a log."""
+    """Print a line of progress every few seconds."""
     last = time.monotonic()
     for done, item in enumerate(items, start=1):
         if time.monotonic() - last > _SECONDS_BETWEEN_LINES:

@@ -25,7 +25,7 @@ SIDE = 8
 
 
 class Block(Module):
-    """Two convolutions, around which the input passes."""
+    """A residual block of two convolutions."""
 
     body: nn.Sequential
     shortcut: Module
@@ -47,7 +47,7 @@ class Block(Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the two ways, and rectify."""
+        """The rectified sum of the input and of two convolutions."""
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
@@ -82,7 +82,7 @@ class ResNet(Module):
 
 
 class Epoch(NamedTuple):
-    """What one pass over the training images left behind."""
+    """The network and its mean loss after one pass over the training images."""
 
     net: ResNet
     loss: float

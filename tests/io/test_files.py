@@ -521,7 +521,7 @@ def test_without_safetensors_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ImportError, match=r"extra 'io' installs: pip install 'parallax-torch\[io\]'"):
+    with pytest.raises(ImportError, match=r"'io' installs: pip install 'parallax-torch\[io\]'"):
         io.save(pair(), tmp_path / "m.safetensors")
     io.save(pair(), tmp_path / "m.pt")
 
