@@ -14,19 +14,11 @@ from parallax.bridge.lifted import class_for
 from parallax.bridge.lower import Lowered, flags_of, gathered, with_modes
 from parallax.bridge.pointers import Detaching, ref_to
 from parallax.core.arguments import check_flags, shown
-from parallax.core.layout import find_ties
+from parallax.core.entries import BUFFER, PARAMETER, PLAIN, SLOT, Note, local_of
 from parallax.core.nodes import is_module
 from parallax.core.registry import unflatten_module
-from parallax.core.structure import (
-    BUFFER,
-    PARAMETER,
-    PLAIN,
-    SLOT,
-    Note,
-    Structure,
-    local_of,
-    structure_of,
-)
+from parallax.core.structure import Structure, structure_of
+from parallax.core.ties import find_ties
 
 __all__ = ["lift"]
 

@@ -17,9 +17,10 @@ from parallax.bridge.signatures import LoweredMeta, class_with_forward_of
 from parallax.bridge.skeleton import Skeleton
 from parallax.bridge.states import names_of, names_within, transient
 from parallax.core.arguments import check_flags, check_module
+from parallax.core.entries import Leaf
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.registry import flatten_module, unflatten_module
-from parallax.core.structure import Leaf, Structure
+from parallax.core.structure import Structure
 from parallax.random.sources import GlobalSource
 
 __all__ = ["Lowered", "flags_of", "gathered", "lower", "with_modes"]

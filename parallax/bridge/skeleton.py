@@ -25,8 +25,9 @@ from parallax.bridge.buffers import Buffers, Slot
 from parallax.bridge.pointers import Ref, resolved
 from parallax.bridge.tables import Children, Weights, hasten, may_show
 from parallax.bridge.undoing import Memory
+from parallax.core.entries import Leaf
 from parallax.core.fields import Buffer, Parameter
-from parallax.core.structure import Leaf, Structure
+from parallax.core.structure import Structure
 
 __all__ = ["Shell", "Skeleton", "borrow", "empty_node", "put_back"]
 

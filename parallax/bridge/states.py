@@ -12,9 +12,10 @@ from torch import Tensor
 
 from parallax.bridge.blueprint import Blueprint
 from parallax.core.arguments import check_flags, check_module, shown
+from parallax.core.entries import Leaf
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.registry import flatten_module, unflatten_module
-from parallax.core.structure import Leaf, Structure
+from parallax.core.structure import Structure
 
 __all__ = [
     "load_state_dict", "loaded", "misfit", "names_of", "names_within", "state_dict", "transient",

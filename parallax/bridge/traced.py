@@ -26,7 +26,7 @@ from parallax.bridge.pointers import resolved
 from parallax.bridge.skeleton import Shell, empty_node
 from parallax.bridge.undoing import containers
 from parallax.core import notes
-from parallax.core.layout import spec_of
+from parallax.core.description import spec_of
 from parallax.core.module import Module
 from parallax.effects.collection import Collecting
 

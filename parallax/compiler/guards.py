@@ -19,12 +19,13 @@ import torch
 
 from parallax._compat import dynamo, registries
 from parallax.compiler.outside import LEAF
+from parallax.core.entries import Leaf, Local, Static
 from parallax.core.fields import Lazy
 from parallax.core.frozendict import FrozenDict
 from parallax.core.kinds import Kind
 from parallax.core.layout import Layout
 from parallax.core.nodes import NODES
-from parallax.core.structure import Leaf, Local, Static, Structure
+from parallax.core.structure import Structure
 
 __all__ = ["Guards", "is_library"]
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from parallax.core.containers import keys_of, opened
+from parallax.core.description import leaves_of, spec_of
 from parallax.core.fields import Lazy
 from parallax.core.frozendict import FrozenDict
-from parallax.core.layout import leaves_of, spec_of
-from parallax.core.nodes import NODES, is_module
+from parallax.core.nodes import is_module
 from parallax.core.structure import Structure
 
 __all__ = ["Row", "Summary", "html_of", "repr_of", "summary"]
@@ -80,14 +81,12 @@ def _parts(value: Any) -> list[tuple[str, Any]] | None:
         if hasattr(cls, "__shown__"):  # a container whose items stand for it, as in torch
             return cls.__shown__(value)  # type: ignore[no-any-return]  # a list of pairs
         return [(name, getattr(value, name)) for name in cls.__layout__.children]
-    if cls in NODES:
-        return [(str(k), part) for k, part in enumerate(NODES[cls].flatten(value)[0])]
-    if isinstance(value, FrozenDict):
-        return [(str(key), item) for key, item in value.items()]
-    if isinstance(value, tuple):
-        keys = getattr(cls, "_fields", None) or range(len(value))
-        return [(str(key), item) for key, item in zip(keys, value, strict=True)]
-    return None
+    found = opened(value)
+    if found is None:
+        return None
+    constants, children = found
+    keys = keys_of(cls, constants, len(children))
+    return [(str(key), child) for key, child in zip(keys, children, strict=True)]
 
 
 def _is_leaf(value: Any) -> bool:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from parallax._compat.opaque import constant_while_tracing
 from parallax.core.fields import Buffer, Parameter
-from parallax.core.nodes import is_node
+from parallax.core.frozendict import FrozenDict
+from parallax.core.nodes import NODES, is_node
 
 __all__ = ["Kind", "is_class_variable", "kind_of"]
 
@@ -60,13 +61,25 @@ class Kind:
         inner = (*(self.items or ()), *((self.mapping,) if self.mapping else ()))
         return self.constant or any(kind.mixed for kind in inner)
 
-    def item(self, index: int) -> Kind:
-        """The kind of the ``index``-th item of a sequence."""
+    def holds(self, cls: type) -> bool:
+        """Whether an instance of a class is a container here, and no constant."""
+        if cls is FrozenDict:
+            return self.mapping is not None
+        return cls in NODES or (self.items is not None and issubclass(cls, tuple))
+
+    def below(self, cls: type, index: int) -> Kind:
+        """The kind of a child of a container of this class."""
+        if cls in NODES:
+            return _ANY
+        if cls is FrozenDict:
+            assert self.mapping is not None
+            return self.mapping
         assert self.items is not None
         return self.items[0] if self.variadic else self.items[index]
 
 
 CONSTANT = Kind(constant=True)
+_ANY = Kind(leaf=Tensor, child=True, optional=True)  # inside a registered node
 
 
 def is_class_variable(annotation: Any) -> bool:

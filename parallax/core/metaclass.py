@@ -16,6 +16,7 @@ from typing_extensions import dataclass_transform
 
 from parallax._compat.dynamo import is_compiling
 from parallax.core import registry, unreachable
+from parallax.core.admission import annotation_of
 from parallax.core.cached import without_locks
 from parallax.core.declare import (
     Scope,
@@ -25,13 +26,13 @@ from parallax.core.declare import (
     resolve,
     write_init,
 )
+from parallax.core.entries import PLAIN
 from parallax.core.fields import field
 from parallax.core.habits import Habit, without_habits
 from parallax.core.holders import held_as
-from parallax.core.layout import Layout, annotation_of, check_set
+from parallax.core.layout import Layout
 from parallax.core.nodes import CLASS_CLOCK, new_with_dict
-from parallax.core.sealing import write_seal
-from parallax.core.structure import PLAIN
+from parallax.core.sealing import check_set, write_seal
 
 __all__ = ["ModuleMeta", "immutable", "undeclared"]
 

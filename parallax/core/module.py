@@ -14,13 +14,16 @@ from parallax import effects, random
 from parallax._compat import dynamo
 from parallax.core import initialize, notes
 from parallax.core.arguments import shown
+from parallax.core.containers import opened
+from parallax.core.description import spec_of
 from parallax.core.display import html_of, repr_of
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.habits import hint_at_habits, without_habits
-from parallax.core.layout import Layout, check_set, converted, seal, spec_of
+from parallax.core.layout import Layout, converted
 from parallax.core.metaclass import ModuleMeta, immutable, undeclared
 from parallax.core.nodes import Instance
 from parallax.core.registry import flatten_module, unflatten_module
+from parallax.core.sealing import check_set, seal
 from parallax.core.structure import Structure
 from parallax.tree import recording
 
@@ -366,10 +369,8 @@ class Module(Instance, metaclass=ModuleMeta):
                 yield value
                 layout: Layout = type(value).__layout__
                 below: Any = [getattr(value, name) for name in layout.children]
-            elif isinstance(value, dict):
-                below = list(value.values())
             else:
-                below = list(value) if isinstance(value, tuple) else []
+                _, below = opened(value) or ((), ())
             stack += reversed(below)
 
     def extra_repr(self) -> str:

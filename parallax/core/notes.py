@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from parallax._compat.opaque import real
-from parallax.core.layout import note_of
-from parallax.core.structure import Structure, local_of, structure_of
+from parallax.core.description import note_of
+from parallax.core.entries import local_of
+from parallax.core.structure import Structure, structure_of
 
 __all__ = ["addressed", "carry_note", "distribute", "joined", "note_of", "split_copy"]
 

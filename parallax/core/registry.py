@@ -20,12 +20,15 @@ from torch import Tensor
 
 from parallax._compat import dynamo, registries
 from parallax.core.arguments import check_function, shown
+from parallax.core.containers import built, opened
+from parallax.core.description import leaves_of, local_part, spec_of
 from parallax.core.encoding import dump, dump_constant, load, load_constant
+from parallax.core.entries import Local, Static
 from parallax.core.fields import Lazy
 from parallax.core.frozendict import FrozenDict
-from parallax.core.layout import Layout, leaves_of, local_part, spec_of
+from parallax.core.layout import Layout
 from parallax.core.nodes import NODES, Node, is_node, reading
-from parallax.core.structure import Local, Static, Structure
+from parallax.core.structure import Structure
 
 __all__ = ["NAMESPACE", "flatten_module", "register", "register_module", "unflatten_module"]
 
@@ -244,26 +247,23 @@ def unflatten(local, children):
 
 def _wrap(value: Any) -> Any:
     """Puts a constant in a child's place into a node without leaves."""
-    if isinstance(value, tuple) and (type(value) is tuple or hasattr(value, "_fields")):
-        # Other subclasses, such as torch.Size, are constants as a whole.
-        return _tuple_of(type(value), [_wrap(item) for item in value])
-    if type(value) is FrozenDict:
-        return FrozenDict({key: _wrap(item) for key, item in value.items()})
     if value is None or is_node(type(value)) or isinstance(value, (Tensor, Lazy)):
         return value
-    return Aside(value)
+    found = opened(value)
+    if found is None:
+        return Aside(value)
+    constants, children = found
+    return built(type(value), constants, [_wrap(child) for child in children])
 
 
 def _unwrap(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return _tuple_of(type(value), [_unwrap(item) for item in value])
-    if type(value) is FrozenDict:
-        return FrozenDict({key: _unwrap(item) for key, item in value.items()})
-    return value.value if type(value) is Aside else value
-
-
-def _tuple_of(cls: Any, items: list[Any]) -> Any:
-    return cls(*items) if hasattr(cls, "_fields") else tuple(items)
+    if type(value) is Aside:
+        return value.value
+    found = None if is_node(type(value)) else opened(value)
+    if found is None:
+        return value
+    constants, children = found
+    return built(type(value), constants, [_unwrap(child) for child in children])
 
 
 def register_module(layout: Layout) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from parallax.core.constants import identity_key
-from parallax.core.frozendict import FrozenDict
+from parallax.core.containers import write_built, write_opened
 from parallax.core.nodes import NODES, reading
 
 if TYPE_CHECKING:
@@ -181,16 +181,12 @@ class _Writer:
         if hasattr(shape.cls, "__layout__"):
             return self.module(shape, i, j)
         values = self.children(shape, i, j)
-        if shape.cls is tuple:
-            return values if isinstance(values, str) else f"({''.join(v + ', ' for v in values)})"
-        items = values if not isinstance(values, str) else [f"*{values}"]
-        if shape.cls is FrozenDict:
-            make, keys = self.bound(FrozenDict), self.literal(shape.keys or ())
-            return f"{make}(zip({keys}, ({''.join(v + ', ' for v in items)})))"
-        if hasattr(shape.cls, "_fields"):
-            return f"{self.bound(shape.cls)}({', '.join(items)})"
-        unflatten = self.bound(NODES[shape.cls].unflatten)
-        return f"{unflatten}({self.given(j, 0)}, ({''.join(v + ', ' for v in items)}))"
+        if shape.cls is tuple and isinstance(values, str):
+            return values
+        items = [f"*{values}"] if isinstance(values, str) else values
+        constant = self.given(j, 0) if shape.cls in NODES else self.literal(shape.keys or ())
+        inner = "".join(item + ", " for item in items)
+        return write_built(shape.cls, self.bound, constant, inner)
 
     def module(self, shape: Shape, i: int, j: int) -> str:
         layout = shape.cls.__layout__  # type: ignore[attr-defined]  # a module class
@@ -269,12 +265,8 @@ class _Writer:
         if hasattr(shape.cls, "__layout__"):
             names = [reading(source, name) for name in shape.cls.__layout__.children]
         else:
-            if shape.cls is FrozenDict:
-                bound = self.bind(f"tuple({source}.values())")
-            elif shape.cls is tuple or hasattr(shape.cls, "_fields"):
-                bound = source
-            else:
-                bound = self.bind(f"tuple({self.bound(NODES[shape.cls].flatten)}({source})[0])")
+            opened = write_opened(shape.cls, self.bound, source)
+            bound = source if opened == source else self.bind(opened)
             kinds = set(shape.children)
             if len(shape.children) > self.unroll and len(kinds) == 1 and STATIC not in kinds:
                 if shape.children[0] is None:

@@ -18,123 +18,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakValueDictionary
 
 from parallax._compat.opaque import constant_while_tracing
 from parallax.core.constants import constant_key, identity_key
+from parallax.core.containers import keys_of
+from parallax.core.entries import (
+    BUFFER,
+    PARAMETER,
+    PLAIN,
+    Leaf,
+    Local,
+    Note,
+    Static,
+    leaf_of,
+    local_of,
+)
 from parallax.core.frozendict import FrozenDict
+from parallax.core.nodes import NODES
 from parallax.core.shape import STATIC, Shape, shape_of, write_traced
 
-__all__ = ["BUFFER", "PARAMETER", "PLAIN", "SLOT", "Leaf", "Local", "Note", "Static", "Structure"]
+__all__ = ["Structure", "decode", "structure_of"]
 
 MAX_DEPTH = 200
 
 
-@constant_while_tracing
-class Leaf:
-    """The place of one leaf, and its role."""
-
-    __slots__ = ("role",)
-
-    def __init__(self, role: str) -> None:
-        self.role = role
-
-    def __repr__(self) -> str:
-        return f"<{self.role}>"
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __reduce__(self) -> Any:
-        return _leaf, (self.role,)
-
-
-PARAMETER = Leaf("parameter")
-BUFFER = Leaf("buffer")
-SLOT = Leaf("slot")  # a child slot that holds no module: None, or a leaf of a registered node
-_LEAVES = {leaf.role: leaf for leaf in (PARAMETER, BUFFER, SLOT)}
-
-
-def _leaf(role: str) -> Leaf:
-    return _LEAVES[role]
-
-
-@constant_while_tracing
-class Static:
-    """A constant in the place of a child, such as an activation function."""
-
-    __slots__ = ("key", "value")
-
-    def __init__(self, value: Any, where: str) -> None:
-        self.value = value
-        self.key = constant_key(value, where)
-
-    def __repr__(self) -> str:
-        return repr(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
-class Note(NamedTuple):
-    """What travels with one module and is not compared."""
-
-    mode: str = "train"
-    frozen: tuple[int, ...] = ()  # offsets of the module's own leaves, among the leaves below it
-    path: str | None = None  # where the module stands in its tree, for its rng and its effects
-    copy: str = ""  # which of the copies that split() made
-
-
-PLAIN = Note()
-
-
-@constant_while_tracing
-class Local:
-    """One node without its children: its class, its constants and its note."""
-
-    __slots__ = ("__weakref__", "cls", "constants", "key", "note")
-
-    def __init__(self, cls: type, constants: tuple[Any, ...], key: Any, note: Note) -> None:
-        self.cls = cls
-        self.constants = constants
-        self.key = key
-        self.note = note
-
-    def fits(self, other: Local) -> bool:
-        """Whether both are the same apart from their notes."""
-        return self is other or (self.cls is other.cls and self.key == other.key)
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        return isinstance(other, Local) and self.fits(other) and self.note == other.note
-
-    def __hash__(self) -> int:
-        return hash((self.cls, self.key, self.note))
-
-    def __repr__(self) -> str:
-        return f"{self.cls.__name__}{self.constants}"
-
-
 Child = Any  # Leaf | Static | Structure
 _structures: WeakValueDictionary[Any, Structure] = WeakValueDictionary()
-_locals: WeakValueDictionary[Any, Local] = WeakValueDictionary()
-
-
-def local_of(cls: type, constants: tuple[Any, ...], key: Any, note: Note = PLAIN) -> Local:
-    """The interned ``Local`` of these parts."""
-    name = (cls, *map(identity_key, constants), note)
-    found = _locals.get(name)
-    if found is None:
-        found = _locals[name] = Local(cls, constants, key, note)
-    return found
 
 
 def structure_of(
@@ -234,9 +145,9 @@ class Structure:
         if hasattr(self.cls, "__layout__"):
             statics = [child.value for child in self.children if type(child) is Static]
             return self, *self.local.constants, *statics
-        if self.cls is tuple or self.cls is FrozenDict or hasattr(self.cls, "_fields"):
-            return [c.value if type(c) is Static else None for c in self.children]
-        return self.local.constants
+        if self.cls in NODES:
+            return self.local.constants
+        return [c.value if type(c) is Static else None for c in self.children]
 
     def build(self, leaves: Any, rng: Any = None) -> Any:
         """A new tree of this structure around unique ``leaves``; runs no user code."""
@@ -274,9 +185,7 @@ class Structure:
         layout = getattr(self.cls, "__layout__", None)
         if layout is not None:
             return layout.children  # type: ignore[no-any-return]  # a tuple of names
-        if self.cls is FrozenDict:
-            return self.local.constants[0]  # type: ignore[no-any-return]  # a tuple of keys
-        return getattr(self.cls, "_fields", None) or tuple(range(len(self.children)))
+        return keys_of(self.cls, self.local.constants, len(self.children))
 
     def starts(self) -> tuple[int, ...]:
         """For each child, the place its leaves start at."""
@@ -508,7 +417,7 @@ def decode(flat: tuple[Any, ...]) -> Structure:
         children: tuple[Child, ...] = tuple(
             rebuilt.pop()
             if mark is None
-            else _LEAVES[mark]
+            else leaf_of(mark)
             if isinstance(mark, str)
             else Static(mark[0], cls.__name__)
             for mark in marks

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from parallax._compat.opaque import real
+from parallax.core.entries import Leaf, Static
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
-from parallax.core.structure import Leaf, Static, Structure
+from parallax.core.structure import Structure
 
 __all__ = ["align", "align_places", "difference", "misfit"]
 

@@ -11,7 +11,8 @@ from functools import lru_cache
 from typing import Any
 
 from parallax._compat.opaque import constant_while_tracing, real
-from parallax.core.structure import SLOT, Leaf, Note, Static, Structure
+from parallax.core.entries import SLOT, Leaf, Note, Static
+from parallax.core.structure import Structure
 from parallax.random import Key
 from parallax.tree import core
 from parallax.tree.outside import item_paths

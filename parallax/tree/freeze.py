@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from parallax.core.structure import Note, Structure
+from parallax.core.entries import Note
+from parallax.core.structure import Structure
 from parallax.tree import core
 from parallax.tree.chart import Chart, Entry
 from parallax.tree.places import Survey

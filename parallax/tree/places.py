@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from parallax.core.frozendict import FrozenDict
-from parallax.core.nodes import NODES
-from parallax.core.structure import SLOT, Leaf, Static, Structure
+from parallax.core.containers import child_at
+from parallax.core.entries import SLOT, Leaf, Static
+from parallax.core.nodes import is_module
+from parallax.core.structure import Structure
 from parallax.tree import core
 from parallax.tree.chart import Chart, Entry, chart_of
 from parallax.tree.outside import item_paths
@@ -113,11 +114,5 @@ class Survey:
 def follow(item: Any, keys: tuple[Any, ...]) -> Any:
     """What stands at ``keys`` below ``item``."""
     for key in keys:
-        cls = type(item)
-        if cls is tuple or cls is FrozenDict:
-            item = item[key]
-        elif cls in NODES:
-            item = tuple(NODES[cls].flatten(item)[0])[key]
-        else:
-            item = getattr(item, key)  # a module or a named tuple
+        item = getattr(item, key) if is_module(item) else child_at(item, key)
     return item

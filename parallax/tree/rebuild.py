@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from parallax.core.frozendict import FrozenDict
-from parallax.core.nodes import NODES, is_module
+from parallax.core.containers import changed
+from parallax.core.nodes import is_module
 from parallax.tree import core
 from parallax.tree.around import put
 from parallax.tree.chart import Entry
@@ -38,20 +38,5 @@ def _replaced(node: Any, edits: dict[tuple[Any, ...], Any]) -> Any:
     below: dict[Any, dict[tuple[Any, ...], Any]] = {}
     for keys, value in edits.items():
         below.setdefault(keys[0], {})[keys[1:]] = value
-    changed = {key: _replaced(follow(node, (key,)), inner) for key, inner in below.items()}
-    return _with_children(node, changed)
-
-
-def _with_children(node: Any, changed: dict[Any, Any]) -> Any:
-    cls = type(node)
-    if is_module(node):
-        return node.replace(**changed)
-    if hasattr(cls, "_fields"):
-        return node._replace(**changed)
-    if isinstance(node, FrozenDict):
-        return FrozenDict({**node, **changed})
-    if cls in NODES:
-        children, metadata = NODES[cls].flatten(node)
-        values = tuple([changed.get(k, value) for k, value in enumerate(children)])
-        return NODES[cls].unflatten(metadata, values)
-    return tuple([changed.get(k, value) for k, value in enumerate(node)])
+    edited = {key: _replaced(follow(node, (key,)), inner) for key, inner in below.items()}
+    return node.replace(**edited) if is_module(node) else changed(node, edited)

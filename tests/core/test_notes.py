@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from parallax import Module, Parameter, tree
-from parallax.core.layout import note_of, spec_of
+from parallax.core.description import note_of, spec_of
 from parallax.core.notes import addressed, distribute, joined, split_copy
 from tests.corpus import MODULES, Case
 

@@ -12,7 +12,7 @@ from torch.nn import init
 
 from parallax import Module, Parameter, tree
 from parallax.core import shape
-from parallax.core.layout import spec_of
+from parallax.core.description import spec_of
 from tests.corpus import MLP, MODULES, Case, Dense, Many
 
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parallax import Module, Parameter, tree
-from parallax.core import shape, structure
-from parallax.core.layout import spec_of
+from parallax.core import entries, shape, structure
+from parallax.core.description import spec_of
 from parallax.core.structure import MAX_DEPTH, Structure, decode
 from tests.corpus import (
     CONSTANTS,
@@ -43,7 +43,7 @@ def clear_tables(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def clear() -> None:
         for module, name in (
             (structure, "_structures"),
-            (structure, "_locals"),
+            (entries, "_locals"),
             (shape, "_shapes"),
         ):
             monkeypatch.setattr(module, name, {})
@@ -234,7 +234,7 @@ def test_a_pickled_structure_is_equal_in_another_process(tmp_path: Path) -> None
     path.write_bytes(pickle.dumps(specs))
     script = f"""
 import pickle
-from parallax.core.layout import spec_of
+from parallax.core.description import spec_of
 from tests.corpus import MODULES
 specs = pickle.loads(open({str(path)!r}, "rb").read())
 assert list(specs) == {names!r}
@@ -249,7 +249,7 @@ for case in MODULES:
 
 
 def test_the_tables_keep_nothing_alive() -> None:
-    tables = (structure._structures, structure._locals, shape._shapes)
+    tables = (structure._structures, entries._locals, shape._shapes)
 
     class Rated(Module):
         weight: Parameter

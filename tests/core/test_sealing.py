@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from parallax import Module, Parameter, UninitializedError, field, nn
-from parallax.core.layout import find_ties, spec_of
+from parallax import Module, Parameter, UninitializedError, field
+from parallax.core.description import spec_of
 
 
 class Plain(Module):
@@ -39,19 +39,3 @@ def test_a_declaration_knows_the_field_it_was_given_to(make: Any, owner: str) ->
         _ = declared + 1
     make(declared)
     assert spec_of(made).cls is type(made)
-
-
-def test_ties_are_found_by_identity_and_numbers_are_none() -> None:
-    one, two = torch.ones(1), torch.ones(1)
-    assert find_ties([one, two, None, None, 3, 3]) == ((one, two, None, None, 3, 3), None)
-    unique, expand = find_ties([one, two, one])
-    assert unique[0] is one and unique[1] is two and expand == (0, 1, 0)
-
-
-def test_a_module_given_twice_is_one() -> None:
-    class Two(Module):
-        first: Module
-        second: Module
-
-    layer = nn.Linear(2, 2).initialize(0)
-    assert spec_of(Two(layer, layer)).expand == (0, 1, 0, 1)

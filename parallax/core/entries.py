@@ -1,0 +1,117 @@
+"""What a structure is made of: places of leaves, constants, and nodes without their children."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+from parallax._compat.opaque import constant_while_tracing
+from parallax.core.constants import constant_key, identity_key
+
+__all__ = ["BUFFER", "PARAMETER", "PLAIN", "SLOT", "Leaf", "Local", "Note", "Static", "leaf_of",
+           "local_of"]  # fmt: skip
+
+
+@constant_while_tracing
+class Leaf:
+    """The place of one leaf, and its role."""
+
+    __slots__ = ("role",)
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+
+    def __repr__(self) -> str:
+        return f"<{self.role}>"
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __reduce__(self) -> Any:
+        return leaf_of, (self.role,)
+
+
+PARAMETER = Leaf("parameter")
+BUFFER = Leaf("buffer")
+SLOT = Leaf("slot")  # a child slot that holds no module: None, or a leaf of a registered node
+_LEAVES = {leaf.role: leaf for leaf in (PARAMETER, BUFFER, SLOT)}
+
+
+def leaf_of(role: str) -> Leaf:
+    """The place of a leaf in this role."""
+    return _LEAVES[role]
+
+
+@constant_while_tracing
+class Static:
+    """A constant in the place of a child, such as an activation function."""
+
+    __slots__ = ("key", "value")
+
+    def __init__(self, value: Any, where: str) -> None:
+        self.value = value
+        self.key = constant_key(value, where)
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class Note(NamedTuple):
+    """What travels with one module and is not compared."""
+
+    mode: str = "train"
+    frozen: tuple[int, ...] = ()  # offsets of the module's own leaves, among the leaves below it
+    path: str | None = None  # where the module stands in its tree, for its rng and its effects
+    copy: str = ""  # which of the copies that split() made
+
+
+PLAIN = Note()
+
+
+@constant_while_tracing
+class Local:
+    """One node without its children: its class, its constants and its note."""
+
+    __slots__ = ("__weakref__", "cls", "constants", "key", "note")
+
+    def __init__(self, cls: type, constants: tuple[Any, ...], key: Any, note: Note) -> None:
+        self.cls = cls
+        self.constants = constants
+        self.key = key
+        self.note = note
+
+    def fits(self, other: Local) -> bool:
+        """Whether both are the same apart from their notes."""
+        return self is other or (self.cls is other.cls and self.key == other.key)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, Local) and self.fits(other) and self.note == other.note
+
+    def __hash__(self) -> int:
+        return hash((self.cls, self.key, self.note))
+
+    def __repr__(self) -> str:
+        return f"{self.cls.__name__}{self.constants}"
+
+
+_locals: WeakValueDictionary[Any, Local] = WeakValueDictionary()
+
+
+def local_of(cls: type, constants: tuple[Any, ...], key: Any, note: Note = PLAIN) -> Local:
+    """The interned ``Local`` of these parts."""
+    name = (cls, *map(identity_key, constants), note)
+    found = _locals.get(name)
+    if found is None:
+        found = _locals[name] = Local(cls, constants, key, note)
+    return found

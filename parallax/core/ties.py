@@ -1,0 +1,50 @@
+"""Which leaves of a module are tied: one tensor, or one declaration, in several places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from parallax._compat.dynamo import is_compiling
+from parallax.core.fields import Lazy
+
+__all__ = ["find_ties"]
+
+
+def find_ties(places: list[Any]) -> tuple[tuple[Any, ...], tuple[int, ...] | None]:
+    """The unique leaves, and per place the index of its own: one tensor in two places is a tie.
+
+    Or one declaration; but equal numbers, in the places of leaves, are one object by chance.
+    """
+    if is_compiling():
+        return _find_ties_in_trace(places)
+    present = [id(leaf) for leaf in places if isinstance(leaf, (Tensor, Lazy))]
+    if len(set(present)) == len(present):
+        return tuple(places), None
+    index: dict[int, int] = {}
+    unique: list[Any] = []
+    expand: list[int] = []
+    for leaf in places:
+        known = index.get(id(leaf)) if isinstance(leaf, (Tensor, Lazy)) else None
+        if known is None:
+            known = index[id(leaf)] = len(unique)
+            unique.append(leaf)
+        expand.append(known)
+    return tuple(unique), tuple(expand)
+
+
+def _find_ties_in_trace(places: list[Any]) -> tuple[tuple[Any, ...], tuple[int, ...] | None]:
+    """As above: dynamo has no ``id`` of a tensor, and hashes it by identity, as Python does."""
+    index: dict[Any, int] = {}
+    unique: list[Any] = []
+    expand: list[int] = []
+    for leaf in places:
+        if isinstance(leaf, Tensor):
+            if leaf in index:
+                expand.append(index[leaf])
+                continue
+            index[leaf] = len(unique)
+        expand.append(len(unique))
+        unique.append(leaf)
+    return tuple(unique), None if len(unique) == len(places) else tuple(expand)

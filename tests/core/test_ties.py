@@ -1,0 +1,25 @@
+"""Where ties are found: one tensor in several places."""
+
+from __future__ import annotations
+
+import torch
+
+from parallax import Module, nn
+from parallax.core.description import spec_of
+from parallax.core.ties import find_ties
+
+
+def test_ties_are_found_by_identity_and_numbers_are_none() -> None:
+    one, two = torch.ones(1), torch.ones(1)
+    assert find_ties([one, two, None, None, 3, 3]) == ((one, two, None, None, 3, 3), None)
+    unique, expand = find_ties([one, two, one])
+    assert unique[0] is one and unique[1] is two and expand == (0, 1, 0)
+
+
+def test_a_module_given_twice_is_one() -> None:
+    class Two(Module):
+        first: Module
+        second: Module
+
+    layer = nn.Linear(2, 2).initialize(0)
+    assert spec_of(Two(layer, layer)).expand == (0, 1, 0, 1)
