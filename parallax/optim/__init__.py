@@ -1,8 +1,13 @@
 """Every optimizer of ``torch.optim`` as a pure function of model, gradients and state.
 
-opt = optim.Adam(lr=1e-3)
-state = opt.init(model)
-model, state = opt.step(model, grads, state)
+Example:
+    >>> import torch
+    >>> from parallax import func, nn, optim
+    >>> model = nn.Linear(2, 1).initialize(0)
+    >>> opt = optim.Adam(lr=1e-3)
+    >>> state = opt.init(model)
+    >>> grads = func.grad(lambda model: model(torch.ones(2)).sum())(model)
+    >>> model, state = opt.step(model, grads, state)
 """
 
 from parallax.optim import schedules

@@ -42,8 +42,9 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
 
     def linked(match: re.Match[str]) -> str:
         name = match[2] or ""
-        # On the page of a room its names stand alone.
-        target = public().get(name) or public().get(f"{page.title}.{name}")
+        # On the page of a room its classes stand alone; small letters there may be an argument's.
+        local = f"{page.title}.{name}" if name[:1].isupper() else ""
+        target = public().get(name) or public().get(local)
         return f'<autoref identifier="{target}">{match[0]}</autoref>' if target else match[0]
 
     html = FORMULA.sub(lambda match: convert(unescape(match[1])), html)
@@ -69,7 +70,9 @@ def public() -> dict[str, str]:
             if full in ROOMS or full == "parallax.registry":
                 continue
             short = full.removeprefix("parallax.").removeprefix("core.")
-            found |= {full: full, short: full, f"parallax.{short}": full}
+            found |= {full: full, f"parallax.{short}": full}
+            if "." in short or short[0].isupper():
+                found[short] = full
             if room == "parallax.optim.schedules":
                 found[short.removeprefix("optim.")] = full
     return found
