@@ -37,7 +37,7 @@ class ImpureError(RuntimeError):
 
 
 class NonFiniteError(ArithmeticError):
-    """A number is infinite or not a number."""
+    """A number is infinite or NaN."""
 
 
 # -- pure -----------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ class Before(NamedTuple):
 
 
 def pure(fn: Callable[P, R]) -> Callable[P, R]:
-    """Checks that a function writes into nothing it is given and leaves the global RNG alone.
+    """Checks that a function writes into none of its arguments and leaves the global RNG alone.
 
     Args:
         fn: any function; its arguments may be modules, tensors and pytrees of them.

@@ -54,7 +54,7 @@ class Lifted(Module, metaclass=_LiftedMeta):
         return running.call(self, None, args, kwargs)
 
     def extra_repr(self) -> str:
-        """What the original shows of itself."""
+        """The ``extra_repr`` of the original."""
         try:
             return str(running.call(self, "extra_repr", (), {}))
         except (

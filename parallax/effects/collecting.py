@@ -28,7 +28,7 @@ R = TypeVar("R", default=Any)
 
 
 def collect(fn: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], tuple[R, M]]:
-    """Runs a function of a module, and returns the module with its effects applied, too.
+    """A function that runs ``fn`` and also returns the module with its effects applied.
 
     Args:
         fn: takes a module first, such as the ``forward`` of its class.
@@ -72,7 +72,7 @@ def collect(fn: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], t
 def capture(
     fn: Callable[Concatenate[M, P], R],
 ) -> Callable[Concatenate[M, P], tuple[R, dict[str, Tensor | tuple[Tensor, ...]]]]:
-    """Runs a function of a module, and returns what its modules sowed, too.
+    """A function that runs ``fn`` and also returns what its modules sowed.
 
     Args:
         fn: takes a module first, such as the ``forward`` of its class.

@@ -96,7 +96,7 @@ def _itself(source: Any) -> Any:
 
 
 def source_of(rng: Any) -> Any:
-    """The rng proper of what a tree holds as rng."""
+    """The random state of a tree, taken out of a collection."""
     return rng.source if type(rng) is Collecting else rng
 
 

@@ -100,7 +100,7 @@ def grad_and_value(
 def grad_and_value(
     func: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False
 ) -> Callable[..., Any]:
-    """As ``grad``, with the value too.
+    """A function that computes the gradient of ``func`` and its value.
 
     Args:
         func: returns a tensor of no dimension, or a pair of one and anything if ``has_aux``.

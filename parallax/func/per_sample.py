@@ -80,7 +80,7 @@ def per_sample_grad(
     randomness: str = "error",
     chunk_size: int | None = None,
 ) -> Callable[..., Any]:
-    """A function that computes one gradient per example: ``vmap(grad(func))``, and faster.
+    """A function that computes one gradient per example, as ``vmap(grad(func))`` does, faster.
 
     Args:
         func: takes a model and one example to a scalar, or to a pair ``(loss, aux)``.
@@ -149,7 +149,7 @@ def ensemble_grad(
     randomness: str = "error",
     chunk_size: int | None = None,
 ) -> Callable[..., Any]:
-    """A function that computes one gradient per member: ``vmap(grad(func))``, and faster.
+    """A function that computes one gradient per member, as ``vmap(grad(func))`` does, faster.
 
     Args:
         func: takes one member and data to a scalar, or to a pair ``(loss, aux)``.

@@ -66,7 +66,7 @@ def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
 
 
 def load_distributed(path: str | os.PathLike[str], *, like: M, cast: bool = False) -> M:
-    """A module of the structure of ``like`` with the leaves that ``save_distributed`` saved.
+    """Loads what ``save_distributed`` saved into a module of the structure of ``like``.
 
     Args:
         path: the directory.

@@ -25,7 +25,7 @@ _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 def save(
     module: Any, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Saves the leaves of a module, under the names that ``bridge.state_dict`` gives them.
+    """Saves a module or tree to a file, under the names that ``bridge.state_dict`` gives.
 
     A checkpoint may be any tree: a dict of a model, the state of an optimizer, a key and a number.
     The names then begin with the path in the tree. Numbers and strings are kept as they are.
@@ -104,7 +104,7 @@ def _not_written(target: Path, error: Exception) -> OSError:
 
 
 def load(path: str | os.PathLike[str], *, like: T, strict: bool = True, cast: bool = False) -> T:
-    """A module, or tree, of the structure of ``like`` with the leaves of a file.
+    """Loads the leaves of a file into a module, or tree, of the structure of ``like``.
 
     Tensors on the CPU are mapped from the file rather than read, and private: writing into one
     does not reach the file. Checkpoints that Parallax did not write load, too: state dicts in
@@ -150,7 +150,7 @@ def load(path: str | os.PathLike[str], *, like: T, strict: bool = True, cast: bo
 
 
 def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What was given to ``save`` as metadata.
+    """The metadata of a file, as it was given to ``save``.
 
     Args:
         path: the file.

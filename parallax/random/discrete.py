@@ -28,7 +28,7 @@ def randint(
     dtype: torch.dtype = torch.int64,
     device: Device = None,
 ) -> Tensor:
-    """Integers from ``low`` up to and without ``high``, equally likely.
+    """Random integers from ``low`` to ``high - 1``, all equally likely.
 
     Args:
         key: a single key; used up.
@@ -137,7 +137,7 @@ def permutation(key: Key, x: int | Tensor, *, dim: int = 0, device: Device = Non
 
 
 def categorical(key: Key, logits: Tensor, shape: Shape = (), *, dim: int = -1) -> Tensor:
-    """Categories, drawn with probability ``softmax(logits)``.
+    """Indices of categories, drawn with probability ``softmax(logits)``.
 
     Args:
         key: a single key; used up.

@@ -134,7 +134,7 @@ def truncated_normal(
     dtype: torch.dtype | None = None,
     device: Device = None,
 ) -> Tensor:
-    """Numbers from the standard normal distribution, given that they lie in [lower, upper].
+    """Numbers from the standard normal distribution truncated to [lower, upper].
 
     Args:
         key: a single key; used up.

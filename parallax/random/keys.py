@@ -146,7 +146,7 @@ def _child(data: Tensor, name: str) -> Tensor:
 
 
 def key(seed: int | Tensor) -> Key:
-    """The key of a seed.
+    """A key made from a seed.
 
     Args:
         seed: an int of at most 64 bits, or an integer tensor; of a tensor of several seeds a
@@ -189,7 +189,7 @@ def _marked(data: Tensor, mark: Any) -> Key:
 
 
 def from_state(state: torch.Generator | Tensor) -> Key:
-    """The key of a generator's state, which is only read.
+    """A key made from a generator's state, which is only read.
 
     Args:
         state: a ``torch.Generator``, or what its ``get_state()`` returns, a ByteTensor.
@@ -217,7 +217,7 @@ def from_state(state: torch.Generator | Tensor) -> Key:
 
 
 def split(key: Key, n: int = 2) -> Key:
-    """Independent keys from one, which is used up.
+    """Splits a key into independent keys; the key is used up.
 
     Args:
         key: a single key.
@@ -251,7 +251,7 @@ def split(key: Key, n: int = 2) -> Key:
 
 
 def fold_in(key: Key, data: int | str | Tensor) -> Key:
-    """The key for the use that ``data`` names. It leaves ``key`` usable for other names.
+    """A key derived from ``key`` and an int or string; ``key`` stays usable for others.
 
     Args:
         key: a single key.
@@ -296,7 +296,7 @@ def _folded(child: Tensor, parent: Tensor, name: Any) -> Key:
 
 
 def clone(key: Key) -> Key:
-    """The same key as if it were unused, to repeat its numbers on purpose.
+    """An unused copy of a key, to repeat its numbers on purpose.
 
     Args:
         key: a key or a stack of keys.

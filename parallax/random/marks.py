@@ -302,7 +302,7 @@ _blocks: ContextVar[tuple[weakref.ref[_Block], ...]] = ContextVar("blocks", defa
 
 
 class reuse:  # noqa: N801  # called like a function, as torch.no_grad is
-    """Within ``with random.reuse():`` keys may be used again; it repeats their numbers.
+    """Allows keys to be used again inside of ``with random.reuse():``; their numbers repeat.
 
     For closures that evaluate one loss several times, as line searches do. It holds for the thread
     or task that entered it. Blocks of generators may end in any order: each ends only itself.

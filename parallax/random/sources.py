@@ -45,7 +45,7 @@ class _Generator(torch.Generator):
 
 
 class SeedSource:
-    """An rng that was given as a seed, a generator or a state.
+    """The random state of a tree that was given as a seed, a generator or its state.
 
     Attributes:
         seed: 64 bits.
@@ -97,7 +97,7 @@ class SeedSource:
 
 
 class KeySource:
-    """An rng that was given as a key.
+    """The random state of a tree that was given as a key.
 
     Attributes:
         key: the key's leaf; of a stacked tree a stack of keys.

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def stack(trees: Iterable[T]) -> T:
-    """One tree whose leaves have a leading dimension, from several of one structure.
+    """Stacks trees of one structure into a tree whose leaves have a leading dimension.
 
     What is no leaf must be the same in all: constants, modes, frozen marks. The result is a
     module like any other: ``torch.vmap`` over it calls every member. If the trees hold random

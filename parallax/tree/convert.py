@@ -151,7 +151,7 @@ def zeros_like(tree: T) -> T:
 
 
 def size(tree: Any) -> int:
-    """How many numbers a tree holds, those of a tied leaf once.
+    """The number of elements of all leaves, tied leaves counted once.
 
     Args:
         tree: a module, or any pytree that holds modules and tensors; declarations count.
@@ -170,7 +170,7 @@ def size(tree: Any) -> int:
 
 
 def nbytes(tree: Any) -> int:
-    """How many bytes a tree's numbers take, those of a tied leaf once.
+    """The number of bytes of all leaves, tied leaves counted once.
 
     Args:
         tree: a module, or any pytree that holds modules and tensors; declarations count.

@@ -36,7 +36,7 @@ class TreeSpec:
         self.rngs = rngs  # what each module holds as rng: carried, never compared
 
     def build(self, leaves: Sequence[Any], *, bare: bool = False) -> Any:
-        """The tree of this structure around exactly its leaves; without any rng if ``bare``."""
+        """Builds a tree of this structure from as many leaves; without an rng if ``bare``."""
         if self.outer is None:
             part, rng = self.parts[0], None if bare else self.rngs[0]
             return leaves[0] if part is None else unflatten_module(part, leaves, rng)
@@ -72,7 +72,7 @@ class TreeSpec:
 
     @property
     def num_leaves(self) -> int:
-        """How many leaves a tree of this structure has, holes included, ties once."""
+        """The number of leaves of a tree of this structure; holes count, tied leaves count once."""
         return sum([1 if part is None else part.n_leaves for part in self.parts])
 
 
@@ -88,7 +88,7 @@ def expand_of(part: Structure | None) -> Sequence[int]:
 
 
 def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
-    """Takes a tree apart.
+    """Splits a tree into its leaves and its structure.
 
     Args:
         tree: a module, or any pytree that holds modules and tensors.
@@ -149,7 +149,7 @@ def is_module_class(cls: type) -> bool:
 
 
 def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
-    """The tree of a structure around leaves; the inverse of ``flatten``.
+    """Builds a tree from its structure and leaves; the inverse of ``flatten``.
 
     Args:
         spec: what ``flatten`` or ``structure`` returned.
@@ -178,7 +178,7 @@ def with_items(spec: TreeSpec, items: list[Any]) -> Any:
 
 
 def leaves(tree: Any) -> list[Any]:
-    """The leaves of a tree, holes left out and tied ones once.
+    """The leaves of a tree, without holes, and tied leaves once.
 
     Args:
         tree: a module, or any pytree that holds modules and tensors.

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def ravel(tree: T) -> tuple[Tensor, Callable[[Tensor], T]]:
-    """All floating and complex leaves as one vector, and the function that takes it back.
+    """The floating and complex leaves as one vector, and a function from a vector to a tree.
 
     Both ways are differentiable and can be vmapped.
 

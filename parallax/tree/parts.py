@@ -1,4 +1,4 @@
-"""Taking a tree into parts with holes, and putting parts together."""
+"""Splitting a tree into parts with holes, and combining parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def partition(tree: T, *conditions: Any) -> tuple[T, ...]:
-    """Takes a tree into parts of its own structure, holes (``None``) where a leaf is elsewhere.
+    """Splits a tree into parts of its structure, with ``None`` where a leaf is in another part.
 
     Args:
         tree: a module, or any pytree that holds modules and tensors.
@@ -59,7 +59,7 @@ def partition(tree: T, *conditions: Any) -> tuple[T, ...]:
 
 
 def combine(*trees: T) -> T:
-    """Puts the parts of a tree together: in each place the first leaf that is no hole.
+    """Combines parts into one tree: in each place the first leaf that is not a hole.
 
     Args:
         *trees: trees of one skeleton, at least one. Modes and frozen marks may differ; those of

@@ -84,11 +84,11 @@ class Selection(Generic[T]):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The dotted path of each selected thing, a tied one's first."""
+        """The dotted path of each selected node or leaf; of a tied one the first."""
         return tuple([entry.path for entry in self._entries])
 
     def count(self) -> int:
-        """How many things are selected.
+        """The number of selected nodes and leaves.
 
         Returns:
             Their number.
@@ -96,7 +96,7 @@ class Selection(Generic[T]):
         return len(self._entries)
 
     def get(self) -> Any:
-        """What is selected.
+        """The selected nodes and leaves.
 
         Returns:
             The node or leaf itself when the selection names one by its form (an exact path, or
@@ -106,7 +106,7 @@ class Selection(Generic[T]):
         return values[0] if self._single else tuple(values)
 
     def set(self, value: Any) -> T:
-        """The tree with other values there; the inverse of ``get``.
+        """The tree with other values in the selected places; the inverse of ``get``.
 
         Args:
             value: a value for all, or a list or tuple with one for each. One tensor or module
@@ -133,7 +133,7 @@ class Selection(Generic[T]):
         return self._put([value, *[_copy(value) for _ in self._entries[1:]]])
 
     def apply(self, fn: Callable[[Any], Any]) -> T:
-        """The tree with ``fn`` of each selected thing in its place.
+        """The tree with ``fn`` applied to each selected node or leaf.
 
         Args:
             fn: takes a leaf or a node to a new one; it is not called on holes.

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def tie(model: T, other: Any) -> T:
-    """Sums a tree's values over the places that a model ties: what a gradient of the tie is.
+    """Restores the ties of a model in another tree, by summing its values over tied places.
 
     Raw optree code sees a tied leaf in each of its places, and so gives a gradient in each;
     the gradient of the one leaf is their sum.
