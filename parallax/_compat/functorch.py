@@ -133,6 +133,11 @@ def is_mapped_within(tensor: Tensor) -> bool:
     return False
 
 
+def is_vmap_refusal(error: RuntimeError) -> bool:
+    """Whether torch refused to look at the data of what stands for a member of a ``vmap``."""
+    return "`data` under vmap transform" in str(error)
+
+
 def member_by_member(fn: Callable[[Tensor], Sequence[Tensor]], tensor: Tensor) -> list[Tensor]:
     """A function that is no operator, of a mapped tensor: called for each member, stacked.
 

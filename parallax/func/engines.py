@@ -326,8 +326,24 @@ def _gradient_by_functorch(call: Call, finish: Finish) -> tuple[list[Tensor], Te
         grads, (loss, beside) = transform(*call.values)
     else:
         loss, pull, beside = applied(torch.func.vjp, flat, *call.values, has_aux=True)
-        grads = pull(torch.ones_like(loss))
+        one = torch.ones_like(loss)
+        try:
+            grads = pull(one)
+        except RuntimeError as error:
+            if _differentiated_outside(loss) or not functorch.is_vmap_refusal(error):
+                raise
+            # Of the second derivative of batch norm torch 2.14 records no graph under vmap.
+            grads = pull(one, create_graph=False)
     return list(grads), loss, after(beside)
+
+
+def _differentiated_outside(loss: Tensor) -> bool:
+    """Whether a derivative can be taken of what is computed here, by a transform or the tape."""
+    return (
+        functorch.differentiating()
+        or modes.forward_level_active()
+        or functorch.innermost(loss).requires_grad
+    )
 
 
 def applied(transform: Callable[..., Any], *args: Any, **options: Any) -> Any:

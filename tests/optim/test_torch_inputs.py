@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import types
-import unittest
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,12 +11,7 @@ from torch import Tensor
 
 import parallax
 from parallax import Module, Parameter, optim, tree
-
-if importlib.util.find_spec("expecttest") is None:  # torch's test helpers import it, for a base
-    helper: Any = types.ModuleType("expecttest")
-    helper.TestCase = unittest.TestCase
-    sys.modules["expecttest"] = helper
-from torch.testing._internal.common_optimizers import optim_db
+from tests.corpus.torch_data import optimizers
 
 STEPS = 6
 
@@ -47,8 +38,7 @@ class Input:
 
 def inputs(first: bool = False) -> list[Input]:
     found = []
-    infos: Any = optim_db
-    for info in infos:
+    for info in optimizers():
         if info.optim_cls.__name__ not in ("LBFGS", "SparseAdam"):  # which have tests of their own
             given = info.optim_inputs_func(device="cpu")
             found += [Input(info, one) for one in (given[1:2] if first else given)]

@@ -1,0 +1,86 @@
+"""Every sample of torch's own module database, of the layers that ``nn`` has.
+
+The ordinary run takes two samples of each class and mode; ``--slow`` takes all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn as torch_nn
+
+from parallax import Module, bridge, nn, tree
+from tests.corpus.torch_data import Sample, modules, samples
+from tests.torch_modules import check_forward, check_gradients, check_vmap, close
+
+QUICK = 2
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's samples use what it warns of
+# Samples hand these the numbers that ours draw with a key: test_unpooling compares them.
+DRAWN = ("FractionalMaxPool2d", "FractionalMaxPool3d")
+LAYERS = [
+    info
+    for info in modules()
+    if hasattr(nn, info.module_cls.__name__) and info.module_cls.__name__ not in DRAWN
+]
+every_layer = pytest.mark.parametrize("info", LAYERS, ids=lambda info: info.name)
+
+
+def layer(sample: Sample) -> Module:
+    """As constructed by the arguments of the sample, and initialized."""
+    args = [encoder_layer(x) if isinstance(x, torch_nn.Module) else x for x in sample.args]
+    made: Module = getattr(nn, sample.cls.__name__)(*args, **sample.kwargs)
+    if tree.leaves(made):
+        made = tree.to(made.initialize(0), dtype=torch.float64)
+    return made.train() if sample.training else made.eval()
+
+
+def encoder_layer(theirs: Any) -> Module:
+    """What the constructor of torch's layer was given, given to ours."""
+    attention = theirs.self_attn
+    return nn.TransformerEncoderLayer(
+        attention.embed_dim,
+        attention.num_heads,
+        theirs.linear1.out_features,
+        theirs.dropout.p,
+        theirs.activation,
+        theirs.norm1.eps,
+        attention.batch_first,
+        theirs.norm_first,
+        theirs.linear1.bias is not None,
+    )
+
+
+def loaded(sample: Sample, source: torch_nn.Module) -> Module:
+    return bridge.load_state_dict(layer(sample), source.state_dict())
+
+
+def taken(request: Any) -> int | None:
+    return None if request.config.getoption("--slow") else QUICK
+
+
+@every_layer
+def test_forward_and_buffers(info: Any, request: Any) -> None:
+    for sample in samples(info, taken(request)):
+        check_forward(sample, loaded, close)
+
+
+@every_layer
+def test_gradients_of_first_and_second_order(info: Any, request: Any) -> None:
+    for sample in samples(info, taken(request)):
+        check_gradients(sample, loaded)
+
+
+@every_layer
+def test_ensembles(info: Any, request: Any) -> None:
+    for sample in samples(info, taken(request)):
+        check_vmap(sample, loaded)
+
+
+@every_layer
+def test_it_is_shown_as_torchs(info: Any, request: Any) -> None:
+    for sample in samples(info, taken(request)):
+        # A name that torch gives a Linear which its quantization shall pass by, and its tuple.
+        theirs = repr(sample.make()).replace("NonDynamicallyQuantizableLinear", "Linear")
+        assert repr(layer(sample)) == theirs.replace("ModuleList", "tuple")
