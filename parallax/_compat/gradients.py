@@ -112,7 +112,7 @@ def _tracked(tensor: Tensor | None) -> Tensor:
 
 
 def _read(node: Any, rule: Rule) -> Any:
-    """What a rule makes of a node, whose tensors a checkpoint hands out once in a backward."""
+    """What a rule makes of a node; a checkpoint gives its saved tensors once in a backward."""
     try:
         return rule(node)
     except CheckpointError:

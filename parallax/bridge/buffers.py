@@ -130,7 +130,7 @@ class Buffers:
         return changed
 
     def release(self) -> None:
-        """Lets go of the leaves."""
+        """Drops the references to the leaves."""
         for slot in self.slots:
             slot.home[slot.name] = None
         self.given = []

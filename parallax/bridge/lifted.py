@@ -162,7 +162,7 @@ def class_for(
     buffers: tuple[str, ...],
     children: tuple[str, ...],
 ) -> type[Lifted]:
-    """The class of lifted modules with these fields; made once, for classes live for ever.
+    """The class of lifted modules with these fields; made once, for classes are never freed.
 
     Raises:
         ValueError: if a name is one that no field can have.

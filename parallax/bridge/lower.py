@@ -249,7 +249,7 @@ def _lowered(structure: Structure, tensors: Tensors) -> nn.Module:
 
 
 def _put(made: dict[str, nn.Module], begin: str, module: nn.Module, has_mode: bool) -> None:
-    """Registers a module where names begin so, within plain ones where there is none yet."""
+    """Registers a module under a dotted name, with plain modules above it where needed."""
     above, name = _parted(begin[:-1])
     if above not in made:
         _put(made, above, nn.Module(), False)

@@ -245,7 +245,7 @@ class Skeleton:
             link.bind()
 
     def release(self) -> bool:
-        """Lets go of all leaves and undoes what forward wrote, or leaves all to who holds a part.
+        """Drops all leaves and undoes what forward wrote, unless a part is still referenced.
 
         Returns:
             Whether the skeleton can serve another call.

@@ -152,7 +152,7 @@ class Weights(Children):
 
     Attributes:
         filled: whether they are in the table, too.
-        noted: whether an attribute was set, or looked for in vain.
+        noted: whether an attribute was set, or looked up without success.
     """
 
     __slots__ = ("filled", "noted")

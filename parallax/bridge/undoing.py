@@ -65,10 +65,10 @@ class Memory:
         self.shares = [*map(sys.getrefcount, self.containers)]
 
     def restore(self, unbind: Callable[[], None]) -> bool:
-        """Makes all what it was, or leaves it to who holds a part.
+        """Restores what was there before, unless a part is still referenced.
 
         Args:
-            unbind: lets go of the leaves.
+            unbind: drops the leaves.
 
         Returns:
             Whether the modules can serve another call.
@@ -144,7 +144,7 @@ def _refill(containers: list[Any], contents: list[Any]) -> None:
 
 
 def _unchanged(container: Any, content: Any) -> bool:
-    """Whether a container holds what it did, the very same."""
+    """Whether a container holds the same objects as before."""
     if len(container) != len(content) or isinstance(container, set):
         return len(container) == len(content) == 0
     if isinstance(container, dict) and not all(map(is_, container.values(), content.values())):

@@ -91,7 +91,7 @@ class _Chain:
         self._fixed: dict[Any, bool] = {}
 
     def is_fixed(self, source: Any) -> bool:
-        """Whether a source leads to the same object for ever."""
+        """Whether a source always leads to the same object."""
         found = self._fixed.get(source)
         if found is None:
             try:
@@ -122,7 +122,7 @@ class _Chain:
 
 
 def _holds(owner: Any, value: Any, source: Any) -> bool:
-    """Whether an owner that stays holds this value for ever."""
+    """Whether an owner that stays always holds this value."""
     if isinstance(owner, type):
         # ``Watch`` compares what the module classes of the arguments hold.
         name = getattr(source, "member", None)

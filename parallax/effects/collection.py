@@ -15,7 +15,7 @@ __all__ = ["Collecting", "Collection", "EffectError", "Emission", "Sown", "root_
 
 
 class EffectError(RuntimeError):
-    """An effect cannot be collected: nobody asked for it, or it contradicts another."""
+    """An effect cannot be collected: nothing collects it, or it contradicts another one."""
 
 
 Emission = tuple[str, str | None, dict[str, Any], bool]
@@ -87,7 +87,7 @@ class Collecting:
         return Collecting(self.collection, self.source.with_key(key))
 
     def __reduce__(self) -> Any:
-        # A copy of the collection would be read by nobody: what is loaded is out of it.
+        # A copy would never be read: what is loaded is outside of the collection.
         return _itself, (self.source,)
 
 

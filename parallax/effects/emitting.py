@@ -33,7 +33,7 @@ def emit(module: Any, /, *, merge: str | None = None, **buffers: Any) -> None:
 
     Raises:
         AttributeError: if a name is no field.
-        EffectError: if nobody collects.
+        EffectError: outside of ``effects.collect``.
         TypeError: if a field is no buffer, or a value no tensor.
         ValueError: if a value has another shape, dtype or device than the buffer, or ``merge`` is
             no rule.

@@ -1,4 +1,4 @@
-"""For transforms whose tensors are wrappers: collect inside, and hand on outside."""
+"""Effects in transforms whose tensors are wrappers: collected inside, recorded outside."""
 
 from __future__ import annotations
 

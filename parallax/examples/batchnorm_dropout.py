@@ -133,7 +133,7 @@ def train_step(net: ConvNet, key: random.Key, x: Tensor, y: Tensor) -> tuple[Con
 
     Args:
         net: The network; it stays as it is.
-        key: Decides what is dropped; another one for every step.
+        key: Decides what is dropped; give each step a key of its own.
         x: Images, of shape (batch, 1, height, width).
         y: The class of each.
 

@@ -1,4 +1,4 @@
-"""A call of a function, opened at the leaves that a derivative is taken with respect to."""
+"""A function call, and the leaves of its arguments that are differentiated."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Call:
         return [(k, arg) for k, arg in pairs if isinstance(arg, Tensor) and k not in moving]
 
     def nested(self, levels: int = 1) -> tuple[Call, Nesting]:
-        """This call as it is made inside of so many transforms."""
+        """This call as it is made inside of ``levels`` transforms."""
         nesting = Nesting(self.func, self.args, self.kwargs, levels)
         if not nesting.pairs:
             return self, nesting

@@ -80,7 +80,7 @@ class Recorded(Protocol):
 
 
 class Tape:
-    """The leaves of one recording, and who needs its graph afterwards."""
+    """The leaves of one recording, and whether its graph is needed afterwards."""
 
     __slots__ = (
         "aliased", "alone", "inputs", "leaves", "nodes", "own", "recording", "since", "versions",

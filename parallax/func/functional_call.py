@@ -207,7 +207,7 @@ def _call_nn(
     call = torch.func.functional_call
     if dynamo.is_compiling():
         return call(module, tensors, args, kwargs, tie_weights=False)
-    with _swapping:  # torch exchanges the tensors of the very module while it runs
+    with _swapping:  # torch exchanges the tensors of this module while it runs
         return call(module, tensors, args, kwargs, tie_weights=False)
 
 

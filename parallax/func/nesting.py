@@ -56,7 +56,7 @@ class Nesting:
         return func
 
     def _within(self, tree: Any) -> Any:
-        """The tree with the stand-ins; the very tree where nothing is collected."""
+        """The tree with the stand-ins; the same tree where nothing is collected."""
         if is_module(tree):
             if effects.nest(tree._rng, self.levels) is tree._rng:
                 return tree

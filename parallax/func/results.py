@@ -130,7 +130,7 @@ def open_tensors(tree: Any, what: str) -> tuple[list[Tensor], Callable[[Sequence
         what: what was called, for error messages.
 
     Raises:
-        TypeError: if it holds tensors where nobody can say how they are taken out.
+        TypeError: if it holds tensors that cannot be taken out.
     """
     if tree is None:
         return [], _nothing

@@ -32,11 +32,11 @@ P = ParamSpec("P")
 # The highest word of Philox's counter: no child of one kind is ever one of another.
 _SPLIT, _FOLD_INT, _FOLD_NAME, _DEVICE_DRAW = 1, 2, 3, 4
 _LAST = torch.iinfo(torch.int64).max
-_NARROW = 2**16  # up to so many numbers are drawn without correction
+_NARROW = 2**16  # ranges up to this width need no correction
 _STEP = 2.0**-24  # between two uniform numbers of single precision
 _HALF_STEP = 2.0**-54  # half of what is between two of double precision
 _COARSE = 2.0**-10  # shares that are nearer to zero or one get more bits
-_FEW = 32  # up to so many children are computed by Python integers
+_FEW = 32  # up to this many children are computed with Python integers
 _twister = Twister()
 
 

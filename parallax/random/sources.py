@@ -161,7 +161,7 @@ def source_of(rng: Rng) -> Source:
     """What a tree holds when it is given ``rng``, which is only read.
 
     Raises:
-        TypeError: if ``rng`` is none of the forms.
+        TypeError: if ``rng`` has none of these forms.
     """
     if type(rng) is Key:
         return KeySource(rng.data)
@@ -181,7 +181,7 @@ def seed_of(rng: Rng) -> int:
     """The 64-bit seed that any form of ``rng`` stands for; the form itself is only read.
 
     Raises:
-        TypeError: if ``rng`` is none of the forms.
+        TypeError: if ``rng`` has none of these forms.
         ValueError: if it is a stack of keys.
     """
     source: Any = source_of(rng)
@@ -205,7 +205,7 @@ def as_key(rng: Rng) -> Key:
         A key.
 
     Raises:
-        TypeError: if ``rng`` is none of the forms.
+        TypeError: if ``rng`` has none of these forms.
 
     Example:
         >>> from parallax import Module, random

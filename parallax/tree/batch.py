@@ -35,7 +35,7 @@ def stack(trees: Iterable[T]) -> T:
         The tree of ``torch.stack``-ed leaves.
 
     Raises:
-        TypeError: if there is no tree, or a leaf is no tensor (not initialised, say).
+        TypeError: if there is no tree, or a leaf is not a tensor, such as one without a value yet.
         ValueError: if constants, modes, frozen marks, holes, shapes or dtypes differ, or only
             some trees hold a random state; the message names the path.
 

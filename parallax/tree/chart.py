@@ -210,7 +210,7 @@ def _walk(part: Structure | None) -> Iterable[tuple[tuple[Any, ...], Any]]:
 
 
 def _same(one: Entry, two: Entry) -> bool:
-    """Whether two entries over the same leaves are alike: one module in two fields, say."""
+    """Whether two entries over the same leaves are alike, such as one module in two fields."""
     if one.cls is not two.cls:
         return False
     if not one.is_module:

@@ -290,7 +290,7 @@ class _Nodes:
         self._nodes: dict[int, list[Entry]] | None = None
 
     def entries_of(self, node: Any) -> list[Entry]:
-        """The entries of all things that are this very object: more than one for a hole, say."""
+        """The entries of all places that hold this object; several for a hole, for example."""
         survey = self._survey
         if isinstance(node, tuple) and not node:
             return []  # every empty tuple is one object

@@ -52,8 +52,8 @@ def update(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
             _count((tree, *rest), made)
         return made
     if any(_requires_grad(leaf) for leaf in leaves(tree)):
-        # Without its graph rather than under no_grad: what fn holds itself, a learned rate, say,
-        # is differentiated as anywhere.
+        # Detached rather than under no_grad: what fn itself holds, such as a learned rate, is
+        # differentiated as usual.
         return map(lambda *row: fn(*[_plain(leaf) for leaf in row]), tree, *rest)
     return map(fn, tree, *rest)
 
