@@ -13,7 +13,7 @@ from torch import Tensor
 
 from parallax.core.nodes import is_module
 
-__all__ = ["check_dtype", "check_flags", "check_function", "check_module", "shown"]
+__all__ = ["check_dtype", "check_flags", "check_function", "check_module", "device_of", "shown"]
 
 _LONGEST = 60  # letters
 _MOST = 6  # items
@@ -34,6 +34,29 @@ def check_dtype(what: str, dtype: Any) -> None:
             f"{what}(dtype=): expected a torch.dtype or None, got {shown(dtype)}. "
             f"Write dtype=torch.float32"
         )
+
+
+def device_of(what: str, device: Any) -> torch.device:
+    """A device, checked to be there.
+
+    Args:
+        what: the function that was given it.
+        device: a device, or its name or number.
+
+    Raises:
+        ValueError: if there is none here.
+    """
+    try:
+        found = torch.device(device)
+        if found.type not in ("cpu", "meta"):
+            torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{what}(device=): got {shown(device)}, and there is no such device here: {reason}. "
+            f"Give one such as 'cpu' or 'cuda:0'"
+        ) from None
+    return found
 
 
 def check_flags(what: str, **flags: Any) -> None:

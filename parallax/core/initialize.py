@@ -16,6 +16,7 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import functorch
+from parallax.core.arguments import device_of
 from parallax.core.fields import Lazy
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.random.seeds import Twister
@@ -93,7 +94,7 @@ def initialize(module: Any, rng: Any, *, device: Any = None, dtype: Any = None) 
     leaves, structure = flatten_module(module)
     if type(rng) is random.Key and functorch.is_mapped(rng.data):
         return _of_each_member(module, rng.data, device, dtype)
-    target = None if device is None else _device(device)
+    target = None if device is None else device_of("initialize", device)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"initialize(dtype=): expected a torch.dtype, got {dtype!r}")
     if dtype is not None and not dtype.is_floating_point:
@@ -165,16 +166,6 @@ def _on_the_cpu() -> AbstractContextManager[Any]:
     """Where draws are made; torch's device context costs more than a small draw, if not needed."""
     cpu = torch.device("cpu")
     return contextlib.nullcontext() if torch.get_default_device() == cpu else cpu
-
-
-def _device(device: Any) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"initialize(device={device!r}): no such device here: {reason}") from None
-    return found
 
 
 def _drawn(

@@ -13,13 +13,14 @@ from torch.nn import init
 
 from parallax import random
 from parallax._compat import dynamo, functorch
-from parallax.core.arguments import check_flags
+from parallax.core.arguments import check_dtype, check_flags, device_of
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import positive
 from parallax.nn.attention_checks import (
     check_arguments,
     check_batches,
+    check_cache,
     check_inputs,
     check_room,
     refuse_cache,
@@ -228,9 +229,11 @@ class MultiheadAttention(Module):
             A cache that holds nothing.
         """
         positive("empty_cache", batch_size=batch_size, max_len=max_len)
+        check_dtype("empty_cache", dtype)
         shape = (batch_size, self.num_kv_heads, max_len, self.head_dim)
         like = self.out_proj.weight
-        zeros = torch.zeros(shape, dtype=dtype or like.dtype, device=device or like.device)
+        where = like.device if device is None else device_of("empty_cache", device)
+        zeros = torch.zeros(shape, dtype=dtype or like.dtype, device=where)
         length = torch.zeros((), dtype=torch.int64, device=zeros.device)
         return KVCache(zeros, zeros.clone(), length)
 
@@ -260,6 +263,7 @@ class MultiheadAttention(Module):
             cache = cache.extended(k, v)
         except (AttributeError, IndexError, RuntimeError, TypeError):
             check_inputs(self, input, input, input)
+            check_cache(self, cache)
             raise
         out = mixed(q, cache.key, cache.value, cache.visible(count))
         return self._out(out), cache

@@ -15,7 +15,8 @@ from parallax.nn.rotary import RotaryEmbedding
 if TYPE_CHECKING:
     from parallax.nn.attention import MultiheadAttention
 
-__all__ = ["check_arguments", "check_batches", "check_inputs", "check_room", "refuse_cache"]
+__all__ = ["check_arguments", "check_batches", "check_cache", "check_inputs", "check_room",
+           "refuse_cache"]  # fmt: skip
 
 
 def check_arguments(layer: MultiheadAttention) -> None:
@@ -69,6 +70,15 @@ def check_inputs(layer: MultiheadAttention, query: Any, key: Any, value: Any) ->
     if batched and key.shape[batch] != query.shape[batch]:
         count = query.shape[batch]
         refuse(layer, f"({letters[1].replace('N', str(count))}, {layer.kdim})", key, "key")
+
+
+def check_cache(layer: MultiheadAttention, given: Any) -> None:
+    """Raises unless what ``decode`` was given is a cache."""
+    if not isinstance(given, KVCache):
+        raise TypeError(
+            f"{where(layer)}: cache must be a KVCache, got {shown(given)}. "
+            f"Make one: layer.empty_cache(batch_size, max_len)"
+        )
 
 
 def check_room(layer: MultiheadAttention, count: int, cache: KVCache) -> None:

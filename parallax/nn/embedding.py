@@ -81,11 +81,12 @@ class Table(Module):
     def _of(cls, embeddings: Any, freeze: bool, **arguments: Any) -> Self:
         """A table of given vectors."""
         if not isinstance(embeddings, Tensor) or embeddings.dim() != 2:
-            got = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else embeddings
             raise ValueError(
                 f"{cls.__name__}.from_pretrained(embeddings): expected a tensor of shape "
-                f"(num_embeddings, embedding_dim), got {got!r}"
+                f"(num_embeddings, embedding_dim), got {shown(embeddings)}. "
+                f"Give one such as torch.eye(3)"
             )
+        check_flags(f"{cls.__name__}.from_pretrained", freeze=freeze)
         rows, columns = embeddings.shape
         table = cls(rows, columns, **arguments).replace(weight=embeddings)
         return tree.select(table, "weight").freeze() if freeze else table

@@ -20,6 +20,7 @@ from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.nn.arguments import positive
 from parallax.random.sources import GlobalSource
+from parallax.tree.arguments import check_trees
 
 __all__ = ["Stack"]
 
@@ -100,8 +101,9 @@ class Stack(Module):
             >>> torch.equal(stack[2].weight, blocks[2].weight)
             True
         """
-        stacked = tree.stack(list(blocks))
-        return cls(blocks[0], len(blocks), checkpoint=checkpoint).replace(block=stacked)
+        several = check_trees("Stack.of", blocks, "blocks", "Stack.of([one, two])")
+        stacked = tree.stack(several)
+        return cls(several[0], len(several), checkpoint=checkpoint).replace(block=stacked)
 
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         """Call one block after the other."""

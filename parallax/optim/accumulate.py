@@ -10,9 +10,8 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
-from parallax.core.registry import flatten_module
 from parallax.optim.arguments import check_optimizer
-from parallax.optim.checks import check_state, gather
+from parallax.optim.checks import check_state, gather, open_model
 from parallax.optim.choose import choose
 from parallax.optim.donate import check_donation
 from parallax.tree import core
@@ -103,7 +102,7 @@ class Accumulate:
         what = "optim.Accumulate.step"
         check_donation(what, donate)
         check_state(what, state, Accumulated)
-        leaves, part = flatten_module(model)
+        leaves, part = open_model(what, model)
         gather(what, model, leaves, part, grads)
         with torch.no_grad():
             total = core.map(torch.add, state.sum, grads)

@@ -10,11 +10,18 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
-from parallax.core.fields import Lazy, UninitializedError
-from parallax.core.nodes import is_module
-from parallax.core.registry import flatten_module, unflatten_module
+from parallax.core.fields import Lazy
+from parallax.core.registry import unflatten_module
 from parallax.optim import groups as grouping
-from parallax.optim.checks import check_layouts, check_leaf, check_state, paths_of, size_of
+from parallax.optim.checks import (
+    check_layouts,
+    check_leaf,
+    check_state,
+    open_model,
+    paths_of,
+    refuse_uninitialized,
+    size_of,
+)  # fmt: skip
 from parallax.optim.clocks import Clocks
 from parallax.optim.donate import check_donation, mark
 from parallax.optim.hyper import check_one_each, resolved
@@ -57,7 +64,7 @@ class Optimizer(Kernel):
         what = f"optim.{type(self).__name__}.init"
         if self._leaves:
             check_one_each(what, self._hypers)
-        leaves, part = _open_model(model, what)
+        leaves, part = open_model(what, model)
         trainable = part.trainable
         chosen = [
             k for k, (p, t) in enumerate(zip(leaves, trainable, strict=True)) if t and p is not None
@@ -78,7 +85,7 @@ class Optimizer(Kernel):
             for k in chosen:
                 h = resolved(self._hypers[labels[k]], 0)
                 if isinstance(leaves[k], Lazy) or not isinstance(leaves[k], Tensor):
-                    raise _uninitialized(what, model, paths_of(model)[k])
+                    refuse_uninitialized(what, model, k)
                 path = f"{type(model).__name__}.{paths_of(model)[k]}"
                 check_leaf(what, path, leaves[k])
                 self._check_leaf(path, leaves[k])
@@ -136,7 +143,7 @@ class Optimizer(Kernel):
         check_donation(what, donate, self._differentiable)
         if self._leaves:
             check_one_each(what, self._hypers)
-        leaves, part = _open_model(model, what)
+        leaves, part = open_model(what, model)
         old = self._contents(state, part, what)
         plan, given = plan_for(what, model, leaves, part, grads, state, len(self._groups))
         if not (plan.kept or dynamo.is_compiling()):
@@ -213,22 +220,6 @@ class Optimizer(Kernel):
 # -- what is wrong --------------------------------------------------------------------------------
 
 
-def _open_model(model: Any, what: str) -> tuple[Sequence[Any], Any]:
-    if not is_module(model):
-        raise TypeError(
-            f"{what} takes a module, got {_kind(model)}. Hold what is trained in one: "
-            f"class Both(Module): first: Encoder; second: Decoder"
-        )
-    return flatten_module(model)
-
-
-def _uninitialized(what: str, model: Any, path: str) -> UninitializedError:
-    return UninitializedError(
-        f"{what}: {type(model).__name__}.{path} is not initialized. "
-        f"Initialize first: model = model.initialize(rng)"
-    )
-
-
 def _warn_of_graph(what: str, grads: Sequence[Tensor]) -> None:
     """Warns if somebody may want a derivative through this step, which records none."""
     if any([grad.grad_fn is not None for grad in grads]):
@@ -240,7 +231,3 @@ def _warn_of_graph(what: str, grads: Sequence[Tensor]) -> None:
             f"model.grad() after backward()",
             stacklevel=3,
         )
-
-
-def _kind(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"

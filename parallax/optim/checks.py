@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from parallax.core.fields import UninitializedError
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
 from parallax.tree.align import align
 
 __all__ = [
-    "check_layouts", "check_leaf", "check_sizes", "check_state", "gather", "paths_of", "size_of",
+    "check_layouts", "check_leaf", "check_sizes", "check_state", "gather", "open_model",
+    "paths_of", "refuse_uninitialized", "size_of",
 ]  # fmt: skip
+
+
+def open_model(what: str, model: Any) -> tuple[Sequence[Any], Any]:
+    """The leaves and the structure of a module.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if not is_module(model):
+        kind = "None" if model is None else f"a {type(model).__name__}"
+        raise TypeError(
+            f"{what} takes a module, got {kind}. Hold what is trained in one: "
+            f"class Both(Module): first: Encoder; second: Decoder"
+        )
+    return flatten_module(model)
+
+
+def refuse_uninitialized(what: str, model: Any, k: int) -> NoReturn:
+    """Raises the error of a leaf that has no value, by its index."""
+    raise UninitializedError(
+        f"{what}: {type(model).__name__}.{paths_of(model)[k]} is not initialized. "
+        f"Initialize first: model = model.initialize(rng)"
+    )
 
 
 def gather(

@@ -20,7 +20,7 @@ from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim.arguments import check_kind
 from parallax.optim.attributes import changed, look
 from parallax.optim.carry import cast, pack, unpack
-from parallax.optim.checks import gather
+from parallax.optim.checks import gather, open_model
 from parallax.optim.donate import check_donation
 from parallax.optim.saved import Constants, Tensors, below, constant, shaped
 from parallax.optim.state import around
@@ -141,7 +141,7 @@ class Foreign:
             form = "lambda model: func.grad_and_value(loss)(model, x, y)"
             expected = f"a function of the model: {form}" if self.closure else "a tree of gradients"
             raise TypeError(f"{what} takes {expected}; got a {type(grads).__name__}")
-        leaves, part = flatten_module(model)
+        leaves, part = open_model(what, model)
         with torch.no_grad():
             params = {
                 k: leaf.detach().clone()

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch
+from parallax.core.arguments import shown
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
-from parallax.optim.arguments import check_at_least, check_fields
+from parallax.optim.arguments import check_at_least, check_fields, check_optimizer
 from parallax.optim.checks import check_state
 from parallax.optim.choose import choose
 from parallax.tree import core
+from parallax.tree.arguments import check_tree
 
 __all__ = ["LossScaler", "Scale"]
 
@@ -88,6 +90,8 @@ class LossScaler:
         Returns:
             ``loss`` times the scale.
         """
+        check_state("optim.LossScaler.scale", scale, Scale, "scaler.init()")
+        _check_tensor("scale", "loss", loss, "loss.sum()")
         return loss * scale.scale.to(loss.device)
 
     def unscale(self, grads: T, scale: Scale) -> tuple[T, Tensor]:
@@ -100,6 +104,8 @@ class LossScaler:
         Returns:
             The gradients divided by the scale, and whether all are finite, a boolean tensor.
         """
+        check_state("optim.LossScaler.unscale", scale, Scale, "scaler.init()")
+        check_tree("optim.LossScaler.unscale", grads, "grads")
         inverse = scale.scale.double().reciprocal().float()
         made = core.map(lambda g: g * inverse.to(g.device), grads)
         parts = [leaf.isfinite().all() for leaf in core.leaves(made)]
@@ -117,6 +123,8 @@ class LossScaler:
         Returns:
             The next state.
         """
+        check_state("optim.LossScaler.update", scale, Scale, "scaler.init()")
+        _check_tensor("update", "finite", finite, "torch.tensor(True)")
         finite = finite.to(scale.scale.device)
         good = scale.growth_tracker + 1
         grows = good == self.growth_interval
@@ -140,7 +148,8 @@ class LossScaler:
         Returns:
             The model, the optimizer's state and the scaler's state.
         """
-        check_state("LossScaler.step", scale, Scale, "scaler.init()")
+        check_optimizer("optim.LossScaler.step", "opt", opt)
+        check_state("optim.LossScaler.step", scale, Scale, "scaler.init()")
         unscaled, finite = self.unscale(grads, scale)
         after = self.update(scale, finite)
         if not (dynamo.is_compiling() or functorch.transform_active()):
@@ -149,3 +158,10 @@ class LossScaler:
             return *opt.step(model, unscaled, state), after
         stepped = opt.step(model, unscaled, state)
         return *choose(finite, stepped, (model, state)), after
+
+
+def _check_tensor(verb: str, name: str, value: Any, example: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"optim.LossScaler.{verb}: {name} is a tensor, got {shown(value)}. Give one: {example}"
+        )

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from parallax.core.module import Module
-from parallax.core.registry import flatten_module, unflatten_module
+from parallax.core.registry import unflatten_module
 from parallax.optim import groups as grouping
 from parallax.optim.arguments import check_optimizer
-from parallax.optim.checks import check_state, gather
+from parallax.optim.checks import check_state, gather, open_model
 from parallax.optim.donate import check_donation
 
 __all__ = ["Split", "Splits"]
@@ -75,7 +75,7 @@ class Split:
         Raises:
             LookupError: if a condition means nothing in the model.
         """
-        leaves, part = flatten_module(model)
+        leaves, part = open_model("optim.Split.init", model)
         labels = grouping.labels(self.conditions, model, len(leaves), "optim.Split.init")
         states: list[Any] = []
         for number, opt in enumerate(self.optimizers):
@@ -105,7 +105,7 @@ class Split:
         """
         check_donation("optim.Split.step", donate)
         check_state("optim.Split.step", state, Splits)
-        leaves, part = flatten_module(model)
+        leaves, part = open_model("optim.Split.step", model)
         given = gather("optim.Split.step", model, leaves, part, grads)[1]
         states: list[Any] = []
         for number, (opt, held) in enumerate(zip(self.optimizers, state.states, strict=True)):

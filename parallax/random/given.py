@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
-from parallax.core.arguments import shown
+from parallax.core.arguments import device_of, shown
 from parallax.random import ops
 from parallax.random.keys import Key, data_of
 
@@ -41,17 +41,7 @@ def _device(device: Device, by: str) -> torch.device:
         return torch.empty(0).device if dynamo.is_compiling() else torch.get_default_device()
     if isinstance(device, torch.device) and device.type == "cpu":
         return device
-    try:
-        found = torch.device(device)
-        if found.type not in ("cpu", "meta"):
-            torch.empty(0, device=found)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{by}: no such device as {shown(device)} here: {reason}. Write device='cpu', or "
-            f"leave it out"
-        ) from None
-    return found
+    return device_of(by.removesuffix("()"), device)
 
 
 def floating(dtype: torch.dtype | None, by: str, *, complex_too: bool = False) -> torch.dtype:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
-from parallax.core.arguments import shown
+from parallax.core.arguments import device_of, shown
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE
@@ -115,16 +115,7 @@ def _device(device: Any) -> torch.device:
         raise TypeError(
             f"tree.to(device=): got {device}, a dtype; write tree.to(tree, dtype={device})"
         )
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"tree.to(device=): got {shown(device)}, and there is no such device here: {reason}. "
-            f"Give one such as 'cpu' or 'cuda:0'"
-        ) from None
-    return found
+    return device_of("tree.to", device)
 
 
 def zeros_like(tree: T) -> T:

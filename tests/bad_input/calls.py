@@ -13,7 +13,6 @@ import torch
 import parallax
 from parallax import (
     Buffer,
-    Module,
     Parameter,
     bridge,
     debug,
@@ -28,7 +27,9 @@ from parallax import (
 )
 from parallax.optim import schedules
 from tests.bad_input.calls_of_layers import layers
+from tests.bad_input.calls_of_methods import methods
 from tests.bad_input.every_call import Subject, fixed
+from tests.bad_input.net import Net, net
 
 __all__ = ["SUBJECTS", "UNCALLED"]
 
@@ -52,20 +53,6 @@ UNCALLED = {
     ),
 }
 """Public names without arguments to get wrong."""
-
-
-class Net(Module):
-    """What nearly every call is about."""
-
-    weight: Parameter
-    mean: Buffer
-
-    def forward(self, x: Any) -> Any:
-        return (self.weight * x - self.mean).sum()
-
-
-def net() -> Net:
-    return Net(torch.ones(3), torch.zeros(3))
 
 
 def keyed(**given: Any) -> Callable[[], dict[str, Any]]:
@@ -564,5 +551,6 @@ SUBJECTS: list[Subject] = [
     *_schedules(),
     *_bridge_and_io(),
     *layers(),
+    *methods(),
 ]
 """Every public function and class, room by room."""

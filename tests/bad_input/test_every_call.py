@@ -28,10 +28,10 @@ class Limits(NamedTuple):
 LIMITS = {
     "core": Limits(0.0, 0.92),
     "tree": Limits(0.0, 0.7),
-    "func": Limits(0.0, 0.95),
+    "func": Limits(0.0, 0.88),
     "random": Limits(0.0, 0.96),
-    "effects": Limits(0.0, 0.87),
-    "optim": Limits(0.001, 0.93),
+    "effects": Limits(0.0, 0.86),
+    "optim": Limits(0.001, 0.92),
     "schedules": Limits(0.0, 0.92),
     "bridge": Limits(0.0, 0.91),
     "io": Limits(0.0, 0.87),

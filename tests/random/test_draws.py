@@ -95,7 +95,7 @@ def test_no_such_device_or_shape(
 ) -> None:
     shape = options.get("shape", (2,))
     options = {name: value for name, value in options.items() if name != "shape"}
-    with pytest.raises(error, match=rf"{name}\(\)"):
+    with pytest.raises(error, match=rf"{name}\("):
         SHAPED[name](random.key(0), shape, **options)
 
 

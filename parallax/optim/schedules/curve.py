@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from parallax.optim.arguments import check_at_least, check_fields
+from parallax.tree.arguments import check_number
 
 __all__ = ["STRATEGIES", "Schedule", "Step", "anneal", "least", "line", "where"]
 
@@ -48,7 +49,11 @@ class Schedule(ABC):
 
     def __call__(self, step: Step) -> Any:
         """The rate after ``step`` steps."""
-        return self.at(wide(step))
+        try:
+            return self.at(wide(step))
+        except TypeError:
+            check_number(f"schedules.{type(self).__name__}", "step", step)
+            raise
 
     @abstractmethod
     def at(self, t: Step) -> Any:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
-from parallax.optim.arguments import check_at_least, check_fields
+from parallax.optim.arguments import check_at_least, check_fields, check_kind
+from parallax.optim.checks import check_state
+from parallax.tree.arguments import check_number
 
 __all__ = ["Plateau", "ReduceLROnPlateau"]
 
@@ -93,6 +95,8 @@ class ReduceLROnPlateau:
         Returns:
             The state.
         """
+        check_kind("schedules.ReduceLROnPlateau.init", "lr", lr, "float", 0.1)
+        check_at_least("schedules.ReduceLROnPlateau.init", "lr", lr, 0)
         worst = math.inf if self.mode == "min" else -math.inf
         wide = torch.float64
         none = torch.zeros((), dtype=torch.int64)
@@ -109,6 +113,8 @@ class ReduceLROnPlateau:
         Returns:
             The next state.
         """
+        check_state("schedules.ReduceLROnPlateau.step", plateau, Plateau, "watch.init(lr)")
+        check_number("schedules.ReduceLROnPlateau.step", "metrics", metrics)
         now = metrics if isinstance(metrics, Tensor) else torch.tensor(metrics)
         now = now.detach().to(plateau.best)
         better = self._better(now, plateau.best)
