@@ -13,7 +13,8 @@ torch release moves something, only files in here change. Each file is imported 
 - ``dynamo``: what a trace is, what it found, how code is hidden from it, its guards and caches.
 - ``in_trace``: what a local stands for while dynamo traces, and where the trace is.
 - ``inductor``: its options.
-- ``flow``: loops that are traced once; ``flow_operator`` and ``flow_programs`` are how.
+- ``flow``: loops and branches that are traced once; ``flow_operator``, ``flow_programs`` and
+  ``flow_branches`` are how.
 - ``repeat``: one traced function that is called many times; ``repeat_operator`` is how.
 
 Importing them loads neither dynamo nor inductor, but for ``repeat_operator`` and ``flow_operator``.

@@ -1,4 +1,4 @@
-"""Loops that dynamo traces into operators: for ``func.scan``.
+"""Loops and branches that dynamo traces into operators: for ``scan``, ``cond``, ``while_loop``.
 
 This file is what eager code may import; ``flow_operator``, which loads dynamo, is how it is done.
 What a body returns is ``(tensors, said)``: tensors that are no argument and none twice, and
@@ -18,10 +18,10 @@ Body = Callable[..., tuple[Any, Any]]
 
 
 @constant_in_traces
-def _scan() -> Any:
+def _operators() -> Any:
     from parallax._compat import flow_operator  # imports dynamo, which runs already
 
-    return flow_operator.scan
+    return flow_operator.scan, flow_operator.cond, flow_operator.while_loop
 
 
 def scanned(
@@ -38,6 +38,24 @@ def scanned(
         The last carry and the stacks; and what the body said.
     """
     firsts = [stack[0] for stack in stacks]
-    return _scan()(  # type: ignore[no-any-return]  # dynamo knows what it is
+    return _operators()[0](  # type: ignore[no-any-return]  # dynamo knows what it is
         body, *carry, *firsts, *stacks, carried=len(carry), rows=len(stacks)
     )
+
+
+def branched(pred: Tensor, true_body: Body, false_body: Body) -> tuple[Sequence[Tensor], Any, Any]:
+    """Calls one of two bodies; only while dynamo traces.
+
+    Returns:
+        What it returned; and what both said.
+    """
+    return _operators()[1](true_body, false_body, pred)  # type: ignore[no-any-return]  # as above
+
+
+def looped(goes_on: Body, body: Body, carry: Sequence[Tensor]) -> tuple[Sequence[Tensor], Any, Any]:
+    """Calls ``body(*carry)`` as long as ``goes_on(*carry)``; only while dynamo traces.
+
+    Returns:
+        The last carry; and what both said.
+    """
+    return _operators()[2](goes_on, body, *carry)  # type: ignore[no-any-return]  # as above

@@ -1,8 +1,8 @@
-"""A higher-order operator for loops, which works within transforms of ``torch.func``.
+"""Higher-order operators for loops and branches, which work within transforms of ``torch.func``.
 
 Only compiled control flow loads this file, which loads dynamo; ``flow`` is the way to it. torch has
-such an operator (``scan``), but dynamo refuses it within a transform that differentiates, and what
-it keeps for its backward is the weights, once for each step.
+such operators (``scan``, ``cond``, ``while_loop``), but dynamo refuses them within a transform that
+differentiates, and what ``scan`` keeps for its backward is the weights, once for each step.
 
 - Dynamo traces each body once, as for ``wrap``, and does not look for aliases in its graph, which
   is what it cannot do within a transform.
@@ -16,7 +16,7 @@ it keeps for its backward is the weights, once for each step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,9 +28,10 @@ from torch._dynamo.variables.lists import TupleVariable
 from torch._ops import HigherOrderOperator
 
 from parallax._compat import in_trace
+from parallax._compat.flow_branches import Cond, While
 from parallax._compat.flow_programs import Program, Scan, called
 
-__all__ = ["scan"]
+__all__ = ["cond", "scan", "while_loop"]
 
 
 class _Flow(HigherOrderOperator):
@@ -44,6 +45,11 @@ class _Flow(HigherOrderOperator):
         return called(self.made(args[:bodies], **constants), args[bodies:])
 
 
+def _only(places: Sequence[int], body: Callable[..., Any]) -> Callable[..., Any]:
+    """A body that is given the operands of all, and takes its own."""
+    return lambda *operands: body(*[operands[place] for place in places])
+
+
 def _scan(bodies: Any, carried: int, rows: int) -> Program:
     return Scan(bodies[0], carried, rows, _size(bodies[0]))
 
@@ -54,7 +60,19 @@ def _size(body: Any) -> int:
     return sum([len(graph.nodes) for graph in graphs])
 
 
+def _cond(bodies: Any, places: Any) -> Program:
+    true, false = [_only(own, body) for own, body in zip(places, bodies, strict=True)]
+    return Cond(true, false)
+
+
+def _while(bodies: Any, places: Any, carried: int) -> Program:
+    goes_on, body = [_only(own, body) for own, body in zip(places, bodies, strict=True)]
+    return While(goes_on, body, carried)
+
+
 scan = _Flow("scan", _scan)
+cond = _Flow("cond", _cond)
+while_loop = _Flow("while_loop", _while)
 
 
 class _Variable(variables.BaseHOPVariable):
@@ -126,4 +144,40 @@ class _ScanVariable(_Variable):
         return TupleVariable([TupleVariable([*carry, *stacked]), said])
 
 
-variables._hop_name_to_variable_class["parallax_scan"] = _ScanVariable
+class _CondVariable(_Variable):
+    def _call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
+        true, false, pred = args
+        traced = [self._traced(tx, body, []) for body in (true, false)]
+        operands, places = _together([], [lifted for _, _, lifted, _ in traced])
+        examples = [node.meta["example_value"] for node in traced[0][3]]
+        bodies = [body for body, _, _, _ in traced]
+        constants = {"bodies": 2, "places": places}
+        said = [said for _, said, _, _ in traced]
+        return self._called(tx, [*bodies, pred.as_proxy(), *operands], examples, said, constants)
+
+
+class _WhileVariable(_Variable):
+    def _call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
+        goes_on, body, *carry = args
+        traced = [self._traced(tx, each, carry) for each in (goes_on, body)]
+        operands, places = _together(carry, [lifted for _, _, lifted, _ in traced])
+        examples = [node.meta["example_value"] for node in traced[1][3]]
+        bodies = [body for body, _, _, _ in traced]
+        constants = {"bodies": 2, "places": places, "carried": len(carry)}
+        said = [said for _, said, _, _ in traced]
+        return self._called(tx, [*bodies, *operands], examples, said, constants)
+
+
+def _together(given: Any, lifted: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list[int]]]:
+    """The operands of several bodies, and which of them each takes."""
+    operands: dict[Any, Any] = {k: value.as_proxy() for k, value in enumerate(given)}
+    for proxy in [proxy for proxies in lifted for proxy in proxies]:
+        operands.setdefault(proxy.node, proxy)
+    order = {name: place for place, name in enumerate(operands)}
+    own = list(range(len(given)))
+    places = [[*own, *[order[proxy.node] for proxy in proxies]] for proxies in lifted]
+    return list(operands.values()), places
+
+
+_KINDS = {"scan": _ScanVariable, "cond": _CondVariable, "while_loop": _WhileVariable}
+variables._hop_name_to_variable_class |= {f"parallax_{name}": kind for name, kind in _KINDS.items()}

@@ -15,10 +15,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from parallax._compat import functorch, modes
 
-__all__ = ["Program", "Scan", "called"]
+__all__ = ["Function", "Program", "Scan", "apart", "called", "mapped", "moved", "pulled_back",
+           "separate", "spread", "unaliased"]  # fmt: skip
 
 Function = Callable[..., Sequence[Tensor]]
 _Kind = torch._C._functorch.TransformType
@@ -118,32 +121,48 @@ def _is_inexact(value: Any) -> bool:
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
-def _apart(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def apart(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The tensors in memory of their own and laid out alike, as torch's operators want them."""
     return tuple([x.clone(memory_format=torch.contiguous_format) for x in tensors])
 
 
-def _separate(function: Function) -> Function:
-    return lambda *operands: _apart(function(*operands))
+def unaliased(values: Sequence[Any]) -> list[Any]:
+    """The operands, none in memory of another, which torch's operators refuse."""
+    seen: set[Any] = set()
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            inner = value
+            if isinstance(value, FunctionalTensor):
+                inner = torch._from_functional_tensor(value.elem)
+            memory = StorageWeakRef(inner.untyped_storage())
+            value = value.clone() if memory in seen else value  # noqa: PLW2901  # of its own now
+            seen.add(memory)
+        found.append(value)
+    return found
 
 
-def _mapped(function: Function, dims: Sequence[int | None], info: Any) -> Function:
+def separate(function: Function) -> Function:
+    return lambda *operands: apart(function(*operands))
+
+
+def mapped(function: Function, dims: Sequence[int | None], info: Any) -> Function:
     """The function of all members; the mapped dimension comes out first."""
     return torch.func.vmap(
         lambda *operands: tuple(function(*operands)), tuple(dims), 0, info.randomness
     )
 
 
-def _spread(x: Tensor, dim: int | None, size: int) -> Tensor:
+def spread(x: Tensor, dim: int | None, size: int) -> Tensor:
     """A tensor with its mapped dimension in front; the same for all where it has none."""
     return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
 
 
-def _moved(x: Any, dim: int | None, to: int) -> Any:
+def moved(x: Any, dim: int | None, to: int) -> Any:
     return x if dim is None else x.movedim(dim, to)
 
 
-def _pulled(
+def pulled_back(
     function: Function, operands: Sequence[Any], wanted: Sequence[int], results: Sequence[int],
     cotangents: Sequence[Tensor],
 ) -> Sequence[Tensor]:  # fmt: skip
@@ -168,7 +187,7 @@ _MOST_OPERATORS = 400
 
 
 def _scanned(step: Function, carry: Any, stacks: Any, shared: Any) -> Sequence[Tensor]:
-    return scan_op(_separate(step), _apart(carry), stacks, tuple(shared))  # type: ignore[no-any-return]  # it is torch's
+    return scan_op(separate(step), apart(carry), stacks, tuple(unaliased(shared)))  # type: ignore[no-any-return]  # it is torch's
 
 
 class Scan(NamedTuple):
@@ -259,7 +278,7 @@ class Scan(NamedTuple):
             sums = [next(values_of) for _ in in_shared]
             held = [next(values_of) for _ in range(stop)]
             pulled += [next(values_of) for _ in given]
-            found = _pulled(self.step, [*held, *values_of], places, [*moving, *given], pulled)
+            found = pulled_back(self.step, [*held, *values_of], places, [*moving, *given], pulled)
             summed = [x + y for x, y in zip(sums, found[n : n + totals], strict=True)]
             return [*found[:n], *summed, *found[n + totals :]]
 
@@ -281,10 +300,10 @@ class Scan(NamedTuple):
     ) -> tuple[Sequence[Tensor], Sequence[int]]:
         size, stop = info.batch_size, self.carried + self.rows
         pairs = list(zip(operands, dims, strict=True))
-        given = [_spread(x, dim, size) for x, dim in pairs[: self.carried]]
+        given = [spread(x, dim, size) for x, dim in pairs[: self.carried]]
         # Rows are taken in the first dimension, so that their members are in the next.
-        given += [_moved(x, dim, 1) for x, dim in pairs[self.carried : stop]]
-        given += [_moved(x, dim, 0) for x, dim in pairs[stop:]]
+        given += [moved(x, dim, 1) for x, dim in pairs[self.carried : stop]]
+        given += [moved(x, dim, 0) for x, dim in pairs[stop:]]
         inside = [0] * self.carried + [None if dim is None else 0 for dim in dims[self.carried :]]
-        found = called(self._replace(step=_mapped(self.step, inside, info)), given)
+        found = called(self._replace(step=mapped(self.step, inside, info)), given)
         return found, [0] * self.carried + [1] * (len(found) - self.carried)

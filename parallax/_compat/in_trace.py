@@ -124,7 +124,8 @@ def _seen(node: Any) -> Seen:
 # -- where the trace is -------------------------------------------------------------------------
 
 _LOOPS = {"scan": "scan", "map_impl": "map", "while_loop": "while_loop", "parallax_repeat": "Stack",
-          "associative_scan": "associative_scan", "parallax_scan": "scan"}  # fmt: skip
+          "associative_scan": "associative_scan", "parallax_scan": "scan",
+          "parallax_while_loop": "while_loop"}  # fmt: skip
 
 
 def _tracer(context: Any) -> Any:
@@ -176,7 +177,7 @@ def excludes(one: Place, other: Place) -> bool:
 
 def _branches(place: Any) -> Any:
     while place is not None:
-        if str(place.source_target) == "cond":
+        if str(place.source_target) in ("cond", "parallax_cond"):
             yield place
         place = place.parent
 

@@ -6,6 +6,8 @@ tree of the same structure with holes (``None``) elsewhere; a tied leaf holds th
 in each of its places.
 """
 
+from parallax.func.associative_scan import associative_scan
+from parallax.func.cond import cond
 from parallax.func.forward import jacfwd, jvp, linearize
 from parallax.func.functional_call import functional_call
 from parallax.func.grad import grad, grad_and_value
@@ -16,9 +18,13 @@ from parallax.func.scan import scan
 from parallax.func.stack import stack_module_state
 from parallax.func.vjp import hessian, jacrev, vjp
 from parallax.func.vmap import vmap
+from parallax.func.while_loop import fori_loop, while_loop
 
 __all__ = [
+    "associative_scan",
+    "cond",
     "ensemble_grad",
+    "fori_loop",
     "functional_call",
     "grad",
     "grad_and_value",
@@ -35,6 +41,7 @@ __all__ = [
     "stack_module_state",
     "vjp",
     "vmap",
+    "while_loop",
 ]
 
 

@@ -269,6 +269,31 @@ def _func() -> Iterator[Subject]:
         given = {"func": _loss, "primals": (net(),)}
         # A tensor can be differentiated, too: it is the function that does not take it.
         yield Subject(f"func.{name}", getattr(func, name), fixed(**given), {"primals": "numbers"})
+    ones = torch.ones(3)
+    yield Subject(
+        "func.cond",
+        func.cond,
+        fixed(pred=True, true_fn=_square, false_fn=_square, operands=(ones,)),
+        {"pred": "pair", "true_fn": "function", "false_fn": "function", "operands": "tuple"},
+    )
+    yield Subject(
+        "func.while_loop",
+        func.while_loop,
+        fixed(cond_fn=lambda x: False, body_fn=lambda x: (x,), carried_inputs=(ones,)),
+        {"cond_fn": "function", "body_fn": "function", "carried_inputs": "tuple"},
+    )
+    yield Subject(
+        "func.fori_loop",
+        func.fori_loop,
+        fixed(lower=0, upper=2, body_fun=lambda i, x: x, init_val=ones),
+        {"body_fun": "function", "init_val": "values?"},
+    )
+    yield Subject(
+        "func.associative_scan",
+        func.associative_scan,
+        fixed(combine_fn=torch.add, xs=torch.ones(2, 3)),
+        {"combine_fn": "function", "xs": "values"},
+    )
     yield Subject(
         "func.scan",
         func.scan,

@@ -32,7 +32,8 @@ def loop(fn: Any, init: Any, xs: Any, *, dim: int = 0, reverse: bool = False) ->
         carry, y = fn(carry, row)
         found.append(y)
     found = found[::-1] if reverse else found
-    return carry, tree.map(lambda *ys: torch.stack(ys, dim if dim <= ys[0].dim() else 0), *found)
+    stack: Any = lambda *ys: torch.stack(ys, dim if dim <= ys[0].dim() else 0)  # noqa: E731  # short
+    return carry, None if found[0] is None else tree.map(stack, *found)
 
 
 def states(scan: Unroll, cell: Any, h: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -69,6 +70,9 @@ PROGRAMS: dict[str, Callable[..., Any]] = {
     "gradient of vmap": lambda scan, c: func.grad(
         lambda c: squares(func.vmap(lambda x: states(scan, c, H, x), 1)(torch.stack([X, -X], 1)))
     )(c),
+    "views of one tensor": lambda scan, c: func.grad(
+        lambda h: scan(lambda c, x: (c + h @ h.T + h, None), h, X)[0].sum()
+    )(H),
     "nested": lambda scan, c: func.grad(
         lambda c: squares(
             scan(lambda h, _: (scan(lambda h, x: (c(x, h), x), h, X)[0], h), H, torch.ones(2))
