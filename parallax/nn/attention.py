@@ -24,6 +24,7 @@ from parallax.nn.attention_checks import (
     check_inputs,
     check_room,
     refuse_cache,
+    refuse_switches,
 )
 from parallax.nn.caching import KVCache
 from parallax.nn.linear import Linear
@@ -175,6 +176,9 @@ class MultiheadAttention(Module):
         Returns:
             The output, and the weights or ``None``.
         """
+        flags: Any = need_weights, average_attn_weights, is_causal
+        if not (type(flags[0]) is type(flags[1]) is type(flags[2]) is bool):
+            refuse_switches(self, *flags)
         try:
             if query.dim() == 2:
                 return self._unbatched(

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from parallax.nn.attention import MultiheadAttention
 
 __all__ = ["check_arguments", "check_batches", "check_cache", "check_inputs", "check_room",
-           "refuse_cache"]  # fmt: skip
+           "refuse_cache", "refuse_switches"]  # fmt: skip
+
+_SWITCHES = ("need_weights", "average_attn_weights", "is_causal")
 
 
 def check_arguments(layer: MultiheadAttention) -> None:
@@ -79,6 +81,16 @@ def check_cache(layer: MultiheadAttention, given: Any) -> None:
             f"{where(layer)}: cache must be a KVCache, got {shown(given)}. "
             f"Make one: layer.empty_cache(batch_size, max_len)"
         )
+
+
+def refuse_switches(layer: MultiheadAttention, *flags: Any) -> None:
+    """Raises the error of the first thing that a call switches on or off and that is no bool."""
+    for name, value in zip(_SWITCHES, flags, strict=True):
+        if type(value) is not bool:
+            raise TypeError(
+                f"{where(layer)}: {name} must be a bool, got {shown(value)}. Write {name}=True or "
+                f"{name}=False"
+            )
 
 
 def check_room(layer: MultiheadAttention, count: int, cache: KVCache) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from parallax.core.arguments import shown
 from parallax.core.module import Module
-from parallax.nn.refusal import refuse
+from parallax.nn.refusal import refuse, where
 
-__all__ = ["AXES", "Spatial", "refuse_spatial"]
+__all__ = ["AXES", "Spatial", "refuse_sizes", "refuse_spatial"]
 
 AXES = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
 """What the spatial dimensions are called, by how many there are."""
@@ -72,3 +74,14 @@ def refuse_spatial(
     limits = ", ".join([f"{axis} >= {low}" for axis, low in bounds if low > said])
     expected = f"({shape}) or (N, {shape})" + (f" with {limits}" if limits else "")
     refuse(layer, expected, input, name)
+
+
+def refuse_sizes(layer: Module, given: Any) -> None:
+    """Raises if the ``output_size`` that a call was given is neither ``None`` nor some sizes."""
+    ints = (int, torch.SymInt)
+    several = isinstance(given, (tuple, list)) and all([isinstance(n, ints) for n in given])
+    if given is not None and not several:
+        raise TypeError(
+            f"{where(layer)}: output_size must be a tuple of ints, got {shown(given)}. "
+            f"Give the sizes of an input: output_size=x.shape[-1:]"
+        )

@@ -20,7 +20,7 @@ from parallax.nn.conv import in_groups
 from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in, where
-from parallax.nn.spatial import Spatial, refuse_spatial
+from parallax.nn.spatial import Spatial, refuse_sizes, refuse_spatial
 
 __all__ = ["ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
 
@@ -167,6 +167,7 @@ class _ConvTranspose(Spatial):
             return _cropped(input, self.weight, self.bias, *rest)
         except (RuntimeError, TypeError) as error:
             self._refuse(input)
+            refuse_sizes(self, output_size)
             name_in(error, self)
             raise
 

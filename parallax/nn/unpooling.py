@@ -14,7 +14,7 @@ from parallax.core.arguments import check_flags
 from parallax.nn.arguments import Sizes, per_dim
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in, refuse, where
-from parallax.nn.spatial import Spatial, refuse_spatial
+from parallax.nn.spatial import Spatial, refuse_sizes, refuse_spatial
 
 __all__ = [
     "FractionalMaxPool2d", "FractionalMaxPool3d", "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d",
@@ -64,6 +64,7 @@ class _MaxUnpool(Spatial):
             raise ValueError(f"{where(self)}: {error}") from None
         except (AttributeError, IndexError, RuntimeError, TypeError) as error:
             self._refuse_both(input, indices)
+            refuse_sizes(self, output_size)
             name_in(error, self)
             raise
 

@@ -10,6 +10,7 @@ import torch
 
 from parallax import nn, tree
 from tests.bad_input.every_call import Subject, fixed
+from tests.bad_input.wrong import kind_of
 from tests.nn.test_every_layer import CASES
 
 __all__ = ["layers"]
@@ -126,7 +127,10 @@ def layers() -> Iterator[Subject]:
             f"nn.{case.name}.forward",
             _forward(case),
             fixed(**dict(zip(shown, case.inputs, strict=True))),
-            {n: _NAMED.get(n, "input") if n in shown else "anything" for n in names},
+            {
+                n: _NAMED.get(n, "input") if n in shown else kind_of(n, parameter.annotation)
+                for n, parameter in names.items()
+            },
         )
 
 
