@@ -340,14 +340,31 @@ def differences(seed: int, engines: dict[str, Any]) -> list[str]:
             found.append(f"{seed} {name} {kinds}: {type(error).__name__}: {text}")
             continue
         single = any(leaf.dtype == torch.float32 for leaf in tree.leaves(model))
-        tolerance = 2e-4 if single else 1e-8
-        for mine, theirs in zip(made, expected, strict=True):
+        gap = largest_gap(made, expected)
+        # Steps in steps may blow up, and then the last digit of a weight decides about the first of
+        # the result; how far it does is measured by the loops alone.
+        if gap > (2e-4 if single else 1e-8) and gap > 10 * spread(model, x, kinds, single):
+            found.append(f"{seed} {name} {kinds}: off by {gap:.1e}")
+    return found
+
+
+def largest_gap(made: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest difference, in parts of the largest entry of each result."""
+    gaps = [0.0]
+    for mine, theirs in zip(made, expected, strict=True):
+        if not (theirs.isnan().any() and mine.isnan().any()):
             scale = theirs.detach().abs().max().clamp(min=1.0)
             gap = float(((mine - theirs).detach().abs() / scale).max())
-            if not (gap <= tolerance or bool(theirs.isnan().any() and mine.isnan().any())):
-                found.append(f"{seed} {name} {kinds}: off by {gap:.1e}")
-                break
-    return found
+            gaps.append(gap if gap == gap else float("inf"))
+    return max(gaps)
+
+
+def spread(model: Any, x: Tensor, kinds: list[str], single: bool) -> float:
+    """How far the loops' result moves when the trained leaves change in their last digits."""
+    digits = 2.0**-23 if single else 2.0**-52
+    run = runner(Loops(), kinds)
+    moved = with_trained(model, [leaf * (1 + 4 * digits) for leaf in trained(model)])
+    return largest_gap(run(moved, x), run(model, x))
 
 
 EAGER: dict[str, Any] = {"ours": lambda fn: fn, "raw": lambda fn: fn}
