@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from parallax._compat import shards
 from parallax.bridge.blueprint import Blueprint
 from parallax.core.arguments import check_flags, check_module, shown
 from parallax.core.entries import Leaf
@@ -155,7 +156,8 @@ def load_state_dict(
             without a value stay, and other names are ignored.
         assign: the tensors of ``mapping`` themselves become leaves, whatever their dtype and
             device. By default they are copied to the device of the leaf (of a leaf on the meta
-            device: they stay where they are), and must have its dtype.
+            device: they stay where they are), and must have its dtype. Of a distributed leaf
+            (``DTensor``) each process takes its part; all processes of its mesh load together.
         cast: with ``assign=False``, convert values to the dtype of the leaf.
 
     Returns:
@@ -284,14 +286,18 @@ def _contradiction(
     """Says so if two names of a tied leaf have different values."""
     first = next(other for other, index in names if index == k and other in mapping)
     same = mapping[first]
-    if same is value or (same.dtype == value.dtype and torch.equal(same, value.to(same.device))):
+    if same is value:
+        return None
+    value = shards.placed_as(value.to(same.device), same)
+    if same.dtype == value.dtype and torch.equal(same, value):
         return None
     return f'"{first}" and "{name}" are one tied tensor in the model, and their values differ.'
 
 
 def _placed(value: Tensor, leaf: Any) -> Tensor:
-    """A copy of the value with the dtype and device of the leaf it is for."""
+    """A copy of the value with the dtype, device and placement of the leaf it is for."""
+    value = shards.placed_as(value.detach(), leaf)
     device = value.device
     if isinstance(leaf, Tensor) and not leaf.is_meta:
         device = leaf.device
-    return value.detach().to(device=device, dtype=leaf.dtype, copy=True)
+    return value.to(device=device, dtype=leaf.dtype, copy=True)

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parallax._compat import shards
 from parallax.bridge.states import loaded, names_of, state_dict
 from parallax.core.arguments import check_flags, check_module
 from parallax.core.registry import flatten_module
@@ -34,20 +35,21 @@ _HEADER = "parallax header"
 def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
     """Saves the leaves of a module with ``torch.distributed.checkpoint``.
 
-    Every process of the default group calls it; without one it is this process alone. A directory
-    that holds a checkpoint is overwritten file by file: name a new one for each checkpoint.
+    Every process of the default group calls it; without one it is this process alone. Of a
+    distributed leaf (``DTensor``) each process writes its part. If the directory holds a checkpoint
+    already, the new data are written beside the old, and one rename makes them count: at any moment
+    it is the old checkpoint or the new one.
 
     Args:
         module: the module; its structure is not saved, only a description of it.
-        path: the directory.
+        path: the directory, which all processes see.
 
     Raises:
         NotADirectoryError: if the path is a file.
+        OSError: if a file cannot be written; the checkpoint before is intact.
         TypeError: if it is no module, or a leaf is sparse.
         UninitializedError: if a leaf has no value yet.
     """
-    from torch.distributed.checkpoint import state_dict_saver
-
     check_path(path)
     if Path(path).is_file():
         raise NotADirectoryError(f"{os.fspath(path)} is a file; name a directory")
@@ -61,8 +63,7 @@ def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
             )
     header = dump_header(nodes_of(flatten_module(module)[1]), None).encode()
     tensors[_HEADER] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
-    with _as_one_process() as alone:
-        state_dict_saver.save(tensors, checkpoint_id=os.fspath(path), no_dist=alone)
+    _write(Path(path), tensors)
 
 
 def load_distributed(path: str | os.PathLike[str], *, like: M, cast: bool = False) -> M:
@@ -71,6 +72,8 @@ def load_distributed(path: str | os.PathLike[str], *, like: M, cast: bool = Fals
     Args:
         path: the directory.
         like: a module of the structure, which stays as it is; leaves may be on the meta device.
+            Where its leaves are distributed (``DTensor``), so are those of the result, each process
+            reading its part, however many wrote the checkpoint.
         cast: convert values to the dtype of the leaf; otherwise another dtype is an error.
 
     Returns:
@@ -105,6 +108,25 @@ def _as_one_process() -> Iterator[bool]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
         yield not (dist.is_available() and dist.is_initialized())
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes tensors, all processes together."""
+    from torch.distributed.checkpoint import state_dict_saver
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    from parallax.io.switching import SwitchingWriter
+
+    writer = SwitchingWriter(path)
+    try:
+        with _as_one_process() as alone:
+            state_dict_saver.save(tensors, storage_writer=writer, no_dist=alone)
+    except CheckpointException as error:
+        writer.discard()
+        cause = next(failure for failure, _ in error.failures.values())
+        raise OSError(
+            f"{path} could not be written: {cause}. What was there before is intact"
+        ) from error
 
 
 def _read(path: str | os.PathLike[str], targets: dict[str, Tensor]) -> None:
@@ -191,10 +213,18 @@ def _targets(like: Any) -> dict[str, Tensor]:
         leaf = leaves[k]
         if leaf is not None:
             if k not in fresh:
-                on = leaf.device if isinstance(leaf, Tensor) and not leaf.is_meta else "cpu"
-                fresh[k] = torch.empty(leaf.shape, dtype=leaf.dtype, device=on)
+                fresh[k] = _fresh(leaf)
             targets[name] = fresh[k]
     return targets
+
+
+def _fresh(leaf: Any) -> Tensor:
+    """A tensor to read a leaf's value into, placed as the leaf."""
+    if shards.is_distributed(leaf):
+        on = leaf.device_mesh.device_type if leaf.is_meta else leaf.device
+        return torch.empty_like(leaf, device=on, requires_grad=False)
+    on = leaf.device if isinstance(leaf, Tensor) and not leaf.is_meta else "cpu"
+    return torch.empty(leaf.shape, dtype=leaf.dtype, device=on)
 
 
 def _check(

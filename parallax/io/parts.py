@@ -11,6 +11,7 @@ import optree
 import torch
 from torch import Tensor
 
+from parallax._compat import shards
 from parallax.bridge.states import loaded, misfit, names_of, state_dict
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
@@ -109,6 +110,7 @@ def tensors(parts: list[Part]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What a file holds of a tree: tensors by name, and constants by path as JSON has them.
 
     Raises:
+        TypeError: if a tensor is distributed over processes.
         UninitializedError: if a leaf has no value yet.
     """
     found: dict[str, Tensor] = {}
@@ -125,7 +127,7 @@ def tensors(parts: list[Part]) -> tuple[dict[str, Tensor], dict[str, Any]]:
             constants[path] = [value.real, value.imag]
         else:
             constants[path] = value
-    return {name: _compact(tensor) for name, tensor in found.items()}, constants
+    return {name: _compact(name, tensor) for name, tensor in found.items()}, constants
 
 
 def _once(module: Any) -> dict[str, Tensor]:
@@ -140,8 +142,13 @@ def _once(module: Any) -> dict[str, Tensor]:
     return found
 
 
-def _compact(tensor: Tensor) -> Tensor:
+def _compact(name: str, tensor: Tensor) -> Tensor:
     """The tensor without what else its storage holds."""
+    if shards.is_distributed(tensor):
+        raise TypeError(
+            f"save: {name} is a DTensor, {shards.placement_of(tensor)}, and a file would hold the "
+            f"part of one process. Save it with all of them: io.save_distributed(model, 'folder')"
+        )
     if tensor.is_meta:
         raise ValueError("save: a leaf is on the meta device and has no value. Initialize first")
     if tensor.layout != torch.strided:
@@ -219,7 +226,7 @@ def _constant(path: str, like: Any, value: Any) -> Any:
 
 def placed(value: Tensor, leaf: Any) -> Tensor:
     """A value where the leaf is that it replaces; as it is if that is nowhere yet."""
-    value = value.detach()  # a Parameter of torch may have been saved
+    value = shards.placed_as(value.detach(), leaf)  # a Parameter of torch may have been saved
     if isinstance(leaf, Tensor) and not leaf.is_meta:
         return value.to(device=leaf.device, dtype=leaf.dtype)
     return value.to(dtype=leaf.dtype)

@@ -15,7 +15,7 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["replacing"]
+__all__ = ["replacing", "sync_folder"]
 
 _live: set[str] = set()
 """The temporary files that this process is writing."""
@@ -56,8 +56,13 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         _live.discard(temporary.name)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the names in a folder on the disk, where the system can do that."""
     if hasattr(os, "O_DIRECTORY"):
-        _sync(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -8,7 +8,6 @@ moments are copied, and the copies are written.
 
 from __future__ import annotations
 
-import sys
 import weakref
 from bisect import bisect_right
 from collections import Counter
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import kernels
+from parallax._compat import kernels, shards
 
 __all__ = ["PLAIN", "Memory", "make_private", "memory_of"]
 
@@ -125,14 +124,11 @@ def _is_alone(tensor: Tensor) -> bool:
 
 def _local(tensor: Any) -> Any:
     """The part of a distributed tensor that is in this process; another tensor as it is."""
-    return tensor if type(tensor) in PLAIN else tensor._local_tensor
+    return tensor if type(tensor) in PLAIN else shards.local_of(tensor)
 
 
 def _is_unknown(tensor: Any) -> bool:
     """Whether it cannot be said which memory a tensor uses."""
     if type(tensor) in PLAIN:
         return bool(tensor.is_nested or tensor.layout is not torch.strided)
-    loaded = sys.modules.get("torch.distributed.tensor")
-    if loaded is None or type(tensor) is not loaded.DTensor:
-        return True
-    return _is_unknown(tensor._local_tensor)
+    return not shards.is_distributed(tensor) or _is_unknown(shards.local_of(tensor))

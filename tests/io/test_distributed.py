@@ -73,7 +73,7 @@ class Bomb:
 )
 def test_damaged_directories(damage: str, tmp_path: Path) -> None:
     io.save_distributed(module(), tmp_path)
-    metadata, data = tmp_path / ".metadata", next(tmp_path.glob("*.distcp"))
+    metadata, data = tmp_path / ".metadata", next(tmp_path.rglob("*.distcp"))
     if damage == "shorter metadata":
         metadata.write_bytes(metadata.read_bytes()[:100])
     elif damage == "other metadata":

@@ -1,0 +1,56 @@
+"""Distributed tensors (``DTensor``): what is one, and values placed as one.
+
+To import their package takes as long as torch itself, so nothing here does: whoever holds a
+distributed tensor has imported it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["is_distributed", "local_of", "placed_as", "placement_of"]
+
+
+def is_distributed(value: Any) -> bool:
+    """Whether a value is a distributed tensor."""
+    if type(value) is Tensor:  # the usual case, with less
+        return False
+    package = sys.modules.get("torch.distributed.tensor")
+    return package is not None and isinstance(value, package.DTensor)
+
+
+def local_of(tensor: Any) -> Tensor:
+    """The part of a distributed tensor that this process holds, without a graph."""
+    return tensor._local_tensor  # type: ignore[no-any-return]  # a Tensor
+
+
+def placement_of(tensor: Any) -> str:
+    """How a distributed tensor is spread, for error messages."""
+    return f"{tensor.placements} over {tensor.device_mesh.size()} process(es)"
+
+
+def placed_as(value: Tensor, leaf: Any) -> Tensor:
+    """A value on the mesh of a leaf and cut as it is; whole if the leaf is a plain tensor.
+
+    Every process of the mesh calls it. It communicates where the value is distributed and the leaf
+    is placed otherwise; a plain value is the same in each process, which takes its part of it.
+
+    Args:
+        value: plain or distributed.
+        leaf: what says where to; a declaration, or a leaf on the meta device that is not
+            distributed, says nothing.
+    """
+    if is_distributed(leaf):
+        spread: Any = value
+        mesh, placements = leaf.device_mesh, leaf.placements
+        if is_distributed(spread) and spread.device_mesh == mesh:
+            return spread.redistribute(mesh, placements)  # type: ignore[no-any-return]  # a Tensor
+        package = sys.modules["torch.distributed.tensor"]
+        whole = spread.full_tensor() if is_distributed(spread) else spread
+        return package.distribute_tensor(whole, mesh, placements, src_data_rank=None)  # type: ignore[no-any-return]  # a Tensor
+    if is_distributed(value) and isinstance(leaf, Tensor) and not leaf.is_meta:
+        return value.full_tensor()  # type: ignore[attr-defined, no-any-return]  # a DTensor
+    return value
