@@ -76,7 +76,7 @@ def test_public_names_become_links(html: str, expected: str) -> None:
 def test_formulas_become_mathml() -> None:
     page = types.SimpleNamespace(title="parallax.nn")
     html = hooks.on_page_content(r'<span class="arithmatex">\(a &lt; b\)</span>', page=page)
-    assert html.startswith("<math") and html.endswith("</math>")
+    assert html.startswith('<span class="formula"><math') and html.endswith("</math></span>")
     assert "<mi>a</mi><mo>&#x0003C;</mo><mi>b</mi>" in html
 
 

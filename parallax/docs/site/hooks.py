@@ -47,7 +47,9 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
         target = public().get(name) or public().get(local)
         return f'<autoref identifier="{target}">{match[0]}</autoref>' if target else match[0]
 
-    html = FORMULA.sub(lambda match: convert(unescape(match[1])), html)
+    html = FORMULA.sub(
+        lambda match: f'<span class="formula">{convert(unescape(match[1]))}</span>', html
+    )
     return CODE.sub(linked, html)
 
 
