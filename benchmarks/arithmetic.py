@@ -18,7 +18,7 @@ from benchmarks.models import BLOCKS, NnGPT, NnMLP, as_dict, mirror
 from parallax import Module, tree
 from parallax._compat import kernels
 
-_MODULES = "Above torch's call, three quarters make modules, the rest asks whether leaves float"
+_MODULES = "Beyond torch's call, three quarters build modules, the rest checks dtypes"
 
 
 def questions(quick: bool) -> Iterator[Question]:

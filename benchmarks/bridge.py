@@ -124,5 +124,5 @@ def _lift(model: NnGPT) -> Question:
         floor=Candidate(
             "floor: a flat list, detached", lambda: [p.detach() for p in model.parameters()]
         ),
-        remains="A tree of modules is made that mirrors the model, and what is tied is found",
+        remains="lift builds a tree of modules, and looks for tied tensors",
     )

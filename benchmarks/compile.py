@@ -231,7 +231,7 @@ def _overhead(blocks: int) -> Question:
             Candidate("torch.compile of the module", lambda: inside(model, x)),
         ],
         floor=Candidate("floor: the graph alone", lambda: graph(*leaves, x)),
-        remains="Each leaf's shape, dtype, device and wish for a gradient is looked at",
+        remains="The shape, dtype, device and requires_grad of each leaf are checked",
     )
 
 

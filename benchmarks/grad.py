@@ -127,7 +127,7 @@ def _against_functional_call(
             Candidate("torch.func.grad_and_value of a module", lambda: raw(module)),
         ],
         check=lambda named, ours: same_gradients(named[0], ours[0]),
-        remains="torch.func itself, where a module is given to it as it is",
+        remains="This is the cost of torch.func itself when it is given a module",
         floor=Candidate("floor: the tape over a flat list", straight_gradient(model, loss)),
     )
 
@@ -160,5 +160,5 @@ def _hessian_product(name: str, model: nn.Module, loss: Loss) -> Question:
         [Candidate("parallax func.hvp", lambda: func.hvp(loss, (module,), (along,))[1][0])],
         check=same_gradients,
         floor=Candidate("floor: the tape twice over a flat list", straight),
-        remains="The inner gradient is a tree, and who needs its graph is found out twice",
+        remains="The inner gradient is a tree, and two searches find whether its graph is needed",
     )

@@ -48,7 +48,7 @@ def _construct(count: int) -> Question:
         ],
         peers=_peers(names, kinds, values, absent),
         floor=Candidate("floor: a class with an __init__", lambda: plain(*values)),
-        remains="A field's value is looked at, its place in the tree is found, ties are searched",
+        remains="Values are checked, their places recorded, and tied tensors searched for",
         check=same,
         absent=absent,
     )
@@ -91,7 +91,7 @@ def _initialize(blocks: int) -> Question:
         [Candidate("initialize", lambda: declared.initialize(0))],
         check=same,
         floor=reference,
-        remains="Each leaf's path makes a generator's state: 2,496 bytes, from all bits of a key",
+        remains="A generator's state, 2,496 bytes, is made for each leaf from its path and the key",
     )
 
 

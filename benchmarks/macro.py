@@ -70,7 +70,7 @@ def questions(quick: bool) -> Iterator[Question]:
             theirs,
             check=_finite,
             floor=straight,
-            remains="A step writes nothing: parameters and moments are new tensors in new trees",
+            remains="A step allocates new parameters and moments, and builds new trees",
         )
 
 

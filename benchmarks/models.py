@@ -200,7 +200,7 @@ _TWINS: dict[type[nn.Module], type[Module]] = {
 
 
 def mirror(model: nn.Module) -> Module:
-    """Make the Parallax module that holds the same tensors, without their wish for gradients."""
+    """Make the Parallax module that holds the same tensors, without requires_grad."""
     fields: dict[str, object] = {
         name: value.detach() for name, value in model.named_parameters(recurse=False)
     }

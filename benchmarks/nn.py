@@ -217,6 +217,6 @@ def _question(case: Case) -> Question:
         context=torch.no_grad,
         most_rounds=ROUNDS[case.size],
         floor=Candidate("torch's functions in a row", lambda: straight(ours, *inputs)),
-        remains="The call of a method, the reading of fields and torch's own checks of arguments",
+        remains="What is left is a method call, reading fields, and torch's own argument checks",
         all_threads=case.size == "large",
     )

@@ -19,7 +19,7 @@ from benchmarks.models import BLOCKS, NnGPT, mirror
 from parallax import Module, optim, tree
 from parallax._compat import kernels
 
-_CHECKS = "Three trees are compared, numbers of each leaf are checked, and two trees are made"
+_CHECKS = "Three trees are compared, each leaf is checked, and two trees are built"
 
 SIZES = (150, 1_002)
 TORCHOPT = importlib.util.find_spec("torchopt") is not None

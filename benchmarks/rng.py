@@ -69,7 +69,7 @@ def _split() -> Question:
         ],
         context=random.reuse,
         floor=Candidate("floor: torch.randint", lambda: torch.randint(2**62, (2,))),
-        remains="Ten rounds of Philox on Python's integers, which compiled code computes as well",
+        remains="Ten rounds of Philox on Python integers; compiled code computes the same",
     )
 
 

@@ -181,7 +181,7 @@ def _of_a_huge_model(quick: bool) -> Iterator[Question]:
                 Candidate("tree.select", partial(_first_layer, module)),
                 Candidate("tree.partition", partial(tree.partition, module, "layers.0")),
             ],
-            remains="A module is made around the leaves, two for a partition",
+            remains="A module is built around the leaves; a partition builds two",
         )
         yield Question(
             f"{called} on {device}: moving each",

@@ -22,12 +22,12 @@ LEAVES = 150
 PATH = "blocks.3.attention.qkv.weight"
 
 _TEXT = (
-    "A path is text, taken apart and looked up part by part, and a selection is an object that can "
-    "set and freeze as well; attributes that stand in the code are neither"
+    "A path is text that is split and looked up name by name, and select builds an object that can "
+    "also set and freeze; plain attribute access does neither"
 )
 _MODULES = (
-    "One tree is built, of modules that know their structure, where the floor's are plain objects; "
-    "the rest is a look at each leaf that is selected"
+    "One tree is built, of modules that carry their structure, where the floor builds plain "
+    "objects; the rest checks each selected leaf"
 )
 # The equinox process makes trees of its own, of the same shape.
 _EQUINOX = "jax with equinox, in a process of its own"
@@ -109,7 +109,7 @@ def _changed(model: NnGPT) -> Iterator[Question]:
         [Candidate("select(role).freeze()", lambda: tree.select(module, "trainable").freeze())],
         check=lambda _, made: _same_memory(plain, made),
         floor=Candidate("floor: plain objects around a list", lambda: objects(leaves)),
-        remains="A new tree is made; requires_grad_ writes a flag into each parameter of the old",
+        remains="A new tree is built; requires_grad_ only sets a flag on each parameter in place",
     )
 
 
@@ -159,7 +159,7 @@ def _classes(model: NnGPT) -> Question:
         [Candidate("select(class).get()", lambda: tree.select(module, Linear).get())],
         check=lambda expected, found: _equal(len(expected), len(found)),
         floor=Candidate("floor: a flat list, isinstance", lambda: _linears(every)),
-        remains="A list of all layers is found already; in a tree each is reached from the root",
+        remains="The list of layers exists already; in a tree each layer is reached from the root",
     )
 
 

@@ -18,7 +18,7 @@ from parallax import tree
 
 LATE = True
 
-_PARTS = "Dynamo follows modules as they are taken apart and made again, and guards each of them"
+_PARTS = "Dynamo traces how modules are flattened and rebuilt, and guards each of them"
 
 Step = Callable[[Any, Tensor, Tensor], Any]
 

@@ -22,8 +22,8 @@ from parallax import Module, tree
 T = TypeVar("T")
 
 _MODULES = (
-    "A module refuses assignment, so its attributes are written into its dict, which a plain "
-    "object does not have before it is asked for; and it carries its structure"
+    "Modules are immutable, so attributes are written through their dict, which Python has to "
+    "create; a plain object needs none. And a module carries its structure"
 )
 
 # The size that the limits are for.
@@ -99,7 +99,7 @@ def _flatten(subject: Subject) -> Question:
         peers=subject.equinox("flatten", absent),
         check=lambda plain, flat: _same_leaves(plain[0], flat[0]),
         floor=Candidate("floor: a flat list, copied", lambda: (list(subject.flat), None)),
-        remains="From a fresh module every leaf has to be found; a list is found already",
+        remains="The leaves of a fresh module must be collected; the list exists already",
         absent=absent,
     )
 

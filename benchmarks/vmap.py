@@ -131,7 +131,7 @@ def _ensemble_gradient(subject: Subject, many: int, limit: float, plain: float |
         ],
         check=same_gradients,
         floor=Candidate("floor: the tape over vmap of straight-line calls", straight),
-        remains="The order as it is written: torch.func.grad inside of vmap, operator by operator",
+        remains="As written, torch.func.grad runs inside of vmap, operator by operator",
     )
 
 
@@ -161,5 +161,5 @@ def _per_sample(subject: Subject, many: int, limit: float, plain: float | None) 
         ],
         check=same_gradients,
         floor=Candidate("floor: the tape over vmap of straight-line calls", straight),
-        remains="The order as it is written: torch.func.grad inside of vmap, operator by operator",
+        remains="As written, torch.func.grad runs inside of vmap, operator by operator",
     )
