@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from parallax._compat import dynamo
+from parallax.core.arguments import shown
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.nodes import is_module
 from parallax.tree import core
@@ -38,14 +39,14 @@ def match(survey: Survey, what: Any) -> tuple[list[Entry], bool]:
         return _by_text(survey, what)
     if isinstance(what, type):
         return _by_type(survey, what), False
-    if callable(what) and not is_module(what):
+    if callable(what) and not (is_module(what) or isinstance(what, nn.Module)):
         if _arity(what) == 1:
             return _by_lambda(survey, what)
         pairs = zip(survey.chart.first, survey.leaves, strict=True)
         found = [e for e, leaf in pairs if leaf is not None and what(e.path, leaf)]
         return found, False
     raise TypeError(
-        f"cannot select by {what!r}. Give a dotted path 'encoder.weight', a glob '**.bias', a "
+        f"cannot select by {shown(what)}. Give a dotted path 'encoder.weight', a glob '**.bias', a "
         f"role such as 'trainable', a class, lambda tree: tree.encoder.weight, or "
         f"lambda path, leaf: leaf.ndim == 2"
     )

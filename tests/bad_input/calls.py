@@ -98,7 +98,9 @@ def _with_net(function: Any) -> Any:
 def _tree() -> Iterator[Subject]:
     def one(name: str, kind: str = "numbers", **more: Any) -> Subject:
         call = getattr(tree, name)
-        return Subject(f"tree.{name}", call, fixed(tree=net(), **more), {"tree": kind})
+        kinds = {"tree": kind, "factor": "number", "device": "device?"}
+        kinds |= {"what": "condition", "conditions": "condition"}
+        return Subject(f"tree.{name}", call, fixed(tree=net(), **more), kinds)
 
     for name in ("flatten", "leaves", "structure", "named_leaves"):
         yield one(name, "any tree")

@@ -194,7 +194,8 @@ def test_declarations_can_be_selected_before_they_have_a_value() -> None:
         (lambda m: m.frist, TypeError, "no attribute 'frist'"),
         (lambda x: x.ndim == 2, TypeError, "lambda path, leaf"),
         (3, TypeError, "cannot select by 3"),
-        (Dense(), TypeError, "cannot select by Dense"),
+        (Dense(), TypeError, "cannot select by a Dense"),
+        (torch.nn.ReLU(), TypeError, "cannot select by a ReLU, which is a torch.nn.Module"),
     ],
 )
 def test_what_matches_nothing_is_an_error_that_helps(what: Any, error: Any, says: str) -> None:
