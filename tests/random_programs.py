@@ -11,6 +11,7 @@ runs many and prints how many differ. Everything follows from the seed.
 
 from __future__ import annotations
 
+import math
 import random as python_random
 import sys
 from collections.abc import Callable
@@ -355,7 +356,7 @@ def largest_gap(made: list[Tensor], expected: list[Tensor]) -> float:
         if not (theirs.isnan().any() and mine.isnan().any()):
             scale = theirs.detach().abs().max().clamp(min=1.0)
             gap = float(((mine - theirs).detach().abs() / scale).max())
-            gaps.append(gap if gap == gap else float("inf"))
+            gaps.append(math.inf if math.isnan(gap) else gap)
     return max(gaps)
 
 
