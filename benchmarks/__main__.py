@@ -18,7 +18,7 @@ from time import perf_counter
 import torch
 
 import benchmarks
-from benchmarks import harness, page, plots, records, report
+from benchmarks import harness, headline, page, plots, records, report
 from benchmarks.harness import Question, Row
 from parallax.examples.progress import progress
 
@@ -53,6 +53,7 @@ def main() -> None:
         print("\n".join(["", f"{len(lines)} moved beyond the noise", *lines]))
     if asked.bless:
         (FOLDER / "RESULTS.md").write_text(page.page(record))
+        (FOLDER / "speed.svg").write_text(headline.picture(record))
 
 
 def _ask(names: Sequence[str], *, quick: bool) -> tuple[list[records.Answer], list[records.Curve]]:
@@ -99,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="see that all runs; numbers are rough")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to save the results")
     parser.add_argument("--compare", type=Path, metavar="OLD", help="results to compare with")
-    parser.add_argument("--bless", action="store_true", help="write benchmarks/RESULTS.md, too")
+    parser.add_argument("--bless", action="store_true", help="write RESULTS.md and speed.svg, too")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     return parser
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import cuda, floor, models, page, plots, records, report, verdicts
+from benchmarks import cuda, floor, headline, models, page, plots, records, report, verdicts
 from benchmarks.harness import NOISE, Candidate, Effort, Question, Row, measure
 from parallax import tree
 
@@ -212,6 +212,18 @@ def test_a_picture_for_every_part_and_curve(tmp_path: Path) -> None:
         "run-part-curve1.png",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
+
+
+def test_the_picture_of_the_readme_shows_the_numbers_of_the_page() -> None:
+    folder = Path(headline.__file__).parent
+    text, drawn = (folder / "RESULTS.md").read_text(), (folder / "speed.svg").read_text()
+    answers = []
+    for line in headline.HEADLINES:
+        table = text.split(f"## {line.part}\n")[1].split(f"**{line.question}**")[1]
+        ratio = float(table.split(f"| {line.row} | ")[1].split(" ")[0])
+        row = Row("ours", line.row, 1e-6, ratio, ratio, ratio)
+        answers.append(records.Answer(line.part, line.question, [row]))
+    assert headline.picture(records.Record({}, answers, [])) == drawn
 
 
 @pytest.mark.parametrize(
