@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import nn
 
+from parallax.core.code import function_of
+
 __all__ = ["LoweredMeta", "class_with_forward_of"]
 
 
@@ -71,9 +73,8 @@ def _written(base: type[nn.Module], forward: Any) -> Any:
             default = _Name(f"_default_{index}")
         declared.append(parameter.replace(annotation=Parameter.empty, default=default))
         given.append(_passed(parameter))
-    source = f"def forward{Signature(declared)}:\n    return _run({', '.join(given)})"
-    exec(source, scope)
-    made = scope["forward"]
+    head, body = f"forward{Signature(declared)}", f"return _run({', '.join(given)})"
+    made = function_of(head, [body], scope)
     made.__annotations__ = dict(forward.__annotations__)
     made.__doc__ = forward.__doc__
     made.__module__ = forward.__module__

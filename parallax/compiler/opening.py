@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from parallax.compiler.packing import ITEM, RNG, build, pack
+from parallax.core.code import define
 from parallax.core.frozendict import FrozenDict
 from parallax.core.registry import unflatten_module
 from parallax.core.structure import Structure
@@ -230,6 +231,4 @@ def _count(tokens: Sequence[Any]) -> int:
 
 
 def _made(source: str, name: str, scope: dict[str, Any]) -> Any:
-    space = dict(scope)
-    exec(source, space)
-    return space[name]
+    return define(source, dict(scope), [name])[0]

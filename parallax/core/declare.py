@@ -9,6 +9,7 @@ import sys
 import types
 from typing import Any
 
+from parallax.core.code import function_of
 from parallax.core.fields import MISSING, Field
 from parallax.core.kinds import is_class_variable, kind_of
 from parallax.core.layout import Layout
@@ -204,16 +205,14 @@ def write_init(cls: type, fields: dict[str, Field]) -> Any:
     if keywords:
         parts += ["*", *keywords]
     lines = [
-        f"    if {f.name} is not MISSING: put(self, {f.name!r}, {f.name})"
+        f"if {f.name} is not MISSING: put(self, {f.name!r}, {f.name})"
         if f.has_default
-        else f"    put(self, {f.name!r}, {f.name})"
+        else f"put(self, {f.name!r}, {f.name})"
         for f in taken
     ]
     if hasattr(cls, "__post_init__"):
-        lines.append("    self.__post_init__()")
-    head = f"def __init__({', '.join(['self', *parts])}):"
-    exec("\n".join([head, *(lines or ["    pass"])]), scope)
-    made = scope["__init__"]
+        lines.append("self.__post_init__()")
+    made = function_of(f"__init__({', '.join(['self', *parts])})", lines, scope)
     made.__qualname__ = f"{cls.__qualname__}.__init__"
     made.__module__ = cls.__module__
     made.__annotations__ = {f.name: f.annotation for f in taken} | {"return": None}

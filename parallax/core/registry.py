@@ -20,6 +20,7 @@ from torch import Tensor
 
 from parallax._compat import dynamo, registries
 from parallax.core.arguments import check_function, shown
+from parallax.core.code import define
 from parallax.core.containers import built, opened
 from parallax.core.description import leaves_of, local_part, spec_of
 from parallax.core.encoding import dump, dump_constant, load, load_constant
@@ -241,8 +242,8 @@ def unflatten(local, children):
         "unwrap": _unwrap,
         "wrap": _wrap,
     }
-    exec(source, scope)
-    return scope["flatten"], scope["unflatten"]
+    flatten, unflatten = define(source, scope, ("flatten", "unflatten"))
+    return flatten, unflatten
 
 
 def _wrap(value: Any) -> Any:

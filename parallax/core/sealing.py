@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from parallax.core.admission import enter, freeze
+from parallax.core.code import function_of
 from parallax.core.description import gather, leaves_of, structure_with
 from parallax.core.entries import PLAIN
 from parallax.core.fields import MISSING, Buffer, Field, Lazy, Parameter
@@ -149,13 +150,12 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
         "leaves_of": leaves_of, "learn": _learn, "slow": partial(seal, layout),
         "Structure": Structure,
     }  # fmt: skip
-    lines = ["def seal(module):"]
+    lines: list[str] = []
     if names:
         reads = [
-            f"        {v} = {reading('module', name)}"
-            for v, name in zip(values, names, strict=True)
+            f"    {v} = {reading('module', name)}" for v, name in zip(values, names, strict=True)
         ]
-        lines += ["    try:", *reads, "    except AttributeError:", "        return slow(module)"]
+        lines += ["try:", *reads, "except AttributeError:", "    return slow(module)"]
     for value, name in zip(values, names, strict=True):
         if name in kinds and kinds[name].leaf:
             lines += _leaf_check(value, name, layout, scope)
@@ -164,13 +164,12 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
     parts = [*(f"type({v})" for v in constants), *constants, *(f"id(s{v})" for v in modules)]
     key = f"({''.join(f'{part}, ' for part in parts)})"
     lines += [
-        f"    try: found = known[{key}]",
-        "    except (KeyError, TypeError): found = None",  # new, or not hashable
-        f"    if found is None: return learn(layout, known, {key}, {len(constants)}, module)",
-        "    object.__setattr__(module, '_spec', found)",
+        f"try: found = known[{key}]",
+        "except (KeyError, TypeError): found = None",  # new, or not hashable
+        f"if found is None: return learn(layout, known, {key}, {len(constants)}, module)",
+        "object.__setattr__(module, '_spec', found)",
     ]
-    exec("\n".join(lines), scope)
-    return scope.pop("seal")  # type: ignore[no-any-return]  # made by the exec above
+    return function_of("seal(module)", lines, scope)  # type: ignore[no-any-return]  # it is one
 
 
 def _leaf_check(value: str, name: str, layout: Layout, scope: dict[str, Any]) -> list[str]:
@@ -180,11 +179,11 @@ def _leaf_check(value: str, name: str, layout: Layout, scope: dict[str, Any]) ->
     owner = f"{layout.cls.__name__}.{name}"
     other = f"elif {value} is not None:" if kind.optional else "else:"
     return [
-        f"    t{value} = type({value})",
-        f"    if t{value} is not Tensor:",
-        f"        if t{value} is L{value}:",
-        f"            if not {value}.owner: {value}.owner = {owner!r}",
-        f"        {other} return slow(module)",
+        f"t{value} = type({value})",
+        f"if t{value} is not Tensor:",
+        f"    if t{value} is L{value}:",
+        f"        if not {value}.owner: {value}.owner = {owner!r}",
+        f"    {other} return slow(module)",
     ]
 
 
@@ -193,9 +192,9 @@ def _module_checks(modules: list[str]) -> list[str]:
     lines = []
     for v in modules:
         lines += [
-            f"    s{v} = getattr({v}, '_spec', None)",
-            f"    if type(s{v}) is not Structure or s{v}.expand is not None: return slow(module)",
-            f"    l{v} = leaves_of({v})",
+            f"s{v} = getattr({v}, '_spec', None)",
+            f"if type(s{v}) is not Structure or s{v}.expand is not None: return slow(module)",
+            f"l{v} = leaves_of({v})",
         ]
     return lines
 
@@ -207,14 +206,14 @@ def _tie_check(leaves: list[str], modules: list[str]) -> list[str]:
             [*(f"*map(id, l{v})" for v in modules), *(f"id({leaf})" for leaf in leaves)]
         )
         total = " + ".join([*(f"len(l{v})" for v in modules), str(len(leaves))])
-        return [f"    if len({{{ids}}}) < {total}: return slow(module)"]
+        return [f"if len({{{ids}}}) < {total}: return slow(module)"]
     if len(leaves) < 2:  # one leaf is tied to nothing
         return []
     if len(leaves) <= 3:  # at most three comparisons
         pairs = [f"{a} is {b}" for k, a in enumerate(leaves) for b in leaves[k + 1 :]]
-        return [f"    if {' or '.join(pairs)}: return slow(module)"]
+        return [f"if {' or '.join(pairs)}: return slow(module)"]
     ids = ", ".join(f"id({leaf})" for leaf in leaves)
-    return [f"    if len({{{ids}}}) < {len(leaves)}: return slow(module)"]
+    return [f"if len({{{ids}}}) < {len(leaves)}: return slow(module)"]
 
 
 def _learn(layout: Layout, known: dict[Any, Structure], key: Any, n: int, module: Any) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from parallax.core.code import function_of
 from parallax.core.constants import identity_key
 from parallax.core.containers import write_built, write_opened
 from parallax.core.nodes import NODES, reading
@@ -130,15 +131,13 @@ class _Writer:
             if self.structure is not None and self.structure.expand is not None:
                 parts = [parts[place] for place in self.structure.first]
             body = [*self.lines, f"return ({''.join(part + ', ' for part in parts)})"]
-            head = "def generated(tree):"
+            head = "generated(tree)"
         else:
             result = self.value(self.shape, 0, 0, outermost=True)
             body = [*self.lines, f"return {result}"]
             given = "L" if self.structure is not None else "L, i, N, j"
-            head = f"def generated({given}{', R' if self.rng else ''}):"
-        exec("\n    ".join([head, *body]), self.names)
-        # Popped: a function in its own globals is a cycle, which keeps the classes alive.
-        return self.names.pop("generated")  # type: ignore[no-any-return]  # made by the exec above
+            head = f"generated({given}{', R' if self.rng else ''})"
+        return function_of(head, body, self.names)  # type: ignore[no-any-return]  # it is one
 
     def fresh(self) -> str:
         """A new name for a local."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from parallax._compat import dynamo, registries
 from parallax._compat.opaque import constant_while_tracing, real
+from parallax.core.code import function_of
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import NODES, is_module
 from parallax.core.registry import NAMESPACE
@@ -72,8 +73,7 @@ class Outside:
         """A function that builds the containers around items, for dynamo to trace."""
         names: dict[str, Any] = {}
         body = _display(self.spec, iter(range(self.spec.num_leaves)), names)
-        exec(f"def build(items): return {body}", names)
-        return names["build"]  # type: ignore[no-any-return]  # made by the exec above
+        return function_of("build(items)", [f"return {body}"], names)  # type: ignore[no-any-return]  # it is one
 
     def __eq__(self, other: object) -> bool:
         return type(other) is Outside and bool(self.spec == other.spec)
