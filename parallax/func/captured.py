@@ -9,14 +9,15 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from parallax.core.graph import escaping
 from parallax.core.nodes import is_module
 
-__all__ = ["are_held", "tensors_reached"]
+__all__ = ["are_held", "take_graphs_off", "written_by"]
 
 _MOST = 2_000  # objects that are looked at
 _ENDS = (type, types.ModuleType, nn.Module, str, bytes, int, float, complex, type(None))
@@ -33,7 +34,37 @@ def are_held(leaves: Sequence[Tensor]) -> bool:
 _BY_ONE_LIST = max([sys.getrefcount(item) for item in [object()]])
 
 
-def tensors_reached(function: Callable[..., Any]) -> list[Tensor]:
+def written_by(function: Callable[..., Any]) -> list[Tensor]:
+    """The tensors beside its arguments that a function may have written values with a graph into.
+
+    A tensor that it made and put somewhere was not written into since.
+    """
+    return [t for t in _tensors_reached(function) if t.grad_fn is not None and t._version]
+
+
+def take_graphs_off(tensors: Sequence[Tensor], own: Container[int], what: str) -> None:
+    """Detaches tensors that a function wrote into, unless their graph leads outside.
+
+    Args:
+        tensors: what was written into.
+        own: the ``id`` of each leaf that was made for this derivative alone.
+        what: what is called, for error messages.
+
+    Raises:
+        RuntimeError: if one is a view, which cannot be detached.
+    """
+    for tensor, out in zip(tensors, escaping(tensors, own), strict=True):
+        if tensor.requires_grad and not out:
+            if tensor._base is not None:
+                raise RuntimeError(
+                    f"{what}: a tensor that is a view was written in place, and keeps the graph "
+                    f"of what was written. Compute a new tensor instead: y = y + 1, not y += 1; "
+                    f"or write y.detach() into it"
+                )
+            tensor.detach_()
+
+
+def _tensors_reached(function: Callable[..., Any]) -> list[Tensor]:
     """The tensors in what a function closes over, is bound to, or names in its module.
 
     Looked through are functions, methods, containers and attributes; modules are immutable.

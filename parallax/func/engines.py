@@ -21,7 +21,7 @@ from parallax import random
 from parallax._compat import autograd, checkpoints, dynamo, functorch, modes
 from parallax.core.graph import RUNNING, escaping, outside, refuse_reentrant, retire
 from parallax.func.call import Call
-from parallax.func.captured import are_held, tensors_reached
+from parallax.func.captured import are_held, take_graphs_off, written_by
 from parallax.func.results import open_tensors
 
 __all__ = ["Pullback", "Recorded", "SecondOrderError", "applied", "gradient", "gradient_by_tape",
@@ -195,11 +195,11 @@ def gradient_by_tape(
                 tape = Tape(call.values, recording=False)
                 found = _record_gradient(call, finish, tape, second)
     if any([arg.requires_grad for arg in still]):
-        _take_graphs_off(still, tape, call.what)
+        take_graphs_off(still, tape.own, call.what)
     if tape.alone and isinstance(call, Call):
         tape.nodes.clear()
         if are_held(tape.leaves):
-            _take_graphs_off(_written(call.func), tape, call.what)
+            take_graphs_off(written_by(call.func), tape.own, call.what)
     return found
 
 
@@ -208,27 +208,6 @@ def _without_graph(call: Recorded) -> list[Tensor]:
     if not isinstance(call, Call) or len(call.args) == len(call.parts):
         return []
     return [arg for _, arg in call.still() if not arg.requires_grad]
-
-
-def _written(function: Callable[..., Any]) -> list[Tensor]:
-    """The tensors beside its arguments that a function may have written values with a graph into.
-
-    A tensor that it made and put somewhere was not written into since.
-    """
-    return [t for t in tensors_reached(function) if t.grad_fn is not None and t._version]
-
-
-def _take_graphs_off(tensors: Sequence[Tensor], tape: Tape, what: str) -> None:
-    """Detaches tensors that the function wrote into, unless their graph leads outside."""
-    for tensor, out in zip(tensors, escaping(tensors, tape.own), strict=True):
-        if tensor.requires_grad and not out:
-            if tensor._base is not None:
-                raise RuntimeError(
-                    f"{what}: a tensor that is a view was written in place, and keeps the graph "
-                    f"of what was written. Compute a new tensor instead: y = y + 1, not y += 1; "
-                    f"or write y.detach() into it"
-                )
-            tensor.detach_()
 
 
 def _refuse_cut(call: Recorded, finish: Finish) -> None:
@@ -393,7 +372,8 @@ def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullbac
     keep = tape.reaches_out([*outs, *beside])
     reached = [k for k, out in enumerate(outs) if connected(out)]
     results = set(map(id, [*outs, *beside]))
-    _take_graphs_off([t for t in _written(call.func) if id(t) not in results], tape, call.what)
+    written = [t for t in written_by(call.func) if id(t) not in results]
+    take_graphs_off(written, tape.own, call.what)
 
     def pull(cotangents: Sequence[Tensor]) -> list[Tensor]:
         if not on_tape() and functorch.differentiating():

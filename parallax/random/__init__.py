@@ -14,7 +14,7 @@ from parallax.random.draws import (
     uniform,
 )
 from parallax.random.keys import Key, clone, fold_in, from_state, key, split
-from parallax.random.marks import KeyReusedError, reuse
+from parallax.random.marks import reuse
 from parallax.random.seeds import derive, generator_of
 from parallax.random.sources import (
     KeySource,
@@ -26,6 +26,7 @@ from parallax.random.sources import (
     stack_sources,
     warn_if_same,
 )
+from parallax.random.uses import KeyReusedError
 
 __all__ = [
     "Key",

@@ -14,6 +14,7 @@ from parallax.core.arguments import shown
 from parallax.random import marks, ops
 from parallax.random.marks import consume
 from parallax.random.seeds import digest
+from parallax.random.uses import Mark
 
 __all__ = ["Key", "child_of", "clone", "data_of", "fold_in", "from_state", "key",
            "rows_of", "split"]  # fmt: skip
@@ -183,7 +184,7 @@ def key(seed: int | Tensor) -> Key:
 
 def _marked(data: Tensor, mark: Any) -> Key:
     """A key of the mark that a module's seed, generator or state has, if it has one."""
-    if type(mark) is marks.Mark:
+    if type(mark) is Mark:
         data._mark = mark  # type: ignore[attr-defined]  # kept on the leaf
     return _key(data)
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch, modes
 from parallax.core.arguments import shown
 from parallax.random.keys import Key, child_of, from_state, key, rows_of
-from parallax.random.marks import Mark, join
+from parallax.random.marks import join
 from parallax.random.seeds import derive, digest, generator_of, state_of
+from parallax.random.uses import Mark
 
 __all__ = ["GlobalSource", "KeySource", "Rng", "SeedSource", "Source", "as_key", "member_source",
            "seed_of", "source_of", "stack_sources", "warn_if_same"]  # fmt: skip
