@@ -33,6 +33,7 @@ from parallax.optim.foreign import from_torch
 from parallax.optim.lbfgs import LBFGS
 from parallax.optim.muon import Muon
 from parallax.optim.nadam import NAdam
+from parallax.optim.options import complete
 from parallax.optim.radam import RAdam
 from parallax.optim.rmsprop import RMSprop
 from parallax.optim.rprop import Rprop
@@ -51,3 +52,8 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+for _value in [globals()[name] for name in __all__]:
+    if isinstance(_value, type) and issubclass(_value, Optimizer) and _value is not Optimizer:
+        complete(_value)

@@ -21,17 +21,10 @@ class Adafactor(Optimizer):
     As ``torch.optim.Adafactor``, and its kernels. Shazeer and Stern 2018.
 
     Args:
-        lr: learning rate: a number, a tensor of no dimension, or a function of the step.
         beta2_decay: power of the decay of the second moment.
         eps: added to the squared gradient, and the least scale of a parameter.
         d: threshold that clips the update.
         weight_decay: how much of ``lr`` times itself a parameter loses per step.
-        foreach: torch's kernels over lists; ``None`` lets torch choose.
-        maximize: climb instead of descending.
-        groups: other hyper-parameters for some leaves: conditions of ``tree.select`` to dicts.
-
-    Raises:
-        ValueError: if torch refuses a value, a negative learning rate say.
     """
 
     _torch = torch.optim.Adafactor

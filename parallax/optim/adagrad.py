@@ -21,19 +21,8 @@ class Adagrad(Optimizer):
     As ``torch.optim.Adagrad``, and its kernels. Duchi et al. 2011.
 
     Args:
-        lr: learning rate: a number, a tensor of no dimension, or a function of the step.
         lr_decay: how fast the learning rate falls with the steps.
-        weight_decay: factor of the L2 penalty.
         initial_accumulator_value: the sum to begin with.
-        eps: added to the denominator.
-        foreach: torch's kernels over lists; ``None`` lets torch choose.
-        maximize: climb instead of descending.
-        differentiable: let gradients flow through the step.
-        fused: torch's fused kernel; ``None`` takes it where there is one.
-        groups: other hyper-parameters for some leaves: conditions of ``tree.select`` to dicts.
-
-    Raises:
-        ValueError: if torch refuses a value, a negative learning rate say.
     """
 
     _torch = torch.optim.Adagrad

@@ -20,23 +20,6 @@ class Adam(Optimizer):
     """Adam: steps scaled by running averages of the gradient and its square.
 
     As ``torch.optim.Adam``, and its kernels. Kingma and Ba 2015; AMSGrad: Reddi et al. 2018.
-
-    Args:
-        lr: learning rate: a number, a tensor of no dimension, or a function of the step.
-        betas: decay of the running averages of the gradient and of its square.
-        eps: added to the denominator.
-        weight_decay: factor of the L2 penalty.
-        amsgrad: divide by the largest average so far.
-        foreach: torch's kernels over lists; ``None`` lets torch choose.
-        maximize: climb instead of descending.
-        capturable: for CUDA graphs: the count of steps lives on the device.
-        differentiable: let gradients flow through the step.
-        fused: torch's fused kernel; ``None`` takes it where there is one.
-        decoupled_weight_decay: decay as ``AdamW`` does.
-        groups: other hyper-parameters for some leaves: conditions of ``tree.select`` to dicts.
-
-    Raises:
-        ValueError: if torch refuses a value, a negative learning rate say.
     """
 
     _torch = torch.optim.Adam
@@ -68,20 +51,7 @@ class AdamW(Optimizer):
     As ``torch.optim.AdamW``, and its kernels. Loshchilov and Hutter 2019.
 
     Args:
-        lr: learning rate: a number, a tensor of no dimension, or a function of the step.
-        betas: decay of the running averages of the gradient and of its square.
-        eps: added to the denominator.
         weight_decay: how much of ``lr`` times itself a parameter loses per step.
-        amsgrad: divide by the largest average so far.
-        maximize: climb instead of descending.
-        foreach: torch's kernels over lists; ``None`` lets torch choose.
-        capturable: for CUDA graphs: the count of steps lives on the device.
-        differentiable: let gradients flow through the step.
-        fused: torch's fused kernel; ``None`` takes it where there is one.
-        groups: other hyper-parameters for some leaves: conditions of ``tree.select`` to dicts.
-
-    Raises:
-        ValueError: if torch refuses a value, a negative learning rate say.
     """
 
     _torch = torch.optim.AdamW

@@ -9,11 +9,31 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch
 
-__all__ = ["Hyper", "Number", "check_one_each", "plain", "resolved", "sample"]
+__all__ = ["Hyper", "Number", "by_name", "check_one_each", "plain", "resolved", "sample"]
 
 Number = float | Tensor | Callable[[Any], Any]
 """A hyper-parameter: a number, a tensor of no dimension, or a function of the number of steps."""
 Hyper = dict[str, Any]
+
+
+_PAIRS = {
+    "betas": ("beta1", "beta2"),
+    "etas": ("etaminus", "etaplus"),
+    "step_sizes": ("step_size_min", "step_size_max"),
+}
+_CHOICES = ("foreach", "fused", "capturable", "differentiable")  # of a kernel; see ``How``
+
+
+def by_name(h: Hyper) -> Hyper:
+    """The hyper-parameters as the arguments of a kernel, which takes the halves of pairs."""
+    arguments: Hyper = {}
+    for name, value in h.items():
+        if name in _PAIRS:
+            first, second = _PAIRS[name]
+            arguments[first], arguments[second] = value
+        elif name not in _CHOICES:
+            arguments[name] = value
+    return arguments
 
 
 def sample(name: str, value: Any) -> Any:

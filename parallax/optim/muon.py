@@ -21,18 +21,12 @@ class Muon(Optimizer):
     Other leaves go to another optimizer: see ``Split``.
 
     Args:
-        lr: learning rate: a number, a tensor of no dimension, or a function of the step.
         weight_decay: how much of ``lr`` times itself a parameter loses per step.
         momentum: decay of the running average of the gradient.
-        nesterov: Nesterov's momentum.
         ns_coefficients: of the Newton-Schulz polynomial.
         eps: added to the norm.
         ns_steps: how many Newton-Schulz iterations.
         adjust_lr_fn: how the rate follows the shape: "original" or "match_rms_adamw".
-        groups: other hyper-parameters for some leaves: conditions of ``tree.select`` to dicts.
-
-    Raises:
-        ValueError: if torch refuses a value, a negative learning rate say.
     """
 
     _torch = torch.optim.Muon

@@ -10,36 +10,22 @@ from torch import Tensor
 from torch.optim.radam import radam
 
 from parallax._compat import functorch
-from parallax.optim.base import Optimizer
+from parallax.optim.direct import Direct
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
-from parallax.optim.scalars import Answered, Multiplied
 
 __all__ = ["RAdam"]
 
 
-class RAdam(Optimizer):
+class RAdam(Direct):
     """Adam with a rectified variance, which needs no warmup.
 
     As ``torch.optim.RAdam``, and its kernels. Liu et al. 2020.
-
-    Args:
-        lr: learning rate: a number, a tensor of no dimension, or a function of the step.
-        betas: decay of the running averages of the gradient and of its square.
-        eps: added to the denominator.
-        weight_decay: factor of the L2 penalty.
-        decoupled_weight_decay: decay as ``AdamW`` does.
-        foreach: torch's kernels over lists; ``None`` lets torch choose.
-        maximize: climb instead of descending.
-        capturable: for CUDA graphs: the count of steps lives on the device.
-        differentiable: let gradients flow through the step.
-        groups: other hyper-parameters for some leaves: conditions of ``tree.select`` to dicts.
-
-    Raises:
-        ValueError: if torch refuses a value, a negative learning rate say.
     """
 
     _torch = torch.optim.RAdam
+    _function = staticmethod(radam)
+    _columns = ("exp_avg", "exp_avg_sq")
 
     lr: Number = 1e-3
     betas: tuple[Any, Any] = (0.9, 0.999)
@@ -52,37 +38,43 @@ class RAdam(Optimizer):
     capturable: bool = False
     differentiable: bool = False
 
-    def _moments(self, h: Hyper) -> tuple[str, ...]:
-        return ("exp_avg", "exp_avg_sq")
-
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        # The kernel asks whether a leaf is old enough: under vmap, members may differ.
         if how.differentiable and functorch.vmap_active():
-            return self._mapped(at, h, how)
-        return self._run_kernel(at, h, how, at.steps(how))
+            return _mapped(at, h, at.steps(how))
+        return super()._kernel(at, h, how)
 
-    def _mapped(self, at: Lists, h: Hyper, how: How) -> Lists:
-        """As the kernel, which asks each leaf whether it is old: under vmap members may differ."""
-        rectified = at.private()
-        params: list[Any] = [param.as_subclass(Multiplied) for param in rectified.params]
-        rectified.params = params
-        with Answered(False) as asked:
-            at = self._run_kernel(at, h, how, at.steps(how))
-        old, second = asked.questions, rectified["exp_avg_sq"]
-        # A young member goes there with an old one's numbers: its own have no finite derivatives.
-        second[:] = [torch.where(is_old, m, 1.0) for is_old, m in zip(old, second, strict=True)]
-        ages = [torch.where(o, age, 1e4) for o, age in zip(old, at.steps(how), strict=True)]
-        with Answered(True):
-            rectified = self._run_kernel(rectified, h, how, ages)
-        triples = zip(old, rectified.params, at.params, strict=True)
-        at.params = [torch.where(is_old, one, other) for is_old, one, other in triples]
-        return at
 
-    def _run_kernel(self, at: Lists, h: Hyper, how: How, steps: list[Tensor]) -> Lists:
-        radam(
-            at.params, at.grads, at["exp_avg"], at["exp_avg_sq"], steps,
-            beta1=h["betas"][0], beta2=h["betas"][1], lr=h["lr"], eps=h["eps"],
-            weight_decay=h["weight_decay"], maximize=h["maximize"],
-            decoupled_weight_decay=h["decoupled_weight_decay"], has_complex=at.complex,
-            **how.several,
-        )  # fmt: skip
-        return at
+def _mapped(at: Lists, h: Hyper, ages: list[Tensor]) -> Lists:
+    """The kernel's numbers out of place, and without asking for any."""
+    (beta1, beta2), lr, decay = h["betas"], h["lr"], h["weight_decay"]
+    longest = 2 / (1 - beta2) - 1
+
+    def length(age: Tensor) -> Any:
+        """Of the moving average."""
+        return longest - 2 * age * beta2**age / (1 - beta2**age)
+
+    for k, before in enumerate(ages):
+        param, grad, mean, square = [
+            torch.view_as_real(x) if x.is_complex() else x
+            for x in (at.params[k], at.grads[k], at["exp_avg"][k], at["exp_avg_sq"][k])
+        ]
+        age = before + 1
+        grad = -grad if h["maximize"] else grad
+        if decay != 0 and h["decoupled_weight_decay"]:
+            param = param * (1 - lr * decay)
+        elif decay != 0:
+            grad = grad + param * decay
+        mean = mean + (grad - mean) * (1 - beta1)
+        square = square * beta2 + grad * grad * (1 - beta2)
+        old = length(age) > 5
+        # Young members have no finite derivatives there, and take some old one's numbers.
+        some_age, some_square = torch.where(old, age, 1e4), torch.where(old, square, 1.0)
+        rho = length(some_age)
+        ratio = (rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho)
+        rectified = (ratio * (1 - beta2**some_age)).sqrt() / (some_square.sqrt() + h["eps"])
+        param = param - lr * mean / (1 - beta1**age) * torch.where(old, rectified, 1.0)
+        for column, made in ((at.params, param), (at["exp_avg"], mean), (at["exp_avg_sq"], square)):
+            like = column[k]
+            column[k] = torch.view_as_complex(made) if like.is_complex() else made.to(like.dtype)
+    return at

@@ -1,9 +1,15 @@
-"""Tensors where torch's kernels read Python numbers, so that derivatives and vmap see them.
+"""Torch's kernels with tensors in the place of Python numbers, for derivatives and vmap.
 
-In eager code ``p.add_(g, alpha=lr)`` turns ``lr`` into a number: its gradient is lost, and a batch
-of rates is refused. So the kernels are given parameters of a class that multiplies such arguments
-in, and within ``Unread`` the ``item()`` of a tensor is the tensor itself. ``torch.compile`` makes
-the same of these kernels.
+A learning rate may be a tensor that is differentiated, or one rate for each member of an ensemble.
+Torch's kernels step one tensor after the other in place, and lose such a tensor in three ways:
+
+- ``param.add_(grad, alpha=lr)`` makes a number of ``lr``. Kernels are given parameters of the class
+  ``Multiplied``, which multiplies ``lr`` in.
+- ``step.item()`` is a number. Within ``Unread`` it is the tensor itself.
+- vmap has no rule for ``addcmul_``, ``lerp_`` and others. Within ``Unread`` they are made of
+  operators that have one.
+
+``torch.compile`` does the same to these kernels.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from parallax._compat import functorch, kernels
 
-__all__ = ["Answered", "Multiplied", "Unread", "WrittenApart", "spread"]
+__all__ = ["Multiplied", "Unread", "spread"]
 
 
 class Multiplied(Tensor):
@@ -37,22 +43,6 @@ class Multiplied(Tensor):
         return Tensor.addcdiv_(self, tensor1, tensor2, value=value)
 
 
-class WrittenApart(Tensor):
-    """A tensor that a kernel writes when it has read it; derivatives need what was read.
-
-    Attributes:
-        written: what it would be now.
-    """
-
-    __torch_function__ = kernels.disabled_torch_function
-    written: Tensor
-
-    def copy_(self, other: Any, non_blocking: bool = False) -> Tensor:
-        """As ``Tensor.copy_``, and not in place."""
-        self.written = other.to(self, non_blocking=non_blocking)
-        return self
-
-
 class Unread(TorchFunctionMode):
     """Within it, ``item()`` leaves a tensor a tensor, and vmap has a rule for every operator."""
 
@@ -66,26 +56,19 @@ class Unread(TorchFunctionMode):
         return (composed or func)(*args, **(kwargs or {}))
 
 
-class Answered(TorchFunctionMode):
-    """Within it, a kernel that asks whether a tensor is true is always given the same answer.
+def spread(tensors: list[Any], over: list[Any]) -> list[Any]:
+    """Copies with every dimension that a running ``vmap`` maps any of the tensors ``over``.
 
-    Attributes:
-        questions: what was asked for, in order.
+    What is written in place must have the mapped dimensions of all that is written into it.
     """
+    zero: Any = 0
+    for tensor in over:
+        if isinstance(tensor, Tensor) and tensor.numel():
+            zero = zero + torch.zeros_like(tensor.detach().reshape(-1)[0], dtype=torch.float32)
+    return [None if t is None else t + zero.to(t.dtype).to(t.device) for t in tensors]
 
-    def __init__(self, answer: bool) -> None:
-        super().__init__()
-        self.questions: list[Tensor] = []
-        self._answer = answer
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Calls ``func``, or answers."""
-        if func is not Tensor.__bool__:
-            return func(*args, **(kwargs or {}))
-        self.questions.append(args[0])
-        return self._answer
+# -- operators in place, made of those that vmap has rules for -------------------------------------
 
 
 def _addcmul_(self: Tensor, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Tensor:
@@ -115,15 +98,3 @@ _COMPOSED: dict[Any, Any] = {
     Tensor.clamp_: _clamp_,
     Tensor.__setitem__: _setitem,
 }
-
-
-def spread(tensors: list[Any], over: list[Any]) -> list[Any]:
-    """Copies with every dimension that a running ``vmap`` maps any of the tensors ``over``.
-
-    What is written in place must have the mapped dimensions of all that is written into it.
-    """
-    zero: Any = 0
-    for tensor in over:
-        if isinstance(tensor, Tensor) and tensor.numel():
-            zero = zero + torch.zeros_like(tensor.detach().reshape(-1)[0], dtype=torch.float32)
-    return [None if t is None else t + zero.to(t.dtype).to(t.device) for t in tensors]

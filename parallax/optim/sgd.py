@@ -22,19 +22,7 @@ class SGD(Optimizer):
     As ``torch.optim.SGD``, and its kernels. Nesterov momentum: Sutskever et al. 2013.
 
     Args:
-        lr: learning rate: a number, a tensor of no dimension, or a function of the step.
-        momentum: factor of the last update.
         dampening: one minus the factor of the gradient in the momentum.
-        weight_decay: factor of the L2 penalty.
-        nesterov: Nesterov's momentum.
-        maximize: climb instead of descending.
-        foreach: torch's kernels over lists; ``None`` lets torch choose.
-        differentiable: let gradients flow through the step.
-        fused: torch's fused kernel; ``None`` takes it where there is one.
-        groups: other hyper-parameters for some leaves: conditions of ``tree.select`` to dicts.
-
-    Raises:
-        ValueError: if torch refuses a value, a negative learning rate say.
     """
 
     _torch = torch.optim.SGD

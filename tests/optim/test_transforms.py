@@ -18,6 +18,7 @@ from tests.optim.cases import (
     FIRST,
     OPTIONS,
     Options,
+    Point,
     distance,
     gradients,
     label,
@@ -161,6 +162,26 @@ def test_meta_gradients_through_rate_and_model_are_exact(name: str) -> None:
     by_transform = torch.func.grad(loss, argnums=(0, 1))(*[value.detach() for value in given])
     for one, two in zip(by_tape, by_transform, strict=True):
         assert torch.allclose(one, two, rtol=1e-10)
+
+
+def test_meta_gradients_of_complex_leaves_that_are_averaged_are_those_of_pairs_of_numbers() -> None:
+    start = torch.tensor([1.0 + 2.0j, -0.5j], dtype=torch.complex128)
+    factors = (1.0, 0.5j, -2.0)
+
+    def mean_and_derivative(as_leaf: Any) -> tuple[Tensor, Tensor]:
+        rate = torch.tensor(0.03, dtype=torch.float64, requires_grad=True)
+        opt = optim.ASGD(lr=rate, t0=1, lambd=0.1, weight_decay=0.1, differentiable=True)
+        model = Point(as_leaf(start))
+        state = opt.init(model)
+        for factor in factors:
+            model, state = opt.step(model, Point(as_leaf(start * factor)), state)
+        mean: Tensor = state.moments["ax"].at
+        return mean.detach(), torch.autograd.grad(mean.abs().square().sum(), rate)[0]
+
+    mean, derivative = mean_and_derivative(torch.clone)
+    expected = mean_and_derivative(torch.view_as_real)
+    torch.testing.assert_close(torch.view_as_real(mean), expected[0])
+    torch.testing.assert_close(derivative, expected[1])
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)

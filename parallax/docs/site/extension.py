@@ -11,7 +11,7 @@ from typing import Any
 
 import griffe
 
-from parallax import nn
+from parallax import nn, optim
 
 # Their metaclass, or __init_subclass__, makes dataclasses of the classes below them.
 ROOTS = {"parallax.core.module.Module", "parallax.optim.value.Value"}
@@ -31,7 +31,8 @@ class Parallax(griffe.Extension):
         resolve(pkg)
         for room in pkg.modules.values():
             uncover(room)
-        complete(pkg.modules["nn"])
+        for room in (nn, optim):
+            complete(room, pkg)
 
 
 def as_markdown(text: str) -> str:
@@ -66,11 +67,11 @@ def resolve(parent: griffe.Module) -> None:
             resolve(member)
 
 
-def complete(layers: griffe.Module) -> None:
-    """Take the docstrings of layers as ``parallax.nn`` completes them from those of families."""
-    for name in map(str, layers.exports or ()):
-        if docstring := layers[name].docstring:
-            docstring.value = as_markdown(inspect.getdoc(getattr(nn, name)) or "")
+def complete(room: Any, pkg: griffe.Module) -> None:
+    """Take the docstrings of layers and optimizers, which the package completes."""
+    for name in room.__all__:
+        if docstring := pkg.modules[room.__name__.rpartition(".")[2]][name].docstring:
+            docstring.value = as_markdown(inspect.getdoc(getattr(room, name)) or "")
 
 
 def uncover(room: griffe.Module) -> None:
