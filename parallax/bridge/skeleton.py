@@ -23,7 +23,7 @@ from parallax._compat import modes
 from parallax.bridge.blueprint import Blueprint, defaults, stand_for_one
 from parallax.bridge.buffers import Buffers, Slot
 from parallax.bridge.pointers import Ref, resolved
-from parallax.bridge.tables import Children, Weights, hasten, may_show
+from parallax.bridge.tables import hasten, is_quick, quicken
 from parallax.bridge.undoing import Memory
 from parallax.core.entries import Leaf
 from parallax.core.fields import Buffer, Parameter
@@ -186,11 +186,8 @@ class Skeleton:
         scaled = blueprint.attributes.get("max_norm") is not None
         if scaled and "weight" in weights:
             self.buffers.slots.append(Slot(weights.pop("weight"), home, "weight", (), "scaled"))
-        taken = {**attributes, **blueprint.attributes}
-        if self.quick and not scaled and may_show(blueprint.cls, taken, [*weights, *below]):
-            children = [name for name in below if name.isidentifier()]
-            attributes["_modules"] = Children(node, below, children, self._touched)
-            attributes["_parameters"] = Weights(node, home, weights, self._touched)
+        may = self.quick and not scaled
+        if may and quicken(node, blueprint.attributes, weights, below, self._touched):
             home = attributes
         self.parameters += [(index, home, name) for name, index in weights.items()]
 
@@ -204,7 +201,7 @@ class Skeleton:
             attributes[name] = resolved(value, follow)
             if name in blueprint.linked:
                 self.links.append(Link(attributes, name, value, follow))
-        if type(attributes["_parameters"]) is Weights:
+        if is_quick(node):
             hasten(node, self._touched)
 
     def _follow(self, ref: Ref, path: Path) -> Any:
@@ -222,7 +219,7 @@ class Skeleton:
         """Keeps what the modules look like, to undo what a call has changed."""
         nodes = [self._at[path] for path in self.paths.values()]
         own = [self._own.get(path, ()) for path in self.paths.values()]
-        watched = {id(node) for node in nodes if type(vars(node)["_parameters"]) is Weights}
+        watched = {id(node) for node in nodes if is_quick(node)}
         self.classes: list[Any] = list({type(node) for node in nodes})
         self.forwards = [cls.forward for cls in self.classes]
         self.memory = Memory(nodes, own, self.foreign, self._touched, watched)

@@ -1,4 +1,8 @@
-"""What makes the calls of a skeleton quick, and the tables that keep watch over it.
+"""For speed only: what makes the calls of a skeleton quick, and notices where that would show.
+
+Nothing else depends on it: a skeleton that is not ``quick`` has the tables of ``nn.Module``, and
+computes the same. ``skeleton`` uses ``quicken``, ``is_quick`` and ``hasten``; ``undoing`` finds in
+``touched`` which tables are not as they were, and asks each to ``renew`` itself.
 
 ``nn.Module`` keeps parameters and children in tables and finds them by ``__getattr__``, a Python
 function that runs when everything else has failed; and every call looks for hooks. Together that is
@@ -22,7 +26,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Children", "Hooks", "Weights", "hasten", "may_show"]
+__all__ = ["Children", "Hooks", "Weights", "hasten", "is_quick", "may_show", "quicken"]
 
 _QUICK = "_compiled_call_impl"
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -41,6 +45,39 @@ def may_show(cls: type[nn.Module], attributes: Mapping[str, Any], names: Iterabl
         and lookup.__getattribute__ is object.__getattribute__
         and not any(name in attributes or hasattr(cls, name) for name in names)
     )
+
+
+def quicken(
+    node: nn.Module,
+    attributes: Mapping[str, Any],
+    weights: Iterable[str],
+    below: Mapping[str, Any],
+    touched: Touched,
+) -> bool:
+    """Makes parameters and children plain attributes of a module, if that comes to the same.
+
+    Args:
+        node: the module, with its tables filled.
+        attributes: what else it will have.
+        weights: the names of its parameters.
+        below: its children.
+        touched: where its tables note that they are not as they were.
+
+    Returns:
+        Whether they are: then parameters are written to the module's own ``__dict__``.
+    """
+    own = vars(node)
+    if not may_show(type(node), {**own, **attributes}, [*weights, *below]):
+        return False
+    children = [name for name in below if name.isidentifier()]
+    own["_modules"] = Children(node, below, children, touched)
+    own["_parameters"] = Weights(node, own["_parameters"], weights, touched)
+    return True
+
+
+def is_quick(node: nn.Module) -> bool:
+    """Whether the parameters of a module are plain attributes."""
+    return type(vars(node)["_parameters"]) is Weights
 
 
 def hasten(node: nn.Module, touched: Touched) -> None:
