@@ -109,7 +109,8 @@ class While(NamedTuple):
         carry, shared = operands[: self.carried], operands[self.carried :]
 
         def goes_on(*given: Any) -> Tensor:
-            return self.goes_on(*given)[0].clone()
+            with torch.enable_grad():  # as in ``separate``
+                return self.goes_on(*given)[0].clone()
 
         loop: Any = while_loop_op
         return loop(goes_on, separate(self.body), apart(carry), tuple(unaliased(shared)))  # type: ignore[no-any-return]  # it is torch's

@@ -143,7 +143,14 @@ def unaliased(values: Sequence[Any]) -> list[Any]:
 
 
 def separate(function: Function) -> Function:
-    return lambda *operands: apart(function(*operands))
+    """A traced body for torch's operators."""
+
+    def separated(*operands: Any) -> tuple[Tensor, ...]:
+        # As it was traced: a derivative within the body would be zero in the forward of a call.
+        with torch.enable_grad():
+            return apart(function(*operands))
+
+    return separated
 
 
 def mapped(function: Function, dims: Sequence[int | None], info: Any) -> Function:

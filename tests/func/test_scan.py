@@ -53,6 +53,15 @@ def squares(trees: Any) -> Tensor:
     return torch.stack([(leaf**2).sum() for leaf in tree.leaves(trees)]).sum()
 
 
+def descended(scan: Unroll, h: Tensor) -> Tensor:
+    """Each step takes a gradient itself."""
+
+    def step(h: Tensor, x: Tensor) -> tuple[Tensor, None]:
+        return h - 0.1 * func.grad(lambda h: (torch.sin(h) * x.sum()).prod())(h), None
+
+    return scan(step, h, X)[0]  # type: ignore[no-any-return]  # a tensor
+
+
 PROGRAMS: dict[str, Callable[..., Any]] = {
     "values": lambda scan, c: states(scan, c, H, X),
     "reverse": lambda scan, c: scan(lambda h, x: (c(x, h), h), H, X, reverse=True),
@@ -70,6 +79,10 @@ PROGRAMS: dict[str, Callable[..., Any]] = {
     "gradient of vmap": lambda scan, c: func.grad(
         lambda c: squares(func.vmap(lambda x: states(scan, c, H, x), 1)(torch.stack([X, -X], 1)))
     )(c),
+    "gradient steps": lambda scan, c: descended(scan, H),
+    "gradient of gradient steps": lambda scan, c: func.grad(
+        lambda h: squares(func.vmap(lambda h: descended(scan, h))(h))
+    )(H),
     "views of one tensor": lambda scan, c: func.grad(
         lambda h: scan(lambda c, x: (c + h @ h.T + h, None), h, X)[0].sum()
     )(H),
@@ -115,6 +128,9 @@ def test_forward_mode_and_the_tape_around_compiled_code() -> None:
 
     found: Any = torch.compile(lambda c: push(func.scan, c), backend="aot_eager")(CELL)
     torch.testing.assert_close(found, push(loop, CELL))
+    h = H.clone().requires_grad_()
+    found = torch.compile(lambda h: descended(func.scan, h), backend="aot_eager")(h)
+    torch.testing.assert_close(found, descended(loop, h))
     leaves = [x.clone().requires_grad_() for x in tree.leaves(CELL)]
     cell = tree.unflatten(tree.structure(CELL), leaves)
     value = parallax.compile(lambda c: loss(func.scan, c, H, X), backend="aot_eager")(cell)
