@@ -7,19 +7,35 @@ distributed tensor has imported it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["is_distributed", "local_of", "placed_as", "placement_of"]
+from parallax._compat.dynamo import constant_in_traces
+
+__all__ = [
+    "any_distributed", "gradients_placed", "is_distributed", "local_of", "placed_as",
+    "placement_of",
+]  # fmt: skip
+
+
+@constant_in_traces
+def _kind() -> type:
+    """The class of distributed tensors; if it is not imported yet, one that no tensor has."""
+    package = sys.modules.get("torch.distributed.tensor")
+    return type(None) if package is None else package.DTensor
 
 
 def is_distributed(value: Any) -> bool:
     """Whether a value is a distributed tensor."""
-    if type(value) is Tensor:  # the usual case, with less
-        return False
-    package = sys.modules.get("torch.distributed.tensor")
-    return package is not None and isinstance(value, package.DTensor)
+    return value is not None and isinstance(value, _kind())
+
+
+def any_distributed(values: Sequence[Any]) -> bool:
+    """Whether there is a distributed tensor among these tensors; holes are ``None``."""
+    kind = _kind()
+    return kind is not type(None) and any([isinstance(value, kind) for value in values])
 
 
 def local_of(tensor: Any) -> Tensor:
@@ -54,3 +70,22 @@ def placed_as(value: Tensor, leaf: Any) -> Tensor:
     if is_distributed(value) and isinstance(leaf, Tensor) and not leaf.is_meta:
         return value.full_tensor()  # type: ignore[attr-defined, no-any-return]  # a DTensor
     return value
+
+
+def gradients_placed(grads: list[Any], leaves: Sequence[Any]) -> list[Any]:
+    """Gradients with the placements of their leaves, so that none is larger than its leaf.
+
+    Torch leaves a gradient as backward computed it: as terms of a sum, say, each of full size.
+
+    Args:
+        grads: one per leaf, ``None`` for none.
+        leaves: what was differentiated.
+    """
+    if not any_distributed(leaves):
+        return grads
+    return [
+        grad
+        if grad is None or not is_distributed(grad) or grad.placements == leaf.placements
+        else grad.redistribute(leaf.device_mesh, leaf.placements)
+        for grad, leaf in zip(grads, leaves, strict=True)
+    ]

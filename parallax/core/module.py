@@ -12,6 +12,7 @@ from torch import Tensor
 
 from parallax import effects, random
 from parallax._compat import dynamo
+from parallax._compat.shards import gradients_placed
 from parallax.core import initialize, notes
 from parallax.core.arguments import shown
 from parallax.core.containers import opened
@@ -307,7 +308,8 @@ class Module(Instance, metaclass=ModuleMeta):
 
         Returns:
             A module with ``leaf.grad`` in the place of each leaf, holes (``None``) where a leaf
-            has none. It has no graph unless ``backward(create_graph=True)`` made one.
+            has none. It has no graph unless ``backward(create_graph=True)`` made one. The gradient
+            of a distributed leaf (``DTensor``) has its placements.
 
         Raises:
             RuntimeError: if no leaf has a gradient.
@@ -322,7 +324,7 @@ class Module(Instance, metaclass=ModuleMeta):
                 f"what this very module computed, then ask: "
                 f"module = module.reset(rng); module(x).sum().backward(); module.grad()"
             )
-        return self._built(structure, grads)
+        return self._built(structure, gradients_placed(grads, leaves))
 
     def update(self, fn: Callable[..., Any], *trees: Any) -> Self:
         """``fn`` of each leaf and the leaves in the same place of ``trees``.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from parallax import random
-from parallax._compat import autograd, checkpoints, dynamo, functorch, modes
+from parallax._compat import autograd, checkpoints, dynamo, functorch, modes, shards
 from parallax.core.graph import RUNNING, escaping, outside, refuse_reentrant, retire
 from parallax.func.call import Call
 from parallax.func.captured import are_held, take_graphs_off, written_by
@@ -248,6 +248,7 @@ def _record_gradient(
     else:
         _refuse_cut(call, finish)
         grads = [torch.zeros_like(x) for x in tape.inputs]
+    grads = shards.gradients_placed(grads, tape.inputs)
     if keep or beside or loss.grad_fn is None:
         grads, (loss, *beside) = tape.release(grads, keep), tape.release([loss, *beside], keep)
     else:  # the usual case, with less
@@ -313,7 +314,7 @@ def _gradient_by_functorch(call: Call, finish: Finish) -> tuple[list[Tensor], Te
                 raise
             # Of the second derivative of batch norm torch 2.14 records no graph under vmap.
             grads = pull(one, create_graph=False)
-    return list(grads), loss, after(beside)
+    return shards.gradients_placed(list(grads), call.values), loss, after(beside)
 
 
 def _differentiated_outside(loss: Tensor) -> bool:
@@ -388,7 +389,7 @@ def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullbac
             found = autograd.backward([outs[k] for k in reached], wanted, tape.leaves, True, build)
         if build:
             tape.retire()
-        return tape.release(found, build)
+        return tape.release(shards.gradients_placed(found, tape.inputs), build)
 
     released = tape.release([*outs, *beside], keep)
     return released[: len(outs)], pull, close(released[len(outs) :])
@@ -404,6 +405,6 @@ def _pullback_by_functorch(call: Call, finish: Finish) -> tuple[list[Tensor], Pu
             # refuses where the cotangent is one for all.
             pairs = zip(cotangents, outs, strict=True)
             cotangents = [c + torch.zeros_like(out) for c, out in pairs]
-        return list(pull(list(cotangents)))
+        return shards.gradients_placed(list(pull(list(cotangents))), call.values)
 
     return list(outs), pull_by_functorch, after(beside)

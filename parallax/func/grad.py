@@ -53,7 +53,8 @@ def grad(
     Returns:
         A function of the arguments of ``func`` to a gradient: a tree of the argument's structure
         with holes (``None``) where nothing is differentiated, ties kept and summed; a tuple of
-        such trees if ``argnums`` is one; a pair of that and ``aux`` if ``has_aux``.
+        such trees if ``argnums`` is one; a pair of that and ``aux`` if ``has_aux``. The gradient of
+        a distributed leaf (``DTensor``) has its placements.
 
     Raises:
         TypeError: when called, if ``func`` does not return a scalar, or a differentiated argument
