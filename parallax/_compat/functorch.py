@@ -124,6 +124,18 @@ def is_mapped(tensor: Any) -> bool:
     return isinstance(tensor, Tensor) and torch._C._functorch.is_batchedtensor(tensor)
 
 
+def with_members_first(tensor: Tensor) -> Tensor:
+    """The tensor of all members that a mapped tensor stands for one of."""
+    inner: Tensor = torch._C._functorch.get_unwrapped(tensor)
+    return inner.movedim(torch._C._functorch.maybe_get_bdim(tensor), 0)
+
+
+def as_mapped(tensor: Tensor, level: int) -> Tensor:
+    """One member of a tensor, for the running ``vmap`` of this level; the members come first."""
+    member: Tensor = torch._C._functorch._add_batch_dim(tensor, 0, level)
+    return member
+
+
 def is_mapped_within(tensor: Tensor) -> bool:
     """Whether a tensor differs between the members of a ``vmap``, in whatever wrappers it is."""
     while is_wrapped(tensor):

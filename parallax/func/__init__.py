@@ -7,6 +7,7 @@ in each of its places.
 """
 
 from parallax.func.associative_scan import associative_scan
+from parallax.func.clipped import clipped_grad, per_sample_norms
 from parallax.func.cond import cond
 from parallax.func.forward import jacfwd, jvp, linearize
 from parallax.func.functional_call import functional_call
@@ -22,6 +23,7 @@ from parallax.func.while_loop import fori_loop, while_loop
 
 __all__ = [
     "associative_scan",
+    "clipped_grad",
     "cond",
     "ensemble_grad",
     "fori_loop",
@@ -37,6 +39,7 @@ __all__ = [
     "jvp",
     "linearize",
     "per_sample_grad",
+    "per_sample_norms",
     "scan",
     "stack_module_state",
     "vjp",

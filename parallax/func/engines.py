@@ -24,8 +24,8 @@ from parallax.func.call import Call
 from parallax.func.captured import are_held, take_graphs_off, written_by
 from parallax.func.results import open_tensors
 
-__all__ = ["Pullback", "Recorded", "SecondOrderError", "applied", "gradient", "gradient_by_tape",
-           "on_tape", "pullback", "through"]  # fmt: skip
+__all__ = ["Pullback", "Recorded", "SecondOrderError", "Tape", "applied", "gradient",
+           "gradient_by_tape", "on_tape", "pullback", "through"]  # fmt: skip
 
 Finish = Callable[[Any], tuple[Any, Any]]
 Pullback = Callable[[Sequence[Tensor]], list[Tensor]]

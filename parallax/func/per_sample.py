@@ -10,12 +10,9 @@ numbers; the graph of the losses shows that after one call of ``func``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from typing import Any, Concatenate, Literal, overload
-
-import torch
-from torch import Tensor
 
 from parallax import random
 from parallax._compat import autograd
@@ -26,16 +23,14 @@ from parallax.func.arguments import (
     check_in_dims,
     check_randomness,
 )  # fmt: skip
-from parallax.func.call import Argnums, Call, picked
-from parallax.func.engines import SecondOrderError, gradient_by_tape, on_tape
-from parallax.func.grad import grad, scalar_and_aux
-from parallax.func.moving import filled
-from parallax.func.nesting import Nesting
-from parallax.func.results import open_tensors
+from parallax.func.call import Argnums, picked
+from parallax.func.engines import SecondOrderError, on_tape
+from parallax.func.grad import grad
 from parallax.func.signatures import A, Aux, P
-from parallax.func.vmap import Batch, run_flat, vmap
+from parallax.func.summed import Summed
+from parallax.func.vmap import vmap
 
-__all__ = ["ensemble_grad", "per_sample_grad"]
+__all__ = ["default_dims", "ensemble_grad", "many_gradients", "per_sample_grad"]
 
 LARGEST = 4 * 2**20
 """Bytes of copied leaves up to which the gradient of the sum is cheaper, as measured."""
@@ -107,7 +102,7 @@ def per_sample_grad(
         tensor([2., 3.])
     """
     what = called("per_sample_grad", func)
-    return _many(func, what, argnums, has_aux, in_dims, (None, 0), randomness, chunk_size)
+    return many_gradients(func, what, argnums, has_aux, in_dims, (None, 0), randomness, chunk_size)
 
 
 @overload
@@ -175,10 +170,10 @@ def ensemble_grad(
         tensor([ 6., 12.])
     """
     what = called("ensemble_grad", func)
-    return _many(func, what, argnums, has_aux, in_dims, (0, None), randomness, chunk_size)
+    return many_gradients(func, what, argnums, has_aux, in_dims, (0, None), randomness, chunk_size)
 
 
-def _many(
+def many_gradients(
     func: Callable[..., Any],
     what: str,
     argnums: int | tuple[int, ...],
@@ -188,6 +183,18 @@ def _many(
     randomness: str,
     chunk_size: int | None,
 ) -> Callable[..., Any]:
+    """``per_sample_grad`` and ``ensemble_grad``, which differ in what is mapped by default.
+
+    Args:
+        func: as for both, and so are ``argnums``, ``has_aux``, ``in_dims`` and the rest.
+        what: the call, for error messages.
+        argnums: which arguments are differentiated.
+        has_aux: whether ``func`` returns a pair.
+        in_dims: what is mapped, or ``None``.
+        default: which dimension of the differentiated arguments is mapped then, and of the others.
+        randomness: as for ``vmap``.
+        chunk_size: how many to compute at once.
+    """
     one = grad(func, argnums, has_aux)
     check_flags(what, has_aux=has_aux)
     check_randomness(what, randomness)
@@ -199,8 +206,7 @@ def _many(
     def gradients_of(*args: Any, **kwargs: Any) -> Any:
         dims = in_dims
         if dims is None:
-            moving = picked(what, argnums, args)
-            dims = tuple([default[0 if k in moving else 1] for k in range(len(args))])
+            dims = default_dims(what, argnums, args, default)
 
         def mapped() -> Any:
             return vmap(one, dims, 0, randomness, chunk_size=chunk_size)(*args, **kwargs)
@@ -208,7 +214,7 @@ def _many(
         # What torch draws by itself is to be drawn once.
         if not on_tape() or randomness != "error":
             return mapped()
-        summed = _Summed(func, what, argnums, args, kwargs, dims, has_aux)
+        summed = Summed(func, what, argnums, args, kwargs, dims, has_aux)
         if summed.nbytes(chunk_size) <= LARGEST:
             try:
                 return summed.gradients(chunk_size)
@@ -236,109 +242,9 @@ def _many(
     return gradients_of
 
 
-class _Summed:
-    """The losses of all, as a function of one copy of each leaf for each loss.
-
-    Attributes:
-        batch: the arguments, every leaf that moves mapped.
-        places: where the leaves that move are among the mapped tensors.
-    """
-
-    __slots__ = ("batch", "call", "closing", "has_aux", "nesting", "places")
-
-    closing: tuple[Callable[[Sequence[Any]], Any], int]
-
-    def __init__(
-        self,
-        func: Callable[..., Any],
-        what: str,
-        argnums: Argnums,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        dims: tuple[Any, ...],
-        has_aux: bool,
-    ) -> None:
-        self.nesting = nesting = Nesting(func, args, kwargs)
-        self.call = Call(nesting.func, what, argnums, nesting.args, nesting.kwargs)
-        self.has_aux = has_aux
-        moving = dict(zip(self.call.indices, self.call.parts, strict=True))
-        self.batch = Batch(self.call.args, dims, what, moving)
-        mapped = {part.index: part for part in self.batch.parts}
-        self.places: list[int] = []
-        for index, part in moving.items():
-            where = {place: k for k, place in enumerate(mapped[index].places, mapped[index].start)}
-            self.places += [where[place] for place in part.places]
-
-    def nbytes(self, chunk_size: int | None) -> int:
-        """How much a copy of each leaf for each loss of a chunk takes."""
-        whole = sum([self.batch.tensors[place].nbytes for place in self.places])
-        size = self.batch.size
-        return whole if chunk_size is None or chunk_size >= size else whole * chunk_size // size
-
-    def gradients(self, chunk_size: int | None) -> Any:
-        """The stacked gradients, with the stacked ``aux`` if there is one.
-
-        Raises:
-            SecondOrderError: if ``func`` takes derivatives itself.
-        """
-        size = self.batch.size
-        step = size if chunk_size is None else chunk_size
-        # The cotangent of each loss is one, so it is their sum that is differentiated.
-        found = [
-            gradient_by_tape(_Chunk(self, start, min(step, size - start)), _as_it_is, False)
-            for start in range(0, size, step)
-        ]
-        dims = [self.batch.dims[place] for place in self.places]
-        grads = _joined([grads for grads, _, _ in found], dims)
-        trees = self.call.trees(
-            [g.movedim(d, 0) if d else g for g, d in zip(grads, dims, strict=True)]
-        )
-        close, count = self.closing
-        tensors = _joined([beside or [] for _, _, beside in found])
-        self.nesting.relay(tensors[count:], self.batch.aside())
-        aux = close(tensors[:count])
-        return (trees, aux) if self.has_aux else trees
-
-    def losses(self, members: Sequence[Tensor]) -> list[Tensor]:
-        """The loss of one member, and the tensors that come beside it."""
-        call = self.call
-        result = self.nesting.call(self.batch.around(members))
-        loss, aux = scalar_and_aux(result, call.what, self.has_aux)
-        beside, close = open_tensors(aux, call.what)
-        self.closing = close, len(beside)
-        return [loss, *beside, *self.nesting.emitted()]
-
-
-class _Chunk:
-    """Some of the losses, to be differentiated as one."""
-
-    __slots__ = ("size", "summed", "tensors", "values", "what")
-
-    def __init__(self, summed: _Summed, start: int, size: int) -> None:
-        self.summed = summed
-        self.what = summed.call.what
-        self.size = size
-        batch = summed.batch
-        self.tensors = batch.tensors
-        if size < batch.size:
-            pairs = zip(batch.tensors, batch.dims, strict=True)
-            self.tensors = [tensor.narrow(dim, start, size) for tensor, dim in pairs]
-        self.values = [self.tensors[place] for place in summed.places]
-
-    def at(self, values: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor] | None]:
-        """The losses at these copies, and what came beside them."""
-        tensors = filled(list(self.tensors), self.summed.places, values)
-        found = run_flat(self.summed.losses, tensors, self.summed.batch.dims, self.size, "error")
-        return found[0], found[1:] or None
-
-
-def _as_it_is(result: Any) -> Any:
-    return result
-
-
-def _joined(columns: list[list[Tensor]], dims: Sequence[int] | None = None) -> list[Tensor]:
-    """The tensors of all chunks, one after the other."""
-    if len(columns) == 1:
-        return columns[0]
-    rows = zip(*columns, strict=True)
-    return [torch.cat(row, dims[k] if dims else 0) for k, row in enumerate(rows)]
+def default_dims(
+    what: str, argnums: Argnums, args: tuple[Any, ...], default: tuple[int | None, int | None]
+) -> tuple[int | None, ...]:
+    """``in_dims`` where none were given, one for each argument."""
+    moving = picked(what, argnums, args)
+    return tuple([default[0 if k in moving else 1] for k in range(len(args))])

@@ -137,9 +137,10 @@ class Batch:
         dims: the mapped dimension of each.
         size: how many members there are.
         parts: the mapped arguments.
+        shared: by their index, the tensors that are mapped as copies of one for all members.
     """
 
-    __slots__ = ("args", "dims", "parts", "size", "tensors")
+    __slots__ = ("args", "dims", "parts", "shared", "size", "tensors")
 
     def __init__(
         self, args: tuple[Any, ...], in_dims: Any, what: str, copied: Mapping[int, Moving] = _NONE
@@ -164,10 +165,11 @@ class Batch:
         for size in sizes:
             if size != self.size:
                 raise ValueError(self._uneven(in_dims, what))
+        self.shared: dict[int, Tensor] = {}
         if len(sizes) < len(self.dims):
             for k, dim in enumerate(self.dims):
                 if dim is None:
-                    tensor = self.tensors[k]
+                    self.shared[k] = tensor = self.tensors[k]
                     self.tensors[k], self.dims[k] = tensor.expand(self.size, *tensor.shape), 0
 
     def around(self, tensors: Sequence[Tensor]) -> list[Any]:

@@ -246,6 +246,20 @@ def _func() -> Iterator[Subject]:
         lambda made: made(net(), torch.ones(2, 3)),
     )
     yield Subject(
+        "func.per_sample_norms",
+        func.per_sample_norms,
+        lambda: {"func": lambda m, x: m(x), "in_dims": (None, 0)},
+        {"in_dims": "tuple?"},
+        lambda made: made(net(), torch.ones(2, 3)),
+    )
+    yield Subject(
+        "func.clipped_grad",
+        func.clipped_grad,
+        lambda: {"func": lambda m, x: m(x), "max_norm": 1.0, "in_dims": (None, 0)},
+        {"in_dims": "tuple?"},
+        lambda made: made(net(), torch.ones(2, 3)),
+    )
+    yield Subject(
         "func.ensemble_grad",
         func.ensemble_grad,
         lambda: {"func": _loss},

@@ -227,6 +227,14 @@ def gradients_are_like_the_first_argument(dense: Dense, x: Tensor) -> None:
     assert_type(found, tuple[Dense, tuple[Tensor, Scores]])
     assert_type(func.grad_and_value(loss, argnums=(0, 1))(dense, x)[1], Tensor)
     assert_type(func.per_sample_grad(loss)(dense, x), Dense)
+    assert_type(func.per_sample_norms(loss)(dense, x), Tensor)
+    assert_type(
+        func.per_sample_norms(loss_and_scores, has_aux=True)(dense, x), tuple[Tensor, Scores]
+    )
+    assert_type(func.clipped_grad(loss, 1.0)(dense, x), Dense)
+    assert_type(
+        func.clipped_grad(loss_and_scores, 1.0, has_aux=True)(dense, x), tuple[Dense, Scores]
+    )
     assert_type(func.ensemble_grad(loss)(dense, x), Dense)
     assert_type(func.per_sample_grad(loss_and_scores, has_aux=True)(dense, x), tuple[Dense, Scores])
     assert_type(func.jacrev(loss)(dense, x), Dense)
