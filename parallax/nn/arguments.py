@@ -53,8 +53,9 @@ def at_least(layer: str, least: int, **sizes: Any) -> None:
         TypeError: if one is no int.
         ValueError: if one is less.
     """
-    integer(layer, **sizes)
     for name, size in sizes.items():
+        if not is_int(size):
+            integer(layer, **{name: size})  # which says so
         if size < least:
             raise ValueError(
                 f"{layer}({name}=): must be at least {least}, got {size}. Write {name}={least}"

@@ -24,7 +24,7 @@ from parallax.optim.checks import (
 )  # fmt: skip
 from parallax.optim.clocks import Clocks
 from parallax.optim.donate import check_donation, mark
-from parallax.optim.hyper import check_one_each, resolved
+from parallax.optim.hyper import refuse_several, resolved
 from parallax.optim.kernel import Kernel
 from parallax.optim.lists import Lists, put, some
 from parallax.optim.memory import make_private, memory_of
@@ -62,8 +62,8 @@ class Optimizer(Kernel):
             ValueError: if there is nothing to train.
         """
         what = f"optim.{type(self).__name__}.init"
-        if self._leaves:
-            check_one_each(what, self._hypers)
+        if any([leaf.numel() != 1 for leaf in self._leaves]):
+            refuse_several(what, self._hypers)
         leaves, part = open_model(what, model)
         trainable = part.trainable
         chosen = [
@@ -141,8 +141,8 @@ class Optimizer(Kernel):
         """
         what = f"optim.{type(self).__name__}.step"
         check_donation(what, donate, self._differentiable)
-        if self._leaves:
-            check_one_each(what, self._hypers)
+        if any([leaf.numel() != 1 for leaf in self._leaves]):
+            refuse_several(what, self._hypers)
         leaves, part = open_model(what, model)
         old = self._contents(state, part, what)
         plan, given = plan_for(what, model, leaves, part, grads, state, len(self._groups))

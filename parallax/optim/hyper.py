@@ -9,7 +9,7 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch
 
-__all__ = ["Hyper", "Number", "by_name", "check_one_each", "plain", "resolved", "sample"]
+__all__ = ["Hyper", "Number", "by_name", "plain", "refuse_several", "resolved", "sample"]
 
 Number = float | Tensor | Callable[[Any], Any]
 """A hyper-parameter: a number, a tensor of no dimension, or a function of the number of steps."""
@@ -63,8 +63,8 @@ def _readable(step: Tensor) -> bool:
     return not dynamo.is_compiling() and not functorch.transform_active()
 
 
-def check_one_each(what: str, hypers: Iterable[Hyper]) -> None:
-    """Raises unless every tensor holds one number; several are for ``vmap``, under which each does.
+def refuse_several(what: str, hypers: Iterable[Hyper]) -> None:
+    """Raises the error of a tensor that holds several numbers, of which only ``vmap`` makes one.
 
     Raises:
         ValueError: naming the hyper-parameter.
