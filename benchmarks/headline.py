@@ -64,7 +64,7 @@ def picture(record: Record) -> str:
 
 def _found(record: Record) -> Iterator[tuple[Headline, float]]:
     rows = {
-        (answer.part, answer.question, row.name): row.ratio
+        (answer.part, answer.question, row.name): round(row.ratio, 3)  # as the page shows it
         for answer in record.answers
         if not answer.all_threads
         for row in answer.rows
