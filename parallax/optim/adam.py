@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.adam import adam
 
 from parallax._compat import kernels
@@ -95,10 +96,26 @@ def step_adam(at: Lists, h: Hyper, how: How, decoupled: bool) -> Lists:
         kernel(at.params, at.grads, *columns, at.steps_after(), **shared)
         return at
     at = at.in_order() if how.fused else at
+    before = _divided_by_zero(at, h, how)
     adam(
         at.params, at.grads, at["exp_avg"], at["exp_avg_sq"], at["max_exp_avg_sq"],
         at.steps(how),
         has_complex=at.complex, decoupled_weight_decay=decoupled, fused=how.fused, **shared,
         **how.several,
     )  # fmt: skip
+    for param, old in zip(at.params, before):  # noqa: B905  # dynamo traces no strict=
+        rate = torch.as_tensor(h["lr"], device=param.device)
+        param.copy_(torch.where(rate == 0, old, param))
     return at
+
+
+def _divided_by_zero(at: Lists, h: Hyper, how: How) -> list[Tensor]:
+    """The parameters, if the kernel may divide by the rate while that is zero; otherwise none.
+
+    torch's capturable kernel (2.13, 2.14) puts the rate into the denominator. At a rate of zero, as
+    at the first step of a warm-up, entries that never had a gradient become nan: zero by zero.
+    """
+    rate = h["lr"]
+    if not how.capturable or how.differentiable or not (isinstance(rate, Tensor) or rate == 0):
+        return []
+    return [param.clone() for param in at.params]

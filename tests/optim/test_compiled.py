@@ -71,6 +71,37 @@ def test_a_schedule_is_part_of_the_graph() -> None:
     )
 
 
+# Not Rprop, of which the rate is only the first size of a step, and at least 1e-6.
+@pytest.mark.parametrize("name", sorted({name for name, _ in OPTIONS} - {"Rprop"}))
+def test_a_rate_of_zero_moves_nothing(name: str) -> None:
+    model = model_for(name)
+    # Some entries have never had a gradient, so their second moment is zero, too.
+    grads = tree.map(lambda g: torch.where(g > 0, g, 0.0), next(gradients(model, 1)))
+
+    def step(lr: Any, model: Any) -> Any:
+        opt = make(name, {"lr": lr})
+        return opt.step(model, grads, opt.init(model))[0]
+
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    assert tree.equal(step(torch.tensor(0.0), model), model)
+    assert tree.equal(compiled(torch.tensor(0.0), model), model)
+    if name == "Adam":
+        assert tree.equal(compiled(0.0, model), model)
+
+
+def test_a_warm_up_from_zero_is_right_in_compiled_code() -> None:
+    opt = optim.AdamW(lr=schedules.WarmupCosineLR(0.5, 3, 10), groups={"**.bias": {"lr": 0.1}})
+    step = parallax.compile(opt.step, backend="eager")
+    model = end = model_for("AdamW")
+    state = end_state = opt.init(model)
+    for grads in gradients(model, 3):
+        grads = tree.map(lambda g: torch.where(g > 0, g, 0.0), grads)  # noqa: PLW2901  # some none
+        end, end_state = step(end, grads, end_state)
+        model, state = opt.step(model, grads, state)
+    for mine, theirs in zip(tree.leaves(end), tree.leaves(model), strict=True):
+        assert distance(mine, theirs) < 1e-6
+
+
 def test_the_whole_training_step_is_one_graph() -> None:
     counter = torch._dynamo.testing.CompileCounter()
     x = example_input()
