@@ -1,4 +1,4 @@
-"""Every layer has the right derivatives, of any order and in any nesting."""
+"""Every layer and loss has the right derivatives, of any order and in any nesting."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 
 import parallax
 from parallax import Module, func, nn, random
+from tests.corpus.losses import FUNCTIONS, ONCE, rows
 from tests.nn import test_every_layer
 from tests.nn.derivatives import Line, words, wrong_derivatives
 from tests.nn.test_every_layer import IMAGE, SIGNAL, VOLUME, Case, floats
 
-Layer = Callable[[], Module]
+Layer = Callable[[], Any]
 
 
 def case(
@@ -164,10 +165,20 @@ MORE = [
     case("LSTM dropout", lambda: nn.LSTM(4, 3, 2, dropout=0.4), BATCH, mode="train"),
 ]
 
-CASES = [c for c in map(from_table, test_every_layer.CASES) if c is not None] + MORE
+FUNCTIONAL = [
+    case(name, partial(lambda fn: fn, fn), rows())
+    for name, fn in FUNCTIONS.items()
+    if name not in ONCE
+]
+
+CASES = [c for c in map(from_table, test_every_layer.CASES) if c is not None] + MORE + FUNCTIONAL
 
 every_case = pytest.mark.parametrize(("layer", "inputs", "mode", "scale"), CASES)
-slowly = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+# A loop inside torch under vmap, and what torch says of itself for some losses there.
+slowly = pytest.mark.filterwarnings(
+    "ignore:There is a performance drop:UserWarning",
+    "ignore:An output with one or more elements was resized:UserWarning",
+)
 
 # One of each kind: by the tape alone, with forward derivatives, with a vmap around, inside and
 # between.
@@ -179,6 +190,8 @@ TAPED = ["T", "TT", "TTT", "TTTT", "TR", "TRR", "TTR", "TF", "TTF", "TFF", "TV",
 
 def line(layer: Layer, inputs: Sequence[Any], mode: str, scale: float) -> Line:
     module = layer()
+    if not isinstance(module, Module):
+        return Line(module, inputs, scale)
     if any(True for _ in parallax.tree.leaves(module)):
         module = module.initialize(0)
     return Line(trained(module) if mode == "train" else module.eval(), inputs, scale)
@@ -188,6 +201,15 @@ def line(layer: Layer, inputs: Sequence[Any], mode: str, scale: float) -> Line:
 @every_case
 def test_some_nestings(layer: Layer, inputs: Any, mode: str, scale: float) -> None:
     assert wrong_derivatives(line(layer, inputs, mode, scale), FEW, func) == []
+
+
+@slowly
+@pytest.mark.parametrize("name", ONCE)
+def test_derivatives_that_torch_has_not_are_errors(name: str) -> None:
+    made = line(lambda: FUNCTIONS[name], [rows()], "eval", 1.0)
+    assert wrong_derivatives(made, ["R"], func) == []
+    refused = wrong_derivatives(made, ["FF", "RF", "RR", "FVR"], func)
+    assert refused and all("Error" in str(wrong.found) for wrong in refused)
 
 
 @pytest.mark.slow
