@@ -93,4 +93,4 @@ FUNCTIONS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 ONCE = ("ctc_loss", "multi_margin_loss", "multilabel_margin_loss", "pdist")
-"""Of which torch has a first derivative only, by reverse mode; it says so where another is taken."""
+"""Torch has a first derivative of these only, by reverse mode, and says so where others are taken."""
