@@ -93,4 +93,4 @@ FUNCTIONS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 ONCE = ("ctc_loss", "multi_margin_loss", "multilabel_margin_loss", "pdist")
-"""Torch has a first derivative of these only, by reverse mode, and says so where others are taken."""
+"""Torch has a first derivative of these only, by reverse mode, and says so where more are taken."""
