@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
+from parallax.core.arguments import shown
 from parallax.core.nodes import is_module
 
 __all__ = ["check_at_least", "check_fields", "check_kind", "check_optimizer"]
@@ -71,9 +72,9 @@ def check_kind(what: str, name: str, value: Any, annotation: str, example: Any =
     if kind not in _KINDS:
         return
     if not _is(value, kind):
-        shown = _EXAMPLES.get(kind) if example is None else example
-        write = "" if shown is None else f". Write {what}({name}={shown!r})"
-        raise TypeError(f"{what}: {name} is {_described(annotation)}, got {_shown(value)}{write}")
+        instead = _EXAMPLES.get(kind) if example is None else example
+        write = "" if instead is None else f". Write {what}({name}={instead!r})"
+        raise TypeError(f"{what}: {name} is {_described(annotation)}, got {shown(value)}{write}")
     if isinstance(value, float) and math.isnan(value):
         raise ValueError(f"{what}: {name} is {_KINDS[kind]}, got nan. Give it a value")
 
@@ -84,7 +85,7 @@ def _check_row(what: str, name: str, value: Any, annotation: str, example: Any) 
     if not isinstance(value, tuple | list) or not (several or len(value) == len(inner)):
         count = "several" if several else str(len(inner))
         raise TypeError(
-            f"{what}: {name} is a tuple of {count} values, got {_shown(value)}. "
+            f"{what}: {name} is a tuple of {count} values, got {shown(value)}. "
             f"Write {what}({name}={example or (1,) * len(inner)!r})"
         )
     kinds = inner[:1] * len(value) if several else inner
@@ -116,14 +117,6 @@ def _described(annotation: str) -> str:
     return f"{words}, or None" if annotation.endswith("| None") else words
 
 
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, str | int | float | tuple):
-        return repr(value)
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-
-
 def check_at_least(
     what: str, name: str, value: Any, least: float, *, strictly: bool = False
 ) -> None:
@@ -147,6 +140,6 @@ def check_optimizer(what: str, name: str, value: Any) -> None:
     """
     if isinstance(value, type) or not (hasattr(value, "init") and hasattr(value, "step")):
         raise TypeError(
-            f"{what}: {name} is an optimizer, got {_shown(value)}. "
+            f"{what}: {name} is an optimizer, got {shown(value)}. "
             f"Pass one that is made: optim.AdamW(lr=1e-3)"
         )
