@@ -15,8 +15,8 @@ torch release moves something, only files in here change. Each file is imported 
 - ``in_trace``: what a local stands for while dynamo traces, and where the trace is.
 - ``inductor``: its options.
 - ``flow``: loops and branches that are traced once; ``flow_operator``, ``flow_programs`` and
-  ``flow_branches`` are how.
+  ``flow_branches`` are how. ``rule_operator``: derivatives that somebody has written.
 - ``repeat``: one traced function that is called many times; ``repeat_operator`` is how.
 
-Importing them loads neither dynamo nor inductor, but for ``repeat_operator`` and ``flow_operator``.
+Importing them loads neither dynamo nor inductor, but for those that are called ``..._operator``.
 """

@@ -59,3 +59,26 @@ def looped(goes_on: Body, body: Body, carry: Sequence[Tensor]) -> tuple[Sequence
         The last carry; and what both said.
     """
     return _operators()[2](goes_on, body, *carry)  # type: ignore[no-any-return]  # as above
+
+
+@constant_in_traces
+def _rule() -> Any:
+    from parallax._compat.rule_operator import rule  # as above
+
+    return rule
+
+
+def ruled(
+    body: Body, arguments: Sequence[Tensor], results: Sequence[Tensor], kept: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """The results, with a derivative by the arguments; only while dynamo traces.
+
+    Args:
+        body: takes cotangents of the results and what is kept to cotangents of some arguments, and
+            says of each argument whether it has one.
+        arguments: what the results are differentiated with respect to.
+        results: what was computed, without a graph.
+        kept: what the body needs.
+    """
+    counts = {"arguments": len(arguments), "results": len(results)}
+    return _rule()(body, *arguments, *results, *kept, **counts)  # type: ignore[no-any-return]  # dynamo knows what it is

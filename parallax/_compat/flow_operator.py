@@ -31,7 +31,7 @@ from parallax._compat import functorch, in_trace
 from parallax._compat.flow_branches import Cond, While
 from parallax._compat.flow_programs import Program, Scan, called
 
-__all__ = ["cond", "scan", "while_loop"]
+__all__ = ["Traced", "cond", "scan", "while_loop"]
 
 
 class _Flow(HigherOrderOperator):
@@ -75,7 +75,7 @@ cond = _Flow("cond", _cond)
 while_loop = _Flow("while_loop", _while)
 
 
-class _Variable(variables.BaseHOPVariable):
+class Traced(variables.BaseHOPVariable):
     """What dynamo does with such an operator."""
 
     supports_input_mutation = True
@@ -134,7 +134,7 @@ _LEVELLED = {
 """The functions of a transform that take its level, and as which argument."""
 
 
-class _ScanVariable(_Variable):
+class _ScanVariable(Traced):
     def _call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
         constants = {name: value.as_python_constant() for name, value in kwargs.items()}
         carried, rows = constants["carried"], constants["rows"]
@@ -173,7 +173,7 @@ class _ScanVariable(_Variable):
         return TupleVariable([TupleVariable([*carry, *stacked]), said])
 
 
-class _CondVariable(_Variable):
+class _CondVariable(Traced):
     def _call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
         true, false, pred = args
         traced = [self._traced(tx, body, []) for body in (true, false)]
@@ -185,7 +185,7 @@ class _CondVariable(_Variable):
         return self._called(tx, [*bodies, pred.as_proxy(), *operands], examples, said, constants)
 
 
-class _WhileVariable(_Variable):
+class _WhileVariable(Traced):
     def _call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
         goes_on, body, *carry = args
         traced = [self._traced(tx, each, carry) for each in (goes_on, body)]

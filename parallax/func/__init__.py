@@ -9,6 +9,8 @@ in each of its places.
 from parallax.func.associative_scan import associative_scan
 from parallax.func.clipped import clipped_grad, per_sample_norms
 from parallax.func.cond import cond
+from parallax.func.custom_jvp import custom_jvp
+from parallax.func.custom_vjp import custom_vjp
 from parallax.func.forward import jacfwd, jvp, linearize
 from parallax.func.functional_call import functional_call
 from parallax.func.grad import grad, grad_and_value
@@ -25,6 +27,8 @@ __all__ = [
     "associative_scan",
     "clipped_grad",
     "cond",
+    "custom_jvp",
+    "custom_vjp",
     "ensemble_grad",
     "fori_loop",
     "functional_call",

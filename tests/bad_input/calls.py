@@ -286,6 +286,13 @@ def _func() -> Iterator[Subject]:
         # A tensor can be differentiated, too: it is the function that does not take it.
         yield Subject(f"func.{name}", getattr(func, name), fixed(**given), {"primals": "numbers"})
     ones = torch.ones(3)
+    for name in ("custom_vjp", "custom_jvp"):
+        yield Subject(
+            f"func.{name}",
+            getattr(func, name),
+            fixed(fun=_square),
+            {"fun": "function", "nondiff_argnums": "int"},
+        )
     yield Subject(
         "func.cond",
         func.cond,

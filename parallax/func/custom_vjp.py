@@ -1,0 +1,91 @@
+"""``custom_vjp``: a function whose derivative in reverse mode is written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import update_wrapper
+from typing import Any
+
+from parallax._compat import dynamo
+from parallax.func.arguments import called
+from parallax.func.framed import check_functions
+from parallax.func.nondiff import Arguments
+from parallax.func.rules import Rule, apply, differentiable
+
+__all__ = ["custom_vjp"]
+
+
+class custom_vjp:  # noqa: N801  # called like a function, as in JAX
+    """A function whose derivative in reverse mode is written by hand, as ``jax.custom_vjp``.
+
+    Arguments, results and residuals may be modules or any tree of tensors. What the function
+    captures is not differentiated: pass it. Derivatives of higher order go through ``bwd``, and
+    through ``fwd`` as far as its residuals reach. All transforms but those of forward mode work,
+    and compiled code; effects and keys are those of one call.
+
+    Args:
+        fun: the function; eager code calls it where no derivative is taken.
+        nondiff_argnums: which positional arguments are no trees of tensors, or are not
+            differentiated: they go to ``fwd`` in their places, and to ``bwd`` first.
+
+    Raises:
+        TypeError: if ``fun`` is no function or ``nondiff_argnums`` no tuple of ints; when called,
+            if an argument holds something else than tensors and ``None``.
+        ValueError: when differentiated, if a cotangent does not fit its argument; the message
+            names the path.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func
+        >>> @func.custom_vjp
+        ... def clipped_gradient(x):
+        ...     return x
+        >>> clipped_gradient.defvjp(lambda x: (x, None), lambda _, g: (g.clamp(-1, 1),))
+        >>> func.grad(lambda x: 5 * clipped_gradient(x))(torch.tensor(2.0))
+        tensor(1.)
+    """
+
+    def __init__(
+        self, fun: Callable[..., Any], nondiff_argnums: int | tuple[int, ...] = ()
+    ) -> None:
+        self._what = called("custom_vjp", fun)
+        self._arguments = Arguments(nondiff_argnums, self._what)
+        self._fun = fun
+        self._rule: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+        update_wrapper(self, fun, updated=())
+
+    def defvjp(self, fwd: Callable[..., tuple[Any, Any]], bwd: Callable[..., Any]) -> None:
+        """Says what the derivative is.
+
+        Args:
+            fwd: takes the arguments of the function to its result and residuals: a tree of
+                tensors that ``bwd`` needs, or ``None``.
+            bwd: takes the arguments of ``nondiff_argnums``, the residuals and the cotangent of the
+                result to a tuple with one for each other argument: a tree like it, with ``None``
+                for what has none.
+
+        Raises:
+            TypeError: if one is no function.
+        """
+        check_functions(f"{self._what}.defvjp", fwd=fwd, bwd=bwd)
+        self._rule = fwd, bwd
+
+    def __call__(self, *args: Any) -> Any:
+        """The result, differentiable by the rule."""
+        if self._rule is None:
+            raise TypeError(
+                f"{self._what}: it has no rule yet. Give it one: f.defvjp(fwd, bwd), where fwd "
+                f"returns (result, residuals) and bwd a tuple of cotangents"
+            )
+        fwd, bwd = self._rule
+        given = self._arguments.split(args)
+        rule = Rule(
+            lambda *moving: fwd(*given.around(moving)),
+            lambda kept, cotangent: bwd(*given.still, kept, cotangent),
+            given.moving,
+            self._what,
+        )
+        tensors = rule.open()
+        if not dynamo.is_compiling() and not differentiable(tensors):
+            return self._fun(*args)
+        return apply(rule, tensors)

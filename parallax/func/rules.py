@@ -1,0 +1,248 @@
+"""Functions whose derivative somebody has written: one autograd function for all of them.
+
+In eager code the function runs where no derivative sees it, and what its author keeps for the
+derivative is saved. A second derivative goes through what is kept, so it is computed once more
+there. In compiled code everything is recorded, as what nobody asks for is not compiled, and one
+operator puts the derivative in the place of the recorded one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax._compat import dynamo, flow, modes
+from parallax.func.framed import Frame, framed
+from parallax.func.moving import is_inexact, path_of
+from parallax.func.results import describe
+from parallax.tree import core
+
+__all__ = ["Rule", "apply", "differentiable"]
+
+Forward = Callable[..., tuple[Any, Any]]
+Backward = Callable[..., Any]
+Push = Callable[[Sequence[Tensor], Sequence[Tensor | None]], Sequence[Tensor | None]]
+
+
+class Rule:
+    """One call of a function that has a derivative of its own.
+
+    Attributes:
+        forward: takes the arguments to the result and what is kept.
+        backward: takes what is kept and a cotangent to one for each argument.
+        what: what is called, for error messages.
+        outs: the frame of the result, when it is known.
+        count: how many tensors the result is.
+        sources: of each tensor that is kept, which tensor of the arguments it is, if any.
+        push: the derivative in forward mode, if there is one.
+    """
+
+    __slots__ = (
+        "args", "backward", "count", "forward", "frames", "kept", "outs", "push", "sources", "what",
+    )  # fmt: skip
+
+    outs: Frame
+    kept: Frame
+    count: int
+    sources: list[int | None]
+
+    def __init__(
+        self, forward: Forward, backward: Backward, args: Sequence[Any], what: str,
+        push: Push | None = None,
+    ) -> None:  # fmt: skip
+        self.forward = forward
+        self.backward = backward
+        self.args = args
+        self.what = what
+        self.push = push
+        self.frames: list[tuple[int, Frame]] = []
+
+    def open(self) -> list[Tensor]:
+        """The tensors of the arguments."""
+        tensors: list[Tensor] = []
+        for index, arg in enumerate(self.args):
+            found, frame = framed(arg, self.what, f"argument {index}")
+            tensors += found
+            self.frames.append((len(found), frame))
+        return tensors
+
+    def around(self, tensors: Sequence[Tensor | None]) -> list[Any]:
+        """The arguments around other tensors, or holes."""
+        args, start = [], 0
+        for count, frame in self.frames:
+            args.append(frame.build(tensors[start : start + count]))
+            start += count
+        return args
+
+    def run(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors of the result, and of what is kept."""
+        found = self.forward(*self.around(tensors))
+        if type(found) is not tuple or len(found) != 2:
+            raise TypeError(
+                f"{self.what}: fwd returns a pair (result, residuals), got {describe(found)}. "
+                f"Return two things: return out, (x, y); or return out, None"
+            )
+        outs, self.outs = framed(found[0], self.what, "the result")
+        kept, self.kept = framed(found[1], self.what, "the residuals")
+        self.count = len(outs)
+        return outs, kept
+
+    def apart(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The tensors of the result, and of what is kept and is no argument."""
+        outs, kept = self.run(tensors)
+        places = {id(tensor): place for place, tensor in enumerate(tensors)}
+        self.sources = [places.get(id(tensor)) for tensor in kept]
+        # An argument that is returned as it is cannot be saved.
+        found = [x.view_as(x) if id(x) in places else x for x in outs]
+        return (*found, *[x for x, k in zip(kept, self.sources, strict=True) if k is None])
+
+    def together(self, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors that are kept, from those of the arguments and the others."""
+        rest = iter(others)
+        return [next(rest) if place is None else tensors[place] for place in self.sources]
+
+    def pull(
+        self, outs: Sequence[bool], kept: Sequence[Tensor], cotangents: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        """The cotangents of the tensors of the arguments.
+
+        Args:
+            outs: which tensors of the result have one.
+            kept: the tensors of what was kept.
+            cotangents: of the result.
+        """
+        pairs = zip(cotangents, outs)  # noqa: B905  # dynamo traces no strict=
+        given = self.outs.build([cotangent if has else None for cotangent, has in pairs])
+        found = self.backward(self.kept.build(kept), given)
+        if not isinstance(found, tuple) or len(found) != len(self.args):
+            raise TypeError(
+                f"{self.what}: bwd returns a tuple with a cotangent for each of the "
+                f"{len(self.args)} differentiated arguments, got {describe(found)}. "
+                f"Write for one: return (cotangent,); and None for what has none"
+            )
+        grads: list[Tensor | None] = []
+        for index, (arg, grad) in enumerate(zip(self.args, found)):  # noqa: B905  # as above
+            grads += self._row(index, arg, grad)
+        return grads
+
+    def _row(self, index: int, arg: Any, grad: Any) -> list[Tensor | None]:
+        """The cotangents of the tensors of one argument."""
+        count, frame = self.frames[index]
+        if grad is None:
+            return [None] * count
+        where = f"{self.what}: the cotangent of argument {index}"
+        try:
+            column = [grad] if isinstance(arg, Tensor) else core.columns(arg, (grad,))[2][0]
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{where}: {error}. Return a tree like the argument, with None for what has none"
+            ) from None
+        leaves = [arg] if isinstance(arg, Tensor) else core.opened(arg)[0]
+        row: list[Tensor | None] = []
+        for place in frame.places:
+            leaf, value = leaves[place], column[place]
+            if value is not None and (not isinstance(value, Tensor) or value.shape != leaf.shape):
+                path = path_of(arg, place)
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"{where}{f': {path}' if path else ''} has shape {tuple(leaf.shape)} and was "
+                    f"given {got}. Return a tensor of the same shape, or None"
+                )
+            row.append(value if is_inexact(leaf) else None)
+        return row + [None] * (count - len(row))
+
+
+def apply(rule: Rule, tensors: Sequence[Tensor]) -> Any:
+    """The result of the call at the tensors of its arguments, with the derivative of the rule."""
+    if dynamo.is_compiling():
+        return _traced(rule, tensors)
+    ruled: Any = _OnTape if modes.tape_is_exact() else _Ruled
+    found = ruled.apply(rule, *tensors)
+    return rule.outs.build(found[: rule.count])
+
+
+def differentiable(tensors: Sequence[Tensor]) -> bool:
+    """Whether somebody can ask for a derivative of what is computed of these tensors."""
+    if not modes.tape_is_exact():
+        return True
+    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
+
+
+class _OnTape(torch.autograd.Function):
+    """The function that runs where no derivative sees it; with less, as no transform is active."""
+
+    @staticmethod
+    def forward(ctx: Any, rule: Rule, *tensors: Tensor) -> tuple[Tensor, ...]:
+        outs, kept = rule.run(tensors)
+        ctx.rule = rule
+        ctx.outs = [is_inexact(x) for x in outs]
+        ctx.save_for_backward(*tensors, *kept)
+        return tuple(outs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        rule: Rule = ctx.rule
+        saved = ctx.saved_tensors
+        count = sum([count for count, _ in rule.frames])
+        kept = saved[count:]
+        if torch.is_grad_enabled() and any([x.requires_grad for x in saved[:count]]):
+            _, kept = rule.run(saved[:count])
+        return (None, *rule.pull(ctx.outs, kept, cotangents))
+
+
+class _Ruled(torch.autograd.Function):
+    """The same within transforms."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rule: Rule, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return rule.apart(tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.rule = rule = inputs[0]
+        ctx.outs = [is_inexact(x) for x in output[: rule.count]]
+        saved = *inputs[1:], *output[rule.count :]
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        rule: Rule = ctx.rule
+        count = sum([count for count, _ in rule.frames])
+        tensors, others = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        if others and torch.is_grad_enabled() and any([x.requires_grad for x in tensors]):
+            _, kept = rule.run(tensors)
+        else:
+            kept = rule.together(tensors, others)
+        return (None, *rule.pull(ctx.outs, kept, cotangents[: rule.count]))
+
+    @staticmethod
+    def jvp(ctx: Any, _: Any, *tangents: Tensor | None) -> Any:
+        rule: Rule = ctx.rule
+        if rule.push is None:
+            raise NotImplementedError(
+                f"{rule.what}: it has no derivative in forward mode. Write its rule with "
+                f"func.custom_jvp, which has both; or use func.grad, func.vjp, func.jacrev"
+            )
+        count = len(tangents)
+        found = rule.push(ctx.saved_tensors[:count], tangents)
+        return (*found, *[None] * (len(ctx.saved_tensors) - count))
+
+
+def _traced(rule: Rule, tensors: Sequence[Tensor]) -> Any:
+    """The call as dynamo traces it: recorded, with an operator that has the derivative."""
+    outs, kept = rule.run(tensors)
+    flags = [is_inexact(x) for x in outs]
+    count = len(outs)
+
+    def body(*given: Tensor) -> tuple[Any, Any]:
+        grads = rule.pull(flags, given[count:], given[:count])
+        found = [grad for grad in grads if grad is not None]
+        return tuple([x.clone() for x in found]), [grad is not None for grad in grads]
+
+    return rule.outs.build(flow.ruled(body, tensors, [x.detach() for x in outs], kept))
