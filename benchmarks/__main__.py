@@ -20,7 +20,7 @@ import torch
 import benchmarks
 from benchmarks import harness, headline, page, plots, records, report
 from benchmarks.harness import Question, Row
-from parallax.examples.progress import progress
+from parallax.examples._progress import progress
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"

@@ -27,7 +27,7 @@ from benchmarks.models import CONTEXT, VOCABULARY, NnGPT, NnMLP, mirror
 from benchmarks.records import Curve
 from benchmarks.residual import NnResNet
 from parallax import bridge, effects, func, optim
-from parallax.examples.digits import load
+from parallax.examples._digits import load
 from parallax.examples.resnet import ResNet
 
 LATE = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import time
@@ -13,10 +12,11 @@ import torch
 from torch import Tensor
 
 from parallax import __version__, tree
-from parallax.examples.digit_pictures import confusion_table, digit_pictures
-from parallax.examples.digits import load
-from parallax.examples.digits_net import DigitsNet, predict, train
-from parallax.examples.progress import progress
+from parallax.examples._command import run_quietly
+from parallax.examples._digit_pictures import confusion_table, digit_pictures
+from parallax.examples._digits import load
+from parallax.examples._digits_net import DigitsNet, predict, train
+from parallax.examples._progress import progress
 
 # What a generator of torch takes as a seed.
 _LARGEST = 2**63 - 1
@@ -64,28 +64,6 @@ def _at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
-
-
-def run_quietly(program: Callable[[], None]) -> int:
-    """Run a program; an interruption and a closed pipe end it without a traceback.
-
-    Args:
-        program: What to run.
-
-    Returns:
-        The exit code: 0, or what a shell expects after Ctrl-C (130) or a closed pipe (141).
-    """
-    try:
-        program()
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # Python flushes standard output once more when it ends; that must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    return 0
 
 
 if __name__ == "__main__":

@@ -67,11 +67,3 @@ def test_it_learns_and_its_initial_states_move() -> None:
     *_, (reader, value) = learned_states.train(60, 0)
     assert value < 1.0 and learned_states.accuracy(reader) > 0.7
     assert all(state.norm() > 0.05 for state in (*reader.h, *reader.c))
-
-
-def test_main_says_what_it_learned(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(learned_states, "BATCH", 8)
-    learned_states.main()
-    assert "step 150: loss" in capsys.readouterr().out

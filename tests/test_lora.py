@@ -58,6 +58,10 @@ def test_an_adapted_model_lowers() -> None:
     assert sum(p.requires_grad for p in lowered.parameters()) == 10
 
 
-def test_the_job_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    lora.main()
-    assert "numbers trained, loss" in capsys.readouterr().out
+def test_the_job_keeps_the_adapters_where_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "adapters.pt"
+    lora.main(["--quick", "--save", str(file)])
+    assert "they compute the same: True" in capsys.readouterr().out
+    assert file.stat().st_size > 1000

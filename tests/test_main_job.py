@@ -12,11 +12,12 @@ import torch
 
 import parallax
 from parallax import tree
-from parallax.__main__ import main, run_quietly
-from parallax.examples import progress
-from parallax.examples.digit_pictures import confusion_table, digit_pictures
-from parallax.examples.digits import load
-from parallax.examples.digits_net import DigitsNet, accuracy, train
+from parallax.__main__ import main
+from parallax.examples import _progress as progress
+from parallax.examples._command import run_quietly
+from parallax.examples._digit_pictures import confusion_table, digit_pictures
+from parallax.examples._digits import load
+from parallax.examples._digits_net import DigitsNet, accuracy, train
 
 
 def test_digits_are_all_there_and_split_by_class() -> None:

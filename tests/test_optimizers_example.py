@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parallax.examples.digits import load
+from parallax.examples._digits import load
 from parallax.examples.optimizers import contestants, curve, draw, main, smooth
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -26,7 +26,7 @@ def test_every_contestant_learns_and_repeats_itself() -> None:
 
 def test_the_curves_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "curves.png"
-    main(["--steps", "5", "--out", str(path)])
+    main(["--steps", "5", "--picture", str(path)])
     assert path.read_bytes().startswith(PNG) and path.stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert all(name in printed for name in contestants(5)) and str(path) in printed

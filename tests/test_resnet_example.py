@@ -1,17 +1,16 @@
-"""The ResNet example takes torch.nn's steps, learns, and runs as a program."""
+"""The ResNet example takes torch.nn's steps, and learns."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 
 from benchmarks.residual import NnResNet
 from parallax import bridge, optim
-from parallax.examples.digits import load
-from parallax.examples.resnet import ResNet, accuracy, images, main, train, train_step
+from parallax.examples._digits import load
+from parallax.examples.resnet import ResNet, accuracy, images, train, train_step
 
 
 def test_a_step_is_torchs() -> None:
@@ -41,8 +40,3 @@ def test_it_has_twenty_layers_and_learns() -> None:
     *_, last = train(net, digits, epochs=3, seed=0)
     assert last.loss < 0.5
     assert accuracy(last.net, digits.test_x, digits.test_y) > 0.9
-
-
-def test_it_runs_as_a_program(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--epochs", "1"])
-    assert "pass 1: loss " in capsys.readouterr().out

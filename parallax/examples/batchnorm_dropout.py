@@ -7,13 +7,20 @@ statistics and its masks, compiles to one graph.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
 from parallax import Buffer, Module, Parameter, effects, func, random, tree
+from parallax.examples._command import command_line, run_quietly
+from parallax.examples._digits import load
+from parallax.examples._progress import progress
 
+BATCH = 64
 RATE = 0.05
 MOMENTUM = 0.1
 EPS = 1e-5
@@ -148,3 +155,24 @@ def value_and_effects(net: ConvNet, x: Tensor, y: Tensor) -> tuple[Tensor, tuple
     """The loss to differentiate, and beside it its value and the net with new statistics."""
     value, after = effects.collect(loss)(net, x, y)
     return value, (value.detach(), after)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, and print how many digits are read rightly."""
+    asked = command_line(__file__, __doc__).parse_args(arguments)
+    steps = 5 if asked.quick else 300
+    digits, key = load(), random.key(asked.seed)
+    net = ConvNet(16).initialize(random.fold_in(key, "net"))
+    losses = []
+    for number in progress(range(steps), steps, "steps"):
+        choose, drop = random.split(random.fold_in(key, number))
+        batch = random.randint(choose, (BATCH,), 0, len(digits.train_x))
+        x = digits.train_x[batch].reshape(-1, 1, 8, 8)
+        net, value = train_step(net, drop, x, digits.train_y[batch])
+        losses.append(value.item())
+    read = net.eval()(digits.test_x.reshape(-1, 1, 8, 8)).argmax(1)
+    print(f"loss {losses[-1]:.3f}, test accuracy {(read == digits.test_y).double().mean():.1%}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_quietly(main))

@@ -4,15 +4,14 @@ It reads a text that every installation has, the sources of `parallax.nn`, and l
 the next character. The training step is one compiled function. The blocks are a `Stack`, which
 compiles one of them, so the time to compile does not grow with their number. Sampling takes a key
 and a key-value cache for each block; the caches are arguments and results.
-
-Run it: python -m parallax.examples.character_model
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -22,7 +21,8 @@ from torch import Tensor
 
 import parallax
 from parallax import Module, func, nn, optim, random
-from parallax.examples.progress import progress
+from parallax.examples._command import command_line, run_quietly
+from parallax.examples._progress import progress, waiting
 
 WIDTH, HEADS, BLOCKS = 64, 4, 2
 CONTEXT, BATCH, RATE = 64, 32, 3e-3
@@ -152,7 +152,8 @@ def train(text: Text, steps: int, seed: int, *, backend: str = "inductor") -> Tr
     model = CharacterModel(len(text.characters)).initialize(random.fold_in(key, "model"))
     state, losses, start = adam.init(model), [], time.perf_counter()
     for number in progress(range(steps), steps, "steps"):
-        model, state, loss = step(model, state, text.codes, random.fold_in(key, number))
+        with waiting("compiling the training step", number == 0):
+            model, state, loss = step(model, state, text.codes, random.fold_in(key, number))
         if number == 0:
             start = time.perf_counter()
         losses.append(loss.item())
@@ -192,22 +193,23 @@ def write(
             scores, caches = decode(model, code.reshape(1, 1), caches)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Learn the sources of `parallax.nn`, and write some more of them."""
+    asked = command_line(__file__, __doc__).parse_args(arguments)
+    steps, length, backend = (3, 20, "eager") if asked.quick else (200, 300, "inductor")
     text = read()
     count, alphabet = len(text.codes), len(text.characters)
     print(f"{count:,} characters, {alphabet} different ones: {math.log(alphabet):.2f} nats each")
     begin = time.perf_counter()
-    trained = train(text, 200, 0)
+    trained = train(text, steps, asked.seed, backend=backend)
     whole = time.perf_counter() - begin
-    last = sum(trained.losses[-20:]) / 20
-    print(f"{trained.losses[0]:.2f} nats before, {last:.2f} after {len(trained.losses)} steps")
-    print(
-        f"{trained.seconds / (len(trained.losses) - 1) * 1e3:.1f} ms a step, {whole:.0f} s in all"
-    )
+    last = sum(trained.losses[-20:]) / len(trained.losses[-20:])
+    print(f"cross-entropy loss {trained.losses[0]:.2f} nats before, {last:.2f} after {steps} steps")
+    print(f"{trained.seconds / (steps - 1) * 1e3:.1f} ms a step, {whole:.0f} s in all")
     print("What it writes after 'class':\n")
-    print("class" + "".join(write(trained.model, text, "class", 300, random.key(0))))
+    written = write(trained.model, text, "class", length, random.key(asked.seed))
+    print("class" + "".join(written))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_quietly(main))

@@ -7,14 +7,19 @@ matrices, everything else is frozen, and only what was trained is saved.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallax import Module, Parameter, bridge, func, io, optim, tree
+from parallax import Module, Parameter, bridge, func, io, optim, random, tree
+from parallax.examples._command import command_line, run_quietly
+from parallax.examples._progress import progress
 
 __all__ = ["Adapter", "adapt", "load_adapters", "make_model", "save_adapters", "train"]
 
@@ -68,9 +73,11 @@ class _Layer(nn.Module):
         return x + self.out(F.scaled_dot_product_attention(q, k, v))  # type: ignore[no-any-return]  # as above
 
 
-def make_model() -> nn.Module:
+def make_model(seed: int = 0) -> nn.Module:
     """The model to adapt; here with random weights."""
-    return Classifier()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Classifier()
 
 
 def adapt(model: nn.Module, *, rank: int, seed: int) -> Any:
@@ -142,17 +149,28 @@ def load_adapters(module: Any, path: str | os.PathLike[str]) -> Any:
     return tree.combine(io.load(path, like=trained), rest)
 
 
-def main() -> None:
-    """Adapt and train, and print the losses."""
-    torch.manual_seed(0)
-    x = torch.randint(0, 16, (64, 8))
-    start = adapt(make_model(), rank=4, seed=0)
-    adapted, loss = start, torch.tensor(torch.nan)
-    for adapted, loss in train(start, x, x.sum(1) % 4, steps=50, rate=0.05):  # noqa: B007
-        pass
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Adapt, train, save the adapters alone, and load them into another copy."""
+    parser = command_line(__file__, __doc__)
+    parser.add_argument("--save", type=Path, metavar="FILE", help="where to keep the adapters")
+    asked = parser.parse_args(arguments)
+    steps, key = 5 if asked.quick else 200, random.key(asked.seed)
+    x = random.randint(key, (256, 8), 0, 16)
+    y, model = x.sum(1) % 4, make_model(asked.seed)
+    start = adapt(model, rank=4, seed=asked.seed)
+    trained_by_step = train(start, x, y, steps=steps, rate=0.02)
+    models, losses = zip(*progress(trained_by_step, steps, "steps"), strict=True)
+    adapted = models[-1]
     trained, _ = tree.partition(adapted, "trainable")
-    print(f"{tree.size(trained):,} of {tree.size(adapted):,} numbers trained, loss {loss:.3f}")
+    print(f"{tree.size(trained):,} of {tree.size(adapted):,} numbers were trained")
+    print(f"cross-entropy loss {losses[0]:.3f} before, {losses[-1]:.3f} after {steps} steps")
+    with TemporaryDirectory() as folder:
+        path = asked.save or Path(folder, "adapters.pt")
+        save_adapters(adapted, path)
+        again = load_adapters(adapt(model, rank=4, seed=asked.seed + 1), path)
+        print(f"the file of the adapters has {path.stat().st_size:,} bytes")
+    print(f"loaded beside the same model, they compute the same: {tree.equal(again, adapted)}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_quietly(main))

@@ -1,12 +1,14 @@
 """MAML on sinusoids (Finn, Abbeel, Levine, 2017), with second-order gradients.
 
 It trains a network that one gradient step on ten points adapts to a new sinusoid.
-`python -m parallax.examples.maml`
 """
 
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallax import Module, func, optim, random, tree
-from parallax.examples.comparison import Way, ways
-from parallax.examples.digits_net import Dense
+from parallax.examples._command import command_line, run_quietly
+from parallax.examples._comparison import Way, ways
+from parallax.examples._digits_net import Dense
+from parallax.examples._figures import new_figure, save_figure
+from parallax.examples._progress import progress
 
 TASKS = 16
 POINTS = 10
@@ -81,7 +86,7 @@ def meta_gradient_with_torch(net: nn.Module, *tasks: Tensor) -> dict[str, Tensor
     return torch.func.grad(meta)(weights)  # type: ignore[no-any-return]  # untyped in torch
 
 
-def draw(key: random.Key, tasks: int = TASKS) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def sample_tasks(key: random.Key, tasks: int = TASKS) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sinusoids of random amplitude and phase: points to adapt on, and new ones."""
     a, b, c = random.split(key, 3)
     amplitude = random.uniform(a, (tasks, 1, 1)) * 4.9 + 0.1
@@ -91,23 +96,39 @@ def draw(key: random.Key, tasks: int = TASKS) -> tuple[Tensor, Tensor, Tensor, T
     return x[:, :POINTS], y[:, :POINTS], x[:, POINTS:], y[:, POINTS:]
 
 
-def train(steps: int, seed: int) -> tuple[float, float]:
-    """Meta-train; returns the loss on new tasks after one step, before and after training."""
+def train(steps: int, seed: int) -> Net:
+    """Meta-trains; returns the network to start from on a new task."""
     key = random.key(seed)
     net = Net().initialize(random.fold_in(key, "init"))
-    tasks = draw(random.fold_in(key, "test"), 100)
-    before = meta_loss(net, *tasks).item()
     adam = optim.Adam(lr=RATE)
     state = adam.init(net)
-    for step in range(steps):
-        grads = meta_gradient(net, *draw(random.fold_in(key, step)))
+    for step in progress(range(steps), steps, "steps"):
+        grads = meta_gradient(net, *sample_tasks(random.fold_in(key, step)))
         net, state = adam.step(net, grads, state)
-    return before, meta_loss(net, *tasks).item()
+    return net
+
+
+def draw(untrained: Net, net: Net, tasks: Sequence[Tensor], path: Path) -> None:
+    """Draws both networks on the first task, before and after their step."""
+    x, y, new_x, new_y = (part[0] for part in tasks)
+    grid = torch.linspace(-5, 5, 200)[:, None]
+    figure = new_figure(9, 4)
+    titles = {"random numbers": untrained, "after meta-training": net}
+    for place, (title, start) in enumerate(titles.items(), start=1):
+        axes = figure.add_subplot(1, 2, place)
+        with torch.no_grad():
+            axes.plot(grid, start(grid), ":", label="before the step")
+            axes.plot(grid, adapted(start, x, y)(grid), label="after one step")
+        axes.plot(x, y, "k.", label="points of the step")
+        axes.plot(new_x, new_y, "kx", label="new points")
+        axes.set(title=title, ylim=(-6, 6))
+        axes.legend()
+    save_figure(figure, path)
 
 
 def compare() -> list[Way]:
     """One meta-gradient by Parallax and by ``torch.func``."""
-    net, tasks = Net().initialize(0), draw(random.key(1))
+    net, tasks = Net().initialize(0), sample_tasks(random.key(1))
     twin = nn.Sequential(
         nn.Linear(1, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 1)
     )
@@ -126,14 +147,20 @@ def compare() -> list[Way]:
     )
 
 
-def main() -> None:
-    """Train, and print the result, the time and the lines of code."""
-    before, after = train(200, 0)
-    print(
-        f"error after one step on a new sinusoid: {before:.2f} before, {after:.2f} after learning"
-    )
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, and print the loss, the time and the lines of code."""
+    asked = command_line(__file__, __doc__, "a new sinusoid before and after").parse_args(arguments)
+    steps = 5 if asked.quick else 200
+    untrained = Net().initialize(random.fold_in(random.key(asked.seed), "init"))
+    net = train(steps, asked.seed)
+    tasks = sample_tasks(random.fold_in(random.key(asked.seed), "test"), 100)
+    before, after = meta_loss(untrained, *tasks), meta_loss(net, *tasks)
+    print(f"mean squared error on a new sinusoid, after one gradient step on {POINTS} points:")
+    print(f"{before:.2f} from random numbers, {after:.2f} from what {steps} steps learned")
     print(*compare(), sep="\n")
+    if asked.picture:
+        draw(untrained, net, tasks, asked.picture)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_quietly(main))

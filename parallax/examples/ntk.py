@@ -1,17 +1,21 @@
 """The empirical neural tangent kernel, two ways that agree.
 
 The kernel of two inputs is the product of the Jacobians there (Jacot, Gabriel, Hongler, 2018).
-`python -m parallax.examples.ntk`
 """
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from parallax import func, tree
-from parallax.examples.comparison import Way, ways
-from parallax.examples.digits import load
+from parallax.examples._command import command_line, run_quietly
+from parallax.examples._comparison import Way, ways
+from parallax.examples._digits import load
+from parallax.examples._figures import new_figure, save_figure
 from parallax.examples.per_sample_gradients import Net
 
 IMAGES = 24
@@ -56,10 +60,10 @@ def kernel_with_torch(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([torch.einsum("iap,jbp->ijab", a, b) for a, b in pairs]).sum(0)
 
 
-def compare() -> list[Way]:
+def compare(seed: int = 0, images: int = IMAGES) -> list[Way]:
     """The kernel of some images, computed in three ways."""
-    x = load().train_x[:IMAGES]
-    net = Net().initialize(0)
+    x = load().train_x[:images]
+    net = Net().initialize(seed)
     twin = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
     twin.load_state_dict(dict(zip(dict(twin.named_parameters()), tree.leaves(net), strict=True)))
     return ways(
@@ -73,14 +77,23 @@ def compare() -> list[Way]:
     )
 
 
-def main() -> None:
-    """Print the kernel of some images, the time and the lines of code."""
-    found = compare()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print what the kernel says of some images, the time and the lines of code."""
+    asked = command_line(__file__, __doc__, "the kernel of images, by digit").parse_args(arguments)
+    found = compare(asked.seed, images=8 if asked.quick else IMAGES)
     gram = found[0].result.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
     largest = torch.linalg.eigvalsh(gram)[-1]
-    print(f"kernel of {IMAGES} images: {tuple(gram.shape)}, largest eigenvalue {largest:.1f}")
+    print(f"kernel of {len(found[0].result)} images: {tuple(gram.shape)}")
+    print(f"its largest eigenvalue is {largest:.1f}: a step of {2 / largest:.4f} is the longest")
     print(*found, sep="\n")
+    if asked.picture:
+        figure = new_figure(5, 4)
+        axes = figure.add_subplot()
+        traces = torch.einsum("ijaa->ij", found[0].result)
+        figure.colorbar(axes.imshow(traces.numpy()))
+        axes.set(xlabel="image", ylabel="image", title="trace of the kernel of two images")
+        save_figure(figure, asked.picture)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_quietly(main))

@@ -1,8 +1,8 @@
-"""Draw training curves of five optimizers: `python -m parallax.examples.optimizers`."""
+"""Five optimizers on one network, and their training curves."""
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax import Module, Parameter, func, optim
-from parallax.examples.digits import Digits, load
-from parallax.examples.progress import progress
+from parallax.examples._command import command_line, run_quietly
+from parallax.examples._digits import Digits, load
+from parallax.examples._figures import new_figure, save_figure
+from parallax.examples._progress import progress
 
 BATCH = 64
 STEPS = 400
@@ -101,7 +103,7 @@ def smooth(losses: Sequence[float], window: int = 20) -> list[float]:
 
 
 def draw(curves: dict[str, list[float]], path: Path) -> None:
-    """Draw the curves.
+    """Draws the curves.
 
     Args:
         curves: losses by name.
@@ -110,40 +112,32 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "drawing needs matplotlib, of the extra 'bench': pip install 'parallax-torch[bench]'"
-        ) from error
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5)
     axes = figure.add_subplot()
     for name, losses in curves.items():
         axes.plot(smooth(losses), label=name)
     axes.set(yscale="log", xlabel="step", ylabel="training loss", title="Five optimizers, one net")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train with every optimizer, print the last losses and draw the curves."""
-    parser = argparse.ArgumentParser("python -m parallax.examples.optimizers", description=__doc__)
+    """Train with every optimizer, and print the last losses."""
+    parser = command_line(__file__, __doc__, "the training curves")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"default: {STEPS}")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--out", type=Path, default=Path("optimizers.png"), metavar="PNG")
     asked = parser.parse_args(arguments)
-    digits, runners = load(), contestants(asked.steps)
+    steps = 20 if asked.quick else asked.steps
+    digits, runners = load(), contestants(steps)
     curves = {}
     for name, opt in progress(runners.items(), len(runners), "optimizers"):
-        curves[name] = curve(opt, digits, steps=asked.steps, seed=asked.seed)
+        curves[name] = curve(opt, digits, steps=steps, seed=asked.seed)
+    print(f"training loss before and after {steps} steps")
     for name, losses in curves.items():
         print(f"{name:<25} {losses[0]:.3f} -> {smooth(losses)[-1]:.3f}")
-    draw(curves, asked.out)
-    print(f"drawn to {asked.out}")
+    if asked.picture:
+        draw(curves, asked.picture)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_quietly(main))

@@ -1,11 +1,13 @@
 """Differentially private training: clip the gradient of each example, then add noise.
 
 DP-SGD (Abadi et al., "Deep Learning with Differential Privacy", 2016) needs the gradient of every
-example on its own. `python -m parallax.examples.per_sample_gradients`
+example on its own.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,9 +16,12 @@ from torch import Tensor, nn
 
 from parallax import func, random, tree
 from parallax.core.module import Module
-from parallax.examples.comparison import Way, ways
-from parallax.examples.digits import load
-from parallax.examples.digits_net import Dense
+from parallax.examples._command import command_line, run_quietly
+from parallax.examples._comparison import Way, ways
+from parallax.examples._digits import load
+from parallax.examples._digits_net import Dense
+from parallax.examples._figures import new_figure, save_figure
+from parallax.examples._progress import progress
 
 CLIP = 1.0
 NOISE = 0.5
@@ -53,6 +58,11 @@ def clipped(net: Net, x: Tensor, y: Tensor) -> Net:
     return tree.map(lambda g: torch.einsum("b,b...->...", scale, g) / len(x), grads)  # type: ignore[no-any-return]  # of the net's class
 
 
+def gradient_norms(net: Net, x: Tensor, y: Tensor) -> Tensor:
+    """The norm of the gradient of each example."""
+    return func.vmap(tree.norm)(func.per_sample_grad(loss)(net, x, y))
+
+
 def clipped_with_torch(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """The same by ``torch.func`` and an ``nn.Module``."""
     weights = {name: value.detach() for name, value in net.named_parameters()}
@@ -71,7 +81,7 @@ def train(steps: int, seed: int) -> tuple[Net, float]:
     """Train privately; returns the network and its accuracy on the test images."""
     digits, key = load(), random.key(seed)
     net = Net().initialize(random.fold_in(key, "init"))
-    for step in range(steps):
+    for step in progress(range(steps), steps, "steps"):
         order, noise = random.split(random.fold_in(key, step))
         batch = random.permutation(order, len(digits.train_x))[:BATCH]
         grads = clipped(net, digits.train_x[batch], digits.train_y[batch])
@@ -99,12 +109,27 @@ def compare() -> list[Way]:
     )
 
 
-def main() -> None:
-    """Train, and print the result, the time and the lines of code."""
-    _, accuracy = train(60, 0)
-    print(f"60 private steps (clip {CLIP}, noise {NOISE}): test accuracy {accuracy:.1%}")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, and print the accuracy, the time and the lines of code."""
+    asked = command_line(__file__, __doc__, "the norms of the gradients").parse_args(arguments)
+    steps = 3 if asked.quick else 60
+    net, accuracy = train(steps, asked.seed)
+    print(f"{steps} private steps (clip {CLIP}, noise {NOISE}): test accuracy {accuracy:.1%}")
+    digits = load()
+    norms = gradient_norms(net, digits.train_x, digits.train_y)
+    print(
+        f"the gradient of one example: median norm {norms.median():.3f}, largest {norms.max():.2f}"
+    )
     print(*compare(), sep="\n")
+    if asked.picture:
+        figure = new_figure(6, 4)
+        axes = figure.add_subplot()
+        axes.hist(norms.tolist(), bins=50)
+        axes.axvline(CLIP, color="black", linestyle="--", label="clipped from here on")
+        axes.set(xlabel="norm of the gradient of one example", ylabel="examples", yscale="log")
+        axes.legend()
+        save_figure(figure, asked.picture)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_quietly(main))

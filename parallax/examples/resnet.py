@@ -1,4 +1,4 @@
-"""Train a ResNet-20 on the digits: `python -m parallax.examples.resnet`.
+"""A ResNet-20 on the digits, with batch norms as effects.
 
 A step takes a network, the optimizer's state and a batch, and returns the next of each: the running
 statistics of the batch norms come back beside the loss, and nothing is written.
@@ -9,7 +9,7 @@ section 4.2.
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax import Module, effects, func, nn, optim
-from parallax.examples.digits import Digits, load
+from parallax.examples._command import command_line, run_quietly
+from parallax.examples._digits import Digits, load
+from parallax.examples._progress import progress
 
 BATCH = 64
 SIDE = 8
@@ -157,24 +159,18 @@ def accuracy(net: ResNet, x: Tensor, y: Tensor) -> float:
     return float((scores.argmax(1) == y).double().mean())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train, and say how well each pass left the network.
-
-    Args:
-        argv: the command line, without the program's name.
-    """
-    parser = argparse.ArgumentParser("python -m parallax.examples.resnet", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, and print the accuracy after each pass."""
+    parser = command_line(__file__, __doc__)
     parser.add_argument("--epochs", type=int, default=6, help="passes over the training images")
-    parser.add_argument("--seed", type=int, default=0, help="of the first numbers and the order")
-    asked = parser.parse_args(argv)
-    digits = load()
-    net = ResNet().initialize(asked.seed)
-    for number, (after, loss) in enumerate(
-        train(net, digits, epochs=asked.epochs, seed=asked.seed), start=1
-    ):
+    asked = parser.parse_args(arguments)
+    digits, epochs = load(), 1 if asked.quick else asked.epochs
+    net = ResNet(1 if asked.quick else 3).initialize(asked.seed)
+    passes = train(net, digits, epochs=epochs, seed=asked.seed)
+    for number, (after, loss) in enumerate(progress(passes, epochs, "epochs"), start=1):
         share = accuracy(after, digits.test_x, digits.test_y)
-        print(f"pass {number}: loss {loss:.3f}, {share:.2%} of unseen digits read rightly")
+        print(f"pass {number}: loss {loss:.3f}, test accuracy {share:.2%}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_quietly(main))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import init
 
 from parallax import Module, Parameter, tree
-from parallax.examples.digits import Digits
+from parallax.examples._digits import Digits
 
 BATCH = 64
 RATE = 0.05
