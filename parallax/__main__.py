@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for net, loss in progress(epochs, asked.epochs, "epochs"):  # noqa: B007
         pass
     seconds = time.perf_counter() - start
-    print(tree.summary(net))
+    columns = shutil.get_terminal_size().columns  # 80 where it is unknown
+    print(format(tree.summary(net), str(columns)))
     read = predict(net, digits.test_x)
     _show(digits.test_x, digits.test_y, read)
     print(f"\n{asked.epochs} epochs, seed {asked.seed}: {seconds:.1f} s, training loss {loss:.4f}")

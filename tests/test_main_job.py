@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import re
 import subprocess
 import sys
+import threading
+import time
 from itertools import pairwise
 
 import pytest
@@ -89,6 +93,49 @@ def test_progress_without_tqdm(
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", -1.0)
     assert list(progress.progress("ab", 2, "letters")) == ["a", "b"]
     assert capsys.readouterr().err == "letters: 1/2\nletters: 2/2\n"
+
+
+class Terminal(io.StringIO):
+    """Standard error that is a terminal, or is none."""
+
+    def __init__(self, is_one: bool) -> None:
+        super().__init__()
+        self.is_one = is_one
+
+    def isatty(self) -> bool:
+        return self.is_one
+
+
+def test_a_long_call_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress.waiting("compiling"):
+        while "compiling: " not in terminal.getvalue():
+            time.sleep(0.01)
+    said = terminal.getvalue()
+    assert re.match(r"\rcompiling: \d+ s", said)
+    assert re.search(r"\r {12,}\r$", said)  # and the line is cleared
+
+
+@pytest.mark.parametrize(("is_one", "shown"), [(False, True), (True, False)])
+def test_a_log_and_a_later_call_get_nothing(
+    is_one: bool, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal(is_one)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    before = threading.active_count()
+    with progress.waiting("compiling", shown):
+        assert threading.active_count() == before
+    assert terminal.getvalue() == ""
+
+
+def test_the_table_fits_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "46")
+    main(["--epochs", "1"])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 46 and "\x1b" not in out
 
 
 def test_the_digits_and_what_was_read_are_drawn() -> None:

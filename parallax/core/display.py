@@ -123,6 +123,7 @@ def _own_leaves(module: Any) -> list[Any]:
 
 _HEADER = ("path", "class", "shape", "dtype", "count", "bytes", "trainable")
 _NUMBERS = (4, 5)  # columns that are written to the right
+_LEFT_OUT = (5, 1, 3, 6, 2)  # columns that a narrow table does without, in this order
 
 
 class Row(NamedTuple):
@@ -171,17 +172,40 @@ class Summary:
         return (label, "", "", "", f"{self.count:,}", f"{self.nbytes:,}", f"{self.trainable:,}")
 
     def __str__(self) -> str:
-        table = [_HEADER, *self._cells(), self._total()]
-        widths = [max(len(line[column]) for line in table) for column in range(len(_HEADER))]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in table
-        ]
-        rule = "-" * max(map(len, lines))
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        return self._text(list(range(len(_HEADER))))
+
+    def __format__(self, width: str) -> str:
+        """The table in at most so many characters, as in ``f"{summary:60}"``.
+
+        Columns are left out where it is wider, and then the beginnings of paths.
+
+        Raises:
+            ValueError: if what stands after the colon is no width.
+        """
+        if width and not width.isdecimal():
+            raise ValueError(
+                f"a summary is formatted by its width in characters, got {width!r}. "
+                f"Write f'{{summary:60}}'"
+            )
+        columns, left_out = list(range(len(_HEADER))), iter(_LEFT_OUT)
+        text = self._text(columns)
+        while width and _width(text) > int(width):
+            column = next(left_out, None)
+            if column is None:
+                return self._text(columns, int(width))
+            columns.remove(column)
+            text = self._text(columns)
+        return text
+
+    def _text(self, columns: list[int], width: int | None = None) -> str:
+        lines = [_HEADER, *self._cells(), self._total()]
+        table = [[line[column] for column in columns] for line in lines]
+        widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
+        if width is not None:
+            widths[0] = max(4, widths[0] - max(0, sum(widths) + 2 * len(widths) - 2 - width))
+        rows = ["  ".join(map(_aligned, columns, line, widths)).rstrip() for line in table]
+        rule = "-" * max(map(len, rows))
+        return "\n".join([rows[0], rule, *rows[1:-1], rule, rows[-1]])
 
     def __rich__(self) -> Any:
         """The same table for ``rich.print``, which the extra ``display`` installs."""
@@ -199,6 +223,16 @@ class Summary:
     __repr__ = __str__
 
 
+def _aligned(column: int, cell: str, width: int) -> str:
+    if len(cell) > width:
+        cell = "..." + cell[len(cell) + 3 - width :]
+    return cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
+
+
+def _width(text: str) -> int:
+    return max(map(len, text.split("\n")))
+
+
 def summary(module: Any, *, max_rows: int = 200) -> Summary:
     """A table of every leaf of a module: path, class, shape, dtype, count, bytes, trainable.
 
@@ -207,7 +241,8 @@ def summary(module: Any, *, max_rows: int = 200) -> Summary:
         max_rows: how many rows are printed at most; ``.rows`` has them all.
 
     Returns:
-        A value that prints as a table and ends with the totals.
+        A value that prints as a table and ends with the totals; ``f"{summary:60}"`` has no line of
+        more than 60 characters.
 
     Raises:
         TypeError: if the argument is no module.

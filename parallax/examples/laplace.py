@@ -1,7 +1,9 @@
 """How sure is a network? Laplace's approximation and SWAG on a curve with a gap in the data.
 
 Both put a normal distribution around the trained parameters. Laplace's takes its covariance from
-the curvature of the loss, here the Gauss-Newton matrix; SWAG from the path of SGD.
+the curvature of the loss, here the Gauss-Newton matrix; SWAG from the path of SGD. Laplace's grows
+where no data is; SGD hardly moves in the directions that the data does not determine, so SWAG's
+does not.
 
 Source: D. MacKay, "A practical Bayesian framework for backpropagation networks", 1992;
 W. Maddox et al., "A simple baseline for Bayesian uncertainty in deep learning", 2019.
@@ -68,7 +70,7 @@ def laplace(net: nn.MLP, x: Tensor, new_x: Tensor) -> Curve:
 
 def swag(net: nn.MLP, x: Tensor, y: Tensor, new_x: Tensor, key: random.Key, *, steps: int) -> Curve:
     """Predictions of networks drawn from the normal distribution that fits the path of SGD."""
-    sgd = optim.SGD(lr=2e-5, momentum=0.9)
+    sgd = optim.SGD(lr=5e-6, momentum=0.9)
     state, path = sgd.init(net), []
     for step in progress(range(steps), steps, "steps of SGD"):
         batch = random.randint(random.fold_in(key, step), (len(x) // 4,), 0, len(x))

@@ -197,6 +197,25 @@ total: 7 leaves                                          37    152  24"""
     assert repr(tree.summary(module)) == expected
 
 
+@pytest.mark.parametrize("width", [100, 77, 76, 60, 50, 40, 30, 20, 12])
+def test_a_table_in_a_narrow_terminal(width: int) -> None:
+    summary = tree.summary(Sequential(Dense(), Norm()).initialize(0))
+    lines = f"{summary:{width}}".split("\n")
+    assert max(map(len, lines)) <= width and len(lines) == 11
+    if width >= 77:
+        assert lines == str(summary).split("\n")
+    if width >= 40:
+        assert "layers.1.num_batches_tracked" in lines[8]
+    assert "count" in lines[0] and lines[2].split()[0].endswith("ht") and " 16" in lines[2]
+
+
+def test_what_is_no_width() -> None:
+    summary = tree.summary(Dense())
+    assert f"{summary}" == format(summary) == str(summary)
+    with pytest.raises(ValueError, match=r"by its width in characters, got '>60'.*summary:60"):
+        format(summary, ">60")
+
+
 def test_the_table_of_a_declaration_says_what_it_will_be() -> None:
     text = str(tree.summary(Dense(1000, 1000)))
     assert "weight           Dense  (1000, 1000)  float32 (uninitialized)  1,000,000" in text
