@@ -82,8 +82,8 @@ def _scanned(combine: Combine, stacks: Sequence[Tensor]) -> Sequence[Tensor]:
     if length > 2:
         before = [x[: (length - 1) // 2] for x in odd]
         between = combine(before, [x[2::2] for x in stacks])
-        even = [torch.cat(column) for column in zip(even, between)]  # noqa: B905  # dynamo traces no strict=
-    return [_interleaved(one, two) for one, two in zip(even, odd)]  # noqa: B905  # as above
+        even = [torch.cat(column) for column in zip(even, between, strict=True)]
+    return [_interleaved(one, two) for one, two in zip(even, odd, strict=True)]
 
 
 def _interleaved(even: Tensor, odd: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def _traced(pred: Tensor, true_fn: Any, false_fn: Any, operands: Sequence[Any], 
             f"{what}: true_fn and false_fn return different structures. Return the same classes, "
             f"keys, constants and holes from both"
         )
-    for one, two in zip(shapes, others):  # noqa: B905  # dynamo traces no strict=
+    for one, two in zip(shapes, others, strict=True):
         if one != two:
             raise ValueError(
                 f"{what}: true_fn returns a tensor of shape {tuple(one[0])} and dtype {one[1]}, "

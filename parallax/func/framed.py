@@ -42,7 +42,7 @@ class Frame:
         spec, count = self.spec, len(self.places)
         if self.keyed:
             rngs = list(spec.rngs)
-            for place, key in zip(self.keyed, tensors[count:]):  # noqa: B905  # dynamo traces no strict=
+            for place, key in zip(self.keyed, tensors[count:], strict=True):
                 rngs[place] = rngs[place].with_key(key)
             spec = spec.with_rngs(rngs)
         leaves: list[Any] = [None] * spec.num_leaves
@@ -77,7 +77,7 @@ def framed(tree: Any, what: str, role: str) -> tuple[list[Tensor], Frame]:
     leaves, spec = core.opened(tree)
     places = [place for place, leaf in enumerate(leaves) if leaf is not None]
     tensors = [leaves[place] for place in places]
-    for place, leaf in zip(places, tensors):  # noqa: B905  # dynamo traces no strict=
+    for place, leaf in zip(places, tensors, strict=True):
         if not isinstance(leaf, Tensor):
             raise _no_tensor(tree, place, leaf, what, role)
     keyed = [k for k, rng in enumerate(spec.rngs) if rng is not None and rng.key is not None]
@@ -113,7 +113,7 @@ def fitted(
         found, own = framed(tree, what, role)
         if not frame.is_like(own):
             raise _other_structure(tree, first, what, role)
-    for place, (mine, given) in enumerate(zip(found, tensors)):  # noqa: B905  # dynamo traces no strict=
+    for place, (mine, given) in enumerate(zip(found, tensors, strict=True)):
         if mine.shape != given.shape or mine.dtype is not given.dtype:
             raise _other_tensor(first, frame, place, (mine, given), what, role)
     return found

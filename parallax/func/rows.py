@@ -39,7 +39,7 @@ class Rows:
         tensors, frame = framed(xs, what, "xs")
         count = len(frame.places)
         # A single key that a module holds is the same in each step.
-        keyed = [k for k, key in zip(frame.keyed, tensors[count:]) if key.dim()]  # noqa: B905  # dynamo traces no strict=
+        keyed = [k for k, key in zip(frame.keyed, tensors[count:], strict=True) if key.dim()]
         keys = [key for key in tensors[count:] if key.dim()]
         if not count and not keys:
             raise ValueError(
@@ -53,7 +53,7 @@ class Rows:
         first = tensors[0].dim() if count else 1
         self.dim = dim + first if dim < 0 else dim
         self.stacks = []
-        for place, tensor in zip(frame.places, tensors):  # noqa: B905  # as above
+        for place, tensor in zip(frame.places, tensors[:count], strict=True):
             if not 0 <= self.dim < tensor.dim():
                 path = path_of(xs, place)
                 raise ValueError(
@@ -88,7 +88,7 @@ class Rows:
         columns += [rows_of(key) for key in self.stacks[count:]]
         if reverse:
             columns = [column[::-1] for column in columns]
-        return zip(*columns)  # noqa: B905  # of one length, as was checked
+        return zip(*columns, strict=True)
 
     def stacked(self, column: Sequence[Tensor], reverse: bool) -> Tensor:
         """Results as they stand beside the rows."""

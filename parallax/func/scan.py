@@ -116,7 +116,7 @@ class _Loop:
             else:
                 results.append(fitted(y, *first, self.what, role))
         assert first is not None
-        columns = zip(*results)  # noqa: B905  # dynamo traces no strict=
+        columns = zip(*results, strict=True)
         return carry, first[2].build([self.rows.stacked(column, reverse) for column in columns])
 
     def traced(self, reverse: bool) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ from parallax.random.draws import (
     uniform,
 )
 from parallax.random.keys import Key, clone, fold_in, from_state, key, split
-from parallax.random.marks import reuse
+from parallax.random.reusing import reuse
 from parallax.random.seeds import derive, generator_of
 from parallax.random.sources import (
     KeySource,

@@ -1,4 +1,4 @@
-"""Keys are used once: the marks that say so, and what is exempt.
+"""Keys are used once: the marks that say so.
 
 A mark lies on the leaf tensor of a key, for trees are rebuilt around that. Keys that are derived by
 ``fold_in`` or stand in a stack get marks from the mark they come from, so that the same key is
@@ -11,17 +11,17 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from parallax._compat import autograd, dynamo, functorch, in_trace, modes
+from parallax._compat import dynamo, functorch, in_trace, modes
+from parallax.random.reusing import is_exempt
 from parallax.random.uses import KeyReusedError, Mark
 
 __all__ = ["adopt", "carry_on", "consume", "join", "link", "note",
-           "part", "renew", "reuse", "spend"]  # fmt: skip
+           "part", "renew", "spend"]  # fmt: skip
 
 _MOST_ROWS = 1024  # a larger stack is not searched when a copy of a key turns up
 
@@ -108,7 +108,7 @@ def carry_on(given: Sequence[Tensor], returned: Sequence[Tensor]) -> None:
     Raises:
         KeyReusedError: if that is a key which this pass has used.
     """
-    for before, after in zip(given, returned):  # noqa: B905  # dynamo traces no strict=
+    for before, after in zip(given, returned, strict=True):
         if after.dtype is torch.int64 and after.device.type == "cpu":
             _carry_on(before, after)
 
@@ -162,70 +162,6 @@ def adopt(data: Any) -> None:
 
 
 # -- use --------------------------------------------------------------------------------------
-
-
-class _Block:
-    """One entered block of ``reuse``; its end is told wherever it comes."""
-
-    __slots__ = ("__weakref__", "on")
-
-    def __init__(self) -> None:
-        self.on = False
-
-
-_blocks: ContextVar[tuple[weakref.ref[_Block], ...]] = ContextVar("blocks", default=())
-
-
-class reuse:  # noqa: N801  # called like a function, as torch.no_grad is
-    """Allows keys to be used again inside of ``with random.reuse():``; their numbers repeat.
-
-    For closures that evaluate one loss several times, as line searches do. It holds for the thread
-    or task that entered it. Blocks of generators may end in any order: each ends only itself.
-
-    Example:
-        >>> from parallax import random
-        >>> key = random.key(0)
-        >>> with random.reuse():
-        ...     bool((random.normal(key, (3,)) == random.normal(key, (3,))).all())
-        True
-    """
-
-    __slots__ = ("_entered",)
-
-    def __init__(self) -> None:
-        self._entered: list[_Block] = []
-
-    def __enter__(self) -> None:
-        if dynamo.is_compiling():
-            in_trace.at_trace()(in_trace.open_reuse)
-            return
-        # Other contexts that saw the block know it by a weak reference: an interrupt in between
-        # leaves nothing behind.
-        block = _Block()
-        self._entered.append(block)
-        _blocks.set((*[ref for ref in _blocks.get() if _is_on(ref)], weakref.ref(block)))
-        block.on = True
-
-    def __exit__(self, *_: object) -> None:
-        if dynamo.is_compiling():
-            in_trace.at_trace()(in_trace.close_reuse)
-            return
-        self._entered.pop().on = False
-        _blocks.set(tuple([ref for ref in _blocks.get() if _is_on(ref)]))
-
-
-def _is_on(ref: weakref.ref[_Block]) -> bool:
-    block = ref()
-    return block is not None and block.on
-
-
-def is_exempt() -> bool:
-    """Whether keys may be used again: in ``reuse()``, or in a recomputation during backward."""
-    return (
-        any([_is_on(ref) for ref in _blocks.get()])
-        or autograd.in_backward()
-        or modes.jit_tracing()  # torch runs the function once more, to check
-    )
 
 
 def consume(data: Tensor, by: str) -> None:
