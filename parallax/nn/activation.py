@@ -111,7 +111,6 @@ class Hardtanh(Elementwise):
         max_val: the upper bound.
 
     Raises:
-        TypeError: if a bound is no number.
         ValueError: if the upper bound does not exceed the lower one.
 
     Example:
@@ -138,9 +137,7 @@ class Hardtanh(Elementwise):
             require_tensor(self, input)
             raise
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"min_val={self.min_val}, max_val={self.max_val}"
+    extra_repr = shown_as(torch.nn.Hardtanh)
 
 
 class SiLU(Elementwise):
@@ -242,7 +239,6 @@ class Softplus(Elementwise):
         threshold: where :math:`\beta x` exceeds it, a number stays as it is.
 
     Raises:
-        TypeError: if an argument is no number.
         ValueError: if beta is 0.
 
     Example:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from parallax import random
 from parallax.core.module import Module
 from parallax.nn.arguments import between
+from parallax.nn.families import shown_as
 from parallax.nn.refusal import refuse, require_tensor
 
 __all__ = ["AlphaDropout", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "FeatureAlphaDropout",
@@ -52,15 +54,14 @@ class _Dropout(Module):
     """
 
     p: float
+    inplace: ClassVar[bool] = False  # which torch's ``extra_repr`` reads
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
         between(type(self).__name__, 0, 1, p=p)
         self.p = p
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"p={self.p}, inplace=False"
+    extra_repr = shown_as(torch.nn.Dropout)
 
 
 class Dropout(_Dropout, init=False):

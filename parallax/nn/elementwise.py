@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from parallax.core.module import Module
 
 __all__ = ["Elementwise"]
@@ -12,4 +14,9 @@ class Elementwise(Module):
 
     Shape:
         - input, output: ``(*)``, any shape
+
+    Raises:
+        TypeError: if an argument is of another type, or the input is no tensor.
     """
+
+    inplace: ClassVar[bool] = False  # which torch's ``extra_repr`` reads

@@ -66,9 +66,6 @@ class LeakyReLU(Elementwise):
     Args:
         negative_slope: what numbers below zero are multiplied with.
 
-    Raises:
-        TypeError: if the slope is no number.
-
     Source: A. Maas and others, "Rectifier Nonlinearities", ICML 2013.
 
     Example:
@@ -91,9 +88,7 @@ class LeakyReLU(Elementwise):
             require_tensor(self, input)
             raise
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"negative_slope={self.negative_slope}"
+    extra_repr = shown_as(torch.nn.LeakyReLU)
 
 
 class ELU(Elementwise):
@@ -101,9 +96,6 @@ class ELU(Elementwise):
 
     Args:
         alpha: minus the limit for very negative numbers.
-
-    Raises:
-        TypeError: if alpha is no number.
 
     Source: D. Clevert and others, "Fast and Accurate Deep Network Learning by ELUs", 2016.
 
@@ -127,9 +119,7 @@ class ELU(Elementwise):
             require_tensor(self, input)
             raise
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"alpha={self.alpha}"
+    extra_repr = shown_as(torch.nn.ELU)
 
 
 class CELU(Elementwise):
@@ -139,7 +129,6 @@ class CELU(Elementwise):
         alpha: minus the limit for very negative numbers.
 
     Raises:
-        TypeError: if alpha is no number.
         ValueError: if alpha is 0.
 
     Source: J. Barron, "Continuously Differentiable Exponential Linear Units", 2017.
@@ -166,9 +155,7 @@ class CELU(Elementwise):
             require_tensor(self, input)
             raise
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"alpha={self.alpha}"
+    extra_repr = shown_as(torch.nn.CELU)
 
 
 class SELU(Elementwise):
@@ -200,9 +187,6 @@ class Threshold(Elementwise):
         threshold: what numbers must exceed to stay.
         value: what stands in the place of those that do not.
 
-    Raises:
-        TypeError: if an argument is no number.
-
     Example:
         >>> nn.Threshold(1.0, -9.0)(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([-9., -9.,  2.])
@@ -225,9 +209,7 @@ class Threshold(Elementwise):
             require_tensor(self, input)
             raise
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"threshold={self.threshold}, value={self.value}"
+    extra_repr = shown_as(torch.nn.Threshold)
 
 
 class PReLU(Module):
@@ -296,7 +278,6 @@ class RReLU(Elementwise):
         upper: the greatest slope.
 
     Raises:
-        TypeError: if a bound is no number.
         ValueError: if they are in the wrong order.
         RuntimeError: in mode ``"train"``, if no rng was handed to the tree.
 
@@ -331,6 +312,4 @@ class RReLU(Elementwise):
         slopes = random.uniform(key, shape, self.lower, self.upper, dtype=dtype, device=device)
         return torch.where(input <= 0, input * slopes, input)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch shows them."""
-        return f"lower={self.lower}, upper={self.upper}"
+    extra_repr = shown_as(torch.nn.RReLU)

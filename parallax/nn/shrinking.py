@@ -22,9 +22,6 @@ class Hardshrink(Elementwise):
     Args:
         lambd: the bound.
 
-    Raises:
-        TypeError: if the bound is no number.
-
     Example:
         >>> nn.Hardshrink()(torch.tensor([-2.0, 0.2, 2.0]))
         tensor([-2.,  0.,  2.])
@@ -55,7 +52,6 @@ class Softshrink(Elementwise):
         lambd: the bound, not negative.
 
     Raises:
-        TypeError: if the bound is no number.
         ValueError: if it is negative.
 
     Example:
