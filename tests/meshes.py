@@ -34,6 +34,16 @@ def ranks(*sizes: int) -> Iterator[Any]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def alone() -> Iterator[Any]:
+    """A mesh of one rank, whose distributed tensors are real: code on them compiles."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        dist.destroy_process_group()
+
+
 def spread(tensor: Tensor, mesh: Any, *placements: Placement) -> Any:
     """A tensor cut over a mesh; the tensor itself stays as it is."""
     return distribute_tensor(tensor.detach().clone(), mesh, placements, src_data_rank=None)

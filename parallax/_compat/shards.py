@@ -12,15 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax._compat.dynamo import constant_in_traces
+from parallax._compat import dynamo, functorch
 
 __all__ = [
-    "any_distributed", "gradients_placed", "is_distributed", "local_of", "placed_as",
+    "any_distributed", "beside", "gradients_placed", "is_distributed", "local_of", "placed_as",
     "placement_of",
 ]  # fmt: skip
 
 
-@constant_in_traces
+@dynamo.constant_in_traces
 def _kind() -> type:
     """The class of distributed tensors; if it is not imported yet, one that no tensor has."""
     package = sys.modules.get("torch.distributed.tensor")
@@ -70,6 +70,43 @@ def placed_as(value: Tensor, leaf: Any) -> Tensor:
     if is_distributed(value) and isinstance(leaf, Tensor) and not leaf.is_meta:
         return value.full_tensor()  # type: ignore[attr-defined, no-any-return]  # a DTensor
     return value
+
+
+def beside(value: Tensor, operand: Any) -> Tensor:
+    """A value to compute with beside an operand: on its mesh if that is distributed.
+
+    Torch refuses to mix plain and distributed tensors. Nothing is communicated. Inside a transform
+    that dynamo traces, the class of an operand is not known, and the value stays plain.
+
+    Args:
+        value: the same in each process; without a graph.
+        operand: whatever the value is combined with.
+    """
+    if not isinstance(operand, Tensor) or is_distributed(value):
+        return value
+    if dynamo.is_compiling():
+        return _replicated_in_trace(value, operand) if is_distributed(operand) else value
+    inner: Any = functorch.innermost(operand)
+    if is_distributed(inner) and not functorch.is_mapped_within(value):
+        return _replicated(functorch.innermost(value), inner.device_mesh)
+    return value
+
+
+def _replicated(value: Tensor, mesh: Any) -> Tensor:
+    """A plain tensor without a graph as a distributed one; torch's own way fails in transforms."""
+    from torch.distributed.tensor import DTensor, Replicate
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+    meta = TensorMeta(value.shape, value.stride(), value.dtype)
+    spec = DTensorSpec(mesh, (Replicate(),) * mesh.ndim, tensor_meta=meta)
+    with functorch.outside_transforms():
+        return DTensor(value, spec, requires_grad=False)
+
+
+def _replicated_in_trace(value: Tensor, operand: Any) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(value, operand.device_mesh, run_check=False)
 
 
 def gradients_placed(grads: list[Any], leaves: Sequence[Any]) -> list[Any]:

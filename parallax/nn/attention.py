@@ -27,6 +27,7 @@ from parallax.nn.attention_checks import (
     refuse_switches,
 )
 from parallax.nn.caching import KVCache
+from parallax.nn.dropout import dropped
 from parallax.nn.linear import Linear
 from parallax.nn.masks import check_mask, merged, padded
 from parallax.nn.mixing import mixed
@@ -358,10 +359,7 @@ class MultiheadAttention(Module):
             scores = torch.baddbmm(whole, scaled, keys)
         weights = scores.softmax(-1)
         if drops:
-            key = random.as_key(self.rng)
-            weights = weights * random.dropout_mask(
-                key, weights.shape, self.dropout, dtype=weights.dtype, device=weights.device
-            )
+            weights = dropped(weights, self.dropout, random.as_key(self.rng))
         out = torch.bmm(weights, v.flatten(0, 1)).reshape(batch, heads, count, size)
         return out, weights.reshape(batch, heads, count, k.shape[2])
 

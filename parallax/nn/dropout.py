@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax import random
+from parallax._compat.shards import beside
 from parallax.core.module import Module
 from parallax.nn.arguments import between
 from parallax.nn.families import shown_as
@@ -32,7 +33,8 @@ def dropped(input: Tensor, p: float, key: random.Key, noise_shape: Any = None) -
     """
     dtype = input.dtype.to_real() if input.is_complex() else input.dtype
     shape = input.shape if noise_shape is None else noise_shape
-    return input * random.dropout_mask(key, shape, p, dtype=dtype, device=input.device)
+    mask = random.dropout_mask(key, shape, p, dtype=dtype, device=input.device)
+    return input * beside(mask, input)
 
 
 def _rank(input: Any) -> int:
@@ -176,6 +178,7 @@ class _AlphaDropout(_Dropout, init=False):
             return input * 0.0
         scale = 1 / sqrt((_SATURATED * _SATURATED * p + 1) * (1 - p))
         kept = random.bernoulli(key, noise_shape, 1 - p, dtype=input.dtype, device=input.device)
+        kept = beside(kept, input)
         shift = (kept - 1) * (_SATURATED * scale) + _SATURATED * scale * p
         return input * (kept * scale) + shift
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.init import constant_
 
 from parallax import random
+from parallax._compat.shards import beside
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import between, positive
@@ -310,6 +311,6 @@ class RReLU(Elementwise):
             raise
         key = random.as_key(self.rng)
         slopes = random.uniform(key, shape, self.lower, self.upper, dtype=dtype, device=device)
-        return torch.where(input <= 0, input * slopes, input)
+        return torch.where(input <= 0, input * beside(slopes, input), input)
 
     extra_repr = shown_as(torch.nn.RReLU)

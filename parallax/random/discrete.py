@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax._compat.shards import beside
 from parallax.core.arguments import check_flags, shown
 from parallax.random import ops
 from parallax.random.given import Device, Shape, axis, dtype_of, given, probability, wide
@@ -131,7 +132,7 @@ def permutation(key: Key, x: int | Tensor, *, dim: int = 0, device: Device = Non
         )
     data, size, where = given(key, (n,), device, "permutation()")
     order = ops.permutation(data, size[0], where)
-    drawn = x.index_select(dim, order) if isinstance(x, Tensor) else order
+    drawn = x.index_select(dim, beside(order, x)) if isinstance(x, Tensor) else order
     consume(data, "permutation()")
     return drawn
 
@@ -167,7 +168,7 @@ def categorical(key: Key, logits: Tensor, shape: Shape = (), *, dim: int = -1) -
             f"Write categorical(key, torch.zeros(3))"
         )
     data, size, where = given(key, shape, logits.device, "categorical()")
-    noise = ops.gumbel(data, (*size, *logits.shape), wide(logits.dtype), where)
+    noise = beside(ops.gumbel(data, (*size, *logits.shape), wide(logits.dtype), where), logits)
     # Beside a large number the noise would be rounded away.
     drawn = (noise + (logits - logits.amax(dim, keepdim=True))).argmax(
         dim if dim < 0 else dim - logits.ndim
@@ -244,7 +245,7 @@ def choice(
             raise ValueError(f"choice(): {count} to draw, and too few elements have p > 0")
     drawn = _indices(data, n, size, where, replace=replace, p=p)
     if isinstance(x, Tensor):
-        drawn = x.index_select(dim, drawn.reshape(-1))
+        drawn = x.index_select(dim, beside(drawn.reshape(-1), x))
         drawn = drawn.reshape(*x.shape[:dim], *size, *x.shape[dim + 1 :])
     consume(data, "choice()")
     return drawn
@@ -259,5 +260,5 @@ def _indices(
             return ops.randint(data, shape, 0, n - 1, torch.int64, where)
         return ops.permutation(data, n, where)[:count].reshape(shape)
     lead = shape if replace else ()
-    scores = p.log() + ops.gumbel(data, (*lead, n), wide(p.dtype), where)
+    scores = p.log() + beside(ops.gumbel(data, (*lead, n), wide(p.dtype), where), p)
     return scores.argmax(-1) if replace else scores.topk(count).indices.reshape(shape)

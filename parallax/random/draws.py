@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from parallax._compat.shards import beside
 from parallax.core.arguments import shown
 from parallax.random import ops
 from parallax.random.given import (
@@ -75,9 +76,9 @@ def normal(
         raise ValueError(f"normal(): std must not be negative, got {std}. Write std=1.0")
     drawn = ops.normal(data, size, dtype, where)
     if not isinstance(std, (int, float)) or std != 1:
-        drawn = drawn * std
+        drawn = beside(drawn, std) * std
     if not isinstance(mean, (int, float)) or mean != 0:
-        drawn = drawn + mean
+        drawn = beside(drawn, mean) + mean
     consume(data, "normal()")
     return drawn
 
@@ -120,7 +121,7 @@ def uniform(
         )
     drawn = ops.uniform(data, size, dtype, where)
     if not (numbers and low == 0 and high == 1):
-        drawn = between(drawn, low, high)
+        drawn = between(beside(beside(drawn, low), high), low, high)
     consume(data, "uniform()")
     return drawn
 
@@ -210,7 +211,7 @@ def bernoulli(
         broadcasts(p, size, "bernoulli(p=)")
     dtype = dtype_of(dtype, "bernoulli()", torch.bool)
     if isinstance(p, Tensor) and p.dtype is torch.float64:
-        drawn = (ops.uniform(data, size, torch.float64, where) < p).to(dtype)
+        drawn = (beside(ops.uniform(data, size, torch.float64, where), p) < p).to(dtype)
     else:
         drawn = is_below(data, size, p, where).to(dtype)
     consume(data, "bernoulli()")

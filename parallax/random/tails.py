@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
+from parallax._compat.shards import beside
 from parallax.random import ops
 
 __all__ = ["between", "inside", "is_below", "truncated"]
@@ -93,7 +94,7 @@ def is_below(data: Tensor, shape: Sequence[int], p: Any, device: torch.device) -
     if not isinstance(p, Tensor) and (p in (0, 1) or _RARE <= p <= 1 - _RARE):
         coarse: Tensor = ops.uniform(data, shape, torch.float32, device) < p
         return coarse
-    parts = ops.uniform(data, (2, *shape), torch.float32, device).double()
+    parts = beside(ops.uniform(data, (2, *shape), torch.float32, device).double(), p)
     fine: Tensor = parts[0] + parts[1] * _STEP < p
     return fine
 
