@@ -71,7 +71,7 @@ class Recorded(Protocol):
 
     @property
     def values(self) -> list[Tensor]:
-        """Where."""
+        """The tensors at which it is evaluated."""
         ...
 
     def at(self, values: Sequence[Tensor]) -> Any:
