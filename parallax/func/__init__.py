@@ -17,6 +17,7 @@ from parallax.func.grad import grad, grad_and_value
 from parallax.func.hvp import hvp
 from parallax.func.matrices import hessian_matrix, jacobian_matrix
 from parallax.func.per_sample import ensemble_grad, per_sample_grad
+from parallax.func.root import argmin, fixed_point, root
 from parallax.func.scan import scan
 from parallax.func.stack import stack_module_state
 from parallax.func.vjp import hessian, jacrev, vjp
@@ -24,12 +25,14 @@ from parallax.func.vmap import vmap
 from parallax.func.while_loop import fori_loop, while_loop
 
 __all__ = [
+    "argmin",
     "associative_scan",
     "clipped_grad",
     "cond",
     "custom_jvp",
     "custom_vjp",
     "ensemble_grad",
+    "fixed_point",
     "fori_loop",
     "functional_call",
     "grad",
@@ -44,6 +47,7 @@ __all__ = [
     "linearize",
     "per_sample_grad",
     "per_sample_norms",
+    "root",
     "scan",
     "stack_module_state",
     "vjp",

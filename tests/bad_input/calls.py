@@ -293,6 +293,20 @@ def _func() -> Iterator[Subject]:
             fixed(fun=_square),
             {"fun": "function", "nondiff_argnums": "int"},
         )
+    for name in ("argmin", "fixed_point", "root"):
+        solved: dict[str, Any] = {
+            "init": ones, "args": (ones,), "solver": lambda f, x: x, "linear_solve": "dense",
+        }  # fmt: skip
+        kinds = {
+            "init": "values",
+            "args": "tuple",
+            "solver": "function",
+            "linear_solve": "function",
+        }
+        yield Subject(
+            f"func.{name}", getattr(func, name), fixed(fun=lambda x, a: x - a, **solved),
+            {"fun": "function", **kinds},
+        )  # fmt: skip
     yield Subject(
         "func.cond",
         func.cond,

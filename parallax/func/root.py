@@ -1,0 +1,216 @@
+"""``root``, ``fixed_point`` and ``argmin``: solutions that can be differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax import tree
+from parallax.func.arguments import name_of, short
+from parallax.func.framed import check_functions
+from parallax.func.implicit import Equation, Unknown, implicit
+from parallax.func.linear_solves import LinearSolve, solver_of
+
+__all__ = ["argmin", "fixed_point", "root"]
+
+Solver = Callable[[Callable[[Any], Any], Any], Any]
+
+
+def root(
+    fun: Callable[..., Any],
+    init: Any,
+    args: Sequence[Any] = (),
+    *,
+    solver: Solver,
+    linear_solve: str | LinearSolve = "dense",
+) -> Any:
+    """A tree ``x`` with ``fun(x, *args) = 0``, as a function of ``args``.
+
+    Derivatives are those of the implicit function theorem: exact at a solution, of every order, and
+    they keep nothing of how it was found. Reverse mode only; what ``fun`` captures has none.
+
+    Args:
+        fun: takes ``x`` and ``args`` to a tree like ``x``.
+        init: where the solver begins; has no derivative.
+        args: what the solution is differentiated with respect to: modules, or any trees of tensors.
+        solver: takes a function of ``x`` alone, and ``init``, to ``x``. It is called without
+            gradients, and may be anything.
+        linear_solve: how linear systems with the derivative of ``fun`` are solved: ``"dense"``
+            makes the matrix; ``"cg"`` needs products only, and the derivative to be symmetric and
+            positive definite; or a function of such a product and a right-hand side, both of
+            vectors.
+
+    Returns:
+        The solution.
+
+    Raises:
+        TypeError: if an argument is of another kind, or a leaf is no tensor.
+        ValueError: if ``solver`` or ``fun`` returns another structure, shape or dtype than
+            ``init``; the message names the path.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func
+        >>> def newton(f, x):
+        ...     for _ in range(8):
+        ...         x = x - f(x) / func.grad(f)(x)
+        ...     return x
+        >>> def square_root(a):
+        ...     return func.root(lambda x, a: x**2 - a, torch.ones(()), (a,), solver=newton)
+        >>> func.grad(square_root)(torch.tensor(4.0))
+        tensor(0.2500)
+    """
+    what = _called("root", fun, solver)
+
+    def zero(unknown: Unknown) -> Equation:
+        def equation(x: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+            found = fun(unknown.around(x), *unknown.args(given))
+            return unknown.beside(found, "what fun returned")
+
+        return equation
+
+    return _solved(fun, zero, init, args, solver, linear_solve, what)
+
+
+def fixed_point(
+    fun: Callable[..., Any],
+    init: Any,
+    args: Sequence[Any] = (),
+    *,
+    solver: Solver,
+    linear_solve: str | LinearSolve = "dense",
+) -> Any:
+    """A tree ``x`` with ``fun(x, *args) = x``, as a function of ``args``.
+
+    As ``root``; ``solver`` is given the function whose fixed point is wanted.
+
+    Args:
+        fun: takes ``x`` and ``args`` to a tree like ``x``.
+        init: where the solver begins; has no derivative.
+        args: what the solution is differentiated with respect to.
+        solver: takes a function of ``x`` alone, and ``init``, to ``x``.
+        linear_solve: as for ``root``, of the derivative of ``fun(x) - x``.
+
+    Returns:
+        The solution.
+
+    Raises:
+        TypeError: as ``root``.
+        ValueError: as ``root``.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func
+        >>> def iterate(f, x):
+        ...     for _ in range(60):
+        ...         x = f(x)
+        ...     return x
+        >>> def solution(a):
+        ...     return func.fixed_point(
+        ...         lambda x, a: 0.5 * x + a, torch.zeros(()), (a,), solver=iterate
+        ...     )
+        >>> func.grad(solution)(torch.tensor(3.0))
+        tensor(2.)
+    """
+    what = _called("fixed_point", fun, solver)
+
+    def zero(unknown: Unknown) -> Equation:
+        def equation(x: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+            found = fun(unknown.around(x), *unknown.args(given))
+            moved = unknown.beside(found, "what fun returned")
+            return [new - old for new, old in zip(moved, x)]  # noqa: B905  # dynamo traces no strict=
+
+        return equation
+
+    return _solved(fun, zero, init, args, solver, linear_solve, what)
+
+
+def argmin(
+    fun: Callable[..., Any],
+    init: Any,
+    args: Sequence[Any] = (),
+    *,
+    solver: Solver,
+    linear_solve: str | LinearSolve = "dense",
+) -> Any:
+    """A tree ``x`` at which ``fun(x, *args)`` is smallest, as a function of ``args``.
+
+    As ``root`` of the gradient by ``x``; the linear systems are those of the Hessian, which is
+    symmetric, so that ``linear_solve="cg"`` does where it is positive definite.
+
+    Args:
+        fun: takes ``x`` and ``args`` to a scalar.
+        init: where the solver begins; has no derivative.
+        args: what the solution is differentiated with respect to.
+        solver: takes a function of ``x`` alone, and ``init``, to ``x``.
+        linear_solve: as for ``root``.
+
+    Returns:
+        The solution.
+
+    Raises:
+        TypeError: as ``root``.
+        ValueError: as ``root``.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func
+        >>> def descend(f, x):
+        ...     for _ in range(60):
+        ...         x = x - 0.4 * func.grad(f)(x)
+        ...     return x
+        >>> def solution(a):
+        ...     return func.argmin(
+        ...         lambda x, a: (x - 3 * a) ** 2, torch.zeros(()), (a,), solver=descend
+        ...     )
+        >>> func.grad(solution)(torch.tensor(2.0))
+        tensor(3.)
+    """
+    what = _called("argmin", fun, solver)
+
+    def zero(unknown: Unknown) -> Equation:
+        def equation(x: Sequence[Tensor], given: Sequence[Tensor]) -> Sequence[Tensor]:
+            args = unknown.args(given)
+
+            def value(*x: Tensor) -> Any:
+                return fun(unknown.around(x), *args)
+
+            least, pull, *_ = torch.func.vjp(value, *x)
+            found: Any = pull(torch.ones_like(least))
+            return found  # type: ignore[no-any-return]  # tensors
+
+        return equation
+
+    return _solved(fun, zero, init, args, solver, linear_solve, what)
+
+
+def _called(name: str, fun: Any, solver: Any) -> str:
+    check_functions(f"func.{name}", fun=fun, solver=solver)
+    return f"func.{name}({name_of(fun)})"
+
+
+def _solved(
+    fun: Any,
+    zero: Callable[[Unknown], Equation],
+    init: Any,
+    args: Any,
+    solver: Solver,
+    linear_solve: Any,
+    what: str,
+) -> Any:
+    """The solution that the solver finds, with the derivative of its equation."""
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(
+            f"{what}: args must be a tuple, got {short(args)}. For one argument write (argument,)"
+        )
+    solve = solver_of(linear_solve, what)
+    start = Unknown(init, args, what)
+    still = start.args([x.detach() for x in start.given])
+    with torch.no_grad():
+        found = solver(lambda x: fun(x, *still), tree.map(Tensor.detach, init))
+    start.beside(found, "what solver returned")
+    unknown = Unknown(tree.map(Tensor.detach, found), args, what)
+    return unknown.around(implicit(zero(unknown), unknown.values, unknown.given, solve, what))
