@@ -35,11 +35,14 @@ def ranks(*sizes: int) -> Iterator[Any]:
 
 
 @contextmanager
-def alone() -> Iterator[Any]:
-    """A mesh of one rank, whose distributed tensors are real: code on them compiles."""
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+def alone(of: int = 1) -> Iterator[Any]:
+    """A mesh of which this process is the first rank: code on its distributed tensors compiles.
+
+    The numbers are right if it is the only rank; otherwise nothing comes from the others.
+    """
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=of)
     try:
-        yield init_device_mesh("cpu", (1,))
+        yield init_device_mesh("cpu", (of,))
     finally:
         dist.destroy_process_group()
 

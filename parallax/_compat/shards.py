@@ -7,7 +7,7 @@ distributed tensor has imported it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -32,7 +32,7 @@ def is_distributed(value: Any) -> bool:
     return value is not None and isinstance(value, _kind())
 
 
-def any_distributed(values: Sequence[Any]) -> bool:
+def any_distributed(values: Iterable[Any]) -> bool:
     """Whether there is a distributed tensor among these tensors; holes are ``None``."""
     kind = _kind()
     return kind is not type(None) and any([isinstance(value, kind) for value in values])

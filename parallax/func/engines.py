@@ -11,14 +11,22 @@ make (one from a closure, a global, ``self``), the graph of the derivative is bu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from parallax import random
-from parallax._compat import autograd, checkpoints, dynamo, functorch, modes, shards
+from parallax._compat import (
+    autograd,
+    checkpoints,
+    dynamo,
+    functorch,
+    modes,
+    scaled_losses,
+    shards,
+)
 from parallax.core.graph import RUNNING, escaping, outside, refuse_reentrant, retire
 from parallax.func.call import Call
 from parallax.func.captured import are_held, take_graphs_off, written_by
@@ -138,10 +146,13 @@ class Tape:
             self.retire()
         return keep
 
+    def graph_of(self, tensors: Sequence[Tensor]) -> Iterable[Any]:
+        """All nodes of the graph of the tensors that ``reaches_out`` was asked about."""
+        return self.nodes if self.alone else autograd.nodes_of(tensors)
+
     def differentiates_backward(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the graph of these holds derivatives of derivatives."""
-        nodes = self.nodes if self.alone else autograd.nodes_of(tensors)
-        return autograd.differentiates_backward(nodes)
+        return autograd.differentiates_backward(self.graph_of(tensors))
 
     def unaccumulated(self) -> bool:
         """Whether no leaf has a ``.grad``, as it has if the function itself went backward."""
@@ -241,6 +252,8 @@ def _record_gradient(
     keep = tape.reaches_out([loss, *beside])
     if not second and tape.differentiates_backward([loss]):
         raise SecondOrderError
+    if shards.any_distributed([loss, *tape.inputs]):
+        scaled_losses.refuse(tape.graph_of([loss]))
     if tape.alone and loss.grad_fn is not None and tape.unaccumulated():
         grads = autograd.accumulated(loss, torch.ones_like(loss), tape.leaves)
     elif connected(loss):
@@ -284,8 +297,13 @@ def through(
         out, aux = finish(inner.at(values, args))
         if dynamo.is_compiling():
             checkpoints.refuse_traced_checkpoint()
-        elif isinstance(out, Tensor) and out.requires_grad and not connected(out):
-            out = out.detach()
+            scaled_losses.refuse_traced()
+        else:
+            if shards.any_distributed(map(functorch.innermost, call.values)):
+                outs = [out] if isinstance(out, Tensor) else out
+                scaled_losses.refuse(autograd.nodes_of(outs))
+            if isinstance(out, Tensor) and out.requires_grad and not connected(out):
+                out = out.detach()
         beside, close = open_tensors(aux, call.what)
         closes.append((close, len(beside)))
         return out, [*beside, *nesting.emitted()]
@@ -371,6 +389,8 @@ def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullbac
         outs, aux = tape.run(call, finish)
     beside, close = open_tensors(aux, call.what)
     keep = tape.reaches_out([*outs, *beside])
+    if shards.any_distributed([*outs, *tape.inputs]):
+        scaled_losses.refuse(tape.graph_of(outs))
     reached = [k for k, out in enumerate(outs) if connected(out)]
     results = set(map(id, [*outs, *beside]))
     written = [t for t in written_by(call.func) if id(t) not in results]

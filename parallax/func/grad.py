@@ -57,6 +57,8 @@ def grad(
         a distributed leaf (``DTensor``) has its placements.
 
     Raises:
+        RuntimeError: when called, if ``func`` uses a loss on sharded tensors whose gradient torch
+            scales (``F.mse_loss`` and four others with ``reduction="mean"``); it says the remedy.
         TypeError: when called, if ``func`` does not return a scalar, or a differentiated argument
             holds what cannot be.
         ValueError: when called, if nothing in the argument can be trained.

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 
 import parallax
 from parallax import Module, func, nn, optim, tree
-from tests.meshes import ranks, run, spread, whole
+from tests.meshes import alone, ranks, run, spread, whole
 
 
 class Net(Module):
@@ -167,3 +168,58 @@ def _compiled_step(mesh: Any, x: Tensor, y: Tensor) -> None:
 
 def test_steps_keep_placements(tmp_path: Path) -> None:
     run(_steps, tmp_path, 2)
+
+
+# -- losses ---------------------------------------------------------------------------------------
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "mse_loss": F.mse_loss,
+    "smooth_l1_loss": F.smooth_l1_loss,
+    "huber_loss": F.huber_loss,
+    "binary_cross_entropy": lambda p, t, **how: F.binary_cross_entropy(
+        p.sigmoid(), t.sigmoid(), **how
+    ),
+    "soft_margin_loss": lambda p, t, **how: F.soft_margin_loss(p, t.sign(), **how),
+}
+
+
+def slopes(how: str, of: Callable[..., Tensor], p: Tensor, t: Tensor) -> Tensor:
+    """The gradient of a loss, times two."""
+
+    def twice(p: Tensor) -> Tensor:
+        return 2 * of(p, t)
+
+    if how == "tape":
+        return func.grad(twice)(p)
+    if how == "vjp":
+        out, pull = func.vjp(twice, p)
+        return pull(torch.ones_like(out))[0]
+    with torch.inference_mode():
+        return func.grad(twice)(p)
+
+
+@pytest.mark.parametrize("how", ["tape", "vjp", "functorch"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_that_torch_scales_is_refused_where_it_is_sharded(name: str, how: str) -> None:
+    of, (p, t) = LOSSES[name], (torch.arange(8.0).sin(), torch.arange(8.0).cos())
+    expected = func.grad(lambda p: 2 * of(p, t))(p)
+    with ranks(4) as mesh:
+        whole_p, whole_t = (spread(x, mesh, Replicate()) for x in (p, t))
+        found = slopes(how, of, whole_p, whole_t)
+        torch.testing.assert_close(whole(found), expected)
+
+        cut_p, cut_t = (spread(x, mesh, Shard(0)) for x in (p, t))
+        for one, other in ((cut_p, cut_t), (whole_p, cut_t), (cut_p, whole_t)):
+            with pytest.raises(RuntimeError, match=rf"F\.{name} .*reduction='none'\)\.mean\(\)"):
+                slopes(how, of, one, other)
+        remedy = slopes(how, lambda p, t: of(p, t, reduction="none").mean(), cut_p, cut_t)
+        torch.testing.assert_close(whole(remedy), expected)
+        total = slopes(how, lambda p, t: of(p, t, reduction="sum") / 8, cut_p, cut_t)
+        torch.testing.assert_close(whole(total), expected)
+
+
+def test_a_loss_that_torch_scales_is_refused_in_compiled_code() -> None:
+    with alone(of=4) as mesh:
+        p, t = (spread(x, mesh, Shard(0)) for x in (torch.ones(8), torch.zeros(8)))
+        with pytest.raises(RuntimeError, match=r"F\.mse_loss .*reduction='none'\)\.mean\(\)"):
+            parallax.compile(func.grad(F.mse_loss), backend="eager")(p, t)
