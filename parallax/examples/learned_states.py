@@ -107,8 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train, and print the accuracy and how far the initial states moved."""
     asked = command_line(__file__, __doc__).parse_args(arguments)
     steps = 5 if asked.quick else 150
-    for reader, value in progress(train(steps, asked.seed), steps, "steps"):  # noqa: B007  # the last
-        pass
+    *_, (reader, value) = progress(train(steps, asked.seed), steps, "steps")
     moved = torch.stack([*reader.h, *reader.c]).norm()
     print(f"loss {value:.3f}, test accuracy {accuracy(reader):.1%}")
     print(f"norm of the initial states, which were zero: {moved:.2f}")

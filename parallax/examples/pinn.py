@@ -98,8 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train, and compare with the exact solution."""
     asked = command_line(__file__, __doc__, "the solution and its error").parse_args(arguments)
     steps = 20 if asked.quick else 1000
-    for net, loss in progress(train(steps, asked.seed), steps, "steps"):  # noqa: B007  # the last
-        pass
+    *_, (net, loss) = progress(train(steps, asked.seed), steps, "steps")
     found, exact = field(net)
     print(f"mean squared residual after {steps} steps: {loss:.2e}")
     print(f"largest error of u(t, x), which is between 0 and 1: {(found - exact).abs().max():.2e}")
