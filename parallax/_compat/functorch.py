@@ -106,6 +106,12 @@ def current_level() -> int:
     return torch._C._functorch.maybe_current_level() or 0
 
 
+@constant_in_traces
+def traced_level() -> int:
+    """As ``current_level``, also of the transforms that dynamo traces."""
+    return current_level()
+
+
 def wrapped_here(tensor: Tensor) -> Tensor:
     """A tensor as the innermost transform, one that differentiates, hands its arguments over.
 
@@ -113,6 +119,17 @@ def wrapped_here(tensor: Tensor) -> Tensor:
     """
     wrapper: Tensor = torch._C._functorch._wrap_for_grad(tensor, current_level())
     return wrapper
+
+
+def gradients_here(output: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """As ``torch.autograd.grad`` within a transform that differentiates, also while dynamo traces.
+
+    Args:
+        output: a scalar.
+        inputs: tensors of this transform, its arguments or made in it; zeros where none depends.
+    """
+    grads: tuple[Tensor, ...] = torch._functorch.eager_transforms._autograd_grad((output,), inputs)
+    return grads
 
 
 outside_transforms: Callable[[], AbstractContextManager[object]] = torch._C._DisableFuncTorch

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from parallax import random
-from parallax._compat import autograd
+from parallax._compat import autograd, dynamo
 from parallax.func.arguments import called, check_flags, short
 from parallax.func.call import Argnums, Call
 from parallax.func.engines import on_tape
@@ -254,8 +254,8 @@ class _Run:
         self, finish: Callable[[list[PerSample]], Any], args: Any, kwargs: Any
     ) -> tuple[list[Any], Call, Any] | None:
         """What ``finish`` made of each chunk, the call and ``aux``; ``None`` if not exact here."""
-        if not on_tape() or self.randomness != "error":
-            self._refuse_whole("it runs inside of a transform or a trace, or randomness= is given")
+        if not (on_tape() or dynamo.is_compiling()) or self.randomness != "error":
+            self._refuse_whole("it runs inside of a transform, or randomness= is given")
             return None
         dims = self.in_dims
         if dims is None:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from parallax._compat import functorch
 from parallax.func.outer import Outer
 
-__all__ = ["Watch"]
+__all__ = ["Found", "TogetherWatch", "TracedWatch", "Watch"]
 
 
 class Use:
@@ -40,6 +40,10 @@ class Use:
 
     def run(self, given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The operator on what ``flat`` gives."""
+        raise NotImplementedError
+
+    def flat_output(self, output: Tensor) -> Tensor:
+        """The output of all samples, or its gradient, as ``run`` gives it."""
         raise NotImplementedError
 
     def sizes(self, given: Tensor, output: Tensor) -> Sequence[int]:
@@ -68,6 +72,9 @@ class _Linear(Use):
 
     def flat(self, given: Tensor) -> Tensor:
         return given.reshape(-1, given.shape[-1])
+
+    def flat_output(self, output: Tensor) -> Tensor:
+        return self.flat(output)
 
     def run(self, given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(given, weight, bias)
@@ -100,6 +107,9 @@ class _Conv(Use):
 
     def flat(self, given: Tensor) -> Tensor:
         return given.reshape(-1, *given.shape[-self.dims - 1 :])
+
+    def flat_output(self, output: Tensor) -> Tensor:
+        return self.flat(output)
 
     def run(self, given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self.convolve(
@@ -180,6 +190,9 @@ class _Embedding(Use):
     def flat(self, given: Tensor) -> Tensor:
         return given.reshape(-1)
 
+    def flat_output(self, output: Tensor) -> Tensor:
+        return output.reshape(-1, output.shape[-1])
+
     def run(self, given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.embedding(given, weight)
 
@@ -208,44 +221,28 @@ _SCALED = {F.layer_norm, F.rms_norm, F.group_norm, F.instance_norm, F.batch_norm
 
 
 class Found:
-    """A call that was made with all samples at once.
+    """A call whose rule is known.
 
     Attributes:
         use: what was called.
         weight: which leaf its weight is.
         bias: which leaf its bias is, if it is one.
-        given: what the operator got.
-        edge: the place of its output in autograd's graph.
+        given: the input.
+        output: what stands for the output, to be differentiated with respect to.
     """
 
-    __slots__ = ("bias", "edge", "given", "use", "version", "weight")
+    __slots__ = ("bias", "given", "output", "use", "weight")
 
-    def __init__(self, use: Use, weight: int, bias: int | None, given: Tensor, output: Tensor):
+    def __init__(self, use: Use, weight: int, bias: int | None, given: Tensor, output: Any) -> None:
         self.use, self.weight, self.bias = use, weight, bias
-        self.given, self.version = given.detach(), given._version
-        # The output itself may be written in place, as nn.ReLU(inplace=True) does.
-        self.edge = torch.autograd.graph.get_gradient_edge(output)
-
-    @property
-    def written(self) -> bool:
-        """Whether the input was written in place since."""
-        return self.given._version != self.version
-
-    def gradient(self, output: Tensor, samples: int) -> tuple[Outer, Tensor | None]:
-        """The per-sample gradients of the weight and, if there is one, of the bias.
-
-        Args:
-            output: the gradient with respect to the output.
-            samples: how many there are.
-        """
-        return self.use.gradient(self.given, output, samples)
+        self.given, self.output = given, output
 
 
 class Watch(TorchFunctionMode):
-    """Makes the calls whose rule is known with all samples at once, within one ``vmap``.
+    """Notes the calls whose rule is known, and makes them with the leaves themselves.
 
     Args:
-        members: what the function gets for each leaf: one member of its copies.
+        members: what the function gets for each leaf.
         shared: the leaf itself, of those that all samples share, to be differentiated.
 
     Attributes:
@@ -255,10 +252,10 @@ class Watch(TorchFunctionMode):
 
     def __init__(self, members: Sequence[Tensor], shared: Sequence[Tensor | None]) -> None:
         super().__init__()
-        self.members = list(members)  # they are alive, so that no other tensor has their id
-        self.places = {id(member): k for k, member in enumerate(members) if shared[k] is not None}
+        # A tensor is found in a dict by its identity.
+        self.places = {m: k for k, m in enumerate(members) if shared[k] is not None}
         self.shared = shared
-        self.level = functorch.current_level()
+        self.level = functorch.traced_level()
         self.found: list[Found] = []
         self.scaled: set[int] = set()
 
@@ -268,45 +265,104 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         kind = _KINDS.get(func)
         if kind is not None:
-            output = self._together(kind, args, kwargs)
+            output = self._known(kind, args, kwargs)
             if output is not None:
                 return output
         elif func in _SCALED:
-            self.scaled.update([
-                self.places[id(arg)]
-                for arg in [*args, *kwargs.values()] if id(arg) in self.places
-            ])  # fmt: skip
+            places = [self._place(arg) for arg in [*args, *kwargs.values()]]
+            self.scaled.update([place for place in places if place is not None])
         return func(*args, **kwargs)
 
-    def _together(self, kind: type[Any], args: Any, kwargs: Any) -> Tensor | None:
+    def _place(self, value: Any) -> int | None:
+        return self.places.get(value) if isinstance(value, Tensor) else None
+
+    def _known(self, kind: type[Any], args: Any, kwargs: Any) -> Tensor | None:
         """The output of a call with a rule, ``None`` for any other."""
         try:
             use = kind(*args, **kwargs)
         except TypeError:  # a form without a rule, or a wrong call, which torch refuses
             return None
-        place = self.places.get(id(use.weight))
+        place, bias_place = self._place(use.weight), self._place(use.bias)
         weight = None if place is None else self.shared[place]
         if place is None or weight is None or not self._is_plain(use.given):
             return None
-        bias, bias_place = use.bias, self.places.get(id(use.bias))
-        if bias_place is not None:
-            bias = self.shared[bias_place]
-        elif bias is not None and (functorch.is_wrapped(bias) or bias.requires_grad):
+        given: Tensor = use.given
+        if given.dtype != weight.dtype and given.is_floating_point():
             return None
-        whole = functorch.with_members_first(use.given)
+        bias = use.bias if bias_place is None else self.shared[bias_place]
+        if bias_place is None and bias is not None and not self._is_constant(bias):
+            return None
         use.weight, use.bias = weight, None if bias_place is None else bias
-        flat = use.flat(whole)
-        if flat.is_inference() or (flat.dtype != weight.dtype and flat.is_floating_point()):
-            return None
-        output = use.run(flat, weight, bias)
-        self.found.append(Found(use, place, bias_place, flat, output))
-        return functorch.as_mapped(output.view(use.sizes(whole, output)), self.level)
+        return self._called(use, place, bias_place, bias)
 
     def _is_plain(self, given: Any) -> bool:
-        """Whether an input belongs to our ``vmap``, and to nothing inside of it."""
+        """Whether an input belongs to our transform, and to nothing inside of it."""
         return (
-            functorch.is_mapped(given)
-            and functorch.level_of(given) == self.level == functorch.current_level()
+            isinstance(given, Tensor)
+            and self.level == functorch.traced_level()
             and torch.is_grad_enabled()
             and not torch.is_autocast_enabled(given.device.type)
         )
+
+    def _is_constant(self, bias: Any) -> bool:
+        """Whether a bias that is no leaf depends on none."""
+        raise NotImplementedError
+
+    def _called(
+        self, use: Any, place: int, bias_place: int | None, bias: Tensor | None
+    ) -> Tensor | None:
+        """The output of a call, which is noted."""
+        raise NotImplementedError
+
+
+class TogetherWatch(Watch):
+    """Makes the calls with all samples at once, within one ``vmap`` on the tape."""
+
+    def __init__(self, members: Sequence[Tensor], shared: Sequence[Tensor | None]) -> None:
+        super().__init__(members, shared)
+        self.versions: list[int] = []
+
+    @property
+    def written(self) -> bool:
+        """Whether an input was written in place after its call."""
+        pairs = zip(self.found, self.versions, strict=True)
+        return any([found.given._version != version for found, version in pairs])
+
+    def _is_plain(self, given: Any) -> bool:
+        return (
+            functorch.is_mapped(given)
+            and functorch.level_of(given) == self.level
+            and super()._is_plain(given)
+        )
+
+    def _is_constant(self, bias: Any) -> bool:
+        return not (functorch.is_wrapped(bias) or bias.requires_grad)
+
+    def _called(
+        self, use: Any, place: int, bias_place: int | None, bias: Tensor | None
+    ) -> Tensor | None:
+        whole = functorch.with_members_first(use.given)
+        flat = use.flat(whole)
+        if flat.is_inference():
+            return None
+        output = use.run(flat, use.weight, bias)
+        # The output itself may be written in place, as nn.ReLU(inplace=True) does.
+        edge = torch.autograd.graph.get_gradient_edge(output)
+        self.found.append(Found(use, place, bias_place, flat.detach(), edge))
+        self.versions.append(flat._version)
+        return functorch.as_mapped(output.view(use.sizes(whole, output)), self.level)
+
+
+class TracedWatch(Watch):
+    """Makes the calls for one sample, within ``torch.func.vjp`` in a trace."""
+
+    def _is_constant(self, bias: Any) -> bool:
+        return not bias.requires_grad
+
+    def _called(
+        self, use: Any, place: int, bias_place: int | None, bias: Tensor | None
+    ) -> Tensor | None:
+        output: Tensor = use.run(use.given, use.weight, bias)
+        # What is noted is not written, whatever happens to input and output.
+        self.found.append(Found(use, place, bias_place, use.given.clone(), output))
+        return output.clone()

@@ -453,6 +453,52 @@ def test_nothing_is_written_and_no_graph_is_kept() -> None:
     assert all(not g.requires_grad for g in tree.leaves(grads))
 
 
+COMPILED = ("a penalty", "a detached weight", "an output that is written")
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled() -> None:
+    """In one graph: layers, other uses, draws and effects."""
+    net_of_torch = NETS["mlp"][0]().double()
+    layers = ours_like(net_of_torch, NETS["mlp"][1]().initialize(0))
+    x, samples = draw(N, 2, 3), NETS["mlp"][2]
+    model = Counted(draw(4, 3), draw(4), torch.zeros((), dtype=torch.float64))
+
+    def noisy(m: Counted, x: Tensor, key: random.Key) -> tuple[Tensor, Tensor]:
+        m.emit(seen=x.mean(), merge="sum")
+        h = m(x) * random.normal(key, (4,), dtype=torch.float64)
+        return h.sum(), h
+
+    def run(layers: Any, model: Counted, x: Tensor, key: random.Key) -> Any:
+        strict: Any = func.clipped_grad(classify, 0.5, exact=False)
+        grads = {name: func.clipped_grad(OTHERS[name][0], 0.5)(model, x) for name in COMPILED}
+        noise = func.clipped_grad(noisy, 0.5, has_aux=True)
+        drawn = effects.collect(noise)(model, x, random.split(key, N))
+        return strict(layers, *samples), grads, drawn
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    ours, grads, drawn = compiled(layers, model, x, random.key(0))
+    _, total = loop(by_torch(net_of_torch), tree.leaves(layers), samples, 0.5)
+    for a, b in zip(tree.leaves(ours), total, strict=True):
+        torch.testing.assert_close(a, b)
+    for name, grad in grads.items():
+        by_hand = OTHERS[name][1]
+        one = lambda leaves, x, by_hand=by_hand: by_hand(*leaves, x)  # noqa: E731  # short
+        _, total = loop(one, [model.weight, model.bias], [x], 0.5)
+        torch.testing.assert_close([grad.weight, grad.bias], total)
+    expected = run(layers, model, x, random.key(0))[2]
+    for a, b in zip(tree.leaves(drawn), tree.leaves(expected), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_refusal() -> None:
+    strict = func.clipped_grad(OTHERS["a penalty"][0], 1.0, exact=False)
+    compiled = torch.compile(lambda m, x: strict(m, x), backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match=r"Net\.weight is used by an operator without a rule"):
+        compiled(net(), draw(N, 2, 3))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_dtypes_and_autocast(dtype: torch.dtype) -> None:
     model, x = net(), draw(N, 2, 3)
