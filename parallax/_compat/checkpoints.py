@@ -69,6 +69,17 @@ class without_hooks:  # noqa: N801  # called like a function, as torch.no_grad i
             torch._C._autograd._saved_tensors_hooks_disable(self._before)
 
 
+def allow_hooks_again() -> None:
+    """Undoes what a trace leaves that failed in a derivative: hooks are refused ever after.
+
+    Where a transform of ``torch.func`` is active that is right, and so is what a user forbade.
+    """
+    message = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
+    transforming = torch._C._are_functorch_transforms_active()
+    if message is not None and message.startswith("torch.func.") and not transforming:
+        torch._C._autograd._saved_tensors_hooks_enable()
+
+
 @contextmanager
 def hooks_aside() -> Iterator[None]:
     """Takes the saved-tensor hooks around this off for a while, as ``torch.func`` takes none.

@@ -27,9 +27,10 @@ from torch._dynamo.variables.builder import wrap_fx_proxy
 from torch._dynamo.variables.lists import TupleVariable
 from torch._ops import HigherOrderOperator
 
-from parallax._compat import functorch, in_trace
+from parallax._compat import in_trace
 from parallax._compat.flow_branches import Cond, While
 from parallax._compat.flow_programs import Program, Scan, called
+from parallax._compat.levels import relevel
 
 __all__ = ["Traced", "cond", "scan", "while_loop"]
 
@@ -93,7 +94,7 @@ class Traced(variables.BaseHOPVariable):
         nodes = [tensor.as_proxy().node for tensor in tensors.items]
         # Dynamo makes outputs of all tensors that it finds in the result, each once.
         module.graph.output_node().args = (tuple(nodes),)
-        _relevel(module.graph, functorch.current_level())
+        relevel(module.graph)
         module.recompile()
         return proxies[0], said, list(proxies[1 + len(given) :]), nodes
 
@@ -104,34 +105,6 @@ class Traced(variables.BaseHOPVariable):
         proxy = tx.output.create_proxy("call_function", self.value, tuple(operands), constants)
         tensors = wrap_fx_proxy(tx=tx, proxy=proxy, example_value=tuple(examples))
         return TupleVariable([tensors, *said])
-
-
-def _relevel(graph: torch.fx.Graph, base: int) -> None:
-    """Has the transforms in a body use the levels that they get when it runs.
-
-    Dynamo writes them down as numbers; in a derivative the body runs at another depth.
-    """
-    running: list[Any] = []
-    for node in graph.nodes:
-        name = getattr(node.target, "__name__", "")
-        if name.endswith("_increment_nesting"):
-            running.append(node)
-        elif name.endswith("_decrement_nesting"):
-            running.pop()
-        elif name in _LEVELLED:
-            place = _LEVELLED[name]
-            depth = node.args[place] - base
-            if depth > 0:
-                node.update_arg(place, running[depth - 1])
-
-
-_LEVELLED = {
-    "_wrap_for_grad": 1,
-    "_unwrap_for_grad": 1,
-    "_add_batch_dim": 2,
-    "_remove_batch_dim": 1,
-}
-"""The functions of a transform that take its level, and as which argument."""
 
 
 class _ScanVariable(Traced):

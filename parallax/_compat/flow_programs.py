@@ -112,7 +112,8 @@ class _Call(torch.autograd.Function):
         return tuple(grads)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, program: Program, *operands: Any) -> Any:
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        program, *operands = inputs
         found, dims = program.mapped(operands, in_dims[1:], info)
         return tuple(found), tuple(dims)
 

@@ -31,6 +31,7 @@ from torch._ops import HigherOrderOperator
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from parallax._compat import in_trace
+from parallax._compat.levels import relevel
 
 __all__ = ["repeat"]
 
@@ -66,10 +67,12 @@ class _Variable(variables.BaseHOPVariable):
     supports_aliasing = True
 
     def _call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
-        proxies, _, example, body, _, _, outputs, _ = self.create_wrapped_node(
+        proxies, _, example, body, module, _, outputs, _ = self.create_wrapped_node(
             tx, args[0], args[1:], {}, "repeat", subgraph_name="repeated",
             set_subgraph_inputs="automatic_with_forced_inputs",
         )  # fmt: skip
+        relevel(module.graph)
+        module.recompile()
         constants = {name: value.as_proxy() for name, value in kwargs.items()}
         if not _are_alike(args[1], body):
             return self._unrolled(tx, args, constants["members"], constants["times"])
@@ -155,7 +158,9 @@ def _program(body: Any) -> tuple[_Program, list[int]]:
             given: list[Any] = [None] * len(places)
             for place, operand in zip(used, operands, strict=True):
                 given[place] = operand
-            return body(*given)
+            # As it was traced: a derivative within it would be zero in the forward of a call.
+            with torch.enable_grad():
+                return body(*given)
 
         found = _Program(fn, f"parallax_{next(_count)}"), used
         body._parallax_program = found

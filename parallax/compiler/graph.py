@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from parallax._compat.checkpoints import allow_hooks_again
 from parallax._compat.dynamo import tensor_check, trace_reporter
 from parallax._compat.inductor import is_cpp_wrapper_failure
 from parallax._compat.opaque import real
@@ -184,11 +185,15 @@ class Graph:
         try:
             number, results = self._run(leaves, tuple([items[k] for k in others]) if others else ())
         except RuntimeError as error:
+            allow_hooks_again()
             if self._spare is not None and is_cpp_wrapper_failure(error):
                 self._run, self._spare = self._compile(self._fn, self._spare), None
                 return self(items, args, kwargs)
             if type(error) is RuntimeError and not self._writes:
                 self._tell(items)
+            raise
+        except BaseException:  # an interrupt, say
+            allow_hooks_again()
             raise
         if self._writes:
             self._sharing.setdefault(len(self._outside.tensors), self._shared(leaves))

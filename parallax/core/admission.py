@@ -90,7 +90,8 @@ def _as_container(value: Any, kind: Kind, where: str) -> Any:
 
 def _enter_container(container: Any, kind: Kind, where: str) -> tuple[Any, Structure]:
     cls: Any = type(container)
-    constants, children = opened(container) or ((), ())
+    found: Any = opened(container)
+    constants, children = found
     names = constants[0] if cls is FrozenDict else range(len(children))
     pairs = [
         enter(child, kind.below(cls, k), f"{where}[{name!r}]")

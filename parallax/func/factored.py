@@ -21,7 +21,7 @@ from parallax.func.engines import Tape
 from parallax.func.moving import filled
 from parallax.func.outer import Outer, PerSample
 from parallax.func.summed import Chunk, Summed
-from parallax.func.uses import Found, TogetherWatch, TracedWatch, Watch
+from parallax.func.uses import Found, TogetherWatch, TracedWatch
 
 __all__ = ["InexactError", "WithoutRuleError", "factored"]
 
@@ -68,7 +68,7 @@ def factored(
 class _Factored:
     """The per-sample gradients of a chunk of losses."""
 
-    watch: Watch
+    watch: Any  # a Watch, of the kind that a class below takes
 
     def __init__(self, chunk: Chunk) -> None:
         self.chunk = chunk

@@ -222,7 +222,8 @@ class _Ruled(torch.autograd.Function):
         return (None, *rule.pull(ctx.outs, kept, cotangents[: rule.count]))
 
     @staticmethod
-    def jvp(ctx: Any, _: Any, *tangents: Tensor | None) -> Any:
+    def jvp(ctx: Any, *inputs: Any) -> Any:
+        _, *tangents = inputs
         rule: Rule = ctx.rule
         if rule.push is None:
             raise NotImplementedError(

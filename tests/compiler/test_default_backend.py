@@ -87,7 +87,8 @@ def orthogonal(grad: Tensor, factors: tuple[float, float, float], steps: int, ep
 @pytest.fixture
 def precise_muon(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16 a graph rounds in other places than eager code, which would hide a fault."""
-    monkeypatch.setattr(torch.optim._muon, "_zeropower_via_newtonschulz", orthogonal)
+    kernels: Any = torch.optim
+    monkeypatch.setattr(kernels._muon, "_zeropower_via_newtonschulz", orthogonal)
 
 
 @pytest.mark.usefixtures("precise_muon")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
 import parallax
+from parallax.compiler import dynamo
 from tests.compiling import make_compiled
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -65,9 +66,9 @@ def test_inductor_on_the_cpu_gets_options_that_change_no_result() -> None:
 
 def test_the_options_given_are_the_last_word() -> None:
     def options(given: dict[str, Any], device: str = "cpu") -> Any:
-        settings = parallax.compiler.dynamo.compile_settings(given)
+        settings = dynamo.compile_settings(given)
         items = [torch.ones(1, device=device)]
-        return parallax.compiler.dynamo.settings_for(settings, items, ())["options"]
+        return dynamo.settings_for(settings, items, ())["options"]
 
     assert options({})["cpp_wrapper"] is True
     asked = {"cpp_wrapper": False, "size_asserts": True}
@@ -78,9 +79,9 @@ def test_the_options_given_are_the_last_word() -> None:
 
 def test_cpp_that_fails_gives_way_to_python_unless_it_was_asked_for() -> None:
     def spare(given: dict[str, Any]) -> Any:
-        settings = parallax.compiler.dynamo.compile_settings(given)
-        chosen = parallax.compiler.dynamo.settings_for(settings, [torch.ones(1)], ())
-        return parallax.compiler.dynamo.without_cpp(chosen, settings)
+        settings = dynamo.compile_settings(given)
+        chosen = dynamo.settings_for(settings, [torch.ones(1)], ())
+        return dynamo.without_cpp(chosen, settings)
 
     asked = {"options": {"max_autotune": True}, "dynamic": True}
     assert spare(asked)["options"]["cpp_wrapper"] is False
@@ -98,6 +99,6 @@ def test_what_inductor_writes_in_python_only_is_written_in_python() -> None:
 
 
 def test_mode_is_told_as_options() -> None:
-    settings = parallax.compiler.dynamo.compile_settings({"mode": "reduce-overhead"})
+    settings = dynamo.compile_settings({"mode": "reduce-overhead"})
     assert settings["options"] == {"triton.cudagraphs": True}
     assert "mode" not in settings

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import Unsupported
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 
-from parallax import tree
+import parallax
+from parallax import func, tree
 from tests.comparing import assert_close_trees
 from tests.compiler.programs import net
 from tests.compiling import graphs, make_compiled
@@ -84,3 +86,28 @@ def test_torchs_stances_are_obeyed(stance: Any) -> None:
     assert graphs() == 0
     assert_close_trees(compiled(scale, x)[1], scale(x))
     assert graphs() == 1
+
+
+def test_a_failed_trace_of_a_gradient_leaves_checkpoints_allowed() -> None:
+    def loss(x: Any) -> Any:
+        return torch.ops.aten.there_is_none(x)
+
+    x = torch.ones(2)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            parallax.compile(func.grad(loss), backend="eager")(x)
+        leaf = x.clone().requires_grad_()
+        checkpoint(torch.square, leaf, use_reentrant=False).sum().backward()
+        torch.testing.assert_close(leaf.grad, 2 * x)
+
+
+def test_what_a_user_forbids_stays_forbidden() -> None:
+    def loss(x: Any) -> Any:
+        return torch.ops.aten.there_is_none(x)
+
+    x = torch.ones(2, requires_grad=True)
+    with torch.autograd.graph.disable_saved_tensors_hooks("not here"):
+        with pytest.raises(RuntimeError):
+            parallax.compile(loss, backend="eager")(x)
+        with pytest.raises(RuntimeError, match="not here"):
+            checkpoint(torch.square, x, use_reentrant=False)

@@ -93,7 +93,7 @@ def parent(module: Any) -> Hold:
 
 def method(module: Any) -> Hold:
     """Whose closure leads to the class, and nothing else does."""
-    init = type(module).__init__
+    init: Any = type(module).__init__
     cls: Any = weakref.ref(init.__closure__[0].cell_contents)
     return init, lambda: cls()()
 

@@ -82,6 +82,10 @@ def curvature(x: Tensor, times: int) -> Tensor:
     return 2 * times * Y**2 * (times * torch.cos(x) ** 2 - torch.sin(x) ** 2)
 
 
+def doubled(x: Tensor) -> Tensor:
+    return torch.stack([x, 2 * x])
+
+
 def twice(loss: Any) -> Any:
     return lambda x: func.grad(lambda x: func.grad(loss)(x).sum())(x)
 
@@ -100,7 +104,7 @@ def runs_of(loss: Program, times: int) -> dict[str, tuple[Program, Program]]:
             lambda x: torch.stack([slope(x, times), slope(2 * x, times)]),
         ),
         "gradient of vmap": (
-            lambda x: func.grad(lambda x: func.vmap(loss)(torch.stack([x, 2 * x])).sum())(x),
+            lambda x: func.grad(lambda x: func.vmap(loss)(doubled(x)).sum())(x),
             lambda x: slope(x, times) + 2 * slope(2 * x, times),
         ),
         "jacrev": (

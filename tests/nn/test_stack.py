@@ -251,6 +251,28 @@ def test_second_derivatives_and_vmap_in_compiled_code() -> None:
     torch.testing.assert_close(mapped(stack, xs), func.vmap(stack)(xs))
 
 
+class Bent(Module):
+    """A block that takes a gradient itself."""
+
+    weight: Parameter
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = Parameter((4,), torch.nn.init.normal_)
+
+    def forward(self, x: Tensor) -> Any:
+        return x + 0.1 * func.grad(lambda y: torch.sin(self.weight * y).sum())(x)
+
+
+def test_a_gradient_within_a_block_in_compiled_code() -> None:
+    stack = nn.Stack(Bent(), 4).initialize(0)
+    gradient = func.grad(lambda m, x: m(x).square().sum(), argnums=(0, 1))
+    found = parallax.compile(gradient, backend="aot_eager")(stack, X)
+    expected = gradient(stack, X)
+    torch.testing.assert_close(tree.leaves(found[0]), tree.leaves(expected[0]))
+    torch.testing.assert_close(found[1], expected[1])
+
+
 def test_a_batch_of_another_size_makes_the_size_symbolic() -> None:
     stack, _ = both()
     gradient: Any = parallax.compile(func.grad(loss), backend="aot_eager")

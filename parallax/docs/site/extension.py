@@ -31,8 +31,8 @@ class Parallax(griffe.Extension):
         resolve(pkg)
         for room in pkg.modules.values():
             uncover(room)
-        for room in (nn, optim):
-            complete(room, pkg)
+        for completed in (nn, optim):
+            complete(completed, pkg)
 
 
 def as_markdown(text: str) -> str:
