@@ -87,10 +87,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Any]] = {
     "normalize": lambda x: F.normalize(x, dim=-1),
     "cosine_similarity": lambda x: F.cosine_similarity(x, like(x)),
     "pairwise_distance": lambda x: F.pairwise_distance(x, like(x)),
-    "pdist": F.pdist,
     "softmin": lambda x: F.softmin(x, -1),
     "one_hot mixture": lambda x: F.one_hot(CLASSES, 4).to(x.dtype) * x.exp(),
 }
 
-ONCE = ("ctc_loss", "multi_margin_loss", "multilabel_margin_loss", "pdist")
+ONCE = ("ctc_loss", "multi_margin_loss", "multilabel_margin_loss")
 """Torch has a first derivative of these only, by reverse mode, and says so where more are taken."""
