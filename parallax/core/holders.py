@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from parallax._compat.dynamo import is_compiling
+from parallax.core.containers import keys_of, opened
 from parallax.core.nodes import is_module
 
 __all__ = ["held_as", "nodes_below", "path_to"]
@@ -24,12 +25,12 @@ def nodes_below(root: Any) -> Iterator[tuple[str, Any]]:
         if is_module(value):
             names = [name for name in type(value).__layout__.children if name in vars(value)]
             held = [(name, vars(value)[name]) for name in names]
-        elif isinstance(value, dict):
-            held = list(value.items())
-        elif isinstance(value, tuple):
-            held = list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
         else:
-            continue
+            constants, children = opened(value) or ((), ())
+            held = []
+            if children:
+                keys = keys_of(type(value), constants, len(children))
+                held = list(zip(keys, children, strict=True))
         stack += [(f"{path}.{key}" if path else str(key), item) for key, item in held]
 
 

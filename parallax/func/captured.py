@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
+from collections import deque
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from parallax.core.nodes import is_module
 
 __all__ = ["are_held", "take_graphs_off", "written_by"]
 
-_MOST = 2_000  # objects that are looked at
+_MOST = 500  # objects that are looked at, the nearest first: half a millisecond
 _ENDS = (type, types.ModuleType, nn.Module, str, bytes, int, float, complex, type(None))
 
 
@@ -70,17 +71,17 @@ def _tensors_reached(function: Callable[..., Any]) -> list[Tensor]:
     Looked through are functions, methods, containers and attributes; modules are immutable.
     """
     found: list[Tensor] = []
-    stack: list[Any] = [function]
+    queue: deque[Any] = deque([function])
     seen: set[int] = set()
-    while stack and len(seen) < _MOST:
-        item = stack.pop()
+    while queue and len(seen) < _MOST:
+        item = queue.popleft()
         if id(item) in seen or isinstance(item, _ENDS) or is_module(item):
             continue
         seen.add(id(item))
         if isinstance(item, Tensor):
             found.append(item)
         else:
-            stack += _below(item)
+            queue += _below(item)
     return found
 
 

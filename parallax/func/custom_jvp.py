@@ -130,13 +130,13 @@ class _Linear:
 
         def moved(*tangents: Tensor) -> list[Tensor]:
             found: list[Tensor | None] = [None] * len(tensors)
-            for place, tangent in zip(places, tangents):  # noqa: B905  # dynamo traces no strict=
+            for place, tangent in zip(places, tangents, strict=True):
                 found[place] = tangent
             return [x for x in self.at(tensors, found) if is_inexact(x)]
 
         pull: Any = torch.func.vjp(moved, *[torch.zeros_like(tensors[k]) for k in places])[1]
         grads: list[Tensor | None] = [None] * len(tensors)
-        for place, grad in zip(places, pull(ends)):  # noqa: B905  # as above
+        for place, grad in zip(places, pull(ends), strict=True):
             grads[place] = grad
         return tuple(self.rule.around(grads))
 

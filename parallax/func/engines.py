@@ -150,6 +150,13 @@ class Tape:
         """All nodes of the graph of the tensors that ``reaches_out`` was asked about."""
         return self.nodes if self.alone else autograd.nodes_of(tensors)
 
+    def left_others(self) -> bool:
+        """Whether the function made nodes that the graph of its result does not hold, or may have.
+
+        Every node that this thread makes takes the next number.
+        """
+        return not self.alone or autograd.next_number() - self.since > len(self.nodes)
+
     def differentiates_backward(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the graph of these holds derivatives of derivatives."""
         return autograd.differentiates_backward(self.graph_of(tensors))
@@ -207,7 +214,7 @@ def gradient_by_tape(
                 found = _record_gradient(call, finish, tape, second)
     if any([arg.requires_grad for arg in still]):
         take_graphs_off(still, tape.own, call.what)
-    if tape.alone and isinstance(call, Call):
+    if tape.alone and isinstance(call, Call) and tape.left_others():
         tape.nodes.clear()
         if are_held(tape.leaves):
             take_graphs_off(written_by(call.func), tape.own, call.what)
@@ -392,9 +399,10 @@ def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullbac
     if shards.any_distributed([*outs, *tape.inputs]):
         scaled_losses.refuse(tape.graph_of(outs))
     reached = [k for k, out in enumerate(outs) if connected(out)]
-    results = set(map(id, [*outs, *beside]))
-    written = [t for t in written_by(call.func) if id(t) not in results]
-    take_graphs_off(written, tape.own, call.what)
+    if tape.left_others():  # the graph of the result is kept, so its leaves are held anyway
+        results = set(map(id, [*outs, *beside]))
+        written = [t for t in written_by(call.func) if id(t) not in results]
+        take_graphs_off(written, tape.own, call.what)
 
     def pull(cotangents: Sequence[Tensor]) -> list[Tensor]:
         if not on_tape() and functorch.differentiating():

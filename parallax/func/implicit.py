@@ -88,7 +88,7 @@ class _Implicit:
         def system(vectors: Sequence[Tensor], rest: Sequence[Tensor]) -> Sequence[Tensor]:
             """What the solution of the linear system makes zero."""
             right, rest = rest[: len(solution)], rest[len(solution) :]
-            pairs = zip(transposed(vectors, *rest), right)  # noqa: B905  # dynamo traces no strict=
+            pairs = zip(transposed(vectors, *rest), right, strict=True)
             return [left - wanted for left, wanted in pairs]
 
         plain = [x.detach() for x in [*cotangent, *solution, *given]]
@@ -102,13 +102,13 @@ class _Implicit:
 
         def moved(*values: Tensor) -> list[Tensor]:
             parameters = list(given)
-            for place, value in zip(places, values):  # noqa: B905  # as above
+            for place, value in zip(places, values, strict=True):
                 parameters[place] = value
             return list(self.equation(solution, parameters))
 
         found_grads = _pulled_back(moved, known, [-x for x in vectors])
         grads: list[Tensor | None] = [None] * len(given)
-        for place, grad in zip(places, found_grads):  # noqa: B905  # as above
+        for place, grad in zip(places, found_grads, strict=True):
             grads[place] = grad
         return tuple(grads)
 
@@ -123,7 +123,7 @@ def _pulled_back(
     """
 
     def product(*values: Tensor) -> Tensor:
-        pairs = zip(function(*values), vectors)  # noqa: B905  # dynamo traces no strict=
+        pairs = zip(function(*values), vectors, strict=True)
         return torch.stack([torch.real((x * v.conj()).sum()) for x, v in pairs]).sum()
 
     found: Any = torch.func.grad(product, tuple(range(len(at))))(*at)
@@ -161,7 +161,7 @@ class Unknown:
     def around(self, values: Sequence[Tensor]) -> Any:
         """The tree around others of its floating tensors."""
         tensors = list(self._tensors)
-        for place, value in zip(self._places, values):  # noqa: B905  # dynamo traces no strict=
+        for place, value in zip(self._places, values, strict=True):
             tensors[place] = value
         return self._frame.build(tensors)
 

@@ -76,5 +76,5 @@ def flattened(tensors: Sequence[Tensor]) -> Tensor:
 def unflattened(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """The tensors of which a vector is made."""
     parts = vector.split([tensor.numel() for tensor in like])
-    pairs = zip(parts, like)  # noqa: B905  # dynamo traces no strict=
+    pairs = zip(parts, like, strict=True)
     return [part.reshape(tensor.shape).to(tensor.dtype) for part, tensor in pairs]

@@ -28,7 +28,7 @@ class Given(NamedTuple):
     def around(self, moving: Sequence[Any]) -> list[Any]:
         """All arguments, with others for those that are differentiated."""
         args = list(self.args)
-        for place, arg in zip(self.places, moving):  # noqa: B905  # dynamo traces no strict=
+        for place, arg in zip(self.places, moving, strict=True):
             args[place] = arg
         return args
 

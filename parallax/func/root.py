@@ -121,7 +121,7 @@ def fixed_point(
         def equation(x: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
             found = fun(unknown.around(x), *unknown.args(given))
             moved = unknown.beside(found, "what fun returned")
-            return [new - old for new, old in zip(moved, x)]  # noqa: B905  # dynamo traces no strict=
+            return [new - old for new, old in zip(moved, x, strict=True)]
 
         return equation
 

@@ -114,7 +114,7 @@ class Rule:
             kept: the tensors of what was kept.
             cotangents: of the result.
         """
-        pairs = zip(cotangents, outs)  # noqa: B905  # dynamo traces no strict=
+        pairs = zip(cotangents, outs, strict=True)
         given = self.outs.build([cotangent if has else None for cotangent, has in pairs])
         found = self.backward(self.kept.build(kept), given)
         if not isinstance(found, tuple) or len(found) != len(self.args):
@@ -124,7 +124,7 @@ class Rule:
                 f"Write for one: return (cotangent,); and None for what has none"
             )
         grads: list[Tensor | None] = []
-        for index, (arg, grad) in enumerate(zip(self.args, found)):  # noqa: B905  # as above
+        for index, (arg, grad) in enumerate(zip(self.args, found, strict=True)):
             grads += self._row(index, arg, grad)
         return grads
 

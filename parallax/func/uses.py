@@ -8,6 +8,7 @@ known about a function, and a use that is not recognised is exact all the same.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from parallax.func.outer import Outer
 __all__ = ["Found", "TogetherWatch", "TracedWatch", "Watch"]
 
 
-class Use:
+class Use(ABC):
     """A call of an operator with leaves for its weight and bias.
 
     Attributes:
@@ -34,18 +35,19 @@ class Use:
     weight: Any
     bias: Any = None
 
+    @abstractmethod
     def flat(self, given: Tensor) -> Tensor:
         """The input of all samples, as the operator is to get it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The operator on what ``flat`` gives."""
-        raise NotImplementedError
 
+    @abstractmethod
     def flat_output(self, output: Tensor) -> Tensor:
         """The output of all samples, or its gradient, as ``run`` gives it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sizes(self, given: Tensor, output: Tensor) -> Sequence[int]:
         """The shape of the output of all samples.
 
@@ -53,8 +55,8 @@ class Use:
             given: the input of all samples, before ``flat``.
             output: what ``run`` gave.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def gradient(self, given: Tensor, output: Tensor, samples: int) -> tuple[Outer, Tensor | None]:
         """The per-sample gradients of the weight and, if there is one, of the bias.
 
@@ -63,7 +65,6 @@ class Use:
             output: the gradient with respect to what ``run`` gave.
             samples: how many there are.
         """
-        raise NotImplementedError
 
 
 class _Linear(Use):
@@ -238,7 +239,7 @@ class Found:
         self.given, self.output = given, output
 
 
-class Watch(TorchFunctionMode):
+class Watch(TorchFunctionMode, ABC):
     """Notes the calls whose rule is known, and makes them with the leaves themselves.
 
     Args:
@@ -304,15 +305,15 @@ class Watch(TorchFunctionMode):
             and not torch.is_autocast_enabled(given.device.type)
         )
 
+    @abstractmethod
     def _is_constant(self, bias: Any) -> bool:
         """Whether a bias that is no leaf depends on none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _called(
         self, use: Any, place: int, bias_place: int | None, bias: Tensor | None
     ) -> Tensor | None:
         """The output of a call, which is noted."""
-        raise NotImplementedError
 
 
 class TogetherWatch(Watch):

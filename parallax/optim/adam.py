@@ -103,9 +103,10 @@ def step_adam(at: Lists, h: Hyper, how: How, decoupled: bool) -> Lists:
         has_complex=at.complex, decoupled_weight_decay=decoupled, fused=how.fused, **shared,
         **how.several,
     )  # fmt: skip
-    for param, old in zip(at.params, before):  # noqa: B905  # dynamo traces no strict=
-        rate = torch.as_tensor(h["lr"], device=param.device)
-        param.copy_(torch.where(rate == 0, old, param))
+    if before:
+        for param, old in zip(at.params, before, strict=True):
+            rate = torch.as_tensor(h["lr"], device=param.device)
+            param.copy_(torch.where(rate == 0, old, param))
     return at
 
 

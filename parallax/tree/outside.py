@@ -157,14 +157,16 @@ def _taken_apart(value: Any, items: list[Any]) -> Any:
     keys: tuple[Any, ...] = ()
     if cls is dict or cls is OrderedDict or cls is FrozenDict:
         keys, below = tuple(value), tuple(value.values())
+        if not all([type(key) in _PLAIN for key in keys]):  # others may be no constants to dynamo
+            return ...
     elif cls is tuple or cls is list or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
         below = value
-    elif is_plain(value) or is_module(value) or _is_leaf_class(cls):
+    elif cls in _PLAIN or is_module(value) or _is_leaf_class(cls):
         items.append(value)
         return None
     else:
         return ...
-    if all([isinstance(part, Tensor) for part in below]):  # the usual case, with less
+    if all([type(part) is Tensor for part in below]):  # the usual case, with less
         items += below
         return cls, keys, (None,) * len(below)
     return cls, keys, tuple([_taken_apart(part, items) for part in below])
@@ -241,7 +243,7 @@ def up_to(outer: Any, tree: Any, other: Any) -> list[Any]:
 
 def is_leaf(item: Any) -> bool:
     """Whether there is nothing to take apart here."""
-    if is_plain(item):
+    if type(item) in _PLAIN:
         return True
     leaf = bool(optree.tree_is_leaf(item, none_is_leaf=True, namespace=NAMESPACE))
     return leaf and not adopt((item,))

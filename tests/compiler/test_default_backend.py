@@ -142,6 +142,8 @@ TRANSFORMS: dict[str, Callable[[Any, Tensor], Any]] = {
     "linearize": lambda m, x: func.linearize(lambda x: m(x).pow(3).sum(), x)[1](x),
     "vmap": lambda m, x: func.vmap(lambda x: m(x).square())(x),
     "per_sample_grad": lambda m, x: func.per_sample_grad(_loss)(m, x),
+    "per_sample_norms": lambda m, x: func.per_sample_norms(_loss)(m, x),
+    "clipped_grad": lambda m, x: func.clipped_grad(_loss, 1.0)(m, x),
     "jvp of grad": lambda m, x: func.jvp(
         lambda x: func.grad(lambda x: m(x).pow(3).sum())(x), (x,), (x,)
     ),

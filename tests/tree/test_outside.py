@@ -86,6 +86,22 @@ class Sides(NamedTuple):
     right: Any
 
 
+class Name:
+    """A key by value, which dynamo does not take for a constant."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Name) and self.text == other.text
+
+
+NAME = Name("a")
+
+
 class Colour(Enum):
     RED = 1
 
@@ -98,6 +114,7 @@ class Colour(Enum):
         pytest.param(lambda x: OrderedDict(b=x, a=Sides(x, [])), id="ordered"),
         pytest.param(lambda x: FrozenDict(b=x, a=(x, 2.0, "text", x.dtype)), id="frozen"),
         pytest.param(lambda x: {Colour.RED: x, (1, 2): [x], 2.5: x}, id="keys"),
+        pytest.param(lambda x: {NAME: x}, id="objects"),
         pytest.param(lambda x: [deque([x, x]), x], id="deque"),
         pytest.param(lambda x: defaultdict(list, {"b": x, "a": [x]}), id="defaultdict"),
         pytest.param(lambda x: {"p": Pair(x, {"q": x})}, id="torch's"),
