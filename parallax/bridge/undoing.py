@@ -11,11 +11,12 @@ from __future__ import annotations
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
+from functools import partial
 from itertools import chain
 from operator import is_, itemgetter
 from types import CodeType, FunctionType, MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -198,8 +199,17 @@ def _writes_past(cls: type, attributes: dict[str, Any]) -> bool:
     )
 
 
-@cache
+_writing_past: WeakKeyDictionary[type, bool] = WeakKeyDictionary()  # classes come and go
+
+
 def _class_writes_past(cls: type) -> bool:
+    found = _writing_past.get(cls)
+    if found is None:
+        found = _writing_past[cls] = _find_writing_past(cls)
+    return found
+
+
+def _find_writing_past(cls: type) -> bool:
     lookup: Any = cls
     if lookup.__setattr__ is not nn.Module.__setattr__:
         return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -247,3 +249,21 @@ def test_a_torch_module_as_an_annotation_is_refused_with_the_line_that_lifts_it(
 
     with pytest.raises(TypeError, match=r"a mutable torch.nn.Module.*bridge.lift\(...\) of it"):
         declare()
+
+
+def test_classes_of_lifted_modules_are_freed() -> None:
+    def define() -> weakref.ref[type]:
+        class Net(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = torch.nn.Linear(2, 2)
+
+            def forward(self, x: Tensor) -> Any:
+                return self.linear(x)
+
+        bridge.lift(Net())(torch.ones(1, 2))
+        return weakref.ref(Net)
+
+    classes = [define() for _ in range(60)]
+    gc.collect()
+    assert sum(ref() is not None for ref in classes) <= 20
