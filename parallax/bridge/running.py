@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax import effects, random
 from parallax._compat import dynamo, functorch
 from parallax.bridge.buffers import Change
 from parallax.bridge.skeleton import Skeleton, borrow, follow, put_back
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module
+from parallax.effects import collection, emitting
 from parallax.effects.applying import below
+from parallax.random import sources
 from parallax.random.seeds import state_of
 
 __all__ = ["call", "read"]
@@ -43,7 +44,7 @@ def call(module: Any, method: str | None, args: tuple[Any, ...], kwargs: dict[st
     if source is not None:
         if skeleton.buffers.slots:
             _go_on(module, skeleton)
-        source = effects.source_of(source)
+        source = collection.source_of(source)
     function = skeleton.root if method is None else getattr(skeleton.root, method)
     if source is None:
         out = function(*args, **kwargs)
@@ -72,8 +73,8 @@ def read(module: Any, name: str) -> Any:
 
 def _go_on(module: Any, skeleton: Skeleton) -> None:
     """Puts what earlier calls in the collection emitted in the place of the buffers."""
-    root = effects.root_of(module)
-    for path, values in effects.latest(module).items():
+    root = collection.root_of(module)
+    for path, values in emitting.latest(module).items():
         skeleton.buffers.go_on(tuple(below(root, path).split(".")) if path != root else (), values)
 
 
@@ -89,7 +90,7 @@ def _emit(module: Any, changed: list[Change]) -> None:
         by_owner.setdefault((owner, later), {})[name] = value
     for (owner, later), values in by_owner.items():
         emit: Any = Module.emit  # buffers have any names
-        emit(follow(module, owner), merge=effects.IN_TURN if later else None, **values)
+        emit(follow(module, owner), merge=emitting.IN_TURN if later else None, **values)
 
 
 @contextmanager
@@ -98,14 +99,14 @@ def _seeded(module: Any) -> Iterator[None]:
 
     They belong to the whole process, so one seeded call runs at a time.
     """
-    key = effects.source_of(module._rng).key
+    key = collection.source_of(module._rng).key
     if key is not None and (functorch.is_wrapped(key) or key.ndim):
         raise RuntimeError(
             f"{type(module).__name__}: a lifted nn.Module draws from torch's global generator, "
             f"which cannot be seeded with a key per example. Call it in eval mode, or replace its "
             f"stochastic layers: tree.select(model, bridge.lifted_type(nn.Dropout)).apply(...)"
         )
-    seed = random.seed_of(Module.rng.fget(module))  # type: ignore[attr-defined]  # a property
+    seed = sources.seed_of(Module.rng.fget(module))  # type: ignore[attr-defined]  # a property
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with _seeding, torch.random.fork_rng(devices):
         torch.set_rng_state(state_of(seed))

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from parallax import effects
 from parallax._compat import dynamo, writes
 from parallax.bridge import running
 from parallax.bridge.blueprint import BY_NUMBER, stand_for_one
@@ -28,6 +27,7 @@ from parallax.bridge.undoing import containers
 from parallax.core import notes
 from parallax.core.description import spec_of
 from parallax.core.module import Module
+from parallax.effects import collection, emitting
 from parallax.effects.collection import Collecting
 
 __all__ = ["call"]
@@ -57,7 +57,7 @@ def call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     for path, inner in taken.shells:
         template.get_submodule(path).inner = inner
     out = torch.func.functional_call(template, tensors, args, kwargs, tie_weights=False)
-    drawn = "" if effects.source_of(module._rng) is None else _drawn()
+    drawn = "" if collection.source_of(module._rng) is None else _drawn()
     if drawn:
         raise RuntimeError(
             f"a lifted nn.Module draws by {drawn} from torch's global generator, which compiled "
@@ -93,7 +93,7 @@ class _Taken:
         self.indices = spec_of(module).expand
         self.place = 0
         self.copies: dict[int, Any] = {}
-        self.latest = effects.latest(module)
+        self.latest = emitting.latest(module)
 
     def node(self, module: Any, prefix: str) -> Signature:
         """Takes a module and what is below it; returns its signature."""
@@ -148,7 +148,7 @@ def _emit(buffers: Any, copies: Any, tensors: Any, written: list[str]) -> None:
         if now is None or any([now is other for other in told]):
             continue
         if now is not copies[path] or path in written or _may_be_written(owner, now):
-            Module.emit(owner, merge=effects.IN_TURN if goes_on else None, **{name: now})
+            Module.emit(owner, merge=emitting.IN_TURN if goes_on else None, **{name: now})
             told.append(now)
 
 

@@ -19,6 +19,7 @@ from parallax._compat import functorch
 from parallax.core.arguments import device_of
 from parallax.core.fields import Lazy
 from parallax.core.registry import flatten_module, unflatten_module
+from parallax.random import seeds, sources
 from parallax.random.seeds import Twister
 
 __all__ = ["Following", "Several", "initialize"]
@@ -102,7 +103,7 @@ def initialize(module: Any, rng: Any, *, device: Any = None, dtype: Any = None) 
             f"initialize(dtype={dtype}): it replaces the dtype of floating leaves and must be "
             f"floating. Give other leaves theirs in place: Parameter(shape, init, dtype={dtype})"
         )
-    seed = random.derive(random.seed_of(rng), "initialize")
+    seed = seeds.derive(sources.seed_of(rng), "initialize")
     present = [leaf for leaf in leaves if leaf is not None]
     if present and not any(isinstance(leaf, Lazy) for leaf in present):
         name = type(module).__name__
@@ -176,7 +177,7 @@ def _drawn(
     if type(init) is Several:
         members = zip(init.members, init.paths(path), strict=True)
         return torch.stack([_drawn(one, seed, p, target, dtype, where) for one, p in members])
-    return _value(lazy, random.derive(seed, path), target, dtype, where)
+    return _value(lazy, seeds.derive(seed, path), target, dtype, where)
 
 
 def _value(

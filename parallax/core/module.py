@@ -26,6 +26,8 @@ from parallax.core.nodes import Instance
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.sealing import check_set, seal
 from parallax.core.structure import Structure
+from parallax.effects import collection
+from parallax.random import sources
 from parallax.tree import recording
 
 __all__ = ["Module"]
@@ -230,16 +232,16 @@ class Module(Instance, metaclass=ModuleMeta):
             )
         leaves, structure = flatten_module(self)
         _require_values(leaves, structure, "reset")
-        structure = notes.distribute(structure, mode, effects.root_of(self))
-        source = random.source_of(rng)
-        random.warn_if_same(source, effects.source_of(self._rng))
+        structure = notes.distribute(structure, mode, collection.root_of(self))
+        source = sources.source_of(rng)
+        sources.warn_if_same(source, collection.source_of(self._rng))
         fresh = [
             leaf if leaf is None
             else leaf.detach().requires_grad_() if train and _differentiable(leaf)
             else leaf.detach()
             for leaf, train in zip(leaves, structure.trainable, strict=True)
         ]  # fmt: skip
-        return self._built(structure, fresh, effects.with_source(self._rng, source))
+        return self._built(structure, fresh, collection.with_source(self._rng, source))
 
     def train(self, rng: random.Rng | None = None) -> Self:
         """The module in mode ``"train"``, its leaves untouched; belongs with ``func.grad``.
@@ -250,7 +252,7 @@ class Module(Instance, metaclass=ModuleMeta):
         Returns:
             The module in the new mode.
         """
-        source = effects.source_of(self._rng) if rng is None else random.source_of(rng)
+        source = collection.source_of(self._rng) if rng is None else sources.source_of(rng)
         return self._in_mode("train", source)
 
     def eval(self) -> Self:
@@ -265,8 +267,8 @@ class Module(Instance, metaclass=ModuleMeta):
         """A module of this one's class."""
         return cast(Self, unflatten_module(structure, leaves, rng))
 
-    def _in_mode(self, mode: str, source: random.Source | None) -> Self:
-        rng, root = effects.with_source(self._rng, source), effects.root_of(self)
+    def _in_mode(self, mode: str, source: sources.Source | None) -> Self:
+        rng, root = collection.with_source(self._rng, source), collection.root_of(self)
         leaves, structure = flatten_module(self)
         return self._built(notes.distribute(structure, mode, root), leaves, rng)
 
@@ -403,7 +405,7 @@ class Module(Instance, metaclass=ModuleMeta):
         Raises:
             RuntimeError: if no rng was handed out.
         """
-        source = effects.source_of(self._rng)
+        source = collection.source_of(self._rng)
         if source is None:
             raise RuntimeError(
                 f"{type(self).__name__}.rng: no random state was handed to this tree. "

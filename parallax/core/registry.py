@@ -106,7 +106,7 @@ class Context:
         """The rng around another key."""
         if self.rng is not None:
             return self.rng.with_key(key)
-        from parallax.random import KeySource  # loaded from a file
+        from parallax.random.sources import KeySource  # loaded from a file
 
         return KeySource(key)
 

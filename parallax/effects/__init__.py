@@ -11,26 +11,10 @@ module's path.
 """
 
 from parallax.effects.collecting import capture, collect
-from parallax.effects.collection import EffectError, root_of, source_of, with_source
-from parallax.effects.emitting import IN_TURN, emit, latest, sow
-from parallax.effects.relaying import emitted, forget, nest, relay
+from parallax.effects.collection import EffectError
+from parallax.effects.emitting import emit, sow
 
-__all__ = [
-    "IN_TURN",
-    "EffectError",
-    "capture",
-    "collect",
-    "emit",
-    "emitted",
-    "forget",
-    "latest",
-    "nest",
-    "relay",
-    "root_of",
-    "source_of",
-    "sow",
-    "with_source",
-]
+__all__ = ["EffectError", "capture", "collect", "emit", "sow"]
 
 
 def __dir__() -> list[str]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax import effects
 from parallax.core.nodes import is_module
+from parallax.effects import relaying
 from parallax.tree import core
 
 __all__ = ["Nesting"]
@@ -58,7 +58,7 @@ class Nesting:
     def _within(self, tree: Any) -> Any:
         """The tree with the stand-ins; the same tree where nothing is collected."""
         if is_module(tree):
-            if effects.nest(tree._rng, self.levels) is tree._rng:
+            if relaying.nest(tree._rng, self.levels) is tree._rng:
                 return tree
         elif not isinstance(tree, (tuple, list, dict)):
             return tree
@@ -68,7 +68,7 @@ class Nesting:
         return tree if len(self.pairs) == known else spec.with_rngs(rngs).build(leaves)
 
     def _source(self, rng: Any) -> Any:
-        inner = effects.nest(rng, self.levels)
+        inner = relaying.nest(rng, self.levels)
         if inner is not rng:
             self.pairs.append((rng, inner))
         return inner
@@ -76,17 +76,17 @@ class Nesting:
     def call(self, args: Sequence[Any]) -> Any:
         """The function, called with these arguments; what it emitted when called before is gone."""
         for _, inner in self.pairs:
-            effects.forget(inner)
+            relaying.forget(inner)
         return self.func(*args, **self.kwargs)
 
     def emitted(self) -> list[Tensor]:
         """All that was emitted inside, to be returned beside the result."""
-        return [value for _, inner in self.pairs for value in effects.emitted(inner)]
+        return [value for _, inner in self.pairs for value in relaying.emitted(inner)]
 
     def relay(self, values: Sequence[Tensor], aside: bool = False) -> None:
         """Records what came out where the transform was called; see ``effects.relay``."""
         start = 0
         for rng, inner in self.pairs:
-            count = len(effects.emitted(inner))
-            effects.relay(rng, inner, list(values[start : start + count]), aside)
+            count = len(relaying.emitted(inner))
+            relaying.relay(rng, inner, list(values[start : start + count]), aside)
             start += count

@@ -18,6 +18,7 @@ from parallax.core.fields import Lazy
 from parallax.core.initialize import Several
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
+from parallax.effects import collection
 from parallax.nn.arguments import positive
 from parallax.random.sources import GlobalSource
 from parallax.tree.arguments import check_trees
@@ -107,7 +108,7 @@ class Stack(Module):
 
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         """Call one block after the other."""
-        if effects.source_of(self._rng) is not self._rng:
+        if collection.source_of(self._rng) is not self._rng:
             return self._collected(input, args, kwargs)
         if dynamo.is_compiling() and isinstance(input, Tensor) and not self.checkpoint:
             return self._repeated(input, args, kwargs)
@@ -221,8 +222,8 @@ def _unstacked(leaf: Any, count: int) -> Sequence[Any]:
 
 def _rng_of(rng: Any, name: str) -> Any:
     """The rng of one block, from that of the stack."""
-    source = effects.source_of(rng)
-    return rng if source is None else effects.with_source(rng, source.child(name))
+    source = collection.source_of(rng)
+    return rng if source is None else collection.with_source(rng, source.child(name))
 
 
 def _recomputed(block: Any, value: Any, args: Any, kwargs: Any) -> Any:

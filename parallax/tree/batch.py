@@ -8,8 +8,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from parallax import random
 from parallax._compat import dynamo
+from parallax.random import sources
 from parallax.random.sources import member_source
 from parallax.tree import core
 from parallax.tree.align import misfit
@@ -56,7 +56,7 @@ def stack(trees: Iterable[T]) -> T:
     columns = zip(core.with_paths(members[0]), *others, strict=True)
     leaves = [_stacked(path or "the root", [leaf, *column]) for (path, leaf), *column in columns]
     all_rngs = zip(*[core.structure(member).rngs for member in members], strict=True)
-    rngs = tuple([random.stack_sources(rngs) for rngs in all_rngs])
+    rngs = tuple([sources.stack_sources(rngs) for rngs in all_rngs])
     return cast(T, core.unflatten(core.TreeSpec(spec.outer, spec.parts, rngs), leaves))
 
 

@@ -37,20 +37,9 @@ UNCALLED = {
     # Errors and types, which nobody constructs.
     *("UninitializedError", "random.KeyReusedError", "effects.EffectError", "debug.ImpureError"),
     *("debug.NonFiniteError", "optim.DonatedError", "tree.Selection", "tree.TreeSpec"),
-    *("random.KeySource", "bridge.Lifted", "bridge.Lowered", "optim.Average", "optim.Scale"),
+    *("bridge.Lifted", "bridge.Lowered", "optim.Average", "optim.Scale"),
     *("optim.State", "schedules.Plateau", "schedules.Schedule", "optim.Optimizer", "nn.KVCache"),
     "Module",
-    # For the rooms among themselves.
-    *("random.derive", "random.generator_of", "random.seed_of", "random.source_of"),
-    *("random.stack_sources", "random.warn_if_same", "effects.emitted", "effects.nest"),
-    *(
-        "effects.forget",
-        "effects.latest",
-        "effects.relay",
-        "effects.root_of",
-        "effects.source_of",
-        "effects.with_source",
-    ),
 }
 """Public names without arguments to get wrong."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from parallax import Buffer, Module, Parameter, effects, func, tree
-from parallax.effects import EffectError
+from parallax.effects import EffectError, relaying
 from tests.effects.models import (
     MOMENTUM,
     assert_stats,
@@ -263,15 +263,15 @@ def hand_on(module: Any, xs: Tensor) -> Any:
     outer, inners = module._rng, []
 
     def inside(x: Tensor) -> Any:
-        inner = effects.nest(outer)
+        inner = relaying.nest(outer)
         inners.append(inner)
         rebuilt = tree.unflatten(tree.structure(module), tree.flatten(module)[0])
         for node in rebuilt.modules():
             object.__setattr__(node, "_rng", inner)
-        return rebuilt(x), effects.emitted(inner)
+        return rebuilt(x), relaying.emitted(inner)
 
     out, values = torch.vmap(inside)(xs)
-    effects.relay(outer, inners[0], values)
+    relaying.relay(outer, inners[0], values)
     return out
 
 
@@ -288,5 +288,5 @@ def test_a_transform_hands_effects_on(x: Tensor) -> None:
 
 
 def test_nothing_is_nested_when_nothing_is_collected() -> None:
-    assert effects.nest(None) is None and effects.emitted(None) == []
-    effects.relay(None, None, [])
+    assert relaying.nest(None) is None and relaying.emitted(None) == []
+    relaying.relay(None, None, [])

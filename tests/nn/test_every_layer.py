@@ -195,7 +195,7 @@ slowly = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarn
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-def _prepared(case: Case) -> Module:
+def prepared(case: Case) -> Module:
     layer = case.ours()
     if any(leaf is not None for leaf in torch_pytree.tree_leaves(layer)):
         layer = layer.initialize(0)
@@ -232,7 +232,7 @@ def test_it_is_torchs(case: Case) -> None:
 @slowly
 @every_case
 def test_vmap_is_a_loop(case: Case) -> None:
-    layer = _prepared(case)
+    layer = prepared(case)
     batches = [torch_pytree.tree_map(_varied(k), tuple(case.inputs)) for k in range(3)]
     stacked = torch_pytree.tree_map(lambda *xs: torch.stack(xs), *batches)
     looped = [_call(layer, *inputs) for inputs in batches]
@@ -243,7 +243,7 @@ def test_vmap_is_a_loop(case: Case) -> None:
 @slowly
 @every_case
 def test_gradients_per_sample_are_a_loops(case: Case) -> None:
-    layer = _prepared(case)
+    layer = prepared(case)
     if not list(_parameters(layer)):
         return
     batches = [torch_pytree.tree_map(_varied(k), tuple(case.inputs)) for k in range(3)]
@@ -261,7 +261,7 @@ def test_gradients_per_sample_are_a_loops(case: Case) -> None:
 
 @every_case
 def test_it_compiles_to_one_graph(case: Case) -> None:
-    layer = _prepared(case)
+    layer = prepared(case)
     torch._dynamo.reset()  # there are more layers than it compiles one function for
     compiled = torch.compile(_call, fullgraph=True, backend="eager")
     assert_same(compiled(layer, *case.inputs), _call(layer, *case.inputs), case.in_graph)
@@ -269,7 +269,7 @@ def test_it_compiles_to_one_graph(case: Case) -> None:
 
 @every_case
 def test_nothing_is_written(case: Case) -> None:
-    layer = _prepared(case)
+    layer = prepared(case)
     tensors = [x for x in torch_pytree.tree_leaves((layer, case.inputs)) if isinstance(x, Tensor)]
     before = [(x._version, x.clone()) for x in tensors]
     state = torch.random.get_rng_state()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parallax import random
+from parallax.random.seeds import generator_of
 
 SHAPED: dict[str, Callable[..., Tensor]] = {
     "bernoulli": random.bernoulli,
@@ -110,7 +111,7 @@ def test_floating_draws_refuse_other_dtypes(name: str, dtype: Any) -> None:
 
 
 def test_a_generator_in_the_state_of_the_key_gives_the_same_normals() -> None:
-    generator = random.generator_of(11)
+    generator = generator_of(11)
     expected = torch.randn(1000, generator=generator)
     assert torch.equal(random.normal(random.key(11), (1000,)), expected)
 

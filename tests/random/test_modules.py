@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as torch_pytree
 
 from parallax import Module, Parameter, func, random, tree
-from parallax.random import KeyReusedError
+from parallax.random import KeyReusedError, sources
 from tests.random.uses import USES
 
 
@@ -140,11 +140,11 @@ def test_a_stack_of_modules_holds_a_stack_of_keys() -> None:
 
 def test_stack_sources_makes_keys_of_every_form() -> None:
     members = [pair().train(seed) for seed in (1, 2)]
-    stacked = random.stack_sources([member._rng for member in members])
+    stacked = sources.stack_sources([member._rng for member in members])
     assert stacked is not None and stacked.key.shape == (2,)
-    assert random.stack_sources([None, None]) is None
+    assert sources.stack_sources([None, None]) is None
     with pytest.raises(ValueError, match="tree 1 does not"):
-        random.stack_sources([members[0]._rng, None])
+        sources.stack_sources([members[0]._rng, None])
 
 
 def test_handing_out_a_key_leaves_it_usable_and_leaves_alone() -> None:

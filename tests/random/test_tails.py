@@ -11,6 +11,7 @@ from torch import Tensor
 
 import parallax
 from parallax import random
+from parallax.random import seeds
 
 N = 50_000
 
@@ -86,7 +87,7 @@ def test_integers_of_every_range_are_equally_likely(bounds: tuple[int, int]) -> 
 
 def test_integers_of_narrow_ranges_and_powers_of_two_are_torchs() -> None:
     for low, high in ((0, 10), (-3, 1000), (0, 2**40), (-(2**40), 2**40)):
-        generator = random.generator_of(5)
+        generator = seeds.generator_of(5)
         expected = torch.empty(100, dtype=torch.int64).random_(low, high, generator=generator)
         assert torch.equal(random.randint(random.key(5), (100,), low, high), expected)
 
