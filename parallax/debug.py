@@ -33,11 +33,34 @@ R = TypeVar("R")
 
 
 class ImpureError(RuntimeError):
-    """A function changed what it was given, or the global random state."""
+    """A function changed what it was given, or the global random state.
+
+    Example:
+        >>> import torch
+        >>> from parallax import debug
+        >>> def standardize(x):
+        ...     x -= x.mean()  # writes into the argument
+        ...     return x
+        >>> try:
+        ...     debug.pure(standardize)(torch.ones(3))
+        ... except debug.ImpureError as error:
+        ...     print(error)
+        standardize() is not pure: it wrote into args[0] in place. Compute a new tensor...
+    """
 
 
 class NonFiniteError(ArithmeticError):
-    """A number is infinite or NaN."""
+    """A number is infinite or NaN.
+
+    Example:
+        >>> import torch
+        >>> from parallax import debug
+        >>> try:
+        ...     debug.nans(torch.log)(torch.zeros(2))
+        ... except debug.NonFiniteError as error:
+        ...     print(error)
+        log() holds 2 of 2 numbers that are not finite
+    """
 
 
 # -- pure -----------------------------------------------------------------------------------

@@ -85,6 +85,16 @@ class Lowered(nn.Module, metaclass=LoweredMeta):
     The modules below it hold its tensors and modes. They run by themselves when they are called,
     and are not called when this one is: what is put on them, such as a hook, or in their place, is
     refused at the next call.
+
+    Example:
+        >>> import torch
+        >>> from parallax import bridge, nn
+        >>> model = bridge.lower(nn.Linear(3, 2).initialize(0))
+        >>> isinstance(model, bridge.Lowered) and isinstance(model, torch.nn.Module)
+        True
+        >>> opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> model(torch.ones(4, 3)).sum().backward()
+        >>> opt.step()
     """
 
     def __init__(self, structure: Structure) -> None:

@@ -25,7 +25,17 @@ Initializer = Callable[..., Any]
 
 
 class UninitializedError(RuntimeError):
-    """A parameter or buffer was used before ``initialize`` gave it a value."""
+    """A parameter or buffer was used before ``initialize`` gave it a value.
+
+    Example:
+        >>> from parallax import UninitializedError, nn
+        >>> linear = nn.Linear(3, 2)  # declares shapes; its parameters have no values yet
+        >>> try:
+        ...     linear.weight.sum()
+        ... except UninitializedError:
+        ...     print("initialize it first:", linear.initialize(0).weight.shape)
+        initialize it first: torch.Size([2, 3])
+    """
 
 
 @constant_while_tracing

@@ -43,7 +43,23 @@ _set = object.__setattr__
 
 
 def flatten_module(module: Any) -> tuple[tuple[Any, ...], Structure]:
-    """The unique leaves and the structure of a module; both are kept on it."""
+    """The unique leaves and the structure of a module.
+
+    Both are computed once and kept on the module. ``tree.flatten`` is the same for any tree.
+
+    Args:
+        module: a module.
+
+    Returns:
+        The leaves and the structure. A tied leaf comes once, and a hole comes as ``None``.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn, registry
+        >>> leaves, structure = registry.flatten_module(nn.Linear(3, 2, bias=False).initialize(0))
+        >>> structure.paths, [None if leaf is None else leaf.shape for leaf in leaves]
+        (('weight', 'bias'), [torch.Size([2, 3]), None])
+    """
     spec = module._spec
     if type(spec) is not Structure or dynamo.is_compiling():
         spec = spec_of(module)
@@ -51,7 +67,26 @@ def flatten_module(module: Any) -> tuple[tuple[Any, ...], Structure]:
 
 
 def unflatten_module(structure: Structure, leaves: Iterable[Any], rng: Any = None) -> Any:
-    """A module of ``structure`` around ``leaves``, born with its memo."""
+    """Builds a module from its structure and leaves; the inverse of ``flatten_module``.
+
+    Args:
+        structure: what ``flatten_module`` returned.
+        leaves: as many leaves as it returned. Their number is not checked here, as it is by
+            ``tree.unflatten``.
+        rng: the random state that the module holds; by default none.
+
+    Returns:
+        The module; no ``__init__``, converter or check of any class runs.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn, registry
+        >>> linear = nn.Linear(3, 2).initialize(0)
+        >>> leaves, structure = registry.flatten_module(linear)
+        >>> halved = registry.unflatten_module(structure, [leaf / 2 for leaf in leaves])
+        >>> torch.equal(halved.weight, linear.weight / 2)
+        True
+    """
     kept = tuple(leaves)
     if dynamo.is_compiling():
         return _unflatten_in_trace(structure, kept, rng)
@@ -268,7 +303,25 @@ def _unwrap(value: Any) -> Any:
 
 
 def register_module(layout: Layout) -> None:
-    """Registers a module class with both registries, or with none when that fails."""
+    """Registers a module class with both registries, or with none when that fails.
+
+    The statement ``class ...(Module)`` calls it; for classes that are no modules there is
+    ``register``.
+
+    Args:
+        layout: the fields of the class.
+
+    Raises:
+        ValueError: if a registry knows the class already.
+
+    Example:
+        >>> import optree, torch
+        >>> from parallax import Module, Parameter
+        >>> class Point(Module):  # registered by this statement
+        ...     at: Parameter
+        >>> optree.tree_leaves(Point(torch.zeros(2)))
+        [tensor([0., 0.])]
+    """
     cls = layout.cls
     flatten, unflatten = _optree_functions(layout)
     with _both(cls, flatten, unflatten, optree.GetAttrEntry):

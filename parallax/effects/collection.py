@@ -15,7 +15,20 @@ __all__ = ["Collecting", "Collection", "EffectError", "Emission", "Sown", "root_
 
 
 class EffectError(RuntimeError):
-    """An effect cannot be collected: nothing collects it, or it contradicts another one."""
+    """An effect cannot be collected: nothing collects it, or it contradicts another one.
+
+    Example:
+        >>> import torch
+        >>> from parallax import effects, nn
+        >>> norm = nn.BatchNorm1d(2).initialize(0)  # in training mode it emits running statistics
+        >>> x = torch.ones(4, 2)
+        >>> try:
+        ...     norm(x)
+        ... except effects.EffectError:
+        ...     y, norm = effects.collect(lambda norm, x: norm(x))(norm, x)
+        >>> norm.num_batches_tracked
+        tensor(1)
+    """
 
 
 Emission = tuple[str, str | None, dict[str, Any], bool]

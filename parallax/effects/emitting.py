@@ -184,6 +184,21 @@ def sow(module: Any, /, **values: Tensor) -> None:
 
     Raises:
         TypeError: if a value is no tensor, and somebody captures.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, effects, nn
+        >>> class Net(Module):
+        ...     hidden: nn.Linear
+        ...     out: nn.Linear
+        ...     def forward(self, x):
+        ...         h = self.hidden(x).relu()
+        ...         effects.sow(self, h=h)  # or self.sow(h=h)
+        ...         return self.out(h)
+        >>> net = Net(nn.Linear(2, 4), nn.Linear(4, 1)).initialize(0)
+        >>> y, found = effects.capture(Net.forward)(net, torch.ones(3, 2))
+        >>> found["h"].shape
+        torch.Size([3, 4])
     """
     rng = module._rng
     if type(rng) is not Collecting or rng.collection.sown is None:

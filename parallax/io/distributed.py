@@ -49,6 +49,14 @@ def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
         OSError: if a file cannot be written; the checkpoint before is intact.
         TypeError: if it is no module, or a leaf is sparse.
         UninitializedError: if a leaf has no value yet.
+
+    Example:
+        >>> import tempfile
+        >>> from parallax import io, nn
+        >>> model = nn.Linear(2, 1).initialize(0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     io.save_distributed(model, f"{folder}/step_100")  # in every process
+        ...     again = io.load_distributed(f"{folder}/step_100", like=model)
     """
     check_path(path)
     if Path(path).is_file():
@@ -83,6 +91,18 @@ def load_distributed(path: str | os.PathLike[str], *, like: M, cast: bool = Fals
         FileNotFoundError: if the directory holds no checkpoint.
         RuntimeError: if names, shapes or dtypes do not fit; all of them are listed.
         ValueError: if a file is truncated or no checkpoint, or a leaf has a value in neither.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from parallax import io, nn
+        >>> model = nn.Linear(2, 1).initialize(0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     io.save_distributed(model, folder)
+        ...     with torch.device("meta"):  # allocates nothing
+        ...         like = nn.Linear(2, 1).initialize(0)
+        ...     again = io.load_distributed(folder, like=like)
+        >>> torch.equal(again.weight, model.weight)
+        True
     """
     check_path(path)
     check_flags("io.load_distributed", cast=cast)

@@ -127,6 +127,19 @@ def load(path: str | os.PathLike[str], *, like: T, strict: bool = True, cast: bo
         ImportError: if safetensors is needed and not installed.
         RuntimeError: if names, shapes or dtypes do not fit; all of them are listed.
         ValueError: if the file is truncated, no checkpoint, holds code, or is of another structure.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from parallax import io, nn, optim
+        >>> model, opt = nn.Linear(2, 1).initialize(0), optim.Adam()
+        >>> checkpoint = {"model": model, "opt": opt.init(model), "step": 100}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     io.save(checkpoint, f"{folder}/last.pt")
+        ...     fresh = nn.Linear(2, 1).initialize(1)
+        ...     like = {"model": fresh, "opt": opt.init(fresh), "step": 0}
+        ...     loaded = io.load(f"{folder}/last.pt", like=like)
+        >>> loaded["step"], torch.equal(loaded["model"].weight, model.weight)
+        (100, True)
     """
     check_flags("io.load", strict=strict, cast=cast)
     parts, spec = take_apart(like, "load(like=)")
@@ -161,6 +174,15 @@ def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         OSError: as ``load``.
         ValueError: as ``load``.
+
+    Example:
+        >>> import tempfile
+        >>> from parallax import io, nn
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model, about = nn.Linear(2, 1).initialize(0), {"accuracy": 0.9, "epochs": [1, 2]}
+        ...     io.save(model, f"{folder}/model.pt", metadata=about)
+        ...     io.metadata(f"{folder}/model.pt")
+        {'accuracy': 0.9, 'epochs': [1, 2]}
     """
     return dict(read_file(path)[0]["metadata"])
 
@@ -177,5 +199,13 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         OSError: as ``load``.
         ValueError: as ``load``.
+
+    Example:
+        >>> import tempfile
+        >>> from parallax import io, nn
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     io.save(nn.Linear(2, 1).initialize(0), f"{folder}/model.pt")
+        ...     {name: tensor.shape for name, tensor in io.read(f"{folder}/model.pt").items()}
+        {'weight': torch.Size([1, 2]), 'bias': torch.Size([1])}
     """
     return read_file(path)[1]

@@ -1,4 +1,4 @@
-"""What attention keeps of the tokens it has seen."""
+"""The keys and values that attention keeps while it decodes token by token."""
 
 from __future__ import annotations
 
@@ -11,15 +11,26 @@ __all__ = ["KVCache"]
 
 
 class KVCache(NamedTuple):
-    """The keys and values of the tokens so far, in room for a fixed number of them.
+    """The keys and values of the tokens so far, in tensors with room for a fixed number of them.
 
-    A value: attention takes one and returns the next. Its shapes never change, so a step that is
-    compiled is compiled once.
+    ``MultiheadAttention.empty_cache`` makes one, and ``decode`` takes one and returns the next. Its
+    shapes never change, so that a compiled step is compiled once.
 
     Attributes:
         key: of shape ``(N, num_kv_heads, max_len, head_dim)``.
         value: as ``key``.
         length: how many tokens they hold, an int64 tensor without dimensions.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn
+        >>> attention = nn.MultiheadAttention(8, 2, batch_first=True).initialize(0).eval()
+        >>> cache = attention.empty_cache(batch_size=1, max_len=16)
+        >>> prompt, token = torch.ones(1, 5, 8), torch.ones(1, 1, 8)
+        >>> out, cache = attention.decode(prompt, cache)
+        >>> out, cache = attention.decode(token, cache)
+        >>> out.shape, cache.length, cache.key.shape
+        (torch.Size([1, 1, 8]), tensor(6), torch.Size([1, 2, 16, 4]))
     """
 
     key: Tensor
@@ -27,11 +38,14 @@ class KVCache(NamedTuple):
     length: Tensor
 
     def extended(self, key: Tensor, value: Tensor) -> KVCache:
-        """With the keys and values of the tokens that come next.
+        """The cache with the keys and values of the next tokens added.
 
         Args:
             key: of shape ``(N, num_kv_heads, L, head_dim)``.
             value: as ``key``.
+
+        Returns:
+            A new cache, of the same shapes.
         """
         positions = self.positions(key.shape[2])
         return KVCache(
@@ -41,10 +55,17 @@ class KVCache(NamedTuple):
         )
 
     def positions(self, count: int) -> Tensor:
-        """Where the next ``count`` tokens stand."""
+        """The positions of the next ``count`` tokens, an int64 tensor of shape ``(count,)``."""
         return self.length + torch.arange(count, device=self.length.device)
 
     def visible(self, count: int) -> Tensor:
-        """Which places each of the last ``count`` tokens may see: itself and all before."""
+        """The causal mask of the last ``count`` tokens: each sees itself and all tokens before it.
+
+        Args:
+            count: how many tokens.
+
+        Returns:
+            A bool tensor of shape ``(count, max_len)``, true where a token sees another.
+        """
         places = torch.arange(self.key.shape[2], device=self.length.device)
         return places <= self.positions(count).unsqueeze(-1) - count

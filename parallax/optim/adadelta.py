@@ -14,12 +14,23 @@ __all__ = ["Adadelta"]
 
 
 class Adadelta(Direct):
-    """Steps in the units of the parameters, from running averages.
+    """Steps scaled by running averages of squared gradients and of squared updates.
 
     As ``torch.optim.Adadelta``, and its kernels. Zeiler 2012.
 
     Args:
         rho: decay of the averages.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> point, grads = Point(torch.zeros(2)), Point(torch.tensor([1.0, 100.0]))
+        >>> opt = optim.Adadelta(eps=1e-4)
+        >>> point, state = opt.step(point, grads, opt.init(point))
+        >>> point.at  # the first step is sqrt(eps / (1 - rho)), whatever the size of the gradient
+        tensor([-0.0316, -0.0316])
     """
 
     _torch = torch.optim.Adadelta

@@ -24,7 +24,14 @@ class Adafactor(Optimizer):
         beta2_decay: power of the decay of the second moment.
         eps: added to the squared gradient, and the least scale of a parameter.
         d: threshold that clips the update.
-        weight_decay: how much of ``lr`` times itself a parameter loses per step.
+        weight_decay: each step multiplies a parameter by ``1 - lr * weight_decay``.
+
+    Example:
+        >>> from parallax import nn, optim
+        >>> model = nn.Linear(1000, 500, bias=False).initialize(0)
+        >>> state = optim.Adafactor().init(model)
+        >>> state.moments["row_var"].weight.shape, state.moments["col_var"].weight.shape
+        (torch.Size([500, 1]), torch.Size([1, 1000]))
     """
 
     _torch = torch.optim.Adafactor

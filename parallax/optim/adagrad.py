@@ -23,6 +23,19 @@ class Adagrad(Optimizer):
     Args:
         lr_decay: how fast the learning rate falls with the steps.
         initial_accumulator_value: the sum to begin with.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> point, grads = Point(torch.zeros(1)), Point(torch.ones(1))
+        >>> opt = optim.Adagrad(lr=1.0)
+        >>> state = opt.init(point)
+        >>> for _ in range(4):
+        ...     point, state = opt.step(point, grads, state)
+        >>> point.at  # -(1 + 1/sqrt(2) + 1/sqrt(3) + 1/sqrt(4)): ever shorter steps
+        tensor([-2.7845])
     """
 
     _torch = torch.optim.Adagrad

@@ -21,6 +21,17 @@ class Adam(Optimizer):
     """Adam: steps scaled by running averages of the gradient and its square.
 
     As ``torch.optim.Adam``, and its kernels. Kingma and Ba 2015; AMSGrad: Reddi et al. 2018.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> point, grads = Point(torch.zeros(2)), Point(torch.tensor([0.01, 100.0]))
+        >>> opt = optim.Adam(lr=0.1)
+        >>> point, state = opt.step(point, grads, opt.init(point))
+        >>> point.at  # the first step has the length lr, whatever the size of the gradient
+        tensor([-0.1000, -0.1000])
     """
 
     _torch = torch.optim.Adam
@@ -52,7 +63,18 @@ class AdamW(Optimizer):
     As ``torch.optim.AdamW``, and its kernels. Loshchilov and Hutter 2019.
 
     Args:
-        weight_decay: how much of ``lr`` times itself a parameter loses per step.
+        weight_decay: each step multiplies a parameter by ``1 - lr * weight_decay``.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> point, grads = Point(torch.ones(1)), Point(torch.zeros(1))
+        >>> opt = optim.AdamW(lr=0.1, weight_decay=0.5)
+        >>> point, state = opt.step(point, grads, opt.init(point))
+        >>> point.at  # decays by lr * weight_decay, though the gradient is zero
+        tensor([0.9500])
     """
 
     _torch = torch.optim.AdamW

@@ -18,6 +18,18 @@ class Adamax(Direct):
     """Adam with the infinity norm.
 
     As ``torch.optim.Adamax``, and its kernels. Kingma and Ba 2015.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> point, opt = Point(torch.zeros(1)), optim.Adamax(lr=0.1, betas=(0.9, 0.5))
+        >>> state = opt.init(point)
+        >>> for grad in (8.0, 1.0):
+        ...     point, state = opt.step(point, Point(torch.tensor([grad])), state)
+        >>> state.moments["exp_inf"].at  # max(0.5 * 8, 1): the largest gradient, decayed
+        tensor([4.])
     """
 
     _torch = torch.optim.Adamax

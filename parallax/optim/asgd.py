@@ -20,9 +20,23 @@ class ASGD(Direct):
     The mean is ``state.moments["ax"]``.
 
     Args:
-        lambd: decay.
-        alpha: power of the fall of the learning rate.
-        t0: the step at which averaging starts.
+        lambd: decay: each step multiplies a parameter by ``1 - lambd * eta``, where ``eta`` is the
+            learning rate of that step.
+        alpha: the exponent with which the learning rate falls.
+        t0: after how many steps averaging starts.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> point, grads = Point(torch.zeros(1)), Point(torch.ones(1))
+        >>> opt = optim.ASGD(lr=0.5, lambd=0.0, t0=0)
+        >>> state = opt.init(point)
+        >>> for _ in range(3):
+        ...     point, state = opt.step(point, grads, state)
+        >>> point.at, state.moments["ax"].at  # the mean of -1 and -1.5: not of the first point
+        (tensor([-1.5000]), tensor([-1.2500]))
     """
 
     _torch = torch.optim.ASGD

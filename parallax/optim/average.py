@@ -26,6 +26,13 @@ class Average(Module):
     Attributes:
         model: the average; call it as you would the model.
         count: how many models were averaged, a tensor of no dimension.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn, optim
+        >>> average = optim.EMA().init(nn.Linear(2, 1).initialize(0))
+        >>> average.model(torch.ones(4, 2)).shape, average.count
+        (torch.Size([4, 1]), tensor(0.))
     """
 
     model: Module
@@ -106,6 +113,18 @@ class EMA(SWA):
 
     Raises:
         ValueError: if ``decay`` is not between 0 and 1.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> ema = optim.EMA(decay=0.75)
+        >>> average = ema.init(Point(torch.tensor(0.0)))
+        >>> for value in (0.0, 4.0):  # in training: after each step, with the new model
+        ...     average = ema.update(average, Point(torch.tensor(value)))
+        >>> average.model.at
+        tensor(1.)
     """
 
     def __init__(self, decay: float = 0.999) -> None:

@@ -41,6 +41,18 @@ class Optimizer(Kernel):
 
     An optimizer is immutable and holds no model. Tensor hyper-parameters are its leaves, so that
     they can be differentiated, vmapped and changed without compiling again; numbers are constants.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func, nn, optim
+        >>> model, opt = nn.Linear(2, 1).initialize(0), optim.Adam(lr=torch.tensor(0.1))
+        >>> isinstance(opt, optim.Optimizer)
+        True
+        >>> state = opt.init(model)
+        >>> loss = func.grad(lambda model: model(torch.ones(4, 2)).square().mean())
+        >>> model, state = opt.step(model, loss(model), state)
+        >>> opt = opt.replace(lr=opt.lr / 10)  # the state still fits
+        >>> model, state = opt.step(model, loss(model), state)
     """
 
     # -- init -------------------------------------------------------------------------------------
@@ -115,8 +127,8 @@ class Optimizer(Kernel):
             grads: a module of its skeleton with gradients, and holes where there is none.
             state: what ``init`` or the last ``step`` returned.
             donate: write the result into the memory of ``model`` and ``state``, which are gone
-                afterwards: using them raises ``DonatedError``. A leaf that was taken out of them
-                before changes under your hands. A leaf that is not dense, or whose memory another
+                afterwards: using them raises ``DonatedError``. A leaf that you took out of them
+                before will be overwritten. A leaf that is not dense, or whose memory another
                 tensor uses too, is copied once and the copy is written from then on. Only in
                 eager code.
 

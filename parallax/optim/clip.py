@@ -117,6 +117,12 @@ def clip_grad_value(grads: T, clip_value: float) -> T:
 
     Returns:
         The gradients.
+
+    Example:
+        >>> import torch
+        >>> from parallax import optim
+        >>> optim.clip_grad_value({"a": torch.tensor([-5.0, 0.5])}, 1.0)
+        {'a': tensor([-1.0000,  0.5000])}
     """
     _check_bound("clip_grad_value", "clip_value", clip_value)
     _tensors("clip_grad_value", grads)
@@ -138,6 +144,13 @@ def clip_per_sample(grads: T, max_norm: float) -> T:
 
     Raises:
         ValueError: if a leaf has no leading dimension, or the leading sizes differ.
+
+    Example:
+        >>> import torch
+        >>> from parallax import optim
+        >>> grads = {"weight": torch.tensor([[6.0, 8.0], [0.3, 0.4]])}  # of two samples
+        >>> optim.clip_per_sample(grads, max_norm=5.0)["weight"]
+        tensor([[3.0000, 4.0000], [0.3000, 0.4000]])
     """
     _check_bound("clip_per_sample", "max_norm", max_norm)
     leaves = _tensors("clip_per_sample", grads)
@@ -165,6 +178,13 @@ class ClipNorm:
         max_norm: the largest norm.
         norm_type: the order of the norm.
         error_if_nonfinite: refuse gradients that are not finite.
+
+    Example:
+        >>> import torch
+        >>> from parallax import optim
+        >>> optim.ClipNorm(1.0)({"a": torch.tensor([3.0, 4.0])})
+        {'a': tensor([0.6000, 0.8000])}
+        >>> opt = optim.chain(optim.ClipNorm(1.0), optim.Adam())  # clips before each step
     """
 
     max_norm: float
@@ -185,6 +205,13 @@ class ClipValue:
 
     Args:
         clip_value: the largest magnitude.
+
+    Example:
+        >>> import torch
+        >>> from parallax import optim
+        >>> optim.ClipValue(1.0)({"a": torch.tensor([3.0, -0.5])})
+        {'a': tensor([ 1.0000, -0.5000])}
+        >>> opt = optim.chain(optim.ClipValue(1.0), optim.SGD())  # clips before each step
     """
 
     clip_value: float

@@ -14,7 +14,21 @@ __all__ = ["DonatedError", "check_donation", "mark"]
 
 
 class DonatedError(RuntimeError):
-    """A tree was used after it was given to ``step(..., donate=True)``."""
+    """A tree was used after it was given to ``step(..., donate=True)``.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> old, opt = Point(torch.ones(2)), optim.SGD(lr=0.5)
+        >>> new, state = opt.step(old, Point(torch.ones(2)), opt.init(old), donate=True)
+        >>> new.at
+        tensor([0.5000, 0.5000])
+        >>> old.at
+        Traceback (most recent call last):
+        parallax.optim.donate.DonatedError: Point was given to step(..., donate=True), which...
+    """
 
 
 class _DonatedMeta(type):

@@ -21,12 +21,22 @@ class Muon(Optimizer):
     Other leaves go to another optimizer: see ``Split``.
 
     Args:
-        weight_decay: how much of ``lr`` times itself a parameter loses per step.
+        weight_decay: each step multiplies a parameter by ``1 - lr * weight_decay``.
         momentum: decay of the running average of the gradient.
         ns_coefficients: of the Newton-Schulz polynomial.
         eps: added to the norm.
         ns_steps: how many Newton-Schulz iterations.
         adjust_lr_fn: how the rate follows the shape: "original" or "match_rms_adamw".
+
+    Example:
+        >>> import torch
+        >>> from parallax import func, nn, optim
+        >>> model = nn.Linear(3, 2).initialize(0)
+        >>> matrices = {lambda path, p: p.ndim == 2: optim.Muon(lr=0.02)}
+        >>> opt = optim.Split(matrices, rest=optim.AdamW())  # which steps the bias
+        >>> state = opt.init(model)
+        >>> grads = func.grad(lambda model: model(torch.ones(4, 3)).square().mean())(model)
+        >>> model, state = opt.step(model, grads, state)
     """
 
     _torch = torch.optim.Muon

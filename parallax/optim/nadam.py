@@ -22,6 +22,20 @@ class NAdam(Direct):
 
     Args:
         momentum_decay: how fast the momentum approaches its value.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> for opt in (optim.Adam(lr=0.1), optim.NAdam(lr=0.1)):
+        ...     point = Point(torch.zeros(1))
+        ...     state = opt.init(point)
+        ...     for grad in (1.0, -1.0):  # NAdam follows the change of sign sooner
+        ...         point, state = opt.step(point, Point(torch.tensor([grad])), state)
+        ...     print(point.at)
+        tensor([-0.0947])
+        tensor([-0.0362])
     """
 
     _torch = torch.optim.NAdam

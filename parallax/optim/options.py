@@ -1,8 +1,8 @@
 """What the options that most optimizers have mean, written once for all docstrings.
 
-An optimizer's own docstring has its first sentences and the options that it alone has, which is
-what an editor shows that only reads the file; ``help()`` shows the whole. It is done once, at the
-end of ``parallax/optim/__init__.py``: optimizers that users write keep the docstrings they have.
+In the file, the docstring of an optimizer describes only the options that it alone has. An editor
+that reads the file shows that; ``help()`` shows all options. ``parallax/optim/__init__.py``
+completes the docstrings once, at its end; optimizers that users write keep theirs as they are.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OPTIONS = """
 """
 _RAISES = """
 Raises:
-    ValueError: if torch refuses a value, a negative learning rate say."""
+    ValueError: if torch refuses a value, such as a negative learning rate."""
 
 
 def complete(optimizer: Any) -> None:
@@ -42,10 +42,11 @@ def complete(optimizer: Any) -> None:
     """
     if optimizer.__doc__ is None:
         return
-    text, _, own = inspect.cleandoc(optimizer.__doc__).partition("\n\nArgs:\n")
+    written, begin, example = inspect.cleandoc(optimizer.__doc__).partition("\n\nExample:\n")
+    text, _, own = written.partition("\n\nArgs:\n")
     described = _entries(_OPTIONS) | _entries(own + "\n")
     arguments = [described[name] for name in (*optimizer.names, "groups")]
-    optimizer.__doc__ = f"{text}\n\nArgs:\n{''.join(arguments)}{_RAISES}"
+    optimizer.__doc__ = f"{text}\n\nArgs:\n{''.join(arguments)}{_RAISES}{begin}{example}"
 
 
 def _entries(section: str) -> dict[str, str]:

@@ -21,6 +21,17 @@ class RAdam(Direct):
     """Adam with a rectified variance, which needs no warmup.
 
     As ``torch.optim.RAdam``, and its kernels. Liu et al. 2020.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> point, grads = Point(torch.zeros(2)), Point(torch.tensor([0.01, 100.0]))
+        >>> opt = optim.RAdam(lr=0.1)
+        >>> point, state = opt.step(point, grads, opt.init(point))
+        >>> point.at  # not scaled yet: the variance of one gradient is unknown
+        tensor([-1.0000e-03, -1.0000e+01])
     """
 
     _torch = torch.optim.RAdam

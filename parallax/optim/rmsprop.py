@@ -19,6 +19,17 @@ class RMSprop(Direct):
     Args:
         alpha: decay of the average.
         centered: divide by the standard deviation instead.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> point, grads = Point(torch.zeros(2)), Point(torch.tensor([1.0, 100.0]))
+        >>> opt = optim.RMSprop(lr=0.01, alpha=0.75)
+        >>> point, state = opt.step(point, grads, opt.init(point))
+        >>> point.at  # lr / sqrt(1 - alpha), whatever the size of the gradient
+        tensor([-0.0200, -0.0200])
     """
 
     _torch = torch.optim.RMSprop

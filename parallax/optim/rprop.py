@@ -24,6 +24,18 @@ class Rprop(Direct):
         lr: the first size of the steps.
         etas: factors of a size when the sign changes and when it does not.
         step_sizes: the smallest and the largest size.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> point, opt = Point(torch.zeros(1)), optim.Rprop(lr=0.1)
+        >>> state = opt.init(point)
+        >>> for grad in (3.0, 0.2):  # only the signs count
+        ...     point, state = opt.step(point, Point(torch.tensor([grad])), state)
+        >>> point.at  # 0.1, and then 1.2 times as far, as the sign is the same
+        tensor([-0.2200])
     """
 
     _torch = torch.optim.Rprop

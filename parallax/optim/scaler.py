@@ -29,6 +29,14 @@ class Scale(Module):
     Attributes:
         scale: what losses are multiplied with, a tensor of no dimension.
         growth_tracker: how many steps without an overflow since the scale last changed.
+
+    Example:
+        >>> import torch
+        >>> from parallax import optim
+        >>> scaler = optim.LossScaler(init_scale=1024.0)
+        >>> scale = scaler.init()
+        >>> scaler.update(scale, finite=torch.tensor(False)).scale  # halved after an overflow
+        tensor(512.)
     """
 
     scale: Buffer

@@ -22,7 +22,18 @@ class SGD(Optimizer):
     As ``torch.optim.SGD``, and its kernels. Nesterov momentum: Sutskever et al. 2013.
 
     Args:
-        dampening: one minus the factor of the gradient in the momentum.
+        dampening: the momentum adds the gradient times ``1 - dampening``.
+
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter, optim
+        >>> class Point(Module):
+        ...     at: Parameter
+        >>> point, grads = Point(torch.zeros(1)), Point(torch.ones(1))
+        >>> opt = optim.SGD(lr=0.1, momentum=0.9, nesterov=True)
+        >>> point, state = opt.step(point, grads, opt.init(point))
+        >>> point.at  # Nesterov's first step is 1 + momentum times as long
+        tensor([-0.1900])
     """
 
     _torch = torch.optim.SGD

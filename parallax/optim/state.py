@@ -23,19 +23,25 @@ NEVER = -1
 class State(Module):
     """What an optimizer remembers between steps; ``Optimizer.init`` makes it.
 
-    A leaf that gets no gradient keeps its moments and its age, as a parameter of ``torch.optim``
-    does. Ages are kept as few clocks: nearly always there is one, which is ``step``.
+    A leaf that gets no gradient keeps its moments and its count of steps, as a parameter of
+    ``torch.optim`` does. Leaves of equal counts share one; nearly always that is ``step``.
 
     Attributes:
         step: how many steps were made, a tensor of no dimension.
         moments: per name, as in ``torch.optim``'s state dict, a module of the model's skeleton with
             holes where nothing is stepped.
-        clocks: the ages of the leaves that missed a step.
-        clock_of: per unique leaf of the model which clock it goes by: 0 is ``step``, ``k`` is
+        clocks: the step counts of the leaves that missed a step.
+        clock_of: per unique leaf of the model which count is its own: 0 is ``step``, ``k`` is
             ``clocks[k - 1]``, -1 is none.
         labels: per unique leaf the index of its group; 0 for the optimizer's own parameters.
         sizes: per unique leaf its shape; ``None`` for what is no tensor.
         optimizer: the name of the optimizer's class.
+
+    Example:
+        >>> from parallax import nn, optim
+        >>> state = optim.Adam().init(nn.Linear(2, 1).initialize(0))
+        >>> state.step, list(state.moments), state.moments["exp_avg"].weight
+        (tensor(0.), ['exp_avg', 'exp_avg_sq'], tensor([[0., 0.]]))
     """
 
     step: Buffer
@@ -51,7 +57,7 @@ class State(Module):
 
     def __as_saved__(self, constants: Constants, tensors: Tensors) -> State:
         clock_of = constant(constants, "", "clock_of")
-        if len(clock_of) != len(self.clock_of):  # of another model, which the reader will say
+        if len(clock_of) != len(self.clock_of):  # of another model; the loader reports it
             return self
         count = sum(name.startswith("clocks.") for name in tensors)
         clocks: Any = tuple([torch.zeros_like(self.step) for _ in range(count)])

@@ -45,6 +45,11 @@ def randint(
     Raises:
         KeyReusedError: if the key was used before.
         ValueError: if ``low`` is not below ``high``, or ``dtype`` does not hold them.
+
+    Example:
+        >>> from parallax import random
+        >>> random.randint(random.key(0), (6,), 1, 7)  # six dice
+        tensor([3, 6, 5, 4, 3, 5])
     """
     data, size, where = given(key, shape, device, "randint()")
     dtype = dtype_of(dtype, "randint()", torch.int64)
@@ -87,6 +92,12 @@ def bits(
         KeyReusedError: if the key was used before.
         TypeError: if ``dtype`` is another.
         ValueError: if there is no such device or shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import random
+        >>> random.bits(random.key(0), (4,), dtype=torch.uint8)
+        tensor([175, 207, 139, 249], dtype=torch.uint8)
     """
     data, size, where = given(key, shape, device, "bits()")
     width = _WORD_DTYPES.get(dtype)
@@ -155,6 +166,15 @@ def categorical(key: Key, logits: Tensor, shape: Shape = (), *, dim: int = -1) -
         ValueError: if it has no dimension or no category.
 
     Source: the Gumbel-max trick (E. J. Gumbel, 1954).
+
+    Example:
+        >>> import torch
+        >>> from parallax import random
+        >>> logits = torch.tensor([[0.0, -9.0, -9.0], [-9.0, -9.0, 0.0]])
+        >>> random.categorical(random.key(0), logits)  # one draw for each row
+        tensor([0, 2])
+        >>> random.categorical(random.key(1), logits, (5,)).shape  # five for each
+        torch.Size([5, 2])
     """
     given_logits: Any = logits
     if not isinstance(given_logits, Tensor) or not logits.dtype.is_floating_point:
@@ -205,6 +225,17 @@ def choice(
             is, or ``p`` is not one probability per element.
 
     Source: without replacement and with ``p``, the Gumbel-top-k trick (T. Vieira, 2014).
+
+    Example:
+        >>> import torch
+        >>> from parallax import random
+        >>> one, two = random.split(random.key(0))
+        >>> data = torch.arange(20.0).reshape(10, 2)
+        >>> batch = random.choice(one, data, (4,), replace=False)  # four different rows
+        >>> batch.shape
+        torch.Size([4, 2])
+        >>> random.choice(two, 3, (5,), p=torch.tensor([0.9, 0.1, 0.0]))
+        tensor([0, 0, 1, 0, 0])
     """
     check_flags("choice", replace=replace)
     dim = axis(x, dim, "choice()")

@@ -108,6 +108,11 @@ def uniform(
     Raises:
         KeyReusedError: if the key was used before.
         ValueError: if ``low`` is above ``high``, or there is no such device or shape.
+
+    Example:
+        >>> from parallax import random
+        >>> random.uniform(random.key(0), (3,), -1.0, 1.0)
+        tensor([0.4091, 0.0923, 0.6884])
     """
     data, size, where = given(key, shape, device, "uniform()")
     dtype = floating(dtype, "uniform()")
@@ -154,6 +159,11 @@ def truncated_normal(
 
     Source: the inverse of the distribution function, as in ``torch.nn.init.trunc_normal_``; for
     intervals far out or narrow see ``random.tails``.
+
+    Example:
+        >>> from parallax import random
+        >>> random.truncated_normal(random.key(0), (3,), lower=-1.0, upper=1.0)
+        tensor([0.2353, 0.4488, 0.7767])
     """
     data, size, where = given(key, shape, device, "truncated_normal()")
     dtype = floating(dtype, "truncated_normal()")
@@ -278,6 +288,11 @@ def exponential(
     Raises:
         KeyReusedError: if the key was used before.
         ValueError: if there is no such device or shape.
+
+    Example:
+        >>> from parallax import random
+        >>> random.exponential(random.key(0), (3,)) / 2.0  # of rate 2
+        tensor([0.6096, 0.3950, 0.9296])
     """
     data, size, where = given(key, shape, device, "exponential()")
     dtype = floating(dtype, "exponential()")
@@ -305,6 +320,14 @@ def gumbel(
     Raises:
         KeyReusedError: if the key was used before.
         ValueError: if there is no such device or shape.
+
+    Example:
+        >>> import torch
+        >>> from parallax import random
+        >>> logits = torch.tensor([2.0, 0.0, 0.0])
+        >>> drawn = (logits + random.gumbel(random.key(0), (1000, 3))).argmax(1)
+        >>> drawn.bincount() / 1000  # near softmax(logits): 0.787, 0.107, 0.107
+        tensor([0.7890, 0.1020, 0.1090])
     """
     data, size, where = given(key, shape, device, "gumbel()")
     dtype = floating(dtype, "gumbel()")

@@ -307,6 +307,13 @@ def clone(key: Key) -> Key:
 
     Raises:
         TypeError: if ``key`` is no key.
+
+    Example:
+        >>> from parallax import random
+        >>> key = random.key(0)
+        >>> first = random.normal(random.clone(key), (3,))
+        >>> bool((random.normal(key, (3,)) == first).all())
+        True
     """
     if not isinstance(key, Key):
         raise TypeError(f"clone(key): expected a Key, got {shown(key)}. Make one: random.key(0)")

@@ -11,7 +11,16 @@ _MOST_CHILDREN = 4096  # a key that is folded into once for each step forgets th
 
 
 class KeyReusedError(RuntimeError):
-    """A key was used a second time, which would repeat its random numbers."""
+    """A key was used a second time, which would repeat its random numbers.
+
+    Example:
+        >>> from parallax import random
+        >>> key = random.key(0)
+        >>> noise = random.normal(key, (2,))
+        >>> random.uniform(key, (2,))
+        Traceback (most recent call last):
+        parallax.random.uses.KeyReusedError: uniform() was given a key that normal() used already...
+    """
 
 
 class Mark:

@@ -25,7 +25,16 @@ T = TypeVar("T")
 class TreeSpec:
     """The structure of a tree: a module, or any pytree whose leaves may be modules.
 
-    Two are equal when classes, constants, containers, ties, modes and frozen marks are; hashable.
+    ``structure`` and ``flatten`` make it. It is hashable. Two are equal when classes, constants,
+    containers, ties, modes and frozen marks are equal.
+
+    Example:
+        >>> from parallax import nn, tree
+        >>> one, two = nn.Linear(2, 1).initialize(0), nn.Linear(2, 1).initialize(1)
+        >>> tree.structure(one) == tree.structure(two), tree.structure(one) == tree.structure([one])
+        (True, False)
+        >>> tree.structure([one, two]).num_leaves
+        4
     """
 
     __slots__ = ("outer", "parts", "rngs")
@@ -36,7 +45,15 @@ class TreeSpec:
         self.rngs = rngs  # what each module holds as rng: carried, never compared
 
     def build(self, leaves: Sequence[Any], *, bare: bool = False) -> Any:
-        """Builds a tree of this structure from as many leaves; without an rng if ``bare``."""
+        """Builds a tree of this structure.
+
+        Args:
+            leaves: ``num_leaves`` leaves; their number is not checked.
+            bare: whether the modules in it hold no rng.
+
+        Returns:
+            The tree.
+        """
         if self.outer is None:
             part, rng = self.parts[0], None if bare else self.rngs[0]
             return leaves[0] if part is None else unflatten_module(part, leaves, rng)
@@ -54,7 +71,14 @@ class TreeSpec:
         return close(self.outer, items)
 
     def with_rngs(self, rngs: Iterable[Any]) -> TreeSpec:
-        """The same structure, whose modules hold other rngs."""
+        """The same structure, whose modules hold other rngs.
+
+        Args:
+            rngs: one for each outermost module, and ``None`` for each leaf outside of modules.
+
+        Returns:
+            The structure.
+        """
         return TreeSpec(self.outer, self.parts, tuple(rngs))
 
     def __eq__(self, other: object) -> bool:
@@ -159,7 +183,15 @@ def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
         A tree; no ``__init__``, converter or check of any module runs.
 
     Raises:
+        TypeError: if ``spec`` is no ``TreeSpec``.
         ValueError: if the number of leaves is another.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn, tree
+        >>> leaves, spec = tree.flatten(nn.Linear(3, 2).initialize(0))
+        >>> tree.unflatten(spec, [leaf.mean() for leaf in leaves]).weight.shape
+        torch.Size([])
     """
     if not isinstance(spec, TreeSpec):
         raise TypeError(
@@ -185,6 +217,12 @@ def leaves(tree: Any) -> list[Any]:
 
     Returns:
         A list of leaves, in the order of the fields.
+
+    Example:
+        >>> from parallax import nn, tree
+        >>> model = nn.Linear(3, 2).initialize(0)
+        >>> [leaf.shape for leaf in tree.leaves({"model": model})]
+        [torch.Size([2, 3]), torch.Size([2])]
     """
     found = flatten_module(tree)[0] if is_module(tree) else flatten(tree)[0]
     return [leaf for leaf in found if leaf is not None]
@@ -198,6 +236,12 @@ def structure(tree: Any) -> TreeSpec:
 
     Returns:
         A hashable value; equal for trees that differ in their leaves alone.
+
+    Example:
+        >>> from parallax import nn, tree
+        >>> linear = nn.Linear(3, 2).initialize(0)
+        >>> tree.structure(linear) == tree.structure(tree.zeros_like(linear))
+        True
     """
     return flatten(tree)[1]
 

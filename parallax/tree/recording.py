@@ -44,6 +44,15 @@ def update(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
 
     Warns:
         UserWarning: once for a loop that has recorded many updates in one graph.
+
+    Example:
+        >>> import torch
+        >>> from parallax import func, nn, tree
+        >>> model = nn.Linear(3, 1).initialize(0)
+        >>> grads = func.grad(lambda model: model(torch.ones(3)).sum())(model)
+        >>> stepped = tree.update(lambda p, g: p - 0.1 * g, model, grads)
+        >>> torch.allclose(model.weight - stepped.weight, torch.full((1, 3), 0.1))
+        True
     """
     check_function("tree.update", fn, "tree.update(torch.neg, model)")
     if computed(tree) or any(_requires_grad(leaf) for other in rest for leaf in leaves(other)):

@@ -75,7 +75,20 @@ def select(tree: T, *what: Any) -> Selection[T]:
 
 
 class Selection(Generic[T]):
-    """Some nodes and leaves of a tree; printing it shows which."""
+    """Some nodes and leaves of a tree: what ``select`` returns. Printing it shows which.
+
+    Example:
+        >>> from parallax import nn, tree
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).initialize(0)
+        >>> biases = tree.select(model, "**.bias")
+        >>> biases
+        Selection of 2 in Sequential:
+          layers.0.bias  parameter float32[3]
+          layers.2.bias  parameter float32[1]
+        >>> model = biases.freeze()  # a new tree; likewise set, apply and unfreeze
+        >>> tree.select(model, "trainable").paths
+        ('layers.0.weight', 'layers.2.weight')
+    """
 
     def __init__(self, survey: Survey, entries: list[Entry], single: bool) -> None:
         self._survey = survey

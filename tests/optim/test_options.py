@@ -21,15 +21,17 @@ OPTIMIZERS = [
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.__name__)
 def test_every_argument_is_described_once(optimizer: Any) -> None:
     doc = inspect.getdoc(optimizer) or ""
-    lines = doc.split("\n\nArgs:\n")[1].split("\n\nRaises:\n")[0].splitlines()
-    described = [line.split(":")[0].strip() for line in lines if line[4] != " "]
+    arguments, rest = doc.split("\n\nArgs:\n")[1].split("\n\nRaises:\n")
+    described = [line.split(":")[0].strip() for line in arguments.splitlines() if line[4] != " "]
     assert sorted(described) == sorted(inspect.signature(optimizer).parameters)
-    assert doc.endswith("ValueError: if torch refuses a value, a negative learning rate say.")
+    raises, example = rest.split("\n\nExample:\n")
+    assert raises == "    ValueError: if torch refuses a value, such as a negative learning rate."
+    assert example.startswith("    >>> ")
 
 
 def test_what_an_optimizer_says_of_an_option_counts() -> None:
     assert "weight_decay: factor of the L2 penalty." in (optim.Adam.__doc__ or "")
-    assert "weight_decay: how much of ``lr`` times itself" in (optim.AdamW.__doc__ or "")
+    assert "weight_decay: each step multiplies" in (optim.AdamW.__doc__ or "")
     assert "lr: the first size of the steps." in (optim.Rprop.__doc__ or "")
 
 

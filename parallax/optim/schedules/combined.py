@@ -28,6 +28,13 @@ class SequentialLR(Schedule):
     Args:
         schedules: the schedules.
         milestones: when the next one begins; one fewer than there are schedules.
+
+    Example:
+        >>> from parallax.optim.schedules import ExponentialLR, LinearLR, SequentialLR
+        >>> warmup, decay = LinearLR(1.0, start_factor=0.5, total_iters=2), ExponentialLR(1.0, 0.5)
+        >>> rate = SequentialLR((warmup, decay), milestones=(2,))
+        >>> [rate(step) for step in range(5)]
+        [0.5, 0.75, 1.0, 0.5, 0.25]
     """
 
     schedules: tuple[Callable[[Any], Any], ...]
@@ -46,7 +53,7 @@ class SequentialLR(Schedule):
             )
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         rate = self.schedules[0](t)
         for schedule, begin in zip(self.schedules[1:], self.milestones, strict=True):
             rate = where(t >= begin, schedule(t - begin), rate)
@@ -96,7 +103,7 @@ class ChainedScheduler(Schedule):
         return self.schedules[0].lr
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         rate = self.lr
         for schedule in self.schedules:
             rate = rate * (schedule.at(t) / schedule.lr)

@@ -26,7 +26,22 @@ _POSITIVE = ("step_size", "step_size_up", "T_max", "T_0", "T_mult", "total_steps
 
 
 class Schedule(ABC):
-    """A function of the number of steps; the base of the schedules here."""
+    """The base of the schedules: a function of the number of steps already made.
+
+    A subclass is a frozen dataclass that defines ``at``.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from parallax import optim
+        >>> @dataclass(frozen=True)
+        ... class InverseSquareRoot(optim.schedules.Schedule):
+        ...     lr: float
+        ...     def at(self, t):
+        ...         return self.lr * (t + 1) ** -0.5
+        >>> opt = optim.SGD(lr=InverseSquareRoot(0.1))
+        >>> opt.lr(0), opt.lr(3)
+        (0.1, 0.05)
+    """
 
     def __post_init__(self) -> None:
         """Checks the arguments, of which the annotations say what they are."""
@@ -48,7 +63,17 @@ class Schedule(ABC):
             check_at_least(what, name, vars(self).get(name), 0, strictly=True)
 
     def __call__(self, step: Step) -> Any:
-        """The rate after ``step`` steps."""
+        """The rate after ``step`` steps.
+
+        Args:
+            step: an int in eager code; under ``torch.compile`` a tensor of no dimension.
+
+        Returns:
+            The rate: a float, or a tensor if ``step`` is one.
+
+        Raises:
+            TypeError: if ``step`` is no number.
+        """
         try:
             return self.at(wide(step))
         except TypeError:
@@ -57,7 +82,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def at(self, t: Step) -> Any:
-        """The rate at a number of double precision."""
+        """The rate after ``t`` steps, an int or a tensor of double precision."""
 
 
 def _first(value: Any) -> Any:

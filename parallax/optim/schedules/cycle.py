@@ -30,6 +30,12 @@ class CosineAnnealingLR(Schedule):
         lr: the rate to begin with.
         T_max: how many steps.
         eta_min: the least rate.
+
+    Example:
+        >>> from parallax.optim.schedules import CosineAnnealingLR
+        >>> rate = CosineAnnealingLR(1.0, T_max=10)
+        >>> [round(rate(step), 3) for step in (0, 5, 10, 15, 20)]
+        [1.0, 0.5, 0.0, 0.5, 1.0]
     """
 
     lr: float
@@ -37,7 +43,7 @@ class CosineAnnealingLR(Schedule):
     eta_min: float = 0.0
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         return anneal(self.lr, self.eta_min, t / self.T_max)
 
 
@@ -52,6 +58,12 @@ class CosineAnnealingWarmRestarts(Schedule):
         T_0: how many steps until the first restart.
         T_mult: the factor, a whole number.
         eta_min: the least rate.
+
+    Example:
+        >>> from parallax.optim.schedules import CosineAnnealingWarmRestarts
+        >>> rate = CosineAnnealingWarmRestarts(1.0, T_0=10, T_mult=2)  # restarts at 10, 30, 70, ...
+        >>> [round(rate(step), 3) for step in (0, 5, 10, 20, 30)]
+        [1.0, 0.5, 1.0, 0.5, 1.0]
     """
 
     lr: float
@@ -60,7 +72,7 @@ class CosineAnnealingWarmRestarts(Schedule):
     eta_min: float = 0.0
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         if self.T_mult == 1:
             return anneal(self.lr, self.eta_min, (t % self.T_0) / self.T_0)
         begin, length = 0.0, float(self.T_0)
@@ -87,6 +99,12 @@ class CyclicLR(Schedule):
         scale_fn: what the height is multiplied with, in the place of ``mode``.
         scale_mode: what ``scale_fn`` is given: the number of the ``"cycle"``, from 1, or that of
             the step (``"iterations"``).
+
+    Example:
+        >>> from parallax.optim.schedules import CyclicLR
+        >>> rate = CyclicLR(base_lr=0.0, max_lr=1.0, step_size_up=2, mode="triangular2")
+        >>> [rate(step) for step in range(9)]
+        [0.0, 0.5, 1.0, 0.5, 0.0, 0.25, 0.5, 0.25, 0.0]
     """
 
     base_lr: float
@@ -110,7 +128,7 @@ class CyclicLR(Schedule):
             )
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         down = self.step_size_up if self.step_size_down is None else self.step_size_down
         total = self.step_size_up + down
         up = self.step_size_up / total
@@ -140,6 +158,12 @@ class OneCycleLR(Schedule):
         div_factor: ``max_lr`` divided by the first rate.
         final_div_factor: the first rate divided by the last.
         three_phase: go down as far as it went up, and only then to the last rate.
+
+    Example:
+        >>> from parallax.optim.schedules import OneCycleLR
+        >>> rate = OneCycleLR(max_lr=1.0, total_steps=101)
+        >>> [round(rate(step), 3) for step in (0, 10, 29, 60, 100)]
+        [0.04, 0.29, 1.0, 0.603, 0.0]
     """
 
     max_lr: float
@@ -158,7 +182,7 @@ class OneCycleLR(Schedule):
             )
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         first = self.max_lr / self.div_factor
         last = first / self.final_div_factor
         top, end = self.pct_start * self.total_steps - 1, self.total_steps - 1
@@ -184,6 +208,12 @@ class SWALR(Schedule):
         swa_lr: the rate at the end.
         anneal_epochs: how many steps.
         anneal_strategy: ``"cos"`` or ``"linear"``.
+
+    Example:
+        >>> from parallax.optim.schedules import SWALR
+        >>> rate = SWALR(lr=1.0, swa_lr=0.5, anneal_epochs=4, anneal_strategy="linear")
+        >>> [rate(step) for step in range(6)]
+        [1.0, 0.875, 0.75, 0.625, 0.5, 0.5]
     """
 
     lr: float
@@ -199,7 +229,7 @@ class SWALR(Schedule):
             )
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         way = least(t, self.anneal_epochs) / max(self.anneal_epochs, 1)
         return STRATEGIES[self.anneal_strategy](self.lr, self.swa_lr, way)
 
@@ -213,6 +243,13 @@ class WarmupCosineLR(Schedule):
         warmup_steps: steps up.
         total_steps: steps in all.
         eta_min: the last rate.
+
+    Example:
+        >>> from parallax import optim
+        >>> rate = optim.schedules.WarmupCosineLR(1.0, warmup_steps=10, total_steps=110)
+        >>> [round(rate(step), 3) for step in (0, 5, 10, 60, 110, 200)]
+        [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
+        >>> opt = optim.AdamW(lr=rate)
     """
 
     lr: float
@@ -221,7 +258,7 @@ class WarmupCosineLR(Schedule):
     eta_min: float = 0.0
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         span = max(self.total_steps - self.warmup_steps, 1)
         down = anneal(self.lr, self.eta_min, least(t - self.warmup_steps, span) / span)
         return where(t < self.warmup_steps, self.lr * t / max(self.warmup_steps, 1), down)

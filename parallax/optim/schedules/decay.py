@@ -32,13 +32,19 @@ class LambdaLR(Schedule):
     Args:
         lr: the rate to begin with.
         lr_lambda: takes an int or a tensor to a factor.
+
+    Example:
+        >>> from parallax.optim.schedules import LambdaLR
+        >>> rate = LambdaLR(1.0, lambda step: 1 / (1 + step))
+        >>> [rate(step) for step in (0, 1, 3)]
+        [1.0, 0.5, 0.25]
     """
 
     lr: float
     lr_lambda: Callable[[Any], Any]
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         return self.lr * self.lr_lambda(t)
 
 
@@ -51,6 +57,12 @@ class MultiplicativeLR(Schedule):
         lr_lambda: takes an int to a factor; called once per step that was made.
         total_iters: after how many steps the rate stays. Needed where the number of steps is a
             tensor, under ``torch.compile`` or ``vmap``: the factors are then a table.
+
+    Example:
+        >>> from parallax.optim.schedules import MultiplicativeLR
+        >>> rate = MultiplicativeLR(1.0, lambda step: 0.5 if step <= 2 else 1.0)
+        >>> [rate(step) for step in range(4)]
+        [1.0, 0.5, 0.25, 0.25]
     """
 
     lr: float
@@ -58,7 +70,7 @@ class MultiplicativeLR(Schedule):
     total_iters: int | None = None
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         if not isinstance(t, Tensor):
             last = t if self.total_iters is None else min(t, self.total_iters)
             return self.lr * math.prod([self.lr_lambda(k) for k in range(1, last + 1)])
@@ -82,6 +94,12 @@ class ConstantLR(Schedule):
         lr: the rate afterwards.
         factor: of the rate before.
         total_iters: how many steps.
+
+    Example:
+        >>> from parallax.optim.schedules import ConstantLR
+        >>> rate = ConstantLR(1.0, factor=0.25, total_iters=2)
+        >>> [rate(step) for step in range(4)]
+        [0.25, 0.25, 1.0, 1.0]
     """
 
     lr: float
@@ -89,7 +107,7 @@ class ConstantLR(Schedule):
     total_iters: int = 5
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         return where(t < self.total_iters, self.lr * self.factor, self.lr)
 
 
@@ -102,6 +120,12 @@ class LinearLR(Schedule):
         start_factor: of the rate at the beginning.
         end_factor: of the rate after ``total_iters`` steps.
         total_iters: how many steps.
+
+    Example:
+        >>> from parallax.optim.schedules import LinearLR
+        >>> rate = LinearLR(1.0, start_factor=0.5, total_iters=2)
+        >>> [rate(step) for step in range(4)]
+        [0.5, 0.75, 1.0, 1.0]
     """
 
     lr: float
@@ -114,7 +138,7 @@ class LinearLR(Schedule):
         check_at_least("schedules.LinearLR", "total_iters", self.total_iters, 1)
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         way = least(t, self.total_iters) / self.total_iters
         return self.lr * (self.start_factor + (self.end_factor - self.start_factor) * way)
 
@@ -139,7 +163,7 @@ class StepLR(Schedule):
     gamma: float = 0.1
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         return self.lr * self.gamma ** (t // self.step_size)
 
 
@@ -151,6 +175,12 @@ class MultiStepLR(Schedule):
         lr: the rate to begin with.
         milestones: numbers of steps.
         gamma: the factor.
+
+    Example:
+        >>> from parallax.optim.schedules import MultiStepLR
+        >>> rate = MultiStepLR(1.0, milestones=(2, 3), gamma=0.5)
+        >>> [rate(step) for step in range(5)]
+        [1.0, 1.0, 0.5, 0.25, 0.25]
     """
 
     lr: float
@@ -164,7 +194,7 @@ class MultiStepLR(Schedule):
         super().__post_init__()
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         return self.lr * self.gamma ** sum([where(t >= m, 1.0, 0.0) for m in self.milestones])
 
 
@@ -175,13 +205,19 @@ class ExponentialLR(Schedule):
     Args:
         lr: the rate to begin with.
         gamma: the factor per step.
+
+    Example:
+        >>> from parallax.optim.schedules import ExponentialLR
+        >>> rate = ExponentialLR(1.0, gamma=0.5)
+        >>> [rate(step) for step in range(4)]
+        [1.0, 0.5, 0.25, 0.125]
     """
 
     lr: float
     gamma: float
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         return self.lr * self.gamma**t
 
 
@@ -193,6 +229,12 @@ class PolynomialLR(Schedule):
         lr: the rate to begin with.
         total_iters: how many steps.
         power: the power.
+
+    Example:
+        >>> from parallax.optim.schedules import PolynomialLR
+        >>> rate = PolynomialLR(1.0, total_iters=4, power=2.0)
+        >>> [rate(step) for step in range(6)]
+        [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0]
     """
 
     lr: float
@@ -204,5 +246,5 @@ class PolynomialLR(Schedule):
         check_at_least("schedules.PolynomialLR", "total_iters", self.total_iters, 1)
 
     def at(self, t: Step) -> Any:
-        """The rate."""
+        """The rate after ``t`` steps."""
         return self.lr * (1.0 - least(t, self.total_iters) / self.total_iters) ** self.power

@@ -26,6 +26,16 @@ class Plateau(Module):
         best: the best number so far.
         num_bad_epochs: how many numbers since were not better.
         cooldown_counter: for how many more numbers bad ones do not count.
+
+    Example:
+        >>> from parallax import optim
+        >>> watch = optim.schedules.ReduceLROnPlateau(factor=0.5, patience=0)
+        >>> plateau, opt = watch.init(lr=1.0), optim.SGD()
+        >>> for loss in (3.0, 3.0):
+        ...     plateau = watch.step(plateau, loss)
+        ...     opt = opt.replace(lr=plateau.lr)
+        >>> plateau.best.item(), opt.lr.item()
+        (3.0, 0.5)
     """
 
     lr: Buffer
