@@ -8,6 +8,7 @@ Declare a ``Module`` with ``Parameter``, ``Buffer`` and ``field``; ``initialize`
 - ``optim``, ``nn``: the optimizers and layers of torch as pure functions and immutable modules.
 - ``compile``: a whole function of trees as one graph.
 - ``bridge``, ``io``: to and from ``torch.nn``; files.
+- ``distributed``: one model over many processes.
 - ``debug``, ``registry``: checks at run time; classes of yours as nodes of trees.
 """
 
@@ -27,7 +28,7 @@ from parallax.core.fields import Buffer, Parameter, UninitializedError, field
 from parallax.core.module import Module
 
 if TYPE_CHECKING:
-    from parallax import bridge, debug, func, io, nn, optim
+    from parallax import bridge, debug, distributed, func, io, nn, optim
     from parallax.compiler import compile  # noqa: A004  # named as torch.compile
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "bridge",
     "compile",
     "debug",
+    "distributed",
     "effects",
     "field",
     "func",
@@ -56,7 +58,7 @@ if not TYPE_CHECKING:  # checkers would take every name for one of these
     def __getattr__(name: str) -> Any:
         if name == "compile":
             value = import_module("parallax.compiler").compile
-        elif name in ("bridge", "debug", "func", "io", "nn", "optim"):
+        elif name in ("bridge", "debug", "distributed", "func", "io", "nn", "optim"):
             value = import_module(f"parallax.{name}")
         else:
             raise AttributeError(f"module 'parallax' has no attribute {name!r}")

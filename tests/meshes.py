@@ -21,7 +21,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 
 @contextmanager
-def ranks(*sizes: int) -> Iterator[Any]:
+def ranks(*sizes: int, names: tuple[str, ...] | None = None) -> Iterator[Any]:
     """A mesh of these sizes whose ranks this process plays all at once."""
     count = 1
     for size in sizes:
@@ -29,7 +29,7 @@ def ranks(*sizes: int) -> Iterator[Any]:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
     try:
         with LocalTensorMode(count):
-            yield init_device_mesh("cpu", sizes)
+            yield init_device_mesh("cpu", sizes, mesh_dim_names=names)
     finally:
         dist.destroy_process_group()
 

@@ -88,7 +88,7 @@ def _by_text(survey: Survey, text: str) -> tuple[list[Entry], bool]:
         if container.path == text:
             return [container], True
     found: list[Entry] = []
-    if "*" in text or "?" in text:
+    if any([mark in text for mark in "*?["]):
         found = survey.present(survey.chart.remember(_of_glob, text))
         if around and not _only_leaves(text):
             meant = matching(text, tuple([container.path for container in around]))
@@ -127,8 +127,8 @@ def matching(glob: str, paths: tuple[str, ...]) -> tuple[int, ...]:
     """Which of some paths a glob matches, segment by segment.
 
     Args:
-        glob: segments in which ``*`` is any text and ``?`` any character, or that are ``**``: any
-            number of segments.
+        glob: segments in which ``*`` is any text, ``?`` any character, ``[ab]`` one of some and
+            ``[!ab]`` any other, or that are ``**``: any number of segments.
         paths: dotted paths.
 
     Returns:
@@ -143,7 +143,18 @@ def _segment(glob: str) -> str:
     """The regular expression of one segment and the dot after it."""
     if glob == "**":
         return r"(?:[^.]*\.)*"
-    return re.escape(glob).replace(r"\*", "[^.]*").replace(r"\?", "[^.]") + r"\."
+    return _PIECES.sub(_piece, glob) + r"\."
+
+
+_PIECES = re.compile(r"\[(!?)([^]]+)\]|.", re.DOTALL)
+_WILD = {"*": "[^.]*", "?": "[^.]"}
+
+
+def _piece(match: re.Match[str]) -> str:
+    """The regular expression of one character, or of a set of them: ``[qkv]``."""
+    if match[2] is None:
+        return _WILD.get(match[0]) or re.escape(match[0])
+    return f"[{'^.' if match[1] else ''}{re.escape(match[2])}]"
 
 
 def _nothing(survey: Survey, text: str) -> NoReturn:

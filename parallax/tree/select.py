@@ -33,8 +33,8 @@ def select(tree: T, *what: Any) -> Selection[T]:
 
             - a dotted path, ``"encoder.layers.0.weight"``: a leaf, a module or a container;
             - a glob over the segments of paths, ``"**.bias"`` or ``"blocks.*.norm"``: ``*`` is
-              any text in one segment, ``?`` one character, ``**`` any number of segments (at
-              the end, any *leaf* below);
+              any text in one segment, ``?`` one character, ``[qkv]`` one of some (``[!qkv]`` any
+              other), ``**`` any number of segments (at the end, any *leaf* below);
             - a role: ``"parameter"``, ``"buffer"``, ``"trainable"`` or ``"frozen"``;
             - a class: modules of it; ``Parameter``, ``Buffer`` and ``Tensor`` mean leaves;
             - a function of one argument, the tree: ``lambda m: m.head.weight``, or a tuple or

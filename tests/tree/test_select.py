@@ -123,7 +123,13 @@ def test_conditions_add_up_in_their_order_and_each_thing_counts_once() -> None:
 
 
 @given(
-    st.lists(st.sampled_from(["a", "b", "*", "a*", "?b", "**", "*a*b"]), min_size=1, max_size=4),
+    st.lists(
+        st.sampled_from(
+            ["a", "b", "*", "a*", "?b", "**", "*a*b", "[ab]", "[!a]*", "[b]?", "[", "[]"]
+        ),
+        min_size=1,
+        max_size=4,
+    ),
     st.lists(st.sampled_from(["a", "b", "ab", "bab"]), min_size=1, max_size=4),
 )
 def test_globs_match_as_fnmatch_does_segment_by_segment(pattern: Any, names: Any) -> None:

@@ -23,6 +23,7 @@ ROOMS = {
     "parallax.bridge": "bridge/__init__.py",
     "parallax.core.registry": "core/registry.py",
     "parallax.debug": "debug.py",
+    "parallax.distributed": "distributed/__init__.py",
     "parallax.effects": "effects/__init__.py",
     "parallax.func": "func/__init__.py",
     "parallax.io": "io/__init__.py",

@@ -1,0 +1,14 @@
+"""One machine to many: how a model is spread over processes, as data beside the model.
+
+The engine is ``torch.distributed``: leaves become ``DTensor``s over a ``DeviceMesh``.
+"""
+
+from parallax.distributed.meshes import mesh
+from parallax.distributed.plan import Plan
+from parallax.distributed.rules import fsdp, replicate
+
+__all__ = ["Plan", "fsdp", "mesh", "replicate"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,255 @@
+"""``Plan``: how a model is spread over a mesh, as data beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar, overload
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+
+from parallax._compat import shards
+from parallax.core.arguments import check_module, shown
+from parallax.core.fields import Lazy, UninitializedError
+from parallax.distributed.agreement import agree
+from parallax.distributed.meshes import Sizes, cutting, sizes_of
+from parallax.distributed.placements import Placed, placed_leaves
+from parallax.distributed.rules import FullyShard, Replicated, Rule, checked_rule, fsdp, replicate
+from parallax.tree.arguments import check_tree
+from parallax.tree.places import Survey
+
+__all__ = ["FullyShard", "Plan", "Replicated", "fsdp", "replicate"]
+
+T = TypeVar("T")
+
+
+class Plan:
+    """How a model is spread over a mesh: a rule for each dimension of the mesh.
+
+    A plan is data beside the model. It changes neither the model's class nor its paths, and so
+    neither its initial values nor its files. Leaves that it places are ``DTensor``s, which every
+    operation of torch takes; over a mesh of one process it places nothing.
+
+    Args:
+        mesh: what ``dist.mesh`` returns, or any ``DeviceMesh`` whose dimensions have names. Sizes
+            by name stand for a mesh without processes, whose plan can be described.
+        **rules: for each dimension of the mesh, by its name, one of
+
+            - ``dist.replicate()``: the batch is cut, every leaf is whole;
+            - ``dist.fsdp(*globs)``: the batch is cut, and the leaves of the named parts are;
+            - a dict from paths or globs, as in ``tree.select``, to the dimension that the leaves
+              there are cut along (tensor parallel). It is counted within one block of a ``Stack``,
+              so that one rule fits a tuple of blocks and a ``Stack``.
+
+            A dimension of size 1 needs none.
+
+    Attributes:
+        mesh: the mesh.
+        rules: the rules by the name of their dimension; read-only.
+        sizes: the sizes of the mesh by the name of their dimension; read-only.
+
+    Raises:
+        TypeError: if the mesh or a rule is none.
+        ValueError: if the mesh has no dimension of a rule's name, or a dimension has no rule.
+
+    Example:
+        >>> from parallax import distributed as dist
+        >>> dist.Plan(dist.mesh(dp=1, tp=1), dp=dist.fsdp("blocks.*"), tp={"**.up.weight": 0})
+        Plan({'dp': 1, 'tp': 1}, dp=fsdp('blocks.*'), tp={'**.up.weight': 0})
+    """
+
+    __slots__ = ("_cutting", "mesh", "rules", "sizes")
+
+    mesh: DeviceMesh | Sizes
+    rules: Mapping[str, Rule]
+    sizes: Mapping[str, int]
+    _cutting: DeviceMesh | None  # the mesh without dimensions of size 1
+
+    def __init__(self, mesh: DeviceMesh | Sizes, **rules: Rule) -> None:
+        sizes = sizes_of(mesh)
+        for name in rules:
+            if name not in sizes:
+                raise ValueError(
+                    f"dist.Plan({name}=): the mesh has no dimension {name!r}; it has "
+                    f"{', '.join(map(repr, sizes))}. Name one of these, or make "
+                    f"dist.mesh({name}=2, ...)"
+                )
+        rules = {name: checked_rule(name, rule) for name, rule in rules.items()}
+        for name, size in sizes.items():
+            if size > 1 and name not in rules:
+                raise ValueError(
+                    f"dist.Plan(...): no rule for {name!r}, a dimension of {size} processes. Write "
+                    f"{name}=dist.replicate(), {name}=dist.fsdp('blocks.*') or "
+                    f"{name}={{'**.up.weight': 0}}"
+                )
+        object.__setattr__(self, "mesh", mesh)
+        object.__setattr__(self, "rules", MappingProxyType(rules))
+        object.__setattr__(self, "sizes", MappingProxyType(sizes))
+        found = cutting(mesh) if isinstance(mesh, DeviceMesh) else None
+        object.__setattr__(self, "_cutting", found)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"cannot set Plan.{name}: plans are immutable. Make another Plan")
+
+    def __repr__(self) -> str:
+        rules = "".join(f", {name}={rule!r}" for name, rule in self.rules.items())
+        return f"Plan({dict(self.sizes)}{rules})"
+
+    # -- trees ----------------------------------------------------------------------------------
+
+    def apply(self, module: T) -> T:
+        """Places the leaves of a module that has values: those of the first process.
+
+        Every process of the mesh calls it. Keys stay as they are, and so does a module over a mesh
+        of one process. What is made of the module afterwards, such as an optimizer's state, is
+        placed as it is.
+
+        Args:
+            module: the module. Leaves that are distributed already are placed anew.
+
+        Returns:
+            The module, whose leaves are ``DTensor``s of which each process holds its part.
+
+        Raises:
+            LookupError: if a rule matches nothing.
+            TypeError: if it is no module.
+            RuntimeError: if the plan has sizes alone, or a leaf has a graph.
+            UninitializedError: if a leaf has no value yet.
+            ValueError: if two rules claim one leaf, a dimension does not divide, or the processes
+                gave different plans or modules.
+
+        Example:
+            >>> from parallax import distributed as dist, nn
+            >>> plan = dist.Plan(dist.mesh(dp=1), dp=dist.replicate())
+            >>> model = plan.apply(nn.Linear(2, 3).initialize(0))
+        """
+        check_module("Plan.apply", module)
+        self._require_processes("apply")
+        survey = Survey(module)
+        placed = self._agreed("Plan.apply", survey, _refuse_declared)
+        if self._cutting is None:
+            return module
+        pairs = zip(survey.leaves, placed, strict=True)
+        leaves = [leaf if at is None else self._spread(leaf, at) for leaf, at in pairs]
+        return survey.spec.build(leaves)  # type: ignore[no-any-return]  # a module of its class
+
+    @overload
+    def gather(self, tree: T) -> T: ...
+    @overload
+    def gather(self, tree: T, rank: int) -> T | None: ...
+    def gather(self, tree: T, rank: int | None = None) -> T | None:
+        """Puts distributed leaves together: a tree of plain tensors.
+
+        Every process of the mesh calls it. One leaf is put together after the other.
+
+        Args:
+            tree: a module, or any pytree; an optimizer's state, or gradients.
+            rank: the process, by its number in the default group, that gets the tree; the others
+                keep nothing. By default all get it.
+
+        Returns:
+            The tree; ``None`` in the processes that do not get it.
+
+        Raises:
+            TypeError: if ``rank`` is no int.
+            ValueError: if there is no such process.
+        """
+        check_tree("Plan.gather", tree, "tree")
+        here = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        _check_rank(rank)
+        survey = Survey(tree)
+        leaves = []
+        for leaf in survey.leaves:
+            whole = leaf.full_tensor() if shards.is_distributed(leaf) else leaf
+            leaves.append(whole if rank is None or rank == here else None)
+        if rank is not None and rank != here:
+            return None
+        return survey.spec.build(leaves)  # type: ignore[no-any-return]  # of the tree's type
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _placed(self, survey: Survey) -> list[Placed | None]:
+        """For each leaf of a tree where it is held."""
+        return placed_leaves(survey, self.sizes, self.rules)
+
+    def _agreed(
+        self, what: str, survey: Survey, check: Callable[[Survey], None], *facts: str
+    ) -> list[Placed | None]:
+        """As ``_placed``, the same in all processes; else an error in each."""
+        if self._cutting is None:
+            check(survey)
+            return self._placed(survey)
+        found: list[Placed | None] = []
+
+        def lines() -> list[str]:
+            check(survey)
+            found.extend(self._placed(survey))
+            leaves = [
+                "a hole stands" if one is None
+                else f"{one.path} is {one.dtype}{list(one.shape)} ({one})"
+                for one in found
+            ]  # fmt: skip
+            return [f"the plan is {self}", *facts, *leaves]
+
+        agree(what, lines, self._cutting)
+        return found
+
+    def _spread(self, leaf: Tensor, placed: Placed) -> Tensor:
+        """A leaf in parts; what is not distributed yet has the values of the first process."""
+        mesh: Any = self._cutting
+        placements = _placements(placed)
+        own: Any = leaf.detach()
+        if isinstance(own, DTensor):
+            if own.device_mesh == mesh:
+                return own.redistribute(mesh, placements).requires_grad_(leaf.requires_grad)
+            own = own.full_tensor()
+        # A copy: torch writes what it receives into the memory that it is given.
+        own = own.clone(memory_format=torch.contiguous_format)
+        return distribute_tensor(own, mesh, placements).requires_grad_(leaf.requires_grad)
+
+    def _require_processes(self, what: str) -> None:
+        if not isinstance(self.mesh, DeviceMesh) and any(n > 1 for n in self.sizes.values()):
+            sizes = ", ".join(f"{name}={size}" for name, size in self.sizes.items())
+            raise RuntimeError(
+                f"Plan.{what}: this plan has the sizes of a mesh and no processes, so that it can "
+                f"only be described. Start them with torchrun, call "
+                f"torch.distributed.init_process_group(), and make it of dist.mesh({sizes})"
+            )
+
+
+def _placements(placed: Placed) -> tuple[Placement, ...]:
+    return tuple([Replicate() if dim is None else Shard(dim) for dim in placed.cuts.values()])
+
+
+def _refuse_declared(survey: Survey) -> None:
+    pairs = zip(survey.chart.first, survey.leaves, strict=True)
+    for entry, leaf in pairs:
+        if isinstance(leaf, Lazy):
+            raise UninitializedError(
+                f"Plan.apply: {entry.path} has no value yet. Write model.initialize(0, plan=plan)"
+            )
+        if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
+            raise RuntimeError(
+                f"Plan.apply: {entry.path} was computed from others and has a graph, which would "
+                f"be cut off. Apply the plan before, outside of the gradient"
+            )
+
+
+def _check_rank(rank: Any) -> None:
+    if rank is None:
+        return
+    if type(rank) is not int:
+        raise TypeError(
+            f"Plan.gather(rank=): expected the number of a process or None, got {shown(rank)}. "
+            f"Write plan.gather(model, rank=0)"
+        )
+    count = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if not 0 <= rank < count:
+        raise ValueError(
+            f"Plan.gather(rank={rank}): there are {count} process(es), from 0 to {count - 1}. "
+            f"Write plan.gather(model, rank=0)"
+        )
