@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import inspect
 import re
 import sys
 import types
-from typing import Any
+from typing import Any, get_overloads
 
 import parallax
+from parallax.optim.schedules import Schedule
 
 # An alias of types and a string cannot hold a docstring; the text below them is in the reference.
 CONSTANTS = {"parallax.core.registry.NAMESPACE", "parallax.random.Rng"}
@@ -127,3 +129,71 @@ def test_every_result_is_described() -> None:
 
 def is_exception(value: Any) -> bool:
     return inspect.isclass(value) and issubclass(value, BaseException)
+
+
+# Functions whose results are of type Any, or hold it, and why no annotation says more.
+RESULTS_OF_ANY_TYPE = {
+    "parallax.bridge.lift": "the class of the result is made for the class of its argument",
+    "parallax.core.registry.flatten_module": "a leaf is a tensor, a declaration or None",
+    "parallax.core.registry.unflatten_module": "a structure does not carry the class of its module",
+    "parallax.func.hessian": "a tensor for a tensor, and for a module a module of modules",
+    "parallax.io.metadata": "what JSON holds",
+    "parallax.tree.allclose": "a bool in eager code, a tensor where values are not known",
+    "parallax.tree.equal": "a bool in eager code, a tensor where values are not known",
+    "parallax.tree.flatten": "a leaf may be anything",
+    "parallax.tree.leaves": "a leaf may be anything",
+    "parallax.tree.named_leaves": "a leaf may be anything",
+    "parallax.tree.unflatten": "a structure does not carry the class of its tree",
+}
+
+
+def test_results_have_types() -> None:
+    # Of several overloads one must know: others are for arguments of which types do not tell.
+    unknown = [
+        name
+        for name, value in DOCUMENTED.items()
+        if inspect.isfunction(value)
+        and all(holds_any(f.__annotations__["return"]) for f in get_overloads(value) or [value])
+    ]
+    assert sorted(unknown) == sorted(RESULTS_OF_ANY_TYPE)
+
+
+# The same for methods, and ``at`` of schedules: a float for an int, and for a tensor a tensor.
+METHODS_OF_ANY_TYPE = {
+    "Identity.forward": "what it is given; the checkers lose a type variable of forward in a call",
+    "Lambda.forward": "what its function returns",
+    "Lifted.forward": "what the forward of the lifted class returns",
+    "Lowered.forward": "what the forward of the lowered class returns",
+    "Module.forward": "what the subclass says",
+    "Selection.get": "a leaf or a node, or a tuple of them",
+    "Sequential.forward": "what its last layer returns",
+    "SpectralNorm.forward": "what its layer returns",
+    "Stack.forward": "what its blocks return",
+    "TreeSpec.build": "a structure does not carry the class of its tree",
+    "WeightNorm.forward": "what its layer returns",
+    "_AdaptiveMaxPool.forward": "a tensor, or with return_indices a pair",
+    "_FractionalMaxPool.forward": "a tensor, or with return_indices a pair",
+    "_MaxPool.forward": "a tensor, or with return_indices a pair",
+}
+
+
+def test_methods_have_types() -> None:
+    unknown = {
+        method.__qualname__
+        for cls in DOCUMENTED.values()
+        if inspect.isclass(cls)
+        for short in dir(cls)
+        if inspect.isfunction(method := inspect.getattr_static(cls, short))
+        and not short.startswith("_")
+        and method.__module__.startswith("parallax.")
+        and not (issubclass(cls, Schedule) and short == "at")
+        and holds_any(method.__annotations__["return"])
+    }
+    assert sorted(unknown) == sorted(METHODS_OF_ANY_TYPE)
+
+
+def holds_any(annotation: str | type) -> bool:
+    if isinstance(annotation, type):
+        return False
+    nodes = ast.walk(ast.parse(annotation))
+    return any(isinstance(node, ast.Name) and node.id == "Any" for node in nodes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,14 +10,15 @@ from torch import Tensor
 from parallax.func.arguments import check_flags, name_of
 from parallax.func.framed import check_functions, fitted
 from parallax.func.rows import Rows
+from parallax.func.signatures import T
 from parallax.func.vmap import run_flat
 
 __all__ = ["associative_scan"]
 
 
 def associative_scan(
-    combine_fn: Callable[[Any, Any], Any], xs: Any, dim: int = 0, reverse: bool = False
-) -> Any:
+    combine_fn: Callable[[T, T], T], xs: T, dim: int = 0, reverse: bool = False
+) -> T:
     """The rows of ``xs`` combined, each with all that stand before it.
 
     As torch's ``associative_scan`` (and ``jax.lax.associative_scan``), with any tree for the rows.
@@ -65,7 +65,8 @@ def associative_scan(
         return run_flat(combined, [*one, *two], [0] * (2 * count), size, "error")
 
     stacks = [stack.flip(0) for stack in rows.stacks] if reverse else rows.stacks
-    return rows.build([rows.beside(stack, reverse) for stack in _scanned(combine, stacks)])
+    found: T = rows.build([rows.beside(stack, reverse) for stack in _scanned(combine, stacks)])
+    return found
 
 
 Combine = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]

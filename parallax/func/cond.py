@@ -13,16 +13,17 @@ from parallax._compat import dynamo, flow, functorch
 from parallax.func.arguments import name_of, short
 from parallax.func.framed import check_functions, fitted, framed
 from parallax.func.nesting import Nesting
+from parallax.func.signatures import R
 
 __all__ = ["check_pred", "cond"]
 
 
 def cond(
     pred: Tensor | bool,
-    true_fn: Callable[..., Any],
-    false_fn: Callable[..., Any],
+    true_fn: Callable[..., R],
+    false_fn: Callable[..., R],
     operands: Sequence[Any] = (),
-) -> Any:
+) -> R:
     """``true_fn(*operands)`` if ``pred``, otherwise ``false_fn(*operands)``.
 
     As ``torch.cond``, with modules and any tree for operands and results. In eager code, and where
@@ -65,10 +66,12 @@ def cond(
         return true_fn(*operands) if pred else false_fn(*operands)
     if dynamo.is_compiling():
         _refuse_effects((true_fn, false_fn), operands, what)
-        return _traced(pred, true_fn, false_fn, operands, what)
+        traced: R = _traced(pred, true_fn, false_fn, operands, what)
+        return traced
     if functorch.is_mapped_within(pred):
         _refuse_effects((true_fn, false_fn), operands, what)
-        return _both(pred, true_fn, false_fn, operands, what)
+        mixed: R = _both(pred, true_fn, false_fn, operands, what)
+        return mixed
     return true_fn(*operands) if pred else false_fn(*operands)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
@@ -16,11 +16,12 @@ from parallax.func.moving import is_inexact
 from parallax.func.nondiff import Arguments, Given
 from parallax.func.results import describe
 from parallax.func.rules import Rule, apply, differentiable
+from parallax.func.signatures import R
 
 __all__ = ["custom_jvp"]
 
 
-class custom_jvp:  # noqa: N801  # called like a function, as in JAX
+class custom_jvp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
     """A function whose derivative is written by hand, as ``jax.custom_jvp``.
 
     The rule is that of forward mode, linear in the tangents; reverse mode transposes it. Arguments
@@ -49,16 +50,14 @@ class custom_jvp:  # noqa: N801  # called like a function, as in JAX
         tensor(1.)
     """
 
-    def __init__(
-        self, fun: Callable[..., Any], nondiff_argnums: int | tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, fun: Callable[..., R], nondiff_argnums: int | tuple[int, ...] = ()) -> None:
         self._what = called("custom_jvp", fun)
         self._arguments = Arguments(nondiff_argnums, self._what)
         self._fun = fun
-        self._jvp: Callable[..., tuple[Any, Any]] | None = None
+        self._jvp: Callable[..., tuple[R, R]] | None = None
         update_wrapper(self, fun, updated=())
 
-    def defjvp(self, jvp: Callable[..., tuple[Any, Any]]) -> None:
+    def defjvp(self, jvp: Callable[..., tuple[R, R]]) -> None:
         """Says what the derivative is.
 
         Args:
@@ -72,7 +71,7 @@ class custom_jvp:  # noqa: N801  # called like a function, as in JAX
         check_functions(f"{self._what}.defjvp", jvp=jvp)
         self._jvp = jvp
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any) -> R:
         """The result, differentiable by the rule."""
         if self._jvp is None:
             raise TypeError(
@@ -92,7 +91,8 @@ class custom_jvp:  # noqa: N801  # called like a function, as in JAX
         if not dynamo.is_compiling() and not differentiable(tensors):
             return self._fun(*args)
         linear.rule = rule
-        return apply(rule, tensors)
+        found: R = apply(rule, tensors)
+        return found
 
 
 class _Linear:

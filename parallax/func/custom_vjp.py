@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import update_wrapper
-from typing import Any
+from typing import Any, Generic
 
 from parallax._compat import dynamo
 from parallax.func.arguments import called
 from parallax.func.framed import check_functions
 from parallax.func.nondiff import Arguments
 from parallax.func.rules import Rule, apply, differentiable
+from parallax.func.signatures import R
 
 __all__ = ["custom_vjp"]
 
 
-class custom_vjp:  # noqa: N801  # called like a function, as in JAX
+class custom_vjp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
     """A function whose derivative in reverse mode is written by hand, as ``jax.custom_vjp``.
 
     Arguments, results and residuals may be modules or any tree of tensors. What the function
@@ -45,16 +46,14 @@ class custom_vjp:  # noqa: N801  # called like a function, as in JAX
         tensor(1.)
     """
 
-    def __init__(
-        self, fun: Callable[..., Any], nondiff_argnums: int | tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, fun: Callable[..., R], nondiff_argnums: int | tuple[int, ...] = ()) -> None:
         self._what = called("custom_vjp", fun)
         self._arguments = Arguments(nondiff_argnums, self._what)
         self._fun = fun
-        self._rule: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+        self._rule: tuple[Callable[..., tuple[R, Any]], Callable[..., Any]] | None = None
         update_wrapper(self, fun, updated=())
 
-    def defvjp(self, fwd: Callable[..., tuple[Any, Any]], bwd: Callable[..., Any]) -> None:
+    def defvjp(self, fwd: Callable[..., tuple[R, Any]], bwd: Callable[..., Any]) -> None:
         """Says what the derivative is.
 
         Args:
@@ -70,7 +69,7 @@ class custom_vjp:  # noqa: N801  # called like a function, as in JAX
         check_functions(f"{self._what}.defvjp", fwd=fwd, bwd=bwd)
         self._rule = fwd, bwd
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any) -> R:
         """The result, differentiable by the rule."""
         if self._rule is None:
             raise TypeError(
@@ -88,4 +87,5 @@ class custom_vjp:  # noqa: N801  # called like a function, as in JAX
         tensors = rule.open()
         if not dynamo.is_compiling() and not differentiable(tensors):
             return self._fun(*args)
-        return apply(rule, tensors)
+        found: R = apply(rule, tensors)
+        return found

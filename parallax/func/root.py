@@ -13,20 +13,22 @@ from parallax.func.arguments import name_of, short
 from parallax.func.framed import check_functions
 from parallax.func.implicit import Equation, Unknown, implicit
 from parallax.func.linear_solves import LinearSolve, solver_of
+from parallax.func.signatures import T
 
 __all__ = ["argmin", "fixed_point", "root"]
 
-Solver = Callable[[Callable[[Any], Any], Any], Any]
+Solver = Callable[[Callable[[T], Any], T], T]
+"""Takes a function of a tree, and where to begin, to a tree."""
 
 
 def root(
     fun: Callable[..., Any],
-    init: Any,
+    init: T,
     args: Sequence[Any] = (),
     *,
-    solver: Solver,
+    solver: Solver[T],
     linear_solve: str | LinearSolve = "dense",
-) -> Any:
+) -> T:
     """A tree ``x`` with ``fun(x, *args) = 0``, as a function of ``args``.
 
     Derivatives are those of the implicit function theorem: exact at a solution, of every order, and
@@ -76,13 +78,13 @@ def root(
 
 
 def fixed_point(
-    fun: Callable[..., Any],
-    init: Any,
+    fun: Callable[..., T],
+    init: T,
     args: Sequence[Any] = (),
     *,
-    solver: Solver,
+    solver: Solver[T],
     linear_solve: str | LinearSolve = "dense",
-) -> Any:
+) -> T:
     """A tree ``x`` with ``fun(x, *args) = x``, as a function of ``args``.
 
     As ``root``; ``solver`` is given the function whose fixed point is wanted.
@@ -130,12 +132,12 @@ def fixed_point(
 
 def argmin(
     fun: Callable[..., Any],
-    init: Any,
+    init: T,
     args: Sequence[Any] = (),
     *,
-    solver: Solver,
+    solver: Solver[T],
     linear_solve: str | LinearSolve = "dense",
-) -> Any:
+) -> T:
     """A tree ``x`` at which ``fun(x, *args)`` is smallest, as a function of ``args``.
 
     As ``root`` of the gradient by ``x``; the linear systems are those of the Hessian, which is
@@ -195,12 +197,12 @@ def _called(name: str, fun: Any, solver: Any) -> str:
 def _solved(
     fun: Any,
     zero: Callable[[Unknown], Equation],
-    init: Any,
+    init: T,
     args: Any,
-    solver: Solver,
+    solver: Solver[T],
     linear_solve: Any,
     what: str,
-) -> Any:
+) -> T:
     """The solution that the solver finds, with the derivative of its equation."""
     if not isinstance(args, (tuple, list)):
         raise TypeError(
@@ -213,4 +215,6 @@ def _solved(
         found = solver(lambda x: fun(x, *still), tree.map(Tensor.detach, init))
     start.beside(found, "what solver returned")
     unknown = Unknown(tree.map(Tensor.detach, found), args, what)
-    return unknown.around(implicit(zero(unknown), unknown.values, unknown.given, solve, what))
+    values = implicit(zero(unknown), unknown.values, unknown.given, solve, what)
+    solution: T = unknown.around(values)
+    return solution

@@ -12,19 +12,20 @@ from parallax.func.arguments import check_flags, name_of
 from parallax.func.framed import Frame, check_functions, fitted, framed
 from parallax.func.results import describe
 from parallax.func.rows import Rows
+from parallax.func.signatures import R, Row, T
 from parallax.random.marks import carry_on
 
 __all__ = ["scan", "scan_as"]
 
 
 def scan(
-    combine_fn: Callable[[Any, Any], tuple[Any, Any]],
-    init: Any,
-    xs: Any,
+    combine_fn: Callable[[T, Row], tuple[T, R]],
+    init: T,
+    xs: Row,
     *,
     dim: int = 0,
     reverse: bool = False,
-) -> tuple[Any, Any]:
+) -> tuple[T, R]:
     """A loop over the rows of ``xs``, which carries a tree along and stacks what each step returns.
 
     As torch's ``scan`` (and ``jax.lax.scan``), with modules and any tree for carry, rows and

@@ -14,12 +14,15 @@ from typing import Any, Protocol, TypeVarTuple
 
 from typing_extensions import ParamSpec, TypeVar
 
-__all__ = ["A", "Aux", "HasForward", "P", "R", "Ts"]
+__all__ = ["A", "Aux", "Carried", "HasForward", "P", "R", "Row", "T", "Ts"]
 
 A = TypeVar("A", bound=Any, default=Any)  # the first argument, and its gradient
 P = ParamSpec("P", default=...)  # the arguments after it, or all
 R = TypeVar("R", default=Any)  # the result
 Aux = TypeVar("Aux", default=Any)  # what comes beside the result
+T = TypeVar("T", default=Any)  # a tree that is carried along, and comes out again
+Row = TypeVar("Row", default=Any)  # what a loop goes over
+Carried = TypeVar("Carried", bound=tuple[Any, ...])  # several such trees
 Ts = TypeVarTuple("Ts")  # all positional arguments
 R_co = TypeVar("R_co", covariant=True)
 

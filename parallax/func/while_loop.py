@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -14,11 +14,24 @@ from parallax.func.cond import check_pred
 from parallax.func.framed import check_functions, fitted, framed
 from parallax.func.results import describe
 from parallax.func.scan import scan_as
+from parallax.func.signatures import Carried, T
 from parallax.random.marks import carry_on
 
 __all__ = ["fori_loop", "while_loop"]
 
 
+@overload
+def while_loop(
+    cond_fn: Callable[..., Any],
+    body_fn: Callable[..., tuple[Any, ...]],
+    carried_inputs: Carried,
+) -> Carried: ...
+@overload
+def while_loop(
+    cond_fn: Callable[..., Any],
+    body_fn: Callable[..., tuple[Any, ...]],
+    carried_inputs: Sequence[Any],
+) -> tuple[Any, ...]: ...
 def while_loop(
     cond_fn: Callable[..., Any],
     body_fn: Callable[..., tuple[Any, ...]],
@@ -130,7 +143,7 @@ class _Loop:
         return self.frame.build(found)  # type: ignore[no-any-return]  # a tuple
 
 
-def fori_loop(lower: int, upper: int, body_fun: Callable[[Tensor, Any], Any], init_val: Any) -> Any:
+def fori_loop(lower: int, upper: int, body_fun: Callable[[Tensor, T], T], init_val: T) -> T:
     """Calls ``value = body_fun(i, value)`` for each ``i`` from ``lower`` to ``upper - 1``.
 
     As ``jax.lax.fori_loop``. It is ``func.scan`` without results, and has its derivatives.
@@ -169,7 +182,8 @@ def fori_loop(lower: int, upper: int, body_fun: Callable[[Tensor, Any], Any], in
     if upper <= lower:
         return init_val
 
-    def step(value: Any, number: Tensor) -> tuple[Any, None]:
+    def step(value: T, number: Tensor) -> tuple[T, None]:
         return body_fun(number, value), None
 
-    return scan_as(what, step, init_val, torch.arange(lower, upper))[0]
+    value: T = scan_as(what, step, init_val, torch.arange(lower, upper))[0]
+    return value

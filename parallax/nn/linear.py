@@ -168,5 +168,5 @@ class Identity(Module):
         super().__init__()
 
     def forward(self, input: Any) -> Any:
-        """Nothing."""
+        """The input."""
         return input

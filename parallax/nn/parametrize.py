@@ -62,12 +62,13 @@ class _Parametrized(Module):
             )
         return names[name]
 
-    def original(self) -> Any:
-        """What the parameter is computed from, where the layer holds it."""
-        return flatten_module(self.layer)[0][self.place]
+    def original(self) -> Tensor:
+        """The tensor that the parameter is computed from, which the layer holds."""
+        tensor: Tensor = flatten_module(self.layer)[0][self.place]
+        return tensor
 
-    def call(self, weight: Tensor, args: Any, kwargs: Any) -> Any:
-        """Call the layer around the computed parameter."""
+    def _call(self, weight: Tensor, args: Any, kwargs: Any) -> Any:
+        """What the layer returns with the computed parameter."""
         layer: Any = self.layer
         (leaves, structure), k = flatten_module(layer), self.place
         leaves = (*leaves[:k], weight, *leaves[k + 1 :])
@@ -159,7 +160,7 @@ class SpectralNorm(_Parametrized):
                 u = F.normalize(torch.mv(matrix, v), dim=0, eps=self.eps)
                 v = F.normalize(torch.mv(matrix.H, u), dim=0, eps=self.eps)
             self.emit(merge="last", u=u, v=v)
-        return self.call(self._normalised(weight, u, v), args, kwargs)
+        return self._call(self._normalised(weight, u, v), args, kwargs)
 
     def _normalised(self, weight: Tensor, u: Any, v: Any) -> Tensor:
         if u is None:  # of a vector the norm is known
@@ -214,7 +215,7 @@ class WeightNorm(_Parametrized):
 
     def __init__(self, layer: Module, name: str = "weight", dim: int | None = 0) -> None:
         super().__init__(layer, name)
-        direction = self.original()
+        direction: Any = self.original()
         self.dim = None if dim is None else _dimension("WeightNorm", dim, direction)
         if self.dim is not None:
             self.dim %= max(direction.ndim, 1)
@@ -238,7 +239,7 @@ class WeightNorm(_Parametrized):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the layer with the computed weight."""
-        return self.call(self.weight, args, kwargs)
+        return self._call(self.weight, args, kwargs)
 
     @staticmethod
     def __state_name__(name: str, constants: dict[str, Any]) -> str:

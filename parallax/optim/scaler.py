@@ -21,6 +21,7 @@ from parallax.tree.arguments import check_tree
 __all__ = ["LossScaler", "Scale"]
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 class Scale(Module):
@@ -141,9 +142,7 @@ class LossScaler:
         tracker = torch.where(finite & ~grows, good, torch.zeros_like(good))
         return Scale(size, tracker)
 
-    def step(
-        self, opt: Any, model: T, grads: Any, state: Any, scale: Scale
-    ) -> tuple[T, Any, Scale]:
+    def step(self, opt: Any, model: T, grads: Any, state: S, scale: Scale) -> tuple[T, S, Scale]:
         """One step of an optimizer if the gradients are finite, none if they are not.
 
         Args:

@@ -361,7 +361,7 @@ def less(x: Tensor) -> Tensor:
             TypeError,
             ("the result of false_fn is 'x'",),
         ),
-        (lambda: func.while_loop(less, same, X), TypeError, ("must be a tuple", "(value,)")),  # type: ignore[arg-type]
+        (lambda: func.while_loop(less, same, X), TypeError, ("must be a tuple", "(value,)")),  # type: ignore[call-overload]
         (lambda: func.while_loop(less, same, (1,)), TypeError, ("carried_inputs: 0 is 1",)),
         (
             lambda: func.while_loop(lambda x: x, same, (X,)),
@@ -390,9 +390,9 @@ def less(x: Tensor) -> Tensor:
             ("Linear.weight",),
         ),
         (lambda: func.associative_scan(3, X), TypeError, ("combine_fn must be a function",)),  # type: ignore[arg-type]
-        (lambda: func.associative_scan(torch.add, 3), TypeError, ("xs is 3",)),
+        (lambda: func.associative_scan(torch.add, 3), TypeError, ("xs is 3",)),  # type: ignore[arg-type]
         (
-            lambda: func.associative_scan(lambda a, b: (a, b), X),
+            lambda: func.associative_scan(lambda a, b: (a, b), X),  # type: ignore[arg-type, return-value]
             ValueError,
             ("what combine_fn returned has another structure", "Return a Tensor"),
         ),

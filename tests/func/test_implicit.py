@@ -127,7 +127,7 @@ def test_under_vmap(name: str) -> None:
 
 def few(f: Any, x: Tensor) -> Tensor:
     """As ``iterate``, in a loop that compiles at once."""
-    return func.fori_loop(0, 60, lambda _, x: f(x), x)  # type: ignore[no-any-return]  # a tensor
+    return func.fori_loop(0, 60, lambda _, x: f(x), x)
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
@@ -156,7 +156,7 @@ def test_a_tree_is_found_and_nothing_of_the_solver_is_kept() -> None:
     def both(x: Any, m: Any) -> Any:
         return {"a": m(x["b"]), "b": 0.5 * x["a"], "none": None}
 
-    start = {"a": START, "b": START, "none": None}
+    start: Any = {"a": START, "b": START, "none": None}
     seen = []
 
     def solver(f: Any, x: Any) -> Any:

@@ -333,7 +333,11 @@ def add(c: Any, x: Any) -> Any:
     ("call", "error", "parts"),
     [
         (lambda: func.scan(3, H, X), TypeError, ("combine_fn must be a function", "got 3")),  # type: ignore[arg-type]
-        (lambda: func.scan(lambda c, x: c, H, X), TypeError, ("pair (carry, result)", "return c")),
+        (
+            lambda: func.scan(lambda c, x: c, H, X),  # type: ignore[arg-type, return-value]
+            TypeError,
+            ("pair (carry, result)", "return c"),
+        ),
         (lambda: func.scan(add, 0, X), TypeError, ("init is 0", "torch.tensor(1.0)")),
         (lambda: func.scan(add, {"h": [1]}, X), TypeError, ("init: h.0 is 1", "Write")),
         (lambda: func.scan(add, nn.Linear(2, 2), X), UninitializedError, ("init: Linear.weight",)),
@@ -358,7 +362,7 @@ def add(c: Any, x: Any) -> Any:
             ("dtype torch.float32", "Cast it: .to(torch.float64)"),
         ),
         (
-            lambda: func.scan(lambda c, x: ((c, c), None), H, X),
+            lambda: func.scan(lambda c, x: ((c, c), None), H, X),  # type: ignore[arg-type, return-value]
             ValueError,
             ("another structure than the first", "Return a Tensor"),
         ),

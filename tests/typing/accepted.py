@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import init
 
 import parallax
-from parallax import Buffer, Module, Parameter, effects, field, func, tree
+from parallax import Buffer, Module, Parameter, effects, field, func, optim, tree
 from parallax import nn as layers
 
 ModuleT = TypeVar("ModuleT", bound=Module)
@@ -273,6 +273,59 @@ def functions_keep_their_type(dense: Dense, x: Tensor, anything: Module) -> None
     assert_type(after, Dense)
     parallax.compile(anything)(x)
     func.functional_call(anything, {}, x)
+
+
+def add(total: Tensor, row: tuple[Tensor, Tensor]) -> tuple[Tensor, Scores]:
+    return total + row[0], {"scores": row[1]}
+
+
+def newton(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return x - f(x) / func.grad(f)(x)
+
+
+@func.custom_vjp
+def clipped(x: Tensor, scores: Scores) -> Scores:
+    return {**scores, "x": x}
+
+
+@func.custom_jvp
+def rounded(x: Tensor) -> Tensor:
+    return x.round()
+
+
+def loops_keep_the_types(dense: Dense, x: Tensor) -> None:
+    """What is carried along has the type of what is carried first."""
+    assert_type(func.scan(add, x, (x, x)), tuple[Tensor, Scores])
+    assert_type(func.scan(lambda m, row: (m, row.sum()), dense, x)[0], Dense)
+    assert_type(func.fori_loop(0, 3, lambda i, value: value * i, x), Tensor)
+    assert_type(func.while_loop(lambda m, t: t < 3, lambda m, t: (m, t), (dense, x))[0], Dense)
+    func.while_loop(lambda t: t < 3, lambda t: (t,), [x])[0].sum()
+    assert_type(func.associative_scan(torch.mul, x), Tensor)
+    assert_type(func.associative_scan(lambda one, two: two, (x, dense)), tuple[Tensor, Dense])
+    assert_type(func.cond(x.sum() > 0, dense.forward, torch.sin, (x,)), Tensor)
+    assert_type(func.cond(True, lambda x: dense, lambda x: dense, [x]), Dense)
+
+
+def solutions_keep_the_types(dense: Dense, x: Tensor) -> None:
+    """A solution is like what the solver begins with."""
+    assert_type(func.root(lambda x, a: x**2 - a, x, (x,), solver=newton), Tensor)
+    assert_type(func.fixed_point(lambda x, a: x + a, x, (x,), solver=lambda f, x: f(x)), Tensor)
+    assert_type(func.argmin(lambda m: m(x).sum(), dense, solver=lambda f, m: m), Dense)
+
+
+def rules_keep_the_types(x: Tensor, scores: Scores) -> None:
+    """A function with a derivative of its own returns what it returned."""
+    clipped.defvjp(lambda x, scores: (scores, None), lambda _, g: (g["x"], None))
+    rounded.defjvp(lambda primals, tangents: (primals[0].round(), tangents[0]))
+    assert_type(clipped(x, scores), Scores)
+    assert_type(rounded(x), Tensor)
+
+
+def steps_keep_the_types(dense: Dense) -> None:
+    """Of the model and of the optimizer's state."""
+    opt, scaler = optim.Adam(), optim.LossScaler()
+    stepped = scaler.step(opt, dense, dense, opt.init(dense), scaler.init())
+    assert_type(stepped, tuple[Dense, optim.State, optim.Scale])
 
 
 class Compiled(Module):
