@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
@@ -23,9 +24,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 @contextmanager
 def ranks(*sizes: int, names: tuple[str, ...] | None = None) -> Iterator[Any]:
     """A mesh of these sizes whose ranks this process plays all at once."""
-    count = 1
-    for size in sizes:
-        count *= size
+    count = math.prod(sizes)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
     try:
         with LocalTensorMode(count):
@@ -35,14 +34,16 @@ def ranks(*sizes: int, names: tuple[str, ...] | None = None) -> Iterator[Any]:
 
 
 @contextmanager
-def alone(of: int = 1) -> Iterator[Any]:
-    """A mesh of which this process is the first rank: code on its distributed tensors compiles.
+def alone(*sizes: int, rank: int = 0, names: tuple[str, ...] | None = None) -> Iterator[Any]:
+    """A mesh of which this process is one rank: code on its distributed tensors compiles.
 
     The numbers are right if it is the only rank; otherwise nothing comes from the others.
     """
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=of)
+    shape = sizes or (1,)
+    store = FakeStore()
+    dist.init_process_group("fake", store=store, rank=rank, world_size=math.prod(shape))
     try:
-        yield init_device_mesh("cpu", (of,))
+        yield init_device_mesh("cpu", shape, mesh_dim_names=names)
     finally:
         dist.destroy_process_group()
 
@@ -59,12 +60,15 @@ def whole(value: Any) -> Tensor:
     return found.reconcile() if isinstance(found, LocalTensor) else found
 
 
+_ROOMS = [f"parallax.{room}" for room in ("distributed", "func", "io", "nn", "optim")]
+
+
 def run(work: Callable[[int, str], None], folder: Path, processes: int) -> None:
     """Calls ``work(rank, folder)`` in processes that form a gloo group; none waits for ever."""
     # Forks of this process could wait for threads that it has started. Those of a server that has
-    # done nothing but import torch do not, and start as fast.
+    # done nothing but import do not, and start as fast.
     method = "spawn" if sys.platform == "win32" else "forkserver"
-    multiprocessing.set_forkserver_preload(["parallax", __name__])
+    multiprocessing.set_forkserver_preload([*_ROOMS, __name__])
     mp.start_processes(  # type: ignore[attr-defined, no-untyped-call]  # torch does not say
         _join, args=(work, str(folder), processes), nprocs=processes, start_method=method
     )

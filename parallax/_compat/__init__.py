@@ -11,6 +11,7 @@ torch release moves something, only files in here change. Each file is imported 
 - ``checkpoints``: where ``torch.utils.checkpoint`` is refused, and what it may do in a trace.
 - ``kernels``: functions of lists of tensors, fused optimizer steps, other operators.
 - ``shards``: distributed tensors, and values placed as one.
+- ``elementwise``: what an in-place function does to each element.
 - ``scaled_losses``: losses whose gradient torch scales where their arguments are sharded.
 - ``dynamo``: what a trace is, what it found, how code is hidden from it, its guards and caches.
 - ``in_trace``: what a local stands for while dynamo traces, and where the trace is.

@@ -16,7 +16,7 @@ from parallax._compat import dynamo, functorch
 
 __all__ = [
     "any_distributed", "beside", "gradients_placed", "is_distributed", "local_of", "placed_as",
-    "placement_of",
+    "placement_of", "whole",
 ]  # fmt: skip
 
 
@@ -41,6 +41,11 @@ def any_distributed(values: Iterable[Any]) -> bool:
 def local_of(tensor: Any) -> Tensor:
     """The part of a distributed tensor that this process holds, without a graph."""
     return tensor._local_tensor  # type: ignore[no-any-return]  # a Tensor
+
+
+def whole(value: Any) -> Any:
+    """A distributed tensor put together; every process of its mesh calls it. Others as they are."""
+    return value.full_tensor() if is_distributed(value) else value
 
 
 def placement_of(tensor: Any) -> str:

@@ -8,17 +8,18 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from parallax import random
-from parallax._compat import functorch
-from parallax.core.arguments import device_of
+from parallax._compat import functorch, shards
+from parallax.core.arguments import device_of, shown
 from parallax.core.fields import Lazy
 from parallax.core.registry import flatten_module, unflatten_module
+from parallax.core.shares import PIECE, Share, Spreading, drawn_in_pieces, share_of
 from parallax.random import seeds, sources
 from parallax.random.seeds import Twister
 
@@ -81,7 +82,7 @@ class Following:
     ) -> Lazy:
         """The declaration on its own, once the others have values: those of this member."""
         above = path[: path.rfind(".") + 1]
-        found = [values[above + other] for other in self.others]
+        found = [shards.whole(values[above + other]) for other in self.others]
         given = [value[member].to("cpu") for value in found]
 
         def fill_(tensor: Tensor) -> None:
@@ -90,10 +91,16 @@ class Following:
         return type(lazy)(lazy.shape, fill_, dtype=lazy.dtype)
 
 
-def initialize(module: Any, rng: Any, *, device: Any = None, dtype: Any = None) -> Any:
+def initialize(
+    module: Any, rng: Any, *, device: Any = None, dtype: Any = None, plan: Spreading | None = None
+) -> Any:
     """What ``Module.initialize`` does; see there."""
     leaves, structure = flatten_module(module)
     if type(rng) is random.Key and functorch.is_mapped(rng.data):
+        if plan is not None:
+            raise TypeError(
+                "initialize(plan=): not under vmap over keys. Write plan.apply(model) outside of it"
+            )
         return _of_each_member(module, rng.data, device, dtype)
     target = None if device is None else device_of("initialize", device)
     if dtype is not None and not isinstance(dtype, torch.dtype):
@@ -111,17 +118,44 @@ def initialize(module: Any, rng: Any, *, device: Any = None, dtype: Any = None) 
             f"{name} is initialized already. Initialize the declaration again for other values: "
             f"{name.lower()} = {name}(...).initialize(rng)"
         )
+    shares: list[Share | None] = [None] * len(leaves)
+    if plan is not None:
+        shares, target = _shares(plan, module, seed, target, dtype)
     target = target or torch.get_default_device()
     values: list[Any] = []
     with torch.no_grad(), _on_the_cpu():
-        for path, leaf in zip(structure.paths, leaves, strict=True):
+        for path, leaf, share in zip(structure.paths, leaves, shares, strict=True):
             if isinstance(leaf, Lazy):
                 where = f"{type(module).__name__}.{path}"
                 if target.type != "meta":
                     leaf = _apart(leaf, path, structure, values)  # noqa: PLW2901  # likewise
-                leaf = _drawn(leaf, seed, path, target, dtype, where)  # noqa: PLW2901  # the leaf's value
+                drawn = _drawn(leaf, path, _Leaf(seed, target, dtype, where), share)
+                leaf = drawn if share is None else share.place(drawn)  # noqa: PLW2901  # its value
+            elif share is not None:
+                leaf = share.spread(leaf)  # noqa: PLW2901  # likewise
             values.append(leaf)
     return unflatten_module(structure, values, module._rng)
+
+
+def _shares(
+    plan: Any, module: Any, seed: int, target: torch.device | None, dtype: torch.dtype | None
+) -> tuple[list[Share | None], torch.device | None]:
+    """Of each leaf what this process holds, and where; the same call in all processes."""
+    if not hasattr(plan, "shares_of"):
+        raise TypeError(
+            f"initialize(plan=): expected a distributed.Plan, got {shown(plan)}. Write "
+            f"plan = distributed.Plan(distributed.mesh(dp=2), dp=distributed.replicate())"
+        )
+    facts = (f"the seed is {seed}", f"dtype is {dtype}", f"device is {target and target.type}")
+    shares, on = plan.shares_of(module, *facts)
+    if on is None:
+        return shares, target
+    if target is not None and target.type not in (on, "meta"):
+        raise ValueError(
+            f"initialize(device={str(target)!r}): the plan's mesh is of {on!r} devices. Leave "
+            f"device= out, or write distributed.mesh(..., device_type={target.type!r})"
+        )
+    return shares, target or torch.device(on)
 
 
 def _of_each_member(module: Any, keys: Tensor, device: Any, dtype: Any) -> Any:
@@ -169,30 +203,52 @@ def _on_the_cpu() -> AbstractContextManager[Any]:
     return contextlib.nullcontext() if torch.get_default_device() == cpu else cpu
 
 
-def _drawn(
-    lazy: Lazy, seed: int, path: str, target: torch.device, dtype: torch.dtype | None, where: str
-) -> Tensor:
-    """The tensor of one declaration, whose numbers depend on its path."""
+class _Leaf(NamedTuple):
+    """What the value of one leaf depends on beside its declaration and its path."""
+
+    seed: int
+    target: torch.device
+    dtype: torch.dtype | None
+    where: str  # for errors
+
+    def dtype_of(self, lazy: Lazy) -> torch.dtype:
+        """What the leaf is at last."""
+        return self.dtype if self.dtype and lazy.is_floating_point() else lazy.dtype
+
+
+def _drawn(lazy: Lazy, path: str, of: _Leaf, share: Share | None) -> Tensor:
+    """The tensor of one declaration, or a share of it; its numbers depend on its path."""
     init: Any = lazy.init
-    if type(init) is Several:
-        members = zip(init.members, init.paths(path), strict=True)
-        return torch.stack([_drawn(one, seed, p, target, dtype, where) for one, p in members])
-    return _value(lazy, seeds.derive(seed, path), target, dtype, where)
+    shape = lazy.shape if share is None else torch.Size(share.shape)
+    if of.target.type == "meta":
+        return torch.empty(shape, dtype=of.dtype_of(lazy), device=of.target)
+    if type(init) is not Several:
+        value = _value(lazy, seeds.derive(of.seed, path), of.dtype_of(lazy), of.where, share)
+        return value.to(of.target)
+    inner = None if share is None else share.of_one()
+    members = zip(init.members, init.paths(path), strict=True)
+    values = (_drawn(one, name, of, inner) for one, name in members)
+    if share is None or shape.numel() <= PIECE:
+        return torch.stack(list(values))
+    value = torch.empty(shape, dtype=of.dtype_of(lazy), device=of.target)
+    for row, member in zip(value, values, strict=True):
+        row.copy_(member)
+    return value
 
 
-def _value(
-    lazy: Lazy, seed: int, target: torch.device, dtype: torch.dtype | None, where: str
-) -> Tensor:
-    """The tensor of one declaration.
+def _value(lazy: Lazy, seed: int, final: torch.dtype, where: str, share: Share | None) -> Tensor:
+    """The tensor of one declaration, or a share of it, on the CPU.
 
-    Drawn on the CPU, in at least single precision, so that the numbers depend on neither the
-    device nor (up to rounding) a lower precision.
+    Drawn there, in at least single precision, so that the numbers depend on neither the device nor
+    (up to rounding) a lower precision.
     """
-    final = dtype if dtype is not None and lazy.is_floating_point() else lazy.dtype
-    if target.type == "meta":
-        return torch.empty(lazy.shape, dtype=final, device=target)
     drawn = torch.float32 if final in (torch.float16, torch.bfloat16) else final
     try:
+        if share is not None and lazy.numel() > PIECE and _forms(lazy.init)[0] is _in_place:
+            fill = partial(_in_pieces, shape=lazy.shape, dtype=drawn, final=final, share=share)
+            part: Tensor | None = _seeded(partial(fill, lazy.init), lazy.init, seed)
+            if part is not None:
+                return part
         value = _run(lazy.init, lazy.shape, drawn, seed, where)
     except Exception as error:
         error.add_note(f"This came from {_name(lazy.init)}, the initializer of {where}.")
@@ -202,7 +258,14 @@ def _value(
             f"{where}: the initializer {_name(lazy.init)} returned shape {tuple(value.shape)}, "
             f"but {tuple(lazy.shape)} is declared"
         )
-    return value.detach().to(device=target, dtype=final)
+    value = value.detach()
+    return (value if share is None else share_of(value, share)).to(final)
+
+
+def _in_pieces(init: Callable[..., Any], *, share: Share, **how: Any) -> Tensor | None:
+    """As ``drawn_in_pieces``, with whatever else the initializer takes."""
+    where = {name: how.pop(name) for name in ("shape", "dtype", "final")}
+    return drawn_in_pieces(partial(init, **how), share=share, **where)
 
 
 def _run(

@@ -25,6 +25,7 @@ from parallax.core.metaclass import ModuleMeta, immutable, undeclared
 from parallax.core.nodes import Instance
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.sealing import check_set, seal
+from parallax.core.shares import Spreading
 from parallax.core.structure import Structure
 from parallax.effects import collection
 from parallax.random import sources
@@ -165,25 +166,32 @@ class Module(Instance, metaclass=ModuleMeta):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        plan: Spreading | None = None,
     ) -> Self:
         """Gives every declared parameter and buffer its value.
 
         A value depends on the seed and the leaf's path only: adding a layer does not change the
-        others. The global RNG is left as it was found.
+        others, nor does a plan. The global RNG is left as it was found.
 
         Args:
             rng: a ``Key``, an int seed, a ``torch.Generator`` or its state as a ByteTensor; only
                 read.
             device: where the tensors go; ``"meta"`` allocates nothing.
             dtype: the dtype of floating leaves, in place of each one's own.
+            plan: a ``distributed.Plan``: each process of its mesh makes its part of each leaf, and
+                all of them call this together. Beside its parts a process holds one leaf at a
+                time, while that is drawn; of a leaf of more than 2**20 numbers a piece of so many,
+                if its initializer fills it element by element, as those of ``torch.nn.init`` do
+                that draw uniform or normal numbers.
 
         Returns:
             The module with tensors in place of declarations; leaves that had a value keep it.
 
         Raises:
             RuntimeError: if nothing is left to initialise.
-            TypeError: if ``rng``, ``device`` or ``dtype`` is none, or an initializer returns
-                something else than a tensor of the declared shape.
+            TypeError: if ``rng``, ``device``, ``dtype`` or ``plan`` is none, or an initializer
+                returns something else than a tensor of the declared shape.
+            ValueError: if the processes of a plan's mesh give different plans, modules or seeds.
 
         Example:
             >>> import torch
@@ -193,7 +201,8 @@ class Module(Instance, metaclass=ModuleMeta):
             >>> Bias(Parameter((2,), torch.nn.init.ones_)).initialize(0).value
             tensor([1., 1.])
         """
-        return cast(Self, initialize.initialize(self, rng, device=device, dtype=dtype))
+        made = initialize.initialize(self, rng, device=device, dtype=dtype, plan=plan)
+        return cast(Self, made)
 
     def reset(self, rng: random.Rng, mode: str = "train") -> Self:
         """Prepares one step on autograd's tape.

@@ -6,19 +6,19 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from parallax._compat import shards
 from parallax.core.arguments import check_module, shown
 from parallax.core.fields import Lazy, UninitializedError
+from parallax.core.shares import Share
 from parallax.distributed.agreement import agree
 from parallax.distributed.meshes import Sizes, cutting, sizes_of
 from parallax.distributed.placements import Placed, placed_leaves
 from parallax.distributed.rules import FullyShard, Replicated, Rule, checked_rule, fsdp, replicate
+from parallax.distributed.shares import share, spread
 from parallax.tree.arguments import check_tree
 from parallax.tree.places import Survey
 
@@ -131,10 +131,11 @@ class Plan:
         self._require_processes("apply")
         survey = Survey(module)
         placed = self._agreed("Plan.apply", survey, _refuse_declared)
-        if self._cutting is None:
+        mesh = self._cutting
+        if mesh is None:
             return module
         pairs = zip(survey.leaves, placed, strict=True)
-        leaves = [leaf if at is None else self._spread(leaf, at) for leaf, at in pairs]
+        leaves = [leaf if at is None else spread(leaf, at, mesh) for leaf, at in pairs]
         return survey.spec.build(leaves)  # type: ignore[no-any-return]  # a module of its class
 
     @overload
@@ -170,6 +171,27 @@ class Plan:
             return None
         return survey.spec.build(leaves)  # type: ignore[no-any-return]  # of the tree's type
 
+    def shares_of(self, module: Any, *facts: str) -> tuple[list[Share | None], str | None]:
+        """What ``initialize(plan=)`` asks: of each leaf the share of this process, and the device.
+
+        Args:
+            module: the module, which may be declared only.
+            *facts: what else must be the same in all processes.
+
+        Returns:
+            The shares, with ``None`` for what stays plain, and the type of device.
+
+        Raises:
+            LookupError, ValueError, RuntimeError: as ``apply``.
+        """
+        self._require_processes("initialize")
+        placed = self._agreed("initialize(plan=)", Survey(module), lambda _: None, *facts)
+        mesh = self._cutting
+        if mesh is None:
+            return [None] * len(placed), None
+        shares = [None if one is None else share(one, mesh) for one in placed]
+        return shares, mesh.device_type
+
     # -- inside ---------------------------------------------------------------------------------
 
     def _placed(self, survey: Survey) -> list[Placed | None]:
@@ -198,19 +220,6 @@ class Plan:
         agree(what, lines, self._cutting)
         return found
 
-    def _spread(self, leaf: Tensor, placed: Placed) -> Tensor:
-        """A leaf in parts; what is not distributed yet has the values of the first process."""
-        mesh: Any = self._cutting
-        placements = _placements(placed)
-        own: Any = leaf.detach()
-        if isinstance(own, DTensor):
-            if own.device_mesh == mesh:
-                return own.redistribute(mesh, placements).requires_grad_(leaf.requires_grad)
-            own = own.full_tensor()
-        # A copy: torch writes what it receives into the memory that it is given.
-        own = own.clone(memory_format=torch.contiguous_format)
-        return distribute_tensor(own, mesh, placements).requires_grad_(leaf.requires_grad)
-
     def _require_processes(self, what: str) -> None:
         if not isinstance(self.mesh, DeviceMesh) and any(n > 1 for n in self.sizes.values()):
             sizes = ", ".join(f"{name}={size}" for name, size in self.sizes.items())
@@ -219,10 +228,6 @@ class Plan:
                 f"only be described. Start them with torchrun, call "
                 f"torch.distributed.init_process_group(), and make it of dist.mesh({sizes})"
             )
-
-
-def _placements(placed: Placed) -> tuple[Placement, ...]:
-    return tuple([Replicate() if dim is None else Shard(dim) for dim in placed.cuts.values()])
 
 
 def _refuse_declared(survey: Survey) -> None:

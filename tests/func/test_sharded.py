@@ -219,7 +219,7 @@ def test_a_loss_that_torch_scales_is_refused_where_it_is_sharded(name: str, how:
 
 
 def test_a_loss_that_torch_scales_is_refused_in_compiled_code() -> None:
-    with alone(of=4) as mesh:
+    with alone(4) as mesh:
         p, t = (spread(x, mesh, Shard(0)) for x in (torch.ones(8), torch.zeros(8)))
         with pytest.raises(RuntimeError, match=r"F\.mse_loss .*reduction='none'\)\.mean\(\)"):
             parallax.compile(func.grad(F.mse_loss), backend="eager")(p, t)
