@@ -75,7 +75,7 @@ def _enter_module(value: Any, where: str) -> Structure:
 
 
 def _as_container(value: Any, kind: Kind, where: str) -> Any:
-    """The value, lists and dicts frozen; ``None`` if it is no container that the kind allows."""
+    """The value, lists and dicts frozen; ``None`` if it is not a container that the kind allows."""
     if type(value) in NODES:
         return value if kind.child else None
     if kind.items is not None and isinstance(value, (tuple, list)):

@@ -245,7 +245,7 @@ def summary(module: Any, *, max_rows: int = 200) -> Summary:
         more than 60 characters.
 
     Raises:
-        TypeError: if the argument is no module.
+        TypeError: if the argument is not a module.
 
     Example:
         >>> import torch

@@ -110,7 +110,7 @@ class Module(Instance, metaclass=ModuleMeta):
             The new module, in the same mode and with the same rng.
 
         Raises:
-            AttributeError: if a name is no field of the class.
+            AttributeError: if a name is not a field of the class.
             TypeError: if a value is not what the field's annotation allows.
 
         Example:

@@ -190,7 +190,7 @@ class _Writer:
     def module(self, shape: Shape, i: int, j: int) -> str:
         layout = shape.cls.__layout__  # type: ignore[attr-defined]  # a module class
         children = dict(zip(layout.children, shape.children, strict=True))
-        # What is no leaf and no node: the structure, constants, constants in the place of children.
+        # Neither leaves nor nodes: the structure, and constants, also those in a child's place.
         given = ["_spec", *layout.constants]
         given += [name for name, child in children.items() if child is STATIC]
         if self.structure is not None:

@@ -27,7 +27,7 @@ __all__ = ["load_distributed", "save_distributed"]
 
 M = TypeVar("M")
 
-# Among the tensors, as bytes; no field is called so. An entry that is no tensor, torch would
+# Among the tensors, as bytes; no field is called so. An entry that is not a tensor, torch would
 # unpickle, which could run any code.
 _HEADER = "parallax header"
 
@@ -47,7 +47,7 @@ def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
     Raises:
         NotADirectoryError: if the path is a file.
         OSError: if a file cannot be written; the checkpoint before is intact.
-        TypeError: if it is no module, or a leaf is sparse.
+        TypeError: if it is not a module, or a leaf is sparse.
         UninitializedError: if a leaf has no value yet.
 
     Example:
@@ -217,7 +217,7 @@ def _saved_tensors(path: Path) -> dict[str, Tensor]:
     for name, entry in metadata.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
             raise ValueError(
-                f"{path} holds {name!r}, which is no tensor: unpickling it could run any code. "
+                f"{path} holds {name!r}, which is not a tensor: unpickling it could run any code. "
                 f"Save tensors alone"
             )
         found[name] = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")

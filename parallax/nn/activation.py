@@ -40,7 +40,7 @@ class Sigmoid(Elementwise):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Squash."""
+        """The sigmoid of each number."""
         try:
             return torch.sigmoid(input)
         except TypeError:
@@ -49,7 +49,7 @@ class Sigmoid(Elementwise):
 
 
 class Hardsigmoid(Elementwise):
-    r"""A ``Sigmoid`` of straight lines: :math:`\min(\max(0, x / 6 + 1 / 2), 1)`.
+    r"""A piecewise linear ``Sigmoid``: :math:`\min(\max(0, x / 6 + 1 / 2), 1)`.
 
     Example:
         >>> nn.Hardsigmoid()(torch.tensor([-4.0, 0.0, 4.0]))
@@ -57,7 +57,7 @@ class Hardsigmoid(Elementwise):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Squash."""
+        """The piecewise linear sigmoid of each number."""
         try:
             if in_plain_eager_code():
                 return _hardsigmoid_watched(F.hardsigmoid(input))
@@ -78,7 +78,7 @@ class LogSigmoid(Elementwise):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Squash, in logarithms."""
+        """The logarithm of the sigmoid of each number."""
         try:
             return F.logsigmoid(input)
         except TypeError:
@@ -95,7 +95,7 @@ class Tanh(Elementwise):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Squash."""
+        """The tanh of each number."""
         try:
             return torch.tanh(input)
         except TypeError:
@@ -104,7 +104,7 @@ class Tanh(Elementwise):
 
 
 class Hardtanh(Elementwise):
-    r"""Each number between two bounds: :math:`\min(\max(min\_val, x), max\_val)`.
+    r"""Each number clipped to between two bounds: :math:`\min(\max(min\_val, x), max\_val)`.
 
     Args:
         min_val: the lower bound.
@@ -130,7 +130,7 @@ class Hardtanh(Elementwise):
         self.max_val = max_val
 
     def forward(self, input: Tensor) -> Tensor:
-        """Clip."""
+        """Each number, clipped to the bounds."""
         try:
             return F.hardtanh(input, self.min_val, self.max_val)
         except TypeError:
@@ -151,7 +151,7 @@ class SiLU(Elementwise):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Gate."""
+        """Each number times its sigmoid."""
         try:
             return F.silu(input)
         except TypeError:
@@ -170,7 +170,7 @@ class Mish(Elementwise):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Gate."""
+        """Each number times the tanh of its softplus."""
         try:
             return F.mish(input)
         except TypeError:
@@ -179,7 +179,7 @@ class Mish(Elementwise):
 
 
 class Hardswish(Elementwise):
-    """Each number times its ``Hardsigmoid``: a ``SiLU`` of straight lines and a parabola.
+    """Each number times its ``Hardsigmoid``: a piecewise ``SiLU``.
 
     Source: A. Howard and others, "Searching for MobileNetV3", 2019.
 
@@ -189,7 +189,7 @@ class Hardswish(Elementwise):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Gate."""
+        """Each number times its ``Hardsigmoid``."""
         try:
             return F.hardswish(input)
         except TypeError:
@@ -198,7 +198,7 @@ class Hardswish(Elementwise):
 
 
 class GELU(Elementwise):
-    r"""Each number times the normal distribution's share below it: :math:`x \Phi(x)`.
+    r"""Each number times the standard normal distribution function of it: :math:`x \Phi(x)`.
 
     Args:
         approximate: ``"none"``, or ``"tanh"`` for a formula with a tanh that is close to it.
@@ -221,7 +221,7 @@ class GELU(Elementwise):
         self.approximate = approximate
 
     def forward(self, input: Tensor) -> Tensor:
-        """Gate."""
+        """Each number times the share of a standard normal distribution below it."""
         try:
             return F.gelu(input, approximate=self.approximate)
         except TypeError:
@@ -258,7 +258,7 @@ class Softplus(Elementwise):
         self.threshold = threshold
 
     def forward(self, input: Tensor) -> Tensor:
-        """Rectify smoothly."""
+        """The softplus of each number."""
         try:
             return F.softplus(input, self.beta, self.threshold)
         except TypeError:
@@ -277,7 +277,7 @@ class Softsign(Elementwise):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Squash."""
+        """The softsign of each number."""
         # What F.softsign does, with one tensor less where nothing is derived forward in it.
         try:
             size = torch.abs(input)

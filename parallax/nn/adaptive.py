@@ -37,7 +37,7 @@ class _Adaptive(Spatial):
         - output: ``(N, C, *)`` or ``(C, *)`` with sizes as ``output_size`` says
 
     Raises:
-        TypeError: if a size is no int, or the input is no tensor.
+        TypeError: if a size is not an int, or the input is not a tensor.
         ValueError: if a size is negative, or the input is of another shape.
     """
 
@@ -68,7 +68,7 @@ class _AdaptiveMaxPool(_Adaptive):
         self.return_indices = return_indices
 
     def forward(self, input: Tensor) -> Any:
-        """Pool."""
+        """The largest number of each window; with ``return_indices`` also its index."""
         try:
             return self.pool(input, self.output_size, self.return_indices)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -81,7 +81,7 @@ class _AdaptiveAvgPool(_Adaptive, init=False):
     """What adaptive mean pools share."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Pool."""
+        """The mean of each window."""
         pooled: Tensor
         try:
             pooled = self.pool(input, self.output_size)

@@ -50,7 +50,7 @@ def at_least(layer: str, least: int, **sizes: Any) -> None:
         **sizes: by the name of the argument.
 
     Raises:
-        TypeError: if one is no int.
+        TypeError: if one is not an int.
         ValueError: if one is less.
     """
     for name, size in sizes.items():

@@ -37,7 +37,7 @@ __all__ = ["MultiheadAttention"]
 
 
 class MultiheadAttention(Module):
-    r"""Every query takes the mean of the values, weighted by how well their keys fit it.
+    r"""Multi-head attention: for each query the mean of the values, weighted by how its keys fit.
 
     .. math:: \mathrm{head} = \mathrm{softmax}(Q K^T / \sqrt{d}) \, V
 
@@ -65,7 +65,7 @@ class MultiheadAttention(Module):
         - output: as the query; and the weights, ``(N, L, S)``, or ``None``
 
     Raises:
-        TypeError: if a size is no int.
+        TypeError: if a size is not an int.
         ValueError: if a size is not positive, ``embed_dim`` cannot be divided among the heads or
             ``num_heads`` among ``num_kv_heads``, or an input has another shape.
 
@@ -160,7 +160,7 @@ class MultiheadAttention(Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend.
+        """Attends from the queries to the keys and values.
 
         Args:
             query: what asks.

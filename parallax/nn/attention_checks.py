@@ -84,7 +84,7 @@ def check_cache(layer: MultiheadAttention, given: Any) -> None:
 
 
 def refuse_switches(layer: MultiheadAttention, *flags: Any) -> None:
-    """Raises the error of the first thing that a call switches on or off and that is no bool."""
+    """Raises the error of the first thing that a call switches on or off and that is not a bool."""
     for name, value in zip(_SWITCHES, flags, strict=True):
         if type(value) is not bool:
             raise TypeError(

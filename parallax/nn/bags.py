@@ -19,7 +19,7 @@ __all__ = ["EmbeddingBag"]
 
 
 class EmbeddingBag(Table):
-    """A table of vectors, of which each bag of indices gives the sum, the mean or the largest.
+    """A table of vectors; of each bag of indices the sum, mean or maximum of their rows.
 
     Args:
         max_norm: longer rows are scaled to this norm first. The table itself is not written to,
@@ -126,7 +126,7 @@ class EmbeddingBag(Table):
     def forward(
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
-        """Look up rows and reduce those of each bag."""
+        """The sum, the mean or the maximum of the rows of each bag."""
         weight = self.weight if self.max_norm is None else self._within_norm(self.weight)
         try:
             plain = in_plain_eager_code()

@@ -58,7 +58,7 @@ class _BatchNorm(ChannelNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise each channel: by the batch while training, by what was seen otherwise."""
+        """The input, normalised by the batch's statistics in training, else by the running ones."""
         by_batch = self.running_mean is None
         if not by_batch and self.mode == "train":
             return self._train(input)

@@ -48,7 +48,7 @@ class Sequential(Module):
         self.layers = layers
 
     def forward(self, input: Any) -> Any:
-        """Call one layer after the other."""
+        """What the last layer returns, where each is called with what the one before returned."""
         value = input
         for layer in self.layers:
             value = layer(value)
@@ -103,7 +103,7 @@ class Lambda(Module):
         self.function = function
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function."""
+        """What the function returns."""
         return self.function(*args, **kwargs)
 
     def extra_repr(self) -> str:
@@ -112,7 +112,7 @@ class Lambda(Module):
 
 
 class Residual(Module):
-    """A layer around which its input passes: :math:`y = x + f(x)`.
+    """A residual connection around a layer: :math:`y = x + f(x)`.
 
     Args:
         inner: a module or function, :math:`f`, that keeps the shape.
@@ -140,7 +140,7 @@ class Residual(Module):
         self.inner = inner
 
     def forward(self, input: Tensor) -> Tensor:
-        """Add the input to what the inner layer makes of it."""
+        """The input plus what the inner layer returns for it."""
         output: Tensor = self.inner(input)
         if output.shape != input.shape:
             raise ValueError(
@@ -151,7 +151,7 @@ class Residual(Module):
 
 
 class MLP(Module):
-    """Affine maps with an activation between each two.
+    """A multilayer perceptron: affine maps with an activation between each two.
 
     Args:
         sizes: of the last dimension: the input's, the hidden ones, the output's.
@@ -198,7 +198,7 @@ class MLP(Module):
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map, and activate all but the last."""
+        """The output of the last affine map."""
         if not ends_with(input, self.layers[0].in_features):
             refuse(self, f"(*, {self.layers[0].in_features})", input)
         activation = self.activation

@@ -107,7 +107,7 @@ class _Conv(Spatial):
         self.bias = Parameter((out_channels,), start, dtype=dtype) if bias else None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve."""
+        """The convolution of the input."""
         try:
             if self.border:
                 around = F.pad(input, self.border, self.padding_mode)
@@ -157,7 +157,7 @@ def in_groups(layer: str, in_channels: Any, out_channels: Any, groups: Any) -> N
         groups: how many groups of channels do not see each other.
 
     Raises:
-        TypeError: if one is no int.
+        TypeError: if one is not an int.
         ValueError: if one is negative or not divisible.
     """
     at_least(layer, 0, in_channels=in_channels, out_channels=out_channels)

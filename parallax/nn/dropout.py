@@ -67,7 +67,7 @@ class _Dropout(Module):
 
 
 class Dropout(_Dropout, init=False):
-    """Set each number to zero with probability ``p``, and divide the others by ``1 - p``.
+    """Sets each number to zero with probability ``p``, and divides the others by ``1 - p``.
 
     In mode ``"train"`` only, and by ``self.rng``: hand a key to the tree, another one for each
     step (``module.train(key)``). Under ``vmap`` all examples meet the same mask unless the keys
@@ -86,7 +86,7 @@ class Dropout(_Dropout, init=False):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Drop numbers and scale up the rest."""
+        """The input, in training with numbers set to zero and the others scaled up."""
         if type(input) is not Tensor:
             require_tensor(self, input)
         if self.mode != "train" or self.p == 0:
@@ -106,7 +106,7 @@ class _ChannelDropout(_Dropout, init=False):
     spatial: ClassVar[int]
 
     def forward(self, input: Tensor) -> Tensor:
-        """Drop whole channels and scale up the rest."""
+        """The input, in training with whole channels set to zero and the others scaled up."""
         if _rank(input) not in self.shapes:
             refuse(self, " or ".join(self.shapes.values()), input)
         if self.mode != "train" or self.p == 0:
@@ -184,7 +184,7 @@ class _AlphaDropout(_Dropout, init=False):
 
 
 class AlphaDropout(_AlphaDropout, init=False):
-    """Dropout that keeps mean and variance: what is dropped becomes what SELU saturates to.
+    """Dropout that keeps mean and variance: dropped numbers become the lower limit of SELU.
 
     For networks of SELUs, whose activations have mean 0 and variance 1. When and by what numbers
     are dropped is ``Dropout``'s.
@@ -201,7 +201,7 @@ class AlphaDropout(_AlphaDropout, init=False):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Drop numbers and restore mean and variance."""
+        """The input, in training with numbers dropped, and its mean and variance restored."""
         if type(input) is not Tensor:
             require_tensor(self, input)
         if self.mode != "train" or self.p == 0:
@@ -225,7 +225,7 @@ class FeatureAlphaDropout(_AlphaDropout, init=False):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Drop channels and restore mean and variance."""
+        """The input, in training with channels dropped, and its mean and variance restored."""
         if _rank(input) < 2:
             refuse(self, "(N, C, *)", input)
         if self.mode != "train" or self.p == 0:

@@ -16,7 +16,7 @@ class Elementwise(Module):
         - input, output: ``(*)``, any shape
 
     Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
+        TypeError: if an argument is of another type, or the input is not a tensor.
     """
 
     inplace: ClassVar[bool] = False  # which torch's ``extra_repr`` reads

@@ -36,7 +36,7 @@ class Table(Module):
         dtype: of the table; by default torch's default dtype.
 
     Raises:
-        TypeError: if an argument is of another type, or the input is no tensor of indices.
+        TypeError: if an argument is of another type, or the input is not a tensor of indices.
         ValueError: if an argument is out of range.
         IndexError: if an index is.
     """
@@ -118,7 +118,7 @@ class Table(Module):
 
 
 class Embedding(Table):
-    """A table of vectors: each index of the input becomes the row it numbers.
+    """A table of vectors: each index of the input becomes the row of that number.
 
     Args:
         padding_idx: a row that gets no gradient and starts as zeros.
@@ -179,7 +179,7 @@ class Embedding(Table):
             The layer.
 
         Raises:
-            ValueError: if the vectors are no matrix.
+            ValueError: if the vectors are not a matrix.
 
         Example:
             >>> import torch
@@ -198,7 +198,7 @@ class Embedding(Table):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        """Look up rows."""
+        """The row of the table for each index."""
         # torch forgets the padding of all batched tables but the first (2.13), and any padding
         # in forward derivatives.
         padding = self.padding_idx

@@ -56,7 +56,7 @@ class _InstanceNorm(ChannelNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise each channel of each example."""
+        """The input, each channel of each example normalised."""
         try:
             dims, axis = input.dim(), self.axis
             # Without parameters torch's kernel takes any number of channels.

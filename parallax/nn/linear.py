@@ -34,7 +34,7 @@ class Linear(Module):
         - output: ``(*, out_features)``
 
     Raises:
-        TypeError: if a size is no int, or the input is no tensor.
+        TypeError: if a size is not an int, or the input is not a tensor.
         ValueError: if a size is negative, or the input has another last dimension.
 
     Example:
@@ -67,7 +67,7 @@ class Linear(Module):
         self.bias = Parameter((out_features,), start, dtype=dtype) if bias else None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map the last dimension."""
+        """The affine map of the last dimension."""
         try:
             return F.linear(input, self.weight, self.bias)
         except (RuntimeError, TypeError) as error:
@@ -94,7 +94,7 @@ class Bilinear(Module):
         - output: ``(*, out_features)``
 
     Raises:
-        TypeError: if a size is no int, or an input is no tensor.
+        TypeError: if a size is not an int, or an input is not a tensor.
         ValueError: if a size is not positive, or the inputs are of other shapes.
 
     Example:
@@ -129,7 +129,7 @@ class Bilinear(Module):
         self.bias = Parameter((out_features,), start, dtype=dtype) if bias else None
 
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
-        """Apply each form to the pairs of vectors."""
+        """The value of each bilinear form for the pairs of vectors in the last dimensions."""
         try:
             return F.bilinear(input1, input2, self.weight, self.bias)
         except (IndexError, RuntimeError, TypeError) as error:
@@ -149,7 +149,7 @@ class Bilinear(Module):
 
 
 class Identity(Module):
-    """Returns what it is given: what stands where nothing is to be done.
+    """Returns its input: a placeholder where a layer is expected.
 
     Args:
         *args: ignored, so that it can be put in the place of any layer.

@@ -32,7 +32,7 @@ class _MirrorPad(Pad):
         self.cuts = self.how == "circular" and min(self.padding) < 0
 
     def forward(self, input: Tensor) -> Tensor:
-        """Pad."""
+        """The padded input."""
         if self.cuts:
             self._refuse(input)
         try:

@@ -37,7 +37,7 @@ def _trailing(layer: str, shape: Any) -> tuple[int, ...]:
 
 
 class LayerNorm(Module):
-    r"""Normalise the last dimensions.
+    r"""Normalises the last dimensions.
 
     .. math:: y = (x - E[x]) (V[x] + \epsilon)^{-1/2} \gamma + \beta
 
@@ -91,7 +91,7 @@ class LayerNorm(Module):
         self.bias = Parameter(shape, init.zeros_, dtype=dtype) if biased else None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise the last dimensions."""
+        """The input, normalised over its last dimensions."""
         sizes, weight, bias, eps = self.normalized_shape, self.weight, self.bias, self.eps
         try:
             if in_plain_eager_code():
@@ -108,7 +108,7 @@ class LayerNorm(Module):
 
 
 class RMSNorm(Module):
-    r"""Divide by the root of the mean square of the last dimensions.
+    r"""Divides by the root mean square of the last dimensions.
 
     .. math:: y = x (E[x^2] + \epsilon)^{-1/2} \gamma
 
@@ -158,7 +158,7 @@ class RMSNorm(Module):
         self.weight = Parameter(shape, init.ones_, dtype=dtype) if elementwise_affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimensions."""
+        """The input, divided by the root mean square over its last dimensions."""
         try:
             return torch.rms_norm(x, self.normalized_shape, self.weight, self.eps)
         except (AttributeError, RuntimeError, TypeError):
@@ -174,7 +174,7 @@ def _check_trailing(layer: Any, sizes: tuple[int, ...], input: Any) -> None:
 
 
 class GroupNorm(Module):
-    r"""Normalise each group of channels of each example.
+    r"""Normalises each group of channels of each example.
 
     .. math:: y = (x - E[x]) (V[x] + \epsilon)^{-1/2} \gamma + \beta
 
@@ -236,7 +236,7 @@ class GroupNorm(Module):
         self.bias = Parameter(shape, init.zeros_, dtype=dtype) if affine and bias else None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise each group of channels."""
+        """The input, each group of channels normalised."""
         try:
             if self.weight is None and input.shape[1] != self.num_channels:
                 refuse(self, f"(N, {self.num_channels}, *)", input)
@@ -259,7 +259,7 @@ class GroupNorm(Module):
 
 
 class LocalResponseNorm(Module):
-    r"""Divide by the energy in the neighbouring channels.
+    r"""Divides by a power of the mean square of the neighbouring channels.
 
     .. math:: y_c = x_c (k + \frac{\alpha}{n} \sum_{|c' - c| \le n/2} x_{c'}^2)^{-\beta}
 
@@ -274,7 +274,7 @@ class LocalResponseNorm(Module):
         - output: as the input
 
     Raises:
-        TypeError: if an argument is no number.
+        TypeError: if an argument is not a number.
         ValueError: if ``size`` is less than one, or the input has fewer dimensions.
 
     Source: A. Krizhevsky, I. Sutskever, G. Hinton, "ImageNet Classification with Deep
@@ -301,7 +301,7 @@ class LocalResponseNorm(Module):
         self.k = k
 
     def forward(self, input: Tensor) -> Tensor:
-        """Divide by the energy of the neighbours."""
+        """The input, divided by a power of the mean square of the neighbouring channels."""
         try:
             # Fewer kernels than F.local_response_norm, and more dtypes: one pooling for any shape.
             size, shape = self.size, input.shape

@@ -60,7 +60,7 @@ class _ConstantPad(Pad):
         self.value = value
 
     def forward(self, input: Tensor) -> Tensor:
-        """Pad."""
+        """The padded input."""
         try:
             return torch.constant_pad_nd(input, self.padding, self.value)
         except (RuntimeError, TypeError) as error:

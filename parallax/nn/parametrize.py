@@ -81,7 +81,7 @@ class _Parametrized(Module):
 
 
 class SpectralNorm(_Parametrized):
-    r"""Divide a weight by its largest singular value before each call: :math:`W / \sigma(W)`.
+    r"""Divides a weight by its largest singular value before each call: :math:`W / \sigma(W)`.
 
     :math:`\sigma = u^T W v` for two vectors that power iterations turn towards the singular
     vectors. In mode ``"train"`` each call makes some iterations and emits the vectors: run it
@@ -101,7 +101,7 @@ class SpectralNorm(_Parametrized):
 
     Raises:
         EffectError: if nobody collects, in mode ``"train"``.
-        TypeError: if ``layer`` is no module.
+        TypeError: if ``layer`` is not a module.
         ValueError: if it has no such parameter, or a number is out of range.
 
     Source: T. Miyato et al., "Spectral Normalization for Generative Adversarial Networks",
@@ -152,7 +152,7 @@ class SpectralNorm(_Parametrized):
         return self._normalised(self.original(), self.u, self.v)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the layer with the normalised weight."""
+        """What the layer returns with the normalised weight."""
         weight, u, v = self.original(), self.u, self.v
         if u is not None and v is not None and self.mode == "train":
             matrix = _matrix(weight.detach(), self.dim)
@@ -184,7 +184,7 @@ class SpectralNorm(_Parametrized):
 
 
 class WeightNorm(_Parametrized):
-    r"""Compute a weight from a magnitude and a direction before each call: :math:`g v / \|v\|`.
+    r"""Computes a weight from a magnitude and a direction before each call: :math:`g v / \|v\|`.
 
     Args:
         layer: whose parameter it is; it holds the direction, v, in its place.
@@ -196,7 +196,7 @@ class WeightNorm(_Parametrized):
         - input, output: the layer's
 
     Raises:
-        TypeError: if ``layer`` is no module.
+        TypeError: if ``layer`` is not a module.
         ValueError: if it has no such parameter, or that has no such dimension.
 
     Source: T. Salimans, D. Kingma, "Weight Normalization", NeurIPS 2016; numbers and state dict as
@@ -238,7 +238,7 @@ class WeightNorm(_Parametrized):
         return _scaled(direction, self.magnitude, dim)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the layer with the computed weight."""
+        """What the layer returns with the computed weight."""
         return self._call(self.weight, args, kwargs)
 
     @staticmethod

@@ -95,7 +95,7 @@ class _MaxPool(_Pool):
         self.return_indices = return_indices
 
     def forward(self, input: Tensor) -> Any:
-        """Pool."""
+        """The largest number of each window; with ``return_indices`` also its index."""
         try:
             return self.pool(
                 input, self.kernel_size, self.stride, self.padding, self.dilation,
@@ -146,7 +146,7 @@ class _AvgPool(_Pool):
         self.divisor_override = divisor_override
 
     def forward(self, input: Tensor) -> Tensor:
-        """Pool."""
+        """The mean of each window."""
         pooled: Tensor
         try:
             pooled = self.pool(
@@ -228,7 +228,7 @@ class AvgPool1d(_AvgPool):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        """Pool."""
+        """The mean of each window."""
         try:
             return F.avg_pool1d(
                 input, self.kernel_size, self.stride, self.padding, self.ceil_mode,

@@ -64,7 +64,7 @@ class _LPPool(Spatial):
         self.elements = 0 if norm_type % 2 else prod(sizes)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Pool."""
+        """The power mean of each window."""
         power = self.norm_type
         try:
             if self.elements:

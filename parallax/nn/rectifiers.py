@@ -34,7 +34,7 @@ class ReLU(Elementwise):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Rectify."""
+        """The larger of each number and zero."""
         try:
             return torch.relu(input)
         except TypeError:
@@ -43,7 +43,7 @@ class ReLU(Elementwise):
 
 
 class ReLU6(Elementwise):
-    r"""Each number between zero and six: :math:`\min(\max(0, x), 6)`.
+    r"""Each number clipped to between zero and six: :math:`\min(\max(0, x), 6)`.
 
     Source: A. Krizhevsky, "Convolutional Deep Belief Networks on CIFAR-10", 2010.
 
@@ -53,7 +53,7 @@ class ReLU6(Elementwise):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Clip."""
+        """Each number, clipped to between zero and six."""
         try:
             return F.relu6(input)
         except TypeError:
@@ -82,7 +82,7 @@ class LeakyReLU(Elementwise):
         self.negative_slope = negative_slope
 
     def forward(self, input: Tensor) -> Tensor:
-        """Rectify."""
+        """Each positive number, and the others times the slope."""
         try:
             return F.leaky_relu(input, self.negative_slope)
         except TypeError:
@@ -113,7 +113,7 @@ class ELU(Elementwise):
         self.alpha = alpha
 
     def forward(self, input: Tensor) -> Tensor:
-        """Rectify, exponentially below zero."""
+        """Each positive number, and the ELU of the others."""
         try:
             return F.elu(input, self.alpha)
         except TypeError:
@@ -149,7 +149,7 @@ class CELU(Elementwise):
         self.alpha = alpha
 
     def forward(self, input: Tensor) -> Tensor:
-        """Rectify, exponentially and smoothly below zero."""
+        """Each positive number, and the CELU of the others."""
         try:
             return F.celu(input, self.alpha)
         except TypeError:
@@ -173,7 +173,7 @@ class SELU(Elementwise):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Rectify, exponentially below zero, and scale."""
+        """The SELU of each number."""
         try:
             return F.selu(input)
         except TypeError:
@@ -182,7 +182,7 @@ class SELU(Elementwise):
 
 
 class Threshold(Elementwise):
-    """Numbers above a threshold as they are, and a value in the place of the others.
+    """Numbers above a threshold as they are, and a fixed value in place of the others.
 
     Args:
         threshold: what numbers must exceed to stay.
@@ -203,7 +203,7 @@ class Threshold(Elementwise):
         self.value = value
 
     def forward(self, input: Tensor) -> Tensor:
-        """Replace what is not above the threshold."""
+        """Each number above the threshold, and the value in place of the others."""
         try:
             return F.threshold(input, self.threshold, self.value)
         except TypeError:
@@ -226,7 +226,7 @@ class PReLU(Module):
         - output: the same
 
     Raises:
-        TypeError: if an argument is no number.
+        TypeError: if an argument is not a number.
         ValueError: if there is no parameter, or the input has another number of channels.
 
     Source: K. He and others, "Delving Deep into Rectifiers", 2015.
@@ -251,7 +251,7 @@ class PReLU(Module):
         self.weight = Parameter((num_parameters,), partial(constant_, val=init), dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Rectify."""
+        """Each positive number, and the others times the learned slope."""
         try:
             return F.prelu(input, self.weight)
         except (RuntimeError, TypeError):
@@ -269,7 +269,7 @@ class PReLU(Module):
 
 
 class RReLU(Elementwise):
-    """Positive numbers as they are, the others times a slope that is drawn for each of them.
+    """Positive numbers as they are, the others times a slope drawn for each of them in training.
 
     In mode ``"train"`` the slopes are uniform between the bounds and depend on ``self.rng`` alone;
     otherwise they are the mean of the bounds.
@@ -301,7 +301,7 @@ class RReLU(Elementwise):
         self.upper = upper
 
     def forward(self, input: Tensor) -> Tensor:
-        """Rectify, by slopes drawn while training."""
+        """Each positive number, and the others times a slope that is drawn in training."""
         try:
             if self.mode != "train":
                 return F.leaky_relu(input, (self.lower + self.upper) / 2)

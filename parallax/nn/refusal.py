@@ -31,7 +31,7 @@ def refuse(layer: Any, expected: str, given: Any, name: str = "input") -> NoRetu
         name: the argument's.
 
     Raises:
-        TypeError: if what came is no tensor.
+        TypeError: if what came is not a tensor.
         ValueError: if it is one.
     """
     if not isinstance(given, Tensor):

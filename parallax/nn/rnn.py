@@ -51,7 +51,7 @@ class RNN(Recurrent):
         self.nonlinearity = one_of("RNN", "nonlinearity", nonlinearity, "tanh", "relu")
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The states of the last layer at all steps, and those of all layers at the last one."""
+        """The last layer's states at all steps, and all layers' states after the last step."""
         output, last = self.run(input, hx=hx)
         return output, last
 
@@ -104,7 +104,7 @@ class GRU(Recurrent):
         )
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The states of the last layer at all steps, and those of all layers at the last one."""
+        """The last layer's states at all steps, and all layers' states after the last step."""
         output, last = self.run(input, hx=hx)
         return output, last
 
@@ -183,7 +183,7 @@ class LSTM(Recurrent):
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The states of the last layer at all steps, and those of all layers at the last one."""
+        """The last layer's states at all steps, and all layers' states after the last step."""
         given: Any = (None, None) if hx is None else hx
         if not isinstance(given, (tuple, list)) or len(given) != 2:
             raise TypeError(f"{where(self)}: hx must be a pair of tensors (h, c)")

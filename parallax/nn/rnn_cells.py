@@ -122,7 +122,7 @@ class RNNCell(_Cell):
         self.nonlinearity = one_of("RNNCell", "nonlinearity", nonlinearity, "tanh", "relu")
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """The next state."""
+        """The next hidden state."""
         saturates = self.nonlinearity == "tanh"
         try:
             h = self._zeros(input) if hx is None else hx
@@ -161,7 +161,7 @@ class GRUCell(_Cell, init=False):
     gates: ClassVar[int] = 3
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """The next state."""
+        """The next hidden state."""
         try:
             h = self._zeros(input) if hx is None else hx
             if not in_plain_eager_code():
@@ -209,7 +209,7 @@ class LSTMCell(_Cell, init=False):
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The next state and memory."""
+        """The next hidden state and cell state."""
         try:
             if hx is None:
                 h = c = self._zeros(input)

@@ -16,7 +16,7 @@ __all__ = ["RotaryEmbedding"]
 
 
 class RotaryEmbedding(Module):
-    r"""Turn pairs of features by angles that grow with the position.
+    r"""Rotates pairs of features by angles proportional to the position.
 
     Feature pair :math:`i` of ``dim / 2`` at position :math:`m` is turned by
     :math:`m \, \mathrm{base}^{-2 i / \mathrm{dim}}`, so that the product of a query and a key
@@ -34,7 +34,7 @@ class RotaryEmbedding(Module):
         - output: as the input
 
     Raises:
-        TypeError: if ``dim`` is no int or ``base`` no number.
+        TypeError: if ``dim`` is not an int or ``base`` no number.
         ValueError: if ``dim`` is odd or ``base`` not positive, or the input has another last
             dimension.
 
@@ -64,7 +64,7 @@ class RotaryEmbedding(Module):
         self.interleaved = interleaved
 
     def forward(self, input: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Turn the pairs of the last dimension."""
+        """The input, each pair of features rotated by its angle."""
         if not self._fits(input):
             refuse(self, f"(*, L, {self.dim}) of floats", input)
         wide = torch.promote_types(input.dtype, torch.float32)

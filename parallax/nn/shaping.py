@@ -18,7 +18,7 @@ __all__ = ["ChannelShuffle", "Flatten", "PixelShuffle", "PixelUnshuffle", "Unfla
 
 
 class Flatten(Module):
-    """Makes one dimension of several neighbours.
+    """Merges several neighbouring dimensions into one.
 
     Args:
         start_dim: the first of them.
@@ -29,7 +29,7 @@ class Flatten(Module):
         - output: ``(*, S_start * ... * S_end, *)``
 
     Raises:
-        TypeError: if an argument is no int, or the input no tensor.
+        TypeError: if an argument is not an int, or the input no tensor.
         IndexError: if the input has no such dimension.
         ValueError: if the last dimension comes before the first.
 
@@ -52,7 +52,7 @@ class Flatten(Module):
         self.end_dim = end_dim
 
     def forward(self, input: Tensor) -> Tensor:
-        """Flatten."""
+        """The flattened input."""
         try:
             return input.flatten(self.start_dim, self.end_dim)
         except (AttributeError, IndexError, RuntimeError, TypeError):
@@ -68,7 +68,7 @@ class Flatten(Module):
 
 
 class Unflatten(Module):
-    """Makes several neighbouring dimensions of one.
+    """Splits one dimension into several.
 
     Args:
         dim: which one.
@@ -79,7 +79,7 @@ class Unflatten(Module):
         - output: ``(*, *unflattened_size, *)``, where the product of the sizes is ``S_dim``
 
     Raises:
-        TypeError: if an argument is no int, or the input no tensor.
+        TypeError: if an argument is not an int, or the input no tensor.
         IndexError: if the input has no such dimension.
         ValueError: if the sizes cannot be, or the dimension has another size.
 
@@ -109,7 +109,7 @@ class Unflatten(Module):
         self.unflattened_size = tuple(sizes)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Unflatten."""
+        """The input with one dimension split into several."""
         try:
             several: Tensor = input.unflatten(self.dim, self.unflattened_size)
         except (AttributeError, IndexError, RuntimeError, TypeError):
@@ -120,7 +120,7 @@ class Unflatten(Module):
 
 
 class PixelShuffle(Module):
-    """Makes larger images of more channels: r x r channels become r x r pixels.
+    """Makes larger images of channels: r x r channels become r x r pixels.
 
     Args:
         upscale_factor: r.
@@ -130,7 +130,7 @@ class PixelShuffle(Module):
         - output: ``(*, C, H * r, W * r)``
 
     Raises:
-        TypeError: if the factor is no int, or the input no tensor.
+        TypeError: if the factor is not an int, or the input no tensor.
         ValueError: if the factor is not positive, or the input is of another shape.
 
     Source: W. Shi and others, "Real-Time Single Image and Video Super-Resolution Using an
@@ -149,7 +149,7 @@ class PixelShuffle(Module):
         self.upscale_factor = upscale_factor
 
     def forward(self, input: Tensor) -> Tensor:
-        """Move channels to pixels."""
+        """The larger image."""
         try:
             return F.pixel_shuffle(input, self.upscale_factor)
         except (RuntimeError, TypeError):
@@ -159,7 +159,7 @@ class PixelShuffle(Module):
 
 
 class PixelUnshuffle(Module):
-    """Makes smaller images of more channels: r x r pixels become r x r channels.
+    """Makes smaller images with more channels: r x r pixels become r x r channels.
 
     Args:
         downscale_factor: r.
@@ -169,7 +169,7 @@ class PixelUnshuffle(Module):
         - output: ``(*, C * r * r, H, W)``
 
     Raises:
-        TypeError: if the factor is no int, or the input no tensor.
+        TypeError: if the factor is not an int, or the input no tensor.
         ValueError: if the factor is not positive, or the input is of another shape.
 
     Source: W. Shi and others, "Real-Time Single Image and Video Super-Resolution Using an
@@ -188,7 +188,7 @@ class PixelUnshuffle(Module):
         self.downscale_factor = downscale_factor
 
     def forward(self, input: Tensor) -> Tensor:
-        """Move pixels to channels."""
+        """The smaller image."""
         try:
             return F.pixel_unshuffle(input, self.downscale_factor)
         except (RuntimeError, TypeError):
@@ -198,7 +198,7 @@ class PixelUnshuffle(Module):
 
 
 class ChannelShuffle(Module):
-    """Deals the channels of groups out in turn: one of each group, then the next of each.
+    """Interleaves the channels of groups: the first of each group, then the second of each.
 
     Args:
         groups: how many groups.
@@ -208,7 +208,7 @@ class ChannelShuffle(Module):
         - output: the same
 
     Raises:
-        TypeError: if the number of groups is no int, or the input no tensor.
+        TypeError: if the number of groups is not an int, or the input no tensor.
         ValueError: if it is not positive, or the input is of another shape.
 
     Source: X. Zhang and others, "ShuffleNet", 2018.
@@ -226,7 +226,7 @@ class ChannelShuffle(Module):
         self.groups = groups
 
     def forward(self, input: Tensor) -> Tensor:
-        """Deal out."""
+        """The input with its channels in the shuffled order."""
         try:
             return F.channel_shuffle(input, self.groups)
         except (RuntimeError, TypeError):

@@ -17,7 +17,7 @@ __all__ = ["Hardshrink", "Softshrink", "Tanhshrink"]
 
 
 class Hardshrink(Elementwise):
-    """Numbers farther from zero than a bound as they are, the others zero.
+    """Numbers farther from zero than a bound as they are, and zero in place of the others.
 
     Args:
         lambd: the bound.
@@ -35,7 +35,7 @@ class Hardshrink(Elementwise):
         self.lambd = lambd
 
     def forward(self, input: Tensor) -> Tensor:
-        """Cut what is small."""
+        """Each number outside of the bounds, and zero in place of the others."""
         try:
             return F.hardshrink(input, self.lambd)
         except TypeError:
@@ -46,7 +46,7 @@ class Hardshrink(Elementwise):
 
 
 class Softshrink(Elementwise):
-    """Each number moved towards zero by a bound, and zero where it is within it.
+    """Each number moved towards zero by a bound; zero if it is within the bound.
 
     Args:
         lambd: the bound, not negative.
@@ -67,7 +67,7 @@ class Softshrink(Elementwise):
         self.lambd = lambd
 
     def forward(self, input: Tensor) -> Tensor:
-        """Shrink."""
+        """Each number, moved towards zero."""
         try:
             return F.softshrink(input, self.lambd)
         except TypeError:
@@ -86,7 +86,7 @@ class Tanhshrink(Elementwise):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Shrink."""
+        """Each number minus its tanh."""
         try:
             return F.tanhshrink(input)
         except (AttributeError, TypeError):

@@ -28,7 +28,7 @@ class _AlongOne(Module):
         - output: the same
 
     Raises:
-        TypeError: if ``dim`` is no int, or the input no tensor.
+        TypeError: if ``dim`` is not an int, or the input no tensor.
         IndexError: if the input has no such dimension.
     """
 
@@ -50,7 +50,7 @@ class Softmax(_AlongOne, init=False):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise."""
+        """The softmax along ``dim``."""
         try:
             return input.softmax(self.dim)
         except (AttributeError, IndexError, TypeError):
@@ -67,7 +67,7 @@ class Softmin(_AlongOne, init=False):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise."""
+        """The softmax of the negated numbers along ``dim``."""
         try:
             return (-input).softmax(self.dim)
         except (AttributeError, IndexError, TypeError):
@@ -84,7 +84,7 @@ class LogSoftmax(_AlongOne, init=False):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise."""
+        """The logarithm of the softmax along ``dim``."""
         try:
             return input.log_softmax(self.dim)
         except (AttributeError, IndexError, TypeError):
@@ -100,7 +100,7 @@ class Softmax2d(Module):
         - output: the same
 
     Raises:
-        TypeError: if the input is no tensor.
+        TypeError: if the input is not a tensor.
         ValueError: if it is of another shape.
 
     Example:
@@ -109,7 +109,7 @@ class Softmax2d(Module):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise each place."""
+        """The softmax over the channels, at each pixel."""
         given: Any = input
         if not isinstance(given, Tensor) or given.dim() not in (3, 4):
             refuse(self, "(C, H, W) or (N, C, H, W)", given)
@@ -117,7 +117,7 @@ class Softmax2d(Module):
 
 
 class GLU(Module):
-    r"""One half of the numbers, gated by the sigmoid of the other: :math:`a \sigma(b)`.
+    r"""The first half of the numbers, gated by the sigmoid of the second: :math:`a \sigma(b)`.
 
     Args:
         dim: the dimension that is halved.
@@ -127,7 +127,7 @@ class GLU(Module):
         - output: ``(*, n, *)``
 
     Raises:
-        TypeError: if ``dim`` is no int, or the input no tensor.
+        TypeError: if ``dim`` is not an int, or the input no tensor.
         IndexError: if the input has no such dimension.
         ValueError: if its size is odd.
 
@@ -145,7 +145,7 @@ class GLU(Module):
         self.dim = dimension("GLU", dim)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Gate."""
+        """The first half, times the sigmoid of the second."""
         try:
             if derived_forward() and input.shape[self.dim] % 2 == 0:
                 # The kernel's forward derivative has no derivative.

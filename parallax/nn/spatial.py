@@ -25,7 +25,7 @@ class Spatial(Module, init=False):
         - input: ``(N, C, {L})`` or ``(C, {L})``
 
     Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
+        TypeError: if an argument is of another type, or the input is not a tensor.
         ValueError: if an argument is out of range, or the input is of another shape.
     """
 
@@ -55,7 +55,7 @@ def refuse_spatial(
         name: the argument's.
 
     Raises:
-        TypeError: if it is no tensor.
+        TypeError: if it is not a tensor.
         ValueError: if it is of another shape.
     """
     smallest = (least,) * dims if isinstance(least, int) else tuple(least)

@@ -50,7 +50,7 @@ class Stack(Module):
         - output: as the input
 
     Raises:
-        TypeError: if ``block`` is no module or ``count`` no int.
+        TypeError: if ``block`` is not a module or ``count`` no int.
         ValueError: if ``count`` is not positive.
 
     Example:
@@ -107,7 +107,7 @@ class Stack(Module):
         return cls(several[0], len(several), checkpoint=checkpoint).replace(block=stacked)
 
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call one block after the other."""
+        """What the last block returns, where each is called with what the one before returned."""
         if collection.source_of(self._rng) is not self._rng:
             return self._collected(input, args, kwargs)
         if dynamo.is_compiling() and isinstance(input, Tensor) and not self.checkpoint:

@@ -22,7 +22,7 @@ class _Stacked(Module):
         norm: what comes last, such as ``LayerNorm(d_model)``.
 
     Raises:
-        TypeError: if the layer is no module, or ``num_layers`` no int.
+        TypeError: if the layer is not a module, or ``num_layers`` no int.
         ValueError: if ``num_layers`` is not positive.
     """
 
@@ -66,7 +66,7 @@ class TransformerEncoder(_Stacked):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """Call one layer after the other; ``mask`` is ``src_mask`` of each."""
+        """What the last layer returns; ``mask`` is passed to each as ``src_mask``."""
         for layer in self.layers:
             src = layer(src, mask, src_key_padding_mask, is_causal)
         return src if self.norm is None else self.norm(src)
@@ -103,7 +103,7 @@ class TransformerDecoder(_Stacked):
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
     ) -> Tensor:
-        """Call one layer after the other with these arguments."""
+        """What the last layer returns; each is given these arguments."""
         rest = (
             tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask,
             tgt_is_causal, memory_is_causal,

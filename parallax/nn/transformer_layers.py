@@ -41,7 +41,7 @@ class _Layer(Module):
         bias: whether maps and norms add a bias.
 
     Raises:
-        TypeError: if a size is no int.
+        TypeError: if a size is not an int.
         ValueError: if a size is not positive, ``d_model`` cannot be divided among the heads, the
             activation has another name, or an input another shape.
 
@@ -58,7 +58,7 @@ class _Layer(Module):
 
 
 class TransformerEncoderLayer(_Layer):
-    """Self-attention and two affine maps, each with a residual connection and a norm.
+    """Self-attention and a feedforward network, each with a residual connection and a norm.
 
     Shape:
         - src: ``(S, N, d_model)``; with ``batch_first`` ``(N, S, d_model)``; or without ``N``
@@ -119,7 +119,7 @@ class TransformerEncoderLayer(_Layer):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """Attend, and map.
+        """Applies self-attention and the feedforward network.
 
         Args:
             src: the sequence.
@@ -143,7 +143,7 @@ class TransformerEncoderLayer(_Layer):
 
 
 class TransformerDecoderLayer(_Layer):
-    """Self-attention, attention to a memory and two affine maps, each with a residual and a norm.
+    """Self-attention, attention to a memory and a feedforward network, each with residual and norm.
 
     Shape:
         - tgt: ``(T, N, d_model)``, memory: ``(S, N, d_model)``; with ``batch_first``
@@ -212,7 +212,7 @@ class TransformerDecoderLayer(_Layer):
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
     ) -> Tensor:
-        """Attend to the sequence itself, then to the memory, and map.
+        """Applies self-attention, attention to the memory, and the feedforward network.
 
         Args:
             tgt: the sequence.

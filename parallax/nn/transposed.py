@@ -150,7 +150,7 @@ class _ConvTranspose(Spatial):
         self.bias = Parameter((out_channels,), start, dtype=dtype) if bias else None
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """Convolve; ``output_size``, where given, decides in the place of ``output_padding``."""
+        """The transposed convolution; ``output_size``, if given, replaces ``output_padding``."""
         try:
             if output_size is None:
                 beyond = self.output_padding

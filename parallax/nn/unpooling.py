@@ -35,7 +35,7 @@ class _MaxUnpool(Spatial):
           ``output_size``
 
     Raises:
-        TypeError: if an argument is of another type, or an input is no tensor.
+        TypeError: if an argument is of another type, or an input is not a tensor.
         ValueError: if an argument is out of range, or an input is of another shape.
     """
 
@@ -55,7 +55,7 @@ class _MaxUnpool(Spatial):
     def forward(
         self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None
     ) -> Tensor:
-        """Put each number at its index, and zeros everywhere else."""
+        """A tensor with each number at its index, and zero everywhere else."""
         try:
             return self.unpool(
                 input, indices, self.kernel_size, self.stride, self.padding, output_size
@@ -122,7 +122,7 @@ class _FractionalMaxPool(Spatial):
         self.return_indices = return_indices
 
     def forward(self, input: Tensor) -> Any:
-        """Pool, by windows that are drawn from ``self.rng`` in every mode, as torch draws them."""
+        """The largest number of each window; windows are drawn from ``self.rng`` in every mode."""
         refuse_spatial(self, input, self.dims, least=self.kernel_size)
         batch = input.shape[: -self.dims] if input.dim() > self.dims + 1 else (1, input.shape[0])
         key = random.as_key(self.rng)

@@ -38,7 +38,7 @@ class _Upsample(Module):
         scale_factor: how much larger it is: a number, or one for each dimension.
 
     Raises:
-        TypeError: if an argument is of another type, or the input is no tensor.
+        TypeError: if an argument is of another type, or the input is not a tensor.
         ValueError: if arguments do not go together, or the input is of another shape.
     """
 
@@ -75,7 +75,7 @@ class _Upsample(Module):
         self.recompute_scale_factor = recompute_scale_factor
 
     def forward(self, input: Tensor) -> Tensor:
-        """Interpolate."""
+        """The interpolated input."""
         try:
             return F.interpolate(
                 input, self.size, self.scale_factor, self.method, self.align_corners,

@@ -36,7 +36,7 @@ class Accumulated(Module):
 
 
 class Accumulate:
-    """An optimizer that steps with the mean of every ``every`` gradients.
+    """An optimizer that steps once per ``every`` gradients, with their mean.
 
     Args:
         opt: the optimizer that steps.

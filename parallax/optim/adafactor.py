@@ -16,13 +16,13 @@ __all__ = ["Adafactor"]
 
 
 class Adafactor(Optimizer):
-    """Adam with a factored second moment: memory of a row and a column per matrix.
+    """Adam with a factored second moment, which stores a row and a column per matrix.
 
     As ``torch.optim.Adafactor``, and its kernels. Shazeer and Stern 2018.
 
     Args:
-        beta2_decay: power of the decay of the second moment.
-        eps: added to the squared gradient, and the least scale of a parameter.
+        beta2_decay: the exponent of the step count in the decay of the second moment.
+        eps: two numbers: one added to the squared gradient, and the least scale of a parameter.
         d: threshold that clips the update.
         weight_decay: each step multiplies a parameter by ``1 - lr * weight_decay``.
 
@@ -62,7 +62,7 @@ class Adafactor(Optimizer):
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         if dynamo.is_compiling():
             return _traced(at, h, at.steps(how))
-        if any([param.numel() == 0 for param in at.params]):  # by which torch would divide
+        if any([param.numel() == 0 for param in at.params]):  # torch would divide by it
             some = [k for k, param in enumerate(at.params) if param.numel() > 0]
             if some:
                 at.put(self._kernel(at.pick(some), h, how), some)
@@ -76,7 +76,7 @@ class Adafactor(Optimizer):
 
 
 def _traced(at: Lists, h: Hyper, ages: list[Tensor]) -> Lists:
-    """The kernel's numbers without reading any: it decides by numbers it takes off tensors."""
+    """The numbers of the kernel, computed without reading values of tensors, as the kernel does."""
     row, column, whole = at["row_var"], at["col_var"], at["variance"]
     for k, (param, age) in enumerate(zip(at.params, ages, strict=True)):
         wide = torch.promote_types(param.dtype, torch.float32)

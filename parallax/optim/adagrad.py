@@ -22,7 +22,7 @@ class Adagrad(Optimizer):
 
     Args:
         lr_decay: how fast the learning rate falls with the steps.
-        initial_accumulator_value: the sum to begin with.
+        initial_accumulator_value: the initial value of the sum.
 
     Example:
         >>> import torch
@@ -61,7 +61,7 @@ class Adagrad(Optimizer):
         return torch.full_like(param, complex(start, start) if param.is_complex() else start)
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
-        if h["weight_decay"] != 0:  # by which all rows move
+        if h["weight_decay"] != 0:  # then all rows change
             at = at.with_dense_gradients()
         at = at.in_order() if how.fused else at
         adagrad(

@@ -133,7 +133,7 @@ def step_adam(at: Lists, h: Hyper, how: How, decoupled: bool) -> Lists:
 
 
 def _divided_by_zero(at: Lists, h: Hyper, how: How) -> list[Tensor]:
-    """The parameters, if the kernel may divide by the rate while that is zero; otherwise none.
+    """Copies of the parameters if the kernel may divide by a rate of zero; otherwise nothing.
 
     torch's capturable kernel (2.13, 2.14) puts the rate into the denominator. At a rate of zero, as
     at the first step of a warm-up, entries that never had a gradient become nan: zero by zero.

@@ -1,4 +1,4 @@
-"""Arguments of optimizers, schedules and transformations: each is what its annotation says."""
+"""Checks arguments of optimizers, schedules and transformations against their annotations."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _is(value: Any, kind: str) -> bool:
         return False
     if kind == "int":
         return isinstance(value, int)
-    if isinstance(value, Tensor):  # how many numbers it holds is known when it is used
+    if isinstance(value, Tensor):  # how many numbers it holds is checked when it is used
         return kind == "Number" or value.ndim == 0
     if isinstance(value, int | float):
         return True
@@ -120,7 +120,7 @@ def _described(annotation: str) -> str:
 def check_at_least(
     what: str, name: str, value: Any, least: float, *, strictly: bool = False
 ) -> None:
-    """Raises if a number is less than it may be; tensors are not read.
+    """Raises if a number is too small; tensors are not read.
 
     Raises:
         ValueError: naming the argument.

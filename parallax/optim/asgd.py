@@ -63,15 +63,15 @@ class ASGD(Direct):
         return torch.as_tensor(start, dtype=torch.float32, device=param.device).clone()
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
-        # The kernel overwrites what derivatives need, and asks whether a leaf is averaged yet. Its
-        # form for CUDA graphs, which is traced, does neither.
+        # The kernel overwrites what derivatives need, and branches on whether a leaf is averaged.
+        # Its form for CUDA graphs, which is the one that is traced, does neither.
         if how.differentiable and not how.capturable:
             return _differentiable(at, h, at.steps(how))
         return super()._kernel(at, h, how)
 
 
 def _differentiable(at: Lists, h: Hyper, ages: list[Tensor]) -> Lists:
-    """The kernel's numbers out of place, and without asking: under vmap, members may differ."""
+    """The numbers of the kernel, out of place and without branches, as members of a vmap differ."""
     lr, lambd = h["lr"], h["lambd"]
     for k, (param, age) in enumerate(zip(at.params, ages, strict=True)):
         mu, mean, eta = at["mu"][k], at["ax"][k], at["eta"][k]

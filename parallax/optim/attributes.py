@@ -1,4 +1,4 @@
-"""What a stateful optimizer keeps in attributes of its own: it is carried where it changes."""
+"""The attributes of a stateful optimizer; those that change are carried in its state."""
 
 from __future__ import annotations
 

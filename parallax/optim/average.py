@@ -59,7 +59,7 @@ class SWA:
     """
 
     def init(self, model: Any) -> Average:
-        """An average of nothing; its model is a copy of ``model``.
+        """An average of no models yet; ``average.model`` is a copy of ``model``.
 
         Args:
             model: an initialised module.
@@ -68,7 +68,7 @@ class SWA:
             The average.
 
         Raises:
-            TypeError: if it is no module.
+            TypeError: if it is not a module.
             UninitializedError: if a leaf has no value yet.
         """
         what = f"optim.{type(self).__name__}.init"
@@ -81,8 +81,8 @@ class SWA:
     def update(self, average: Average, model: Any) -> Average:
         """The average with one more model in it.
 
-        A graph is recorded only where one is carried by the leaves, other than those that
-        ``reset`` made, or a derivative is being taken: a training loop never grows one.
+        A graph is recorded only while a derivative is taken, or if the leaves carry one. Leaves
+        that ``reset`` made do not count, so a training loop never grows a graph.
 
         Args:
             average: what ``init`` or the last ``update`` returned.
@@ -101,15 +101,15 @@ class SWA:
             return Average(_buffers_of(model, mixed), average.count + 1)
 
     def _weight(self, count: Tensor) -> Any:
-        """How much of the new model enters."""
+        """The weight of the new model in the average."""
         return 1 / (count + 1) if _traced() else 1 / (int(count) + 1)
 
 
 class EMA(SWA):
-    """The exponential moving average of the models it is given; the first one enters whole.
+    """The exponential moving average of the models it is given; it begins with the first one.
 
     Args:
-        decay: how much of the average stays at every update.
+        decay: the weight of the old average in each update.
 
     Raises:
         ValueError: if ``decay`` is not between 0 and 1.

@@ -65,11 +65,11 @@ class Optimizer(Kernel):
 
         Returns:
             The state: moments as modules of the model's skeleton, holes for what is not trained.
-            It fits the model after ``train``, ``reset`` and ``freeze`` too. A leaf that is
+            It also fits the model after ``train``, ``reset`` and ``freeze``. A leaf that is
             trained only later gets its moments when it is first stepped.
 
         Raises:
-            TypeError: if ``model`` is no module, or a leaf cannot be stepped by this optimizer.
+            TypeError: if ``model`` is not a module, or a leaf cannot be stepped by this optimizer.
             UninitializedError: if a leaf has no value yet.
             ValueError: if there is nothing to train.
         """
@@ -233,7 +233,7 @@ class Optimizer(Kernel):
 
 
 def _warn_of_graph(what: str, grads: Sequence[Tensor]) -> None:
-    """Warns if somebody may want a derivative through this step, which records none."""
+    """Warns that no derivative goes through this step, if the gradients carry a graph."""
     if any([grad.grad_fn is not None for grad in grads]):
         name = what.removesuffix(".step")
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Lists, dicts and numbers as tensors and a recipe, so that they can be leaves of a tree."""
+"""Takes nested lists and dicts apart into tensors, which can be leaves of a tree, and a recipe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pack(value: Any, what: str, params: Mapping[int, Tensor] = _NONE) -> tuple[A
     Args:
         value: tensors, numbers, strings, ``None`` and classes, in lists, tuples and dicts.
         what: where it comes from, for error messages.
-        params: tensors that are not taken out but known by their number.
+        params: tensors that are not taken out; the recipe holds their index.
 
     Returns:
         A recipe that hashes, and the tensors; numbers become tensors of no dimension, exactly.
@@ -61,7 +61,7 @@ def _pack(value: Any, tensors: list[Tensor], what: str, known: dict[int, int]) -
 
 
 def cast(kind: str, number: Tensor) -> Any:
-    """A number of Python from a tensor of no dimension."""
+    """The Python number in a tensor of no dimension."""
     return _KINDS[kind](number.item())
 
 

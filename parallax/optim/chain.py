@@ -14,7 +14,7 @@ M = TypeVar("M")
 
 
 class Chained(Module):
-    """The states of a chain's parts: a module where a part has a state, ``None`` where not."""
+    """The states of the parts of a chain: a module, or ``None`` for a part without a state."""
 
     parts: tuple[Module | None, ...]
 
@@ -76,15 +76,16 @@ def chain(*parts: Any) -> Chain:
     """An optimizer behind transformations of gradients, which is an optimizer too.
 
     Args:
-        *parts: transformations and last an optimizer. A transformation is a function of a tree of
-            gradients to another; or, to keep a state, an object with ``init(model)``, which
-            returns a module, and ``update(grads, state, model)``, which returns both anew.
+        *parts: transformations, and last an optimizer. A transformation is a function from a tree
+            of gradients to another. One with a state is an object with ``init(model)``, which
+            returns the state as a module, and ``update(grads, state, model)``, which returns the
+            new gradients and the new state.
 
     Returns:
         The optimizer.
 
     Raises:
-        TypeError: if the last part does not step, or another one is no transformation.
+        TypeError: if the last part is not an optimizer, or another one is not a transformation.
 
     Example:
         >>> import torch
@@ -101,7 +102,7 @@ def chain(*parts: Any) -> Chain:
     for part in parts[:-1]:
         if hasattr(part, "step") or not (hasattr(part, "update") or callable(part)):
             raise TypeError(
-                f"chain: {part!r} is no transformation of gradients: a function of them, or an "
+                f"chain: {part!r} is not a transformation of gradients: a function of them, or an "
                 f"object with init(model) and update(grads, state, model)"
             )
     return Chain(parts[:-1], parts[-1])

@@ -23,7 +23,7 @@ def open_model(what: str, model: Any) -> tuple[Sequence[Any], Any]:
     """The leaves and the structure of a module.
 
     Raises:
-        TypeError: if it is none.
+        TypeError: if it is not a module.
     """
     if not is_module(model):
         kind = "None" if model is None else f"a {type(model).__name__}"
@@ -45,7 +45,7 @@ def refuse_uninitialized(what: str, model: Any, k: int) -> NoReturn:
 def gather(
     what: str, model: Any, leaves: Sequence[Any], part: Any, grads: Any
 ) -> tuple[Sequence[int], Sequence[Any]]:
-    """Which leaves are stepped.
+    """Decides which leaves are stepped.
 
     Returns:
         Their indices, and all gradients in the order of the leaves.
@@ -131,7 +131,7 @@ def size_of(leaf: Any) -> tuple[int, ...] | None:
 def _check_pair(what: str, model: Any, k: int, leaf: Any, grad: Any) -> None:
     path = f"{type(model).__name__}.{paths_of(model)[k]}"
     if not isinstance(leaf, Tensor):
-        raise TypeError(f"{what}: {path} holds {leaf!r}, which is no tensor")
+        raise TypeError(f"{what}: {path} holds {leaf!r}, which is not a tensor")
     if not isinstance(grad, Tensor):
         raise TypeError(f"{what}: the gradient of {path} is a {type(grad).__name__}, not a tensor")
     if grad.shape != leaf.shape:

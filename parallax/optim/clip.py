@@ -21,7 +21,7 @@ _TINY = 1e-6  # what torch adds to a norm before it divides
 def clip_grad_norm(
     grads: T, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
 ) -> tuple[T, Tensor]:
-    """Gradients scaled down so that all together have at most a norm.
+    """Gradients scaled down so that their total norm is at most ``max_norm``.
 
     The pure form of ``torch.nn.utils.clip_grad_norm_``, with its numbers.
 
@@ -33,7 +33,7 @@ def clip_grad_norm(
             eager code.
 
     Returns:
-        The gradients, and their norm before, a tensor of no dimension.
+        The gradients, and their total norm before clipping, a tensor of no dimension.
 
     Raises:
         FloatingPointError: with ``error_if_nonfinite``, if the norm is nan or infinite; the
@@ -54,7 +54,7 @@ def clip_grad_norm(
 
 
 def _total_norm(leaves: list[Any], norm_type: float) -> Tensor:
-    """The norm of all gradients by torch's formula; it is differentiated, as torch's is not."""
+    """The norm of all gradients by torch's formula; unlike torch's function, differentiable."""
     foreach = False if dynamo.is_compiling() or functorch.transform_active() else None
     if foreach is None and not any([leaf.requires_grad for leaf in leaves]):
         return torch.nn.utils.get_total_norm(leaves, norm_type, foreach=foreach)
@@ -76,7 +76,7 @@ def _tensors(what: str, grads: Any) -> list[Tensor]:
     """The gradients.
 
     Raises:
-        TypeError: if it is no tree of tensors.
+        TypeError: if it is not a tree of tensors.
     """
     leaves = core.leaves(grads)
     wrong = next((leaf for leaf in leaves if not isinstance(leaf, Tensor)), None)
@@ -130,7 +130,7 @@ def clip_grad_value(grads: T, clip_value: float) -> T:
 
 
 def clip_per_sample(grads: T, max_norm: float) -> T:
-    """Gradients per sample, each sample's scaled down to at most a norm.
+    """Per-sample gradients, each scaled down so that its norm is at most ``max_norm``.
 
     What differentially private training does before it averages (Abadi et al. 2016).
 
@@ -140,7 +140,7 @@ def clip_per_sample(grads: T, max_norm: float) -> T:
         max_norm: the largest norm of one sample's gradient.
 
     Returns:
-        The tree in the same shapes.
+        A tree of the same shapes.
 
     Raises:
         ValueError: if a leaf has no leading dimension, or the leading sizes differ.

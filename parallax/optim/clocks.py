@@ -1,4 +1,4 @@
-"""The ages of leaves: a leaf grows older by one with every step in which it has a gradient."""
+"""How many steps each leaf has made: a leaf without a gradient misses a step."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["Clocks"]
 
 
 class Clocks:
-    """The clocks before a step, and what becomes of them.
+    """The step counts, called clocks, before and after a step.
 
-    Clock 0 counts all steps. A leaf goes by it until it misses a step; then it gets a clock of its
-    own, shared with the leaves that missed the same ones.
+    Clock 0 counts all steps. It is the clock of a leaf that missed none. A leaf that misses a step
+    gets another clock, which it shares with the leaves that missed the same steps.
 
     Attributes:
-        before: the clocks before the step, and last a new one for leaves that never were stepped.
-        index: for each stepped leaf of the model its clock among ``before``.
-        clock_of: for every leaf of the model its clock after the step, as ``State`` keeps it.
+        before: the clocks before the step, and last a new one for leaves that were never stepped.
+        index: for each leaf of the model the index of its clock in ``before``.
+        clock_of: for each leaf of the model its clock after the step, as ``State`` keeps it.
     """
 
     __slots__ = ("_rule", "before", "clock_of", "index")
@@ -42,19 +42,19 @@ class Clocks:
         self._change(chosen)
 
     def _change(self, chosen: Sequence[int]) -> None:
-        """Finds out which clocks tick, stay, or part because some of their leaves miss a step."""
+        """Decides which clocks advance, and gives new ones to leaves that missed this step."""
         old, count = self.clock_of, len(self.before)
         self.before.append(torch.zeros_like(self.before[0]))
         self.index = [clock if clock >= 0 else count for clock in old]
         new = list(old)
         stepped = set(chosen)
-        # For each clock after 0: which old one it comes from, and whether it ticks.
+        # For each clock after 0: which old one it comes from, and whether it advances.
         self._rule = [(clock, False) for clock in range(1, count)]
         for clock in (*range(count), -1):
             members = [k for k, own in enumerate(old) if own == clock]
             moving = [k for k in members if k in stepped]
             parting = moving
-            if clock == 0:  # which ticks in any case
+            if clock == 0:  # it advances in every step
                 parting = [k for k in members if k not in stepped]
             elif clock > 0 and len(moving) == len(members) and members:
                 self._rule[clock - 1] = (clock, True)

@@ -1,4 +1,4 @@
-"""Marking what was given away, so that using it afterwards raises."""
+"""Marks donated trees, so that using one afterwards raises an error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DonatedError(RuntimeError):
 class _DonatedMeta(type):
     @property
     def __layout__(cls) -> NoReturn:
-        # What every traversal asks first: whether this is a module.
+        # Every traversal reads this first, to find out whether this is a module.
         raise DonatedError(_message("a module"))
 
 
@@ -47,7 +47,7 @@ def _message(name: str) -> str:
 
 
 class Donated(Instance, metaclass=_DonatedMeta):
-    """What a module becomes when its memory is given away."""
+    """The class of a module whose memory was given away: every use of it raises."""
 
     __slots__ = ()
 
@@ -82,7 +82,7 @@ def _unflatten(children: Any, metadata: Any) -> NoReturn:
     raise DonatedError(_message("a module"))
 
 
-# Raw torch and optree should not take it for a leaf either.
+# Raw torch and optree must not treat it as a leaf either.
 registries.register_optree_node(Donated, _flatten, _unflatten, entry=optree.AutoEntry)
 registries.register_torch_node(
     Donated,
@@ -97,11 +97,11 @@ _set_class = object.__dict__["__class__"].__set__  # past the __setattr__ that f
 
 
 def check_donation(what: str, donate: Any, differentiable: bool = False) -> None:
-    """Raises if a step cannot be donated to.
+    """Raises if ``donate`` is set where memory cannot be reused.
 
     Raises:
-        TypeError: if ``donate`` is no bool.
-        ValueError: if it is true where it cannot be.
+        TypeError: if ``donate`` is not a bool.
+        ValueError: if it is true in compiled, transformed or differentiable code.
     """
     if donate is False:
         return
@@ -119,10 +119,10 @@ def check_donation(what: str, donate: Any, differentiable: bool = False) -> None
 
 
 def mark(model: Any, *others: Any) -> None:
-    """Makes a module with every module below it unusable, and some others alone.
+    """Makes a module with every module below it unusable; of the others only themselves.
 
-    The objects stay where they are and what they held cannot be reached any more; a module that is
-    also part of another tree is lost to that tree too, as its memory is.
+    The objects change their class, so that their contents cannot be reached any more. A module that
+    is also part of another tree becomes unusable there too, as its memory was reused.
     """
     for value in others:
         _set_class(value, Donated)

@@ -37,7 +37,7 @@ class ForeignState(Module):
     Attributes:
         moments: per name a module of the model's skeleton, for what the optimizer keeps per
             parameter as one tensor or number.
-        rest: everything else it keeps, as a row of tensors.
+        rest: everything else it keeps, as a sequence of tensors.
         recipe: how to put that together again.
         optimizer: the name of the class.
         holes: the model's skeleton, without leaves.
@@ -89,7 +89,7 @@ class Foreign:
             The state; most optimizers keep nothing before they step.
 
         Raises:
-            TypeError: if ``model`` is no module.
+            TypeError: if ``model`` is not a module.
             ValueError: if there is nothing to train, or the class refuses an argument.
         """
         what = f"from_torch({self.name}).init"
@@ -119,7 +119,7 @@ class Foreign:
                 closure, a function of a model to ``(grads, loss)``, as ``func.grad_and_value``
                 returns it.
             state: what ``init`` or the last ``step`` returned.
-            donate: is refused.
+            donate: must be false: there is no donation here.
 
         Returns:
             The model and the state.
@@ -183,7 +183,7 @@ class Foreign:
             now = [params[k].clone() if k in params else leaf for k, leaf in enumerate(leaves)]
             with again, torch.enable_grad():
                 result = function(unflatten_module(part, now, model._rng))
-            again = random.reuse()  # a step is of one function: its random numbers are the same
+            again = random.reuse()  # every call in a step draws the same numbers
             if not isinstance(result, tuple) or len(result) != 2:
                 raise TypeError(
                     f"{what}: the function returns (grads, loss), as func.grad_and_value does; "
@@ -293,7 +293,7 @@ class Foreign:
 
 
 def _copy(leaf: Tensor, param: Tensor | None) -> Tensor:
-    """A moment's copy, beside its parameter if it is as large: from a file it comes elsewhere."""
+    """A copy of a moment; on its parameter's device if it is as large, wherever a file put it."""
     if param is None or param.shape != leaf.shape:
         return leaf.detach().clone()
     return leaf.detach().to(param.device, copy=True)
@@ -318,7 +318,7 @@ def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyp
 
     The class is constructed and run on private copies at every step. What it keeps per parameter,
     in its groups and in attributes of its own is carried as a tree: tensors, numbers and strings,
-    in lists and dicts. It is for eager code, and costs what the class costs and the copies.
+    in lists and dicts. It works in eager code only, and takes the time of the class and the copies.
 
     Args:
         cls: a subclass of ``torch.optim.Optimizer``.
@@ -330,8 +330,8 @@ def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyp
         The optimizer.
 
     Raises:
-        TypeError: if ``cls`` is no optimizer class; by ``step``, if it keeps anything else, another
-            optimizer say.
+        TypeError: if ``cls`` is not an optimizer class; by ``step``, if it keeps anything else,
+            such as another optimizer.
 
     Example:
         >>> import torch

@@ -14,7 +14,7 @@ __all__ = ["Group", "Values", "freeze", "labels", "thaw"]
 
 
 class Values:
-    """The tensors among some hyper-parameters, and placeholders in their stead."""
+    """Takes tensors out of hyper-parameters, and puts them in again."""
 
     def __init__(self, tensors: Iterable[Any] = ()) -> None:
         self.tensors: list[Any] = []
@@ -39,11 +39,11 @@ class Values:
 
 
 class _Hole:
-    """Stands where a tensor was."""
+    """A placeholder for a tensor."""
 
 
 class Group(NamedTuple):
-    """Hyper-parameters for the leaves that a condition means.
+    """Hyper-parameters for the leaves that a condition matches.
 
     Attributes:
         condition: what ``tree.select`` takes.
@@ -56,7 +56,7 @@ class Group(NamedTuple):
     values: tuple[Any, ...]
 
     def over(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
-        """The hyper-parameters with this group's in their place."""
+        """The hyper-parameters, with those of this group replaced."""
         return {**hyper, **dict(zip(self.names, self.values, strict=True))}
 
     def flatten(self, values: Values) -> tuple[Any, ...]:
@@ -74,10 +74,10 @@ _WHOLE = ("foreach", "fused", "differentiable", "capturable")  # of the step, no
 
 
 def freeze(groups: Any, names: tuple[str, ...], cls: str) -> tuple[Group, ...]:
-    """Groups as a user writes them, checked.
+    """Checks the groups that a user gave, and makes constants of them.
 
     Raises:
-        TypeError: if they are no mapping of mappings, or one names no hyper-parameter.
+        TypeError: if they are not a mapping of mappings, or a name is not a hyper-parameter.
     """
     if groups is None:
         return ()
@@ -106,14 +106,14 @@ def freeze(groups: Any, names: tuple[str, ...], cls: str) -> tuple[Group, ...]:
 
 
 def thaw(groups: tuple[Group, ...]) -> dict[Any, dict[str, Any]] | None:
-    """Groups as a user writes them."""
+    """The groups as the user gave them."""
     return {g.condition: g.over({}) for g in groups} or None
 
 
 def labels(groups: tuple[Group, ...], model: Any, count: int, what: str) -> tuple[int, ...]:
     """Per unique leaf the index of its group plus one; 0 for none.
 
-    A leaf that several conditions mean goes to the first of them.
+    A leaf that several conditions match goes to the first of them.
 
     Raises:
         LookupError: if a condition matches nothing.

@@ -1,4 +1,4 @@
-"""Hyper-parameters: numbers, tensors and functions of the step, and what kernels are given."""
+"""Hyper-parameters (numbers, tensors, functions of the step), and what kernels get for them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHOICES = ("foreach", "fused", "capturable", "differentiable")  # of a kernel; 
 
 
 def by_name(h: Hyper) -> Hyper:
-    """The hyper-parameters as the arguments of a kernel, which takes the halves of pairs."""
+    """The hyper-parameters as the arguments of a kernel, which takes pairs as two arguments."""
     arguments: Hyper = {}
     for name, value in h.items():
         if name in _PAIRS:
@@ -64,7 +64,7 @@ def _readable(step: Tensor) -> bool:
 
 
 def refuse_several(what: str, hypers: Iterable[Hyper]) -> None:
-    """Raises the error of a tensor that holds several numbers, of which only ``vmap`` makes one.
+    """Raises for a tensor of several numbers: only ``vmap`` gives each member one of them.
 
     Raises:
         ValueError: naming the hyper-parameter.
@@ -85,7 +85,7 @@ def _require_one(name: str, value: Tensor) -> None:
 
 
 def plain(h: Hyper) -> Hyper:
-    """The hyper-parameters with numbers for tensors on the CPU."""
+    """The hyper-parameters, with Python numbers instead of tensors on the CPU."""
     return {name: _number(name, value) for name, value in h.items()}
 
 

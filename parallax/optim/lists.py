@@ -33,16 +33,16 @@ class How(NamedTuple):
 
 
 class Lists:
-    """The leaves of one group that are stepped together, entry beside entry.
+    """The leaves of one group that are stepped together, as lists in the same order.
 
     Attributes:
         params: the parameters, overwritten by the kernel.
         grads: the gradients, only read.
         moments: per name the moments, overwritten by the kernel.
-        clocks: some ages, in steps, each a tensor of no dimension; only read.
-        clock_of: per leaf the index of the clock it goes by.
-        known: what was found out about dtypes, devices and layouts. A step keeps all of that, so
-            it is found once for a whole run; see ``Plan``.
+        clocks: step counts, each a tensor of no dimension; only read.
+        clock_of: per leaf the index of its step count in ``clocks``.
+        known: what was found out about dtypes, devices and layouts. It is the same in the next
+            step, so it is computed once for a run of steps; see ``Plan``.
     """
 
     __slots__ = ("clock_of", "clocks", "grads", "known", "moments", "params")
@@ -88,7 +88,7 @@ class Lists:
         return True
 
     def filled(self, fresh: Callable[[str, Tensor], Tensor | None]) -> Lists:
-        """The same with new moments, where ``fresh`` makes any, for those that are missing."""
+        """The same lists, with missing moments filled in by ``fresh``."""
         moments = {
             name: [
                 fresh(name, p) if m is None else m for p, m in zip(self.params, column, strict=True)
@@ -101,7 +101,7 @@ class Lists:
         return Lists(params, grads, moments, self.clocks, self.clock_of, self.known)
 
     def steps(self, how: How) -> list[Tensor]:
-        """The age of each leaf in a tensor of its own, for kernels that count in place."""
+        """The step count of each leaf in a tensor of its own, for kernels that count in place."""
         if how.fused:
             pairs = zip(self.clock_of, self.params, strict=True)
             return [self.clocks[k].to(p.device, copy=True) for k, p in pairs]
@@ -115,7 +115,7 @@ class Lists:
         return [age.to(p.device) for age, p in zip(ages, self.params, strict=True)]
 
     def steps_after(self) -> list[Tensor]:
-        """The age of each leaf after this step, for kernels that only read it."""
+        """The step count of each leaf after this step, for kernels that only read it."""
         device = self.params[0].device
         clocks = [(clock + 1).to(device) for clock in self.clocks]
         if len(clocks) == 1:
@@ -123,7 +123,7 @@ class Lists:
         return [clocks[k] for k in self.clock_of]
 
     def private(self) -> Lists:
-        """The same numbers in memory that nobody else has."""
+        """The same numbers in memory of their own."""
         columns = [self.params, *self.moments.values()]
         n = len(self.params)
         if self.full():
@@ -159,7 +159,7 @@ class Lists:
         return self._once("uniform", lambda: len({(p.dtype, p.device) for p in self.params}) == 1)
 
     def fusable(self, devices: tuple[str, ...]) -> bool:
-        """Whether torch has a fused kernel for all parameters, given where it has one at all."""
+        """Whether torch has a fused kernel for all parameters, given the devices that have one."""
         return self.plain() and self._once(devices, lambda: self._is_fusable(devices))
 
     def has_halves_on_cpu(self) -> bool:
@@ -181,9 +181,9 @@ class Lists:
         return True
 
     def in_order(self) -> Lists:
-        """As they are, with gradients and moments laid out in memory as the parameters are.
+        """The same lists, with gradients and moments in the memory layout of the parameters.
 
-        The fused kernels walk through memory without looking at strides.
+        The fused kernels ignore strides.
         """
         what = ("in order", *self.moments)
         if what in self.known:
@@ -205,7 +205,7 @@ class Lists:
         return self._with(self.params, grads, dict(zip(self.moments, moments, strict=True)))
 
     def with_dense_gradients(self) -> Lists:
-        """The same with dense gradients in the place of sparse ones."""
+        """The same lists with dense gradients instead of sparse ones."""
         if not any([grad.is_sparse for grad in self.grads]):
             return self
         grads = [grad.to_dense() if grad.is_sparse else grad for grad in self.grads]

@@ -1,4 +1,4 @@
-"""Which memory a donated step may write: that of tensors which share theirs with nothing.
+"""Which memory a donated step may write: that of tensors that share it with no other.
 
 A kernel that writes in place is right only where every tensor it writes is dense and alone in its
 memory. A leaf may be anything else: an expanded tensor, a slice of a larger one, a window over
@@ -29,8 +29,8 @@ PLAIN = (Tensor, torch.nn.Parameter)
 class Memory:
     """The memory that the last donated step of a run wrote.
 
-    Its tensors need not be looked at again: whatever else comes to lie in their memory is made of
-    them, such as gradients that are views of parameters, and those are compared by address.
+    Its tensors need not be examined again: another tensor in their memory must be made of them, as
+    gradients that are views of parameters are, and those are compared by address.
 
     Args:
         leaves: of the model after the step.
@@ -45,7 +45,7 @@ class Memory:
         for tensor in map(_local, written):
             storage = tensor.untyped_storage()
             spans.append((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
-        # Beginnings and ends in turn: before an address within a span there is an odd number.
+        # Starts and ends alternate: an address within a span has an odd number of them before it.
         self._addresses = [address for span in sorted(spans) for address in span]
         self._apart: set[int] = set()
 
@@ -76,7 +76,7 @@ class Memory:
 def make_private(
     chosen: Sequence[int], columns: Sequence[list[Any]], read: Sequence[Tensor]
 ) -> None:
-    """Puts copies in the place of what is to be written and has not its memory to itself.
+    """Replaces tensors that are to be written and share their memory by copies.
 
     Args:
         chosen: the indices of the leaves that are stepped.
@@ -94,7 +94,7 @@ def make_private(
 
 
 def memory_of(chosen: Sequence[int], columns: Sequence[list[Any]]) -> Memory | None:
-    """What a step wrote, if it can be said.
+    """The memory that a step wrote, or ``None`` if that is unknown.
 
     Args:
         chosen: the indices of the leaves that were stepped.
@@ -105,7 +105,7 @@ def memory_of(chosen: Sequence[int], columns: Sequence[list[Any]]) -> Memory | N
 
 
 def _is_alone(tensor: Tensor) -> bool:
-    """Whether a tensor is dense, and its memory is torch's and used by nothing else."""
+    """Whether a tensor is dense, in memory of torch that no other tensor uses."""
     if type(tensor) not in PLAIN:
         return not _is_unknown(tensor) and _is_alone(_local(tensor))
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
@@ -128,7 +128,7 @@ def _local(tensor: Any) -> Any:
 
 
 def _is_unknown(tensor: Any) -> bool:
-    """Whether it cannot be said which memory a tensor uses."""
+    """Whether it is unknown which memory a tensor uses."""
     if type(tensor) in PLAIN:
         return bool(tensor.is_nested or tensor.layout is not torch.strided)
     return not shards.is_distributed(tensor) or _is_unknown(shards.local_of(tensor))

@@ -15,10 +15,10 @@ __all__ = ["Muon"]
 
 
 class Muon(Optimizer):
-    """Momentum whose update is made orthogonal; for matrices only.
+    """Momentum with orthogonalised updates; for matrices only.
 
     As ``torch.optim.Muon``, and its kernels. Jordan 2024.
-    Other leaves go to another optimizer: see ``Split``.
+    Give other leaves to another optimizer with ``Split``.
 
     Args:
         weight_decay: each step multiplies a parameter by ``1 - lr * weight_decay``.
@@ -26,7 +26,7 @@ class Muon(Optimizer):
         ns_coefficients: of the Newton-Schulz polynomial.
         eps: added to the norm.
         ns_steps: how many Newton-Schulz iterations.
-        adjust_lr_fn: how the rate follows the shape: "original" or "match_rms_adamw".
+        adjust_lr_fn: how the rate depends on the shape: ``"original"`` or ``"match_rms_adamw"``.
 
     Example:
         >>> import torch
@@ -54,7 +54,7 @@ class Muon(Optimizer):
         super()._validate()
         for hyper in self._hypers:
             if not callable(hyper["eps"]):
-                check_at_least("optim.Muon", "eps", hyper["eps"], 0)  # which torch does not
+                check_at_least("optim.Muon", "eps", hyper["eps"], 0)  # torch does not check it
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         return ("momentum_buffer",)
@@ -71,7 +71,7 @@ class Muon(Optimizer):
         rate = h["lr"]
         if not isinstance(rate, Tensor):
             return _step(at, h)
-        # The update is of half precision, and times a tensor it would be rounded once more.
+        # The update has half precision; multiplied by a tensor it would be rounded a second time.
         params, at.params = at.params, [torch.zeros_like(p) for p in at.params]
         at = _step(at, {**h, "lr": 1.0, "weight_decay": 0.0})
         keep = 1 - rate * h["weight_decay"]

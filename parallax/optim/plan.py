@@ -1,10 +1,10 @@
-"""What a step finds out about its arguments, and keeps for the next step.
+"""What a step computes from its arguments, and keeps for the next step.
 
-Whether trees fit, which leaves are stepped, their dtypes and layouts: all of that is the same from
-one step to the next, and finding it out anew costs as much as the kernel of a small model. So the
-state that a step returns carries the plan of that step. It is used again for the very model that
-was returned beside it, or one with leaves of the same metadata, and for gradients of the same
-metadata, which torch compares in C++.
+Whether trees fit, which leaves are stepped, their dtypes and layouts: all of that is the same in
+the next step, and computing it again costs as much as the kernel of a small model. So the state
+that a step returns carries the plan of that step. It is used again for the model that was returned
+with the state, or one with leaves of the same metadata, and for gradients of the same metadata.
+Torch compares metadata in C++.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Plan:
         ]
 
     def keep(self, model: Any, grads: Any) -> None:
-        """Prepares to know such arguments again, if they can be known so."""
+        """Keeps what is needed to recognise such arguments, if they can be recognised."""
         leaves, self._model = flatten_module(model)
         given, self._grads = flatten_module(grads)
         self._pick = _picker(self.chosen, len(leaves))
@@ -97,7 +97,7 @@ class Plan:
         return plan
 
     def is_again(self, other: Plan) -> bool:
-        """Whether both are for the same arguments."""
+        """Whether two plans are for the same arguments."""
         return self._check_grads is other._check_grads
 
     def fits(self, model: Any, known: bool, grads: Any, groups: int) -> Sequence[Any] | None:
@@ -167,13 +167,13 @@ def plan_for(
 
 _MEMO = "_plans"
 _NOTHING: tuple[Any, Any, Any] = ((), None, None)
-_MOST = 4  # a run may go to and fro: a part of the model has no gradient in every other step
+_MOST = 4  # a run may alternate: a part of the model may have a gradient in every second step only
 
 
 def known_memory(
     state: State, model: Any, leaves: Sequence[Any], read: Sequence[Tensor]
 ) -> Memory | None:
-    """The memory that a donated step made the state in, if the next step can go on in it.
+    """The memory that the last donated step wrote, if the next step may write it again.
 
     Args:
         state: the state before the step.

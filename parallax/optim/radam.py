@@ -50,14 +50,14 @@ class RAdam(Direct):
     differentiable: bool = False
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
-        # The kernel asks whether a leaf is old enough: under vmap, members may differ.
+        # The kernel branches on a leaf's number of steps; under vmap, members may differ.
         if how.differentiable and functorch.vmap_active():
             return _mapped(at, h, at.steps(how))
         return super()._kernel(at, h, how)
 
 
 def _mapped(at: Lists, h: Hyper, ages: list[Tensor]) -> Lists:
-    """The kernel's numbers out of place, and without asking for any."""
+    """The numbers of the kernel, out of place and without branches."""
     (beta1, beta2), lr, decay = h["betas"], h["lr"], h["weight_decay"]
     longest = 2 / (1 - beta2) - 1
 
@@ -79,7 +79,7 @@ def _mapped(at: Lists, h: Hyper, ages: list[Tensor]) -> Lists:
         mean = mean + (grad - mean) * (1 - beta1)
         square = square * beta2 + grad * grad * (1 - beta2)
         old = length(age) > 5
-        # Young members have no finite derivatives there, and take some old one's numbers.
+        # Of few steps the derivatives there are not finite: such members take other numbers.
         some_age, some_square = torch.where(old, age, 1e4), torch.where(old, square, 1.0)
         rho = length(some_age)
         ratio = (rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho)

@@ -60,5 +60,5 @@ class Rprop(Direct):
         return torch.ones_like(param).mul(h["lr"])
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
-        # With lr the sizes have begun.
+        # The kernel takes no lr: it is the initial size of the steps, see _fresh.
         return super()._kernel(at, {k: v for k, v in h.items() if k != "lr"}, how)

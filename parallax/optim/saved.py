@@ -1,4 +1,4 @@
-"""What ``__as_saved__`` of optimizers' states needs, by which ``io`` asks what was saved."""
+"""Helpers of ``__as_saved__``, by which ``io`` adapts the state of an optimizer to a file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _tuples(data: Any, name: str) -> Any:
 
 def shaped(tree: Any, tensors: Tensors, device: torch.device) -> Any:
     """A module with leaves where there are tensors of their names, and holes elsewhere."""
-    from parallax.bridge.states import names_of  # loaded by whoever reads a file
+    from parallax.bridge.states import names_of  # imported late: only reading files needs it
 
     leaves, structure = flatten_module(tree)
     made: list[Any] = [None] * len(leaves)

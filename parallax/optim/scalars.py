@@ -1,12 +1,12 @@
-"""Torch's kernels with tensors in the place of Python numbers, for derivatives and vmap.
+"""Torch's kernels with tensors instead of Python numbers, for derivatives and vmap.
 
 A learning rate may be a tensor that is differentiated, or one rate for each member of an ensemble.
-Torch's kernels step one tensor after the other in place, and lose such a tensor in three ways:
+Torch's kernels step one tensor after the other in place. Three things in them fail for a tensor:
 
-- ``param.add_(grad, alpha=lr)`` makes a number of ``lr``. Kernels are given parameters of the class
-  ``Multiplied``, which multiplies ``lr`` in.
-- ``step.item()`` is a number. Within ``Unread`` it is the tensor itself.
-- vmap has no rule for ``addcmul_``, ``lerp_`` and others. Within ``Unread`` they are made of
+- ``param.add_(grad, alpha=lr)`` converts ``lr`` to a number. Kernels are given parameters of the
+  class ``Multiplied``, which multiplies by ``lr`` instead.
+- ``step.item()`` returns a number. Within ``Unread`` it returns the tensor itself.
+- vmap has no rule for ``addcmul_``, ``lerp_`` and others. Within ``Unread`` they are computed by
   operators that have one.
 
 ``torch.compile`` does the same to these kernels.
@@ -44,12 +44,12 @@ class Multiplied(Tensor):
 
 
 class Unread(TorchFunctionMode):
-    """Within it, ``item()`` leaves a tensor a tensor, and vmap has a rule for every operator."""
+    """Within it, ``item()`` returns the tensor itself, and vmap has a rule for every operator."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Calls ``func``, what it is made of, or nothing."""
+        """Calls ``func``, or operators that compute the same, or returns the tensor."""
         if func is Tensor.item:
             return args[0]
         composed = _COMPOSED.get(func) if functorch.vmap_active() else None
@@ -59,7 +59,7 @@ class Unread(TorchFunctionMode):
 def spread(tensors: list[Any], over: list[Any]) -> list[Any]:
     """Copies with every dimension that a running ``vmap`` maps any of the tensors ``over``.
 
-    What is written in place must have the mapped dimensions of all that is written into it.
+    A tensor written in place needs the mapped dimensions of every tensor that is written into it.
     """
     zero: Any = 0
     for tensor in over:

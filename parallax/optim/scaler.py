@@ -48,13 +48,13 @@ class Scale(Module):
 class LossScaler:
     """Multiplies losses so that small gradients survive half precision.
 
-    The pure form of ``torch.amp.GradScaler``: a step with gradients that are not finite is left
-    out and the scale falls; after ``growth_interval`` good steps it grows.
+    The pure form of ``torch.amp.GradScaler``: a step with gradients that are not finite is
+    skipped and the scale falls; after ``growth_interval`` good steps it grows.
 
     Args:
         init_scale: the scale to begin with.
-        growth_factor: by what it grows.
-        backoff_factor: by what it falls.
+        growth_factor: what the scale is multiplied by when it grows.
+        backoff_factor: what it is multiplied by after a step that was skipped.
         growth_interval: after how many good steps it grows.
 
     Example:
@@ -90,7 +90,7 @@ class LossScaler:
         return Scale(torch.tensor(self.init_scale), torch.zeros((), dtype=torch.int32))
 
     def scale(self, loss: Tensor, scale: Scale) -> Tensor:
-        """The loss to differentiate.
+        """The scaled loss, which is to be differentiated.
 
         Args:
             loss: a tensor.
@@ -104,7 +104,7 @@ class LossScaler:
         return loss * scale.scale.to(loss.device)
 
     def unscale(self, grads: T, scale: Scale) -> tuple[T, Tensor]:
-        """The gradients of the loss itself.
+        """The gradients of the unscaled loss.
 
         Args:
             grads: gradients of the scaled loss; holes stay.

@@ -59,7 +59,7 @@ class SGD(Optimizer):
         chosen = h["foreach"] is not None or h["fused"] is not None
         if donate or chosen or h["weight_decay"] != 0 or h["momentum"] != 0 or not at.plain():
             return super()._eager(at, h, step, donate)
-        # Out of place it is one pass over memory, where a copy and a kernel are two.
+        # Out of place this is one pass over memory; a copy and a kernel in place are two.
         rate = h["lr"] if self._fixed else plain(resolved({"lr": h["lr"]}, step))["lr"]
         if isinstance(rate, Tensor):  # on another device
             return super()._eager(at, h, step, donate)
@@ -68,11 +68,11 @@ class SGD(Optimizer):
         return at
 
     def _fresh(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
-        # A first gradient enters the momentum undamped, so it must be told from later ones.
+        # The first gradient enters the momentum undamped: None distinguishes it from later ones.
         return torch.zeros_like(param) if h["dampening"] == 0 else None
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
-        if h["momentum"] != 0 or h["weight_decay"] != 0:  # by which all rows move
+        if h["momentum"] != 0 or h["weight_decay"] != 0:  # then all rows change
             at = at.with_dense_gradients()
         buffers = at["momentum_buffer"]
         first = [k for k, buffer in enumerate(buffers) if buffer is None]

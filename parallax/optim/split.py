@@ -1,4 +1,4 @@
-"""Several optimizers for the parts of one model."""
+"""``Split``: several optimizers for the parts of one model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Split:
 
     Args:
         optimizers: conditions of ``tree.select`` to optimizers; a leaf that several conditions
-            mean goes to the first.
+            match goes to the first.
         rest: the optimizer of all other leaves; by default they stay as they are.
 
     Example:
@@ -73,7 +73,7 @@ class Split:
             The state.
 
         Raises:
-            LookupError: if a condition means nothing in the model.
+            LookupError: if a condition matches nothing in the model.
         """
         leaves, part = open_model("optim.Split.init", model)
         labels = grouping.labels(self.conditions, model, len(leaves), "optim.Split.init")

@@ -34,7 +34,7 @@ class State(Module):
         clock_of: per unique leaf of the model which count is its own: 0 is ``step``, ``k`` is
             ``clocks[k - 1]``, -1 is none.
         labels: per unique leaf the index of its group; 0 for the optimizer's own parameters.
-        sizes: per unique leaf its shape; ``None`` for what is no tensor.
+        sizes: per unique leaf its shape; ``None`` for what is not a tensor.
         optimizer: the name of the optimizer's class.
 
     Example:
@@ -79,12 +79,12 @@ def _device(tree: Any, step: Tensor) -> torch.device:
 
 
 class Contents:
-    """A state taken apart beside the model's leaves.
+    """The contents of a state, in the order of the model's leaves.
 
     Attributes:
         step: how many steps were made.
         moments: per name one tensor or hole per unique leaf of the model.
-        clocks: the ages of the leaves that missed a step.
+        clocks: the step counts of the leaves that missed a step.
     """
 
     __slots__ = ("_part", "_whole", "clocks", "moments", "state", "step")
@@ -114,7 +114,7 @@ class Contents:
             )
 
     def _read_whole(self, state: State, part: Any) -> bool:
-        """Reads the memo of the state, which costs three slices; false if it does not fit."""
+        """Reads the leaves kept on the state, by three slices; false if they do not fit."""
         leaves, spec = flatten_module(state)
         trees, n = spec.children[1], part.n_leaves
         skeleton = part.skeleton
@@ -138,7 +138,7 @@ class Contents:
         clocks: Sequence[Tensor],
         clock_of: tuple[int, ...],
     ) -> State:
-        """The state with other contents."""
+        """A state like this one with other contents."""
         state = self.state
         if self._whole is not None and clock_of is state.clock_of:
             leaves = [step]

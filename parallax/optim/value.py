@@ -59,7 +59,7 @@ class Value:
             self._validate()
 
     def _validate(self) -> None:
-        """Asks torch's own class whether it takes these hyper-parameters."""
+        """Constructs torch's own class, which checks these hyper-parameters."""
         check_fields(f"optim.{type(self).__name__}", self)
         for group, hyper in zip((None, *self._groups), self._hypers, strict=True):
             if group is not None:
@@ -141,7 +141,7 @@ def _fill(
 
 
 def _flatten(opt: Value) -> tuple[tuple[Any, ...], Any]:
-    # What is a leaf was settled when it was made: vmap unflattens around marks of its own.
+    # Which values are leaves was decided at construction: vmap unflattens around its own markers.
     return opt._leaves, opt._recipe
 
 

@@ -1,8 +1,8 @@
 """A step under ``vmap``: each member of the ensemble is stepped as it would be on its own.
 
 Most of torch's kernels read the number of steps, and the learning rate, as Python numbers, which
-vmap refuses. So to vmap a whole step is one operator, whose rule is a loop over the members; the
-numbers are those of the loop.
+vmap refuses. So a whole step is one operator for vmap. Its vmap rule is a loop over the members,
+and the numbers are those of the loop.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def categorical(key: Key, logits: Tensor, shape: Shape = (), *, dim: int = -1) -
 
     Raises:
         KeyReusedError: if the key was used before.
-        TypeError: if ``logits`` is no floating tensor.
+        TypeError: if ``logits`` is not a floating tensor.
         ValueError: if it has no dimension or no category.
 
     Source: the Gumbel-max trick (E. J. Gumbel, 1954).

@@ -105,7 +105,7 @@ _set_data = vars(Key)[
 def rows_of(data: Tensor) -> tuple[Tensor, ...]:
     """The keys of a stack; the same tensors each time, so that their marks are found again."""
     if not data.ndim:
-        raise TypeError("a single key is no stack: make several of it, random.split(key, n)")
+        raise TypeError("a single key is not a stack: make several of it, random.split(key, n)")
     if dynamo.is_compiling():
         return data.unbind()
     rows: tuple[Tensor, ...] | None = getattr(data, "_rows", None)
@@ -157,7 +157,7 @@ def key(seed: int | Tensor) -> Key:
         The key. All 64 bits count.
 
     Raises:
-        TypeError: if ``seed`` is no integer.
+        TypeError: if ``seed`` is not an integer.
         ValueError: if it does not fit in 64 bits.
 
     Example:
@@ -306,7 +306,7 @@ def clone(key: Key) -> Key:
         A key of the same bits.
 
     Raises:
-        TypeError: if ``key`` is no key.
+        TypeError: if ``key`` is not a key.
 
     Example:
         >>> from parallax import random
@@ -326,7 +326,7 @@ def data_of(key: Any, by: str) -> Tensor:
     """The leaf of a single key, checked.
 
     Raises:
-        TypeError: if ``key`` is no key, or its leaf is not int64 on the CPU.
+        TypeError: if ``key`` is not a key, or its leaf is not int64 on the CPU.
         ValueError: if it is a stack.
     """
     if type(key) is not Key:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 def stack(trees: Iterable[T]) -> T:
     """Stacks trees of one structure into a tree whose leaves have a leading dimension.
 
-    What is no leaf must be the same in all: constants, modes, frozen marks. The result is a
+    What is not a leaf must be the same in all: constants, modes, frozen marks. The result is a
     module like any other: ``torch.vmap`` over it calls every member. If the trees hold random
     states it holds a stack of keys.
 
@@ -70,7 +70,7 @@ def _stacked(where: str, column: list[Any]) -> Any:
     for leaf in column:
         if not isinstance(leaf, Tensor):
             raise TypeError(
-                f"stack: {where} is {leaf!r}, which is no tensor. Initialize first: "
+                f"stack: {where} is {leaf!r}, which is not a tensor. Initialize first: "
                 f"tree.stack([model.initialize(seed) for seed in range(3)])"
             )
         for fact in ("shape", "dtype", "device"):
@@ -114,8 +114,8 @@ def unstack(tree: T) -> tuple[T, ...]:
         One tree per index of the leading dimension; their leaves are views.
 
     Raises:
-        TypeError: if a leaf is no tensor.
-        ValueError: if there is no leaf, one has no dimension, or the leading sizes differ; the
+        TypeError: if a leaf is not a tensor.
+        ValueError: if there is not a leaf, one has no dimension, or the leading sizes differ; the
             message names the paths.
 
     Example:
@@ -133,7 +133,8 @@ def unstack(tree: T) -> tuple[T, ...]:
             where = path or "the root"
             if not isinstance(leaf, Tensor):
                 raise TypeError(
-                    f"unstack: {where} is {leaf!r}, which is no tensor. Give what tree.stack made"
+                    f"unstack: {where} is {leaf!r}, which is not a tensor. Give the result of "
+                    f"tree.stack"
                 )
             if leaf.ndim == 0:
                 raise ValueError(

@@ -111,7 +111,7 @@ def _compare(one: Any, two: Any, same: Callable[[Tensor, Tensor], Tensor]) -> An
 
 
 def _same_other(a: Any, b: Any) -> bool:
-    """Whether two leaves of which one is no tensor are the same."""
+    """Whether two leaves of which one is not a tensor are the same."""
     if isinstance(a, Lazy) and type(a) is type(b):
         return a is b or (a.shape == b.shape and a.dtype == b.dtype and a.init == b.init)
     if a is None or b is None or isinstance(a, Tensor) or isinstance(b, Tensor):

@@ -39,7 +39,7 @@ def to(
         The tree; leaves that fit already are shared. Ties stay.
 
     Raises:
-        TypeError: if ``dtype`` is no floating or complex dtype.
+        TypeError: if ``dtype`` is not a floating or complex dtype.
         ValueError: if there is no such device here.
         UninitializedError: if declarations are to be moved; ``initialize`` takes a device.
 

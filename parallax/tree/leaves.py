@@ -29,5 +29,5 @@ def all_floating(leaves: Iterable[Any]) -> bool:
         return all([isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves])
     try:
         return all(map(Tensor.is_floating_point, leaves))
-    except TypeError:  # something is no tensor
+    except TypeError:  # something is not a tensor
         return False

@@ -56,7 +56,7 @@ def test_a_directory_that_torch_wrote(tmp_path: Path) -> None:
     assert torch.equal(found.weight, saved.weight)
     more = {**saved.state_dict(), "step": 3}
     checkpoint.save(more, checkpoint_id=str(tmp_path / "b"), no_dist=True)  # type: ignore[attr-defined]  # torch exports it
-    with pytest.raises(ValueError, match="holds 'step', which is no tensor: unpickling it could"):
+    with pytest.raises(ValueError, match="holds 'step', which is not a tensor: unpickling"):
         io.load_distributed(tmp_path / "b", like=found)
 
 

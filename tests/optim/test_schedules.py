@@ -267,7 +267,7 @@ def test_bad_schedules_are_refused() -> None:
         mine.ChainedScheduler((mine.CosineAnnealingLR(LR, 10, 0.1),))
     with pytest.raises(ValueError, match=r"schedules of one rate, got \[0.1, 0.2\]"):
         mine.ChainedScheduler((mine.ConstantLR(0.1), mine.ConstantLR(0.2)))
-    with pytest.raises(ValueError, match="there is nothing to chain"):
+    with pytest.raises(ValueError, match="give at least one schedule"):
         mine.ChainedScheduler(())
     with pytest.raises(ValueError, match="mode is 'triangular', 'triangular2' or 'exp_range'"):
         mine.CyclicLR(0.1, 0.2, mode="square")

@@ -174,9 +174,9 @@ def test_a_chain_applies_its_parts_in_turn() -> None:
     assert point.at.tolist() == [1 + 1.5, 0.5 + 1.0]
     with pytest.raises(TypeError, match="the last part is an optimizer"):
         optim.chain(optim.ClipNorm(1.0))
-    with pytest.raises(TypeError, match="is no transformation of gradients"):
+    with pytest.raises(TypeError, match="is not a transformation of gradients"):
         optim.chain(optim.SGD(), optim.SGD())
-    with pytest.raises(TypeError, match="3 is no transformation of gradients"):
+    with pytest.raises(TypeError, match="3 is not a transformation of gradients"):
         optim.chain(3, optim.SGD())
 
 

@@ -109,7 +109,7 @@ def test_differing_modes_marks_and_dtypes_are_refused_with_their_path() -> None:
 def test_what_cannot_be_stacked_says_why() -> None:
     with pytest.raises(TypeError, match="at least one tree"):
         tree.stack([])
-    with pytest.raises(TypeError, match=r"weight is .*, which is no tensor. Initialize first"):
+    with pytest.raises(TypeError, match=r"weight is .*, which is not a tensor. Initialize first"):
         tree.stack([Dense(), Dense()])
 
 
@@ -129,7 +129,7 @@ def test_unstack_says_where_sizes_differ() -> None:
         tree.unstack({"a": torch.ones(2), "b": torch.ones(())})
     with pytest.raises(ValueError, match="no leaf to tell"):
         tree.unstack({"a": None})
-    with pytest.raises(TypeError, match=r"weight is .*no tensor"):
+    with pytest.raises(TypeError, match=r"weight is .*not a tensor"):
         tree.unstack(Dense())
 
 

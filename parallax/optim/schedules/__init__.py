@@ -1,11 +1,11 @@
-"""Learning rates as pure functions of the step: the curves of ``torch.optim.lr_scheduler``.
+"""Learning-rate schedules as pure functions of the step: those of ``torch.optim.lr_scheduler``.
 
-A schedule stands where a number would: ``optim.Adam(lr=StepLR(0.1, 30))``; any hyper-parameter may
+A schedule is given instead of a number: ``optim.Adam(lr=StepLR(0.1, 30))``; any hyper-parameter may
 be one, and so may any function of your own. ``step`` counts the steps already made. It is an int in
 eager code and a tensor under ``torch.compile``, where the rate is part of the graph and changes
-without compiling again. Schedules here take both. They are values: two equal ones are equal.
+without compiling again. Schedules here take both. Two schedules with equal arguments are equal.
 
-``ReduceLROnPlateau`` is a function of what was measured, and so has a state of its own.
+``ReduceLROnPlateau`` depends on a measured number, so it has a state of its own.
 """
 
 from parallax.optim.schedules.combined import ChainedScheduler, SequentialLR

@@ -1,4 +1,4 @@
-"""Schedules made of others."""
+"""Schedules that combine others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["ChainedScheduler", "SequentialLR"]
 
 @dataclass(frozen=True)
 class SequentialLR(Schedule):
-    """Several schedules one after the other, each counting from its own beginning.
+    """Several schedules one after the other, each counting its own steps from 0.
 
     Args:
         schedules: the schedules.
@@ -62,12 +62,12 @@ class SequentialLR(Schedule):
 
 @dataclass(frozen=True)
 class ChainedScheduler(Schedule):
-    """Several schedules at once: the first rate times what each of them multiplies it with.
+    """The product of several schedules: the initial rate times the factor of each of them.
 
     Args:
-        schedules: schedules that begin with one rate and multiply it: ``ConstantLR``, ``LinearLR``,
-            ``StepLR``, ``MultiStepLR``, ``ExponentialLR``, ``PolynomialLR``, ``MultiplicativeLR``,
-            ``CosineAnnealingLR`` down to 0, or chains of these.
+        schedules: schedules of one initial rate that multiply it by a factor: ``ConstantLR``,
+            ``LinearLR``, ``StepLR``, ``MultiStepLR``, ``ExponentialLR``, ``PolynomialLR``,
+            ``MultiplicativeLR``, ``CosineAnnealingLR`` down to 0, or chains of these.
 
     Raises:
         TypeError: if one is no such schedule; a ``LambdaLR`` in torch's chain undoes the others.
@@ -86,7 +86,7 @@ class ChainedScheduler(Schedule):
         _freeze_schedules(self)
         super().__post_init__()
         if not self.schedules:
-            raise ValueError("ChainedScheduler: there is nothing to chain")
+            raise ValueError("ChainedScheduler: give at least one schedule")
         for schedule in self.schedules:
             if not _multiplies(schedule):
                 raise TypeError(

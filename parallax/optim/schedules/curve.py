@@ -1,4 +1,4 @@
-"""What every schedule is made of, for Python's numbers and for tensors alike."""
+"""``Schedule`` and its arithmetic, for Python numbers and for tensors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Schedule(ABC):
     """
 
     def __post_init__(self) -> None:
-        """Checks the arguments, of which the annotations say what they are."""
+        """Checks the arguments against the annotations of the fields."""
         what = f"schedules.{type(self).__name__}"
         check_fields(what, self)
         for name in (
@@ -72,7 +72,7 @@ class Schedule(ABC):
             The rate: a float, or a tensor if ``step`` is one.
 
         Raises:
-            TypeError: if ``step`` is no number.
+            TypeError: if ``step`` is not a number.
         """
         try:
             return self.at(wide(step))
@@ -86,7 +86,7 @@ class Schedule(ABC):
 
 
 def _first(value: Any) -> Any:
-    """A number as it is, and the least of a row."""
+    """A number as it is; of a tuple the least."""
     return min(value, default=None) if isinstance(value, tuple) else value
 
 
@@ -105,7 +105,7 @@ def where(condition: Any, yes: Any, no: Any) -> Any:
 
 
 def least(t: Step, most: float) -> Any:
-    """The smaller one."""
+    """The smaller of ``t`` and ``most``."""
     return t.clamp(max=most) if isinstance(t, Tensor) else min(t, most)
 
 

@@ -1,4 +1,4 @@
-"""Rates that rise and fall, along cosines and straight lines."""
+"""Schedules that rise and fall, along cosines and straight lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_RESTARTS = 64
 
 @dataclass(frozen=True)
 class CosineAnnealingLR(Schedule):
-    """Half a cosine from ``lr`` to ``eta_min`` in ``T_max`` steps, and back again, and so on.
+    """A cosine from ``lr`` to ``eta_min`` in ``T_max`` steps, then back, and so on.
 
     Loshchilov and Hutter 2017.
 
@@ -77,7 +77,7 @@ class CosineAnnealingWarmRestarts(Schedule):
             return anneal(self.lr, self.eta_min, (t % self.T_0) / self.T_0)
         begin, length = 0.0, float(self.T_0)
         start, size = begin, length
-        for _ in range(_MOST_RESTARTS):  # counted by comparing: a logarithm rounds
+        for _ in range(_MOST_RESTARTS):  # found by comparing, since a logarithm would be rounded
             start, size = start + size, size * self.T_mult
             begin, length = where(t >= start, start, begin), where(t >= start, size, length)
         return anneal(self.lr, self.eta_min, (t - begin) / length)
@@ -85,7 +85,7 @@ class CosineAnnealingWarmRestarts(Schedule):
 
 @dataclass(frozen=True)
 class CyclicLR(Schedule):
-    """Up and down between two rates.
+    """Rises and falls between two rates, in a cycle.
 
     Smith 2017.
 
@@ -96,7 +96,7 @@ class CyclicLR(Schedule):
         step_size_down: steps down; by default as many.
         mode: ``"triangular"``, ``"triangular2"`` (half as high each time) or ``"exp_range"``.
         gamma: the factor per step of ``"exp_range"``.
-        scale_fn: what the height is multiplied with, in the place of ``mode``.
+        scale_fn: a function whose result multiplies the amplitude, instead of ``mode``.
         scale_mode: what ``scale_fn`` is given: the number of the ``"cycle"``, from 1, or that of
             the step (``"iterations"``).
 
@@ -146,18 +146,18 @@ class CyclicLR(Schedule):
 
 @dataclass(frozen=True)
 class OneCycleLR(Schedule):
-    """Up to ``max_lr`` and down to almost nothing; afterwards it stays there.
+    """Rises to ``max_lr``, then falls to a tiny rate and stays there.
 
     Smith and Topin 2018.
 
     Args:
         max_lr: the largest rate.
         total_steps: how many steps in all.
-        pct_start: the share of them that goes up.
+        pct_start: the fraction of them in which the rate rises.
         anneal_strategy: ``"cos"`` or ``"linear"``.
         div_factor: ``max_lr`` divided by the first rate.
         final_div_factor: the first rate divided by the last.
-        three_phase: go down as far as it went up, and only then to the last rate.
+        three_phase: fall to the first rate in as many steps as it rose, and only then to the last.
 
     Example:
         >>> from parallax.optim.schedules import OneCycleLR

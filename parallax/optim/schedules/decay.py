@@ -1,4 +1,4 @@
-"""Rates that fall by a factor of the first one."""
+"""Schedules that multiply the initial rate by a factor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rate that falls when a measured number stops getting better."""
+"""``ReduceLROnPlateau``: the rate falls when a measured number stops improving."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Plateau(Module):
 
 @dataclass(frozen=True)
 class ReduceLROnPlateau:
-    """Multiplies the rate by ``factor`` when a number stopped getting better.
+    """Multiplies the rate by ``factor`` when a number stops improving.
 
     As ``torch.optim.lr_scheduler.ReduceLROnPlateau``, as a pure function of its state and the
     number. The rate is a tensor, so that a compiled step takes a new one without compiling again.
@@ -54,13 +54,13 @@ class ReduceLROnPlateau:
     Args:
         mode: whether better is less (``"min"``) or more (``"max"``).
         factor: of the rate; less than 1.
-        patience: how many numbers in a row may be no better.
-        threshold: by how much a number must be better.
-        threshold_mode: whether the threshold is a share of the best (``"rel"``) or a difference
+        patience: how many numbers in a row may fail to improve.
+        threshold: by how much a number must improve.
+        threshold_mode: whether the threshold is a fraction of the best (``"rel"``) or a difference
             (``"abs"``).
-        cooldown: how many numbers after a fall of the rate do not count.
+        cooldown: how many numbers after a fall of the rate are not counted.
         min_lr: the least rate.
-        eps: the least difference that the rate falls by.
+        eps: smaller changes of the rate are ignored.
 
     Raises:
         ValueError: if ``factor`` is not less than 1, ``eps`` is negative, or a mode is unknown.
