@@ -7,10 +7,12 @@ What is called by ``at_trace()`` runs once, while dynamo traces, and leaves noth
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from parallax._compat.dynamo import constant_in_traces
@@ -221,3 +223,58 @@ def as_trace_error(error: Exception) -> Exception:
     cls: Any = type(error)
     made: Any = type(cls.__name__, (cls, ShortenTraceback), {"__module__": cls.__module__})
     return made(*error.args, first_useful_frame=None)  # type: ignore[no-any-return]  # an error
+
+
+# -- what a list holds --------------------------------------------------------------------------
+
+NOT_FIXED = object()
+"""What stands for a value that is computed in the trace, and is no tensor."""
+
+
+def constant(context: Any, name: str) -> Any:
+    """The value of a local that is a constant."""
+    return context.get_local(name).as_python_constant()
+
+
+def items(context: Any, name: str) -> list[Any]:
+    """What a local list holds: stand-ins of tensors, constants, and ``NOT_FIXED``."""
+    variable = context.get_local(name)._i_will_not_complain_if_bc_breaks_VariableTracker()
+    return [_item(item.realize()) for item in variable.realize().items]
+
+
+def _item(variable: Any) -> Any:
+    if variable.is_python_constant():
+        return variable.as_python_constant()
+    node = getattr(getattr(variable, "proxy", None), "node", None)
+    value = None if node is None else node.meta.get("example_value")
+    return value if isinstance(value, Tensor) else NOT_FIXED
+
+
+def is_plain(stand_in: Any) -> bool:
+    """Whether a tensor is of torch's own class, and its memory is read as it is."""
+    return (
+        type(stand_in) in _stand_ins()
+        and stand_in.layout is torch.strided
+        and not (stand_in.is_nested or stand_in.is_conj() or stand_in.is_neg())
+    )
+
+
+@functools.cache
+def _stand_ins() -> tuple[type, ...]:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return (FakeTensor, Tensor, torch.nn.Parameter)
+
+
+def reply(context: Any, value: Any) -> None:
+    """Has ``replied`` give a constant to the code that called ``at_trace``."""
+    _output(context).parallax_reply = value
+
+
+@constant_in_traces
+def replied() -> Any:
+    """What ``reply`` was given last, as a constant of the trace."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    output: Any = InstructionTranslator.current_tx().output
+    return output.parallax_reply

@@ -21,6 +21,7 @@ foreach_mul: Callable[..., Any] = torch._foreach_mul
 foreach_lerp: Callable[..., Any] = torch._foreach_lerp
 foreach_norm: Callable[..., Any] = torch._foreach_norm
 foreach_clone: Callable[..., Any] = torch._foreach_clone
+foreach_copy_: Callable[..., Any] = torch._foreach_copy_
 fused_adam: Callable[..., Any] = torch._fused_adam_
 fused_adamw: Callable[..., Any] = torch._fused_adamw_
 fused_sgd: Callable[..., Any] = torch._fused_sgd_

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch
-from parallax.optim import vmapped
+from parallax.optim import operator, vmapped
 from parallax.optim.hyper import Hyper, plain, resolved
 from parallax.optim.lists import How, Lists
 from parallax.optim.scalars import Multiplied, Unread, spread
@@ -52,13 +52,7 @@ class Kernel(Value, ABC):
     def _advance(self, at: Lists, h: Hyper, step: Tensor, donate: bool) -> Lists:
         """Steps lists, in private memory unless ``donate``."""
         if dynamo.is_compiling():
-            how = How(False, False, "capturable" in h, self._differentiable)
-            # Inductor forgets alpha where it meets add(product of matrices, other, alpha=alpha), or
-            # the two the other way round (torch 2.13, 2.14). The kernels write such sums of
-            # gradients; two signs between hide the product, and cost no pass over memory.
-            if self._scales_sums:
-                at.grads = [grad.neg().neg() for grad in at.grads]
-            return self._run(at, resolved(h, step), how)
+            return self._traced(at, resolved(h, step))
         if self._differentiable:
             return self._with_graph(at, resolved(h, step))
         if functorch.transform_active():
@@ -67,10 +61,27 @@ class Kernel(Value, ABC):
             return self._run(at, plain(resolved(h, int(step))), How(False, False))
         return self._eager(at, h, step, donate)
 
+    def _traced(self, at: Lists, h: Hyper) -> Lists:
+        if not self._differentiable:
+            at = self._full(at, h)
+            if operator.fits(self, at, h):
+                return operator.step(self, at, h)
+        # Inductor forgets alpha where it meets add(product of matrices, other, alpha=alpha), or the
+        # two the other way round (torch 2.13, 2.14). The kernels write such sums of gradients; two
+        # signs between hide the product, and cost no pass over memory.
+        if self._scales_sums:
+            at.grads = [grad.neg().neg() for grad in at.grads]
+        return self._run(at, h, How(False, False, "capturable" in h, self._differentiable))
+
+    def _full(self, at: Lists, h: Hyper) -> Lists:
+        """The lists, with new moments for leaves that were never stepped."""
+        if at.full():
+            return at
+        return at.filled(lambda name, param: self._fresh(name, param.detach(), h))
+
     def _run(self, at: Lists, h: Hyper, how: How, donate: bool = False) -> Lists:
         """Fills in missing moments and calls the kernel."""
-        if not at.full():
-            at = at.filled(lambda name, param: self._fresh(name, param.detach(), h))
+        at = self._full(at, h)
         return self._kernel(at if donate else at.private(), h, how)
 
     def _eager(self, at: Lists, h: Hyper, step: Tensor, donate: bool = False) -> Lists:

@@ -1,0 +1,188 @@
+"""A step in a graph as one operator, which runs torch's fused kernel as an eager step does.
+
+Leaf by leaf, the optimizer is most of what dynamo traces of a training step, in every process
+anew, and half of the code that is compiled for it. As an operator it is one line of both.
+
+``parallax::step_`` writes into the tensors that it is given. What a trace calls is
+``parallax::step``, which is made of it and returns new tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallax._compat import functorch, in_trace, kernels
+from parallax._compat.opaque import real
+from parallax.optim.hyper import Hyper
+from parallax.optim.lists import How, Lists
+
+__all__ = ["fits", "step"]
+
+_FEW = 8  # so many leaves cost less than the call of an operator that is written in Python
+_library = torch.library.Library("parallax", "FRAGMENT")
+_library.define(
+    "step_(Tensor(a!)[] params, Tensor(b!)[] moments, Tensor[] old, Tensor[] grads, "
+    "Tensor[] clocks, int[] clock_of, Tensor[] numbers, str recipe) -> ()"
+)
+_library.define(
+    "step(Tensor[] params, Tensor[] moments, Tensor[] grads, Tensor[] clocks, int[] clock_of, "
+    "Tensor[] numbers, str recipe) -> Tensor[]"
+)
+
+
+# -- while dynamo traces ------------------------------------------------------------------------
+
+
+def fits(opt: Any, at: Lists, h: Hyper) -> bool:
+    """Whether lists are stepped by the operator.
+
+    Not in a derivative or under ``vmap``, which it has no rule for; nor where eager code would not
+    run a fused kernel.
+
+    Args:
+        opt: an optimizer.
+        at: the lists, with no moment missing.
+        h: its hyper-parameters, as numbers and tensors.
+    """
+    if not opt._fused_on or len(at.params) <= _FEW or h["fused"] is False:
+        return False
+    if h["foreach"] is not None and not h["fused"]:
+        return False
+    # ``_look`` reads these locals. To trace its questions would take longer than all else.
+    values = [
+        part for value in h.values() for part in (value if type(value) is tuple else (value,))
+    ]
+    tensors = [*at.params, *at.grads, *[t for column in at.moments.values() for t in column]]
+    count, devices, halves = len(at.params), opt._fused_on, opt._fused_halves
+    in_trace.at_trace()(_look)
+    del count, devices, halves, tensors, values
+    return _is_ours(type(opt)) and in_trace.replied()
+
+
+@real
+def _is_ours(cls: type) -> bool:
+    return _class(cls.__name__) is cls
+
+
+def _look(context: Any) -> None:
+    """Answers the question of ``fits``, from its locals."""
+    names = ("count", "devices", "halves")
+    count, devices, halves = [in_trace.constant(context, name) for name in names]
+    tensors, values = in_trace.items(context, "tensors"), in_trace.items(context, "values")
+    in_trace.reply(context, _are_read(values) and _are_fused(tensors, count, devices, halves))
+
+
+def _are_read(values: list[Any]) -> bool:
+    """Whether hyper-parameters are constants, or tensors that the operator can read."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return not any([value is in_trace.NOT_FIXED for value in values]) and all(
+        [in_trace.is_plain(tensor) and tensor.device.type == "cpu" for tensor in tensors]
+    )
+
+
+def _are_fused(tensors: list[Any], count: int, devices: tuple[str, ...], halves: bool) -> bool:
+    """Whether torch has a fused kernel for columns of so many tensors, as ``Lists.fusable``."""
+    if functorch.transform_active() or not all(map(in_trace.is_plain, tensors)):
+        return False
+    for k, param in enumerate(tensors[:count]):
+        if not (param.is_floating_point() and param.device.type in devices):
+            return False
+        if param.itemsize < 4 and not halves:
+            return False
+        if any([t.dtype != param.dtype or t.device != param.device for t in tensors[k::count]]):
+            return False
+    return True
+
+
+def step(opt: Any, at: Lists, h: Hyper) -> Lists:
+    """Steps lists that fit, as one node of the graph.
+
+    Args:
+        opt: the optimizer.
+        at: the lists.
+        h: its hyper-parameters, as numbers and tensors.
+    """
+    names = tuple(at.moments)
+    numbers: list[Tensor] = []
+    values: list[Any] = []
+    for value in h.values():
+        whole = type(value) is tuple
+        parts: list[Any] = []
+        for part in value if whole else (value,):
+            if isinstance(part, Tensor):
+                parts.append({"number": len(numbers)})
+                numbers.append(part)
+            else:
+                parts.append(part)
+        values.append(parts if whole else parts[0])
+    recipe = _recipe(type(opt).__name__, names, tuple(h), tuple(values))
+    moments = [moment for column in at.moments.values() for moment in column]
+    made = torch.ops.parallax.step(
+        at.params, moments, at.grads, at.clocks, at.clock_of, numbers, recipe
+    )
+    n = len(at.params)
+    columns = {name: made[k * n + n : k * n + 2 * n] for k, name in enumerate(names)}
+    return Lists(made[:n], at.grads, columns, at.clocks, at.clock_of)
+
+
+@real
+def _recipe(*parts: Any) -> str:
+    """What the operator is to do; a text, since graphs that are kept outlive a process."""
+    return json.dumps(parts)
+
+
+# -- the operators ------------------------------------------------------------------------------
+
+
+def _step(
+    params: list[Tensor], moments: list[Tensor], grads: list[Tensor], clocks: list[Tensor],
+    clock_of: list[int], numbers: list[Tensor], recipe: str,
+) -> list[Tensor]:  # fmt: skip
+    old = [*params, *moments]
+    made = [torch.empty_like(tensor) for tensor in old]
+    n = len(params)
+    torch.ops.parallax.step_(made[:n], made[n:], old, grads, clocks, clock_of, numbers, recipe)
+    return made
+
+
+def _step_in_place(
+    params: list[Tensor], moments: list[Tensor], old: list[Tensor], grads: list[Tensor],
+    clocks: list[Tensor], clock_of: list[int], numbers: list[Tensor], recipe: str,
+) -> None:  # fmt: skip
+    opt, names, hyper = _read(recipe)
+    if old:
+        kernels.foreach_copy_([*params, *moments], old)
+    n = len(params)
+    columns = {name: moments[k * n : k * n + n] for k, name in enumerate(names)}
+    given = [number.item() for number in numbers]
+    h = {name: _filled(value, given) for name, value in hyper.items()}
+    opt._kernel(Lists(params, grads, columns, clocks, clock_of), h, How(None, True))
+
+
+@functools.lru_cache(256)
+def _read(recipe: str) -> tuple[Any, tuple[str, ...], Hyper]:
+    kind, moments, names, values = json.loads(recipe)
+    return _class(kind)(), tuple(moments), dict(zip(names, values, strict=True))
+
+
+def _class(name: str) -> Any:
+    from parallax import optim  # which imports this file
+
+    return getattr(optim, name, None)
+
+
+def _filled(value: Any, numbers: Sequence[Any]) -> Any:
+    if isinstance(value, dict):
+        return numbers[value["number"]]
+    return tuple([_filled(part, numbers) for part in value]) if isinstance(value, list) else value
+
+
+_library.impl("step", _step, "CompositeImplicitAutograd")
+_library.impl("step_", _step_in_place, "CompositeExplicitAutograd")
+_library.impl("step_", lambda *_: None, "Meta")
