@@ -19,12 +19,18 @@ from torch.nn.utils import parametrize
 from parallax.bridge.alike import same
 from parallax.bridge.pointers import ATOMS, Detaching, Ref, changeable, points_at_tensors, resolved
 
-__all__ = ["BY_NUMBER", "Blueprint", "attributes_of", "defaults", "stand_for_one"]
+__all__ = ["BY_NUMBER", "STRUCTURE", "Blueprint", "attributes_of", "defaults", "stand_for_one"]
 
 Path = tuple[str, ...]
 
+STRUCTURE = "_parallax_structure"
+"""The attribute of a lowered module that says what it stands for."""
+
 # A compiled call is one of the original itself; it goes, as it does when a module is pickled.
-_SEPARATE = frozenset({"_parameters", "_buffers", "_modules", "training", "_compiled_call_impl"})
+# So does what a lowered module stands for, when it is lifted again.
+_SEPARATE = frozenset(
+    {"_parameters", "_buffers", "_modules", "training", "_compiled_call_impl", STRUCTURE}
+)
 _HASHED = (int, bool, str, float)
 _DEFAULTS: dict[str, Any] = {k: v for k, v in vars(nn.Module()).items() if k not in _SEPARATE}
 _EMPTY = frozenset(name for name, value in _DEFAULTS.items() if not value)

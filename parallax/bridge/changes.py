@@ -1,19 +1,24 @@
-"""Changes of the modules of a lowered tree that a call of the tree would ignore.
+"""Changes of the modules in a lowered one that code which takes the tree apart would pass by.
 
-A call of what ``bridge.lower`` made runs the tree around the tensors that its modules hold. Those
-are not called, so what is put on them or in their place has no effect, and is refused.
+A call of a child goes through its ``nn.Module``, with all that was put on it. Code that takes a
+child apart, as ``split``, ``func.vmap`` over it or ``nn.Stack`` do, gets a tree of its tensors.
+What is more than tensors would have no effect there, and is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
-__all__ = ["Look", "look_of", "refuse_changes", "refuse_conversion"]
+from parallax._compat.opaque import real
+from parallax.bridge.blueprint import Blueprint
+from parallax.bridge.places import modules_of, places_of, structure_in
+from parallax.core.structure import Structure
 
-Look = tuple[type, tuple[int, ...]]
+__all__ = ["require_as_made", "require_same_modules"]
+
 _HOOKS = {
     "_forward_pre_hooks": "a forward pre-hook",
     "_forward_hooks": "a forward hook",
@@ -22,52 +27,86 @@ _HOOKS = {
 }
 
 
-def look_of(node: nn.Module) -> Look:
-    """The class of a module, and how many hooks it has."""
-    return type(node), tuple([len(getattr(node, table)) for table in _HOOKS])
-
-
-def refuse_changes(
-    root: str, nodes: Sequence[nn.Module], names: Sequence[str], made: Sequence[Look]
-) -> None:
+def require_as_made(root: nn.Module, structure: Structure, path: str) -> None:
     """Raises if modules are not as they were made.
 
     Args:
-        root: what the whole is called.
-        nodes: the modules below it.
-        names: of each, where it is held.
-        made: how each looked.
+        root: a lowered module.
+        structure: what it stands for.
+        path: where it stands in what is called; ``""`` is that itself, whose hooks have run.
 
     Raises:
         RuntimeError: if one was replaced, or has another hook or forward.
     """
-    for node, name, look in zip(nodes, names, made, strict=True):
-        if not isinstance(node, look[0]):
-            what = f"is a {type(node).__name__} now"
-        elif "forward" in node.__dict__:
-            what = "has a forward of its own"
-        else:
-            counts = [len(getattr(node, table)) for table in _HOOKS]
-            more = [k for k, count in enumerate(counts) if count > look[1][k]]
-            if not more:
-                continue
-            what = f"has {list(_HOOKS.values())[more[0]]}"
-        raise RuntimeError(
-            f"{root}: the module {name!r} {what}, and a call of what bridge.lower made would "
-            f"ignore it: such a call runs the tree and does not call the modules in it. Take it "
-            f"off, or put it on the whole; wrap or replace parts in the tree before it is lowered; "
-            f"effects.capture returns what is in between"
-        )
+    for node, look in zip(modules_of(root, structure), _looks(structure), strict=True):
+        if look is not None and (look[0] or path):
+            what = _replaced(node, look) or _added(node, look)
+            if what is not None:
+                where = f"{path}.{look[0]}".strip(".")
+                raise RuntimeError(
+                    f"the lowered module {where!r} {what}. The forward above it takes it apart as "
+                    f"a tree, with a transform or a method such as split, and does not call it, so "
+                    f"that this would be ignored. Have forward call it; or change the tree before "
+                    f"it is lowered"
+                )
 
 
-def refuse_conversion(root: str, name: str, module: Any) -> None:
-    """Raises where torch puts back a norm that it should have converted, and did not know.
+def require_same_modules(root: nn.Module, structure: Structure) -> None:
+    """Raises if modules were replaced, so that there is no tree they are of.
 
     Raises:
-        TypeError: if a module that is put back holds running statistics.
+        TypeError: if one was.
     """
-    if any("running_mean" in part._buffers for part in module.modules()):
-        raise TypeError(
-            f"{root}.{name} is no torch.nn.BatchNorm, so torch cannot convert it to SyncBatchNorm. "
-            f"Replace the layer in the tree; or lower bridge.lift(model) of a torch.nn model"
-        )
+    for node, look in zip(modules_of(root, structure), _looks(structure), strict=True):
+        what = None if look is None else _replaced(node, look)
+        if look is not None and what is not None:
+            raise TypeError(
+                f"bridge.lift: the module {look[0]!r} of a lowered {structure.cls.__name__} "
+                f"{what}, for which the tree has no place. Lift the new module itself, and put it "
+                f"into the tree: tree.select(model, path).set(bridge.lift(module))"
+            )
+
+
+# The name of a module, the class of the ``nn.Module`` it was lifted from, if it was, the class of
+# the tree, and how many hooks it was made with.
+Look = tuple[str, type | None, type, tuple[int, ...]]
+
+
+@real
+def _looks(structure: Structure) -> tuple[Look | None, ...]:
+    """What the modules of a lowered structure were; ``None`` for those that only hold others."""
+    places, names = places_of(structure), [""]
+    for above, name in places.modules:
+        names.append(f"{names[above]}.{name}" if names[above] else name)
+    pairs = zip(names, places.kinds, strict=True)
+    return tuple([None if kind is None else _look(name, kind) for name, kind in pairs])
+
+
+def _look(name: str, kind: Structure) -> Look:
+    constants = kind.local.constants
+    if constants and type(constants[0]) is Blueprint:
+        blueprint = constants[0]
+        hooks = tuple([len(blueprint.attributes.get(table, ())) for table in _HOOKS])
+        return name, blueprint.cls, kind.cls, hooks
+    return name, None, kind.cls, (0,) * len(_HOOKS)
+
+
+def _replaced(node: Any, look: Look) -> str | None:
+    """Says so if a module is none that was made for this node of the tree."""
+    _, native, cls, _ = look
+    if native is None:
+        found = structure_in(node)
+        same = found is not None and found.cls is cls
+    else:
+        same = native in (type(node), parametrize.type_before_parametrizations(node))
+    return None if same else f"is a {type(node).__name__} now"
+
+
+def _added(node: Any, look: Look) -> str | None:
+    """What was put on a module."""
+    if "forward" in node.__dict__:
+        return "has a forward of its own"
+    for (table, what), count in zip(_HOOKS.items(), look[3], strict=True):
+        if len(getattr(node, table)) > count:
+            return f"has {what}"
+    return None

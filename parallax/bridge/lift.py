@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from parallax.bridge.blueprint import Blueprint, attributes_of
+from parallax.bridge.changes import require_same_modules
 from parallax.bridge.lazies import materialized
-from parallax.bridge.lifted import class_for
-from parallax.bridge.lower import Lowered, flags_of, gathered, with_modes
+from parallax.bridge.lifted import Lifted, class_for
+from parallax.bridge.lowered import Lowered
+from parallax.bridge.places import flags_of, gathered, structure_in, with_modes
 from parallax.bridge.pointers import Detaching, ref_to
 from parallax.core.arguments import check_flags, shown
 from parallax.core.entries import BUFFER, PARAMETER, PLAIN, SLOT, Note, local_of
@@ -112,8 +114,9 @@ class _Lifting:
 
     def node(self, module: nn.Module, path: Path) -> tuple[Structure, list[Any]]:
         """The structure of a module, and its leaves, those of ties in each place."""
-        if isinstance(module, Lowered):
-            structure = with_modes(flags_of(module), module._kept.structure)
+        lowered = _tree_of(module)
+        if lowered is not None:
+            structure = with_modes(flags_of(module, lowered), lowered)
             tensors = gathered(module, structure)
             if structure.expand is not None:
                 tensors = [tensors[k] for k in structure.expand]
@@ -154,6 +157,20 @@ class _Lifting:
             found = tensor.detach()
             found = self.tensors[id(tensor)] = found.clone() if self.copy else found
         return found
+
+
+def _tree_of(module: nn.Module) -> Structure | None:
+    """What a module was lowered from, if it is still as it was; of a lifted one that is itself."""
+    structure: Structure | None = structure_in(module)
+    if structure is None or issubclass(structure.cls, Lifted):
+        return None
+    try:
+        require_same_modules(module, structure)
+    except (RuntimeError, TypeError):
+        if isinstance(module, Lowered):  # the code of the tree is not that of an nn.Module
+            raise
+        return None
+    return structure
 
 
 def _note(module: nn.Module) -> Note:

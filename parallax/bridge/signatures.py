@@ -24,18 +24,22 @@ class LoweredMeta(type):
     """The metaclass of lowered modules, whose classes pickle by what they stand for."""
 
     stands_for: tuple[Any, weakref.ref[type]] | None = None
+    made_for: tuple[Any, Any] | None = None
 
 
 def _reduce(cls: Any) -> Any:
-    if cls.stands_for is None:
-        return cls.__qualname__
-    base, of = cls.stands_for
-    return class_with_forward_of, (base, of())
+    if cls.stands_for is not None:
+        base, of = cls.stands_for
+        return class_with_forward_of, (base, of())
+    if cls.made_for is not None:
+        make, given = cls.made_for
+        return make, (given,)
+    return cls.__qualname__
 
 
 copyreg.pickle(LoweredMeta, _reduce)
 
-_made: weakref.WeakKeyDictionary[type, tuple[Any, Any]] = weakref.WeakKeyDictionary()
+_made: weakref.WeakKeyDictionary[type, dict[Any, tuple[Any, Any]]] = weakref.WeakKeyDictionary()
 
 
 def class_with_forward_of(base: Any, cls: Any) -> Any:
@@ -48,13 +52,14 @@ def class_with_forward_of(base: Any, cls: Any) -> Any:
     forward = getattr(cls, "forward", None)
     if not inspect.isfunction(forward):
         return base
-    known = _made.get(cls)
+    made_of_it = _made.setdefault(cls, {})
+    known = made_of_it.get(base)
     if known is None or known[0]() is not forward:
         body = _written(base, forward)
         space = {"__module__": base.__module__, "__doc__": base.__doc__, "forward": body,
                  "stands_for": (base, weakref.ref(cls))}  # fmt: skip
         made: Any = LoweredMeta(base.__name__, (base,), space)
-        known = _made[cls] = (weakref.ref(forward), made)
+        known = made_of_it[base] = (weakref.ref(forward), made)
     return known[1]
 
 

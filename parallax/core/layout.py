@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from parallax._compat import registries
 from parallax._compat.opaque import constant_while_tracing
 from parallax.core.constants import constant_key
 from parallax.core.entries import Local, Note, local_of
@@ -26,6 +27,7 @@ class Layout:
         nested: those of ``children`` under which modules may be found.
         latest: the structures that were made last, kept for the next module like them.
         sealed: structures by what the generated seal tells modules apart by.
+        proxy: the class of proxies of its modules, once ``bridge.lower`` needs one.
     """
 
     def __init__(self, cls: type, fields: dict[str, Field]) -> None:
@@ -37,6 +39,7 @@ class Layout:
         self.nested = tuple(n for n, k in self.kinds.items() if k.child or not k.flat)
         self.latest: deque[Structure] = deque(maxlen=16)
         self.sealed: dict[Any, Structure] = {}
+        self.proxy: type | None = None
 
     def forget(self) -> None:
         """Lets go of all structures, and of what was computed of them."""
@@ -44,6 +47,10 @@ class Layout:
             structure.forget()
         self.latest.clear()
         self.sealed.clear()
+        if self.proxy is not None:
+            registries.unregister_torch_node(self.proxy)
+            registries.unregister_optree_node(self.proxy)
+            self.proxy = None
 
     def __eq__(self, other: object) -> bool:
         return self is other

@@ -322,7 +322,15 @@ def register_module(layout: Layout) -> None:
         >>> optree.tree_leaves(Point(torch.zeros(2)))
         [tensor([0., 0.])]
     """
-    cls = layout.cls
+    _register_class(layout.cls, layout, "")
+
+
+def register_proxy(cls: Any) -> None:
+    """Registers a class whose instances are taken apart to trees of the class above it."""
+    _register_class(cls, cls.__layout__, " (proxy)")
+
+
+def _register_class(cls: type, layout: Layout, suffix: str) -> None:
     flatten, unflatten = _optree_functions(layout)
     with _both(cls, flatten, unflatten, optree.GetAttrEntry):
         registries.register_torch_node(
@@ -330,7 +338,7 @@ def register_module(layout: Layout) -> None:
             _torch_flatten,
             _torch_unflatten,
             _torch_flatten_with_keys,
-            name=f"{cls.__module__}.{cls.__qualname__}",
+            name=f"{cls.__module__}.{cls.__qualname__}{suffix}",
             dump_context=_dump_context,
             load_context=_load_context,
         )

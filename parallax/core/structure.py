@@ -379,6 +379,9 @@ class Structure:
         nodes = self.shape.n_nodes
         return f"Structure({self.cls.__name__}, {nodes} nodes, {leaves} leaves)"
 
+    def __deepcopy__(self, memo: Any) -> Structure:
+        return self  # it never changes
+
     def __reduce__(self) -> Any:
         return decode, (self.encode(),)
 

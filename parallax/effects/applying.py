@@ -14,7 +14,7 @@ from parallax.core.registry import flatten_module, unflatten_module
 from parallax.effects.collection import Collection, EffectError, Emission, root_of
 from parallax.effects.emitting import IN_TURN, RULES, check
 
-__all__ = ["applied", "below"]
+__all__ = ["applied", "below", "merged"]
 
 
 def below(root: str, path: str) -> str:
@@ -31,16 +31,24 @@ def applied(module: Any, collection: Collection) -> Any:
     if root:
         emissions = [(below(root, path), rule, said, out) for path, rule, said, out in emissions]
     leaves, structure = flatten_module(module)
-    merged = _merged(module, leaves, structure.buffers, emissions)
-    return unflatten_module(structure, merged, module._rng)
+    after = merged(module, leaves, structure.buffers, emissions)
+    return unflatten_module(structure, after, module._rng)
 
 
-def _merged(
+def merged(
     module: Any,
     held: Sequence[Any],
     places: dict[str, dict[str, int]],
     emissions: Sequence[Emission],
 ) -> list[Any]:
+    """The leaves with the emissions in their place.
+
+    Args:
+        module: what was collected, for the message of an error.
+        held: its unique leaves.
+        places: the structure's ``buffers``.
+        emissions: by paths that begin at the module.
+    """
     leaves = list(held)
     rules: dict[int, str | None] = {}
     several: dict[int, list[Tensor]] = {}

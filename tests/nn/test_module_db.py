@@ -12,7 +12,7 @@ import torch
 from torch import nn as torch_nn
 
 from parallax import Module, bridge, nn, tree
-from tests.corpus.torch_data import Sample, modules, samples
+from tests.corpus.torch_data import Sample, modules, samples, seeded
 from tests.torch_modules import check_forward, check_gradients, check_vmap, close
 
 QUICK = 2
@@ -84,3 +84,33 @@ def test_it_is_shown_as_torchs(info: Any, request: Any) -> None:
         # A name that torch gives a Linear which its quantization shall pass by, and its tuple.
         theirs = repr(sample.make()).replace("NonDynamicallyQuantizableLinear", "Linear")
         assert repr(layer(sample)) == theirs.replace("ModuleList", "tuple")
+
+
+# What torch has no arguments for, or takes by others than ours.
+NOT_OF_ITS_CLASS = (
+    "EmbeddingBag", "GRU", "LSTM", "MultiheadAttention", "RNN", "TransformerDecoderLayer",
+    "TransformerEncoder", "TransformerEncoderLayer",
+)  # fmt: skip
+
+
+@every_layer
+def test_lowered_it_is_torchs(info: Any, request: Any) -> None:
+    for sample in samples(info, taken(request)):
+        check_lowered(sample)
+
+
+def check_lowered(sample: Sample) -> None:
+    source = seeded(sample.make)
+    lowered = bridge.lower(loaded(sample, source))
+    if sample.cls.__name__ not in NOT_OF_ITS_CLASS:
+        assert isinstance(lowered, sample.cls) and repr(lowered) == repr(source)
+        assert plain_attributes(lowered) == plain_attributes(source)
+    wanted = seeded(lambda: sample.call(source.requires_grad_(False)))
+    close(seeded(lambda: sample.call(lowered.requires_grad_(False))), wanted)
+    close(lowered.state_dict(), source.state_dict())
+
+
+def plain_attributes(module: torch_nn.Module) -> dict[str, Any]:
+    """What is neither a tensor nor a module, nor the note of what a module was lowered from."""
+    apart = ("_parameters", "_buffers", "_modules", "_parallax_structure")
+    return {name: value for name, value in vars(module).items() if name not in apart}
