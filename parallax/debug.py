@@ -22,7 +22,7 @@ from parallax.core import notes
 from parallax.core.arguments import check_function
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE, flatten_module, unflatten_module
-from parallax.effects.collecting import refuse_deferred
+from parallax.effects.running import refuse_deferred
 from parallax.tree import core
 from parallax.tree.places import Survey, follow
 

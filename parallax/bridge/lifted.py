@@ -7,7 +7,7 @@ import inspect
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -22,6 +22,7 @@ from parallax.core.fields import Buffer, Parameter
 from parallax.core.habits import HABITS
 from parallax.core.metaclass import ModuleMeta
 from parallax.core.module import Module
+from parallax.core.structure import Structure
 
 __all__ = ["Lifted", "class_for", "lifted_type"]
 
@@ -46,6 +47,7 @@ class Lifted(Module, metaclass=_LiftedMeta):
     """
 
     _blueprint: Blueprint
+    __tells__: ClassVar[bool] = True  # of watched calls, by hooks of the private copy
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's call, with its hooks."""
@@ -145,6 +147,12 @@ class _Of(type):
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return isinstance(instance, Lifted) and issubclass(instance._blueprint.cls, cls.origin)
+
+    def describes(cls, structure: Structure) -> bool:
+        """Whether a module of a structure is an instance."""
+        constants = structure.local.constants
+        blueprint = constants[0] if constants else None
+        return isinstance(blueprint, Blueprint) and issubclass(blueprint.cls, cls.origin)
 
 
 # -- classes --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ parameters are found less directly, and what a forward writes never reaches the 
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -28,8 +29,10 @@ from parallax.bridge.undoing import Memory
 from parallax.core.entries import Leaf
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.structure import Structure
+from parallax.core.watching import watched_paths
+from parallax.effects.collection import Collecting
 
-__all__ = ["Shell", "Skeleton", "borrow", "empty_node", "put_back"]
+__all__ = ["Shell", "Skeleton", "borrow", "empty_node", "hook", "put_back"]
 
 Path = tuple[str, ...]
 
@@ -47,6 +50,20 @@ class Shell(nn.Module):
         if name.startswith("__"):
             return super().__getattr__(name)
         return getattr(self.inner, name)
+
+
+def hook(node: Any, returned: Callable[..., Any], called: Callable[..., Any] | None = None) -> None:
+    """Adds a last forward hook to a private module, and a hook before it.
+
+    The tables become new ones: those there are may be the blueprint's.
+    """
+    attributes = vars(node)
+    for name, function in (("_forward_hooks", returned), ("_forward_pre_hooks", called)):
+        if function is not None:
+            number = -1 - len(attributes[name])  # torch counts up
+            attributes[name] = OrderedDict({**attributes[name], number: function})
+            flags = f"{name}_with_kwargs"
+            attributes[flags] = OrderedDict({**attributes[flags], number: True})
 
 
 def empty_node(blueprint: Blueprint, mode: str) -> Any:
@@ -81,6 +98,34 @@ class Link:
         self._home[self._name] = self._empty
 
 
+class Told:
+    """Hooks of a module that tell of its calls to the collection that the lifted tree holds.
+
+    Attributes:
+        paths: where the module stands, in those of its places that are watched.
+        places: the lifted module in each, during a call.
+    """
+
+    __slots__ = ("paths", "places")
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self.places: tuple[Any, ...] = ()
+
+    def called(self, node: Any, args: Any, kwargs: Any) -> None:
+        """Before the call."""
+        watcher = self.places[0]._rng
+        if type(watcher) is Collecting and watcher.collection.enters:
+            watcher.called(self.places)
+
+    def returned(self, node: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        """After the call and the original's own hooks: what the call returns."""
+        watcher = self.places[0]._rng
+        return (
+            watcher.returned(self.places, args, kwargs, out) if type(watcher) is Collecting else out
+        )
+
+
 class Skeleton:
     """The ``nn.Module`` tree of one structure.
 
@@ -90,6 +135,7 @@ class Skeleton:
         parameters: for each parameter the index of its leaf, and the dict and name it goes to.
         shells: the Parallax modules in it, by path.
         links: the attributes that hold tensors of the model.
+        told: the hooks of modules that are watched.
     """
 
     def __init__(self, structure: Structure, quick: bool = False) -> None:
@@ -103,11 +149,13 @@ class Skeleton:
         self.buffers = Buffers()
         self.shells: list[tuple[Path, Shell]] = []
         self.links: list[Link] = []
+        self.told: list[Told] = []
         self.quick = quick
         self._touched: list[Any] = []
         self._at: dict[Path, Any] = {}
         self._parts: dict[Path, tuple[Structure, int]] = {}
         described: list[tuple[Path, Any, Blueprint]] = []
+        self._watched = watched_paths(structure)
         unique = structure.expand
         self._unique = unique if unique is not None else range(structure.n_places)
         self.root = self._node(structure, (), 0, described)
@@ -201,6 +249,11 @@ class Skeleton:
             attributes[name] = resolved(value, follow)
             if name in blueprint.linked:
                 self.links.append(Link(attributes, name, value, follow))
+        watched = [place for place in self._watched if self._at.get(place) is node]
+        if watched:
+            told = Told(watched)
+            self.told.append(told)
+            hook(node, told.returned, told.called)
         if is_quick(node):
             hasten(node, self._touched)
 
@@ -240,6 +293,8 @@ class Skeleton:
             shell.inner = follow(module, path)
         for link in self.links:
             link.bind()
+        for told in self.told:
+            told.places = tuple([follow(module, path) for path in told.paths])
 
     def release(self) -> bool:
         """Drops all leaves and undoes what forward wrote, unless a part is still referenced.
@@ -258,6 +313,8 @@ class Skeleton:
             shell.inner = None
         for link in self.links:
             link.release()
+        for told in self.told:
+            told.places = ()
 
 
 def _stand_for_one(one: Any, at: Path, two: Any, there: Path, depth: int) -> bool:

@@ -22,7 +22,7 @@ from parallax.bridge import running
 from parallax.bridge.blueprint import BY_NUMBER, stand_for_one
 from parallax.bridge.buffers import NORMS
 from parallax.bridge.pointers import resolved
-from parallax.bridge.skeleton import Shell, empty_node
+from parallax.bridge.skeleton import Shell, empty_node, hook
 from parallax.bridge.undoing import containers
 from parallax.core import notes
 from parallax.core.description import spec_of
@@ -56,6 +56,8 @@ def call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     _begin()
     for path, inner in taken.shells:
         template.get_submodule(path).inner = inner
+    for number, (path, lifted) in enumerate(taken.watched):
+        setattr(template.get_submodule(path), f"watched_{number}", lifted)
     out = torch.func.functional_call(template, tensors, args, kwargs, tie_weights=False)
     drawn = "" if collection.source_of(module._rng) is None else _drawn()
     if drawn:
@@ -84,12 +86,14 @@ class _Taken:
         tensors: by path.
         buffers: owner, name, path, and whether the value is one that an earlier call emitted.
         shells: the Parallax modules in it, by path.
+        watched: the lifted modules in it that are watched, by path.
     """
 
     def __init__(self, module: Any) -> None:
         self.tensors: dict[str, Any] = {}
         self.buffers: list[tuple[Any, str, str, bool]] = []
         self.shells: list[tuple[str, Any]] = []
+        self.watched: list[tuple[str, Any]] = []
         self.indices = spec_of(module).expand
         self.place = 0
         self.copies: dict[int, Any] = {}
@@ -107,6 +111,9 @@ class _Taken:
                 "a lifted nn.Module has an attribute that points at tensors of the model, which "
                 "compiled code cannot follow. Call it outside of the compiled function"
             )
+        note = notes.note_of(module)
+        if note.watched:
+            self.watched.append((prefix[:-1], module))
         _, _, own, transient, below = module._parts
         first = self.place
         for name in own:
@@ -122,8 +129,8 @@ class _Taken:
             if child is None:
                 self.place += 1
             inner.append(None if child is None else self.node(child, f"{prefix}{name}."))
-        mode = notes.note_of(module).mode
-        return (module._blueprint.number, mode, own, transient, below, indices, tuple(inner))
+        parts = (own, transient, below, indices, tuple(inner))
+        return (module._blueprint.number, note.mode, *parts, note.watched)
 
     def buffer(self, module: Any, name: str, path: str) -> None:
         """Takes a private copy of a buffer, one for all places of a tied one."""
@@ -247,13 +254,19 @@ class _Building:
         self.foreign: set[int] = set()
         self.build(signature, ())
         self.furnish(signature, ())
+        names: dict[int, list[str]] = {}
+        for number, place in enumerate(_watched(signature)):
+            names.setdefault(id(self.at[place]), []).append(f"watched_{number}")
+        for node in {id(node): node for node in self.at.values()}.values():
+            if id(node) in names:
+                hook(node, _telling(tuple(names[id(node)])))
 
     def build(self, signature: Signature, path: Path) -> Any:
         """The module of a signature, without attributes."""
         if not signature:
             self.at[path] = Shell()
             return self.at[path]
-        number, mode, parameters, buffers, children, _, inner = signature
+        number, mode, parameters, buffers, children, _, inner, _ = signature
         self.signatures[path] = signature
         first = self.first_place(signature, path)
         if first is not None:
@@ -297,6 +310,17 @@ class _Building:
                 self.furnish(child, (*path, name))
 
 
+def _telling(names: tuple[str, ...]) -> Any:
+    """A hook that tells of a call; attributes hold the lifted module, one for each place."""
+
+    def returned(node: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        places = tuple([getattr(node, name) for name in names])
+        watcher = places[0]._rng
+        return watcher.returned(places, args, kwargs, out) if type(watcher) is Collecting else out
+
+    return returned
+
+
 def _tensors(signature: Signature) -> Iterator[Path]:
     """The paths of the tensors of a signature."""
     if not signature:
@@ -305,6 +329,17 @@ def _tensors(signature: Signature) -> Iterator[Path]:
     for name, child in zip(signature[4], signature[6], strict=True):
         if child is not None:
             yield from [(name, *rest) for rest in _tensors(child)]
+
+
+def _watched(signature: Signature) -> Iterator[Path]:
+    """The paths of the modules of a signature that are watched, as ``_Taken`` comes to them."""
+    if not signature:
+        return
+    if signature[7]:
+        yield ()
+    for name, child in zip(signature[4], signature[6], strict=True):
+        if child is not None:
+            yield from [(name, *rest) for rest in _watched(child)]
 
 
 def _stand_for_one(one: Signature, at: Path, two: Signature, there: Path, depth: int) -> bool:

@@ -122,7 +122,7 @@ class _Opener(_Writer):
             token = self.tokens[self.at]
             self.at += 1
         structure = self.bound(token)
-        self.refuse(f"type({value}) is not {self.bound(token.cls)}")
+        self.refuse(f"type({value}) is not {self.bound(token.shape.cls)}")
         self.refuse(f"{value}._spec is not {structure}")
         self.refuse(f"{value}._rng is {'' if rng else 'not '}None")
         self.parts += [f"{value}._rng"] * rng + [f"*{value}._leaves"]

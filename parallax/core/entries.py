@@ -8,8 +8,8 @@ from weakref import WeakValueDictionary
 from parallax._compat.opaque import constant_while_tracing
 from parallax.core.constants import constant_key, identity_key
 
-__all__ = ["BUFFER", "PARAMETER", "PLAIN", "SLOT", "Leaf", "Local", "Note", "Static", "leaf_of",
-           "local_of"]  # fmt: skip
+__all__ = ["BUFFER", "PARAMETER", "PLAIN", "SLOT", "Leaf", "Local", "Note", "Static",
+           "class_of_instances", "leaf_of", "local_of"]  # fmt: skip
 
 
 @constant_while_tracing
@@ -72,6 +72,7 @@ class Note(NamedTuple):
     frozen: tuple[int, ...] = ()  # offsets of the module's own leaves, among the leaves below it
     path: str | None = None  # where the module stands in its tree, for its rng and its effects
     copy: str = ""  # which of the copies that split() made
+    watched: bool = False  # whether its calls are told to what the tree holds as rng: see watching
 
 
 PLAIN = Note()
@@ -115,3 +116,10 @@ def local_of(cls: type, constants: tuple[Any, ...], key: Any, note: Note = PLAIN
     if found is None:
         found = _locals[name] = Local(cls, constants, key, note)
     return found
+
+
+def class_of_instances(local: Local) -> type:
+    """The class of a node's instances: that of a watched module is a subclass of its own."""
+    if local.note.watched:
+        return vars(local.cls).get("__watching__", local.cls)  # type: ignore[no-any-return]  # a class
+    return local.cls

@@ -34,7 +34,7 @@ from parallax.core.layout import Layout
 from parallax.core.nodes import CLASS_CLOCK, new_with_dict
 from parallax.core.sealing import check_set, write_seal
 
-__all__ = ["ModuleMeta", "immutable", "undeclared"]
+__all__ = ["ModuleMeta", "immutable", "place_init", "undeclared", "writes_call"]
 
 _finishing = threading.RLock()
 # What constructing an instance needs: ``__new__``, the seal, and every ``__check_init__``.
@@ -100,7 +100,7 @@ class ModuleMeta(_ProtocolMeta):
         if root is None:
             type.__setattr__(cls, "__bare_init__", cls.__init__)
         else:
-            _place_init(cls)
+            place_init(cls)
         _alias_call(cls)
         with contextlib.suppress(NameError):  # a forward reference waits for the first instance
             _finish(cls)
@@ -133,7 +133,7 @@ class ModuleMeta(_ProtocolMeta):
     def __setattr__(cls, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "__init__":
-            _place_init(cls)
+            place_init(cls)
         CLASS_CLOCK.tick()
         _realias(cls, name)
 
@@ -144,12 +144,12 @@ class ModuleMeta(_ProtocolMeta):
         super().__delattr__(name)
         if name == "__init__":
             type.__delattr__(cls, "__bare_init__")
-            _place_init(cls)
+            place_init(cls)
         CLASS_CLOCK.tick()
         _realias(cls, name)
 
 
-def _place_init(cls: Any) -> None:
+def place_init(cls: Any) -> None:
     """Keeps the ``__init__`` of a class as ``__bare_init__``, and puts one in its place that seals.
 
     Dynamo makes an instance without asking the metaclass: it calls ``__new__`` and ``__init__``.
@@ -231,15 +231,15 @@ def _alias_call(cls: Any) -> None:
 
     A ``__call__`` that a user wrote, here or in a base, stays what a call runs.
     """
-    if _writes_call(cls):
+    if writes_call(cls):
         return
-    calls = [vars(base)["__call__"] for base in cls.__mro__ if _writes_call(base)]
+    calls = [vars(base)["__call__"] for base in cls.__mro__ if writes_call(base)]
     calls += [vars(base)["forward"] for base in cls.__mro__ if "forward" in vars(base)]
     type.__setattr__(cls, "__call__", calls[0])
     type.__setattr__(cls, "__aliased__", True)
 
 
-def _writes_call(cls: Any) -> bool:
+def writes_call(cls: Any) -> bool:
     """Whether a user wrote ``__call__`` in this very class; a protocol's is a mere promise."""
     own = vars(cls).get("__call__")
     promised = getattr(cls, "_is_protocol", False) or getattr(own, "__isabstractmethod__", False)

@@ -234,7 +234,7 @@ class Aside:
         return repr(self.value)
 
 
-def _optree_functions(layout: Layout) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _optree_functions(layout: Layout, cls: type) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Generated: a tuple display of the children, and writes into a new instance's dict.
 
     Writes into ``o.__dict__`` are what dynamo can trace; see ``shape`` for the eager form.
@@ -270,7 +270,7 @@ def unflatten(local, children):
 """
     scope: dict[str, Any] = {
         "Carried": Carried,
-        "cls": layout.cls,
+        "cls": cls,
         "entries": layout.children,
         "local_of": local_part,
         "new": object.__new__,
@@ -330,8 +330,14 @@ def register_proxy(cls: Any) -> None:
     _register_class(cls, cls.__layout__, " (proxy)")
 
 
-def _register_class(cls: type, layout: Layout, suffix: str) -> None:
-    flatten, unflatten = _optree_functions(layout)
+def register_watching(cls: Any) -> None:
+    """Registers the subclass of watched instances of a class, which has the fields of that."""
+    _register_class(cls, cls.__layout__, " (watched)", cls)
+
+
+def _register_class(cls: type, layout: Layout, suffix: str, built: type | None = None) -> None:
+    """Registers a class; optree builds instances of ``built``, by default the class of the layout."""
+    flatten, unflatten = _optree_functions(layout, built or layout.cls)
     with _both(cls, flatten, unflatten, optree.GetAttrEntry):
         registries.register_torch_node(
             cls,

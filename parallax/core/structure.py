@@ -32,6 +32,7 @@ from parallax.core.entries import (
     Local,
     Note,
     Static,
+    class_of_instances,
     leaf_of,
     local_of,
 )
@@ -118,7 +119,7 @@ class Structure:
                 f"Hold them side by side instead: blocks: tuple[Block, ...]"
             )
         self.shape: Shape = shape_of(
-            local.cls,
+            class_of_instances(local),
             local.constants[0] if local.cls is FrozenDict else None,
             tuple(
                 child.shape
@@ -343,6 +344,11 @@ class Structure:
         return self.renote(lambda index, node: PLAIN)
 
     @cached_property
+    def watched(self) -> bool:
+        """Whether calls of a module here are watched."""
+        return any(node.local.note.watched for node in self.nodes())
+
+    @cached_property
     def variants(self) -> dict[Any, Any]:
         """What was made from this one, other structures and code, so that it is made once."""
         return {}
@@ -391,7 +397,7 @@ class Structure:
             (
                 node.cls,
                 node.local.constants,
-                tuple(node.local.note),
+                tuple(node.local.note._replace(watched=False)),
                 tuple(
                     None if type(c) is Structure else c.role if type(c) is Leaf else (c.value,)
                     for c in node.children

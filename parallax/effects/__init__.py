@@ -5,16 +5,23 @@ module and returns, beside its result, the module with everything that was emitt
 
     out, model = effects.collect(loss)(model, x)
 
+``capture`` returns what happened inside beside the result, ``intervene`` and ``perturb`` put other
+values in the place of intermediate results.
+
 A collection is no global state. It travels with the tree, in the place of the rng, so that every
 instance that a transform rebuilds has it and other threads do not. An emission is addressed by the
 module's path.
 """
 
-from parallax.effects.collecting import capture, collect
+from parallax.effects.capturing import capture
+from parallax.effects.collecting import collect
 from parallax.effects.collection import EffectError
 from parallax.effects.emitting import emit, sow
+from parallax.effects.intervening import intervene
+from parallax.effects.perturbing import perturb
+from parallax.effects.watches import Call
 
-__all__ = ["EffectError", "capture", "collect", "emit", "sow"]
+__all__ = ["Call", "EffectError", "capture", "collect", "emit", "intervene", "perturb", "sow"]
 
 
 def __dir__() -> list[str]:

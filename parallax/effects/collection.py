@@ -9,6 +9,7 @@ from torch import Tensor
 
 from parallax._compat import autograd, dynamo, functorch
 from parallax.core import notes
+from parallax.effects.watches import Watch
 
 __all__ = ["Collecting", "Collection", "EffectError", "Emission", "Sown", "root_of", "source_of",
            "with_source"]  # fmt: skip
@@ -46,21 +47,26 @@ class Collection:
         emissions: in the order they were made; ``None`` when they are not collected.
         sown: ``None`` when intermediates are not captured.
         outer: the collection around the transform in which this one is; ``None`` outside.
+        watches: what watches modules of the tree, outermost first.
+        enters: whether one of them is told when a call begins, too.
         level: how many transforms ran when it began; deeper wrappers must not get in.
         backward: whether it began within autograd's backward.
         over: whether the call has returned.
     """
 
-    __slots__ = ("backward", "emissions", "level", "outer", "over", "sown")
+    __slots__ = ("backward", "emissions", "enters", "level", "outer", "over", "sown", "watches")
 
     def __init__(
         self,
         emissions: list[Emission] | None,
         sown: Sown | None,
         outer: Collection | None = None,
+        watches: tuple[Watch, ...] = (),
     ) -> None:
         self.emissions = emissions
         self.sown = sown
+        self.watches = watches
+        self.enters = any([watch.enters for watch in watches])
         self.outer = outer
         self.over = False
         self.level = 0
@@ -98,6 +104,38 @@ class Collecting:
     def with_key(self, key: Any) -> Collecting:
         """The same collection, with the rng around another leaf."""
         return Collecting(self.collection, self.source.with_key(key))
+
+    def called(self, places: tuple[Any, ...]) -> None:
+        """A watched module is called, which may stand in several places."""
+        for watch, path in self._watches(places):
+            watch.called(path)
+
+    def returned(
+        self, places: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> Any:
+        """What a watched module's call returns in place of ``out``.
+
+        Changes come first, inner ones before outer ones: what is recorded is what flows on.
+        """
+        watches = self._watches(places)
+        for watch, path in reversed(watches):
+            if watch.changes:
+                out = watch.changed(path, out, self.collection)
+        for watch, path in watches:
+            if not watch.changes:
+                watch.returned(path, args, kwargs, out, self.collection)
+        return out
+
+    def _watches(self, places: tuple[Any, ...]) -> list[tuple[Watch, str]]:
+        """What watches a module, outermost first, and the path that it knows it by."""
+        found = []
+        for watch in self.collection.watches:
+            for place in places:
+                path = notes.note_of(place).path or ""
+                if path in watch.paths:
+                    found.append((watch, path))
+                    break
+        return found
 
     def __reduce__(self) -> Any:
         # A copy would never be read: what is loaded is outside of the collection.

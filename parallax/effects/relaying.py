@@ -31,7 +31,9 @@ def nest(rng: Any, levels: int = 1) -> Any:
         return rng
     outer = rng.collection
     emissions: Any = None if outer.emissions is None else []
-    inner = Collection(emissions, None if outer.sown is None else {}, outer)
+    sown: Any = None if outer.sown is None else {}
+    watches = tuple([watch.within() for watch in outer.watches])
+    inner = Collection(emissions, sown, outer, watches)
     inner.level += levels
     return Collecting(inner, rng.source)
 
@@ -43,6 +45,8 @@ def forget(inner: Any) -> None:
             inner.collection.emissions.clear()
         if inner.collection.sown is not None:
             inner.collection.sown.clear()
+        for watch in inner.collection.watches:
+            watch.calls.clear()
 
 
 def emitted(inner: Any) -> list[Tensor]:
@@ -52,7 +56,8 @@ def emitted(inner: Any) -> list[Tensor]:
     collection = inner.collection
     emissions = collection.emissions or []
     values = [value for _, _, buffers, _ in emissions for value in buffers.values()]
-    return values + [value for values in (collection.sown or {}).values() for value in values]
+    values += [value for values in (collection.sown or {}).values() for value in values]
+    return values + [value for watch in collection.watches for value in watch.tensors()]
 
 
 def relay(rng: Any, inner: Any, values: list[Tensor], aside: bool = False) -> None:
@@ -83,3 +88,5 @@ def relay(rng: Any, inner: Any, values: list[Tensor], aside: bool = False) -> No
         outer.emissions.append((path, rule, {name: next(given) for name in buffers}, True))
     for address, sown in (collection.sown or {}).items():
         outer.sown.setdefault(address, []).extend([next(given) for _ in sown])
+    for watch in collection.watches:
+        watch.hand_on(given)
