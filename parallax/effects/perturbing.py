@@ -26,7 +26,7 @@ R = TypeVar("R", default=Any)
 
 def perturb(
     fn: Callable[Concatenate[M, P], R],
-) -> Callable[Concatenate[M, Mapping[str, Any], P], R]:
+) -> Callable[Concatenate[M, Mapping[str, object], P], R]:
     """A function that adds perturbations to modules' outputs: to differentiate with respect to.
 
     The gradient with respect to an intermediate result is the gradient with respect to a
@@ -67,7 +67,7 @@ def perturb(
 
     @wraps(fn)
     def perturbed(
-        module: M, perturbations: Mapping[str, Any], /, *args: P.args, **kwargs: P.kwargs
+        module: M, perturbations: Mapping[str, object], /, *args: P.args, **kwargs: P.kwargs
     ) -> R:
         rng_of(module, "perturb")
         if not isinstance(perturbations, Mapping):

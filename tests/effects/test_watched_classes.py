@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from abc import abstractmethod
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ class Scale(Module):
 class Announced(Scale):
     """Of a class that hears of its subclasses."""
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         raise AssertionError("a subclass was announced")
 
 
@@ -96,11 +96,11 @@ def test_a_written_call_is_captured_around_its_forward_and_both_may_be_set_later
         def forward(self, x: Any) -> Any:
             return x + 1
 
-    run = effects.capture(call, "again")
+    run, patched = effects.capture(call, "again"), cast(Any, Later)
     assert run(holder(Later()), 1.0)[1] == {"again": 3.0}
-    Later.forward = lambda self, x: x + 2  # type: ignore[method-assign]  # as users patch
+    patched.forward = lambda self, x: x + 2
     assert run(holder(Later()), 1.0)[1] == {"again": 5.0}
-    Later.__call__ = lambda self, x: 10 * self.forward(x)  # type: ignore[method-assign,assignment]  # as above
+    patched.__call__ = lambda self, x: 10 * self.forward(x)
     assert run(holder(Later()), 1.0)[1] == {"again": 320.0}
 
 
