@@ -121,5 +121,5 @@ def local_of(cls: type, constants: tuple[Any, ...], key: Any, note: Note = PLAIN
 def class_of_instances(local: Local) -> type:
     """The class of a node's instances: that of a watched module is a subclass of its own."""
     if local.note.watched:
-        return vars(local.cls).get("__watching__", local.cls)  # type: ignore[no-any-return]  # a class
+        return local.cls.__layout__.watching or local.cls  # type: ignore[attr-defined]  # of modules alone
     return local.cls

@@ -28,6 +28,7 @@ class Layout:
         latest: the structures that were made last, kept for the next module like them.
         sealed: structures by what the generated seal tells modules apart by.
         proxy: the class of proxies of its modules, once ``bridge.lower`` needs one.
+        watching: the class of its watched modules, once there are some.
     """
 
     def __init__(self, cls: type, fields: dict[str, Field]) -> None:
@@ -40,6 +41,7 @@ class Layout:
         self.latest: deque[Structure] = deque(maxlen=16)
         self.sealed: dict[Any, Structure] = {}
         self.proxy: type | None = None
+        self.watching: type | None = None
 
     def forget(self) -> None:
         """Lets go of all structures, and of what was computed of them."""
@@ -47,10 +49,11 @@ class Layout:
             structure.forget()
         self.latest.clear()
         self.sealed.clear()
-        if self.proxy is not None:
-            registries.unregister_torch_node(self.proxy)
-            registries.unregister_optree_node(self.proxy)
-            self.proxy = None
+        for made in (self.proxy, self.watching):
+            if made is not None:
+                registries.unregister_torch_node(made)
+                registries.unregister_optree_node(made)
+        self.proxy = self.watching = None
 
     def __eq__(self, other: object) -> bool:
         return self is other

@@ -336,7 +336,7 @@ def register_watching(cls: Any) -> None:
 
 
 def _register_class(cls: type, layout: Layout, suffix: str, built: type | None = None) -> None:
-    """Registers a class; optree builds instances of ``built``, by default the class of the layout."""
+    """Registers a class; optree builds instances of ``built``, by default of the layout's class."""
     flatten, unflatten = _optree_functions(layout, built or layout.cls)
     with _both(cls, flatten, unflatten, optree.GetAttrEntry):
         registries.register_torch_node(

@@ -79,13 +79,14 @@ class _Watching:
 
 def _make_watching(cls: Any) -> None:
     """Gives a class its subclass of watched modules, unless it has one or tells by itself."""
-    if "__watching__" in vars(cls) or hasattr(cls, "__tells__"):
+    layout = cls.__layout__
+    if layout.watching is not None or hasattr(cls, "__tells__"):
         return
     with _making:
-        if "__watching__" not in vars(cls):
+        if layout.watching is None:
             made = _watching(cls)
             registry.register_watching(made)
-            type.__setattr__(cls, "__watching__", made)
+            layout.watching = made
 
 
 def _watching(cls: Any) -> Any:

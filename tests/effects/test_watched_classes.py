@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from abc import abstractmethod
 from typing import Any, Protocol, cast
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -195,5 +196,20 @@ def test_other_calls_of_a_class_are_as_they_were() -> None:
     net = holder(Scale(2.0))
     effects.capture(call, "*")(net, 1.0)
     assert type(net.inner) is Scale and Scale.__call__ is Scale.forward
-    with pytest.raises(KeyError):
-        vars(type(net))["__watching__"]
+    assert "watching" not in "".join(vars(Scale))
+
+
+def test_classes_that_were_watched_are_freed() -> None:
+    def watched() -> Any:
+        class Fresh(Module):
+            def forward(self, x: Any) -> Any:
+                return x
+
+        assert effects.capture(call, Fresh)(Fresh(), 1.0)[1] == {"": 1.0}
+        return weakref.ref(Fresh)
+
+    refs = []
+    for _ in range(40):
+        refs.append(watched())
+        gc.collect()
+    assert sum(ref() is not None for ref in refs) < 20
