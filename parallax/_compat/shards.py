@@ -16,7 +16,7 @@ from parallax._compat import dynamo, functorch
 
 __all__ = [
     "any_distributed", "beside", "gradients_placed", "is_distributed", "local_of", "placed_as",
-    "placement_of", "whole",
+    "placement_of", "shown", "whole",
 ]  # fmt: skip
 
 
@@ -41,6 +41,20 @@ def any_distributed(values: Iterable[Any]) -> bool:
 def local_of(tensor: Any) -> Tensor:
     """The part of a distributed tensor that this process holds, without a graph."""
     return tensor._local_tensor  # type: ignore[no-any-return]  # a Tensor
+
+
+def shown(value: Any) -> str:
+    """How a value is spread, in a few words: "Shard(0) on dp, Shard(1) on tp", say."""
+    if not is_distributed(value):
+        return "plain"
+    mesh = value.device_mesh
+    names = mesh.mesh_dim_names or tuple([f"dim {k}" for k in range(mesh.ndim)])
+    cuts = [
+        f"{'Partial' if at.is_partial() else f'Shard({at.dim})'} on {name}"
+        for name, at in zip(names, value.placements, strict=True)
+        if not at.is_replicate()
+    ]
+    return ", ".join(cuts) or "replicated"
 
 
 def whole(value: Any) -> Any:

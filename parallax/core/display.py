@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from parallax._compat import shards
 from parallax.core.containers import keys_of, opened
 from parallax.core.description import leaves_of, spec_of
 from parallax.core.fields import Lazy
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import is_module
 from parallax.core.structure import Structure
+from parallax.core.tables import table
 
 __all__ = ["Row", "Summary", "html_of", "repr_of", "summary"]
 
@@ -30,13 +32,24 @@ def repr_of(module: Any) -> str:
 
 def _lines(module: Any) -> list[str]:
     head = module.extra_repr()
-    mark = " (uninitialized)" if any(isinstance(v, Lazy) for v in _own_leaves(module)) else ""
+    mark = _mark(module)
     inner = _collapse(_parts(module) or [], numbered=False)
     name = type(module).__name__
     if not inner:
         return [*f"{name}({head}){mark}".split("\n")]
     body = head.split("\n") if head else []
     return [f"{name}(", *_indent([*body, *inner]), f"){mark}"]
+
+
+def _mark(module: Any) -> str:
+    """What is to be said of the leaves of a module."""
+    found = _own_leaves(module)
+    if any(isinstance(leaf, Lazy) for leaf in found):
+        return " (uninitialized)"
+    if not shards.any_distributed(found):
+        return ""
+    told = [shards.shown(leaf) for leaf in found if leaf is not None]
+    return f" ({'; '.join(dict.fromkeys(told))})"
 
 
 def _entry(value: Any) -> list[str]:
@@ -121,8 +134,9 @@ def _own_leaves(module: Any) -> list[Any]:
 # -- summary ------------------------------------------------------------------------------------
 
 
-_HEADER = ("path", "class", "shape", "dtype", "count", "bytes", "trainable")
-_NUMBERS = (4, 5)  # columns that are written to the right
+_HEADER = ("path", "class", "shape", "dtype", "count", "bytes", "trainable", "placement", "here")
+_NUMBERS = (4, 5, 8)  # columns that are written to the right
+_SPREAD = (7, 8)  # columns of distributed leaves alone
 _LEFT_OUT = (5, 1, 3, 6, 2)  # columns that a narrow table does without, in this order
 
 
@@ -136,6 +150,8 @@ class Row(NamedTuple):
     numel: int
     nbytes: int
     trainable: bool
+    placement: str  # of a distributed leaf; else empty
+    here: int  # the bytes that this process holds
 
 
 class Summary:
@@ -146,6 +162,7 @@ class Summary:
         count: how many numbers they hold together.
         trainable: how many of those are trained.
         nbytes: how many bytes they take.
+        here: how many of those this process holds; all, if no leaf is distributed.
     """
 
     def __init__(self, rows: list[Row], max_rows: int) -> None:
@@ -154,25 +171,32 @@ class Summary:
         self.count = sum(row.numel for row in rows)
         self.trainable = sum(row.numel for row in rows if row.trainable)
         self.nbytes = sum(row.nbytes for row in rows)
+        self.here = sum(row.here for row in rows)
 
     def _cells(self) -> list[tuple[str, ...]]:
         def cells(row: Row) -> tuple[str, ...]:
             trained = "yes" if row.trainable else "no"
-            return (*row[:4], f"{row.numel:,}", f"{row.nbytes:,}", trained)
+            numbers = f"{row.numel:,}", f"{row.nbytes:,}"
+            return (*row[:4], *numbers, trained, row.placement, f"{row.here:,}")
 
         if len(self.rows) <= self.max_rows:
             return [cells(row) for row in self.rows]
         half = self.max_rows // 2
         left = f"... {len(self.rows) - 2 * half:,} more leaves"
-        gap = (left, "", "", "", "", "", "")
+        gap = (left, *[""] * (len(_HEADER) - 1))
         return [*map(cells, self.rows[:half]), gap, *map(cells, self.rows[-half:])]
 
     def _total(self) -> tuple[str, ...]:
         label = f"total: {len(self.rows):,} leaves"
-        return (label, "", "", "", f"{self.count:,}", f"{self.nbytes:,}", f"{self.trainable:,}")
+        numbers = f"{self.count:,}", f"{self.nbytes:,}", f"{self.trainable:,}"
+        return (label, "", "", "", *numbers, "", f"{self.here:,}")
+
+    def _columns(self) -> list[int]:
+        spread = any(row.placement for row in self.rows)
+        return [k for k in range(len(_HEADER)) if spread or k not in _SPREAD]
 
     def __str__(self) -> str:
-        return self._text(list(range(len(_HEADER))))
+        return self._text(self._columns())
 
     def __format__(self, width: str) -> str:
         """The table in at most so many characters, as in ``f"{summary:60}"``.
@@ -187,7 +211,7 @@ class Summary:
                 f"a summary is formatted by its width in characters, got {width!r}. "
                 f"Write f'{{summary:60}}'"
             )
-        columns, left_out = list(range(len(_HEADER))), iter(_LEFT_OUT)
+        columns, left_out = self._columns(), iter(_LEFT_OUT)
         text = self._text(columns)
         while width and _width(text) > int(width):
             column = next(left_out, None)
@@ -198,35 +222,29 @@ class Summary:
         return text
 
     def _text(self, columns: list[int], width: int | None = None) -> str:
-        lines = [_HEADER, *self._cells(), self._total()]
-        table = [[line[column] for column in columns] for line in lines]
-        widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-        if width is not None:
-            widths[0] = max(4, widths[0] - max(0, sum(widths) + 2 * len(widths) - 2 - width))
-        rows = ["  ".join(map(_aligned, columns, line, widths)).rstrip() for line in table]
-        rule = "-" * max(map(len, rows))
-        return "\n".join([rows[0], rule, *rows[1:-1], rule, rows[-1]])
+        whole = [_HEADER, *self._cells(), self._total()]
+        lines = [[line[column] for column in columns] for line in whole]
+        right = [k for k, column in enumerate(columns) if column in _NUMBERS]
+        if width is None:
+            return table(lines, right)
+        others = sum([max(map(len, cells)) + 2 for cells in list(zip(*lines, strict=True))[1:]])
+        return table(lines, right, max(4, width - others))
 
     def __rich__(self) -> Any:
         """The same table for ``rich.print``, which the extra ``display`` installs."""
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(show_footer=True)
-        facts = zip(_HEADER, self._total(), strict=True)
-        for column, (name, footer) in enumerate(facts):
-            table.add_column(name, footer, justify="right" if column in _NUMBERS else "left")
+        made = Table(show_footer=True)
+        total = self._total()
+        for k in self._columns():
+            made.add_column(_HEADER[k], total[k], justify="right" if k in _NUMBERS else "left")
         for line in self._cells():
-            table.add_row(*map(Text, line))  # plain text: a path may look like markup
-        return table
+            cells = [line[k] for k in self._columns()]
+            made.add_row(*map(Text, cells))  # plain text: a path may look like markup
+        return made
 
     __repr__ = __str__
-
-
-def _aligned(column: int, cell: str, width: int) -> str:
-    if len(cell) > width:
-        cell = "..." + cell[len(cell) + 3 - width :]
-    return cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
 
 
 def _width(text: str) -> int:
@@ -235,6 +253,8 @@ def _width(text: str) -> int:
 
 def summary(module: Any, *, max_rows: int = 200) -> Summary:
     """A table of every leaf of a module: path, class, shape, dtype, count, bytes, trainable.
+
+    Where leaves are distributed (``DTensor``), also how, and the bytes that this process holds.
 
     Args:
         module: the module.
@@ -273,13 +293,17 @@ def summary(module: Any, *, max_rows: int = 200) -> Summary:
         if leaf is None:
             continue
         if not isinstance(leaf, (Tensor, Lazy)):
-            rows.append(Row(path, owners[path], "", type(leaf).__name__, 0, 0, False))
+            rows.append(Row(path, owners[path], "", type(leaf).__name__, 0, 0, False, "", 0))
             continue
         shape = str(tuple(leaf.shape))
         dtype = str(leaf.dtype).removeprefix("torch.")
         nbytes = leaf.numel() * leaf.dtype.itemsize
         mark = dtype + (" (uninitialized)" if isinstance(leaf, Lazy) else "")
-        rows.append(Row(path, owners[path], shape, mark, leaf.numel(), nbytes, trainable))
+        spread = shards.is_distributed(leaf)
+        placement = shards.shown(leaf) if spread else ""
+        here = shards.local_of(leaf).nbytes if spread else nbytes
+        numbers = leaf.numel(), nbytes, trainable
+        rows.append(Row(path, owners[path], shape, mark, *numbers, placement, here))
     return Summary(rows, max_rows)
 
 

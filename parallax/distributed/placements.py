@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +30,9 @@ class Placed:
         cuts: for each dimension of the mesh, of those larger than 1, the dimension of the leaf that
             it cuts; ``None`` where every process along it holds the same.
         sizes: of these dimensions of the mesh.
-        part: the path of the part that ``fsdp`` gathers it with; empty for none.
+        part: the path of the module that ``fsdp`` gathers it with when that is called; empty for
+            none.
+        blocks: how many equal modules it stands for: those of a ``Stack``.
     """
 
     path: str
@@ -38,6 +41,7 @@ class Placed:
     cuts: Mapping[str, int | None]
     sizes: Mapping[str, int]
     part: str
+    blocks: int
 
     @property
     def local_shape(self) -> tuple[int, ...]:
@@ -54,11 +58,8 @@ class Placed:
         return torch.Size(self.local_shape).numel() * self.dtype.itemsize
 
     def __str__(self) -> str:
-        cuts = [
-            f"{name}: {'whole' if dim is None else f'Shard({dim})'}"
-            for name, dim in self.cuts.items()
-        ]
-        return ", ".join(cuts) or "whole"
+        cuts = [f"Shard({dim}) on {name}" for name, dim in self.cuts.items() if dim is not None]
+        return ", ".join(cuts) or "replicated"
 
 
 def placed_leaves(
@@ -72,12 +73,16 @@ def placed_leaves(
     """
     stacked = _stacked_dims(survey.chart)
     found: list[Placed | None] = []
-    for entry, leaf in zip(survey.chart.first, survey.leaves, strict=True):
+    facts = zip(survey.chart.first, survey.leaves, stacked, strict=True)
+    for entry, leaf, dims in facts:
         held = isinstance(leaf, (Tensor, Lazy)) and entry.role != "key"
         whole = dict.fromkeys([name for name, size in sizes.items() if size > 1])
-        found.append(
-            Placed(entry.path, tuple(leaf.shape), leaf.dtype, whole, sizes, "") if held else None
-        )
+        if held:
+            shape = tuple(leaf.shape)
+            blocks = math.prod(shape[:dims])
+            found.append(Placed(entry.path, shape, leaf.dtype, whole, sizes, "", blocks))
+        else:
+            found.append(None)
     # Those that say where come first; fsdp takes what they leave.
     for name, rule in rules.items():
         if isinstance(rule, Mapping):
@@ -160,21 +165,34 @@ def _cut_where_free(
     claims: dict[int, tuple[str, str]] = {}
     for glob in rule.globs:
         for entry in _meant(survey, glob, f"{name}=fsdp({glob!r})"):
-            for k in set(survey.chart.unique(entry)):
-                placed = found[k]
-                if placed is None:
-                    continue
-                first, part = claims.setdefault(k, (glob, entry.path))
-                if _inside(part, entry.path):
-                    raise ValueError(
-                        f"dist.Plan: {placed.path} is claimed by two rules, "
-                        f"{name}=fsdp({first!r}), which gathers {part}, and "
-                        f"{name}=fsdp({glob!r}), which gathers {entry.path}. "
-                        f"Name parts that do not hold one another"
-                    )
-                if part == entry.path:
-                    cut = _cut_first_free(placed, name, stacked[k], sizes[name])
-                    found[k] = replace(cut, part=part)
+            for part in _called(survey.chart, entry):
+                for k in set(survey.chart.unique(entry)) & set(survey.chart.unique(part)):
+                    placed = found[k]
+                    if placed is None:
+                        continue
+                    first, other = claims.setdefault(k, (glob, entry.path))
+                    if _inside(other, entry.path):
+                        raise ValueError(
+                            f"dist.Plan: {placed.path} is claimed by two rules, "
+                            f"{name}=fsdp({first!r}), which gathers {other}, and "
+                            f"{name}=fsdp({glob!r}), which gathers {entry.path}. "
+                            f"Name parts that do not hold one another"
+                        )
+                    if not placed.part:
+                        cut = _cut_first_free(placed, name, stacked[k], sizes[name])
+                        found[k] = replace(cut, part=part.path)
+
+
+def _called(chart: Chart, entry: Entry) -> list[Entry]:
+    """The modules that are called when what stands there is used: a container is not called."""
+    if entry.cls is None:
+        owner = chart.owners[entry.start]
+        return [entry if owner is None else owner]
+    if entry.is_module and not hasattr(entry.cls, "__repeats__"):
+        return [entry]
+    depth = len(entry.keys) + 1
+    below = [e for e in chart.entries if len(e.keys) == depth and entry.holds(e)]
+    return [part for one in below for part in _called(chart, one)]
 
 
 def _inside(one: str, other: str) -> bool:

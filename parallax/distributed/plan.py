@@ -15,6 +15,7 @@ from parallax.core.arguments import check_module, shown
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.shares import Share
 from parallax.distributed.agreement import agree
+from parallax.distributed.description import Description, describe
 from parallax.distributed.meshes import Sizes, cutting, sizes_of
 from parallax.distributed.placements import Placed, placed_leaves
 from parallax.distributed.rules import FullyShard, Replicated, Rule, checked_rule, fsdp, replicate
@@ -170,6 +171,56 @@ class Plan:
         if rank is not None and rank != here:
             return None
         return survey.spec.build(leaves)  # type: ignore[no-any-return]  # of the tree's type
+
+    def describe(self, module: Any, *, optimizer: Any = None, tokens: int = 0) -> Description:
+        """What each process holds and sends in a step, from the plan alone.
+
+        It needs neither memory nor processes: the module may be declared only, or on the meta
+        device, and the plan may have sizes in place of a mesh.
+
+        The collectives are those of a step of ``func.grad`` in which each part that ``fsdp`` names
+        is called once. Those of tensor parallelism are counted for matrices ``(out, in)`` in pairs
+        within one module, the first cut along ``out`` and the second along ``in``, as torch's
+        ``ColwiseParallel`` and ``RowwiseParallel`` cut them; what another way to cut needs depends
+        on what the model computes, and is not in the table.
+
+        Args:
+            module: the module.
+            optimizer: one of ``parallax.optim``, whose state is counted as well.
+            tokens: how many rows (batch size times length) the linear layers of a process compute
+                in a step, for the bytes that tensor parallelism sends.
+
+        Returns:
+            A value that prints as tables: of leaves, of bytes, of collectives.
+
+        Raises:
+            LookupError: if a rule matches nothing.
+            TypeError: if it is no module, or an argument is none of the above.
+            ValueError: if two rules claim one leaf, or a dimension does not divide.
+
+        Source: Shoeybi et al., "Megatron-LM", 2019, section 3 (tensor parallelism); Zhao et al.,
+        "PyTorch FSDP", 2023, section 3 (fully sharded).
+
+        Example:
+            >>> from parallax import distributed as dist, nn
+            >>> plan = dist.Plan({"dp": 8, "tp": 2}, dp=dist.fsdp("**"), tp={"weight": 0})
+            >>> plan.describe(nn.Linear(1024, 4096)).parameters
+            1050624
+        """
+        check_module("Plan.describe", module)
+        if type(tokens) is not int or tokens < 0:
+            raise TypeError(
+                f"Plan.describe(tokens=): expected the number of rows, an int, got "
+                f"{shown(tokens)}. Write tokens=8 * 2048"
+            )
+        if optimizer is not None and not hasattr(optimizer, "init"):
+            raise TypeError(
+                f"Plan.describe(optimizer=): expected an optimizer of parallax.optim, got "
+                f"{shown(optimizer)}. Write optimizer=optim.AdamW(lr=1e-3)"
+            )
+        survey = Survey(module)
+        placed = placed_leaves(survey, self.sizes, self.rules)
+        return describe(survey, placed, self.sizes, self.rules, optimizer, tokens)
 
     def shares_of(self, module: Any, *facts: str) -> tuple[list[Share | None], str | None]:
         """What ``initialize(plan=)`` asks: of each leaf the share of this process, and the device.

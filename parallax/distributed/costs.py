@@ -1,0 +1,133 @@
+"""What a step costs under a plan, from the placements alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from parallax.distributed.placements import Placed
+from parallax.distributed.rules import FullyShard
+
+__all__ = ["Collective", "collectives_of", "largest_gathered"]
+
+_RING = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2}
+"""How often a process sends its part of a tensor to the next, for each of the others."""
+
+
+class Collective(NamedTuple):
+    """The collectives of one kind along one dimension of the mesh, in a step.
+
+    Attributes:
+        kind: ``"all_gather"``, ``"reduce_scatter"`` or ``"all_reduce"``.
+        dimension: of the mesh.
+        why: what for.
+        times: how many.
+        nbytes: how many bytes each process sends for all of them, around a ring.
+    """
+
+    kind: str
+    dimension: str
+    why: str
+    times: int
+    nbytes: int
+
+
+def _collective(kind: str, name: str, why: str, count: int, payload: int, size: int) -> Collective:
+    return Collective(kind, name, why, count, _RING[kind] * payload * (size - 1) // size)
+
+
+def collectives_of(
+    trained: Sequence[Placed],
+    others: Sequence[Placed],
+    sizes: Mapping[str, int],
+    rules: Mapping[str, Any],
+    tokens: int,
+) -> list[Collective]:
+    """The collectives of a step.
+
+    Args:
+        trained: the leaves that have gradients.
+        others: those that have none.
+        sizes: of the mesh.
+        rules: by dimension.
+        tokens: the rows that the linear layers of a process compute in a step.
+    """
+    found: list[Collective] = []
+    for name, rule in rules.items():
+        size = sizes[name]
+        if size == 1:
+            continue
+        if isinstance(rule, Mapping):
+            found += _of_tensor_parallel(trained, name, size, tokens)
+            continue
+        if isinstance(rule, FullyShard):
+            gathered = _buckets([*trained, *others], name, size)
+            reduced = _buckets(trained, name, size)
+            for why, kind, buckets in (
+                ("parts in forward", "all_gather", gathered),
+                ("parts in backward", "all_gather", gathered),
+                ("their gradients", "reduce_scatter", reduced),
+            ):
+                count, payload = _total(buckets)
+                found.append(_collective(kind, name, why, count, payload, size))
+        whole: dict[torch.dtype, int] = {}
+        for one in trained:
+            if one.cuts[name] is None:
+                whole[one.dtype] = whole.get(one.dtype, 0) + one.nbytes
+        payload = sum(whole.values())
+        found.append(_collective("all_reduce", name, "gradients", len(whole), payload, size))
+    return [one for one in found if one.times]
+
+
+def _buckets(
+    leaves: Iterable[Placed], name: str, size: int
+) -> dict[tuple[str, torch.dtype], tuple[int, int]]:
+    """What is gathered together: of each part and dtype how often, and the bytes of one."""
+    found: dict[tuple[str, torch.dtype], tuple[int, int]] = {}
+    for one in leaves:
+        if one.cuts[name] is not None:
+            before = found.get((one.part, one.dtype), (0, 0))[1]
+            found[one.part, one.dtype] = one.blocks, before + one.nbytes * size // one.blocks
+    return found
+
+
+def _total(buckets: Mapping[Any, tuple[int, int]]) -> tuple[int, int]:
+    counts = [count for count, _ in buckets.values()]
+    return sum(counts), sum([count * payload for count, payload in buckets.values()])
+
+
+def _of_tensor_parallel(
+    trained: Sequence[Placed], name: str, size: int, tokens: int
+) -> list[Collective]:
+    """The sums of activations, for matrices ``(out, in)`` in pairs within one module.
+
+    Of each matrix that is cut along ``in``, and comes after others that are cut along ``out``, what
+    it computes is summed in forward; and in backward the gradient of the input of those others,
+    which has as many features.
+
+    Source: Shoeybi et al., "Megatron-LM", 2019, section 3.
+    """
+    count = payload = 0
+    begun: set[str] = set()
+    for one in trained:
+        within = ".".join(one.path.split(".")[:-2])
+        last = len(one.shape) - 1
+        if last and one.cuts[name] == last - 1:
+            begun.add(within)
+        elif last and one.cuts[name] == last and within in begun:
+            count += one.blocks
+            payload += one.blocks * tokens * one.shape[-2] * one.dtype.itemsize
+    return [
+        _collective("all_reduce", name, f"activations in {when}", count, payload, size)
+        for when in ("forward", "backward")
+    ]
+
+
+def largest_gathered(leaves: Iterable[Placed], name: str, size: int) -> tuple[str, int]:
+    """The part of most bytes when it is put together along a dimension, and these bytes."""
+    found: dict[str, int] = {}
+    for (part, _), (_, nbytes) in _buckets(leaves, name, size).items():
+        found[part] = found.get(part, 0) + nbytes
+    return max(found.items(), key=lambda item: item[1], default=("", 0))
