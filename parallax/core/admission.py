@@ -1,4 +1,4 @@
-"""Which values a field admits: each is checked against its kind, and lists and dicts are frozen."""
+"""Checks the values of fields against their kinds, and freezes lists and dicts."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _enter_container(container: Any, kind: Kind, where: str) -> tuple[Any, Struc
 
 
 def _check_keys(value: Mapping[Any, Any], where: str) -> None:
-    """Raises if the dotted paths of the items would not say which item is meant."""
+    """Raises if the dotted paths of the items would be ambiguous."""
     names = [str(key) for key in value]
     for name in names:
         if not name or "." in name or names.count(name) > 1:
@@ -115,7 +115,7 @@ def _check_keys(value: Mapping[Any, Any], where: str) -> None:
 
 
 def freeze(value: Any, kind: Kind) -> Any:
-    """A value of a child field with its containers frozen as ``enter`` does it, unchecked."""
+    """A value of a child field with its containers frozen; as ``enter``, without checks."""
     if kind.items is not None and isinstance(value, (tuple, list)):
         items = [freeze(item, kind.below(tuple, k)) for k, item in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)

@@ -1,6 +1,6 @@
-"""Checks of arguments that every room shares, and how an error shows what came.
+"""Checks of arguments that all rooms share, and how errors show a wrong value.
 
-Each error names the function and the argument, what was expected, what came, and what to write.
+Each error names the function and the argument, what was expected and given, and what to write.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def check_dtype(what: str, dtype: Any) -> None:
 
 
 def device_of(what: str, device: Any) -> torch.device:
-    """A device, checked to be there.
+    """A device, checked to exist.
 
     Args:
         what: the function that was given it.
         device: a device, or its name or number.
 
     Raises:
-        ValueError: if there is none here.
+        ValueError: if it does not exist on this machine.
     """
     try:
         found = torch.device(device)
@@ -84,8 +84,8 @@ def check_function(what: str, fn: Any, write: str, name: str = "fn") -> None:
     Args:
         what: the function that was given it.
         fn: the argument.
-        write: a call that is right.
-        name: the argument's.
+        write: a correct call, for the error.
+        name: the name of the argument.
 
     Raises:
         TypeError: if it cannot be called.
@@ -102,7 +102,7 @@ def check_module(what: str, module: Any, name: str = "module") -> None:
     Args:
         what: the function or class that was given it.
         module: the argument.
-        name: the argument's.
+        name: the name of the argument.
 
     Raises:
         TypeError: if it is anything else.
@@ -116,7 +116,7 @@ def check_module(what: str, module: Any, name: str = "module") -> None:
 
 
 def shown(value: Any) -> str:
-    """What came, in an error: its value where that is short, and else its class."""
+    """How an error shows a value: the value itself if that is short, otherwise its class."""
     if value is None or isinstance(value, (bool, int, float, complex, str)):
         return f"{value!r:.{_LONGEST}}"
     if isinstance(value, Tensor):

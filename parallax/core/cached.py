@@ -1,4 +1,4 @@
-"""``functools.cached_property`` as modules hold it: without the lock that it has on Python 3.11."""
+"""``functools.cached_property`` for modules, without the lock that it has on Python 3.11."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["Cached", "without_locks"]
 
 
 class Cached(cached_property[Any]):
-    """A cached property that a traced function can fill; dynamo enters no lock.
+    """A cached property that a traced function can fill; dynamo does not trace a lock.
 
-    Two threads may both compute the value, as on later releases of Python.
+    Two threads may both compute the value, as in later releases of Python.
     """
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:

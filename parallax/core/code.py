@@ -1,6 +1,6 @@
 """The one place where generated code becomes functions.
 
-Who generates code writes the text; see ``shape`` (building and collecting a tree), ``sealing``,
+The callers write the text; see ``shape`` (building and collecting a tree), ``sealing``,
 ``declare`` (``__init__``), ``registry`` (optree's functions), ``tree.outside`` and
 ``compiler.opening`` (containers around modules) and ``bridge.signatures``.
 """
@@ -14,19 +14,20 @@ __all__ = ["define", "function_of"]
 
 
 def define(source: str, names: dict[str, Any], defined: Sequence[str]) -> list[Any]:
-    """What Python text defines.
+    """The objects that Python source code defines.
 
     Args:
         source: statements.
-        names: the globals of the text, kept by its functions. Nothing in them is a name of what is
-            defined: a function in its own globals is a cycle, which keeps all in them alive.
-        defined: the names of what is returned.
+        names: the globals of the text, which its functions keep. They do not contain the defined
+            objects themselves: a function in its own globals is a reference cycle, which would keep
+            everything in them alive.
+        defined: the names of the objects to return.
     """
     exec(source, names)
     return [names.pop(name) for name in defined]
 
 
 def function_of(head: str, body: Sequence[str], names: dict[str, Any]) -> Any:
-    """The function of a head, ``name(arguments)``, and of statements; see ``define``."""
+    """The function with the signature ``name(arguments)`` and a body; see ``define``."""
     lines = [f"def {head}:", *(body or ["pass"])]
     return define("\n    ".join(lines), names, [head.partition("(")[0]])[0]

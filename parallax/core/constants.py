@@ -66,9 +66,10 @@ def constant_key(value: Any, where: str) -> Any:
 
 
 def identity_key(value: Any) -> Any:
-    """A key that two values share only if nothing tells them apart, as long as both are alive.
+    """A key that two values share only if they are the same object or equal plain values.
 
-    Unlike ``constant_key`` it asks no ``==`` of a user's class: equal objects are two.
+    It holds as long as both are alive. Unlike ``constant_key`` it never calls ``==`` of a user's
+    class: two equal objects have two keys.
     """
     cls = type(value)
     if cls in _PLAIN:
@@ -91,14 +92,14 @@ def _fields(value: Any) -> list[dataclasses.Field[Any]]:
 
 
 def _is_array_scalar(value: Any) -> bool:
-    """Whether a value is a number of numpy's, which arithmetic on plain numbers easily gives."""
+    """Whether a value is a NumPy scalar, which arithmetic easily returns instead of a number."""
     if isinstance(value, type) or type(value).__hash__ is None:
         return False
     return hasattr(value, "__array__") and not value.shape
 
 
 def _refuse_hidden(value: Any, where: str, via: str = "") -> None:
-    """Raises if a constant is, or visibly wraps, something whose tensors would be lost."""
+    """Raises if a constant is, or visibly wraps, an object with tensors, which would be lost."""
     name = _field_of(where)
     if isinstance(value, Tensor):
         raise TypeError(
@@ -141,7 +142,7 @@ def _refuse_hidden(value: Any, where: str, via: str = "") -> None:
 
 
 def _field_of(where: str) -> str:
-    """The field's own name in ``Class.field.inside``."""
+    """The name of the field in ``Class.field.inside``."""
     return where.split(".")[1] if "." in where else "name"
 
 

@@ -33,7 +33,7 @@ def opened(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
 
 
 def built(cls: Any, constants: tuple[Any, ...], children: Sequence[Any]) -> Any:
-    """The container of these constants and children."""
+    """The container with these constants and children."""
     if cls in NODES:
         return NODES[cls].unflatten(constants[0], tuple(children))
     if cls is FrozenDict:
@@ -42,14 +42,14 @@ def built(cls: Any, constants: tuple[Any, ...], children: Sequence[Any]) -> Any:
 
 
 def keys_of(cls: Any, constants: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    """What each child is reached by: dict keys, names or indices."""
+    """The key of each child: a dict key, a name or an index."""
     if cls is FrozenDict:
         return constants[0]  # type: ignore[no-any-return]  # a tuple of keys
     return tuple(range(count)) if cls in NODES or cls is tuple else cls._fields
 
 
 def child_at(container: Any, key: Any) -> Any:
-    """The child that is reached by a key."""
+    """The child at a key."""
     if type(container) in NODES:
         return tuple(NODES[type(container)].flatten(container)[0])[key]
     return container[key] if type(container) in (tuple, FrozenDict) else getattr(container, key)

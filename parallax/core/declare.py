@@ -1,4 +1,4 @@
-"""From a class statement to its fields: collecting, checking names, writing ``__init__``."""
+"""From a class statement to its fields: collects them, checks names, writes ``__init__``."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _IMMUTABLE = (int, float, complex, str, bool, bytes, type(None))
 
 
 class Scope:
-    """Where a class was written, for annotations that are text.
+    """The names that are visible where a class was written, to resolve annotations in text form.
 
-    A class inside a function may name the function's variables, also ones set after it. So the
-    function's frame is kept, until the annotations of the class are resolved and no longer.
+    A class inside a function may use the function's variables, also those set after the class. So
+    the function's frame is kept until the annotations of the class are resolved.
     """
 
     def __init__(self, module: str) -> None:
@@ -35,7 +35,7 @@ class Scope:
         self.globals = frame.f_globals if frame is not None else {}
 
     def names(self) -> dict[str, Any]:
-        """The names that are visible there, inner ones over outer ones."""
+        """The visible names; inner ones take precedence over outer ones."""
         scopes = []
         frame = self.frame
         while frame is not None and frame.f_locals is not frame.f_globals:
@@ -50,7 +50,7 @@ class Scope:
         return found
 
     def forget(self) -> None:
-        """Lets the frame go."""
+        """Releases the frame."""
         self.frame = None
 
 
@@ -61,7 +61,7 @@ def collect_fields(
     reserved: frozenset[str],
     kw_only: bool,
 ) -> dict[str, Field]:
-    """The fields a class body annotates; their defaults leave the namespace.
+    """The fields that a class body annotates; their defaults are removed from the namespace.
 
     Raises:
         TypeError: if a field has the name of a verb of ``Module``.
@@ -88,7 +88,7 @@ def collect_fields(
 
 
 def _annotations_in(name: str, namespace: dict[str, Any]) -> dict[str, Any]:
-    """What a class body annotates: objects, or text where a name has no value yet.
+    """The annotations of a class body: objects, or text where a name has no value yet.
 
     From Python 3.14 on a body without ``from __future__ import annotations`` leaves a function
     that evaluates them; see https://peps.python.org/pep-0749/.
@@ -109,7 +109,7 @@ def _annotations_in(name: str, namespace: dict[str, Any]) -> dict[str, Any]:
 
 
 def collect_overrides(cls: type, own: dict[str, Field]) -> None:
-    """Adds the inherited fields that a class body gives another default, without annotation."""
+    """Adds the inherited fields to which a class body gives another default without annotation."""
     inherited = fields_of(cls.__mro__[1:])
     for key in [key for key in vars(cls) if key in inherited and key not in own]:
         default = vars(cls)[key]
@@ -170,7 +170,7 @@ def resolve(cls: type) -> Layout:
 
     Raises:
         NameError: if an annotation names something that does not exist; the message says which.
-        TypeError: if an annotation is none a module can hold.
+        TypeError: if a module cannot hold what an annotation allows.
     """
     fields = fields_of(cls.__mro__)
     for key, declared in fields.items():

@@ -1,7 +1,7 @@
-"""What describes a module: its structure, its leaves and its note, whatever made it.
+"""The structure, the leaves and the note of a module, however it was made.
 
-A module that was constructed has them from then on. One that raw optree or a trace made is
-described when it is first taken apart.
+A module gets them at the end of its construction. A module that raw optree or a trace made gets
+them when it is first taken apart.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def leaves_of(module: Any) -> tuple[Any, ...]:
 
 
 def note_of(module: Any) -> Note:
-    """The note of a module, whatever made it."""
+    """The note of a module, however it was made."""
     spec = module._spec
     if type(spec) is not Structure:
         return spec or PLAIN
@@ -78,7 +78,7 @@ def note_of(module: Any) -> Note:
 
 
 def describe(module: Any) -> Structure:
-    """Finds the structure of a module whose leaves came from outside, and keeps it on it."""
+    """Computes the structure of a module that raw optree or a trace made, and keeps it there."""
     if module._spec is None:
         raise RuntimeError(
             f"{type(module).__name__} is still being constructed: it is a tree from the end of "
@@ -102,7 +102,7 @@ def describe(module: Any) -> Structure:
 
 
 def _describe(value: Any, kind: Kind, where: str) -> Any:
-    """As ``enter``, for values that passed it once: whatever stands in a leaf's place is a leaf."""
+    """As ``enter`` for values that were checked before: any value in a leaf's place is a leaf."""
     if is_module(value):
         return spec_of(value)
     found = opened(value) if kind.holds(type(value)) else None
@@ -119,7 +119,7 @@ def _describe(value: Any, kind: Kind, where: str) -> Any:
 
 @real
 def role_of(kind: Kind) -> Leaf:
-    """What a leaf is that stands where a value of this kind may."""
+    """The role of a leaf in the place of a value of this kind."""
     return SLOT if kind.leaf is None else _ROLES.get(kind.leaf, BUFFER)
 
 
@@ -151,7 +151,7 @@ def structure_with(
     expand: tuple[int, ...] | None,
     note: tuple[Any, ...],
 ) -> Structure:
-    """The structure of a module of these constants and entries."""
+    """The structure of a module with these constants and entries."""
     return structure_of(layout.local(constants, note), children, expand)
 
 
@@ -159,6 +159,6 @@ def structure_with(
 def container_structure(
     cls: type, constants: tuple[Any, ...], entries: tuple[Any, ...]
 ) -> Structure:
-    """The structure of a container of these constants and entries."""
+    """The structure of a container with these constants and entries."""
     key = tuple(constant_key(value, cls.__name__) for value in constants)
     return structure_of(local_of(cls, constants, key), entries)

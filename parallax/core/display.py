@@ -1,4 +1,4 @@
-"""How modules are shown: ``repr`` as torch's, a summary table, HTML for notebooks."""
+"""How modules are shown: a ``repr`` like torch's, a summary table, HTML for notebooks."""
 
 from __future__ import annotations
 
@@ -135,9 +135,9 @@ def _own_leaves(module: Any) -> list[Any]:
 
 
 _HEADER = ("path", "class", "shape", "dtype", "count", "bytes", "trainable", "placement", "here")
-_NUMBERS = (4, 5, 8)  # columns that are written to the right
-_SPREAD = (7, 8)  # columns of distributed leaves alone
-_LEFT_OUT = (5, 1, 3, 6, 2)  # columns that a narrow table does without, in this order
+_NUMBERS = (4, 5, 8)  # right-aligned columns
+_SPREAD = (7, 8)  # columns for distributed leaves only
+_LEFT_OUT = (5, 1, 3, 6, 2)  # columns that a narrow table omits, in this order
 
 
 class Row(NamedTuple):
@@ -159,9 +159,9 @@ class Summary:
 
     Attributes:
         rows: one per unique leaf.
-        count: how many numbers they hold together.
+        count: the number of elements in all of them.
         trainable: how many of those are trained.
-        nbytes: how many bytes they take.
+        nbytes: their size in bytes.
         here: how many of those this process holds; all, if no leaf is distributed.
     """
 
@@ -199,12 +199,12 @@ class Summary:
         return self._text(self._columns())
 
     def __format__(self, width: str) -> str:
-        """The table in at most so many characters, as in ``f"{summary:60}"``.
+        """The table with lines of at most so many characters, as in ``f"{summary:60}"``.
 
         Columns are left out where it is wider, and then the beginnings of paths.
 
         Raises:
-            ValueError: if what stands after the colon is no width.
+            ValueError: if the text after the colon is not a width.
         """
         if width and not width.isdecimal():
             raise ValueError(

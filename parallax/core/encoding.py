@@ -1,7 +1,7 @@
 """A structure as JSON, for files that must not hold code (``torch.export`` archives).
 
-Classes and functions are written as ``module:qualname`` and found again by importing the module;
-nothing that is read is called, but for the types below and frozen dataclasses.
+Classes and functions are written as ``module:qualname`` and found again by importing the module.
+Of what is read, only the types below and frozen dataclasses are called.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["dump", "dump_constant", "load", "load_constant"]
 
 _PLAIN = (int, str, bool, type(None))
 _TORCH = {torch.dtype: "dtype", torch.layout: "layout", torch.memory_format: "memory_format"}
-# Where functions that do not know their own name are found: torch.relu, F.gelu, Tensor.relu.
+# Where to look for functions without a usable name: torch.relu, F.gelu, Tensor.relu.
 _HOMES = ("torch:", "torch.nn.functional:", "torch._C._nn:", "torch:Tensor.", "builtins:")
 
 

@@ -1,7 +1,7 @@
-"""What a field of a module can be declared with: ``Parameter``, ``Buffer`` and ``field``.
+"""The declarations of fields: ``Parameter``, ``Buffer`` and ``field``.
 
 Before ``initialize`` a parameter is a *declaration*: a shape, a dtype and an initializer. It
-allocates nothing, and any attempt to compute with it says what to initialise.
+allocates nothing, and an attempt to compute with it raises an error that says what to initialise.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Lazy:
     def __init__(
         self,
         shape: int | Sequence[int],
-        init: Initializer = MISSING,  # type checkers want it; here its absence is told in words
+        init: Initializer = MISSING,  # checkers require it; left out, it is an error below
         *,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -139,11 +139,11 @@ class Lazy:
         return self.dtype.is_complex
 
     def copy(self) -> Lazy:
-        """A declaration of its own, so that two fields with one default are not tied."""
+        """A copy of the declaration, so that two fields with one default are not tied."""
         return type(self)(self._shape, self.init, dtype=self._dtype)
 
     def refuse(self) -> NoReturn:
-        """Raises the error that every computation with a declaration ends in."""
+        """Raises the error of every computation with a declaration."""
         name = self.owner or f"a {type(self).__name__} of shape {tuple(self._shape)}"
         module = name.split(".")[0] if self.owner else "the module"
         raise UninitializedError(
@@ -208,7 +208,7 @@ for _name in (*_BINARY.split(), *("r" + _name for _name in _BINARY.split()), *_O
 if TYPE_CHECKING:
 
     class _LeafField(Tensor):
-        """How type checkers see a declared leaf: a tensor to read, and to assign."""
+        """A declared leaf as type checkers see it: a tensor to read, and to assign."""
 
         @overload
         def __get__(self, obj: None, owner: Any) -> _LeafField: ...
@@ -392,7 +392,7 @@ def field(
     converter: Callable[[Any], Any] | None = None,
     static: bool = False,
 ) -> Any:
-    """Says more about a field than its annotation does.
+    """Declares a field with a default, a converter or other options.
 
     Args:
         default: the value when none is given; a tensor is copied for every instance.
@@ -407,7 +407,7 @@ def field(
 
     Raises:
         TypeError: if both ``default`` and ``default_factory`` are given, or another argument is
-            no function or no bool, as above.
+            not a function or not a bool, as above.
 
     Example:
         >>> from parallax import Module, field

@@ -1,4 +1,4 @@
-"""A dict that stays as it was made: what a dict given to a child field becomes."""
+"""An immutable dict; a dict that is given to a child field becomes one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whether autograd's graph of a tensor leads to tensors that somebody else holds.
+"""Whether autograd's graph of a tensor reaches leaves that were made elsewhere.
 
-Leaves made for a derivative that is done are *retired*: a graph that is kept for other tensors may
-still contain them, and nobody can ask for them.
+Leaves made for a derivative that is finished are *retired*. A graph that is kept for other tensors
+may still contain them, and no code can differentiate by them any more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RETIRED = "_parallax_retired"
 
 
 class _Running(threading.local):
-    """How many derivatives are being taken on the tape, in this thread; entered for each."""
+    """The number of derivatives being taken on the tape in this thread; entered for each."""
 
     depth = 0
 
@@ -36,7 +36,7 @@ RUNNING = _Running()
 
 
 def retire(leaves: Sequence[Tensor]) -> None:
-    """Marks leaves of a derivative that is done."""
+    """Marks the leaves of a finished derivative."""
     for leaf in leaves:
         setattr(leaf, _RETIRED, True)
 
@@ -52,7 +52,7 @@ def outside(
         nodes: an empty list, for the nodes of the graph that the walk met.
 
     Returns:
-        Whether it reaches a leaf that somebody else holds; the walk ends as soon as one is found.
+        Whether it reaches a leaf that was made elsewhere; the walk ends as soon as one is found.
         And whether it reaches any other leaf, retired ones included.
     """
     nodes = [] if nodes is None else nodes
@@ -88,7 +88,7 @@ def refuse_reentrant(tensors: Sequence[Tensor], since: int) -> None:
         since: the number of the first node that counts.
 
     Raises:
-        RuntimeError: naming the remedy.
+        RuntimeError: if one was; the message says what to write.
     """
     starts: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
     stack = [node for node in starts if node._sequence_nr() >= since]

@@ -1,8 +1,8 @@
 """The names of ``torch.nn.Module`` that a module does not have, and what to write instead.
 
 ``__getattr__`` on ``Module`` would slow every read of a field. So each name is an attribute of the
-class, which does nothing but raise the error that says what to write; what a user calls by such a
-name comes before it, a field as well as a method. ``hasattr`` is false, and ``dir`` leaves it out.
+class that only raises an error, which says what to write. A field or method of a user's class with
+such a name takes precedence. ``hasattr`` returns false, and ``dir`` omits these names.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ DECLARATIONS = {
 
 
 class Habit:
-    """An attribute that is not there, and says what to write instead."""
+    """An attribute that raises an ``AttributeError``, which says what to write instead."""
 
     __slots__ = ("instead", "name")
 
@@ -70,10 +70,10 @@ class Habit:
 
 
 def hint_at_habits(cls: type) -> None:
-    """Gives a class the names that raise.
+    """Adds these attributes to a class.
 
-    Not ``load_state_dict``: what has both it and ``state_dict`` is ``Stateful`` to
-    ``torch.distributed.checkpoint``, which looks for the names and does not read them.
+    ``load_state_dict`` is not among them: ``torch.distributed.checkpoint`` takes an object whose
+    class has both this name and ``state_dict`` for a ``Stateful``, without reading them.
     """
     for name, instead in (HABITS | DECLARATIONS).items():
         if name != "load_state_dict":

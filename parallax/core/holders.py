@@ -1,6 +1,7 @@
-"""What holds a module: it does not know itself, but the variables of the callers do.
+"""Finds the path of a module in the tree that holds it, for error messages.
 
-Nothing is looked for until something is wrong.
+Modules have no parent pointer. After an error the variables of the callers are searched for a tree
+that holds the module.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["held_as", "nodes_below", "path_to"]
 
 
 def nodes_below(root: Any) -> Iterator[tuple[str, Any]]:
-    """A module and all it holds, with their dotted paths."""
+    """A module and all modules and containers in it, with their dotted paths."""
     stack: list[tuple[str, Any]] = [("", root)]
     while stack:
         path, value = stack.pop()
@@ -40,7 +41,7 @@ def path_to(module: Any, root: Any) -> str | None:
 
 
 def held_as(module: Any) -> tuple[str, str] | None:
-    """The variable of the nearest caller whose tree holds a module, and the path in it.
+    """Finds the variable of the nearest caller whose value holds a module.
 
     Returns:
         The name of the variable and the dotted path, which is not empty; ``None`` where no caller

@@ -1,4 +1,4 @@
-"""Giving declared leaves their values, each from the seed and its own path."""
+"""``initialize``: declared leaves get values, each drawn from the seed and its own path."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Several:
         self.members = [member] * count
 
     def __call__(self, tensor: Tensor) -> None:
-        """Refuses: it is asked for one member after the other."""
+        """Raises: the initializer is called for each member instead."""
         raise TypeError("a declaration of several leaves is initialized by its path")
 
     def paths(self, path: str) -> list[str]:
@@ -60,7 +60,7 @@ class Several:
 
 
 class Following:
-    """An initializer that goes by the values of other leaves, which are declared before.
+    """An initializer that depends on the values of other leaves, which are declared before it.
 
     Attributes:
         fill: fills a tensor in place; it is given the values of the others after it.
@@ -74,7 +74,7 @@ class Following:
         self.others = others
 
     def __call__(self, tensor: Tensor) -> None:
-        """Refuses: by itself it has nothing to go by."""
+        """Raises: without the values of the others there is nothing to compute from."""
         raise TypeError("a declaration that follows others is initialized after them")
 
     def declared(
@@ -94,7 +94,7 @@ class Following:
 def initialize(
     module: Any, rng: Any, *, device: Any = None, dtype: Any = None, plan: Spreading | None = None
 ) -> Any:
-    """What ``Module.initialize`` does; see there."""
+    """The implementation of ``Module.initialize``."""
     leaves, structure = flatten_module(module)
     if type(rng) is random.Key and functorch.is_mapped(rng.data):
         if plan is not None:
@@ -175,7 +175,7 @@ def _of_each_member(module: Any, keys: Tensor, device: Any, dtype: Any) -> Any:
 
 
 def _apart(lazy: Lazy, path: str, structure: Any, values: list[Any]) -> Lazy:
-    """A declaration that does not go by other leaves any more, which have their values now."""
+    """A declaration that no longer depends on other leaves, as they have their values now."""
     innermost: Any = lazy.init
     while type(innermost) is Several:
         innermost = innermost.member.init
@@ -204,7 +204,7 @@ def _on_the_cpu() -> AbstractContextManager[Any]:
 
 
 class _Leaf(NamedTuple):
-    """What the value of one leaf depends on beside its declaration and its path."""
+    """What the value of a leaf depends on besides its declaration and its path."""
 
     seed: int
     target: torch.device
@@ -276,7 +276,7 @@ def _run(
     for form in _forms(init):
         try:
             value = _seeded(partial(form, init, shape, dtype), init, seed)
-        except Exception as error:  # not this form, or a mistake of its own
+        except Exception as error:  # not this form, or an error in the initializer
             failures.append(error)
             continue
         if isinstance(value, Tensor):
@@ -291,7 +291,7 @@ def _run(
 
 
 def _forms(init: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """The forms that an initializer may have, the likeliest first."""
+    """The forms that an initializer may have, the most likely first."""
     name, parameters = _name(init), _parameters(init)
     if name.endswith("_") and not name.endswith("__"):
         return [_in_place]
@@ -308,7 +308,7 @@ def _in_place(init: Callable[..., Any], shape: torch.Size, dtype: torch.dtype, *
 
 def _from_shape(init: Callable[..., Any], shape: torch.Size, dtype: torch.dtype, **kw: Any) -> Any:
     parameters = _parameters(init)
-    if parameters is None:  # torch's factories take a dtype and do not say so
+    if parameters is None:  # torch's factories take a dtype, without a signature that shows it
         with contextlib.suppress(TypeError):
             return _own(init(tuple(shape), dtype=dtype, **kw), dtype)
     elif "dtype" in parameters:
@@ -351,9 +351,9 @@ _idle: list[Twister] = []
 
 
 def _parameters(init: Callable[..., Any]) -> Collection[str] | None:
-    """The names of an initializer's parameters; ``None`` for a builtin that does not tell.
+    """The names of an initializer's parameters; ``None`` for a builtin without a signature.
 
-    What a function takes is asked once: `inspect` needs longer than the draws of a small layer.
+    The result is kept: ``inspect`` takes longer than the draws of a small layer.
     """
     if isinstance(init, partial) and not init.args:
         return _parameters(init.func)

@@ -46,12 +46,12 @@ class Kind:
 
     @property
     def dynamic(self) -> bool:
-        """Whether the value takes part in the tree at all."""
+        """Whether the value is part of the tree."""
         return bool(self.leaf or self.child or self.items is not None or self.mapping)
 
     @property
     def flat(self) -> bool:
-        """Whether it is one leaf or one module (or a hole): no container and no constant."""
+        """Whether it is one leaf, one module or a hole, and not a container or a constant."""
         one = (self.leaf is not None) != self.child
         return one and not (self.constant or self.items is not None or self.mapping)
 
@@ -62,7 +62,7 @@ class Kind:
         return self.constant or any(kind.mixed for kind in inner)
 
     def holds(self, cls: type) -> bool:
-        """Whether an instance of a class is a container here, and no constant."""
+        """Whether an instance of a class is a container here, and not a constant."""
         if cls is FrozenDict:
             return self.mapping is not None
         return cls in NODES or (self.items is not None and issubclass(cls, tuple))
@@ -91,14 +91,14 @@ def is_class_variable(annotation: Any) -> bool:
 
 
 def _evaluate(annotation: Any, owner: type, names: dict[str, Any], where: str) -> Any:
-    """The object that an annotation's text stands for; text in text too."""
+    """Evaluates the text of an annotation, and text inside it."""
     parameters = {param.__name__: param for param in getattr(owner, "__type_params__", ())}
     scope, body = {**names, **parameters, owner.__name__: owner}, dict(vars(owner))
     while isinstance(annotation, (str, typing.ForwardRef)):
         text = annotation if isinstance(annotation, str) else annotation.__forward_arg__
         try:
             if sys.version_info >= (3, 14) and isinstance(annotation, typing.ForwardRef):
-                # Part of it may be objects that its text has no name for.
+                # Parts of it may be objects without a name in the text.
                 annotation = annotation.evaluate(globals=scope, locals=body)
             else:
                 annotation = eval(text, scope, body)
@@ -123,7 +123,7 @@ def kind_of(annotation: Any, owner: type, names: dict[str, Any], where: str) -> 
 
     Raises:
         NameError: if a name in the annotation cannot be resolved.
-        TypeError: if the annotation is none a module can hold.
+        TypeError: if a module cannot hold what the annotation allows.
     """
 
     def resolve(hint: Any) -> Kind:
@@ -201,7 +201,7 @@ def _full_name(cls: type) -> str:
 
 
 def _container(kind: Kind, inner: tuple[Kind, ...]) -> Kind:
-    """The container kind, or a constant when nothing inside it takes part in the tree."""
+    """The kind of a container, or of a constant if nothing in it is part of the tree."""
     return kind if any(item.dynamic for item in inner) else CONSTANT
 
 

@@ -25,8 +25,8 @@ class Layout:
         children: the names whose values are leaves, modules or containers of them.
         constants: the names whose values belong to the structure.
         nested: those of ``children`` under which modules may be found.
-        latest: the structures that were made last, kept for the next module like them.
-        sealed: structures by what the generated seal tells modules apart by.
+        latest: the latest structures, kept for the next module with the same one.
+        sealed: structures by the key that the generated seal computes.
         proxy: the class of proxies of its modules, once ``bridge.lower`` needs one.
         watching: the class of its watched modules, once there are some.
     """
@@ -44,7 +44,7 @@ class Layout:
         self.watching: type | None = None
 
     def forget(self) -> None:
-        """Lets go of all structures, and of what was computed of them."""
+        """Releases all structures, and what was computed from them."""
         for structure in (*self.latest, *self.sealed.values()):
             structure.forget()
         self.latest.clear()
@@ -62,7 +62,7 @@ class Layout:
         return id(self)
 
     def local(self, constants: tuple[Any, ...], note: tuple[Any, ...]) -> Local:
-        """The interned local part of a module with these constants."""
+        """The interned ``Local`` of a module with these constants."""
         keys = [
             constant_key(value, f"{self.cls.__name__}.{name}")
             for name, value in zip(self.constants, constants, strict=True)
@@ -71,6 +71,6 @@ class Layout:
 
 
 def converted(layout: Layout, name: str, value: Any) -> Any:
-    """What a value given for a field becomes."""
+    """The value of a field after its converter."""
     converter = layout.fields[name].converter
     return value if converter is None else converter(value)

@@ -39,7 +39,7 @@ _R_co = TypeVar("_R_co", covariant=True)
 
 
 class _HasForward(Protocol[_P, _R_co]):
-    """What type checkers take the arguments and the result of a call from."""
+    """Tells type checkers the arguments and the result of a call."""
 
     def forward(self, *args: _P.args, **kwargs: _P.kwargs) -> _R_co: ...
 
@@ -75,7 +75,7 @@ class Module(Instance, metaclass=ModuleMeta):
     __slots__ = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What calling the module computes; every module that is called defines its own.
+        """The computation of a call; a class whose modules are called defines its own.
 
         Raises:
             TypeError: always, here.
@@ -88,12 +88,14 @@ class Module(Instance, metaclass=ModuleMeta):
     if TYPE_CHECKING:
 
         def __call__(self: _HasForward[_P, _R_co], *args: _P.args, **kwargs: _P.kwargs) -> _R_co:
-            """What ``forward`` computes: at run time it is the very same function."""
+            """The result of ``forward``; at run time both are the same function."""
             ...
 
     # -- frozen -------------------------------------------------------------------------------
 
-    if not TYPE_CHECKING:  # type checkers freeze by dataclass_transform; these would hide typos
+    if (
+        not TYPE_CHECKING
+    ):  # type checkers know of it by dataclass_transform; these methods would hide typos
 
         def __delattr__(self, name: str) -> None:
             if self._spec is not None:
@@ -140,7 +142,7 @@ class Module(Instance, metaclass=ModuleMeta):
                 made = notes.carry_note(spec_of(self), spec_of(module), tuple(fields))
                 object.__setattr__(module, "_spec", made)
         else:
-            # What did not change was admitted once, and may hold holes since then.
+            # Unchanged values were checked at construction, and may hold holes since then.
             spec = spec_of(self)
             entries = zip(layout.children, spec.children, strict=True)
             kept = {name: entry for name, entry in entries if name not in fields}
@@ -153,7 +155,7 @@ class Module(Instance, metaclass=ModuleMeta):
             check(module)
         return cast(Self, module)
 
-    if not TYPE_CHECKING:  # checkers make it of the fields, from Python 3.13 on
+    if not TYPE_CHECKING:  # type checkers generate it from the fields, from Python 3.13 on
 
         def __replace__(self, **fields: Any) -> Self:
             return self.replace(**fields)
@@ -213,7 +215,7 @@ class Module(Instance, metaclass=ModuleMeta):
         Args:
             rng: a ``Key``, an int seed, a ``torch.Generator`` or its state as a ByteTensor; only
                 read.
-            mode: what ``self.mode`` says inside, ``"train"`` or ``"eval"``.
+            mode: the value of ``self.mode`` in all modules, ``"train"`` or ``"eval"``.
 
         Returns:
             The prepared module.
@@ -256,7 +258,7 @@ class Module(Instance, metaclass=ModuleMeta):
         """The module in mode ``"train"``, its leaves untouched; belongs with ``func.grad``.
 
         Args:
-            rng: handed to every module below as in ``reset``; by default the rng stays.
+            rng: given to every module in the tree as in ``reset``; by default the rng stays.
 
         Returns:
             The module in the new mode.
@@ -315,7 +317,7 @@ class Module(Instance, metaclass=ModuleMeta):
         )
 
     def grad(self) -> Self:
-        """The gradients that ``backward`` left on the leaves, as a tree of this module's shape.
+        """The gradients that ``backward`` stored on the leaves, as a module of the same structure.
 
         Returns:
             A module with ``leaf.grad`` in the place of each leaf, holes (``None``) where a leaf
@@ -387,10 +389,10 @@ class Module(Instance, metaclass=ModuleMeta):
             stack += reversed(below)
 
     def extra_repr(self) -> str:
-        """What stands between the brackets of this module's line in ``repr``.
+        """The text between the parentheses of this module's line in ``repr``.
 
         Returns:
-            Text; override it. By default the constants.
+            The constants by name; override it to show other text.
         """
         layout: Layout = type(self).__layout__
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in layout.constants)
@@ -404,7 +406,7 @@ class Module(Instance, metaclass=ModuleMeta):
 
     @property
     def mode(self) -> str:
-        """``"train"`` or ``"eval"``, as the last ``reset``, ``train`` or ``eval`` said."""
+        """``"train"`` or ``"eval"``, as set by the last ``reset``, ``train`` or ``eval``."""
         return notes.note_of(self).mode
 
     @property

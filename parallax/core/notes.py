@@ -1,4 +1,4 @@
-"""Changing what travels with a tree and is not compared: modes, paths, frozen marks."""
+"""Changes notes, which travel with a tree and are not compared: modes, paths, frozen marks."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def addressed(structure: Structure, root: str = "") -> Structure:
 
 
 def joined(*parts: Any) -> str:
-    """A dotted path."""
+    """The parts of a path, joined by dots."""
     return ".".join([str(part) for part in parts if part != ""])
 
 
 @real
 def split_copy(structure: Structure, k: int) -> Structure:
-    """The structure of the ``k``-th copy: other random numbers, the same paths."""
+    """The structure of the ``k``-th copy, which has other random numbers and the same paths."""
     found = structure.variants.get(("split", k))
     if found is None:
         found = structure.renote(

@@ -1,4 +1,4 @@
-"""Where pickles of Parallax 0.1 find the functions that have moved since.
+"""Lets pickles of Parallax 0.1 find the functions that have moved since.
 
 A pickle names functions by their module. Files that 0.1 wrote name four modules that are rooms no
 more; each stands here with the very names that such a file can hold, and nothing else.

@@ -1,13 +1,12 @@
-"""How construction ends: fields are checked and frozen, and the module gets its structure.
+"""The end of construction: fields are checked and frozen, and the module gets its structure.
 
 Defaults and converters are applied, every value is checked against its field's kind, lists and
 dicts of children are frozen, and ties are found. From then on the module never changes.
 
-``write_seal`` writes the fast form: one straight check for the fields that most classes have. It
-covers leaves that are tensors, declarations or holes, modules in fields of their own, and constants
-that are numbers, strings, functions or classes. Whatever it does not recognise, an error included,
-it leaves to ``seal``, so that meaning and messages live in one place. For four fields it takes
-0.5 us where the general form takes 5.
+``write_seal`` generates a fast form for the fields that most classes have. It covers leaves that
+are tensors, declarations or holes, modules in fields of their own, and constants that are numbers,
+strings, functions or classes. Everything else, errors included, is left to ``seal``, so that the
+rules and messages are in one place. For four fields it takes 0.5 us, and the general form 5.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def _enter_field(layout: Layout, module: Any, name: str, value: Any, where: str)
 
 
 def check_set(layout: Layout, module: Any, *, convert: bool = True) -> None:
-    """All of ``seal`` that can be traced: every field is set, and containers are frozen."""
+    """The part of ``seal`` that can be traced: every field is set, and containers are frozen."""
     for name, field in layout.fields.items():
         value = _final(layout, module, name, field, convert)
         kind = field.kind.itself()
@@ -130,7 +129,7 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
         layout: the resolved fields.
 
     Returns:
-        The generated function, or the general ``seal`` for a class it does not suit.
+        The generated function, or the general ``seal`` for a class that it does not cover.
     """
     kinds = layout.kinds
     simple = all(kind.flat and kind.leaf in (Parameter, Buffer, None) for kind in kinds.values())
@@ -160,7 +159,7 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
         if name in kinds and kinds[name].leaf:
             lines += _leaf_check(value, name, layout, scope)
     lines += _module_checks(modules) + _tie_check(leaves, modules)
-    # The entry's structure holds its children's, so that their ids stay theirs.
+    # The entry keeps the children's structures alive, so that their ids stay unique.
     parts = [*(f"type({v})" for v in constants), *constants, *(f"id(s{v})" for v in modules)]
     key = f"({''.join(f'{part}, ' for part in parts)})"
     lines += [
@@ -200,14 +199,14 @@ def _module_checks(modules: list[str]) -> list[str]:
 
 
 def _tie_check(leaves: list[str], modules: list[str]) -> list[str]:
-    """Lines that leave a module with one tensor in two places to the general path."""
+    """Lines that call the general path for a module with one tensor in two places."""
     if modules:
         ids = ", ".join(
             [*(f"*map(id, l{v})" for v in modules), *(f"id({leaf})" for leaf in leaves)]
         )
         total = " + ".join([*(f"len(l{v})" for v in modules), str(len(leaves))])
         return [f"if len({{{ids}}}) < {total}: return slow(module)"]
-    if len(leaves) < 2:  # one leaf is tied to nothing
+    if len(leaves) < 2:  # one leaf cannot be tied
         return []
     if len(leaves) <= 3:  # at most three comparisons
         pairs = [f"{a} is {b}" for k, a in enumerate(leaves) for b in leaves[k + 1 :]]
@@ -219,8 +218,8 @@ def _tie_check(leaves: list[str], modules: list[str]) -> list[str]:
 def _learn(layout: Layout, known: dict[Any, Structure], key: Any, n: int, module: Any) -> None:
     """Seals by the general path, and remembers the structure if the key says what it is.
 
-    The key begins with the types of ``n`` constants, then come these. What is not remembered is
-    never found, so the generated code need not look at them.
+    The key begins with the types of the ``n`` constants, and their values follow. A structure that
+    is not remembered is never found, so the generated code need not check the types.
     """
     seal(layout, module)
     if n and not _PLAIN.issuperset(key[:n]):
@@ -229,7 +228,7 @@ def _learn(layout: Layout, known: dict[Any, Structure], key: Any, n: int, module
     if any([type(value) is float and not value for value in values]):
         return
     if any([type(value) is types.FunctionType and value.__closure__ for value in values]):
-        return  # what a closure captures would stay alive
+        return  # it would keep alive what a closure captures
     if len(known) >= _KNOWN_LIMIT:
         known.clear()
     known[key] = module._spec

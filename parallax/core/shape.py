@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STATIC", "Shape", "shape_of", "write_traced"]
 
-_INLINE_NODES = 12  # a child with at most so many nodes is written in place of a call
+_INLINE_NODES = 12  # a child with at most so many nodes is inlined
 _UNROLL = 8  # longer runs of equal children are looped over
 STATIC: Any = "static"  # a constant in the place of a child
 
@@ -88,7 +88,7 @@ class Shape:
         return self._code.get("collect") or self._generate("collect")
 
     def _generate(self, which: str) -> Callable[..., Any]:
-        # Inner shapes first and without recursion, so that depth costs no stack.
+        # Inner shapes first and without recursion, so that deep trees need no deep stack.
         order, stack = [], [self]
         while stack:
             shape = stack.pop()
@@ -103,9 +103,10 @@ class Shape:
 def write_traced(structure: Structure, which: str) -> Callable[..., Any]:
     """Writes ``build``, ``build_with_rng`` or ``collect`` of one structure, for dynamo to trace.
 
-    It takes and gives the unique leaves. Dynamo spends some 50 us on every bytecode, and much more
-    on a call: all is written in one function, and constants stand in it. What is no literal is a
-    global of the function, for which dynamo has a name: so it guards what a user's constant holds.
+    It takes or returns the unique leaves. Dynamo spends about 50 us on every bytecode, and much
+    more on a call, so everything is written in one function, constants included. A constant that is
+    not a literal is a global of the function. Dynamo has a name for it, and so guards what it
+    holds.
     """
     return _Writer(structure.shape, which, structure).function()
 
@@ -145,7 +146,7 @@ class _Writer:
         return f"v{self.count}"
 
     def bound(self, value: Any) -> str:
-        """The name of a global of the function, which is this very object."""
+        """The name of a global of the function that is this object."""
         name = self.known.get(id(value))
         if name is None:
             name = self.known[id(value)] = f"parallax_{len(self.known)}"
@@ -213,7 +214,7 @@ class _Writer:
     def traced_module(
         self, shape: Shape, children: dict[str, Any], given: list[str], i: int, j: int
     ) -> str:
-        """As ``module``, for dynamo: it makes the attributes by one call, not by one for each."""
+        """As ``module``, for dynamo: all attributes are set by one call."""
         assert self.structure is not None
         module, parts = self.fresh(), self.structure.plan[j]
         pairs = [(name, self.literal(part)) for name, part in zip(given, parts, strict=True)]

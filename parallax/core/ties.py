@@ -15,7 +15,8 @@ __all__ = ["find_ties"]
 def find_ties(places: list[Any]) -> tuple[tuple[Any, ...], tuple[int, ...] | None]:
     """The unique leaves, and per place the index of its own: one tensor in two places is a tie.
 
-    Or one declaration; but equal numbers, in the places of leaves, are one object by chance.
+    One declaration in two places is a tie, too. Equal numbers in the places of leaves are not:
+    Python makes one object of them by chance.
     """
     if is_compiling():
         return _find_ties_in_trace(places)

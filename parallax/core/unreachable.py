@@ -1,8 +1,8 @@
-"""Letting go of module classes that nobody can reach any more, as a loop or a notebook makes them.
+"""Releases module classes that no code can reach any more, as a loop or a notebook makes them.
 
 torch's and optree's registries keep every class. It is taken out of them when all references to it
 are its own and theirs: then it has no instances and no structures, and no thread is about to make
-one. Should somebody make one after all, through a method of the class say, that registers it anew.
+one. If one is made after all, by a method of the class for example, the class is registered again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from parallax._compat import registries
 
 __all__ = ["forget_unreachable", "remember"]
 
-_KEPT = 8  # the latest classes of one name, which are not looked at
-_AT_ONCE = 16  # so many classes are looked at when one is defined
+_KEPT = 8  # the latest classes of one name are not examined
+_AT_ONCE = 16  # so many classes are examined when one is defined
 _named: dict[str, list[weakref.ref[type]]] = {}
 
 
@@ -46,7 +46,7 @@ def _name(cls: type) -> str:
 
 
 def _counts_are_exact() -> bool:
-    """Whether a count of references tells all, which Python without its lock does not promise."""
+    """Whether counts of references are exact, as they are not in Python without its lock."""
     return bool(getattr(sys, "_is_gil_enabled", bool)() or sys.version_info < (3, 13))
 
 
