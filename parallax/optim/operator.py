@@ -133,8 +133,11 @@ def step(opt: Any, at: Lists, h: Hyper) -> Lists:
 
 @real
 def _recipe(*parts: Any) -> str:
-    """What the operator is to do; a text, since graphs that are kept outlive a process."""
-    return json.dumps(parts)
+    """What the operator is to do: a text, since compiled graphs outlive a process.
+
+    Inductor writes it into C++ as it is, between double quotes.
+    """
+    return json.dumps(parts).replace('"', "'")
 
 
 # -- the operators ------------------------------------------------------------------------------
@@ -167,7 +170,7 @@ def _step_in_place(
 
 @functools.lru_cache(256)
 def _read(recipe: str) -> tuple[Any, tuple[str, ...], Hyper]:
-    kind, moments, names, values = json.loads(recipe)
+    kind, moments, names, values = json.loads(recipe.replace("'", '"'))
     return _class(kind)(), tuple(moments), dict(zip(names, values, strict=True))
 
 
