@@ -1,8 +1,8 @@
 """Layers with the names, arguments, shapes, numbers and state dicts of ``torch.nn``.
 
-Each is an immutable module whose maths is ``torch.nn.functional``'s. What is random reads
-``self.rng``, what has state emits it; nothing is written in place. The device of the parameters is
-``initialize(device=)``'s, or that of the checkpoint that ``bridge.load_state_dict`` reads.
+Each is an immutable module that computes with ``torch.nn.functional``. Random layers read
+``self.rng``, layers with state emit it, and nothing is written in place. ``initialize(device=)``
+decides on which device the parameters are, or the checkpoint that ``bridge.load_state_dict`` reads.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -113,7 +113,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-if not TYPE_CHECKING:  # checkers would take every name for one of these
+if not TYPE_CHECKING:  # checkers would accept every name otherwise
 
     def __getattr__(name: str) -> Any:
         from parallax.nn.absent import instead_of

@@ -22,7 +22,7 @@ _LIFT = "bridge.lift(torch.nn.{name}(...))"
 
 
 def instead_of(name: str) -> str:
-    """What to write instead of a name of ``torch.nn``; nothing where torch has none.
+    """What to write instead of a name of ``torch.nn``; empty if torch has no such name.
 
     Example:
         >>> instead_of("ModuleList")

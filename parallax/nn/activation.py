@@ -1,4 +1,4 @@
-"""Activations that squash or gate each number for itself."""
+"""Elementwise activations: sigmoids, and functions that multiply a number by a gate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def _hardsigmoid(input: Tensor) -> Tensor:
-    """What the kernel computes, which has one derivative only."""
+    """The function of the kernel, in operators: the kernel has a first derivative only."""
     return F.hardtanh(input + 3, 0.0, 6.0) / 6
 
 
@@ -198,7 +198,7 @@ class Hardswish(Elementwise):
 
 
 class GELU(Elementwise):
-    r"""Each number times the standard normal distribution function of it: :math:`x \Phi(x)`.
+    r"""Each number times the standard normal distribution function at it: :math:`x \Phi(x)`.
 
     Args:
         approximate: ``"none"``, or ``"tanh"`` for a formula with a tanh that is close to it.
@@ -235,8 +235,8 @@ class Softplus(Elementwise):
     r"""A smooth ``ReLU``: :math:`\log(1 + e^{\beta x}) / \beta`.
 
     Args:
-        beta: how sharp the bend is.
-        threshold: where :math:`\beta x` exceeds it, a number stays as it is.
+        beta: how close to ``ReLU`` the function is.
+        threshold: a number :math:`x` is returned as it is if :math:`\beta x` exceeds this.
 
     Raises:
         ValueError: if beta is 0.
@@ -278,7 +278,7 @@ class Softsign(Elementwise):
 
     def forward(self, input: Tensor) -> Tensor:
         """The softsign of each number."""
-        # What F.softsign does, with one tensor less where nothing is derived forward in it.
+        # The formula of F.softsign, with one tensor less where no forward derivative is taken.
         try:
             size = torch.abs(input)
         except TypeError:

@@ -31,10 +31,10 @@ class _Adaptive(Spatial):
 
     Args:
         output_size: how many windows: an int or a tuple of {one}; over more than one dimension
-            ``None`` stands for as many as numbers.
+            ``None`` means the size of the input.
 
     Shape:
-        - output: ``(N, C, *)`` or ``(C, *)`` with sizes as ``output_size`` says
+        - output: ``(N, C, *)`` or ``(C, *)`` with the sizes of ``output_size``
 
     Raises:
         TypeError: if a size is not an int, or the input is not a tensor.

@@ -1,4 +1,4 @@
-"""What the constructors of layers share: sizes, and where torch's parameters start."""
+"""What the constructors of layers share: checks of sizes, and torch's initial values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def uniform_within(fan: int) -> Any:
 
 
 def integer(layer: str, **values: Any) -> None:
-    """Raises unless every value is an int and no bool.
+    """Raises unless every value is an int and not a bool.
 
     Args:
         layer: the class that was given them.
@@ -103,7 +103,7 @@ def per_dim(layer: str, name: str, value: Any, dims: int, least: int | None = 1)
 
     Args:
         layer: the class that was given it.
-        name: the argument's.
+        name: the name of the argument.
         value: what was given.
         dims: the number of dimensions.
         least: the least that each may be, if there is one.
@@ -135,13 +135,13 @@ def _no_sizes(layer: str, name: str, value: Any, dims: int) -> str:
 
 
 def as_given(layer: str, name: str, value: Any, dims: int, least: int | None = 1) -> Any:
-    """As ``per_dim``, but one int stays one int: some layers of torch show what they were given."""
+    """As ``per_dim``, but one int stays one int, as some layers of torch show their arguments."""
     found = per_dim(layer, name, value, dims, least)
     return value if is_int(value) else found
 
 
 def one_of(layer: str, name: str, value: Any, *choices: str) -> str:
-    """Raises unless a value is one of the words that an argument may be.
+    """Raises unless a value is one of the strings that an argument may be.
 
     Raises:
         ValueError: if it is not.
@@ -153,5 +153,5 @@ def one_of(layer: str, name: str, value: Any, *choices: str) -> str:
 
 
 def is_int(value: Any) -> bool:
-    """Whether a value is an int and no bool."""
+    """Whether a value is an int and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)

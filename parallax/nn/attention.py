@@ -1,4 +1,4 @@
-"""Attention with several heads."""
+"""Multi-head attention."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MultiheadAttention(Module):
 
     .. math:: \mathrm{head} = \mathrm{softmax}(Q K^T / \sqrt{d}) \, V
 
-    for each of the heads, on projections of the inputs; the heads side by side are projected once
+    for each of the heads, on projections of the inputs. The concatenated heads are projected once
     more.
 
     Args:
@@ -57,7 +57,7 @@ class MultiheadAttention(Module):
         batch_first: whether the batch comes before the sequence.
         num_kv_heads: how many heads the keys and values have, each serving several heads of the
             queries (grouped queries); by default ``num_heads``.
-        rotary: turns queries and keys by their positions.
+        rotary: rotates queries and keys by their positions.
 
     Shape:
         - query: ``(L, N, embed_dim)``, key: ``(S, N, kdim)``, value: ``(S, N, vdim)``; with
@@ -222,16 +222,16 @@ class MultiheadAttention(Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> KVCache:
-        """Room for the keys and values of ``max_len`` tokens, for ``decode``.
+        """An empty cache with room for the keys and values of ``max_len`` tokens, for ``decode``.
 
         Args:
             batch_size: how many sequences.
-            max_len: of how many tokens at most.
+            max_len: the largest number of tokens.
             dtype: by default that of the parameters.
             device: by default that of the parameters.
 
         Returns:
-            A cache that holds nothing.
+            A cache of length 0.
         """
         positive("empty_cache", batch_size=batch_size, max_len=max_len)
         check_dtype("empty_cache", dtype)
@@ -243,14 +243,14 @@ class MultiheadAttention(Module):
         return KVCache(zeros, zeros.clone(), length)
 
     def decode(self, input: Tensor, cache: KVCache) -> tuple[Tensor, KVCache]:
-        """Causal self-attention of the tokens that come next; nothing is dropped.
+        """Causal self-attention of the next tokens, without dropout.
 
         Args:
             input: the next ``L`` tokens, batched.
             cache: the keys and values of the tokens before.
 
         Returns:
-            The output, as the input; and the cache that holds these tokens, too.
+            The output, in the shape of the input, and the cache with these tokens added.
 
         Raises:
             ValueError: if the cache is full, or the input has another shape.
@@ -274,7 +274,7 @@ class MultiheadAttention(Module):
         return self._out(out), cache
 
     def extra_repr(self) -> str:
-        """Nothing, as torch; but the heads of keys and values where they are fewer."""
+        """Empty as in torch, or the number of key and value heads where that is smaller."""
         grouped = self.num_kv_heads != self.num_heads
         return f"num_kv_heads={self.num_kv_heads}" if grouped else ""
 
@@ -289,7 +289,7 @@ class MultiheadAttention(Module):
     def _across(
         self, query: Tensor, key: Tensor, value: Tensor, average: bool
     ) -> tuple[Tensor, Tensor]:
-        """The call that torch has by default, in as few operators as there can be.
+        """The default call of torch, in as few operators as possible.
 
         What ``_heads`` and ``_weighed`` do for every case costs a third more on a small input.
         """
@@ -332,7 +332,7 @@ class MultiheadAttention(Module):
     def _with_more(
         self, k: Tensor, v: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The keys, values and mask with those that the layer adds."""
+        """The keys, values and mask, extended by those that the layer adds."""
         one = (1, self.num_kv_heads, 1, self.head_dim)
         if self.bias_k is not None and self.bias_v is not None:
             shape = (k.shape[0], *one[1:])
@@ -346,7 +346,7 @@ class MultiheadAttention(Module):
     def _weighed(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drops: bool
     ) -> tuple[Tensor, Tensor]:
-        """The values weighed, and the weights."""
+        """The weighted mean of the values, and the weights."""
         if self.num_kv_heads != self.num_heads:
             each = self.num_heads // self.num_kv_heads
             k, v = k.repeat_interleave(each, 1), v.repeat_interleave(each, 1)
@@ -364,7 +364,7 @@ class MultiheadAttention(Module):
         return out, weights.reshape(batch, heads, count, k.shape[2])
 
     def _out(self, heads: Tensor) -> Tensor:
-        """The heads side by side, projected."""
+        """The projection of the concatenated heads."""
         order = (0, 2, 1, 3) if self.batch_first else (2, 0, 1, 3)
         out: Tensor = self.out_proj(heads.permute(order).flatten(2))
         return out

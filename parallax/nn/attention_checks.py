@@ -1,4 +1,4 @@
-"""What attention refuses: arguments that make no sense, inputs that do not fit."""
+"""Checks of attention: of its arguments, and of inputs that do not fit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_arguments(layer: MultiheadAttention) -> None:
 
 
 def check_batches(layer: MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> None:
-    """Raises if the batches differ, which would broadcast."""
+    """Raises if the batch sizes differ, as they would broadcast."""
     batch = 0 if layer.batch_first else 1
     count = query.shape[batch]
     if key.shape[batch] != count or value.shape[:2] != key.shape[:2]:
@@ -75,7 +75,7 @@ def check_inputs(layer: MultiheadAttention, query: Any, key: Any, value: Any) ->
 
 
 def check_cache(layer: MultiheadAttention, given: Any) -> None:
-    """Raises unless what ``decode`` was given is a cache."""
+    """Raises unless the cache given to ``decode`` is one."""
     if not isinstance(given, KVCache):
         raise TypeError(
             f"{where(layer)}: cache must be a KVCache, got {shown(given)}. "
@@ -84,7 +84,7 @@ def check_cache(layer: MultiheadAttention, given: Any) -> None:
 
 
 def refuse_switches(layer: MultiheadAttention, *flags: Any) -> None:
-    """Raises the error of the first thing that a call switches on or off and that is not a bool."""
+    """Raises for the first flag of a call that is not a bool."""
     for name, value in zip(_SWITCHES, flags, strict=True):
         if type(value) is not bool:
             raise TypeError(
@@ -94,7 +94,7 @@ def refuse_switches(layer: MultiheadAttention, *flags: Any) -> None:
 
 
 def check_room(layer: MultiheadAttention, count: int, cache: KVCache) -> None:
-    """Raises if a cache has no room for so many tokens more."""
+    """Raises if a cache has no room for ``count`` more tokens."""
     held, room = int(cache.length), cache.key.shape[2]
     if held + count > room:
         raise ValueError(
@@ -104,7 +104,7 @@ def check_room(layer: MultiheadAttention, count: int, cache: KVCache) -> None:
 
 
 def refuse_cache(layer: MultiheadAttention, q: Tensor, cache: KVCache) -> None:
-    """Raises the error of a layer or a batch that a cache does not serve."""
+    """Raises the error of a layer or a batch that does not fit a cache."""
     if q.shape[0] != cache.key.shape[0]:
         raise ValueError(
             f"{where(layer)}: the cache is for a batch of {cache.key.shape[0]}, got "

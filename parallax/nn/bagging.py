@@ -26,7 +26,7 @@ def bagged(
     padding: int | None = None,
     by_frequency: bool = False,
 ) -> Tensor:
-    """What ``torch.embedding_bag`` computes.
+    """The result of ``torch.embedding_bag``.
 
     Args:
         weight: the table, ``(rows, size)``.
@@ -34,8 +34,8 @@ def bagged(
         starts: where each bag begins, ``(bags,)``.
         mode: one of ``REDUCTIONS``.
         factors: of the rows, ``(N,)``; of a sum only.
-        padding: the row that counts for nothing.
-        by_frequency: whether gradients are divided by how often a row comes.
+        padding: the row that is ignored.
+        by_frequency: whether gradients are divided by how often a row occurs.
     """
     if not len(indices):
         return weight.new_zeros(len(starts), weight.shape[1])
@@ -61,7 +61,7 @@ def bagged(
 def _rule(node: Any) -> Any:
     bags, size = node._input_metadata[0].shape
     starts, rows, padding = node._saved_offsets, node._saved_weight_sym_argsize_0, None
-    # The kernel has no padding as the number after the last row.
+    # For the kernel, the number after the last row means no padding.
     if node._saved_padding_idx < rows:
         padding = node._saved_padding_idx
     factors, weight = node._saved_per_sample_weights, node._saved_weight

@@ -1,4 +1,4 @@
-"""Tables of vectors, of which bags are looked up and summed."""
+"""``EmbeddingBag``: tables of vectors whose rows are looked up and reduced in bags."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class EmbeddingBag(Table):
     """A table of vectors; of each bag of indices the sum, mean or maximum of their rows.
 
     Args:
-        max_norm: longer rows are scaled to this norm first. The table itself is not written to,
-            as torch does, and gradients are those of the rows as they were.
+        max_norm: longer rows are scaled to this norm first. Unlike in torch, the table itself is
+            not changed. Gradients are those of the rows before scaling.
         scale_grad_by_freq: whether gradients are divided by how often a row is looked up; not in
             mode ``"max"``.
         mode: ``"sum"``, ``"mean"`` or ``"max"``; the field is ``reduction``.
         sparse: whether the gradient of the table is a sparse tensor; not in mode ``"max"``.
         include_last_offset: whether the last offset is the end of the last bag.
-        padding_idx: a row that is left out of every bag, gets no gradient and starts as zeros.
+        padding_idx: a row that is left out of every bag, gets no gradient and is initially zero.
 
     Shape:
         - input: ``(B, N)``, B bags of N indices each; or ``(N,)``, with offsets
@@ -158,7 +158,7 @@ class EmbeddingBag(Table):
         self, weight: Tensor, input: Tensor, offsets: Any, factors: Tensor | None
     ) -> Tensor:
         if offsets is None and factors is None and input.dim() == 2:
-            # What F.embedding_bag does, without its questions.
+            # As F.embedding_bag, without its argument checks.
             size = input.shape[1]
             starts = torch.arange(0, input.numel(), size, dtype=input.dtype, device=input.device)
             return torch.embedding_bag(
@@ -171,7 +171,7 @@ class EmbeddingBag(Table):
         )  # fmt: skip
 
     def _refuse_bags(self, input: Tensor, offsets: Any, weights: Any) -> None:
-        """Raises if the bags are not told apart, or there are not as many weights as indices."""
+        """Raises if offsets are missing, or the number of weights is not that of indices."""
         if weights is not None and self.reduction != "sum":
             raise ValueError(
                 f"{where(self)}: per_sample_weights need mode='sum', not mode='{self.reduction}'"

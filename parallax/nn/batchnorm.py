@@ -21,20 +21,19 @@ class _BatchNorm(ChannelNorm):
 
     .. math:: y = (x - E[x]) (V[x] + \epsilon)^{-1/2} \gamma + \beta
 
-    In mode ``"train"`` by the mean and variance of the batch, and the new running statistics are
-    emitted: run it inside ``effects.collect``. In mode ``"eval"`` by the running statistics.
+    In mode ``"train"`` with the mean and variance of the batch; new running statistics are
+    emitted, so run it inside ``effects.collect``. In mode ``"eval"`` with the running statistics.
 
-    Several emissions for one buffer (a layer used twice by ``split``, a batch norm that ``vmap``
-    maps over batches) are one step together: running statistics become the mean of what each
-    alone would have made them, and that counts once. The buffers of an ensemble are mapped, too,
-    and not merged.
+    Several emissions for one buffer (of a layer used twice by ``split``, or mapped over batches by
+    ``vmap``) count as one step: the running statistics become the mean of what each emission alone
+    would have given. In an ensemble each member has buffers of its own, which are not merged.
 
     Args:
         eps: is added to the variance; positive when training.
-        momentum: the share of the new batch in the running statistics, between 0 and 1; ``None``
+        momentum: the weight of the new batch in the running statistics, between 0 and 1; ``None``
             for the average of all batches.
         track_running_stats: whether running statistics are kept; otherwise those of the batch
-            are taken in either mode, and nothing is emitted.
+            are used in both modes, and nothing is emitted.
 
     Raises:
         EffectError: if nobody collects, in mode ``"train"``.
@@ -78,7 +77,7 @@ class _BatchNorm(ChannelNorm):
             raise
 
     def _train(self, input: Tensor) -> Tensor:
-        """Normalise by the batch, and emit the new running statistics."""
+        """The normalised batch; emits the new running statistics."""
         before: Any = self.num_batches_tracked
         try:
             if input.dim() not in self.shapes:
@@ -99,7 +98,7 @@ class _BatchNorm(ChannelNorm):
 
     def _transformed(self, input: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The output and the new statistics in a graph or a transform."""
-        # A tensor cannot become the kernel's factor there.
+        # The factor of the kernel is a number, and a tensor cannot be read here.
         share: Any = 1.0 / count if self.momentum is None else self.momentum
         if not one_derivative_at_most(input, self.weight, self.bias):
             out, statistics = self._by_operators(input)
@@ -132,7 +131,7 @@ class _BatchNorm(ChannelNorm):
 
 
 class BatchNorm1d(_BatchNorm, init=False):
-    """Normalise each channel over a batch of vectors or of sequences.
+    """Normalises each channel over a batch of vectors or of sequences.
 
     Shape:
         - input: ``(N, C)`` or ``(N, C, L)``
@@ -147,7 +146,7 @@ class BatchNorm1d(_BatchNorm, init=False):
 
 
 class BatchNorm2d(_BatchNorm, init=False):
-    """Normalise each channel over a batch of images.
+    """Normalises each channel over a batch of images.
 
     Shape:
         - input: ``(N, C, H, W)``
@@ -164,7 +163,7 @@ class BatchNorm2d(_BatchNorm, init=False):
 
 
 class BatchNorm3d(_BatchNorm, init=False):
-    """Normalise each channel over a batch of volumes.
+    """Normalises each channel over a batch of volumes.
 
     Shape:
         - input: ``(N, C, D, H, W)``

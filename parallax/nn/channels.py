@@ -95,7 +95,7 @@ class ChannelNorm(Module):
     def by_operators(
         self, input: Tensor, others: tuple[int, ...]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Normalise by the input's own statistics, with derivatives of every order.
+        """Normalises by the statistics of the input, with derivatives of every order.
 
         Args:
             input: of shape ``(N, C, *)``.
@@ -115,7 +115,7 @@ class ChannelNorm(Module):
     def stepped(
         self, statistics: tuple[Tensor, Tensor], share: float | Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The running statistics with a share of new ones."""
+        """The running statistics, updated with new ones."""
         running: Any = (self.running_mean, self.running_var)
         pairs = zip(running, statistics, strict=True)
         one, two = [(1 - share) * old + share * new.to(old.dtype) for old, new in pairs]

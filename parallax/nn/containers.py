@@ -24,7 +24,7 @@ class Sequential(Module):
     """Layers, each called with what the one before returned.
 
     Args:
-        *layers: modules and functions of one argument. None: the input comes back.
+        *layers: modules and functions of one argument. Without any, the input is returned.
 
     Raises:
         TypeError: if one is neither a module nor a function.
@@ -81,7 +81,7 @@ class Lambda(Module):
     """A function as a module.
 
     Args:
-        function: what a call computes. It is a constant: it should hold no tensors.
+        function: the function that a call runs. It is a constant, so it must not hold tensors.
 
     Raises:
         TypeError: if it cannot be called, or is a module.
@@ -107,7 +107,7 @@ class Lambda(Module):
         return self.function(*args, **kwargs)
 
     def extra_repr(self) -> str:
-        """The function's name."""
+        """The name of the function."""
         return str(getattr(self.function, "__qualname__", repr(self.function)))
 
 
@@ -155,7 +155,7 @@ class MLP(Module):
 
     Args:
         sizes: of the last dimension: the input's, the hidden ones, the output's.
-        activation: a function, or a module, which then is one for all.
+        activation: a function or a module; a module is shared by all.
         bias: whether the maps add a bias.
 
     Shape:

@@ -25,20 +25,20 @@ __all__ = ["Conv1d", "Conv2d", "Conv3d", "in_groups"]
 class _Conv(Spatial):
     r"""What convolutions over one, two and three dimensions share.
 
-    Each output channel is a bias plus the sum over the input channels of a kernel laid on them
-    (a cross-correlation).
+    Each output channel is a bias plus the sum, over the input channels, of their cross-correlations
+    with a kernel.
 
     Args:
         in_channels: the number of channels of the input.
         out_channels: the number of channels of the output.
         kernel_size: the size of the kernel: an int or a tuple of {one}, as all sizes here.
         stride: the steps between outputs.
-        padding: how much is put on both sides of each dimension; ``"same"`` so much that the
-            output is as large as the input (stride 1 only), ``"valid"`` nothing.
+        padding: how much is added on both sides of each dimension; ``"same"`` makes the output as
+            large as the input (stride 1 only), ``"valid"`` adds nothing.
         dilation: the distance between the elements of the kernel.
-        groups: how many groups of channels do not see each other.
+        groups: into how many groups the channels are split; each group is convolved on its own.
         bias: whether to add a bias.
-        padding_mode: what is put there: ``"zeros"``, ``"reflect"``, ``"replicate"`` or
+        padding_mode: what is added there: ``"zeros"``, ``"reflect"``, ``"replicate"`` or
             ``"circular"``.
 
     Shape:
@@ -97,7 +97,7 @@ class _Conv(Spatial):
             self.padding = per_dim(name, "padding", padding, dims, least=0)
         modes = ("zeros", "reflect", "replicate", "circular")
         self.padding_mode = one_of(name, "padding_mode", padding_mode, *modes)
-        # What is not zeros is put around the input before the convolution, which adds none.
+        # Padding other than zeros is added to the input first, and the convolution adds none.
         around = () if padding_mode == "zeros" else self._sides()
         self.border = sum(reversed(around), ())
         # A uniform distribution of variance 1 / (3 fan_in), as torch.nn draws it.
@@ -123,7 +123,7 @@ class _Conv(Spatial):
             raise
 
     def _sides(self) -> tuple[tuple[int, int], ...]:
-        """How much is put before and after each dimension."""
+        """The padding before and after each dimension."""
         if self.padding == "same":
             totals = [extent - 1 for extent in self._extents()]
             return tuple([(total // 2, total - total // 2) for total in totals])
@@ -131,12 +131,12 @@ class _Conv(Spatial):
         return tuple([(size, size) for size in sizes])
 
     def _extents(self) -> list[int]:
-        """How much the kernel spans of each dimension."""
+        """The extent of the dilated kernel along each dimension."""
         return [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
 
     def _refuse(self, input: Any) -> None:
         """Raises if the input is of another shape."""
-        # A signal is mirrored without its end, and wound around itself once.
+        # Reflection leaves out the end of a signal; circular padding repeats a signal once at most.
         beyond = {"reflect": 1, "circular": 0}.get(self.padding_mode)
         least = [
             max(extent - sum(sides), 1 if beyond is None else max(sides) + beyond)
@@ -154,7 +154,7 @@ def in_groups(layer: str, in_channels: Any, out_channels: Any, groups: Any) -> N
         layer: the class that was given them.
         in_channels: of the input; 0 is allowed, as in torch.
         out_channels: of the output.
-        groups: how many groups of channels do not see each other.
+        groups: into how many groups the channels are split; each group is convolved on its own.
 
     Raises:
         TypeError: if one is not an int.

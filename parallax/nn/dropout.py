@@ -1,4 +1,4 @@
-"""Dropout: what is dropped depends on the module's key alone."""
+"""Dropout: the mask depends on the module's key alone."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from parallax.nn.refusal import refuse, require_tensor
 __all__ = ["AlphaDropout", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "FeatureAlphaDropout",
            "dropped"]  # fmt: skip
 
-# The mean that SELU takes to minus infinity: its scale times its alpha.
+# Minus the lower limit of SELU: its scale times its alpha.
 _SATURATED = 1.7580993408473766
 
 
 def dropped(input: Tensor, p: float, key: random.Key, noise_shape: Any = None) -> Tensor:
-    """What dropout makes of a tensor.
+    """A tensor after dropout.
 
     Args:
         input: of any floating or complex dtype.
@@ -38,7 +38,7 @@ def dropped(input: Tensor, p: float, key: random.Key, noise_shape: Any = None) -
 
 
 def _rank(input: Any) -> int:
-    """How many dimensions a tensor has; what is none has -1."""
+    """The number of dimensions of a tensor; -1 for anything else."""
     return input.dim() if isinstance(input, Tensor) else -1
 
 
@@ -69,9 +69,9 @@ class _Dropout(Module):
 class Dropout(_Dropout, init=False):
     """Sets each number to zero with probability ``p``, and divides the others by ``1 - p``.
 
-    In mode ``"train"`` only, and by ``self.rng``: hand a key to the tree, another one for each
-    step (``module.train(key)``). Under ``vmap`` all examples meet the same mask unless the keys
-    are mapped, too. Nothing is drawn if ``p`` is 0.
+    In mode ``"train"`` only, with a mask drawn from ``self.rng``: give the tree a new key in each
+    step, ``module.train(key)``. Under ``vmap`` all examples have the same mask unless the keys are
+    mapped, too. Nothing is drawn if ``p`` is 0.
 
     Args:
         p: the probability of a zero.
@@ -137,7 +137,7 @@ class Dropout2d(_ChannelDropout, init=False):
     """Dropout of whole channels of images; see ``Dropout``.
 
     ``torch.nn`` takes three dimensions, too, for ``(N, C, L)``, and warns that this will change.
-    Here that is ``Dropout1d``'s.
+    Here ``Dropout1d`` does that.
 
     Shape:
         - input: ``(N, C, H, W)``
@@ -172,7 +172,7 @@ class Dropout3d(_ChannelDropout, init=False):
 
 class _AlphaDropout(_Dropout, init=False):
     def _dropped(self, input: Tensor, noise_shape: Any) -> Tensor:
-        """Saturate what is dropped, and restore the mean and the variance."""
+        """Sets dropped numbers to the lower limit of SELU, and restores mean and variance."""
         key, p = random.as_key(self.rng), self.p
         if p == 1:
             return input * 0.0
@@ -186,8 +186,8 @@ class _AlphaDropout(_Dropout, init=False):
 class AlphaDropout(_AlphaDropout, init=False):
     """Dropout that keeps mean and variance: dropped numbers become the lower limit of SELU.
 
-    For networks of SELUs, whose activations have mean 0 and variance 1. When and by what numbers
-    are dropped is ``Dropout``'s.
+    For networks of SELUs, whose activations have mean 0 and variance 1. The mask is drawn as that
+    of ``Dropout``.
 
     Args:
         p: the probability of being dropped.

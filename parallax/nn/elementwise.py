@@ -1,4 +1,4 @@
-"""What activations share that compute each number from one."""
+"""``Elementwise``: the base of activations that compute each number from one."""
 
 from __future__ import annotations
 

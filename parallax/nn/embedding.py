@@ -94,8 +94,8 @@ class Table(Module):
     def _within_norm(self, rows: Tensor) -> Tensor:
         """Vectors no longer than ``max_norm``; gradients are those of the vectors as they were.
 
-        torch writes the shorter vectors into the table. Here the table stays as it is, and what
-        comes out is the same.
+        torch writes the shorter vectors into the table. Here the table is not changed, and the
+        result is the same.
         """
         flat = rows.detach().reshape(-1, self.embedding_dim)
         if not flat.numel():
@@ -104,7 +104,7 @@ class Table(Module):
         return short.reshape(rows.shape) + (rows - rows.detach())
 
     def _refuse(self, input: Any, error: Exception) -> None:
-        """Raises if the input is none of indices into the table."""
+        """Raises if the input does not consist of indices into the table."""
         if not isinstance(input, Tensor) or input.dtype not in _INDICES:
             came = input.dtype if isinstance(input, Tensor) else type(input).__name__
             raise TypeError(
@@ -121,9 +121,9 @@ class Embedding(Table):
     """A table of vectors: each index of the input becomes the row of that number.
 
     Args:
-        padding_idx: a row that gets no gradient and starts as zeros.
-        max_norm: longer rows come out scaled to this norm. The table itself is not written to, as
-            torch does, and gradients are those of the rows as they were.
+        padding_idx: a row that gets no gradient and is initially zero.
+        max_norm: longer rows are returned scaled to this norm. Unlike in torch, the table itself is
+            not changed. Gradients are those of the rows before scaling.
         scale_grad_by_freq: whether gradients are divided by how often a row is looked up.
         sparse: whether the gradient of the table is a sparse tensor.
 
@@ -222,7 +222,7 @@ class Embedding(Table):
 
 
 def _row(layer: str, index: Any, rows: int) -> int | None:
-    """The number of a row, which may be counted from the end."""
+    """The index of a row, which may be counted from the end."""
     if index is None:
         return None
     if not is_int(index):

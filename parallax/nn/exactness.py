@@ -1,9 +1,9 @@
-"""Where the derivative that comes with one of torch's kernels is right, and where it is not.
+"""Where the derivatives of torch's kernels are right, and where they are not.
 
-Some kernels have a first derivative only; that of others goes wrong from the second or third on,
-under ``vmap``, or after a forward derivative. Layers run such a kernel where its derivative is
-right whatever is asked for, and the same maths in operators that have all derivatives elsewhere.
-In plain eager code nobody knows what will be asked for: there ``_compat.gradients`` waits for it.
+Some kernels have a first derivative only. Those of others are wrong from the second or third order
+on, under ``vmap``, or in forward mode. Layers run such a kernel where its derivatives are right,
+and elsewhere compute the same with operators that have all derivatives. In plain eager code it is
+not known yet which derivatives will be taken, and ``_compat.gradients`` decides when they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["derived_forward", "in_plain_eager_code", "one_derivative_at_most"]
 
 
 def in_plain_eager_code() -> bool:
-    """Whether no transform is running, no graph is traced, and nothing is derived forward."""
+    """Whether no transform runs, no graph is traced, and no forward derivative is taken."""
     return not (
         dynamo.is_compiling() or functorch.transform_active() or modes.forward_level_active()
     )
@@ -27,11 +27,11 @@ def derived_forward() -> bool:
     """Whether forward derivatives are being taken."""
     if dynamo.is_compiling():
         return functorch.derivatives_running()[1] > 0
-    return modes.forward_level_active()  # as it is in every transform that derives forward
+    return modes.forward_level_active()  # true in every forward-mode transform
 
 
 def one_derivative_at_most(*inputs: Tensor | None, forward: bool = True) -> bool:
-    """Whether nothing but one derivative of a kernel's output can be asked for.
+    """Whether at most one derivative of a kernel's output can be taken.
 
     Not in plain eager code, where that is not known.
 
@@ -41,7 +41,7 @@ def one_derivative_at_most(*inputs: Tensor | None, forward: bool = True) -> bool
     """
     reverse, along = functorch.derivatives_running()
     if dynamo.is_compiling():
-        # Torch goes backward once through a graph, at most.
+        # Torch goes backward through a graph at most once.
         if reverse == along == 0:
             return True
         one = reverse + along == 1 and (forward or not along)
@@ -52,5 +52,5 @@ def one_derivative_at_most(*inputs: Tensor | None, forward: bool = True) -> bool
         return False
     if reverse == 0 and not torch.is_grad_enabled():
         return True
-    # The tape, outside of all transforms, may record as many as it likes.
+    # The tape, outside of all transforms, may take any number of derivatives.
     return not any([x is not None and functorch.unwrapped(x).requires_grad for x in inputs])

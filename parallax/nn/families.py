@@ -1,12 +1,12 @@
-"""What layers need not say again: the docstring of their family, ``extra_repr`` of torch's layer.
+"""What similar layers share: parts of their docstrings, and ``extra_repr`` of torch's layers.
 
-``Conv1d``, ``Conv2d`` and ``Conv3d`` have the same arguments, shapes and errors, and so have most
-layers of ``torch.nn`` a few relatives. The base class of a family says once what all have in
-common. A layer itself has a first sentence and an example, which is what an editor shows that only
-reads the file; ``help()`` shows the whole.
+``Conv1d``, ``Conv2d`` and ``Conv3d`` have the same arguments, shapes and errors, and most layers of
+``torch.nn`` have such relatives. The docstring of their base class describes these once. In the
+file a layer has its first sentence and an example, which is what an editor shows that only reads
+the file; ``help()`` shows the whole.
 
-It is done once for all public layers, at the end of ``parallax/nn/__init__.py``, and not when a
-class is made: classes that users derive from a layer have the docstrings that they wrote.
+``parallax/nn/__init__.py`` completes the docstrings of all public layers once, at its end. Classes
+that users derive from a layer keep their own docstrings.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["complete", "completed", "shown_as"]
 _HEADING = re.compile(r"^(Args|Attributes|Shape|Raises|Source|Example):", re.MULTILINE)
 _ENTRY = re.compile(r"^(?=    [^ ])", re.MULTILINE)
 
-# What is the same in every docstring.
+# The part that every docstring has.
 _DTYPE = "    dtype: of the parameters; by default torch's default dtype.\n"
 _IMPORTS = "\n    >>> import torch\n    >>> from parallax import nn"
 
@@ -36,7 +36,7 @@ _WORDS = {
 
 
 def complete(layer: Any) -> None:
-    """Gives a layer the whole docstring: what it says, and what the classes above it say.
+    """Completes the docstring of a layer by those of its base classes.
 
     Args:
         layer: the class. Under ``python -OO`` it has no docstring, and gets none.
@@ -51,7 +51,7 @@ def complete(layer: Any) -> None:
 
 
 def completed(docs: Sequence[str], arguments: Sequence[str], dims: int) -> str:
-    """A docstring that says what those of several classes say.
+    """A docstring combined from those of several classes.
 
     Each entry of a section (an argument, an input, an exception) comes from the class itself, or
     else from the nearest class that has it; so does the source. Of a family's text all but the
@@ -60,7 +60,7 @@ def completed(docs: Sequence[str], arguments: Sequence[str], dims: int) -> str:
     Args:
         docs: the docstring of a layer, and those of the classes above it, the nearest first.
         arguments: what the constructor takes, in order.
-        dims: the number of spatial dimensions; 0 if the family does not speak of them.
+        dims: the number of spatial dimensions; 0 if the layers have none.
     """
     found = [_sections(doc) for doc in docs]
     texts = [found[0][""], *[sections[""].partition("\n\n")[2] for sections in found[1:]]]

@@ -26,8 +26,8 @@ class _InstanceNorm(ChannelNorm):
     emissions for one buffer become their mean, as those of batch norms do.
 
     Args:
-        eps: is added to the variance; positive where it is the input's.
-        momentum: the share of the new batch in the running statistics, between 0 and 1; ``None``
+        eps: is added to the variance; positive where the variance of the input is used.
+        momentum: the weight of the new batch in the running statistics, between 0 and 1; ``None``
             keeps them as they are, as in ``torch.nn``.
         track_running_stats: whether running statistics are kept.
 
@@ -39,7 +39,7 @@ class _InstanceNorm(ChannelNorm):
     Source: D. Ulyanov, A. Vedaldi, V. Lempitsky, "Instance Normalization", 2016.
     """
 
-    # Where the channels stand, counted from the last dimension.
+    # The dimension of the channels, counted from the last.
     axis: ClassVar[int]
 
     def __init__(
@@ -59,7 +59,7 @@ class _InstanceNorm(ChannelNorm):
         """The input, each channel of each example normalised."""
         try:
             dims, axis = input.dim(), self.axis
-            # Without parameters torch's kernel takes any number of channels.
+            # Without parameters torch's kernel accepts any number of channels.
             if dims not in self.shapes or input.shape[axis] != self.num_features:
                 refuse(self, self.expected(), input)
             if dims == -axis:
@@ -70,7 +70,7 @@ class _InstanceNorm(ChannelNorm):
             raise
 
     def _normalised(self, input: Tensor) -> Tensor:
-        """Normalise a batch, and emit new running statistics if they are kept and it trains."""
+        """The normalised batch; in training emits new running statistics, if they are kept."""
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
         tracked = mean is not None
         if tracked and self.mode != "train":
@@ -106,7 +106,7 @@ class _InstanceNorm(ChannelNorm):
 
 
 class InstanceNorm1d(_InstanceNorm, init=False):
-    """Normalise each channel of each sequence.
+    """Normalises each channel of each sequence.
 
     Shape:
         - input: ``(N, C, L)`` or ``(C, L)``
@@ -122,7 +122,7 @@ class InstanceNorm1d(_InstanceNorm, init=False):
 
 
 class InstanceNorm2d(_InstanceNorm, init=False):
-    """Normalise each channel of each image.
+    """Normalises each channel of each image.
 
     Shape:
         - input: ``(N, C, H, W)`` or ``(C, H, W)``
@@ -137,7 +137,7 @@ class InstanceNorm2d(_InstanceNorm, init=False):
 
 
 class InstanceNorm3d(_InstanceNorm, init=False):
-    """Normalise each channel of each volume.
+    """Normalises each channel of each volume.
 
     Shape:
         - input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``

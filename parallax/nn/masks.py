@@ -1,4 +1,4 @@
-"""Masks of attention: what is given, checked and made into one that is added to the scores."""
+"""Masks of attention: checked, and merged into one that is added to the scores."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def merged(
 
 
 def padded(mask: Tensor | None) -> Tensor | None:
-    """The mask for one more key, which everybody sees."""
+    """The mask for one more key, which all queries see."""
     return None if mask is None else F.pad(mask, (0, 1))
 
 
@@ -74,7 +74,7 @@ def check_mask(layer: Any, name: str, mask: Any, *shapes: tuple[int, ...]) -> No
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores: of bools minus infinity where they are true."""
+    """The mask as numbers that are added to the scores: minus infinity where a bool is true."""
     if mask.dtype is not torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, -inf)

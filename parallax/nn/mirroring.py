@@ -1,4 +1,4 @@
-"""Continuing signals, images and volumes by themselves."""
+"""Padding signals, images and volumes with their own numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _MirrorPad(Pad):
 
     def __init__(self, padding: Sizes) -> None:
         super().__init__(padding)
-        # torch (2.13) returns memory as it was where too little is left to wind around.
+        # Where the input is too short to repeat, torch (2.13) returns uninitialised memory.
         self.cuts = self.how == "circular" and min(self.padding) < 0
 
     def forward(self, input: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class _MirrorPad(Pad):
             raise
 
     def _refuse(self, input: Any) -> None:
-        """Raises if the input is of another rank, or has less than is to be put around it."""
+        """Raises if the input is of another rank, or shorter than the padding."""
         pairs = list(zip(self.padding[::2], self.padding[1::2], strict=True))[::-1]
         least = [1 if self.beyond is None else max(pair) + self.beyond for pair in pairs]
         for axis, pair in enumerate(pairs):
@@ -53,7 +53,7 @@ class _MirrorPad(Pad):
 
 
 class ReflectionPad1d(_MirrorPad, init=False):
-    """Signals continued by their mirror image, without the end itself.
+    """Signals padded by reflection, without repeating the end itself.
 
     Example:
         >>> nn.ReflectionPad1d(1)(torch.ones(2, 4)).shape
@@ -66,7 +66,7 @@ class ReflectionPad1d(_MirrorPad, init=False):
 
 
 class ReflectionPad2d(_MirrorPad, init=False):
-    """Images continued by their mirror image, without the end itself.
+    """Images padded by reflection, without repeating the end itself.
 
     Example:
         >>> nn.ReflectionPad2d(1)(torch.ones(2, 4, 4)).shape
@@ -79,7 +79,7 @@ class ReflectionPad2d(_MirrorPad, init=False):
 
 
 class ReflectionPad3d(_MirrorPad, init=False):
-    """Volumes continued by their mirror image, without the end itself.
+    """Volumes padded by reflection, without repeating the end itself.
 
     Example:
         >>> nn.ReflectionPad3d(1)(torch.ones(2, 4, 4, 4)).shape
@@ -92,7 +92,7 @@ class ReflectionPad3d(_MirrorPad, init=False):
 
 
 class ReplicationPad1d(_MirrorPad, init=False):
-    """Signals continued by their outermost numbers.
+    """Signals padded by repeating their outermost numbers.
 
     Example:
         >>> nn.ReplicationPad1d(1)(torch.ones(2, 4)).shape
@@ -105,7 +105,7 @@ class ReplicationPad1d(_MirrorPad, init=False):
 
 
 class ReplicationPad2d(_MirrorPad, init=False):
-    """Images continued by their outermost numbers.
+    """Images padded by repeating their outermost numbers.
 
     Example:
         >>> nn.ReplicationPad2d(1)(torch.ones(2, 4, 4)).shape
@@ -118,7 +118,7 @@ class ReplicationPad2d(_MirrorPad, init=False):
 
 
 class ReplicationPad3d(_MirrorPad, init=False):
-    """Volumes continued by their outermost numbers.
+    """Volumes padded by repeating their outermost numbers.
 
     Example:
         >>> nn.ReplicationPad3d(1)(torch.ones(2, 4, 4, 4)).shape
@@ -131,7 +131,7 @@ class ReplicationPad3d(_MirrorPad, init=False):
 
 
 class CircularPad1d(_MirrorPad, init=False):
-    """Signals continued by themselves from the other end.
+    """Signals padded circularly, with numbers from the other end.
 
     Example:
         >>> nn.CircularPad1d(1)(torch.ones(2, 4)).shape
@@ -144,7 +144,7 @@ class CircularPad1d(_MirrorPad, init=False):
 
 
 class CircularPad2d(_MirrorPad, init=False):
-    """Images continued by themselves from the other end.
+    """Images padded circularly, with numbers from the other end.
 
     Example:
         >>> nn.CircularPad2d(1)(torch.ones(2, 4, 4)).shape
@@ -157,7 +157,7 @@ class CircularPad2d(_MirrorPad, init=False):
 
 
 class CircularPad3d(_MirrorPad, init=False):
-    """Volumes continued by themselves from the other end.
+    """Volumes padded circularly, with numbers from the other end.
 
     Example:
         >>> nn.CircularPad3d(1)(torch.ones(2, 4, 4, 4)).shape

@@ -1,4 +1,4 @@
-"""The values weighed by attention, without the weights: a kernel, or operators."""
+"""The mean of the values weighted by attention, without the weights: a kernel, or operators."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["mixed"]
 
 
 def mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
-    """The values weighed.
+    """The mean of the values, weighted by attention.
 
     Args:
         q: the queries, ``(N, heads, L, head_dim)``.

@@ -265,9 +265,9 @@ class LocalResponseNorm(Module):
 
     Args:
         size: how many channels are neighbours, n.
-        alpha: the weight of their energy.
+        alpha: the factor of their mean square.
         beta: the exponent.
-        k: what is added to the energy.
+        k: is added to that.
 
     Shape:
         - input: ``(N, C, *)``, of at least three dimensions
@@ -306,14 +306,16 @@ class LocalResponseNorm(Module):
             # Fewer kernels than F.local_response_norm, and more dtypes: one pooling for any shape.
             size, shape = self.size, input.shape
             energy = F.avg_pool2d((input * input).flatten(2), (size, 1), 1, (size // 2, 0))
-            if size % 2 == 0:  # the window reaches further up than down, and one row is too many
+            if (
+                size % 2 == 0
+            ):  # the window reaches further up than down, which gives one row too many
                 energy = energy[:, : shape[1]]
             return input / energy.view(shape).mul(self.alpha).add(self.k).pow(self.beta)
         except (AttributeError, IndexError, RuntimeError, TypeError):
             given: Any = input
             if not isinstance(given, Tensor) or given.dim() < 3:
                 refuse(self, "(N, C, *) with at least three dimensions", given)
-            if not given.numel():  # which the pooling does not take
+            if not given.numel():  # the pooling does not take them
                 return given
             raise
 

@@ -1,4 +1,4 @@
-"""Putting something around signals, images and volumes."""
+"""Padding signals, images and volumes with a number."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = [
 
 
 class Pad(Spatial):
-    """What all padding shares: how much, the last dimension first, as ``F.pad`` has it.
+    """What all padding shares: the amounts, the last dimension first, as in ``F.pad``.
 
     Args:
         padding: how much, {sides}: an int or a tuple of
-            {two}; negative numbers cut off.
+            {two}; negative numbers crop.
 
     Shape:
         - output: likewise, larger by the padding
@@ -46,7 +46,7 @@ class _ConstantPad(Pad):
     """What padding with a number shares.
 
     Args:
-        value: what stands there.
+        value: the number to pad with.
 
     Shape:
         - input: ``(*, {L})``
@@ -69,7 +69,7 @@ class _ConstantPad(Pad):
             raise
 
     def _refuse(self, input: Any) -> None:
-        """Raises if the input has too few dimensions, or more is cut off than there is."""
+        """Raises if the input has too few dimensions, or is shorter than what is cropped."""
         axes = AXES[self.dims]
         cuts = [max(-size, 0) for size in self.padding]
         least = [a + b for a, b in zip(cuts[::2], cuts[1::2], strict=True)][::-1]
@@ -94,7 +94,7 @@ class _ZeroPad(_ConstantPad):
 
 
 class ConstantPad1d(_ConstantPad, init=False):
-    """A number put around signals.
+    """Signals padded with a number.
 
     Example:
         >>> nn.ConstantPad1d(1, 1.5)(torch.ones(2, 4)).shape
@@ -105,7 +105,7 @@ class ConstantPad1d(_ConstantPad, init=False):
 
 
 class ConstantPad2d(_ConstantPad, init=False):
-    """A number put around images.
+    """Images padded with a number.
 
     Example:
         >>> nn.ConstantPad2d(1, 1.5)(torch.ones(2, 4, 4)).shape
@@ -116,7 +116,7 @@ class ConstantPad2d(_ConstantPad, init=False):
 
 
 class ConstantPad3d(_ConstantPad, init=False):
-    """A number put around volumes.
+    """Volumes padded with a number.
 
     Example:
         >>> nn.ConstantPad3d(1, 1.5)(torch.ones(2, 4, 4, 4)).shape
@@ -127,7 +127,7 @@ class ConstantPad3d(_ConstantPad, init=False):
 
 
 class ZeroPad1d(_ZeroPad, init=False):
-    """Zeros put around signals.
+    """Signals padded with zeros.
 
     Example:
         >>> nn.ZeroPad1d(1)(torch.ones(2, 4)).shape
@@ -138,7 +138,7 @@ class ZeroPad1d(_ZeroPad, init=False):
 
 
 class ZeroPad2d(_ZeroPad, init=False):
-    """Zeros put around images.
+    """Images padded with zeros.
 
     Example:
         >>> nn.ZeroPad2d(1)(torch.ones(2, 4, 4)).shape
@@ -149,7 +149,7 @@ class ZeroPad2d(_ZeroPad, init=False):
 
 
 class ZeroPad3d(_ZeroPad, init=False):
-    """Zeros put around volumes.
+    """Volumes padded with zeros.
 
     Example:
         >>> nn.ZeroPad3d(1)(torch.ones(2, 4, 4, 4)).shape

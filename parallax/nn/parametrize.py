@@ -83,15 +83,15 @@ class _Parametrized(Module):
 class SpectralNorm(_Parametrized):
     r"""Divides a weight by its largest singular value before each call: :math:`W / \sigma(W)`.
 
-    :math:`\sigma = u^T W v` for two vectors that power iterations turn towards the singular
+    :math:`\sigma = u^T W v` for two vectors that power iterations move towards the singular
     vectors. In mode ``"train"`` each call makes some iterations and emits the vectors: run it
-    inside ``effects.collect``. In mode ``"eval"`` they stay. Emissions from several uses of the
-    layer become the last one; they start from the same vectors, so they are equal.
+    inside ``effects.collect``. In mode ``"eval"`` they do not change. Of several uses of the
+    layer the last emission counts; all start from the same vectors, so they are equal.
 
     Args:
-        layer: whose parameter it is.
-        name: the parameter's, as the layer's state dict has it.
-        n_power_iterations: how many for a call in mode ``"train"``.
+        layer: the layer that has the parameter.
+        name: the name of the parameter in the layer's state dict.
+        n_power_iterations: how many a call in mode ``"train"`` makes.
         eps: the least norm that a vector is divided by.
         dim: the dimension of the outputs, which become the rows of a matrix; by default 1 of a
             transposed convolution, otherwise 0.
@@ -148,7 +148,7 @@ class SpectralNorm(_Parametrized):
 
     @property
     def weight(self) -> Tensor:
-        """The normalised weight, by the vectors as they are."""
+        """The weight, normalised with the current vectors."""
         return self._normalised(self.original(), self.u, self.v)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -163,7 +163,7 @@ class SpectralNorm(_Parametrized):
         return self._call(self._normalised(weight, u, v), args, kwargs)
 
     def _normalised(self, weight: Tensor, u: Any, v: Any) -> Tensor:
-        if u is None:  # of a vector the norm is known
+        if u is None:  # the largest singular value of a vector is its norm
             return F.normalize(weight, dim=0, eps=self.eps)
         sigma = torch.vdot(u, torch.mv(_matrix(weight, self.dim), v))
         return weight / sigma
@@ -187,8 +187,8 @@ class WeightNorm(_Parametrized):
     r"""Computes a weight from a magnitude and a direction before each call: :math:`g v / \|v\|`.
 
     Args:
-        layer: whose parameter it is; it holds the direction, v, in its place.
-        name: the parameter's, as the layer's state dict has it.
+        layer: the layer that has the parameter; it holds the direction, v, in its place.
+        name: the name of the parameter in the layer's state dict.
         dim: the dimension each of whose slices has a magnitude of its own; ``None`` for one
             magnitude.
 
@@ -267,7 +267,7 @@ def _weight_norm_rule(node: Any) -> Any:
     return (node._saved_v, node._saved_g), partial(_scaled, dim=dim)
 
 
-# Torch's second derivative takes the norms for constants (2.13).
+# Torch's second derivative treats the norms as constants (2.13).
 _weight_norm_watched = WhereRecorded({"WeightNormInterfaceBackward0": _weight_norm_rule}).watch
 
 

@@ -19,7 +19,7 @@ __all__ = ["AvgPool1d", "AvgPool2d", "AvgPool3d", "MaxPool1d", "MaxPool2d", "Max
 
 
 class _Pool(Spatial):
-    """What pools by a window that moves share.
+    """What pools by a sliding window share.
 
     Args:
         kernel_size: the size of the window: an int or a tuple of {one}, as all sizes here.
@@ -53,7 +53,7 @@ class _Pool(Spatial):
             )
 
     def _spans(self) -> tuple[int, ...]:
-        """How much the window spans of each dimension."""
+        """The extent of the dilated window along each dimension."""
         sizes, steps = [per_dim("", "", x, self.dims) for x in (self.kernel_size, self.dilation)]
         return tuple([d * (k - 1) + 1 for k, d in zip(sizes, steps, strict=True)])
 
@@ -68,7 +68,7 @@ class _MaxPool(_Pool):
     r"""What max pools over one, two and three dimensions share.
 
     Args:
-        padding: how much is put on both sides of each dimension, of numbers below all others; at
+        padding: how many numbers of minus infinity are added on both sides of each dimension; at
             most half of the window.
         dilation: the distance between the elements of the window.
         return_indices: return a pair, with the flat index of each number in its channel, as
@@ -113,10 +113,10 @@ class _AvgPool(_Pool):
     r"""What mean pools over one, two and three dimensions share.
 
     Args:
-        padding: how many zeros are put on both sides of each dimension; at most half of the
+        padding: how many zeros are added on both sides of each dimension; at most half of the
             window.
         count_include_pad: whether those zeros count in the mean.
-        divisor_override: what sums are divided by, in the place of how many numbers they have.
+        divisor_override: what sums are divided by, instead of the number of elements.
 
     Shape:
         - output: ``(N, C, *)`` or ``(C, *)``, where each size :math:`L` becomes

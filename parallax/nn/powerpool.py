@@ -1,4 +1,4 @@
-"""Pooling by the power mean, or rather sum, of each window."""
+"""Pooling by the power sum of each window."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class _LPPool(Spatial):
         self.stride = None if stride is None else as_given(name, "stride", stride, dims)
         check_flags(name, ceil_mode=ceil_mode)
         self.ceil_mode = ceil_mode
-        # Even powers are not negative, and need nothing to keep signs apart.
+        # Even powers are not negative, so their signs need no care.
         self.elements = 0 if norm_type % 2 else prod(sizes)
 
     def forward(self, input: Tensor) -> Tensor:

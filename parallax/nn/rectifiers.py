@@ -1,4 +1,4 @@
-"""Activations that let what is positive pass, and bend or cut the rest."""
+"""Activations that keep positive numbers, and replace the others."""
 
 from __future__ import annotations
 
@@ -185,8 +185,8 @@ class Threshold(Elementwise):
     """Numbers above a threshold as they are, and a fixed value in place of the others.
 
     Args:
-        threshold: what numbers must exceed to stay.
-        value: what stands in the place of those that do not.
+        threshold: numbers above it are kept.
+        value: replaces the others.
 
     Example:
         >>> nn.Threshold(1.0, -9.0)(torch.tensor([-2.0, 0.0, 2.0]))
@@ -218,7 +218,7 @@ class PReLU(Module):
 
     Args:
         num_parameters: 1 for one slope, or the number of channels for a slope of each.
-        init: where the slopes start.
+        init: the initial value of the slopes.
         dtype: of the slopes; by default torch's default dtype.
 
     Shape:

@@ -1,7 +1,7 @@
-"""One step of each recurrence, in operators that every transform knows.
+"""One step of each recurrent network, in operators that all transforms support.
 
-A step takes what the input contributes, the state, and the weights of the state, to the next
-state; a state is a tuple of tensors, what the layer puts out first.
+A step computes the next state from the contribution of the input, the state, and the weights of the
+state. A state is a tuple of tensors; the first is the output of the layer.
 """
 
 from __future__ import annotations

@@ -25,17 +25,17 @@ __all__ = ["Recurrent"]
 
 
 class Recurrent(Module):
-    """Layers of a recurrence, in one or two directions, over whole sequences.
+    """Recurrent layers over whole sequences, in one or two directions.
 
     Args:
         input_size: of the last dimension of the input, I.
         hidden_size: of the state, H.
         num_layers: how many layers, L, each run over the outputs of the one before.
         bias: whether there are biases.
-        batch_first: whether the batch stands before the steps.
-        dropout: the probability of a zero among what one layer hands to the next, in mode
-            ``"train"``, by ``self.rng``.
-        bidirectional: whether each layer runs backwards, too, with weights of its own: D is 2.
+        batch_first: whether the batch comes before the steps.
+        dropout: the dropout probability between two layers, in mode ``"train"``; drawn from
+            ``self.rng``.
+        bidirectional: whether each layer also runs backwards, with weights of its own: D is 2.
 
     Attributes:
         weights: a dict of the parameters by the names that ``torch.nn`` gives them, and in its
@@ -117,16 +117,16 @@ class Recurrent(Module):
     def kernel(
         self, input: Tensor, states: State, weights: list[Tensor], layers: int
     ) -> tuple[Tensor, ...]:
-        """Run torch's kernel: the outputs and the last states."""
+        """The outputs and the last states, by torch's kernel."""
 
     @abstractmethod
     def step(
         self, drive: Tensor, state: State, weight: Tensor, bias: Any, projection: Any
     ) -> State:
-        """Run one step of the recurrence; see ``recurrence``."""
+        """The next state; see ``recurrence``."""
 
     def run(self, input: Tensor, **states: Tensor | None) -> tuple[Tensor, ...]:
-        """Run over whole sequences.
+        """Runs over whole sequences.
 
         Args:
             input: as the layer was given it.
@@ -155,7 +155,7 @@ class Recurrent(Module):
         return output, *last
 
     def _layers(self, x: Tensor, states: State) -> tuple[Tensor, ...]:
-        """Run over batches of sequences, with dropout between the layers while training."""
+        """Runs over batches of sequences, with dropout between the layers in training."""
         advance = self.kernel if in_plain_eager_code() else self._scan
         weights: list[Tensor] = [*self.weights.values()]
         layers = self.num_layers
@@ -176,7 +176,7 @@ class Recurrent(Module):
     def _scan(
         self, input: Tensor, states: State, weights: list[Tensor], layers: int
     ) -> tuple[Tensor, ...]:
-        """What ``kernel`` does, step by step: torch's kernels know neither vmap nor jvp."""
+        """As ``kernel``, step by step: torch's kernels support neither vmap nor jvp."""
         x = input.transpose(0, 1) if self.batch_first else input
         directions = 1 + self.bidirectional
         size = len(weights) // (layers * directions)

@@ -1,4 +1,4 @@
-"""What a layer says to an input that does not fit: where it stands, what it expects, what came."""
+"""Errors of inputs that do not fit a layer: its path, what was expected, and what was given."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def refuse(layer: Any, expected: str, given: Any, name: str = "input") -> NoRetu
     Args:
         layer: the module that was called.
         expected: the shape or kind of thing it takes, such as ``"(*, 3)"``.
-        given: what came.
-        name: the argument's.
+        given: what was given.
+        name: the name of the argument.
 
     Raises:
         TypeError: if what came is not a tensor.
@@ -43,12 +43,13 @@ def refuse(layer: Any, expected: str, given: Any, name: str = "input") -> NoRetu
 
 
 def require_tensor(layer: Any, given: Any, name: str = "input") -> None:
-    """Raises unless what a layer of any shape was given is a tensor, or acts as one.
+    """Raises unless the input of a layer is a tensor, or acts as one.
 
     Args:
         layer: the module that was called.
-        given: what came. Classes with ``__torch_function__`` act as tensors: torch.fx's proxies.
-        name: the argument's.
+        given: what was given. Classes with ``__torch_function__`` act as tensors, such as the
+            proxies of torch.fx.
+        name: the name of the argument.
 
     Raises:
         TypeError: if it is anything else.
@@ -58,7 +59,7 @@ def require_tensor(layer: Any, given: Any, name: str = "input") -> None:
 
 
 def name_in(error: Exception, layer: Any) -> None:
-    """Adds the place of a layer to an error of torch's that no shape explains, a dtype say."""
+    """Adds the path of a layer to an error of torch that is not about shapes, such as dtypes."""
     error.add_note(f"This came from {where(layer)}.")
 
 
@@ -67,16 +68,16 @@ def _shape(tensor: Tensor) -> str:
 
 
 def where(layer: Any) -> str:
-    """What a layer is called in an error: its path in the model that called it, and its class.
+    """The name of a layer in an error: its path in the model that called it, and its class.
 
-    A module does not know what holds it. But an error is raised inside the calls of everything
-    that does, so the tree is looked for among the variables of the callers: the outermost one
-    that holds this very module gives the path. Some call a copy of what they hold: where they know
-    its place, the search goes on for its original. It costs nothing until something is wrong.
+    Modules have no parent pointer. On an error the variables of the callers are searched: the
+    outermost tree that holds this module gives the path. Some modules call a copy of a module they
+    hold. They say where its original is, and the search goes on for that. Nothing is searched
+    before an error.
     """
     if is_compiling():
         return type(layer).__name__
-    target, below = layer, ""  # what is looked for, and the path of the layer in it
+    target, below = layer, ""  # what is searched for, and the path of the layer in it
     root, path = layer, ""
     seen: set[int] = set()
     frame: Any = sys._getframe(1)

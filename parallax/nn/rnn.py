@@ -58,7 +58,7 @@ class RNN(Recurrent):
     def kernel(
         self, input: Tensor, states: State, weights: list[Tensor], layers: int
     ) -> tuple[Tensor, ...]:
-        """Run torch's kernel."""
+        """The outputs and the last states, by torch's kernel."""
         run = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
         return run(
             input, states[0], weights, self.bias, layers, 0.0, False, self.bidirectional,
@@ -68,13 +68,13 @@ class RNN(Recurrent):
     def step(
         self, drive: Tensor, state: State, weight: Tensor, bias: Any, projection: Any
     ) -> State:
-        """Run one step."""
+        """The next state."""
         step = tanh_step if self.nonlinearity == "tanh" else relu_step
         return step(drive, state, weight, bias, projection)
 
 
 class GRU(Recurrent):
-    """Gated recurrent units; what a step computes is ``GRUCell``'s.
+    """Gated recurrent units; a step is computed as by ``GRUCell``.
 
     Source: K. Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", 2014.
 
@@ -111,7 +111,7 @@ class GRU(Recurrent):
     def kernel(
         self, input: Tensor, states: State, weights: list[Tensor], layers: int
     ) -> tuple[Tensor, ...]:
-        """Run torch's kernel."""
+        """The outputs and the last states, by torch's kernel."""
         return torch.gru(
             input, states[0], weights, self.bias, layers, 0.0, False, self.bidirectional,
             self.batch_first,
@@ -120,16 +120,16 @@ class GRU(Recurrent):
     def step(
         self, drive: Tensor, state: State, weight: Tensor, bias: Any, projection: Any
     ) -> State:
-        """Run one step."""
+        """The next state."""
         return gru_step(drive, state, weight, bias, projection)
 
 
 class LSTM(Recurrent):
-    """Long short-term memory; what a step computes is ``LSTMCell``'s.
+    """Long short-term memory; a step is computed as by ``LSTMCell``.
 
     Args:
-        hidden_size: of the memory, C.
-        proj_size: of the state after a projection, H; 0 for none, where H is C.
+        hidden_size: the size of the cell state, C.
+        proj_size: the size of the hidden state after a projection, H; 0 for no projection, H = C.
 
     Shape:
         - hx: a pair of ``(D * L, N, H)`` and ``(D * L, N, C)``, or without ``N``; zeros by default
@@ -193,7 +193,7 @@ class LSTM(Recurrent):
     def kernel(
         self, input: Tensor, states: State, weights: list[Tensor], layers: int
     ) -> tuple[Tensor, ...]:
-        """Run torch's kernel."""
+        """The outputs and the last states, by torch's kernel."""
         return torch.lstm(
             input, states, weights, self.bias, layers, 0.0, False, self.bidirectional,
             self.batch_first,
@@ -202,5 +202,5 @@ class LSTM(Recurrent):
     def step(
         self, drive: Tensor, state: State, weight: Tensor, bias: Any, projection: Any
     ) -> State:
-        """Run one step."""
+        """The next state."""
         return lstm_step(drive, state, weight, bias, projection)

@@ -76,7 +76,7 @@ class _Cell(Module):
         return input.new_zeros((*input.shape[:-1], self.hidden_size))
 
     def _drive(self, input: Tensor) -> Tensor:
-        """What the input contributes to a step."""
+        """The contribution of the input to a step."""
         return F.linear(input, self.weight_ih, self.bias_ih)
 
     def _check(self, input: Any, **states: Any) -> None:

@@ -18,7 +18,7 @@ __all__ = ["RotaryEmbedding"]
 class RotaryEmbedding(Module):
     r"""Rotates pairs of features by angles proportional to the position.
 
-    Feature pair :math:`i` of ``dim / 2`` at position :math:`m` is turned by
+    Feature pair :math:`i` of ``dim / 2`` at position :math:`m` is rotated by
     :math:`m \, \mathrm{base}^{-2 i / \mathrm{dim}}`, so that the product of a query and a key
     depends on how far apart they are.
 

@@ -1,4 +1,4 @@
-"""Layers that only move numbers, or make more of them: reshaping and upsampling."""
+"""Layers that only rearrange numbers."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Unflatten(Module):
 
     Args:
         dim: which one.
-        unflattened_size: their sizes; one of them may be -1, for what is left.
+        unflattened_size: their sizes; one of them may be -1, which is computed from the others.
 
     Shape:
         - input: ``(*, S_dim, *)``

@@ -1,4 +1,4 @@
-"""Activations that draw small numbers to zero."""
+"""Activations that map small numbers to zero, or close to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activations along a dimension: softmax and its kin, and gating by one half."""
+"""Activations along a dimension: softmax and similar functions, and gated linear units."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["GLU", "LogSoftmax", "Softmax", "Softmax2d", "Softmin"]
 
 
 class _AlongOne(Module):
-    """What the layers share that normalise along a dimension.
+    """What layers that normalise along a dimension share.
 
     Args:
         dim: the dimension along which the exponentials sum to one.
@@ -93,7 +93,7 @@ class LogSoftmax(_AlongOne, init=False):
 
 
 class Softmax2d(Module):
-    """The ``Softmax`` over the channels of images, at each place.
+    """The ``Softmax`` over the channels of images, at each pixel.
 
     Shape:
         - input: ``(N, C, H, W)`` or ``(C, H, W)``

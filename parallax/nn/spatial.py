@@ -1,4 +1,4 @@
-"""What layers of signals, images and volumes share: their shapes, and what they say to others."""
+"""What layers of signals, images and volumes share: their shapes, and the errors of others."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def refuse_spatial(
         dims: the number of spatial dimensions.
         channels: the number of channels, if it matters.
         least: the least size of each spatial dimension.
-        name: the argument's.
+        name: the name of the argument.
 
     Raises:
         TypeError: if it is not a tensor.
@@ -69,7 +69,7 @@ def refuse_spatial(
     shape = ", ".join(["C" if channels is None else str(channels), *axes])
     bounds = [("C", 1)] if channels is None else []
     bounds += zip(axes, smallest, strict=True)
-    # That nothing may be empty goes without saying, unless something is.
+    # Mentioned only if the input is empty.
     said = 0 if isinstance(input, Tensor) and 0 in input.shape else 1
     limits = ", ".join([f"{axis} >= {low}" for axis, low in bounds if low > said])
     expected = f"({shape}) or (N, {shape})" + (f" with {limits}" if limits else "")

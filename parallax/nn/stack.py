@@ -29,10 +29,10 @@ __all__ = ["Stack"]
 class Stack(Module):
     """Equal blocks, one after the other, held as one block whose leaves are stacked.
 
-    What a tuple of blocks computes, with as many leaves as one block has: every verb and every
-    optimizer works on few large tensors, and compiling takes as long as for one block. Each block
-    is initialized for itself, with the numbers it would have in a tuple; has random numbers of
-    its own; and its effects are its own.
+    It computes what a tuple of blocks computes, with the number of leaves of one block. So every
+    method and every optimizer works on few large tensors, and compiling takes as long as for one
+    block. Each block has the initial values that it would have in a tuple, its own random numbers,
+    and its own effects.
 
     A gradient that is taken within compiled code computes each block once more, as ``checkpoint``
     does in eager code: of six blocks it took a third of a tuple's memory, and a fifth more time.
@@ -85,10 +85,10 @@ class Stack(Module):
 
     @classmethod
     def of(cls, blocks: Sequence[Module], *, checkpoint: bool = False) -> Self:
-        """The stack of blocks that are there already.
+        """A stack of existing blocks.
 
         Args:
-            blocks: equal but for the values of their leaves.
+            blocks: modules that differ only in the values of their leaves.
             checkpoint: as above.
 
         Raises:
@@ -194,7 +194,7 @@ class Stack(Module):
         return self._blocks()[index]
 
     def extra_repr(self) -> str:
-        """Nothing: the blocks are shown."""
+        """Empty, as the blocks themselves are shown."""
         return "checkpoint=True" if self.checkpoint else ""
 
     def __shown__(self) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Encoders and decoders: the layers of transformers, one after the other."""
+"""Encoders and decoders: stacks of the layers of transformers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Stacked(Module):
 
     Args:
         num_layers: how many.
-        norm: what comes last, such as ``LayerNorm(d_model)``.
+        norm: applied last, such as ``LayerNorm(d_model)``.
 
     Raises:
         TypeError: if the layer is not a module, or ``num_layers`` no int.
@@ -34,7 +34,7 @@ class _Stacked(Module):
         name = type(self).__name__
         check_module(name, layer, argument)
         positive(name, num_layers=num_layers)
-        # Copies that share nothing, so that each is initialized for itself.
+        # Copies that share nothing, so that each gets initial values of its own.
         self.layers = tuple([copy.deepcopy(layer) for _ in range(num_layers)])
         self.norm = norm
 

@@ -31,7 +31,7 @@ class _Layer(Module):
 
     Args:
         d_model: the size of the input, and of the memory of a decoder.
-        nhead: how many heads attend.
+        nhead: the number of attention heads.
         dim_feedforward: the size between the affine maps.
         dropout: the probability with which a number is dropped in mode ``"train"``.
         activation: between the affine maps: ``"relu"``, ``"gelu"``, a function or a module.

@@ -64,18 +64,18 @@ _watched = WhereRecorded({"ConvolutionBackward0": _rule}).watch
 class _ConvTranspose(Spatial):
     r"""What transposed convolutions over one, two and three dimensions share.
 
-    Each element of an input channel lays its multiple of a kernel on the output; what overlaps is
-    summed. It is the gradient of ``Conv{n}d`` by its input, not its inverse.
+    Each element of an input channel adds its multiple of a kernel to the output. It is the gradient
+    of ``Conv{n}d`` with respect to its input, not its inverse.
 
     Args:
         in_channels: the number of channels of the input.
         out_channels: the number of channels of the output.
         kernel_size: the size of the kernel: an int or a tuple of {one}, as all sizes here.
         stride: the steps on the output between neighbours of the input.
-        padding: how much is cut off both sides of each dimension of the output.
-        output_padding: how much longer the output is at its end, where a convolution with stride
-            would have dropped it.
-        groups: how many groups of channels do not see each other.
+        padding: how much is removed on both sides of each dimension of the output.
+        output_padding: how much longer the output is at its end; a convolution with a stride has
+            the same output for inputs of several sizes.
+        groups: into how many groups the channels are split; each group is convolved on its own.
         bias: whether to add a bias.
         dilation: the distance between the elements of the kernel.
         padding_mode: only ``"zeros"``, as in torch.
@@ -172,7 +172,7 @@ class _ConvTranspose(Spatial):
             raise
 
     def _beyond(self, input: Tensor, output_size: Sequence[int]) -> tuple[int, ...]:
-        """The output padding that makes an output of a size."""
+        """The output padding for an output of the given size."""
         wanted = tuple(output_size)
         if len(wanted) == input.dim():
             wanted = wanted[-self.dims :]

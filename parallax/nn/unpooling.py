@@ -1,4 +1,4 @@
-"""The reverse of max pooling, and max pooling by windows of random sizes."""
+"""The partial inverse of max pooling, and max pooling with windows of random steps."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class _FractionalMaxPool(Spatial):
     Args:
         kernel_size: the size of the window: an int or a tuple of {one}, as all sizes here.
         output_size: how many windows; or
-        output_ratio: how many windows, as a share of the input's size.
+        output_ratio: how many windows, as a fraction of the input's size.
         return_indices: return a pair, with the flat index of each number in its channel.
 
     Shape:
@@ -151,7 +151,7 @@ def _ratios(layer: str, ratio: Any, dims: int) -> tuple[float, ...]:
 
 
 class MaxUnpool1d(_MaxUnpool, init=False):
-    """The reverse of ``MaxPool1d``: zeros where it took no number.
+    """The partial inverse of ``MaxPool1d``: numbers at their indices, zeros elsewhere.
 
     Example:
         >>> most, indices = nn.MaxPool1d(2, return_indices=True)(torch.ones(2, 4))
@@ -164,7 +164,7 @@ class MaxUnpool1d(_MaxUnpool, init=False):
 
 
 class MaxUnpool2d(_MaxUnpool, init=False):
-    """The reverse of ``MaxPool2d``: zeros where it took no number.
+    """The partial inverse of ``MaxPool2d``: numbers at their indices, zeros elsewhere.
 
     Example:
         >>> most, indices = nn.MaxPool2d(2, return_indices=True)(torch.ones(2, 4, 4))
@@ -177,7 +177,7 @@ class MaxUnpool2d(_MaxUnpool, init=False):
 
 
 class MaxUnpool3d(_MaxUnpool, init=False):
-    """The reverse of ``MaxPool3d``: zeros where it took no number.
+    """The partial inverse of ``MaxPool3d``: numbers at their indices, zeros elsewhere.
 
     Example:
         >>> most, indices = nn.MaxPool3d(2, return_indices=True)(torch.ones(2, 4, 4, 4))

@@ -1,4 +1,4 @@
-"""Making signals, images and volumes larger or smaller by interpolation."""
+"""Resizing signals, images and volumes by interpolation."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ class Upsample(_Upsample):
         mode: how: ``"nearest"``, ``"nearest-exact"`` or ``"area"`` for all of them, ``"linear"``
             for signals, ``"bilinear"`` or ``"bicubic"`` for images, ``"trilinear"`` for volumes;
             the field is ``method``.
-        align_corners: whether the outermost numbers, not their outer edges, lie on each other; of
-            the linear and cubic modes only.
+        align_corners: whether the centres of the outermost pixels are aligned, instead of their
+            outer edges; for the linear and cubic modes only.
         recompute_scale_factor: whether the factor used is that of the sizes, after rounding.
 
     Shape:
