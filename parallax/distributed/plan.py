@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
@@ -15,6 +15,7 @@ from parallax.core.arguments import check_module, shown
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.shares import Share
 from parallax.distributed.agreement import agree
+from parallax.distributed.batches import batches
 from parallax.distributed.description import Description, describe
 from parallax.distributed.meshes import Sizes, cutting, sizes_of
 from parallax.distributed.placements import Placed, placed_leaves
@@ -171,6 +172,45 @@ class Plan:
         if rank is not None and rank != here:
             return None
         return survey.spec.build(leaves)  # type: ignore[no-any-return]  # of the tree's type
+
+    def batches(self, loader: Iterable[T]) -> Iterator[T]:
+        """The batches of a loader, of which each process computes with its part.
+
+        Every process iterates over the same loader, with the same order of batches. Each tensor of
+        a batch is cut along its first dimension, over the dimensions of the mesh whose rule is
+        ``dist.replicate()`` or ``dist.fsdp(...)``.
+
+        Args:
+            loader: gives tensors, or containers of them: a ``DataLoader``, a list.
+
+        Returns:
+            An iterator over the batches, with ``DTensor``s in place of tensors; over a mesh of one
+            process over the batches as they are.
+
+        Raises:
+            RuntimeError: if the plan has sizes alone.
+            TypeError: if the loader cannot be iterated over.
+            ValueError: while iterating, if the rows of a batch do not divide, or the first batches
+                of the processes differ.
+
+        Example:
+            >>> import torch
+            >>> from parallax import distributed as dist
+            >>> plan = dist.Plan(dist.mesh(dp=1), dp=dist.replicate())
+            >>> [x.shape for x in plan.batches(torch.ones(2, 8, 3))]
+            [torch.Size([8, 3]), torch.Size([8, 3])]
+        """
+        if not hasattr(loader, "__iter__"):
+            raise TypeError(
+                f"Plan.batches(loader=): expected something that gives batches, got "
+                f"{shown(loader)}. Write plan.batches(DataLoader(...)) or plan.batches([x, y])"
+            )
+        self._require_processes("batches")
+        mesh = self._cutting
+        if mesh is None:
+            return iter(loader)
+        cutting = [name for name, rule in self.rules.items() if not isinstance(rule, Mapping)]
+        return batches(loader, mesh, tuple([one for one in cutting if self.sizes[one] > 1]))
 
     def describe(self, module: Any, *, optimizer: Any = None, tokens: int = 0) -> Description:
         """What each process holds and sends in a step, from the plan alone.

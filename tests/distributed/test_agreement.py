@@ -1,0 +1,65 @@
+"""Processes that were told different things all say so, and none waits for another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from parallax import distributed as dist
+from tests.distributed.models import Net, net
+from tests.meshes import run
+
+
+def _refused(said: str, call: Callable[[], Any], error: Any = ValueError) -> None:
+    with pytest.raises(error, match=said):
+        call()
+
+
+def _differ(rank: int, folder: str) -> None:
+    first = rank == 0
+    _refused(
+        r"dist.mesh: the processes differ. In process 0 of 2 the call is dist.mesh\(dp=2, tp=1\); "
+        r"in process 1 the call is dist.mesh\(dp=1, tp=2\)",
+        lambda: dist.mesh(dp=2, tp=1) if first else dist.mesh(dp=1, tp=2),
+    )
+    mesh = dist.mesh(dp=2)
+    plan = dist.Plan(mesh, dp=dist.fsdp("blocks.*"))
+    other = dist.Plan(mesh, dp=dist.replicate())
+    _refused(
+        r"Plan.apply: the processes differ. In process 0 of 2 the plan is .*fsdp\('blocks.\*'\)\); "
+        r"in process 1 the plan is .*replicate\(\)",
+        lambda: (plan if first else other).apply(net()),
+    )
+    _refused(
+        r"In process 0 of 2 head.weight is torch.float32\[3, 8\].*; in process 1 blocks.2.norm.w",
+        lambda: plan.apply(net(count=2 if first else 3)),
+    )
+    _refused(
+        r"initialize\(plan=\): the processes differ. In process 0 of 2 the seed is",
+        lambda: Net().initialize(rank, plan=plan),
+    )
+    # One fails by itself: it says why, and the other is told.
+    bad = dist.Plan(mesh, dp=dist.fsdp("blocks.*" if first else "layers.*"))
+    _refused(
+        r"matches nothing: nothing in Net is at 'layers.\*'" if not first else
+        r"in process 1 it raised LookupError: dist.Plan: the rule dp=fsdp\('layers.\*'\) matches",
+        lambda: bad.apply(net()), ValueError if first else LookupError,
+    )  # fmt: skip
+    _refused(
+        r"Plan.batches: the processes differ. .* the first batch is .*shuffle with one seed",
+        lambda: next(plan.batches([torch.full((4, 2), float(rank))])),
+    )
+    assert len(list(plan.batches([torch.ones(4, 2)]))) == 1
+    # Values that differ are those of the first process.
+    model = plan.gather(plan.apply(Net().initialize(rank)))
+    assert torch.equal(model.blocks[0].up.weight, net().blocks[0].up.weight)
+    half = plan.apply(Net().initialize(rank, dtype=torch.bfloat16))
+    assert plan.gather(half).head.weight.dtype is torch.bfloat16
+
+
+def test_differences_are_named_in_every_process(tmp_path: Path) -> None:
+    run(_differ, tmp_path, 2)
