@@ -61,7 +61,7 @@ class Accumulate:
     def __init__(self, opt: Any, every: int) -> None:
         if type(every) is not int or every < 1:
             raise ValueError(
-                f"Accumulate: every is an int of at least 1, got {every!r}. "
+                f"Accumulate: every must be an int of at least 1, got {every!r}. "
                 f"Write optim.Accumulate(opt, every=4)"
             )
         check_optimizer("Accumulate", "opt", opt)

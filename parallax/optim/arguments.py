@@ -71,12 +71,13 @@ def check_kind(what: str, name: str, value: Any, annotation: str, example: Any =
         return
     if kind not in _KINDS:
         return
+    instead = _EXAMPLES.get(kind) if example is None else example
     if not _is(value, kind):
-        instead = _EXAMPLES.get(kind) if example is None else example
         write = "" if instead is None else f". Write {what}({name}={instead!r})"
-        raise TypeError(f"{what}: {name} is {_described(annotation)}, got {shown(value)}{write}")
+        expected = _described(annotation)
+        raise TypeError(f"{what}: {name} must be {expected}, got {shown(value)}{write}")
     if isinstance(value, float) and math.isnan(value):
-        raise ValueError(f"{what}: {name} is {_KINDS[kind]}, got nan. Give it a value")
+        raise ValueError(f"{what}: {name} must be {_KINDS[kind]}, got nan. Write {name}={instead}")
 
 
 def _check_row(what: str, name: str, value: Any, annotation: str, example: Any) -> None:
@@ -85,7 +86,7 @@ def _check_row(what: str, name: str, value: Any, annotation: str, example: Any) 
     if not isinstance(value, tuple | list) or not (several or len(value) == len(inner)):
         count = "several" if several else str(len(inner))
         raise TypeError(
-            f"{what}: {name} is a tuple of {count} values, got {shown(value)}. "
+            f"{what}: {name} must be a tuple of {count} values, got {shown(value)}. "
             f"Write {what}({name}={example or (1,) * len(inner)!r})"
         )
     kinds = inner[:1] * len(value) if several else inner
@@ -128,8 +129,8 @@ def check_at_least(
     if isinstance(value, Tensor) or value is None:
         return
     if value < least or (strictly and value == least):
-        bound = f"above {least}" if strictly else f"{least} or more"
-        raise ValueError(f"{what}: {name} is {bound}, got {value!r}. Give it such a value")
+        bound, example = (f"above {least}", least + 1) if strictly else (f"{least} or more", least)
+        raise ValueError(f"{what}: {name} must be {bound}, got {value!r}. Write {name}={example}")
 
 
 def check_optimizer(what: str, name: str, value: Any) -> None:
@@ -140,6 +141,6 @@ def check_optimizer(what: str, name: str, value: Any) -> None:
     """
     if isinstance(value, type) or not (hasattr(value, "init") and hasattr(value, "step")):
         raise TypeError(
-            f"{what}: {name} is an optimizer, got {shown(value)}. "
-            f"Pass one that is made: optim.AdamW(lr=1e-3)"
+            f"{what}: {name} must be an optimizer, got {shown(value)}. "
+            f"Pass an instance: optim.AdamW(lr=1e-3)"
         )

@@ -130,7 +130,9 @@ class EMA(SWA):
     def __init__(self, decay: float = 0.999) -> None:
         check_kind("EMA", "decay", decay, "float", 0.999)
         if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"EMA: decay is between 0 and 1, got {decay}. Write EMA(decay=0.999)")
+            raise ValueError(
+                f"EMA: decay must be between 0 and 1, got {decay}. Write EMA(decay=0.999)"
+            )
         self.decay = decay
 
     def _weight(self, count: Tensor) -> Any:

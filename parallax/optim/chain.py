@@ -98,7 +98,7 @@ def chain(*parts: Any) -> Chain:
         tensor([-0.6000, -0.8000])
     """
     if not parts or not (hasattr(parts[-1], "step") and hasattr(parts[-1], "init")):
-        raise TypeError("chain: the last part is an optimizer: chain(ClipNorm(1.0), Adam())")
+        raise TypeError("chain: the last part must be an optimizer: chain(ClipNorm(1.0), Adam())")
     for part in parts[:-1]:
         if hasattr(part, "step") or not (hasattr(part, "update") or callable(part)):
             raise TypeError(

@@ -106,7 +106,7 @@ def check_donation(what: str, donate: Any, differentiable: bool = False) -> None
     if donate is False:
         return
     if donate is not True:
-        raise TypeError(f"{what}: donate is True or False, got {donate!r}")
+        raise TypeError(f"{what}: donate must be True or False, got {donate!r}")
     reason = ""
     if dynamo.is_compiling():
         reason = "torch.compile plans the memory of a compiled step itself"

@@ -83,7 +83,7 @@ def freeze(groups: Any, names: tuple[str, ...], cls: str) -> tuple[Group, ...]:
         return ()
     if not isinstance(groups, Mapping):
         raise TypeError(
-            f"optim.{cls}: groups is a dict, got a {type(groups).__name__}. "
+            f"optim.{cls}: groups must be a dict, got a {type(groups).__name__}. "
             f"Write groups={{'**.bias': dict(weight_decay=0)}}"
         )
     made = []
@@ -91,7 +91,7 @@ def freeze(groups: Any, names: tuple[str, ...], cls: str) -> tuple[Group, ...]:
         where = f"optim.{cls}: groups[{condition!r}]"
         if not isinstance(changes, Mapping):
             raise TypeError(
-                f"{where} is a dict of hyper-parameters, got {changes!r}. "
+                f"{where} must be a dict of hyper-parameters, got {changes!r}. "
                 f"Write groups={{'**.bias': dict(weight_decay=0)}}"
             )
         for name in changes:
@@ -100,7 +100,10 @@ def freeze(groups: Any, names: tuple[str, ...], cls: str) -> tuple[Group, ...]:
                     f"{where} has no hyper-parameter {name!r}; it has {', '.join(names)}"
                 )
             if name in _WHOLE:
-                raise TypeError(f"{where}: {name} is of the whole step: optim.{cls}({name}=...)")
+                raise TypeError(
+                    f"{where}: {name} holds for the whole step, not for a group. "
+                    f"Write optim.{cls}({name}=...)"
+                )
         made.append(Group(condition, tuple(changes), tuple(changes.values())))
     return tuple(made)
 

@@ -79,7 +79,7 @@ def refuse_several(what: str, hypers: Iterable[Hyper]) -> None:
 def _require_one(name: str, value: Tensor) -> None:
     if value.numel() != 1:
         raise ValueError(
-            f"{name} holds {value.numel()} numbers, one per member of an ensemble: call init and "
+            f"{name} holds {value.numel()} numbers, one per member of an ensemble. Call init and "
             f"step under vmap: torch.vmap(lambda opt, *rest: opt.step(*rest))(opt, model, grads, s)"
         )
 

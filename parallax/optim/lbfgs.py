@@ -63,7 +63,7 @@ def LBFGS(  # noqa: N802  # as in torch.optim
             check_at_least("optim.LBFGS", name, value, 0)
     if line_search_fn not in (None, "strong_wolfe"):
         raise ValueError(
-            f"optim.LBFGS: line_search_fn is 'strong_wolfe' or None, got {line_search_fn!r}. "
+            f"optim.LBFGS: line_search_fn must be 'strong_wolfe' or None, got {line_search_fn!r}. "
             f"Write optim.LBFGS(line_search_fn='strong_wolfe')"
         )
     hyper = {

@@ -81,8 +81,8 @@ class LossScaler:
         check_at_least("LossScaler", "growth_interval", self.growth_interval, 1)
         if self.growth_factor <= 1.0 or not 0.0 < self.backoff_factor < 1.0:
             raise ValueError(
-                f"LossScaler: growth_factor is above 1 and backoff_factor between 0 and 1, got "
-                f"{self.growth_factor} and {self.backoff_factor}"
+                f"LossScaler: growth_factor must be above 1 and backoff_factor between 0 and 1, "
+                f"got {self.growth_factor} and {self.backoff_factor}"
             )
 
     def init(self) -> Scale:
@@ -170,5 +170,6 @@ class LossScaler:
 def _check_tensor(verb: str, name: str, value: Any, example: str) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"optim.LossScaler.{verb}: {name} is a tensor, got {shown(value)}. Give one: {example}"
+            f"optim.LossScaler.{verb}: {name} must be a tensor, got {shown(value)}. "
+            f"Give one: {example}"
         )

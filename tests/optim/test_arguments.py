@@ -13,37 +13,41 @@ from tests.corpus import MLP
 from tests.optim.cases import FIRST, make, ones
 
 WRONG: list[tuple[Any, type[Exception], str]] = [
-    (lambda: optim.ClipNorm("x"), TypeError, "ClipNorm: max_norm is a number, got 'x'. Write"),  # type: ignore[arg-type]  # tested
-    (lambda: optim.ClipNorm(-1.0), ValueError, "ClipNorm: max_norm is above 0, got -1.0"),
-    (lambda: optim.ClipNorm(float("nan")), ValueError, "ClipNorm: max_norm is a number, got nan"),
-    (lambda: optim.ClipNorm(0.0), ValueError, "ClipNorm: max_norm is above 0, got 0.0"),
-    (lambda: optim.ClipValue(-1.0), ValueError, "ClipValue: clip_value is above 0"),
+    (lambda: optim.ClipNorm("x"), TypeError, "ClipNorm: max_norm must be a number, got 'x'. Write"),  # type: ignore[arg-type]  # tested
+    (lambda: optim.ClipNorm(-1.0), ValueError, "ClipNorm: max_norm must be above 0, got -1.0"),
+    (lambda: optim.ClipNorm(float("nan")), ValueError, "max_norm must be a number, got nan"),
+    (lambda: optim.ClipNorm(0.0), ValueError, "ClipNorm: max_norm must be above 0, got 0.0"),
+    (lambda: optim.ClipValue(-1.0), ValueError, "ClipValue: clip_value must be above 0"),
     (lambda: optim.clip_grad_norm(None, 1.0), TypeError, "takes a tree of gradients, got None"),
-    (lambda: optim.LossScaler(-1.0), ValueError, "LossScaler: init_scale is above 0, got -1.0"),
-    (lambda: optim.LossScaler(growth_interval=0), ValueError, "growth_interval is 1 or more"),
-    (lambda: optim.Accumulate(None, 2), TypeError, "Accumulate: opt is an optimizer, got None"),
-    (lambda: optim.Accumulate(optim.SGD, 2), TypeError, "opt is an optimizer, got the class SGD"),
-    (lambda: optim.Split({"a": 3}), TypeError, r"Split: optimizers\['a'\] is an optimizer, got 3"),
-    (lambda: optim.EMA("x"), TypeError, "EMA: decay is a number, got 'x'. Write EMA"),  # type: ignore[arg-type]  # tested
-    (lambda: optim.Adam(lr=None), TypeError, "optim.Adam: lr is a number, a tensor of no"),  # type: ignore[arg-type]  # tested
-    (lambda: optim.Adam(lr=torch.nn.Linear(1, 1)), TypeError, "lr is .*got a Linear"),
-    (lambda: optim.Adam(betas=(0.9,)), TypeError, "betas is a tuple of 2 values, got"),  # type: ignore[arg-type]  # tested
-    (lambda: optim.Adam(amsgrad=1), TypeError, "optim.Adam: amsgrad is True or False, got 1"),  # type: ignore[arg-type]  # tested
-    (lambda: optim.Adam(fused="yes"), TypeError, "fused is True or False, or None, got 'yes'"),  # type: ignore[arg-type]  # tested
-    (lambda: optim.Adam(lr=True), TypeError, "lr is a number, .*got True"),
-    (lambda: optim.Adam(groups={"x": {"lr": "y"}}), TypeError, r"groups\['x'\]: lr is a number"),
-    (lambda: optim.LBFGS(history_size=2.5), TypeError, "history_size is an int, got 2.5. Write"),  # type: ignore[arg-type]  # tested
-    (lambda: optim.LBFGS(line_search_fn="x"), ValueError, "is 'strong_wolfe' or None, got 'x'"),
+    (lambda: optim.LossScaler(-1.0), ValueError, "init_scale must be above 0, got -1.0"),
+    (lambda: optim.LossScaler(growth_interval=0), ValueError, "growth_interval must be 1 or more"),
+    (lambda: optim.Accumulate(None, 2), TypeError, "opt must be an optimizer, got None"),
+    (lambda: optim.Accumulate(optim.SGD, 2), TypeError, "must be an optimizer, got the class SGD"),
+    (lambda: optim.Split({"a": 3}), TypeError, r"optimizers\['a'\] must be an optimizer, got 3"),
+    (lambda: optim.EMA("x"), TypeError, "EMA: decay must be a number, got 'x'. Write EMA"),  # type: ignore[arg-type]  # tested
+    (lambda: optim.Adam(lr=None), TypeError, "optim.Adam: lr must be a number, a tensor of no"),  # type: ignore[arg-type]  # tested
+    (lambda: optim.Adam(lr=torch.nn.Linear(1, 1)), TypeError, "lr must be .*got a Linear"),
+    (lambda: optim.Adam(betas=(0.9,)), TypeError, "betas must be a tuple of 2 values, got"),  # type: ignore[arg-type]  # tested
+    (lambda: optim.Adam(amsgrad=1), TypeError, "optim.Adam: amsgrad must be True or False, got 1"),  # type: ignore[arg-type]  # tested
+    (lambda: optim.Adam(fused="yes"), TypeError, "fused must be True or False, or None, got 'yes'"),  # type: ignore[arg-type]  # tested
+    (lambda: optim.Adam(lr=True), TypeError, "lr must be a number, .*got True"),
+    (lambda: optim.Adam(groups={"x": {"lr": "y"}}), TypeError, r"groups\['x'\]: lr must be a"),
+    (lambda: optim.LBFGS(history_size=2.5), TypeError, "history_size must be an int, got 2.5"),  # type: ignore[arg-type]  # tested
+    (
+        lambda: optim.LBFGS(line_search_fn="x"),
+        ValueError,
+        "must be 'strong_wolfe' or None, got 'x'",
+    ),
     (
         lambda: optim.from_torch(torch.optim.SGD, lr=0.1, momentun=0.9),
         TypeError,
         "from_torch: SGD has no hyper-parameter 'momentun'. Did you mean 'momentum'",
     ),
-    (lambda: schedules.StepLR(0.1, 0), ValueError, "schedules.StepLR: step_size is above 0, got 0"),
-    (lambda: schedules.StepLR(0.1, 2.5), TypeError, "step_size is an int, got 2.5"),  # type: ignore[arg-type]  # tested
-    (lambda: schedules.LinearLR(0.1, total_iters=0), ValueError, "total_iters is 1 or more"),
-    (lambda: schedules.ExponentialLR("x", 0.9), TypeError, "lr is a number, got 'x'"),  # type: ignore[arg-type]  # tested
-    (lambda: schedules.SequentialLR(3, (1,)), TypeError, "schedules is a list of schedules, got 3"),  # type: ignore[arg-type]  # tested
+    (lambda: schedules.StepLR(0.1, 0), ValueError, "StepLR: step_size must be above 0, got 0"),
+    (lambda: schedules.StepLR(0.1, 2.5), TypeError, "step_size must be an int, got 2.5"),  # type: ignore[arg-type]  # tested
+    (lambda: schedules.LinearLR(0.1, total_iters=0), ValueError, "total_iters must be 1 or more"),
+    (lambda: schedules.ExponentialLR("x", 0.9), TypeError, "lr must be a number, got 'x'"),  # type: ignore[arg-type]  # tested
+    (lambda: schedules.SequentialLR(3, (1,)), TypeError, "schedules must be a list of"),  # type: ignore[arg-type]  # tested
 ]
 
 

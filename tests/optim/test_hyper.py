@@ -111,10 +111,10 @@ def test_groups_may_differ_in_the_moments_they_need() -> None:
 @pytest.mark.parametrize(
     ("groups", "error", "message"),
     [
-        ([1], TypeError, r"groups is a dict, got a list. Write groups=\{'\*\*.bias'"),
-        ({"bias": 3}, TypeError, r"groups\['bias'\] is a dict of hyper-parameters, got 3"),
+        ([1], TypeError, r"groups must be a dict, got a list. Write groups=\{'\*\*.bias'"),
+        ({"bias": 3}, TypeError, r"groups\['bias'\] must be a dict of hyper-parameters, got 3"),
         ({"bias": {"rate": 3}}, TypeError, "has no hyper-parameter 'rate'; it has lr, betas"),
-        ({"bias": {"fused": True}}, TypeError, "fused is of the whole step"),
+        ({"bias": {"fused": True}}, TypeError, "fused holds for the whole step"),
         ({"bias": {"lr": -1.0}}, ValueError, r"in groups\['bias'\]: Invalid learning rate: -1.0"),
     ],
 )

@@ -389,7 +389,7 @@ def test_donate_is_a_bool() -> None:
     ):
         state: Any = opt.init(model)
         for wrong in ("no", "", 1, None, torch.tensor(True)):
-            with pytest.raises(TypeError, match=r"donate is True or False, got"):
+            with pytest.raises(TypeError, match=r"donate must be True or False, got"):
                 opt.step(model, model, state, donate=wrong)  # type: ignore[arg-type]
     assert torch.equal(model.one, line(4, 4))
 

@@ -240,9 +240,9 @@ def test_a_rate_on_a_plateau_is_the_rate_of_an_optimizer() -> None:
         opt = opt.replace(lr=plateau.lr)
         point, state = opt.step(point, Point(torch.ones(())), state)
     assert point.at.item() == -(1 + 0.5 + 0.25)
-    with pytest.raises(ValueError, match=r"factor is less than 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"factor must be less than 1, got 1.5"):
         mine.ReduceLROnPlateau(factor=1.5)
-    with pytest.raises(ValueError, match="mode is 'min' or 'max', got 'least'"):
+    with pytest.raises(ValueError, match="mode must be 'min' or 'max', got 'least'"):
         mine.ReduceLROnPlateau("least")
 
 
@@ -257,21 +257,21 @@ def test_schedules_are_made_of_a_base_that_cannot_stand_alone() -> None:
 
 
 def test_bad_schedules_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"has no end. Say when .* total_iters=\.\.\."):
+    with pytest.raises(ValueError, match=r"unknown.*Say after how many .* total_iters=\.\.\."):
         mine.MultiplicativeLR(LR, lambda t: 0.9)(torch.tensor(1.0))
-    with pytest.raises(ValueError, match="scale_mode is 'cycle' or 'iterations', got 'epochs'"):
+    with pytest.raises(ValueError, match=r"scale_mode must be 'cycle' or .*, got 'epochs'"):
         mine.CyclicLR(0.1, 0.2, scale_mode="epochs")
     with pytest.raises(TypeError, match=r"LambdaLR.* does not multiply the rate of the others"):
         mine.ChainedScheduler((mine.ConstantLR(LR), mine.LambdaLR(LR, abs)))
     with pytest.raises(TypeError, match=r"CosineAnnealingLR.* does not multiply"):
         mine.ChainedScheduler((mine.CosineAnnealingLR(LR, 10, 0.1),))
-    with pytest.raises(ValueError, match=r"schedules of one rate, got \[0.1, 0.2\]"):
+    with pytest.raises(ValueError, match=r"all schedules must have the same lr, got \[0.1, 0.2\]"):
         mine.ChainedScheduler((mine.ConstantLR(0.1), mine.ConstantLR(0.2)))
     with pytest.raises(ValueError, match="give at least one schedule"):
         mine.ChainedScheduler(())
-    with pytest.raises(ValueError, match="mode is 'triangular', 'triangular2' or 'exp_range'"):
+    with pytest.raises(ValueError, match="mode must be 'triangular', 'triangular2' or 'exp_range'"):
         mine.CyclicLR(0.1, 0.2, mode="square")
-    with pytest.raises(ValueError, match="anneal_strategy is 'cos' or 'linear', got 'sine'"):
+    with pytest.raises(ValueError, match="anneal_strategy must be 'cos' or 'linear', got 'sine'"):
         mine.OneCycleLR(0.1, 10, anneal_strategy="sine")
     with pytest.raises(ValueError, match="2 schedules need 1 milestones, got 2"):
         mine.SequentialLR((abs, abs), (1, 2))

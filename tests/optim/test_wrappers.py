@@ -54,7 +54,7 @@ def test_an_average_holds_no_memory_of_a_model_and_no_graph() -> None:
     assert memory.isdisjoint(leaf.data_ptr() for leaf in tree.leaves(average))
     with pytest.raises(ValueError, match="do not fit together"):
         optim.SWA().update(average, Net().initialize(0))
-    with pytest.raises(ValueError, match=r"decay is between 0 and 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"decay must be between 0 and 1, got 1.5"):
         optim.EMA(1.5)
 
 
@@ -111,7 +111,7 @@ def test_the_scaler_compiles_to_one_graph() -> None:
     assert counter.frame_count == 1
     assert_close((end, end_state, end_scale), (point, state, scale), 1e-6)
     torch._dynamo.reset()
-    with pytest.raises(ValueError, match="growth_factor is above 1"):
+    with pytest.raises(ValueError, match="growth_factor must be above 1"):
         optim.LossScaler(growth_factor=0.5)
 
 
@@ -132,7 +132,7 @@ def test_accumulated_steps_are_steps_with_the_mean() -> None:
         mean = tree.map(lambda *g: torch.stack(g).sum(0) / 3, *part)
         expected, expected_state = inner.step(expected, mean, expected_state)
     assert_close(model, expected, 1e-6)
-    with pytest.raises(ValueError, match="every is an int of at least 1, got 0"):
+    with pytest.raises(ValueError, match="every must be an int of at least 1, got 0"):
         optim.Accumulate(inner, 0)
 
 
@@ -172,7 +172,7 @@ def test_a_chain_applies_its_parts_in_turn() -> None:
     for _ in range(2):
         point, state = opt.step(point, Point(torch.tensor([1.0, 0.5])), state)
     assert point.at.tolist() == [1 + 1.5, 0.5 + 1.0]
-    with pytest.raises(TypeError, match="the last part is an optimizer"):
+    with pytest.raises(TypeError, match="the last part must be an optimizer"):
         optim.chain(optim.ClipNorm(1.0))
     with pytest.raises(TypeError, match="is not a transformation of gradients"):
         optim.chain(optim.SGD(), optim.SGD())

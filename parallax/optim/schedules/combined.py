@@ -95,7 +95,9 @@ class ChainedScheduler(Schedule):
                 )
         rates = {schedule.lr for schedule in self.schedules}
         if len(rates) > 1:
-            raise ValueError(f"ChainedScheduler: schedules of one rate, got {sorted(rates)}")
+            raise ValueError(
+                f"ChainedScheduler: all schedules must have the same lr, got {sorted(rates)}"
+            )
 
     @property
     def lr(self) -> Any:
@@ -126,7 +128,7 @@ def _freeze_schedules(schedule: Any) -> None:
     given, what = schedule.schedules, f"schedules.{type(schedule).__name__}"
     if not isinstance(given, tuple | list) or not all(map(callable, given)):
         raise TypeError(
-            f"{what}: schedules is a list of schedules, got {given!r}. "
+            f"{what}: schedules must be a list of schedules, got {given!r}. "
             f"Write {what}([schedules.LinearLR(0.1), schedules.ExponentialLR(0.1, 0.9)])"
         )
     object.__setattr__(schedule, "schedules", tuple(given))

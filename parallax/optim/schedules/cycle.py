@@ -120,11 +120,12 @@ class CyclicLR(Schedule):
         super().__post_init__()
         if self.mode not in ("triangular", "triangular2", "exp_range"):
             raise ValueError(
-                f"CyclicLR: mode is 'triangular', 'triangular2' or 'exp_range', got {self.mode!r}"
+                f"CyclicLR: mode must be 'triangular', 'triangular2' or 'exp_range', "
+                f"got {self.mode!r}"
             )
         if self.scale_mode not in ("cycle", "iterations"):
             raise ValueError(
-                f"CyclicLR: scale_mode is 'cycle' or 'iterations', got {self.scale_mode!r}"
+                f"CyclicLR: scale_mode must be 'cycle' or 'iterations', got {self.scale_mode!r}"
             )
 
     def at(self, t: Step) -> Any:
@@ -178,7 +179,8 @@ class OneCycleLR(Schedule):
         super().__post_init__()
         if self.anneal_strategy not in STRATEGIES:
             raise ValueError(
-                f"OneCycleLR: anneal_strategy is 'cos' or 'linear', got {self.anneal_strategy!r}"
+                f"OneCycleLR: anneal_strategy must be 'cos' or 'linear', "
+                f"got {self.anneal_strategy!r}"
             )
 
     def at(self, t: Step) -> Any:
@@ -225,7 +227,7 @@ class SWALR(Schedule):
         super().__post_init__()
         if self.anneal_strategy not in STRATEGIES:
             raise ValueError(
-                f"SWALR: anneal_strategy is 'cos' or 'linear', got {self.anneal_strategy!r}"
+                f"SWALR: anneal_strategy must be 'cos' or 'linear', got {self.anneal_strategy!r}"
             )
 
     def at(self, t: Step) -> Any:

@@ -76,8 +76,8 @@ class MultiplicativeLR(Schedule):
             return self.lr * math.prod([self.lr_lambda(k) for k in range(1, last + 1)])
         if self.total_iters is None:
             raise ValueError(
-                "MultiplicativeLR: here the number of steps is a tensor, and the product of a "
-                "factor for each of them has no end. Say when the rate stays as it is: "
+                "MultiplicativeLR: the number of steps is a tensor here, so its value is unknown, "
+                "and with it the number of factors. Say after how many steps the rate stays: "
                 "MultiplicativeLR(lr, lr_lambda, total_iters=...)"
             )
         factors = [1.0, *[self.lr_lambda(k) for k in range(1, self.total_iters + 1)]]

@@ -88,12 +88,13 @@ class ReduceLROnPlateau:
         check_fields("schedules.ReduceLROnPlateau", self)
         check_at_least("schedules.ReduceLROnPlateau", "eps", self.eps, 0)
         if not self.factor < 1.0:
-            raise ValueError(f"ReduceLROnPlateau: factor is less than 1, got {self.factor}")
+            raise ValueError(f"ReduceLROnPlateau: factor must be less than 1, got {self.factor}")
         for name, choices in (("mode", ("min", "max")), ("threshold_mode", ("rel", "abs"))):
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(
-                    f"ReduceLROnPlateau: {name} is {choices[0]!r} or {choices[1]!r}, got {value!r}"
+                    f"ReduceLROnPlateau: {name} must be {choices[0]!r} or {choices[1]!r}, "
+                    f"got {value!r}"
                 )
 
     def init(self, lr: float | Tensor) -> Plateau:
