@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax import random
-from parallax._compat import autograd, dynamo
+from parallax._compat import autograd, dynamo, functorch
 from parallax.func.call import Call
 from parallax.func.engines import applied, through
 from parallax.func.results import Result, Taking
@@ -106,6 +106,9 @@ def along(
 
     if strict:
         return forward()
+    if dynamo.is_compiling() and functorch.derivatives_running()[1]:
+        # Dynamo cannot take a second forward derivative of a product with a constant.
+        return _twice(make, values, tangents)
     return forward_or_not(forward, lambda: _twice(make, values, tangents))
 
 
@@ -113,13 +116,8 @@ def _twice(
     make: Callable[[int], Made], values: Sequence[Tensor], tangents: Sequence[Tensor]
 ) -> Along:
     """As ``along`` by reverse mode: the pullback is linear, and its own pullback is wanted."""
-    shapes = make(1)[0](*values)[0]
-    flat, after = make(2)
-
-    def pulled(cotangents: Sequence[Tensor]) -> tuple[Any, Any]:
-        outs, pull, beside = applied(torch.func.vjp, flat, *values, has_aux=True)
-        return pull(list(cotangents)), (outs, beside)
-
-    zeros = [torch.zeros_like(out) for out in shapes]
-    _, push, (outs, beside) = applied(torch.func.vjp, pulled, zeros, has_aux=True)
+    flat, after = make(1)
+    outs, pull, beside = applied(torch.func.vjp, flat, *values, has_aux=True)
+    zeros = [torch.zeros_like(out) for out in outs]
+    _, push = applied(torch.func.vjp, pull, zeros)
     return outs, push(tuple(tangents))[0], after(beside)

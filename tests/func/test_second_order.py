@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import parallax
-from parallax import func
+from parallax import func, nn
+from parallax import random as random_keys
 
 # Torch tells which rules for vmap it lacks, and inductor of a function of torch's that it uses.
 pytestmark = pytest.mark.filterwarnings(
@@ -140,3 +141,33 @@ def test_compiled_on_the_default_backend() -> None:
     expected = [*(reference(name)[0] for name in names), reference("slogdet")]
     for ours, one in zip(parallax.compile(everything)(X), expected, strict=True):
         torch.testing.assert_close(ours, one, rtol=1e-6, atol=1e-9 * float(one.abs().max()))
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_forward_derivatives_of_forward_ones_compile() -> None:
+    """Dynamo cannot take the second of a product with a tensor that has no derivative."""
+    norm = nn.LayerNorm(4).initialize(0, dtype=DOUBLE).update(lambda w: w * SCALE + SHIFT)
+    key = random_keys.key(0)
+    losses: dict[str, Any] = {
+        "product": lambda x: (x * Y).sin().sum(),
+        "layer": lambda x: norm(x).pow(3).sum(),
+        "noise": lambda x: (x * random_keys.normal(random_keys.clone(key), (4,))).sin().sum(),
+    }
+
+    def along(f: Any, x: Tensor) -> Any:
+        return func.jvp(f, (x,), (B,))[1]
+
+    def everything(x: Tensor) -> list[Tensor]:
+        found = [along(lambda x, f=f: along(f, x), x[0]) for f in losses.values()]
+        third = along(lambda x: along(lambda x: along(losses["product"], x), x), x[0])
+        return [*found, third]
+
+    def second(f: Any, x: Tensor) -> Any:
+        hessian: Any = torch.autograd.functional.hessian
+        return B @ hessian(f, x) @ B
+
+    expected = [second(f, X[0]) for f in losses.values()]
+    expected.append(-(torch.cos(X[0] * Y) * (B * Y) ** 3).sum())
+    run = parallax.compile(everything, backend="aot_eager")  # inductor has nothing to do with it
+    for ours, one in zip(run(X), expected, strict=True):
+        torch.testing.assert_close(ours, one, rtol=1e-6, atol=1e-9)
