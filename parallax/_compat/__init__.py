@@ -12,7 +12,9 @@ torch release moves something, only files in here change. Each file is imported 
 - ``kernels``: functions of lists of tensors, fused optimizer steps, other operators.
 - ``shards``: distributed tensors, and values placed as one.
 - ``elementwise``: what an in-place function does to each element.
-- ``scaled_losses``: losses whose gradient torch scales where their arguments are sharded.
+- ``collectives``: several distributed tensors in one collective, and their derivatives.
+- ``regathered``: what was gathered is gathered again in backward.
+- ``sharding_rules``: what torch's distributed tensors lack.
 - ``dynamo``: what a trace is, what it found, how code is hidden from it, its guards and caches.
 - ``in_trace``: what a local stands for while dynamo traces, and where the trace is.
 - ``inductor``: its options.

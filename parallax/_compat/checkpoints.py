@@ -8,7 +8,7 @@ refuses them is private, as is dynamo's state while it traces a checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,7 +40,13 @@ def is_hook_refusal(error: RuntimeError) -> bool:
 
 def hooked() -> bool:
     """Whether saved-tensor hooks are in use around this: a checkpoint's, or ``save_on_cpu``."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    return top_hooks() is not None
+
+
+def top_hooks() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+    """The innermost saved-tensor hooks in use: what packs, and what unpacks."""
+    found: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return found  # type: ignore[no-any-return]  # a tuple or None
 
 
 class without_hooks:  # noqa: N801  # called like a function, as torch.no_grad is

@@ -11,7 +11,7 @@ of ``torch.func``, so that no gradient can be taken inside of compiled code.
   graph, which inductor compiles once; operands of other strides make another graph. A call under
   ``grad`` becomes an autograd function whose backward is such a call again, of the vector-Jacobian
   product; so derivatives of any order work.
-- Everywhere else the function is simply called.
+- Everywhere else, and of distributed tensors, the function is simply called.
 """
 
 # pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
@@ -30,7 +30,7 @@ from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
 from torch._ops import HigherOrderOperator
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from parallax._compat import in_trace
+from parallax._compat import functorch, in_trace, shards
 from parallax._compat.levels import relevel
 
 __all__ = ["repeat"]
@@ -169,7 +169,7 @@ def _program(body: Any) -> tuple[_Program, list[int]]:
 
 def _called(program: _Program, operands: Sequence[Any]) -> tuple[Tensor, ...]:
     """The results of a program: of a call of its graph, where a graph is traced."""
-    if get_proxy_mode() is None or not _only_gradients():
+    if get_proxy_mode() is None or not _only_gradients() or _any_distributed(operands):
         return program.fn(*operands)
     differentiable = torch.is_grad_enabled() and any(
         isinstance(x, Tensor) and x.requires_grad for x in operands
@@ -182,6 +182,12 @@ def _called(program: _Program, operands: Sequence[Any]) -> tuple[Tensor, ...]:
         fn: Any = program.fn
         found = invoke_subgraph(fn, program.name_for(operands), *operands)
     return tuple(found)
+
+
+def _any_distributed(operands: Sequence[Any]) -> bool:
+    """Whether there is a distributed tensor: torch has no rule for them in a call of a graph."""
+    tensors = [x for x in operands if isinstance(x, Tensor)]
+    return shards.any_distributed(map(functorch.innermost, tensors))
 
 
 def _only_gradients() -> bool:

@@ -7,7 +7,7 @@ distributed tensor has imported it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -15,8 +15,8 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch
 
 __all__ = [
-    "any_distributed", "beside", "gradients_placed", "is_distributed", "local_of", "placed_as",
-    "placement_of", "shown", "whole",
+    "any_distributed", "beside", "is_distributed", "local_of", "placed_as", "placement_of", "shown",
+    "whole", "with_spec",
 ]  # fmt: skip
 
 
@@ -60,6 +60,11 @@ def shown(value: Any) -> str:
 def whole(value: Any) -> Any:
     """A distributed tensor put together; every process of its mesh calls it. Others as they are."""
     return value.full_tensor() if is_distributed(value) else value
+
+
+def with_spec(local: Tensor, spec: Any) -> Tensor:
+    """What this process holds as a distributed tensor without a graph, by torch's description."""
+    return _kind()(local, spec, requires_grad=False)  # type: ignore[no-any-return]  # a DTensor
 
 
 def placement_of(tensor: Any) -> str:
@@ -113,35 +118,16 @@ def beside(value: Tensor, operand: Any) -> Tensor:
 
 def _replicated(value: Tensor, mesh: Any) -> Tensor:
     """A plain tensor without a graph as a distributed one; torch's own way fails in transforms."""
-    from torch.distributed.tensor import DTensor, Replicate
+    from torch.distributed.tensor import Replicate
     from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
     meta = TensorMeta(value.shape, value.stride(), value.dtype)
     spec = DTensorSpec(mesh, (Replicate(),) * mesh.ndim, tensor_meta=meta)
     with functorch.outside_transforms():
-        return DTensor(value, spec, requires_grad=False)
+        return with_spec(value, spec)
 
 
 def _replicated_in_trace(value: Tensor, operand: Any) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(value, operand.device_mesh, run_check=False)
-
-
-def gradients_placed(grads: list[Any], leaves: Sequence[Any]) -> list[Any]:
-    """Gradients with the placements of their leaves, so that none is larger than its leaf.
-
-    Torch leaves a gradient as backward computed it: as terms of a sum, say, each of full size.
-
-    Args:
-        grads: one per leaf, ``None`` for none.
-        leaves: what was differentiated.
-    """
-    if not any_distributed(leaves):
-        return grads
-    return [
-        grad
-        if grad is None or not is_distributed(grad) or grad.placements == leaf.placements
-        else grad.redistribute(leaf.device_mesh, leaf.placements)
-        for grad, leaf in zip(grads, leaves, strict=True)
-    ]

@@ -73,6 +73,7 @@ class Note(NamedTuple):
     path: str | None = None  # where the module stands in its tree, for its rng and its effects
     copy: str = ""  # which of the copies that split() made
     watched: bool = False  # whether its calls are told to what the tree holds as rng: see watching
+    gathered: str = ""  # the dimension of a mesh along which a call puts the leaves together
 
 
 PLAIN = Note()
@@ -115,6 +116,10 @@ def local_of(cls: type, constants: tuple[Any, ...], key: Any, note: Note = PLAIN
     found = _locals.get(name)
     if found is None:
         found = _locals[name] = Local(cls, constants, key, note)
+        if note.gathered:
+            from parallax.core.parts import gather_in_calls  # it imports this file
+
+            gather_in_calls(cls)
     return found
 
 

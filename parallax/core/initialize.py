@@ -134,7 +134,8 @@ def initialize(
             elif share is not None:
                 leaf = share.spread(leaf)  # noqa: PLW2901  # likewise
             values.append(leaf)
-    return unflatten_module(structure, values, module._rng)
+    made = unflatten_module(structure, values, module._rng)
+    return made if plan is None else plan.marked(made)
 
 
 def _shares(

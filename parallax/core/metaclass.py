@@ -137,6 +137,15 @@ class ModuleMeta(_ProtocolMeta):
         CLASS_CLOCK.tick()
         _realias(cls, name)
 
+    def __surround__(cls, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Has all calls of this class's own instances go through what ``around`` makes of them."""
+        type.__setattr__(cls, "__around__", around)
+        if writes_call(cls):
+            type.__setattr__(cls, "__call__", around(vars(cls)["__call__"]))
+        else:
+            _alias_call(cls)
+        CLASS_CLOCK.tick()
+
     def __dir__(cls) -> list[str]:
         return without_habits(super().__dir__(), map(vars, cls.__mro__))
 
@@ -235,7 +244,8 @@ def _alias_call(cls: Any) -> None:
         return
     calls = [vars(base)["__call__"] for base in cls.__mro__ if writes_call(base)]
     calls += [vars(base)["forward"] for base in cls.__mro__ if "forward" in vars(base)]
-    type.__setattr__(cls, "__call__", calls[0])
+    around = vars(cls).get("__around__")
+    type.__setattr__(cls, "__call__", calls[0] if around is None else around(calls[0]))
     type.__setattr__(cls, "__aliased__", True)
 
 

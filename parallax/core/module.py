@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from parallax import effects, random
-from parallax._compat import dynamo
-from parallax._compat.shards import gradients_placed
+from parallax._compat import dynamo, sharding_rules
+from parallax._compat.collectives import gradients_placed
 from parallax.core import initialize, notes
 from parallax.core.arguments import shown
 from parallax.core.containers import opened
@@ -243,6 +243,7 @@ class Module(Instance, metaclass=ModuleMeta):
             )
         leaves, structure = flatten_module(self)
         _require_values(leaves, structure, "reset")
+        sharding_rules.complete()
         structure = notes.distribute(structure, mode, collection.root_of(self))
         source = sources.source_of(rng)
         sources.warn_if_same(source, collection.source_of(self._rng))

@@ -9,7 +9,7 @@ from parallax.core.description import note_of
 from parallax.core.entries import local_of
 from parallax.core.structure import Structure, structure_of
 
-__all__ = ["addressed", "carry_note", "distribute", "joined", "note_of", "split_copy"]
+__all__ = ["addressed", "carry_note", "distribute", "gathering", "joined", "note_of", "split_copy"]
 
 
 @real
@@ -39,6 +39,22 @@ def addressed(structure: Structure, root: str = "") -> Structure:
 def joined(*parts: Any) -> str:
     """The parts of a path, joined by dots."""
     return ".".join([str(part) for part in parts if part != ""])
+
+
+@real
+def gathering(structure: Structure, parts: tuple[tuple[str, str], ...]) -> Structure:
+    """The structure in which calls of some modules put their distributed leaves together.
+
+    Args:
+        structure: of the tree.
+        parts: the path of each such module, and the dimension of a mesh along which its leaves are
+            cut; no others are marked then.
+    """
+    wanted = dict(parts)
+    paths = [joined(*path) for path, node in structure.walk() if type(node) is Structure]
+    return structure.renote(
+        lambda index, node: node.note._replace(gathered=wanted.get(paths[index], ""))
+    )
 
 
 @real

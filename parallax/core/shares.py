@@ -54,6 +54,10 @@ class Spreading(Protocol):
         """
         ...
 
+    def marked(self, module: Any) -> Any:
+        """The module with the marks of this plan on its parts; its leaves are placed."""
+        ...
+
 
 def share_of(whole: Tensor, share: Share) -> Tensor:
     """A copy of the part, which keeps nothing of the rest alive."""

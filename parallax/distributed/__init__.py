@@ -3,11 +3,14 @@
 The engine is ``torch.distributed``: leaves become ``DTensor``s over a ``DeviceMesh``.
 """
 
+from parallax._compat import sharding_rules
 from parallax.distributed.meshes import mesh
 from parallax.distributed.plan import Plan
 from parallax.distributed.rules import fsdp, replicate
 
 __all__ = ["Plan", "fsdp", "mesh", "replicate"]
+
+sharding_rules.complete()
 
 
 def __dir__() -> list[str]:

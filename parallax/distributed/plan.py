@@ -18,6 +18,7 @@ from parallax.distributed.agreement import agree
 from parallax.distributed.batches import batches
 from parallax.distributed.description import Description, describe
 from parallax.distributed.meshes import Sizes, cutting, sizes_of
+from parallax.distributed.parts import marked
 from parallax.distributed.placements import Placed, placed_leaves
 from parallax.distributed.rules import FullyShard, Replicated, Rule, checked_rule, fsdp, replicate
 from parallax.distributed.shares import share, spread
@@ -138,7 +139,7 @@ class Plan:
             return module
         pairs = zip(survey.leaves, placed, strict=True)
         leaves = [leaf if at is None else spread(leaf, at, mesh) for leaf, at in pairs]
-        return survey.spec.build(leaves)  # type: ignore[no-any-return]  # a module of its class
+        return self.marked(survey.spec.build(leaves))  # type: ignore[no-any-return]  # of its class
 
     @overload
     def gather(self, tree: T) -> T: ...
@@ -282,6 +283,17 @@ class Plan:
             return [None] * len(placed), None
         shares = [None if one is None else share(one, mesh) for one in placed]
         return shares, mesh.device_type
+
+    def marked(self, module: T) -> T:
+        """What ``initialize(plan=)`` asks at last: the parts that are gathered in calls, marked.
+
+        Args:
+            module: with its leaves placed.
+
+        Returns:
+            The module with marks on the parts that ``fsdp`` names, and on no others.
+        """
+        return marked(module, self._placed(Survey(module)), self.rules)  # type: ignore[no-any-return]  # of its class
 
     # -- inside ---------------------------------------------------------------------------------
 

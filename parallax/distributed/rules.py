@@ -42,6 +42,10 @@ def fsdp(*globs: str) -> FullyShard:
     Each leaf of these parts is cut along its first dimension that divides and that no other rule
     cuts; a leaf without one is held whole. The batch is cut as with ``replicate``.
 
+    While such a part is called its leaves are put together, by one collective; they are gone when
+    it returns, and backward puts them together once more. Gradients are cut as their leaves are.
+    Name what is called: ``"blocks.*"`` gathers one block at a time, ``"blocks"`` each module in it.
+
     Args:
         *globs: paths or globs of the parts that are gathered together where they are used, as in
             ``tree.select``: ``"blocks.*"``.

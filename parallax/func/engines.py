@@ -21,11 +21,11 @@ from parallax import random
 from parallax._compat import (
     autograd,
     checkpoints,
+    collectives,
     dynamo,
     functorch,
     modes,
-    scaled_losses,
-    shards,
+    sharding_rules,
 )
 from parallax.core.graph import RUNNING, escaping, outside, refuse_reentrant, retire
 from parallax.func.call import Call
@@ -54,6 +54,7 @@ def gradient(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
     Returns:
         One gradient per leaf, the scalar, and what came beside it.
     """
+    sharding_rules.complete()
     if not on_tape():
         return _gradient_by_functorch(call, finish)
     try:
@@ -259,8 +260,6 @@ def _record_gradient(
     keep = tape.reaches_out([loss, *beside])
     if not second and tape.differentiates_backward([loss]):
         raise SecondOrderError
-    if shards.any_distributed([loss, *tape.inputs]):
-        scaled_losses.refuse(tape.graph_of([loss]))
     if tape.alone and loss.grad_fn is not None and tape.unaccumulated():
         grads = autograd.accumulated(loss, torch.ones_like(loss), tape.leaves)
     elif connected(loss):
@@ -268,7 +267,7 @@ def _record_gradient(
     else:
         _refuse_cut(call, finish)
         grads = [torch.zeros_like(x) for x in tape.inputs]
-    grads = shards.gradients_placed(grads, tape.inputs)
+    grads = collectives.gradients_placed(grads, tape.inputs)
     if keep or beside or loss.grad_fn is None:
         grads, (loss, *beside) = tape.release(grads, keep), tape.release([loss, *beside], keep)
     else:  # the usual case, with less
@@ -304,13 +303,8 @@ def through(
         out, aux = finish(inner.at(values, args))
         if dynamo.is_compiling():
             checkpoints.refuse_traced_checkpoint()
-            scaled_losses.refuse_traced()
-        else:
-            if shards.any_distributed(map(functorch.innermost, call.values)):
-                outs = [out] if isinstance(out, Tensor) else out
-                scaled_losses.refuse(autograd.nodes_of(outs))
-            if isinstance(out, Tensor) and out.requires_grad and not connected(out):
-                out = out.detach()
+        elif isinstance(out, Tensor) and out.requires_grad and not connected(out):
+            out = out.detach()
         beside, close = open_tensors(aux, call.what)
         closes.append((close, len(beside)))
         return out, [*beside, *nesting.emitted()]
@@ -339,7 +333,7 @@ def _gradient_by_functorch(call: Call, finish: Finish) -> tuple[list[Tensor], Te
                 raise
             # Of the second derivative of batch norm torch 2.14 records no graph under vmap.
             grads = pull(one, create_graph=False)
-    return shards.gradients_placed(list(grads), call.values), loss, after(beside)
+    return collectives.gradients_placed(list(grads), call.values), loss, after(beside)
 
 
 def _differentiated_outside(loss: Tensor) -> bool:
@@ -379,6 +373,7 @@ def pullback(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback, Any]:
     Returns:
         The tensors, the pullback (to be called as often as wanted), and what came beside.
     """
+    sharding_rules.complete()
     if not on_tape():
         return _pullback_by_functorch(call, finish)
     try:
@@ -396,8 +391,6 @@ def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullbac
         outs, aux = tape.run(call, finish)
     beside, close = open_tensors(aux, call.what)
     keep = tape.reaches_out([*outs, *beside])
-    if shards.any_distributed([*outs, *tape.inputs]):
-        scaled_losses.refuse(tape.graph_of(outs))
     reached = [k for k, out in enumerate(outs) if connected(out)]
     if tape.left_others():  # the graph of the result is kept, so its leaves are held anyway
         results = set(map(id, [*outs, *beside]))
@@ -417,7 +410,7 @@ def _pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullbac
             found = autograd.backward([outs[k] for k in reached], wanted, tape.leaves, True, build)
         if build:
             tape.retire()
-        return tape.release(shards.gradients_placed(found, tape.inputs), build)
+        return tape.release(collectives.gradients_placed(found, tape.inputs), build)
 
     released = tape.release([*outs, *beside], keep)
     return released[: len(outs)], pull, close(released[len(outs) :])
@@ -433,6 +426,6 @@ def _pullback_by_functorch(call: Call, finish: Finish) -> tuple[list[Tensor], Pu
             # refuses where the cotangent is one for all.
             pairs = zip(cotangents, outs, strict=True)
             cotangents = [c + torch.zeros_like(out) for c, out in pairs]
-        return shards.gradients_placed(list(pull(list(cotangents))), call.values)
+        return collectives.gradients_placed(list(pull(list(cotangents))), call.values)
 
     return list(outs), pull_by_functorch, after(beside)

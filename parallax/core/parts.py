@@ -1,0 +1,51 @@
+"""Parts of a model whose distributed leaves are put together while they are called.
+
+Such a part is a module with a mark in its note: the name of the dimension of a mesh along which its
+leaves are cut. ``fsdp`` makes it. When the part is called, its leaves are put together by one
+collective, ``forward`` runs on them, and they are gone when it returns; backward puts them together
+once more, and cuts their gradients as the leaves are cut. The mark changes no path and no value,
+and a leaf that is read without a call of its part is what it always is, a distributed tensor.
+
+Calling is as it was for every class without such an instance: only the class of a part that is
+marked gets a ``__call__`` that looks at the mark.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from parallax._compat.regathered import Regathered
+from parallax.core.description import note_of
+from parallax.core.registry import flatten_module, unflatten_module
+
+__all__ = ["gather_in_calls"]
+
+
+def gather_in_calls(cls: Any) -> None:
+    """Has calls of a class put leaves together where an instance is marked so; once for a class."""
+    if "__around__" not in vars(cls):
+        cls.__surround__(_gathering)
+
+
+def _gathering(call: Callable[..., Any]) -> Callable[..., Any]:
+    """What calls a module's ``call``, with its leaves put together if it is marked."""
+
+    @functools.wraps(call)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        name = note_of(self).gathered
+        if not name:
+            return call(self, *args, **kwargs)
+        leaves, structure = flatten_module(self)
+        held = list(leaves)
+        places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        with Regathered([leaves[k] for k in places], name) as wholes:
+            for k, whole in zip(places, wholes, strict=True):
+                held[k] = whole
+            module = unflatten_module(structure, held, self._rng)
+            return call(module, *args, **kwargs)
+
+    return called

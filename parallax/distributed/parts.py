@@ -1,0 +1,55 @@
+"""The parts of a model that ``fsdp`` names: they are gathered while they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from parallax.core import notes
+from parallax.core.entries import Leaf
+from parallax.core.registry import flatten_module, unflatten_module
+from parallax.core.structure import Structure
+from parallax.distributed.placements import Placed
+from parallax.distributed.rules import FullyShard
+
+__all__ = ["marked"]
+
+
+def marked(module: Any, placed: Sequence[Placed | None], rules: Mapping[str, Any]) -> Any:
+    """A module in which the parts that ``fsdp`` names are marked, and no others.
+
+    What is marked are modules, for they are called: of a container those in it, of a ``Stack`` its
+    blocks, and for a leaf the module that holds it.
+
+    Args:
+        module: the module.
+        placed: where its leaves are held.
+        rules: those of the plan, by dimension.
+    """
+    names = [name for name, rule in rules.items() if isinstance(rule, FullyShard)]
+    parts: dict[str, str] = {}
+    for one in placed:
+        for name in names:
+            if one is not None and one.cuts.get(name) is not None:
+                parts[one.part] = name
+    leaves, structure = flatten_module(module)
+    nodes = {notes.joined(*path): node for path, node in structure.walk()}
+    called = [(one, name) for path, name in parts.items() for one in _called(path, nodes)]
+    structure = notes.gathering(structure, tuple(dict(called).items()))
+    return unflatten_module(structure, leaves, module._rng)
+
+
+def _called(path: str, nodes: Mapping[str, Any]) -> list[str]:
+    """The paths of the modules that are called when the part at a path is used."""
+    node = nodes[path]
+    if type(node) is Leaf:
+        return _called(path.rpartition(".")[0], nodes)
+    if hasattr(node.cls, "__layout__") and not hasattr(node.cls, "__repeats__"):
+        return [path]
+    below = zip(node.keys(), node.children, strict=True)
+    return [
+        found
+        for key, child in below
+        if type(child) is Structure
+        for found in _called(notes.joined(path, key), nodes)
+    ]

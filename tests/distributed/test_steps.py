@@ -1,0 +1,223 @@
+"""Training steps of distributed trees: the numbers of one process, and what is communicated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils.checkpoint import checkpoint
+
+import parallax
+from parallax import Module, Parameter, func, optim, tree
+from parallax import distributed as dist
+from tests.distributed.transformer import ROWS, Transformer, batch, loss
+from tests.meshes import ranks, run, spread, whole
+
+FSDP, COPIES = dist.fsdp("blocks.*"), dist.replicate()
+BATCH, SEQUENCE = {"dp": 0}, {"dp": 0, "tp": 1}
+PLANS: Any = {
+    "replicate": ({"dp": 2}, {"dp": COPIES}, BATCH),
+    "fsdp": ({"dp": 4}, {"dp": FSDP}, BATCH),
+    "sequence": ({"tp": 2}, {"tp": ROWS}, SEQUENCE),
+    "fsdp and tp": ({"dp": 2, "tp": 2}, {"dp": FSDP, "tp": ROWS}, BATCH),
+    "tp and fsdp": ({"tp": 2, "dp": 2}, {"dp": FSDP, "tp": ROWS}, SEQUENCE),
+}
+
+
+def cut(mesh: Any, tensor: Tensor, along: dict[str, int]) -> Any:
+    """A batch, cut along dimensions of the mesh."""
+    names = mesh.mesh_dim_names
+    places = [Shard(along[name]) if name in along else Replicate() for name in names]
+    return spread(tensor, mesh, *places)
+
+
+def check(found: Any, expected: Any, like: Any, bound: float = 1e-6) -> None:
+    """The numbers of one process, in the placements of a model."""
+    pairs = zip(*map(tree.leaves, (found, expected, like)), strict=True)
+    for one, other, leaf in pairs:
+        assert one.placements == leaf.placements
+        assert one.to_local().shape == leaf.to_local().shape
+        torch.testing.assert_close(whole(one), other, rtol=0, atol=bound)
+
+
+def by_backward(model: Any, x: Tensor, y: Tensor) -> Any:
+    model = model.reset(0)
+    loss(model, x, y).backward()
+    return model.grad()
+
+
+def by_checkpoint(model: Any, x: Tensor, y: Tensor) -> Any:
+    def recomputed(model: Any, x: Tensor, y: Tensor) -> Any:
+        value = model.embed(x)
+        for block in model.blocks:
+            value = checkpoint(block, value, use_reentrant=False)
+        return F.cross_entropy(model.head(value).flatten(0, 1), y.flatten())
+
+    return func.grad(recomputed)(model, x, y)
+
+
+HOW: dict[str, Callable[..., Any]] = {
+    "grad": func.grad(loss), "backward": by_backward, "checkpoint": by_checkpoint,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_gradients(plan: str) -> None:
+    sizes, rules, along = PLANS[plan]
+    model, rows = Transformer().initialize(0), batch()
+    expected = func.grad_and_value(loss)(model, *rows)
+    with ranks(*sizes.values(), names=tuple(sizes)) as mesh:
+        spread_ = dist.Plan(mesh, **rules).apply(model)
+        x, y = (cut(mesh, t, along) for t in rows)
+        grads, value = func.grad_and_value(loss)(spread_, x, y)
+        check(grads, expected[0], spread_)
+        torch.testing.assert_close(whole(value), expected[1])
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_gradients_of_parts_that_are_gathered(how: str) -> None:
+    model, rows = Transformer().initialize(0), batch()
+    expected = func.grad(loss)(model, *rows)
+    with ranks(2, names=("dp",)) as mesh:
+        spread_ = dist.Plan(mesh, dp=FSDP).apply(model)
+        x, y = (cut(mesh, t, BATCH) for t in rows)
+        check(HOW[how](spread_, x, y), expected, spread_)
+
+
+class Scales(Module):
+    """A part with a frozen leaf and one that is used in no operator with a batch."""
+
+    by: Parameter
+    fixed: Parameter
+    unused: Parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.by).tanh() @ self.fixed
+
+
+def scales() -> Any:
+    leaves = (torch.arange(64.0).view(8, 8).sin() + k for k in range(3))
+    return tree.select(Scales(*leaves), "fixed").freeze()
+
+
+def test_second_derivatives_frozen_and_unused_leaves() -> None:
+    def size(model: Any, x: Tensor) -> Tensor:
+        return model(x).square().mean()  # type: ignore[no-any-return]  # a Tensor
+
+    def slope(model: Any, x: Tensor) -> Tensor:
+        grads = func.grad(size)(model, x)
+        return grads.by.square().sum()  # type: ignore[no-any-return]  # a Tensor
+
+    model, x = scales(), torch.arange(32.0).view(4, 8).cos()
+    with ranks(4, names=("dp",)) as mesh:
+        spread_ = dist.Plan(mesh, dp=dist.fsdp("*")).apply(model)
+        rows = cut(mesh, x, BATCH)
+        for of in (size, slope):
+            found, expected = func.grad(of)(spread_, rows), func.grad(of)(model, x)
+            assert found.fixed is None
+            torch.testing.assert_close(whole(found.by), expected.by, rtol=1e-5, atol=1e-6)
+            assert found.by.placements == (Shard(0),)
+            assert torch.equal(whole(found.unused), expected.unused)
+
+
+# -- communication --------------------------------------------------------------------------------
+
+
+def counted(call: Callable[[], Any]) -> dict[str, int]:
+    """How many collectives a call issues, by their names."""
+    with CommDebugMode() as mode:
+        call()
+    return {str(name).rpartition(".")[2]: n for name, n in mode.get_comm_counts().items()}
+
+
+def _measure(rank: int, folder: str) -> None:
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("dp",))
+    model = Transformer().initialize(0)
+    x, y = (cut(mesh, t, BATCH) for t in batch())
+    parts = Transformer().initialize(0, plan=dist.Plan(mesh, dp=FSDP))
+    copies = dist.Plan(mesh, dp=COPIES).apply(model)
+    for how in (func.grad(loss), by_backward):
+        # One more all-reduce than there are buckets: of how many targets the loss is the mean.
+        assert counted(partial(how, copies, x, y)) == {"all_reduce": 2}
+        assert counted(partial(how, parts, x, y)) == {
+            "all_gather_into_tensor": 4, "reduce_scatter_tensor": 2, "all_reduce": 2,
+        }  # fmt: skip
+    _check_training(mesh, model, {"fsdp": parts, "replicate": copies}, (x, y))
+
+
+def _check_training(mesh: Any, model: Any, placed: dict[str, Any], rows: Any) -> None:
+    # Slopes of attention are so small that AdamW makes steps of their rounding where eps is less.
+    opt = optim.AdamW(lr=0.01, eps=1e-4)
+
+    def step(model: Any, state: Any, x: Tensor, y: Tensor) -> Any:
+        grads, value = func.grad_and_value(loss)(model, x, y)
+        return (*opt.step(model, grads, state), value)
+
+    def trained(step: Callable[..., Any], model: Any, x: Tensor, y: Tensor) -> Any:
+        state, values = opt.init(model), []
+        for _ in range(5):
+            model, state, value = step(model, state, x, y)
+            values.append(whole(value))
+        return model, state, torch.stack(values)
+
+    # The slope of attention's k.bias is zero, and AdamW makes steps of what is left by rounding.
+    def exact(model: Any) -> Any:
+        return tree.map_with_path(lambda p, t: None if p.endswith("k.bias") else t, model)
+
+    expected, _, values = trained(step, model, *batch())
+    tensor_parallel = dist.Plan(_renamed(mesh), tp=ROWS).apply(model)
+    copies = [cut(_renamed(mesh), t, {}) for t in batch()]
+    for name, start, data, how in [
+        ("fsdp", placed["fsdp"], rows, step),
+        ("replicate", placed["replicate"], rows, step),
+        ("tp", tensor_parallel, copies, step),
+        ("compiled fsdp", placed["fsdp"], rows, parallax.compile(step, backend="eager")),
+    ]:
+        found, state, seen = trained(how, start, *data)
+        assert (seen - values).abs().max() <= 1e-6, name
+        check(exact(found), exact(expected), exact(start))
+        held = {leaf.shape: leaf.to_local().numel() for leaf in tree.leaves(start)}
+        for leaf in tree.leaves(state):
+            if isinstance(leaf, DTensor):
+                assert leaf.to_local().numel() <= held[leaf.shape]
+
+
+def _renamed(mesh: Any) -> Any:
+    return init_device_mesh("cpu", (mesh.size(),), mesh_dim_names=("tp",))
+
+
+def test_training_in_two_processes(tmp_path: Path) -> None:
+    run(_measure, tmp_path, 2)
+
+
+# -- calls ----------------------------------------------------------------------------------------
+
+
+def test_a_class_pays_only_if_an_instance_is_gathered() -> None:
+    class Plain(Module):
+        weight: Parameter
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight
+
+    plain = Plain(torch.eye(4))
+    assert vars(Plain)["__call__"] is Plain.forward
+    with ranks(2, names=("dp",)) as mesh:
+        part: Any = dist.Plan(mesh, dp=dist.fsdp("*")).apply(plain)
+        x = spread(torch.ones(2, 4), mesh, Shard(0))
+        assert torch.equal(whole(part(x)), torch.ones(2, 4))
+        Plain.forward = lambda self, x: 2 * x @ self.weight  # type: ignore[method-assign]  # a user's change
+        assert torch.equal(whole(part(x)), 2 * torch.ones(2, 4))
+        assert part.weight.placements == (Shard(0),)
+        copy: Any = dist.Plan(mesh, dp=COPIES).apply(part)
+        assert torch.equal(whole(copy(x)), 2 * torch.ones(2, 4))
+    assert torch.equal(plain(torch.ones(4)), 2 * torch.ones(4))

@@ -1,0 +1,82 @@
+"""A transformer that the tests of this folder train, and how it is spread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from parallax import Module, nn
+
+
+class Attention(Module):
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+    o: nn.Linear
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = self.q, self.k, self.v
+        q, k, v = (layer(x).unflatten(-1, (4, -1)).transpose(1, 2) for layer in layers)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+class Block(Module):
+    norm: nn.LayerNorm
+    attn: Attention
+    up: nn.Linear
+    down: nn.Linear
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attn = Attention(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm(x))
+        y: Tensor = self.down(F.gelu(self.up(x)))
+        return x + y
+
+
+class Transformer(Module):
+    embed: nn.Embedding
+    blocks: tuple[Block, ...] | nn.Stack
+    head: nn.Linear
+
+    def __init__(self, *, stacked: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(12, 16)
+        self.blocks = nn.Stack(Block(16), 2) if stacked else (Block(16), Block(16))
+        self.head = nn.Linear(16, 12)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = self.embed(codes)
+        blocks = (self.blocks,) if isinstance(self.blocks, nn.Stack) else self.blocks
+        for block in blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def loss(model: Any, codes: Tensor, following: Tensor) -> Tensor:
+    return F.cross_entropy(model(codes).flatten(0, 1), following.flatten())
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(12, (8, 9), generator=generator)
+    return codes[:, :-1].contiguous(), codes[:, 1:].contiguous()
+
+
+ROWS = {
+    "**.attn.[qkv].*": 0, "**.attn.o.weight": 1, "**.up.*": 0, "**.down.weight": 1,
+}  # fmt: skip
+"""Tensor-parallel rules."""
