@@ -39,6 +39,7 @@ UNCALLED = {
     *("debug.NonFiniteError", "optim.DonatedError", "tree.Selection", "tree.TreeSpec"),
     *("bridge.Lifted", "bridge.Lowered", "optim.Average", "optim.Scale"),
     *("optim.State", "schedules.Plateau", "schedules.Schedule", "optim.Optimizer", "nn.KVCache"),
+    "effects.Call",
     "Module",
 }
 """Public names without arguments to get wrong."""
@@ -417,6 +418,24 @@ def _effects() -> Iterator[Subject]:
         return effects.capture(sowing)(net())
 
     yield Subject("effects.sow", sow, lambda: {"value": torch.ones(3)}, {"value": "input"})
+    model, x = nn.Sequential(nn.Linear(3, 2), nn.ReLU()).initialize(0), torch.ones(1, 3)
+    yield Subject(
+        "effects.intervene",
+        effects.intervene,
+        fixed(fn=nn.Sequential.forward, changes={"layers.0": torch.neg}),
+        {"fn": "function", "changes": "mapping"},
+        lambda intervened: intervened(model, x),
+    )
+
+    def perturb(fn: Any, perturbations: Any) -> Any:
+        return effects.perturb(fn)(model, perturbations, x)
+
+    yield Subject(
+        "effects.perturb",
+        perturb,
+        fixed(fn=nn.Sequential.forward, perturbations={"layers.0": torch.ones(1, 2)}),
+        {"fn": "function", "perturbations": "mapping"},
+    )
 
 
 def _optim() -> Iterator[Subject]:
