@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from parallax.bridge.places import held, places_of, structure_in
-from parallax.bridge.proxies import proxy_of
 from parallax.bridge.runs import Run
 from parallax.bridge.signatures import LoweredMeta
 from parallax.core.structure import Structure
@@ -38,15 +37,8 @@ class Lowered(nn.Module, metaclass=LoweredMeta):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the code of the tree."""
-        structure: Structure = structure_in(self)
-        run = Run(self)
-        tree = proxy_of(self, run, "")
-        try:
-            out = structure.cls.__call__(tree, *args, **kwargs)
-        finally:
-            run.end()
-        run.write(structure, tree)
-        return out
+        with Run(self) as (call, tree):
+            return call(tree, *args, **kwargs)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """As ``nn.Module.add_module``."""

@@ -14,12 +14,13 @@ from __future__ import annotations
 import threading
 from abc import ABCMeta
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from parallax._compat import dynamo
 from parallax._compat.opaque import real
+from parallax.bridge.blueprint import STRUCTURE
 from parallax.bridge.changes import require_as_made
 from parallax.bridge.mirrors import layer_of
 from parallax.bridge.places import (
@@ -30,13 +31,15 @@ from parallax.bridge.places import (
     structure_in,
     with_modes,
 )
-from parallax.bridge.runs import Run
 from parallax.bridge.states import names_within
 from parallax.core import notes
 from parallax.core.entries import PLAIN, SLOT, Leaf, Static, local_of
 from parallax.core.nodes import Instance
 from parallax.core.registry import flatten_module, register_proxy, unflatten_module
 from parallax.core.structure import Structure, structure_of
+
+if TYPE_CHECKING:
+    from parallax.bridge.runs import Run
 
 __all__ = ["proxy_of"]
 
@@ -167,8 +170,8 @@ def proxy_of(module: nn.Module, run: Run, path: str) -> Any:
 
 
 # Where a value comes from: what it is (a leaf, a part, a tree), the names of the modules that lead
-# to it, its own name.
-Slot = tuple[str, tuple[str, ...], Any]
+# to it, its name there, and its path in the tree.
+Slot = tuple[str, tuple[str, ...], Any, str]
 
 
 def _values(
@@ -178,35 +181,43 @@ def _values(
     root, run, path = behind
     prefix = f"{path}." if path else ""
     values: list[Any] = []
-    for kind, steps, name in slots:
-        module = root
-        for step in steps:
-            below = module._modules
-            module = below[step] if step in below else _set_there(module, step, root)
+    for kind, steps, name, inner in slots:
         if kind == "tree":
             values.append(_tree(root, run, path, name))
             continue
-        if kind == "leaf":
-            module = held(module, name)
-        structure = structure_in(module)
-        if structure is not None:  # else a tensor, or what was put in the place of a module
-            part = object.__new__(class_of(structure))
-            # Spelled out, not as _set: dynamo takes an alias for the class's __setattr__.
-            object.__setattr__(part, "_behind", (module, run, prefix + name))
-            module = part
-        values.append(module)
+        holder = _led(root, steps) if steps else root
+        home = holder._modules if kind == "part" else holder._parameters
+        value: Any = home[name] if name in home else _other(holder, name, root)
+        if isinstance(value, nn.Module):
+            structure = value.__dict__.get(STRUCTURE)
+            if structure is not None:  # else somebody put it in the place of a module
+                part = object.__new__(class_of(structure))
+                # Spelled out, not as _set: dynamo takes an alias for the class's __setattr__.
+                object.__setattr__(part, "_behind", (value, run, prefix + inner))
+                value = part  # in its place
+        values.append(value)
     return values
 
 
-def _set_there(module: Any, name: str, root: nn.Module) -> Any:
-    """What was set in the place of a module that was taken out before."""
-    if name in module.__dict__:
-        return module.__dict__[name]
-    structure: Structure = structure_in(root)
+def _led(root: Any, steps: tuple[str, ...]) -> Any:
+    """The module below another that names lead to."""
+    module = root
+    for step in steps:
+        below = module._modules
+        module = below[step] if step in below else _other(module, step, root)
+    return module
+
+
+def _other(holder: Any, name: str, root: nn.Module) -> Any:
+    """What stands under a name elsewhere than where it was put."""
+    try:
+        return held(holder, name)
+    except AttributeError:
+        structure: Structure = structure_in(root)
     raise RuntimeError(
-        f"{structure.cls.__name__}: the module {name!r} was taken out of what bridge.lower made, "
-        f"and forward has fields for all. Put None in its place, which forward can ask for; or "
-        f"take it out of the tree before it is lowered"
+        f"{structure.cls.__name__}: {name!r} was taken out of what bridge.lower made, and forward "
+        f"has fields for all. Put None in its place, which forward can ask for; or take it out of "
+        f"the tree before it is lowered"
     )
 
 
@@ -268,11 +279,11 @@ class _Alone:
             inner = f"{path}.{key}" if path else str(key)
             if type(child) is Leaf:
                 *steps, name = next(self.names).split(".")
-                self.slots.append(("leaf", tuple(steps), name))
+                self.slots.append(("leaf", tuple(steps), name, inner))
                 children.append(SLOT)
             elif type(child) is Static:
                 if self.in_sequence:  # of torch's, where a function is a module
-                    self.slots.append(("part", (str(key),), inner))
+                    self.slots.append(("part", (), str(key), inner))
                 children.append(SLOT if self.in_sequence else child)
             elif hasattr(child.cls, "__layout__"):
                 for _ in range(child.n_places):
@@ -288,5 +299,6 @@ class _Alone:
     def part(self, index: int, path: str) -> Slot:
         begin = self.begins[index]
         if begin == "" or begin in self.begins[:index]:
-            return "tree", (), index
-        return "part", tuple(begin[:-1].split(".")), path
+            return "tree", (), index, path
+        *steps, name = begin[:-1].split(".")
+        return "part", tuple(steps), name, path

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from parallax.bridge.runs import Run
 from parallax.core.code import function_of
 
 __all__ = ["LoweredMeta", "class_with_forward_of"]
@@ -64,22 +65,25 @@ def class_with_forward_of(base: Any, cls: Any) -> Any:
 
 
 def _written(base: type[nn.Module], forward: Any) -> Any:
-    """A function with the signature of ``forward`` that calls that of ``base``."""
+    """A function with the signature of ``forward`` that does what that of ``base`` does."""
     parameters = [*inspect.signature(forward).parameters.values()]
     if not parameters or parameters[0].kind in (Parameter.VAR_POSITIONAL, Parameter.KEYWORD_ONLY):
         return base.forward
-    scope: dict[str, Any] = {"_run": base.forward}
+    scope: dict[str, Any] = {"_Run": Run}
     declared: list[Parameter] = []
-    given: list[str] = []
+    given = ["_tree"]
     for index, parameter in enumerate(parameters):
         default = parameter.default
         if default is not Parameter.empty:
             scope[f"_default_{index}"] = default
             default = _Name(f"_default_{index}")
         declared.append(parameter.replace(annotation=Parameter.empty, default=default))
-        given.append(_passed(parameter))
-    head, body = f"forward{Signature(declared)}", f"return _run({', '.join(given)})"
-    made = function_of(head, [body], scope)
+        given += [_passed(parameter)] if index else []
+    body = [
+        f"with _Run({declared[0].name}) as (_call, _tree):",
+        f"    return _call({', '.join(given)})",
+    ]
+    made = function_of(f"forward{Signature(declared)}", body, scope)
     made.__annotations__ = dict(forward.__annotations__)
     made.__doc__ = forward.__doc__
     made.__module__ = forward.__module__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -195,3 +195,129 @@ def test_random_numbers_are_those_of_torchs_layers() -> None:
         torch.manual_seed(0)
         outs.append(net(X))
     assert torch.equal(*outs)
+
+
+class Energy(Module):
+    """Differentiates a part by its input, which is not taken apart."""
+
+    inner: Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        one: Tensor = torch.func.grad(lambda x: self.inner(x).square().sum())(x)
+        two: Tensor = func.grad(lambda x: self.inner(x).square().sum())(x)
+        return one + two
+
+
+class Noisy(Module):
+    scale: Parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + torch.randn(x.shape, generator=self.rng)
+
+
+def test_parts_are_called_within_transforms() -> None:
+    model: Any = bridge.lower(Energy(nn.Linear(4, 4).initialize(0)))
+    weight, bias = model.inner.weight, model.inner.bias
+    torch.testing.assert_close(model(X), 4 * (X @ weight.T + bias) @ weight)
+    seen: list[int] = []
+    model.inner.register_forward_hook(lambda *_: seen.append(1))
+    model(X)
+    assert len(seen) == 2
+    noisy = bridge.lower(Energy(Noisy(torch.ones(4))))
+    torch.manual_seed(0)
+    one, two = noisy(X), noisy(X)
+    torch.manual_seed(0)
+    assert torch.equal(noisy(X), one) and not torch.equal(one, two)
+
+
+class Widened(torch_nn.Linear):
+    def twice(self, x: Tensor) -> Tensor:
+        once: Tensor = self(x)
+        return 2 * once
+
+
+class Around(Module):
+    body: Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        body: Any = self.body
+        assert body[0].in_features == 4
+        for layer in body:
+            x = layer(x)
+        out: Tensor = x + body[1].weight.sum() + body(x)
+        return out
+
+
+def test_lifted_parts_are_called_and_read() -> None:
+    source = torch_nn.Sequential(torch_nn.Linear(4, 4), torch_nn.LayerNorm(4))
+    module = Around(bridge.lift(source))
+    model: Any = bridge.lower(module)
+    want = source(X)
+    want = want + source[1].weight.sum() + source(want)  # type: ignore[operator]  # a tensor
+    torch.testing.assert_close(model(X), want)
+    seen: list[int] = []
+    model.body[1].register_forward_hook(lambda *_: seen.append(1))
+    model(X)
+    assert len(seen) == 2
+    assert tree.equal(bridge.lift(bridge.lower(module)), module)
+
+
+class Doubled(Module):
+    body: Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        body: Any = self.body
+        out: Tensor = body.twice(x) + body.in_features
+        return out
+
+
+def test_a_method_of_a_lifted_part_takes_it_apart() -> None:
+    source = Widened(4, 4)
+    model: Any = bridge.lower(Doubled(bridge.lift(source)))
+    torch.testing.assert_close(model(X), source.twice(X) + 4)
+    model.body.register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match="the lowered module 'body' has a forward hook"):
+        model(X)
+
+
+class Pairs(NamedTuple):
+    left: nn.Linear
+    right: nn.Linear
+
+
+class Containers(Module):
+    pair: Pairs
+    grid: tuple[tuple[nn.Linear, ...], ...]
+    scales: tuple[Parameter, ...]
+    named: dict[str, Parameter]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pair.left(x) + self.pair.right(x)
+        for row in self.grid:
+            for layer in row:
+                x = layer(x)
+        for scale in self.scales:
+            x = x * scale
+        return x + self.named["shift"]
+
+
+def test_containers_of_all_kinds() -> None:
+    def ones() -> Any:
+        return Parameter((4,), torch_nn.init.ones_)
+
+    def linear() -> nn.Linear:
+        return nn.Linear(4, 4)
+
+    pair, grid = Pairs(linear(), linear()), ((linear(), linear()), (linear(),))
+    module = Containers(pair, grid, (ones(), ones()), {"shift": ones()}).initialize(0)
+    model: Any = bridge.lower(module)
+    torch.testing.assert_close(model(X), module(X))
+    assert list(model.state_dict()) == list(bridge.state_dict(module))
+    assert len(model.grid) == 2 and isinstance(model.grid[0], torch_nn.ModuleList)
+    assert [scale.shape for scale in model.scales] == [(4,), (4,)]
+    seen: list[int] = []
+    model.pair.right.register_forward_hook(lambda *_: seen.append(1))
+    model.grid[0][1].register_forward_hook(lambda *_: seen.append(2))
+    model(X)
+    assert seen == [1, 2]
+    assert tree.equal(bridge.lift(bridge.lower(module)), module)
