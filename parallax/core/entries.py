@@ -1,4 +1,4 @@
-"""What a structure is made of: places of leaves, constants, and nodes without their children."""
+"""The parts of a structure: places of leaves, constants, and nodes without their children."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _LEAVES = {leaf.role: leaf for leaf in (PARAMETER, BUFFER, SLOT)}
 
 
 def leaf_of(role: str) -> Leaf:
-    """The place of a leaf in this role."""
+    """The ``Leaf`` of this role."""
     return _LEAVES[role]
 
 
@@ -69,10 +69,12 @@ class Note(NamedTuple):
     """What travels with one module and is not compared."""
 
     mode: str = "train"
-    frozen: tuple[int, ...] = ()  # offsets of the module's own leaves, among the leaves below it
-    path: str | None = None  # where the module stands in its tree, for its rng and its effects
+    frozen: tuple[int, ...] = ()  # offsets of the module's own leaves among all leaves in it
+    path: str | None = None  # the module's path in its tree, for its rng and its effects
     copy: str = ""  # which of the copies that split() made
-    watched: bool = False  # whether its calls are told to what the tree holds as rng: see watching
+    watched: bool = (
+        False  # whether its calls are reported to what the tree holds as rng: see watching
+    )
     gathered: str = ""  # the dimension of a mesh along which a call puts the leaves together
 
 
@@ -92,7 +94,7 @@ class Local:
         self.note = note
 
     def fits(self, other: Local) -> bool:
-        """Whether both are the same apart from their notes."""
+        """Whether two are the same apart from their notes."""
         return self is other or (self.cls is other.cls and self.key == other.key)
 
     def __eq__(self, other: object) -> bool:

@@ -41,18 +41,18 @@ _finishing = threading.RLock()
 _Ready = tuple[Callable[..., Any], Callable[[Any], None], tuple[Callable[[Any], None], ...]]
 
 
-# Protocol's metaclass, so that protocols, generics and ABCs mix in; it derives from ABCMeta, which
-# is what type checkers know of it.
+# The metaclass of Protocol, so that a module class can also derive from protocols, generics and
+# ABCs. Type checkers know it as ABCMeta, from which it derives.
 if TYPE_CHECKING:
     from abc import ABCMeta as _ProtocolMeta
 else:
     _ProtocolMeta = type(typing_extensions.Protocol)
 
 
-# Not frozen_default: checkers would refuse `self.weight = ...` in __init__, too.
+# Without frozen_default: with it checkers refuse `self.weight = ...` in __init__, too.
 @dataclass_transform(field_specifiers=(field,))
 class ModuleMeta(_ProtocolMeta):
-    """Turns a class body into fields, registers the class, and seals what its calls make."""
+    """Turns a class body into fields, registers the class, and seals the instances it makes."""
 
     __bare_init__: Callable[..., None]
     __layout__: Layout
@@ -75,7 +75,7 @@ class ModuleMeta(_ProtocolMeta):
         **kwargs: Any,
     ) -> Any:
         root = _root(bases)
-        # A lifted class has the names of an nn.Module, whatever they are.
+        # A lifted class may have any names, as its nn.Module has.
         reserved = frozenset() if any_name else _reserved(root)
         own = collect_fields(name, bases, namespace, reserved, kw_only)
         scope = Scope(namespace.get("__module__", ""))
@@ -92,7 +92,7 @@ class ModuleMeta(_ProtocolMeta):
         fields = fields_of(cls.__mro__)
         if not has_setattr:
             type.__setattr__(cls, "__setattr__", _setter(frozenset(fields)))
-        # At run time a written __init__ is inherited; type checkers want to be told, init=False.
+        # At run time a written __init__ is inherited; type checkers need init=False for that.
         written = has_init or not init or _inherits_init(cls, root)
         type.__setattr__(cls, "__written_init__", written)
         if not written:
@@ -102,14 +102,16 @@ class ModuleMeta(_ProtocolMeta):
         else:
             place_init(cls)
         _alias_call(cls)
-        with contextlib.suppress(NameError):  # a forward reference waits for the first instance
+        with contextlib.suppress(
+            NameError
+        ):  # a forward reference is resolved at the first instance
             _finish(cls)
         return cls
 
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **_: Any):
         super().__init__(name, bases, namespace)
 
-    if not TYPE_CHECKING:  # checkers would take its signature for that of every class
+    if not TYPE_CHECKING:  # checkers would take its signature as that of every class
 
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:
             make, seal, checks = cls.__ready__ or _finish(cls)
@@ -123,7 +125,7 @@ class ModuleMeta(_ProtocolMeta):
 
     @property
     def __signature__(cls) -> inspect.Signature:
-        """What ``inspect.signature`` and ``help`` show: the arguments of ``__init__``."""
+        """The arguments of ``__init__``, as ``inspect.signature`` and ``help`` show them."""
         signature = inspect.signature(cls.__init__)  # type: ignore[misc]  # of this very class
         return signature.replace(
             parameters=list(signature.parameters.values())[1:],
@@ -159,10 +161,10 @@ class ModuleMeta(_ProtocolMeta):
 
 
 def place_init(cls: Any) -> None:
-    """Keeps the ``__init__`` of a class as ``__bare_init__``, and puts one in its place that seals.
+    """Keeps the ``__init__`` of a class as ``__bare_init__``, and replaces it by one that seals.
 
-    Dynamo makes an instance without asking the metaclass: it calls ``__new__`` and ``__init__``.
-    So a module that is made while tracing is finished by its ``__init__``; ours calls the bare one.
+    Dynamo makes an instance without calling the metaclass: it calls ``__new__`` and ``__init__``.
+    So a module that is made in a trace is sealed by its ``__init__``, which calls the bare one.
     """
     for base in cls.__mro__:
         if "__bare_init__" in vars(base) and base is not cls:
@@ -184,7 +186,7 @@ def place_init(cls: Any) -> None:
 
 
 def _setter(names: frozenset[str]) -> Callable[[Any, str, Any], None]:
-    """``__setattr__`` of one class; with the names in a cell it takes a fifth less time."""
+    """The ``__setattr__`` of one class; a closure over the names makes it a fifth faster."""
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
         # A module is under construction until it has a structure.
@@ -197,7 +199,7 @@ def _setter(names: frozenset[str]) -> Callable[[Any, str, Any], None]:
 
 
 def _set_other(module: Any, name: str, value: Any) -> None:
-    """All settings but the usual: by a user's ``__setattr__``, a property's setter, or an error."""
+    """Sets an attribute in the unusual cases: a user's ``__setattr__``, a property, an error."""
     cls = type(module)
     if module._spec is not None:
         raise FrozenInstanceError(immutable("set", module, name))
@@ -215,7 +217,7 @@ def _root(bases: tuple[type, ...]) -> Any:
 
 
 def _reserved(root: Any) -> frozenset[str]:
-    """The verbs and attributes of every module, which no field may be named after."""
+    """The methods and attributes of every module, whose names no field may have."""
     named = vars(root).items() if root else ()
     return frozenset(
         name for name, value in named if not name.startswith("__") and type(value) is not Habit
@@ -229,16 +231,16 @@ def _inherits_init(cls: Any, root: Any) -> bool:
             return False
         if isinstance(base, ModuleMeta):
             return bool(base.__dict__["__written_init__"])
-        # A protocol's __init__ is typing's: it only refuses to make one.
+        # The __init__ of a protocol comes from typing, and only raises.
         if "__init__" in vars(base) and not getattr(base, "_is_protocol", False):
             return True
     return True
 
 
 def _alias_call(cls: Any) -> None:
-    """Makes ``__call__`` the very function ``forward``: no packing of arguments, no hop.
+    """Makes ``__call__`` the function ``forward`` itself, so that a call costs nothing more.
 
-    A ``__call__`` that a user wrote, here or in a base, stays what a call runs.
+    A ``__call__`` that a user wrote, here or in a base, takes precedence.
     """
     if writes_call(cls):
         return
@@ -250,14 +252,14 @@ def _alias_call(cls: Any) -> None:
 
 
 def writes_call(cls: Any) -> bool:
-    """Whether a user wrote ``__call__`` in this very class; a protocol's is a mere promise."""
+    """Whether a user wrote ``__call__`` in this class; that of a protocol does not count."""
     own = vars(cls).get("__call__")
     promised = getattr(cls, "_is_protocol", False) or getattr(own, "__isabstractmethod__", False)
     return own is not None and "__aliased__" not in vars(cls) and not promised
 
 
 def _realias(cls: Any, changed: str) -> None:
-    """Keeps calls right when ``forward`` or ``__call__`` is set or deleted on a class."""
+    """Updates ``__call__`` when ``forward`` or ``__call__`` is set or deleted on a class."""
     if changed == "__call__" and "__aliased__" in vars(cls):
         type.__delattr__(cls, "__aliased__")
     if changed in ("forward", "__call__"):
@@ -271,7 +273,7 @@ def _alias_call_below(cls: Any) -> None:
 
 
 def _finish(cls: Any) -> _Ready:
-    """Resolves the annotations and registers the class, once; returns what a call needs."""
+    """Resolves the annotations and registers the class, once; returns what construction needs."""
     with _finishing:
         if cls.__ready__ is not None:  # another thread was first
             return cls.__ready__  # type: ignore[no-any-return]  # set below

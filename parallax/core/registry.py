@@ -3,8 +3,8 @@
 - **optree**, global namespace: one node per module, attribute entries. Raw optree sees the nested
   tree, and a tied leaf in each of its places.
 - **torch.utils._pytree**: a whole module is *one* node, whose children are its unique, present
-  leaves, and last the key it holds as rng. So raw ``torch.func`` sees a tie once, ``bias=None`` is
-  no obstacle, a key is vmapped and traced, and torch's Python traversal walks one node instead of
+  leaves, and last the key it holds as rng. So raw ``torch.func`` sees a tied leaf once, accepts
+  ``bias=None``, vmaps and traces keys, and torch's Python traversal walks one node instead of
   hundreds.
 """
 
@@ -36,7 +36,7 @@ __all__ = ["NAMESPACE", "flatten_module", "register", "register_module", "unflat
 NAMESPACE = "parallax"
 """optree's namespace for Parallax's own traversals: dicts keep their insertion order in it."""
 
-# Held for ever: when the context manager is collected, the order is undone.
+# Kept for ever: when the context manager is collected, the order is reset.
 _insertion_ordered = optree.dict_insertion_ordered(True, namespace=NAMESPACE)
 _insertion_ordered.__enter__()
 _set = object.__setattr__
@@ -138,7 +138,7 @@ class Context:
         return repr(self.structure)
 
     def rng_with(self, key: Any) -> Any:
-        """The rng around another key."""
+        """The rng with another key."""
         if self.rng is not None:
             return self.rng.with_key(key)
         from parallax.random.sources import KeySource  # loaded from a file
@@ -235,7 +235,7 @@ class Aside:
 
 
 def _optree_functions(layout: Layout, cls: type) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Generated: a tuple display of the children, and writes into a new instance's dict.
+    """Generates ``flatten``, which returns the children, and ``unflatten``, which fills a new dict.
 
     Writes into ``o.__dict__`` are what dynamo can trace; see ``shape`` for the eager form.
     """
@@ -305,7 +305,7 @@ def _unwrap(value: Any) -> Any:
 def register_module(layout: Layout) -> None:
     """Registers a module class with both registries, or with none when that fails.
 
-    The statement ``class ...(Module)`` calls it; for classes that are no modules there is
+    The statement ``class ...(Module)`` calls it; for classes that are not modules there is
     ``register``.
 
     Args:
@@ -368,7 +368,7 @@ def register(
     *,
     name: str | None = None,
 ) -> None:
-    """Makes a class of yours a node of every tree: in Parallax, optree and torch.
+    """Makes a class a node of trees, in Parallax, optree and torch.
 
     Args:
         cls: the class. Lookup is by exact type; subclasses register themselves.
@@ -377,7 +377,8 @@ def register(
         name: a stable name for serialisation; by default the module and qualified name.
 
     Raises:
-        TypeError: if ``cls`` is not a class, another argument no function, or ``name`` no string.
+        TypeError: if ``cls`` is not a class, another argument not a function, or ``name`` not a
+            string.
         ValueError: if either registry knows the class already; then nothing is changed.
 
     Example:

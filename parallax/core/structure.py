@@ -7,11 +7,11 @@ A ``Structure`` is an immutable description of one module and all below it. Two 
   when trees are combined, so that a tree made before ``train()`` or ``freeze()`` still fits.
 
 Structures are interned, so comparing two is nearly always one ``is``. Nothing relies on it:
-``==`` compares by value when the objects differ. What is interned is told by the identity of its
-parts, for ``==`` of a user's constants says less: ``1 == True``. The tables keep nothing alive; a
-class keeps the latest structures of its own.
+``==`` compares by value when the objects differ. They are interned by the identity of their parts,
+as ``==`` of constants is not enough: ``1 == True``. The tables are weak; a class keeps its latest
+structures.
 
-Everything here is a constant to dynamo: its methods run as they are while a function is traced.
+To dynamo everything here is a constant, whose methods run as they are while a function is traced.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def structure_of(
     if found is None:
         found = _structures[name] = Structure(local, children, expand)
         layout = getattr(local.cls, "__layout__", None)
-        if layout is not None:  # what a loop makes and drops is made once
+        if layout is not None:  # kept, so that a loop that makes and drops it makes it once
             layout.latest.append(found)
     return found
 
@@ -142,7 +142,7 @@ class Structure:
 
     @cached_property
     def _given(self) -> Any:
-        """What a node holds beside its leaves and the nodes below; a module its structure first."""
+        """What a node holds besides its leaves and nodes; for a module first its structure."""
         if hasattr(self.cls, "__layout__"):
             statics = [child.value for child in self.children if type(child) is Static]
             return self, *self.local.constants, *statics
@@ -182,14 +182,14 @@ class Structure:
         return found
 
     def keys(self) -> tuple[Any, ...]:
-        """What each child is reached by: attribute names, dict keys or indices."""
+        """The key of each child: an attribute name, a dict key or an index."""
         layout = getattr(self.cls, "__layout__", None)
         if layout is not None:
             return layout.children  # type: ignore[no-any-return]  # a tuple of names
         return keys_of(self.cls, self.local.constants, len(self.children))
 
     def starts(self) -> tuple[int, ...]:
-        """For each child, the place its leaves start at."""
+        """For each child, the index of the place where its leaves start."""
         start, starts = 0, []
         for child in self.children:
             starts.append(start)
@@ -198,7 +198,7 @@ class Structure:
 
     @cached_property
     def named(self) -> dict[str, tuple[Any, Child, int]]:
-        """By its part of a dotted path: each child's key, the child, and where its leaves start."""
+        """For each child its part of a dotted path, the child, and where its leaves start."""
         below = zip(self.keys(), self.children, self.starts(), strict=True)
         return {str(key): (key, child, start) for key, child, start in below}
 
@@ -216,7 +216,7 @@ class Structure:
 
     @cached_property
     def first(self) -> tuple[int, ...]:
-        """For each unique leaf, the first place it stands in."""
+        """For each unique leaf, the first of its places."""
         if self.expand is None:
             return tuple(range(self.n_places))
         seen: dict[int, int] = {}
@@ -245,7 +245,7 @@ class Structure:
 
     @cached_property
     def paths(self) -> tuple[str, ...]:
-        """The dotted path of every unique leaf: where it stands first."""
+        """The dotted path of every unique leaf; of a tied one that of its first place."""
         places = self.place_paths
         return tuple(places[k] for k in self.first)
 
@@ -290,7 +290,7 @@ class Structure:
         return tuple([k for k, mark in enumerate(self.marks) if mark == "t"])
 
     def _find_still(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The places of leaves that are no parameters, and of those that are frozen."""
+        """The places of leaves that are not parameters, and of those that are frozen."""
         others: list[int] = []
         frozen = list(self.local.note.frozen)
         for child, start in zip(self.children, self.starts(), strict=True):
@@ -303,7 +303,7 @@ class Structure:
 
     def _find_marks(self) -> str:
         others, frozen = self._still
-        # A tied leaf has the role of the place where it stands first, and is frozen where any is.
+        # A tied leaf has the role of its first place, and is frozen if any of its places is.
         later = {place for place, _ in self.ties}
         still = {*(place for place in others if place not in later), *frozen}
         if self.expand is None:
@@ -350,11 +350,11 @@ class Structure:
 
     @cached_property
     def variants(self) -> dict[Any, Any]:
-        """What was made from this one, other structures and code, so that it is made once."""
+        """A cache of what was derived from this one: other structures, and generated code."""
         return {}
 
     def forget(self) -> None:
-        """Lets go of what was computed of it, some of which holds it in a cycle."""
+        """Clears the cache, parts of which refer back to this structure."""
         self.__dict__.clear()
 
     # -- comparing ----------------------------------------------------------------------------
@@ -392,7 +392,7 @@ class Structure:
         return decode, (self.encode(),)
 
     def encode(self) -> tuple[Any, ...]:
-        """A flat form for pickling: no recursion, whatever the depth."""
+        """A flat form for pickling, which needs no recursion at any depth."""
         return self.expand, tuple(
             (
                 node.cls,

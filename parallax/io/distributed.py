@@ -35,10 +35,10 @@ _HEADER = "parallax header"
 def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
     """Saves the leaves of a module with ``torch.distributed.checkpoint``.
 
-    Every process of the default group calls it; without one it is this process alone. Of a
-    distributed leaf (``DTensor``) each process writes its part. If the directory holds a checkpoint
-    already, the new data are written beside the old, and one rename makes them count: at any moment
-    it is the old checkpoint or the new one.
+    Every process of the default group calls it; without one, this process alone. Of a distributed
+    leaf (``DTensor``) each process writes its part. If the directory holds a checkpoint already,
+    the new data are written beside the old, and one rename switches to them: at any moment the
+    directory holds the old checkpoint or the new one.
 
     Args:
         module: the module; its structure is not saved, only a description of it.
@@ -90,7 +90,8 @@ def load_distributed(path: str | os.PathLike[str], *, like: M, cast: bool = Fals
     Raises:
         FileNotFoundError: if the directory holds no checkpoint.
         RuntimeError: if names, shapes or dtypes do not fit; all of them are listed.
-        ValueError: if a file is truncated or no checkpoint, or a leaf has a value in neither.
+        ValueError: if a file is truncated or not a checkpoint, or a leaf has a value neither in it
+            nor in ``like``.
 
     Example:
         >>> import tempfile, torch

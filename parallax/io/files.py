@@ -30,24 +30,25 @@ def save(
     A checkpoint may be any tree: a dict of a model, the state of an optimizer, a key and a number.
     The names then begin with the path in the tree. Numbers and strings are kept as they are.
 
-    The format goes by the name: ``.safetensors`` (extra ``io``), or ``.pt``, ``.pth``, ``.bin``,
-    ``.ckpt`` for torch's. Either is data alone, without code. The file is written beside and
-    renamed when it is on the disk: at any moment ``path`` is the old file or the new one.
+    The suffix of the name decides the format: ``.safetensors`` (extra ``io``), or ``.pt``,
+    ``.pth``, ``.bin``, ``.ckpt`` for torch's. Both hold data only, no code. The file is written
+    under another name and renamed when it is on the disk: at any moment ``path`` is the old file or
+    the new one.
 
     Args:
         module: a module, or dicts, lists and tuples of modules, tensors, numbers and strings; its
             structure is not saved, only a description to check it by.
         path: the file.
-        metadata: what else to keep in the file, as JSON has it; ``io.metadata`` reads it.
+        metadata: other values to keep in the file, of JSON's types; ``io.metadata`` reads them.
 
     Raises:
         FileNotFoundError: if there is no such directory.
         IsADirectoryError: if the path is a directory.
         ImportError: if safetensors is not installed.
-        OSError: if the file cannot be written; what was there is intact.
+        OSError: if the file cannot be written; an older file is intact.
         TypeError: if it holds anything else, or the metadata or a dtype cannot be written.
         UninitializedError: if a leaf has no value yet.
-        ValueError: if the name says no format, or two leaves would have one name.
+        ValueError: if the suffix is of no known format, or two leaves would have one name.
 
     Example:
         >>> import tempfile, torch
@@ -75,7 +76,7 @@ def save(
         return
     if target.suffix != ".safetensors":
         raise ValueError(
-            f"save: {target.name} says no format. Name it *.safetensors, or *.pt for torch's"
+            f"save: {target.name} has no known suffix. Name it *.safetensors, or *.pt for torch's"
         )
     safetensors = import_safetensors()
     apart = _apart(held)
@@ -114,8 +115,8 @@ def load(path: str | os.PathLike[str], *, like: T, strict: bool = True, cast: bo
         path: the file.
         like: a module or tree of the structure; it stays as it is. Its leaves may be declarations,
             or on the meta device, so that nothing is computed that the file replaces.
-        strict: whether all names must be there, no others, and the structure be the one that was
-            saved. Otherwise missing leaves are those of ``like``.
+        strict: whether the file must hold exactly the names of ``like``, saved from the same
+            structure. Otherwise missing leaves are those of ``like``.
         cast: convert values to the dtype of the leaf; otherwise another dtype is an error.
 
     Returns:
@@ -126,7 +127,8 @@ def load(path: str | os.PathLike[str], *, like: T, strict: bool = True, cast: bo
         IsADirectoryError: if the path is a directory.
         ImportError: if safetensors is needed and not installed.
         RuntimeError: if names, shapes or dtypes do not fit; all of them are listed.
-        ValueError: if the file is truncated, no checkpoint, holds code, or is of another structure.
+        ValueError: if the file is truncated, not a checkpoint, holds code, or was saved from
+            another structure.
 
     Example:
         >>> import tempfile, torch

@@ -1,10 +1,10 @@
-"""Modules whose structure is open until a file says it: the states of optimizers.
+"""Modules whose structure depends on the file: the states of optimizers.
 
-Which leaves of a state are holes, and how many ages there are, follows from the steps that were
-made, so a fresh state need not have the structure of the one that was saved. A class of which this
-is so defines ``__as_saved__(constants, tensors)``: it is given the constants of every node of the
-file by path, as JSON, and its tensors by name, and returns a module of the structure that was
-saved, for the values to go into.
+Which leaves of a state are holes, and how many step counts there are, depends on the steps that
+were made. So a fresh state need not have the structure of the one that was saved. A class with such
+states defines ``__as_saved__(constants, tensors)``. It is given the constants of every node of the
+file by path, as JSON, and the tensors by name. It returns a module of the structure that was saved,
+into which the values are filled.
 """
 
 from __future__ import annotations

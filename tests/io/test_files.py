@@ -425,7 +425,7 @@ def test_paths(tmp_path: Path) -> None:
         io.load(tmp_path, like=pair())
     with pytest.raises(FileNotFoundError, match="there is no file"):
         io.load(tmp_path / "none.pt", like=pair())
-    with pytest.raises(ValueError, match=r"says no format. Name it \*.safetensors, or \*.pt"):
+    with pytest.raises(ValueError, match=r"has no known suffix. Name it \*.safetensors, or \*.pt"):
         io.save(pair(), tmp_path / "model.xyz")
     with pytest.raises(
         FileNotFoundError, match=r"there is no directory .*such to save folder.pt in"
