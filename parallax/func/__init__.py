@@ -11,6 +11,7 @@ from parallax.func.clipped import clipped_grad, per_sample_norms
 from parallax.func.cond import cond
 from parallax.func.custom_jvp import custom_jvp
 from parallax.func.custom_vjp import custom_vjp
+from parallax.func.eval_shape import eval_shape
 from parallax.func.forward import jacfwd, jvp, linearize
 from parallax.func.functional_call import functional_call
 from parallax.func.grad import grad, grad_and_value
@@ -32,6 +33,7 @@ __all__ = [
     "custom_jvp",
     "custom_vjp",
     "ensemble_grad",
+    "eval_shape",
     "fixed_point",
     "fori_loop",
     "functional_call",

@@ -3,7 +3,6 @@
 Each takes the leaves of a tree, computes with them, and builds a tree of the same structure.
 """
 
-from parallax.core.display import summary
 from parallax.tree.arithmetic import add, lerp, norm, scale, sub, vdot
 from parallax.tree.batch import stack, unstack
 from parallax.tree.compare import allclose, equal
@@ -22,6 +21,7 @@ from parallax.tree.flat import ravel
 from parallax.tree.parts import combine, partition
 from parallax.tree.recording import update
 from parallax.tree.select import Selection, select
+from parallax.tree.summary import summary
 from parallax.tree.ties import tie
 
 __all__ = [

@@ -101,7 +101,12 @@ def _tree() -> Iterator[Subject]:
     yield one("unstack", "values")
     yield one("partition", conditions=("weight",))
     yield one("select", what=("weight",))
-    yield Subject("tree.summary", tree.summary, lambda: {"module": net()}, {"module": "numbers"})
+    yield Subject(
+        "tree.summary",
+        tree.summary,
+        lambda: {"module": net()},
+        {"module": "numbers", "inputs": "anything", "kwargs": "mapping?"},
+    )
     for name in ("add", "sub", "vdot", "lerp"):
         more = {"weight": 0.5} if name == "lerp" else {}
         yield Subject(
@@ -228,6 +233,12 @@ def _func() -> Iterator[Subject]:
         "jacrev",
     ):
         yield Subject(f"func.{name}", getattr(func, name), lambda: {"func": _loss}, after=_with_net)
+    yield Subject(
+        "func.eval_shape",
+        func.eval_shape,
+        lambda: {"func": _loss, "args": (net(),)},
+        {"func": "function", "args": "anything"},
+    )
     yield Subject(
         "func.per_sample_grad",
         func.per_sample_grad,
@@ -397,7 +408,7 @@ def _effects() -> Iterator[Subject]:
             f"effects.{name}",
             getattr(effects, name),
             fixed(fn=_writing(verb)),
-            {"fn": "function"},
+            {"fn": "function", "what": "condition"},
             _with_net,
         )
 

@@ -1,9 +1,8 @@
-"""repr, the summary table and HTML."""
+"""repr and HTML."""
 
 from __future__ import annotations
 
 import html.parser
-import io
 import re
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import init
 
-from parallax import Buffer, Module, Parameter, tree
+from parallax import Buffer, Module, Parameter
 from tests.corpus import (
     MLP,
     MODULES,
@@ -24,7 +23,6 @@ from tests.corpus import (
     Many,
     Norm,
     Sequential,
-    TiedParameter,
     chain,
 )
 
@@ -165,101 +163,13 @@ def test_modules_two_hundred_deep_print() -> None:
     deep = chain(200).initialize(0)
     assert repr(deep).count("Twig") == 200
     assert deep._repr_html_().count("<b>Twig</b>") == 200
-    assert len(tree.summary(deep).rows) == 200
 
 
 @pytest.mark.parametrize("case", MODULES, ids=str)
 def test_every_module_prints_in_every_way(case: Case) -> None:
     for module in (case.declare(), case.make()):
         assert type(module).__name__ in repr(module)
-        assert str(len(tree.leaves(module))) in str(tree.summary(module))
         assert type(module).__name__ in module._repr_html_()
-
-
-# -- summary ------------------------------------------------------------------------------------
-
-
-def test_the_table_of_a_module() -> None:
-    module = tree.select(Sequential(Dense(), Norm()).initialize(0), "layers.0.bias").freeze()
-    expected = """\
-path                          class  shape   dtype    count  bytes  trainable
------------------------------------------------------------------------------
-layers.0.weight               Dense  (4, 4)  float32     16     64  yes
-layers.0.bias                 Dense  (4,)    float32      4     16  no
-layers.1.weight               Norm   (4,)    float32      4     16  yes
-layers.1.bias                 Norm   (4,)    float32      4     16  yes
-layers.1.running_mean         Norm   (4,)    float32      4     16  no
-layers.1.running_var          Norm   (4,)    float32      4     16  no
-layers.1.num_batches_tracked  Norm   ()      int64        1      8  no
------------------------------------------------------------------------------
-total: 7 leaves                                          37    152  24"""
-    assert str(tree.summary(module)) == expected
-    assert repr(tree.summary(module)) == expected
-
-
-@pytest.mark.parametrize("width", [100, 77, 76, 60, 50, 40, 30, 20, 12])
-def test_a_table_in_a_narrow_terminal(width: int) -> None:
-    summary = tree.summary(Sequential(Dense(), Norm()).initialize(0))
-    lines = f"{summary:{width}}".split("\n")
-    assert max(map(len, lines)) <= width and len(lines) == 11
-    if width >= 77:
-        assert lines == str(summary).split("\n")
-    if width >= 40:
-        assert "layers.1.num_batches_tracked" in lines[8]
-    assert "count" in lines[0] and lines[2].split()[0].endswith("ht") and " 16" in lines[2]
-
-
-def test_what_is_no_width() -> None:
-    summary = tree.summary(Dense())
-    assert f"{summary}" == format(summary) == str(summary)
-    with pytest.raises(ValueError, match=r"by its width in characters, got '>60'.*summary:60"):
-        format(summary, ">60")
-
-
-def test_the_table_of_a_declaration_says_what_it_will_be() -> None:
-    text = str(tree.summary(Dense(1000, 1000)))
-    assert "weight           Dense  (1000, 1000)  float32 (uninitialized)  1,000,000" in text
-    assert "4,004,000" in text
-
-
-def test_totals_are_torch_s_and_a_tie_counts_once() -> None:
-    module = TiedParameter().initialize(0)
-    twin = next(case for case in MODULES if case.name == "tied_parameter").twin(module)
-    summary = tree.summary(module)
-    assert summary.count == sum(p.numel() for p in twin.parameters())
-    assert summary.trainable == summary.count
-    assert summary.nbytes == 4 * summary.count
-    assert [row.path for row in summary.rows] == list(tree.named_leaves(module))
-
-
-def test_a_long_table_is_cut_in_the_middle_and_its_totals_are_whole() -> None:
-    module = Many(1_000).initialize(0)
-    summary = tree.summary(module)
-    lines = str(summary).split("\n")
-    assert len(lines) == 205
-    assert "... 2,800 more leaves" in lines[102]
-    assert len(summary.rows) == 3_000
-    assert "total: 3,000 leaves" in lines[-1]
-    assert len(str(tree.summary(module, max_rows=10)).split("\n")) == 15
-
-
-def test_only_modules_have_a_summary() -> None:
-    with pytest.raises(TypeError, match="expected a module, got dict"):
-        tree.summary({"a": 1})
-
-
-def test_rich_prints_the_same_table() -> None:
-    from rich.console import Console
-
-    class Marked(Module):
-        named: dict[str, Parameter]
-
-    summary = tree.summary(Marked({"[red]": Parameter((2,), init.ones_)}))
-    out = io.StringIO()
-    Console(file=out, width=120).print(summary)
-    text = out.getvalue()
-    for cell in ("named.[red]", "Marked", "(2,)", "float32", "trainable", "total: 1 leaves"):
-        assert cell in text
 
 
 # -- HTML ---------------------------------------------------------------------------------------
