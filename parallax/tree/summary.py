@@ -106,8 +106,8 @@ def summary(
     Returns:
         A value that prints as a table and ends with the totals; ``f"{summary:60}"`` has no line of
         more than 60 characters. Of leaves: path, class, shape, dtype, count, bytes, trainable;
-        where they are distributed (``DTensor``), also how, and the bytes that this process holds. Of
-        a call, for every module: path, class, shape of the output, parameters, floating-point
+        where they are distributed (``DTensor``), also how, and the bytes that this process holds.
+        Of a call, for every module: path, class, shape of the output, parameters, floating-point
         operations (as ``torch.utils.flop_counter`` counts them: of matrix products, convolutions
         and attention; two for each multiplication and addition) and the bytes of the activations
         that autograd keeps for a backward, beside parameters and inputs. Each includes the modules
