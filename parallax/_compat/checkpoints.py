@@ -17,9 +17,9 @@ import torch.utils.checkpoint
 
 NO_CHECKPOINT = (
     "torch.utils.checkpoint cannot run inside a torch.func transform (vmap, jacrev, hessian, a "
-    "nested func.grad) nor in a compiled func.grad: torch.func takes no saved-tensor hooks. Call "
-    "func.grad in eager mode with no transform around it, where it runs on autograd's tape and "
-    "checkpoints work; or call the module without checkpoint here"
+    "nested func.grad) nor in a compiled func.grad: torch.func takes no saved-tensor hooks. Write "
+    "func.checkpoint(fn)(x), which runs there, too; or call func.grad in eager mode with no "
+    "transform around it, where it runs on autograd's tape and torch's checkpoints work"
 )
 
 

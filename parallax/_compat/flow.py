@@ -1,4 +1,4 @@
-"""Loops and branches that dynamo traces into operators: for ``scan``, ``cond``, ``while_loop``.
+"""Loops, branches, checkpoints that dynamo traces into operators: ``func.scan`` and the others.
 
 This file is what eager code may import; ``flow_operator``, which loads dynamo, is how it is done.
 What a body returns is ``(tensors, said)``: tensors that are no argument and none twice, and
@@ -21,7 +21,8 @@ Body = Callable[..., tuple[Any, Any]]
 def _operators() -> Any:
     from parallax._compat import flow_operator  # imports dynamo, which runs already
 
-    return flow_operator.scan, flow_operator.cond, flow_operator.while_loop
+    operators = flow_operator
+    return operators.scan, operators.cond, operators.while_loop, operators.recompute
 
 
 def scanned(
@@ -59,6 +60,15 @@ def looped(goes_on: Body, body: Body, carry: Sequence[Tensor]) -> tuple[Sequence
         The last carry; and what both said.
     """
     return _operators()[2](goes_on, body, *carry)  # type: ignore[no-any-return]  # as above
+
+
+def recomputed(body: Body, operands: Sequence[Tensor]) -> tuple[Sequence[Tensor], Any]:
+    """Calls ``body(*operands)``, and once more for a derivative; only while dynamo traces.
+
+    Returns:
+        What it returned; and what it said.
+    """
+    return _operators()[3](body, *operands)  # type: ignore[no-any-return]  # as above
 
 
 @constant_in_traces

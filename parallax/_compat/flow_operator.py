@@ -30,9 +30,10 @@ from torch._ops import HigherOrderOperator
 from parallax._compat import in_trace
 from parallax._compat.flow_branches import Cond, While
 from parallax._compat.flow_programs import Program, Scan, called
+from parallax._compat.flow_recompute import Recompute, draws
 from parallax._compat.levels import relevel
 
-__all__ = ["Traced", "cond", "scan", "while_loop"]
+__all__ = ["Traced", "cond", "recompute", "scan", "while_loop"]
 
 
 class _Flow(HigherOrderOperator):
@@ -74,6 +75,7 @@ def _while(bodies: Any, places: Any, carried: int) -> Program:
 scan = _Flow("scan", _scan)
 cond = _Flow("cond", _cond)
 while_loop = _Flow("while_loop", _while)
+recompute = _Flow("recompute", lambda bodies: Recompute(bodies[0]))
 
 
 class Traced(variables.BaseHOPVariable):
@@ -170,6 +172,30 @@ class _WhileVariable(Traced):
         return self._called(tx, [*bodies, *operands], examples, said, constants)
 
 
+class _RecomputeVariable(Traced):
+    def _call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
+        body, *given = args
+        try:
+            graph, said, lifted, nodes = self._traced(tx, body, given)
+        except Unsupported as error:
+            if "side effect" not in str(error):
+                raise
+            return self._inlined(tx, body, given)
+        operands = [*[x.as_proxy() for x in given], *lifted]
+        module = tx.output.nn_modules[graph.node.target]
+        with tx.fake_mode:
+            if draws(module, [x.node.meta["example_value"] for x in operands]):
+                return self._inlined(tx, body, given)
+        examples = [node.meta["example_value"] for node in nodes]
+        return self._called(tx, [graph, *operands], examples, [said], {"bodies": 1})
+
+    def _inlined(self, tx: Any, body: Any, given: Any) -> Any:
+        """The function itself: effects that leave it, and random numbers of torch's, come once."""
+        # Its keys were seen to be used once, in the trace that is not used.
+        with in_trace.reusing(tx.output):
+            return body.call_function(tx, list(given), {})
+
+
 def _together(given: Any, lifted: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list[int]]]:
     """The operands of several bodies, and which of them each takes."""
     operands: dict[Any, Any] = {k: value.as_proxy() for k, value in enumerate(given)}
@@ -181,5 +207,6 @@ def _together(given: Any, lifted: Sequence[Sequence[Any]]) -> tuple[list[Any], l
     return list(operands.values()), places
 
 
-_KINDS = {"scan": _ScanVariable, "cond": _CondVariable, "while_loop": _WhileVariable}
+_KINDS = {"scan": _ScanVariable, "cond": _CondVariable, "while_loop": _WhileVariable,
+          "recompute": _RecomputeVariable}  # fmt: skip
 variables._hop_name_to_variable_class |= {f"parallax_{name}": kind for name, kind in _KINDS.items()}

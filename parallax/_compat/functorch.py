@@ -74,7 +74,12 @@ def unwrapped(tensor: Tensor) -> Tensor:
 
 def unwrapped_if_over(value: Any) -> Any:
     """A tensor without the wrappers of transforms that have ended; any other value as it is."""
-    return torch._C._functorch.unwrap_if_dead(value) if isinstance(value, Tensor) else value
+    while isinstance(value, Tensor):
+        inner = torch._C._functorch.unwrap_if_dead(value)
+        if inner is value:
+            break
+        value = inner
+    return value
 
 
 is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,8 +15,24 @@ from parallax._compat import autograd, dynamo, functorch
 from parallax.core import notes
 from parallax.effects.watches import Watch
 
-__all__ = ["Collecting", "Collection", "EffectError", "Emission", "Sown", "root_of", "source_of",
-           "with_source"]  # fmt: skip
+__all__ = ["Collecting", "Collection", "EffectError", "Emission", "Sown", "apart", "root_of",
+           "source_of", "with_source"]  # fmt: skip
+
+_numbers = itertools.count()
+_apart: ContextVar[int] = ContextVar("apart", default=-1)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Within it tensors have no graph; what collections hold that are made within gets one later.
+
+    A collection from outside would get tensors without a graph: ``Collection.is_apart`` says so.
+    """
+    token = _apart.set(next(_numbers))
+    try:
+        yield
+    finally:
+        _apart.reset(token)
 
 
 class EffectError(RuntimeError):
@@ -51,10 +71,13 @@ class Collection:
         enters: whether one of them is told when a call begins, too.
         level: how many transforms ran when it began; deeper wrappers must not get in.
         backward: whether it began within autograd's backward.
+        number: the larger, the later it began.
         over: whether the call has returned.
     """
 
-    __slots__ = ("backward", "emissions", "enters", "level", "outer", "over", "sown", "watches")
+    __slots__ = (
+        "backward", "emissions", "enters", "level", "number", "outer", "over", "sown", "watches",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -71,9 +94,15 @@ class Collection:
         self.over = False
         self.level = 0
         self.backward = False
+        self.number = 0
         if not dynamo.is_compiling():
+            self.number = next(_numbers)
             self.level = functorch.current_level()
             self.backward = autograd.in_backward()
+
+    def is_apart(self) -> bool:
+        """Whether it began outside of a block of ``apart`` that this code runs in."""
+        return self.number < _apart.get()
 
     def recomputes(self, said: bool) -> bool:
         """Whether what is said within autograd's backward is the forward again, by a checkpoint.

@@ -218,6 +218,12 @@ def sow(module: Any, /, **values: Tensor) -> None:
             )
     if not traced and functorch.transform_active():
         _refuse_wrappers(module, values, collection, "sow")
+        if collection.is_apart():
+            raise EffectError(
+                f"{type(module).__name__}.sow({', '.join(values)}): func.checkpoint within a "
+                f"transform has no graph for it, as the module is captured by the function. Pass "
+                f"it as an argument: func.checkpoint(fn)(module, x)"
+            )
     if traced:
         checkpoints.open_checkpoint()
     for name, value in values.items():

@@ -7,6 +7,7 @@ in each of its places.
 """
 
 from parallax.func.associative_scan import associative_scan
+from parallax.func.checkpoint import checkpoint
 from parallax.func.clipped import clipped_grad, per_sample_norms
 from parallax.func.cond import cond
 from parallax.func.custom_jvp import custom_jvp
@@ -28,6 +29,7 @@ from parallax.func.while_loop import fori_loop, while_loop
 __all__ = [
     "argmin",
     "associative_scan",
+    "checkpoint",
     "clipped_grad",
     "cond",
     "custom_jvp",

@@ -8,10 +8,9 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from parallax import effects, tree
-from parallax._compat import dynamo, repeat
+from parallax._compat import dynamo, functorch, repeat
 from parallax.core import notes
 from parallax.core.arguments import check_flags, check_module
 from parallax.core.fields import Lazy
@@ -19,8 +18,8 @@ from parallax.core.initialize import Several
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.effects import collection
+from parallax.func.checkpoint import checkpoint
 from parallax.nn.arguments import positive
-from parallax.random.sources import GlobalSource
 from parallax.tree.arguments import check_trees
 
 __all__ = ["Stack"]
@@ -42,8 +41,8 @@ class Stack(Module):
         block: takes its input to something of the same shape; not initialized, so that each of
             the blocks gets values of its own.
         count: how many blocks.
-        checkpoint: compute each block once more in backward, instead of keeping what it computed.
-            On autograd's tape; not within another transform.
+        checkpoint: compute each block once more in backward, instead of keeping what it computed:
+            ``func.checkpoint`` of each.
 
     Shape:
         - input: what the block takes; further arguments are given to each block
@@ -110,16 +109,20 @@ class Stack(Module):
         """What the last block returns, where each is called with what the one before returned."""
         if collection.source_of(self._rng) is not self._rng:
             return self._collected(input, args, kwargs)
-        if dynamo.is_compiling() and isinstance(input, Tensor) and not self.checkpoint:
+        if dynamo.is_compiling() and isinstance(input, Tensor) and not self._is_left_to_torch():
             return self._repeated(input, args, kwargs)
         recompute = self.checkpoint and torch.is_grad_enabled() and self.mode == "train"
         value, blocks = input, self._blocks()
         for block in blocks:
             if recompute:
-                value = _recomputed(block, value, args, kwargs)
+                value = checkpoint(block)(value, *args, **kwargs)
             else:
                 value = block(value, *args, **kwargs)
         return value
+
+    def _is_left_to_torch(self) -> bool:
+        """Whether torch's checkpoint decides in compiled code what is computed once more."""
+        return self.checkpoint and not functorch.traced_level()
 
     def _repeated(self, input: Tensor, args: Any, kwargs: Any) -> Any:
         """Calls the blocks as a function that is traced and compiled once."""
@@ -224,12 +227,6 @@ def _rng_of(rng: Any, name: str) -> Any:
     """The rng of one block, from that of the stack."""
     source = collection.source_of(rng)
     return rng if source is None else collection.with_source(rng, source.child(name))
-
-
-def _recomputed(block: Any, value: Any, args: Any, kwargs: Any) -> Any:
-    # Keys make the random numbers the same again; torch's own state has a part in a lowered one.
-    drawn = type(block._rng) is GlobalSource
-    return checkpoint(block, value, *args, use_reentrant=False, preserve_rng_state=drawn, **kwargs)
 
 
 def _taken(module: Any) -> tuple[list[Any], list[tuple[str, ...]]]:

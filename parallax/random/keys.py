@@ -131,7 +131,8 @@ def child_of(data: Tensor, name: str) -> Key:
         children = data._children = {}  # type: ignore[attr-defined]  # kept on the leaf
     found = children.get(name)
     if found is None:
-        found = children.setdefault(name, _child(data, name))
+        with functorch.outside_transforms():  # in whose wrappers it would be kept
+            found = children.setdefault(name, _child(data, name))
     made = object.__new__(Key)
     _set_data(made, found)
     return made
