@@ -18,61 +18,50 @@ HERE = Path(__file__).with_name("typing")
 REFUSED = HERE / "refused.txt"  # as text, so that nobody runs it or checks it with the rest
 
 CHECKERS = {
-    "mypy": ["-m", "mypy", "--strict", "--config-file", str(ROOT / "pyproject.toml")],
+    "mypy": ["-m", "mypy", "--strict", "--config-file", str(ROOT / "pyproject.toml"),
+             "--cache-dir", str(ROOT / ".mypy_cache")],
     "pyright": ["-m", "pyright", "--pythonpath", sys.executable],
-}
+}  # fmt: skip
 checkers = pytest.mark.parametrize("checker", CHECKERS)
 
 
-def errors(checker: str, *files: Path, folder: Path = ROOT) -> dict[int, list[str]]:
-    """What a checker says about files, by line."""
+def errors(checker: str, *files: Path, folder: Path = ROOT) -> dict[tuple[str, int], str]:
+    """What a checker says about files, by the file's name and line."""
     command = [sys.executable, *CHECKERS[checker], *map(str, files)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stdout + done.stderr
-    found: dict[int, list[str]] = {}
-    for line in done.stdout.splitlines():
-        match = re.search(r"\.py:(\d+)(?::\d+)?(?: -|:) error: (.*)", line)
-        if match:
-            found.setdefault(int(match[1]), []).append(match[2])
     assert re.search(r"Success|Found \d+ error|^\d+ error", done.stdout, re.MULTILINE), done.stdout
-    return found
+    pattern = r"([^/\s]+\.py):(\d+)(?::\d+)?(?: -|:) error: (.*)"
+    return {(file, int(line)): text for file, line, text in re.findall(pattern, done.stdout)}
 
 
 @checkers
-def test_right_code_is_accepted_and_its_types_inferred(checker: str) -> None:
-    assert errors(checker, HERE / "accepted.py") == {}
-
-
-@checkers
-def test_wrong_code_is_refused_line_by_line(checker: str, tmp_path: Path) -> None:
-    source = REFUSED.read_text()
-    file = tmp_path / "refused.py"
-    file.write_text(source)
-    expected = [k for k, line in enumerate(source.splitlines(), 1) if line.endswith("# refused")]
-    assert list(errors(checker, file)) == expected
-    assert len(expected) > 20
-
-
-@checkers
-def test_the_programs_of_the_readme_and_the_guides_are_accepted(
+def test_what_is_right_is_accepted_and_the_rest_refused_line_by_line(
     checker: str, tmp_path: Path
 ) -> None:
-    files = [tmp_path / f"{page.stem}.py" for page in PAGES]
-    for file, page in zip(files, PAGES, strict=True):
+    """All of it in one run, for a checker reads torch for a minute: programs with their types,
+    those of the README and the guides, and one whose wrong lines say so."""
+    wrong = tmp_path / REFUSED.with_suffix(".py").name
+    wrong.write_text(REFUSED.read_text())
+    lines = REFUSED.read_text().splitlines()
+    refused = [(wrong.name, k) for k, line in enumerate(lines, 1) if line.endswith("# refused")]
+    assert len(refused) > 20
+    guides = [tmp_path / f"{page.stem}.py" for page in PAGES]
+    for file, page in zip(guides, PAGES, strict=True):
         file.write_text(program(page))
-    assert errors(checker, *files) == {}
+    found = errors(checker, HERE / "accepted.py", *guides, wrong)
+    assert {place: text for place, text in found.items() if place not in refused} == {}
+    assert sorted(found) == refused
 
-
-@checkers
-def test_an_installed_package_is_seen_from_outside(checker: str, tmp_path: Path) -> None:
-    file = tmp_path / "outside.py"
-    file.write_text(
+    outside = tmp_path / "outside.py"
+    outside.write_text(
         "from typing import assert_type\n"
         "from torch import Tensor, ones\n"
         "from parallax import nn\n"
         "assert_type(nn.Linear(2, 3)(ones(2)), Tensor)\n"
     )
-    assert errors(checker, file, folder=tmp_path) == {}
+    # Where nothing but the installation tells where the package is.
+    assert errors(checker, outside, folder=tmp_path) == {}
 
 
 def test_the_code_that_is_accepted_runs() -> None:

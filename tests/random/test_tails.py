@@ -189,7 +189,6 @@ def test_all_of_it_compiles_to_the_same_numbers() -> None:
         return out
 
     expected = draws(random.key(0), torch.tensor(0.3))
-    for backend in ("aot_eager", "inductor"):
-        found = parallax.compile(draws, backend=backend)(random.key(0), torch.tensor(0.3))
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other)
+    found = parallax.compile(draws)(random.key(0), torch.tensor(0.3))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
