@@ -34,7 +34,7 @@ class RotaryEmbedding(Module):
         - output: as the input
 
     Raises:
-        TypeError: if ``dim`` is not an int or ``base`` no number.
+        TypeError: if ``dim`` is not an int, or ``base`` not a number.
         ValueError: if ``dim`` is odd or ``base`` not positive, or the input has another last
             dimension.
 

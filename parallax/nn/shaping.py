@@ -29,7 +29,7 @@ class Flatten(Module):
         - output: ``(*, S_start * ... * S_end, *)``
 
     Raises:
-        TypeError: if an argument is not an int, or the input no tensor.
+        TypeError: if an argument is not an int, or the input is not a tensor.
         IndexError: if the input has no such dimension.
         ValueError: if the last dimension comes before the first.
 
@@ -79,7 +79,7 @@ class Unflatten(Module):
         - output: ``(*, *unflattened_size, *)``, where the product of the sizes is ``S_dim``
 
     Raises:
-        TypeError: if an argument is not an int, or the input no tensor.
+        TypeError: if an argument is not an int, or the input is not a tensor.
         IndexError: if the input has no such dimension.
         ValueError: if the sizes cannot be, or the dimension has another size.
 
@@ -130,7 +130,7 @@ class PixelShuffle(Module):
         - output: ``(*, C, H * r, W * r)``
 
     Raises:
-        TypeError: if the factor is not an int, or the input no tensor.
+        TypeError: if the factor is not an int, or the input is not a tensor.
         ValueError: if the factor is not positive, or the input is of another shape.
 
     Source: W. Shi and others, "Real-Time Single Image and Video Super-Resolution Using an
@@ -169,7 +169,7 @@ class PixelUnshuffle(Module):
         - output: ``(*, C * r * r, H, W)``
 
     Raises:
-        TypeError: if the factor is not an int, or the input no tensor.
+        TypeError: if the factor is not an int, or the input is not a tensor.
         ValueError: if the factor is not positive, or the input is of another shape.
 
     Source: W. Shi and others, "Real-Time Single Image and Video Super-Resolution Using an
@@ -208,7 +208,7 @@ class ChannelShuffle(Module):
         - output: the same
 
     Raises:
-        TypeError: if the number of groups is not an int, or the input no tensor.
+        TypeError: if the number of groups is not an int, or the input is not a tensor.
         ValueError: if it is not positive, or the input is of another shape.
 
     Source: X. Zhang and others, "ShuffleNet", 2018.

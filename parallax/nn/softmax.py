@@ -28,7 +28,7 @@ class _AlongOne(Module):
         - output: the same
 
     Raises:
-        TypeError: if ``dim`` is not an int, or the input no tensor.
+        TypeError: if ``dim`` is not an int, or the input is not a tensor.
         IndexError: if the input has no such dimension.
     """
 
@@ -127,7 +127,7 @@ class GLU(Module):
         - output: ``(*, n, *)``
 
     Raises:
-        TypeError: if ``dim`` is not an int, or the input no tensor.
+        TypeError: if ``dim`` is not an int, or the input is not a tensor.
         IndexError: if the input has no such dimension.
         ValueError: if its size is odd.
 

@@ -49,7 +49,7 @@ class Stack(Module):
         - output: as the input
 
     Raises:
-        TypeError: if ``block`` is not a module or ``count`` no int.
+        TypeError: if ``block`` is not a module, or ``count`` not an int.
         ValueError: if ``count`` is not positive.
 
     Example:

@@ -22,7 +22,7 @@ class _Stacked(Module):
         norm: applied last, such as ``LayerNorm(d_model)``.
 
     Raises:
-        TypeError: if the layer is not a module, or ``num_layers`` no int.
+        TypeError: if the layer is not a module, or ``num_layers`` is not an int.
         ValueError: if ``num_layers`` is not positive.
     """
 

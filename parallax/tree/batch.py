@@ -115,7 +115,7 @@ def unstack(tree: T) -> tuple[T, ...]:
 
     Raises:
         TypeError: if a leaf is not a tensor.
-        ValueError: if there is not a leaf, one has no dimension, or the leading sizes differ; the
+        ValueError: if there is no leaf, one has no dimension, or the leading sizes differ; the
             message names the paths.
 
     Example:

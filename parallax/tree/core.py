@@ -183,7 +183,7 @@ def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
         A tree; no ``__init__``, converter or check of any module runs.
 
     Raises:
-        TypeError: if ``spec`` is no ``TreeSpec``.
+        TypeError: if ``spec`` is not a ``TreeSpec``.
         ValueError: if the number of leaves is another.
 
     Example:

@@ -1,4 +1,4 @@
-"""From what a user writes to the nodes and leaves meant: paths, globs, types, functions, roles."""
+"""Finds the nodes and leaves that a condition matches: a path, glob, type, function or role."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _ROLES = ("parameter", "buffer", "trainable", "frozen")
 
 
 def match(survey: Survey, what: Any) -> tuple[list[Entry], bool]:
-    """The entries that one condition means; see ``tree.select``.
+    """The entries that one condition matches; see ``tree.select``.
 
     Returns:
         The entries, a tied leaf once, and whether the condition is of a form that names one: an
         exact path, or a lambda that returns one node.
 
     Raises:
-        TypeError: if ``what`` is no condition.
+        TypeError: if ``what`` is not a condition.
         LookupError: if a path or glob matches nothing, or a function returns no node.
     """
     if isinstance(what, str):
@@ -53,10 +53,10 @@ def match(survey: Survey, what: Any) -> tuple[list[Entry], bool]:
 
 
 def find(survey: Survey, what: Any) -> tuple[list[Entry], bool]:
-    """As ``match``, and something must be found.
+    """As ``match``, but an error if nothing is found.
 
     Raises:
-        LookupError: if nothing is.
+        LookupError: if nothing is found.
     """
     found, single = match(survey, what)
     if not found:

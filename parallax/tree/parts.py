@@ -22,14 +22,14 @@ def partition(tree: T, *conditions: Any) -> tuple[T, ...]:
     Args:
         tree: a module, or any pytree that holds modules and tensors.
         *conditions: what ``select`` takes: a path, glob, role, class or function. A leaf goes
-            to the first condition that means it, or means a node around it.
+            to the first condition that matches it, or a node that contains it.
 
     Returns:
         A tree per condition, and last one with the rest.
 
     Raises:
         LookupError: if a path or a glob matches nothing; near misses are listed. Roles, classes
-            and predicates may.
+            and predicates may match nothing.
         TypeError: if something is not a condition of ``select``.
 
     Example:

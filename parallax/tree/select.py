@@ -36,10 +36,10 @@ def select(tree: T, *what: Any) -> Selection[T]:
               any text in one segment, ``?`` one character, ``[qkv]`` one of some (``[!qkv]`` any
               other), ``**`` any number of segments (at the end, any *leaf* below);
             - a role: ``"parameter"``, ``"buffer"``, ``"trainable"`` or ``"frozen"``;
-            - a class: modules of it; ``Parameter``, ``Buffer`` and ``Tensor`` mean leaves;
+            - a class: modules of it; ``Parameter``, ``Buffer`` and ``Tensor`` select leaves;
             - a function of one argument, the tree: ``lambda m: m.head.weight``, or a tuple or
               list of nodes; it may look at values and holes;
-            - a function of two, the path and value of each leaf, that says whether it is meant:
+            - a function of two, the path and value of each leaf, that says whether it is selected:
               ``lambda path, leaf: leaf.ndim == 2``.
 
     Returns:
@@ -48,7 +48,7 @@ def select(tree: T, *what: Any) -> Selection[T]:
 
     Raises:
         LookupError: if a condition matches nothing; near misses are listed.
-        TypeError: if a condition is none of the above.
+        TypeError: if a condition has none of these forms.
 
     Example:
         >>> import torch
@@ -132,7 +132,8 @@ class Selection(Generic[T]):
 
         Raises:
             TypeError: if an annotation does not allow a value.
-            ValueError: if the number of values is another, or one selected thing holds another.
+            ValueError: if the number of values is another, or a selected node contains another
+                selected one.
         """
         if self._single:
             return self._put([value])
@@ -156,7 +157,7 @@ class Selection(Generic[T]):
 
         Raises:
             TypeError: if an annotation does not allow a value.
-            ValueError: if one selected thing holds another.
+            ValueError: if a selected node contains another selected one.
         """
         check_function("Selection.apply", fn, "tree.select(model, 'weight').apply(torch.neg)")
         values = self._survey.values(self._entries)

@@ -1,4 +1,4 @@
-"""Bringing a tree whose ties were lost, such as a raw gradient, back onto the ties of a model."""
+"""``tie``: restores the ties of a model in a tree that lost them, such as a raw gradient."""
 
 from __future__ import annotations
 
