@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from parallax.effects.collection import Collecting
 from parallax.func.arguments import short
 from parallax.func.moving import Moving
 from parallax.func.nesting import Nesting
@@ -81,6 +82,10 @@ class Call:
         moving = self.indices
         pairs = enumerate(self.args)
         return [(k, arg) for k, arg in pairs if isinstance(arg, Tensor) and k not in moving]
+
+    def collects(self) -> bool:
+        """Whether a module among the positional arguments is in a collection of effects."""
+        return any([type(getattr(arg, "_rng", None)) is Collecting for arg in self.args])
 
     def nested(self, levels: int = 1) -> tuple[Call, Nesting]:
         """This call as it is made inside of ``levels`` transforms."""

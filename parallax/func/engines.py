@@ -30,6 +30,7 @@ from parallax._compat import (
 from parallax.core.graph import RUNNING, escaping, outside, refuse_reentrant, retire
 from parallax.func.call import Call
 from parallax.func.captured import are_held, take_graphs_off, written_by
+from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
 
 __all__ = ["Pullback", "Recorded", "SecondOrderError", "Tape", "applied", "gradient",
@@ -203,6 +204,29 @@ def gradient_by_tape(
         SecondOrderError: unless ``second``, if the function took derivatives itself, through
             operators whose backward is an operator of its own.
     """
+    if isinstance(call, Call) and call.collects():
+        inner, nesting = call.nested(levels=0)
+        return _handing_on(inner, nesting, finish, second)
+    return _gradient_by_tape(call, finish, second)
+
+
+def _handing_on(
+    inner: Call, nesting: Nesting, finish: Finish, second: bool
+) -> tuple[list[Tensor], Tensor, Any]:
+    """As ``_gradient_by_tape``; what was collected inside comes out as what is beside the loss."""
+
+    def finished(result: Any) -> tuple[Any, Any]:
+        out, aux = finish(result)
+        return out, (aux, nesting.emitted())
+
+    grads, loss, (aux, told) = _gradient_by_tape(inner, finished, second)
+    nesting.relay(told)
+    return grads, loss, aux
+
+
+def _gradient_by_tape(
+    call: Recorded, finish: Finish, second: bool
+) -> tuple[list[Tensor], Tensor, Any]:
     still = _without_graph(call)
     # Backward too belongs to the derivative: a checkpoint calls the function once more there.
     with RUNNING:

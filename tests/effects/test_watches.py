@@ -85,8 +85,19 @@ def test_around_a_gradient(recording: bool, both: Any, rows: Tensor) -> None:
     with torch.set_grad_enabled(recording):
         grads, found = effects.capture(func.grad(loss), "blocks.1")(net, rows)
     torch.testing.assert_close(found["blocks.1"], expected["blocks.1"][0][2])
+    assert not found["blocks.1"].requires_grad
     assert type(grads.blocks[1]) is type(net.blocks[1])
     assert tree.equal(grads, func.grad(loss)(net, rows))
+
+
+def test_around_a_gradient_a_graph_that_leads_outside_is_kept(both: Any, rows: Tensor) -> None:
+    net, _ = both
+    x = rows.clone().requires_grad_()
+    _, found = effects.capture(func.grad(loss), "blocks.1")(net, x)
+    (slope,) = torch.autograd.grad(found["blocks.1"].square().sum(), x)
+    _, plain = effects.capture(loss, "blocks.1")(net, x)
+    (expected,) = torch.autograd.grad(plain["blocks.1"].square().sum(), x)
+    torch.testing.assert_close(slope, expected)
 
 
 def test_within_and_around_vmap(both: Any, rows: Tensor) -> None:
