@@ -146,7 +146,8 @@ def _measured(
     stand_ins = StandIns(module, args, kwargs)
     leaves, structure = flatten_module(stand_ins.of(module))
     given, named = stand_ins.of(args), stand_ins.of(kwargs)
-    rng = source_of(stand_ins.of(module)._rng)
+    # Shapes do not depend on a key: a model that draws needs none here.
+    rng = source_of(stand_ins.of(module)._rng) or stand_ins.source()
     flops = FlopCounterMode(display=False)
     with ExitStack() as stack:
         stack.enter_context(stand_ins.running("tree.summary"))

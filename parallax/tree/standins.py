@@ -51,10 +51,14 @@ class StandIns:
         """A key in place of a seed or generator, whose state has numbers that are looked at."""
         source = source_of(rng)
         if type(source) is SeedSource:
-            source = KeySource(random.key(0).data)
+            return with_source(rng, self.source())
         if source is None or source.key is None:
             return rng
         return with_source(rng, source.with_key(self.fakes.of(source.key)))
+
+    def source(self) -> KeySource:
+        """A source of random numbers, for a module that was given none."""
+        return KeySource(self.fakes.of(random.key(0).data))
 
     @contextmanager
     def running(self, what: str) -> Iterator[None]:

@@ -197,6 +197,13 @@ def test_effects_draws_and_derivatives_within_a_call() -> None:
     assert slope.total.output == "(5, 3)" and slope.rows[0].calls == 1
 
 
+def test_a_model_that_draws_needs_no_key() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5))
+    found = tree.summary(net, torch.ones(4, 2)).total
+    assert found.output == "(4, 3)"
+    assert found == tree.summary(net.initialize(0).train(1), torch.ones(4, 2)).total
+
+
 def test_a_call_by_name_and_one_that_looks_at_numbers() -> None:
     class Clipped(Module):
         inner: nn.Linear
