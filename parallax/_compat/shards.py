@@ -15,8 +15,8 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch
 
 __all__ = [
-    "any_distributed", "beside", "is_distributed", "local_of", "placed_as", "placement_of", "shown",
-    "whole", "with_spec",
+    "any_distributed", "beside", "is_distributed", "is_mixing", "local_of", "placed_as",
+    "placement_of", "shown", "whole", "with_spec",
 ]  # fmt: skip
 
 
@@ -55,6 +55,11 @@ def shown(value: Any) -> str:
         if not at.is_replicate()
     ]
     return ", ".join(cuts) or "replicated"
+
+
+def is_mixing(error: BaseException) -> bool:
+    """Whether an error is torch's where plain and distributed tensors meet in one operation."""
+    return isinstance(error, RuntimeError) and "got mixed torch.Tensor and DTensor" in str(error)
 
 
 def whole(value: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from parallax._compat.autograd import is_view
 from parallax._compat.dynamo import is_compiling
+from parallax._compat.shards import is_mixing, shown
 from parallax.core.holders import nodes_below, path_to
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
@@ -61,6 +62,15 @@ def require_tensor(layer: Any, given: Any, name: str = "input") -> None:
 def name_in(error: Exception, layer: Any) -> None:
     """Adds the path of a layer to an error of torch that is not about shapes, such as dtypes."""
     error.add_note(f"This came from {where(layer)}.")
+    if is_mixing(error):
+        leaves, structure = flatten_module(layer)
+        held = [
+            f"{path}: {shown(leaf)}" for path, leaf in zip(structure.paths, leaves, strict=True)
+        ]
+        error.add_note(
+            f"Its leaves are {', '.join(held)}. Place all leaves of a model with "
+            f"plan.apply(model), and give it batches from plan.batches(loader)."
+        )
 
 
 def _shape(tensor: Tensor) -> str:

@@ -30,6 +30,7 @@ from parallax.optim.lists import Lists, put, some
 from parallax.optim.memory import make_private, memory_of
 from parallax.optim.plan import Row, known_memory, plan_for, remember
 from parallax.optim.state import NEVER, Contents, State, around
+from parallax.tree.mixing import refuse_mixed
 
 __all__ = ["Optimizer"]
 
@@ -186,6 +187,8 @@ class Optimizer(Kernel):
             if donate and not (isinstance(error, (TypeError, ValueError)) and len(lists) == 1):
                 mark(model)  # a kernel may have written a part of it
                 mark(state, *state.moments.values())
+            trees = {"the model": leaves, "the gradients": given, **old.moments}
+            refuse_mixed(error, what, part.paths, trees)
             raise
         next_state = old.close(step, moments, others, clocks.clock_of)
         next_model = unflatten_module(part, made, model._rng)  # type: ignore[attr-defined]  # a module

@@ -20,7 +20,9 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch, kernels
 from parallax.tree import core
 from parallax.tree.arguments import check_number, check_order, check_tree
+from parallax.tree.chart import chart_of
 from parallax.tree.leaves import all_floating, is_inexact
+from parallax.tree.mixing import refuse_mixed
 
 __all__ = ["add", "lerp", "norm", "scale", "sub", "vdot"]
 
@@ -299,12 +301,27 @@ def _pairwise(
 ) -> T:
     """The first tree with ``single(a, b)`` in the place of each inexact leaf ``a``."""
     spec, found, (others,) = core.columns(one, [two])
+    try:
+        return cast(T, _paired(spec, found, others, single, many))
+    except RuntimeError as error:
+        paths = [entry.path for entry in chart_of(spec).first]
+        refuse_mixed(error, "tree", paths, {"the first tree": found, "the second": others})
+        raise
+
+
+def _paired(
+    spec: core.TreeSpec,
+    found: Sequence[Any],
+    others: Sequence[Any],
+    single: Callable[..., Tensor],
+    many: Callable[..., Any] | None,
+) -> Any:
     many = many if _lists_win(found) else None
     if many and all_floating(found):
         try:
             made = many(found, others)
             if not _recorded(made):
-                return cast(T, spec.build(made))
+                return spec.build(made)
             many = None
         except TypeError:  # such as a hole in the second tree; torch checks faster than Python
             pass
@@ -315,7 +332,7 @@ def _pairwise(
         made = many(left, right)
     if not made or _recorded(made):
         made = [single(a, b) for a, b in zip(left, right, strict=True)]
-    return cast(T, _with(spec, found, chosen, made))
+    return _with(spec, found, chosen, made)
 
 
 def _recorded(made: Sequence[Tensor]) -> bool:

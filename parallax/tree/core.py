@@ -14,6 +14,7 @@ from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
 from parallax.tree.align import align, misfit
 from parallax.tree.arguments import check_trees, refuse_torch_module
+from parallax.tree.mixing import refuse_mixed
 from parallax.tree.outside import close, is_leaf, item_paths, join, opened_outside, up_to
 
 __all__ = ["TreeSpec", "flatten", "leaves", "map", "map_with_path", "named_leaves", "structure",
@@ -271,7 +272,14 @@ def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:  # noqa: A001  # name
     if is_module(tree):
         found, part = flatten_module(tree)
         others = [align(part, other) for other in rest]
-        return unflatten_module(part, _apply(fn, found, others), tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
+        try:
+            made = _apply(fn, found, others)
+        except RuntimeError as error:
+            names = ["the first tree", *[f"tree {k + 2}" for k in range(len(rest))]]
+            lists = dict(zip(names, [found, *others], strict=True))
+            refuse_mixed(error, "tree.map", part.paths, lists)
+            raise
+        return unflatten_module(part, made, tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
     return cast(T, _map_outer(fn, tree, rest))
 
 

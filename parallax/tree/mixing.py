@@ -1,0 +1,46 @@
+"""The error of plain and distributed leaves in one operation: which leaves, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from parallax._compat import shards
+
+__all__ = ["refuse_mixed"]
+
+
+def refuse_mixed(
+    error: BaseException, what: str, paths: Sequence[str], trees: Mapping[str, Sequence[Any]]
+) -> None:
+    """Raises an error that names both leaves, if torch's was of a mixture; else returns.
+
+    Args:
+        error: what was raised.
+        what: the function that the user called.
+        paths: of the leaves.
+        trees: the leaves of each tree that took part, in the order of the paths, by what it is
+            called in the error.
+
+    Raises:
+        ValueError: if plain and distributed leaves met.
+    """
+    if not shards.is_mixing(error):
+        return
+    found = [
+        (shards.is_distributed(leaf), name, path, leaf)
+        for path, *row in zip(paths, *trees.values(), strict=True)
+        for name, leaf in zip(trees, row, strict=True)
+        if isinstance(leaf, Tensor)
+    ]
+    spread = next((place for place in found if place[0]), None)
+    plain = next((place for place in found if not place[0]), None)
+    if spread is None or plain is None:
+        return
+    raise ValueError(
+        f"{what}: {spread[2]} of {spread[1]} is distributed ({shards.shown(spread[3])}) and "
+        f"{plain[2]} of {plain[1]} is a plain tensor, and torch does not compute with both. Place "
+        f"all of them with plan.apply(module), or put them together with plan.gather(tree)"
+    ) from error
