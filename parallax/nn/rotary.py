@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax._compat.shards import beside
 from parallax.core.arguments import check_flags
 from parallax.core.module import Module
 from parallax.nn.arguments import between, positive
@@ -74,7 +75,7 @@ class RotaryEmbedding(Module):
             refuse(self, f"(*, {input.shape[-2]})", positions, "positions")
         steps = torch.arange(0, self.dim, 2, dtype=wide, device=input.device)
         angles = positions.to(wide).unsqueeze(-1) * self.base ** (-steps / self.dim)
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = beside(angles.cos(), input), beside(angles.sin(), input)
         wider = input.to(wide)
         if self.interleaved:
             one, two = wider[..., 0::2], wider[..., 1::2]

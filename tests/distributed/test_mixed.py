@@ -58,7 +58,7 @@ def test_a_step() -> None:
 
 def test_a_layer() -> None:
     with ranks(2, names=("dp",)) as mesh:
-        spread, _ = models(mesh)
+        spread = dist.Plan(mesh, dp={"**": 0}).apply(models(mesh)[1])
         for call in (spread, lambda x: func.grad(lambda model: model(x).sum())(spread)):
             with pytest.raises(RuntimeError, match="mixed") as caught:
                 call(torch.ones(2, 4))
