@@ -7,14 +7,16 @@ What is more than tensors would have no effect there, and is refused.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.utils import parametrize
 
 from parallax._compat.opaque import real
 from parallax.bridge.blueprint import Blueprint
+from parallax.bridge.mirrors import changed_constant, layer_of
 from parallax.bridge.places import modules_of, places_of, structure_in
+from parallax.core.entries import Leaf
 from parallax.core.structure import Structure
 
 __all__ = ["require_as_made", "require_same_modules"]
@@ -36,77 +38,109 @@ def require_as_made(root: nn.Module, structure: Structure, path: str) -> None:
         path: where it stands in what is called; ``""`` is that itself, whose hooks have run.
 
     Raises:
-        RuntimeError: if one was replaced, or has another hook or forward.
+        RuntimeError: if one was replaced, added or changed, or has another hook or forward.
     """
     for node, look in zip(modules_of(root, structure), _looks(structure), strict=True):
-        if look is not None and (look[0] or path):
-            what = _replaced(node, look) or _added(node, look)
-            if what is not None:
-                where = f"{path}.{look[0]}".strip(".")
-                raise RuntimeError(
-                    f"the lowered module {where!r} {what}. The forward above it takes it apart as "
-                    f"a tree, with a transform or a method such as split, and does not call it, so "
-                    f"that this would be ignored. Have forward call it; or change the tree before "
-                    f"it is lowered"
-                )
-
-
-def require_same_modules(root: nn.Module, structure: Structure) -> None:
-    """Raises if modules were replaced, so that there is no tree they are of.
-
-    Raises:
-        TypeError: if one was.
-    """
-    for node, look in zip(modules_of(root, structure), _looks(structure), strict=True):
-        what = None if look is None else _replaced(node, look)
-        if look is not None and what is not None:
-            raise TypeError(
-                f"bridge.lift: the module {look[0]!r} of a lowered {structure.cls.__name__} "
-                f"{what}, for which the tree has no place. Lift the new module itself, and put it "
-                f"into the tree: tree.select(model, path).set(bridge.lift(module))"
+        what = _other_module(node, look)
+        if what is None and (look.name or path):
+            what = _added(node, look)
+        if what is not None:
+            raise RuntimeError(
+                f"the lowered module {f'{path}.{look.name}'.strip('.')!r} {what}. The forward "
+                f"above it takes it apart as a tree, with a transform or a method such as split, "
+                f"and does not call it, so that this would be ignored. Have forward call it; or "
+                f"change the tree before it is lowered"
             )
 
 
-# The name of a module, the class of the ``nn.Module`` it was lifted from, if it was, the class of
-# the tree, and how many hooks it was made with.
-Look = tuple[str, type | None, type, tuple[int, ...]]
+def require_same_modules(root: nn.Module, structure: Structure) -> None:
+    """Raises if there is no tree any more that the modules are of.
+
+    Raises:
+        TypeError: if one was replaced, added or changed.
+    """
+    for node, look in zip(modules_of(root, structure), _looks(structure), strict=True):
+        what = _other_module(node, look)
+        if what is not None:
+            raise TypeError(
+                f"bridge.lift: the module {look.name!r} of a lowered {structure.cls.__name__} "
+                f"{what}, for which the tree has no place. Lift the parts that stayed, and change "
+                f"the tree itself: tree.select(model, path).set(new)"
+            )
+
+
+class Look(NamedTuple):
+    """What a module of a lowered structure was when it was made."""
+
+    name: str
+    native: type | None  # the class of the nn.Module it was lifted from, if it was
+    kind: Any  # the structure it stands for; None for those that only hold others
+    hooks: tuple[int, ...]
+    below: tuple[str, ...]  # the names of what it holds
 
 
 @real
-def _looks(structure: Structure) -> tuple[Look | None, ...]:
-    """What the modules of a lowered structure were; ``None`` for those that only hold others."""
+def _looks(structure: Structure) -> tuple[Look, ...]:
+    """What the modules of a lowered structure were."""
     places, names = places_of(structure), [""]
+    below: list[list[str]] = [[] for _ in places.kinds]
     for above, name in places.modules:
         names.append(f"{names[above]}.{name}" if names[above] else name)
-    pairs = zip(names, places.kinds, strict=True)
-    return tuple([None if kind is None else _look(name, kind) for name, kind in pairs])
+        below[above].append(name)
+    for (index, name), role in zip(places.slots, _roles(structure), strict=True):
+        if role == "slot":
+            below[index].append(name)
+    return tuple(
+        [
+            _look(name, kind, tuple(held))
+            for name, kind, held in zip(names, places.kinds, below, strict=True)
+        ]
+    )
 
 
-def _look(name: str, kind: Structure) -> Look:
+def _roles(structure: Structure) -> list[str]:
+    return [node.role for _, node in structure.walk() if type(node) is Leaf]
+
+
+def _look(name: str, kind: Structure | None, below: tuple[str, ...]) -> Look:
+    if kind is None:
+        return Look(name, None, None, (0,) * len(_HOOKS), below)
     constants = kind.local.constants
     if constants and type(constants[0]) is Blueprint:
-        blueprint = constants[0]
-        hooks = tuple([len(blueprint.attributes.get(table, ())) for table in _HOOKS])
-        return name, blueprint.cls, kind.cls, hooks
-    return name, None, kind.cls, (0,) * len(_HOOKS)
+        hooks = tuple([len(constants[0].attributes.get(table, ())) for table in _HOOKS])
+        return Look(name, constants[0].cls, kind, hooks, below)
+    if layer_of(kind.cls) is nn.Sequential:
+        below = tuple([str(key) for key in kind.children[0].keys()])  # noqa: SIM118  # no dict
+    return Look(name, None, kind, (0,) * len(_HOOKS), below)
 
 
-def _replaced(node: Any, look: Look) -> str | None:
+def _other_module(node: Any, look: Look) -> str | None:
     """Says so if a module is none that was made for this node of the tree."""
-    _, native, cls, _ = look
-    if native is None:
+    if look.native is not None:
+        same = look.native in (type(node), parametrize.type_before_parametrizations(node))
+    elif look.kind is not None:
         found = structure_in(node)
-        same = found is not None and found.cls is cls
+        same = found is not None and found.cls is look.kind.cls
     else:
-        same = native in (type(node), parametrize.type_before_parametrizations(node))
-    return None if same else f"is a {type(node).__name__} now"
+        same = True
+    if not same:
+        return f"is a {type(node).__name__} now"
+    for name in node._modules:
+        if name not in look.below and name != "parametrizations":
+            return f"has a module {name!r} more"
+    if look.kind is None or look.native is not None:
+        return None
+    changed = changed_constant(node, look.kind)
+    return None if changed is None else f"has another {changed}"
 
 
 def _added(node: Any, look: Look) -> str | None:
     """What was put on a module."""
+    if look.kind is None and type(node) is not nn.Module:
+        return None  # a list, which is not called in torch either
     if "forward" in node.__dict__:
         return "has a forward of its own"
-    for (table, what), count in zip(_HOOKS.items(), look[3], strict=True):
+    for (table, what), count in zip(_HOOKS.items(), look.hooks, strict=True):
         if len(getattr(node, table)) > count:
             return f"has {what}"
     return None

@@ -11,7 +11,7 @@ from parallax.core.entries import SLOT, Static
 from parallax.core.frozendict import FrozenDict
 from parallax.core.structure import Structure
 
-__all__ = ["Function", "Part", "container_of", "hold_functions"]
+__all__ = ["Function", "Part", "container_of", "hold_functions", "holds_modules"]
 
 
 class Function(nn.Module):
@@ -72,13 +72,22 @@ def container_of(structure: Structure) -> nn.Module:
     Returns:
         The container; a ``Part`` if it holds something else than modules.
     """
-    names = [str(name) for name in structure.keys()]  # noqa: SIM118  # no dict
-    of_modules = all([child is SLOT or _is_module(child) for child in structure.children])
-    if structure.cls not in (tuple, FrozenDict) or not of_modules or "." in "".join(names):
+    if not holds_modules(structure):
         return Part()
     made = nn.ModuleDict() if structure.cls is FrozenDict else nn.ModuleList()
+    names = [str(name) for name in structure.keys()]  # noqa: SIM118  # no dict
     made._modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # None is allowed
     return made
+
+
+def holds_modules(structure: Structure) -> bool:
+    """Whether a container is a tuple or dict of modules, such as ``torch.nn`` has."""
+    if structure.cls is FrozenDict:
+        keys = structure.local.constants[0]
+        fits = all([isinstance(key, str) and "." not in key for key in keys])
+    else:
+        fits = structure.cls is tuple
+    return fits and all([child is SLOT or _is_module(child) for child in structure.children])
 
 
 def _is_module(child: Any) -> bool:

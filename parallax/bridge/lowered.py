@@ -8,10 +8,12 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from parallax.bridge.blueprint import STRUCTURE
 from parallax.bridge.places import held, places_of, structure_in
 from parallax.bridge.runs import Run
 from parallax.bridge.signatures import LoweredMeta
-from parallax.core.structure import Structure
+from parallax.core.entries import Static
+from parallax.core.structure import Structure, structure_of
 
 __all__ = ["Lowered", "lowered_as"]
 
@@ -39,6 +41,22 @@ class Lowered(nn.Module, metaclass=LoweredMeta):
         """Runs the code of the tree."""
         with Run(self) as (call, tree):
             return call(tree, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        structure = structure_in(self)
+        if structure is not None and name in structure.cls.__layout__.constants:
+            return structure.local.constants[structure.cls.__layout__.constants.index(name)]
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        structure = structure_in(self)
+        if structure is not None and name in structure.cls.__layout__.fields:
+            changed = _with_field(self, structure, name, value)
+            if changed is not None:
+                vars(self)[STRUCTURE] = changed
+                if name not in vars(self):  # else torch has it, too
+                    return
+        super().__setattr__(name, value)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """As ``nn.Module.add_module``."""
@@ -77,6 +95,35 @@ class Lowered(nn.Module, metaclass=LoweredMeta):
         layout = structure.cls.__layout__
         pairs = zip(layout.constants, structure.local.constants, strict=True)
         return ", ".join([structure.cls.__name__, *(f"{name}={value!r}" for name, value in pairs)])
+
+
+def _with_field(module: Lowered, structure: Structure, name: str, value: Any) -> Structure | None:
+    """The structure with another constant in a field; ``None`` if it holds something else."""
+    cls: Any = structure.cls
+    where, children = f"{cls.__name__}.{name}", list(structure.children)
+    if name in cls.__layout__.constants:
+        if name in vars(module) and name not in _OF_NORMS:
+            raise AttributeError(
+                f"{where} cannot be set any more: other numbers of this layer follow from it. "
+                f"Replace the layer, here by one of torch.nn or in the tree before it is lowered"
+            )
+        pairs = zip(cls.__layout__.constants, structure.local.constants, strict=True)
+        constants = tuple([value if name == key else old for key, old in pairs])
+        local = cls.__layout__.local(constants, tuple(structure.local.note))
+        return structure_of(local, structure.children, structure.expand)
+    index = cls.__layout__.children.index(name)
+    if type(children[index]) is not Static:
+        return None
+    if isinstance(value, nn.Module):
+        raise AttributeError(
+            f"{where} is no module in the tree but {children[index].value!r}, and a module cannot "
+            f"take its place here. Put one into the tree before it is lowered"
+        )
+    children[index] = Static(value, where)
+    return structure_of(structure.local, tuple(children), structure.expand)
+
+
+_OF_NORMS = ("eps", "momentum")  # what code of torch sets on layers of a model
 
 
 def _refuse_conversion(holder: Any, name: str, module: nn.Module) -> None:

@@ -16,9 +16,11 @@ from typing import Any
 
 from torch import nn
 
+from parallax._compat.opaque import real
+from parallax.bridge.places import held, structure_in
 from parallax.core.structure import Structure
 
-__all__ = ["layer_of", "mirror_of", "runs_our_code"]
+__all__ = ["changed_constant", "layer_of", "mirror_of", "runs_our_code"]
 
 _SAME = [
     "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "AdaptiveMaxPool1d",
@@ -105,3 +107,51 @@ def _ties_buffers(structure: Structure) -> bool:
     """Whether a buffer stands in two places: torch makes two of it when a model is converted."""
     firsts = [structure.first.index(first) for _, first in structure.ties]
     return any(structure.roles[index] == "buffer" for index in firsts)
+
+
+def changed_constant(module: nn.Module, structure: Structure) -> str | None:
+    """The name of an attribute that is another than when a module was lowered.
+
+    Args:
+        module: lowered.
+        structure: what it was lowered from.
+    """
+    now: Structure = structure_in(module)
+    if not _fit(now, structure):
+        return "constant"
+    present = [held(module, name) is not None for name in _own_leaves(structure)]
+    for name, value in _made_with(structure, tuple(present)).items():
+        if vars(module).get(name) != value:
+            return name
+    return None
+
+
+def _runs_torchs_code(structure: Structure) -> bool:
+    layer = layer_of(structure.cls)
+    return layer not in (None, nn.Sequential) and not runs_our_code(structure)
+
+
+@real
+def _fit(one: Structure, two: Structure) -> bool:
+    return one is two or one.skeleton == two.skeleton
+
+
+@real
+def _own_leaves(structure: Structure) -> tuple[str, ...]:
+    """The names of the tensors of a layer that runs torch's code."""
+    own = _runs_torchs_code(structure)
+    return structure.cls.__layout__.children if own else ()  # type: ignore[attr-defined]  # a module class
+
+
+@real
+def _made_with(structure: Structure, present: tuple[bool, ...]) -> dict[str, Any]:
+    """The attributes that torch's code reads, as the layer was made."""
+    variants: Any = structure.variants
+    found = variants.get("torch's attributes")
+    if found is None:
+        found = {}
+        if _runs_torchs_code(structure):
+            made = vars(mirror_of(structure, [leaf or None for leaf in present]))
+            found = {name: made[name] for name in _constants(structure) if name in made}
+        variants["torch's attributes"] = found
+    return found  # type: ignore[no-any-return]  # attributes by name

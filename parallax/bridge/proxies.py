@@ -20,8 +20,8 @@ from torch import nn
 
 from parallax._compat import dynamo
 from parallax._compat.opaque import real
-from parallax.bridge.blueprint import STRUCTURE
 from parallax.bridge.changes import require_as_made
+from parallax.bridge.holders import holds_modules
 from parallax.bridge.mirrors import layer_of
 from parallax.bridge.places import (
     MODES,
@@ -34,6 +34,7 @@ from parallax.bridge.places import (
 from parallax.bridge.states import names_within
 from parallax.core import notes
 from parallax.core.entries import PLAIN, SLOT, Leaf, Static, local_of
+from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import Instance
 from parallax.core.registry import flatten_module, register_proxy, unflatten_module
 from parallax.core.structure import Structure, structure_of
@@ -169,15 +170,18 @@ def proxy_of(module: nn.Module, run: Run, path: str) -> Any:
     return proxy
 
 
-# Where a value comes from: what it is (a leaf, a part, a tree), the names of the modules that lead
-# to it, its name there, and its path in the tree.
+# Where a value comes from: what it is (a leaf, a part, a list of parts, a tree), the names of the
+# modules that lead to it, its name there, and its path in the tree.
 Slot = tuple[str, tuple[str, ...], Any, str]
+
+
+_LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 def _values(
     slots: tuple[Slot, ...], behind: Any, class_of: Callable[[Structure], Any]
 ) -> list[Any]:
-    """The leaves and parts of a proxy. A part waits with its fields until one is read."""
+    """The leaves and parts of a proxy."""
     root, run, path = behind
     prefix = f"{path}." if path else ""
     values: list[Any] = []
@@ -186,17 +190,32 @@ def _values(
             values.append(_tree(root, run, path, name))
             continue
         holder = _led(root, steps) if steps else root
-        home = holder._modules if kind == "part" else holder._parameters
+        home = holder._parameters if kind == "leaf" else holder._modules
         value: Any = home[name] if name in home else _other(holder, name, root)
-        if isinstance(value, nn.Module):
-            structure = value.__dict__.get(STRUCTURE)
-            if structure is not None:  # else somebody put it in the place of a module
-                part = object.__new__(class_of(structure))
-                # Spelled out, not as _set: dynamo takes an alias for the class's __setattr__.
-                object.__setattr__(part, "_behind", (value, run, prefix + inner))
-                value = part  # in its place
-        values.append(value)
+        if kind == "list" and (name is None or isinstance(value, _LISTS)):
+            names = value._modules
+            parts = [
+                _part(below, run, f"{prefix}{inner}.{key}", class_of)
+                for key, below in names.items()
+            ]
+            keyed = isinstance(value, nn.ModuleDict)
+            values.append(FrozenDict(zip(names, parts, strict=True)) if keyed else tuple(parts))
+        elif isinstance(value, nn.Module):
+            values.append(_part(value, run, prefix + inner, class_of))
+        else:
+            values.append(value)
     return values
+
+
+def _part(module: Any, run: Run, path: str, class_of: Callable[[Structure], Any]) -> Any:
+    """The proxy of a module below another. It waits with its fields until one is read."""
+    structure = structure_in(module)
+    if structure is None:  # what somebody put in the place of a lowered module
+        return module
+    part = object.__new__(class_of(structure))
+    # Spelled out, not as _set: dynamo takes an alias for the __setattr__ of the class.
+    object.__setattr__(part, "_behind", (module, run, path))
+    return part
 
 
 def _led(root: Any, steps: tuple[str, ...]) -> Any:
@@ -208,8 +227,10 @@ def _led(root: Any, steps: tuple[str, ...]) -> Any:
     return module
 
 
-def _other(holder: Any, name: str, root: nn.Module) -> Any:
-    """What stands under a name elsewhere than where it was put."""
+def _other(holder: Any, name: Any, root: nn.Module) -> Any:
+    """What stands under a name elsewhere than where it was put; without a name the module."""
+    if name is None:
+        return holder
     try:
         return held(holder, name)
     except AttributeError:
@@ -282,13 +303,11 @@ class _Alone:
                 self.slots.append(("leaf", tuple(steps), name, inner))
                 children.append(SLOT)
             elif type(child) is Static:
-                if self.in_sequence:  # of torch's, where a function is a module
-                    self.slots.append(("part", (), str(key), inner))
-                children.append(SLOT if self.in_sequence else child)
-            elif hasattr(child.cls, "__layout__"):
+                children.append(child)
+            elif (slot := self.slot(child, below, inner)) is not None:
                 for _ in range(child.n_places):
                     next(self.names)
-                self.slots.append(self.part(below, inner))
+                self.slots.append(slot)
                 children.append(SLOT)
             else:
                 children.append(self.node(child, below, inner, child.cls))
@@ -296,9 +315,15 @@ class _Alone:
         local = node.local
         return structure_of(local_of(cls, local.constants, local.key, PLAIN), tuple(children))
 
-    def part(self, index: int, path: str) -> Slot:
+    def slot(self, node: Structure, index: int, path: str) -> Slot | None:
+        """Where a node comes from; ``None`` for a container that is looked into."""
         begin = self.begins[index]
-        if begin == "" or begin in self.begins[:index]:
-            return "tree", (), index, path
         *steps, name = begin[:-1].split(".")
+        if not hasattr(node.cls, "__layout__"):
+            if self.in_sequence:  # itself is the list, and its functions are modules
+                return "list", (), None, path
+            fits = holds_modules(node) and begin not in self.begins[:index]
+            return ("list", tuple(steps), name, path) if fits else None
+        if begin in self.begins[:index]:
+            return "tree", (), index, path
         return "part", tuple(steps), name, path
