@@ -161,6 +161,13 @@ class Plan:
         Raises:
             TypeError: if ``rank`` is no int.
             ValueError: if there is no such process.
+
+        Example:
+            >>> from parallax import distributed as dist, nn, tree
+            >>> plan = dist.Plan(dist.mesh(dp=1), dp=dist.replicate())
+            >>> model = nn.Linear(2, 3).initialize(0)
+            >>> tree.equal(plan.gather(plan.apply(model)), model)
+            True
         """
         check_tree("Plan.gather", tree, "tree")
         here = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
