@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from benchmarks import floor, peers
 from benchmarks.harness import Candidate, Question
 from benchmarks.models import CONTEXT, VOCABULARY, NnChain, NnGPT, NnMLP, mirror
+from parallax import effects
 
 
 def questions(quick: bool) -> Iterator[Question]:
@@ -27,6 +29,7 @@ def questions(quick: bool) -> Iterator[Question]:
     yield _forward(f"{depth} layers of 8 x 8", chain, torch.randn(1, 8), limit=0.60)
     tokens = torch.randint(VOCABULARY, (1, CONTEXT))
     yield _forward("a 12-layer transformer", NnGPT(12), tokens, all_threads=True)
+    yield _captured(NnGPT(12), tokens)
 
 
 def _forward(
@@ -55,6 +58,23 @@ def _forward(
         floor=Candidate("floor: straight-line calls", partial(floor.forward_of(model), x)),
         absent=absent,
         all_threads=all_threads,
+    )
+
+
+def _captured(model: NnGPT, tokens: Tensor) -> Question:
+    """The outputs of all blocks, beside the result; with a graph, which keeps them in any case."""
+    module: Any = mirror(model).reset(0)
+    run = effects.capture(lambda module, x: module(x), "blocks.*")
+    kept: dict[int, Tensor] = {}
+    hooked = copy.deepcopy(model)
+    for k, block in enumerate(hooked.blocks):
+        block.register_forward_hook(lambda *call, k=k: kept.update({k: call[2]}))
+    return Question(
+        "the outputs of the 12 blocks of a transformer",
+        Candidate("parallax, without capture", lambda: module(tokens)),
+        [Candidate("effects.capture", lambda: run(module, tokens)[0], limit=1.05)],
+        peers=[Candidate("nn.Module with hooks", lambda: hooked(tokens))],
+        check=torch.testing.assert_close,
     )
 
 

@@ -96,7 +96,8 @@ def capture(
         paths = [paths_of(module, one, "effects.capture") for one in what]
         record = Record(_absolute(module, paths), inputs)
         out, collection = watched(fn, module, record, paths, args, kwargs)
-        each_called(record, module, what, paths, "effects.capture")
+        if len(record.calls) < len(record.paths):
+            each_called(record, module, what, paths, "effects.capture")
         root = root_of(module)
         found = {below(root, path): _one(records) for path, records in record.calls.items()}
         for path in record.paths:

@@ -147,6 +147,9 @@ class Collecting:
         Changes come first, inner ones before outer ones: what is recorded is what flows on.
         """
         watches = self._watches(places)
+        if len(watches) == 1 and not watches[0][0].changes:  # the usual case, with less
+            watches[0][0].returned(watches[0][1], args, kwargs, out, self.collection)
+            return out
         for watch, path in reversed(watches):
             if watch.changes:
                 out = watch.changed(path, out, self.collection)
@@ -157,8 +160,12 @@ class Collecting:
 
     def _watches(self, places: tuple[Any, ...]) -> list[tuple[Watch, str]]:
         """What watches a module, outermost first, and the path that it knows it by."""
+        watches = self.collection.watches
+        if len(watches) == 1 and len(places) == 1:  # as above
+            path = notes.note_of(places[0]).path or ""
+            return [(watches[0], path)] if path in watches[0].paths else []
         found = []
-        for watch in self.collection.watches:
+        for watch in watches:
             for place in places:
                 path = notes.note_of(place).path or ""
                 if path in watch.paths:

@@ -86,11 +86,11 @@ class Watch:
         """The call has returned."""
         raise NotImplementedError
 
-    def note(self, path: str, record: Any, collection: Collection) -> bool:
+    def note(self, path: str, record: Any, collection: Collection, traced: bool) -> bool:
         """Adds a call; not if a checkpoint makes it again in backward, and then it is false."""
         if collection.over:
             return False
-        if dynamo.is_compiling():
+        if traced:
             checkpoints.open_checkpoint()
             self.calls.setdefault(path, []).append(record)
             checkpoints.close_checkpoint()
@@ -137,9 +137,10 @@ class Record(Watch):
     ) -> None:
         """The call has returned: it is recorded."""
         record = Call(args, dict(kwargs), out) if self.inputs else out
-        if not dynamo.is_compiling() and functorch.transform_active():
+        traced = dynamo.is_compiling()
+        if not traced and functorch.transform_active():
             _refuse_wrappers(path, record, collection)
-        self.note(path, record, collection)
+        self.note(path, record, collection, traced)
 
 
 class Change(Watch):
@@ -162,7 +163,7 @@ class Change(Watch):
 
     def changed(self, path: str, out: Any, collection: Collection) -> Any:
         """What the call returns in place of ``out``."""
-        if not self.note(path, None, collection):
+        if not self.note(path, None, collection, dynamo.is_compiling()):
             return self.change(path, None, out)
         count = -1
         watch: Any = self
