@@ -105,7 +105,7 @@ def beside(value: Tensor, operand: Any) -> Tensor:
     """A value to compute with beside an operand: on its mesh if that is distributed.
 
     Torch refuses to mix plain and distributed tensors. Nothing is communicated. Inside a transform
-    that dynamo traces, the class of an operand is not known, and the value stays plain.
+    that dynamo traces the class of an operand is not known, so its graph gets one node that looks.
 
     Args:
         value: the same in each process; without a graph.
@@ -114,11 +114,27 @@ def beside(value: Tensor, operand: Any) -> Tensor:
     if not isinstance(operand, Tensor) or is_distributed(value):
         return value
     if dynamo.is_compiling():
-        return _replicated_in_trace(value, operand) if is_distributed(operand) else value
+        if is_distributed(operand):
+            return _replicated_in_trace(value, operand)
+        if _kind() is type(None) or functorch.traced_level() == 0:
+            return value
+        _allow_in_graph()
+    return _beside(value, operand)
+
+
+def _beside(value: Tensor, operand: Tensor) -> Tensor:
     inner: Any = functorch.innermost(operand)
     if is_distributed(inner) and not functorch.is_mapped_within(value):
         return _replicated(functorch.innermost(value), inner.device_mesh)
     return value
+
+
+@dynamo.constant_in_traces
+def _allow_in_graph() -> None:
+    """Has dynamo take the function as one node; loads dynamo, which runs already."""
+    from torch._dynamo import allow_in_graph
+
+    allow_in_graph(_beside)
 
 
 def _replicated(value: Tensor, mesh: Any) -> Tensor:

@@ -91,11 +91,26 @@ def test_draws_in_transforms(draw: Any) -> None:
     check(draw, (4,), (Shard(0),))
 
 
-def test_draws_in_compiled_code() -> None:
+def slopes(x: Tensor) -> Any:
+    return func.grad(lambda x: (dropped(x) * x.cos()).sum())(x)
+
+
+COMPILED: dict[str, Callable[[Tensor], Any]] = {
+    "draw": dropped,
+    "gradient": slopes,
+    "second derivative": func.grad(lambda x: (slopes(x) * x.exp()).sum()),
+    "vmap": lambda x: func.vmap(func.grad(lambda row: dropped(row).square().sum()))(x),
+}
+
+
+@pytest.mark.parametrize("draw", COMPILED.values(), ids=COMPILED)
+def test_draws_in_compiled_code(draw: Any) -> None:
+    expected, plain = draw(operand()), parallax.compile(draw, backend="aot_eager")(operand())
+    torch.testing.assert_close(plain, expected)
     with alone() as mesh:
         x = spread(operand(), mesh, Shard(0))
-        found = parallax.compile(dropped, backend="eager")(x)
-        assert torch.equal(whole(found), dropped(operand()))
+        found = parallax.compile(draw, backend="aot_eager")(x)
+        torch.testing.assert_close(whole(found), expected)
 
 
 def test_attention() -> None:
