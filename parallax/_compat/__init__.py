@@ -13,7 +13,8 @@ torch release moves something, only files in here change. Each file is imported 
 - ``shards``: distributed tensors, and values placed as one.
 - ``elementwise``: what an in-place function does to each element.
 - ``collectives``: several distributed tensors in one collective, and their derivatives.
-- ``regathered``: what was gathered is gathered again in backward.
+- ``regathered`` and ``regathering``: what was gathered is gathered again in backward, on the tape
+  and in compiled graphs.
 - ``sharding_rules``: what torch's distributed tensors lack.
 - ``dynamo``: what a trace is, what it found, how code is hidden from it, its guards and caches.
 - ``in_trace``: what a local stands for while dynamo traces, and where the trace is.

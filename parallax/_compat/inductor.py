@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -18,6 +19,27 @@ def mode_options(mode: str, dynamic: bool | None) -> dict[str, Any]:
     from torch._inductor import list_mode_options
 
     return list_mode_options(mode, dynamic)
+
+
+def with_pass(options: dict[str, Any], stages: Sequence[str], graph_pass: Any) -> dict[str, Any]:
+    """Inductor's options with a pass over each graph, after those that a user asks for.
+
+    Args:
+        options: a user's, or those with other passes of ours.
+        stages: the options that hold passes.
+        graph_pass: what runs at each of them.
+    """
+    from torch._inductor import config
+
+    found = dict(options)
+    for stage in stages:
+        theirs = options.get(stage, getattr(config, stage))
+        if theirs is None:
+            theirs = ()
+        elif not isinstance(theirs, (list, tuple)):
+            theirs = (theirs,)
+        found[stage] = (*theirs, graph_pass)
+    return found
 
 
 def is_cpp_wrapper_failure(error: RuntimeError) -> bool:

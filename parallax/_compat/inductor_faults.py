@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from parallax._compat import inductor
+
 __all__ = ["mended"]
 
 _aten = torch.ops.aten
@@ -33,17 +35,7 @@ _STAGES = ("joint_custom_pre_pass", "post_grad_custom_pre_pass")
 
 def mended(options: dict[str, Any]) -> dict[str, Any]:
     """Inductor's options with the pass over each graph, after those that a user asks for."""
-    from torch._inductor import config
-
-    found = dict(options)
-    for stage in _STAGES:
-        theirs = options.get(stage, getattr(config, stage))
-        if theirs is None:
-            theirs = ()
-        elif not isinstance(theirs, (list, tuple)):
-            theirs = (theirs,)
-        found[stage] = (*theirs, _graph_pass())
-    return found
+    return inductor.with_pass(options, _STAGES, _graph_pass())
 
 
 @functools.cache

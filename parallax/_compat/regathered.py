@@ -91,13 +91,13 @@ class Regathered:
         if not buckets:
             return found
         self._table: dict[int, Any] = {}
-        self._wholes: list[Tensor] = []
+        self._wholes: list[tuple[Tensor, int]] = []
         for bucket in buckets:
             again = _Again(bucket, [shards.local_of(self._leaves[k]) for k in bucket.places])
             wholes = collectives.joined(bucket, again.forget, self._leaves)
             for k, (place, whole) in enumerate(zip(bucket.places, wholes, strict=True)):
                 found[place] = whole
-                self._remember(again, k, shards.local_of(whole))
+                self._remember(again, k, whole)
         self._hooks = saved_tensors_hooks(self._pack, self._unpack)
         self._hooks.__enter__()
         return found
@@ -106,7 +106,7 @@ class Regathered:
         if self._hooks is None:
             return
         self._hooks.__exit__()
-        written = any([whole._version for whole in self._wholes])
+        written = any([whole._version != version for whole, version in self._wholes])
         self._table.clear()
         self._wholes.clear()
         if written:
@@ -126,11 +126,12 @@ class Regathered:
 
     def _remember(self, again: _Again, k: int, whole: Tensor) -> None:
         """Has views of a whole tensor recognized, by their memory."""
-        if type(whole) is Tensor:  # of this process alone, as it is but in tests
-            memory = whole.untyped_storage()._cdata
+        self._wholes.append((whole, whole._version))  # torch counts no writes into what is local
+        local = shards.local_of(whole)
+        if type(local) is Tensor:  # of this process alone, as it is but in tests
+            memory = local.untyped_storage()._cdata
             # In a mesh of one process all are views of one.
             self._table[memory] = None if memory in self._table else (again, k)
-            self._wholes.append(whole)
 
     def _pack(self, tensor: Tensor) -> Any:
         inner: Any = tensor

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from parallax._compat import dynamo, inductor, inductor_faults
+from parallax._compat import dynamo, inductor, inductor_faults, regathering
 from parallax.compiler.guards import Guards
 from parallax.compiler.outside import Outside
 from parallax.core.structure import Structure
@@ -50,6 +50,9 @@ def settings_for(
     are checked before the graph is called, for all at once.
     """
     options = settings["options"]
+    if settings["backend"] == "inductor" and _gathers(tokens):
+        options = regathering.regathered(options)
+        settings = {**settings, "options": options}
     devices = {item.device.type for item in items if isinstance(item, torch.Tensor)}
     if settings["backend"] != "inductor" or devices != {"cpu"}:
         return settings
@@ -65,6 +68,12 @@ def without_cpp(chosen: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
     if "cpp_wrapper" in settings["options"] or "cpp_wrapper" not in chosen["options"]:
         return None
     return {**chosen, "options": {**chosen["options"], "cpp_wrapper": False}}
+
+
+def _gathers(tokens: Sequence[Any]) -> bool:
+    """Whether calls of a module among the arguments put its leaves together."""
+    structures = [token for token in tokens if type(token) is Structure]
+    return any([node.note.gathered for one in structures for node in one.nodes()])
 
 
 def _repeats(tokens: Sequence[Any]) -> bool:
