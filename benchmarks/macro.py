@@ -1,10 +1,10 @@
 """Whole training loops: steps per second, and the loss curves on top of each other.
 
-Three tasks, each five ways: an `nn.Module` as torch runs it, and with forward and backward
+Three tasks, each six ways: an `nn.Module` as torch runs it, and with forward and backward
 compiled and the optimizer's fused kernel; Parallax on the tape (`reset`, `backward`, `grad`), with
-`func.grad`, and with the whole step compiled. The floor is a flat list, the tape, and the fused
-kernel in place. All begin with the same numbers and see the same batches. On one thread: what is
-compiled is compiled for a number of threads.
+`func.grad`, and with the whole step compiled, with and without `donate`. The floor is a flat list,
+the tape, and the fused kernel in place. All begin with the same numbers and see the same batches.
+On one thread: what is compiled is compiled for a number of threads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.harness import Candidate, Question, Row
 from benchmarks.models import CONTEXT, VOCABULARY, NnGPT, NnMLP, mirror
 from benchmarks.records import Curve
 from benchmarks.residual import NnResNet
-from parallax import bridge, effects, func, optim
+from parallax import bridge, effects, func, optim, tree
 from parallax.examples._digits import load
 from parallax.examples.resnet import ResNet
 
@@ -87,7 +87,7 @@ def _races(quick: bool) -> list[tuple[str, list[Run]]]:
     steps = 3 if quick else 60
     races = []
     for task in _tasks(quick):
-        compiled = [] if quick else [_nn_compiled, _compiled]
+        compiled = [] if quick else [_nn_compiled, _compiled, _donated]
         ways = [_nn_eager, *compiled, _tape, _func, _straight]
         runs = [_begun(way, task, steps) for way in ways]
         for run in runs[1:]:
@@ -198,16 +198,24 @@ def _func(task: Task) -> tuple[str, Step]:
 
 
 def _compiled(task: Task) -> tuple[str, Step]:
-    module, opt, batches = task.module, optim.AdamW(RATE), _fed(task)
+    return "parallax, compiled", _whole(task)
+
+
+def _donated(task: Task) -> tuple[str, Step]:
+    return "parallax, compiled and donated", _whole(task, donate=("m", "s"))
+
+
+def _whole(task: Task, **options: Any) -> Step:
+    module, opt, batches = tree.map(torch.clone, task.module), optim.AdamW(RATE), _fed(task)
     state = opt.init(module)
-    whole: Any = parallax.compile(lambda m, s, x, y: _pure_step(opt, m, s, x, y))
+    whole: Any = parallax.compile(lambda m, s, x, y: _pure_step(opt, m, s, x, y), **options)
 
     def step() -> Tensor:
         nonlocal module, state
         module, state, loss = whole(module, state, *next(batches))
         return loss  # type: ignore[no-any-return]  # a compiled function's result
 
-    return "parallax, compiled", step
+    return step
 
 
 def _pure_step(opt: Any, module: Any, state: Any, x: Tensor, y: Tensor) -> tuple[Any, Any, Tensor]:

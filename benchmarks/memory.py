@@ -1,4 +1,4 @@
-"""How much memory does a gradient need at its peak?
+"""How much memory do a gradient and a step of training need at their peak?
 
 What is measured is bytes, told as time: 1 MB reads as 1 ms.
 """
@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+import parallax
 from benchmarks.harness import Candidate, Question
-from parallax import Module, Parameter, func
+from benchmarks.models import NnMLP, mirror
+from parallax import Module, Parameter, func, optim, tree
 
 _SIZE = 100_000
+_WIDTH = 512
 
 # Else the profiler tells the screen about each time that it starts and stops.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -51,6 +54,63 @@ def questions(quick: bool) -> Iterator[Question]:
         floor=reference,
         most_rounds=5,
     )
+
+    if not quick:
+        yield _step()
+
+
+def _step() -> Question:
+    """A compiled step of Adam, beside what it holds before and after: three copies of the model."""
+    torch.manual_seed(0)
+    net = NnMLP((_WIDTH, _WIDTH, _WIDTH, _WIDTH))
+    x = torch.randn(8, _WIDTH)
+    adam = torch.optim.AdamW(net.parameters(), fused=True)
+    forward: Any = torch.compile(_loss)
+
+    def by_torch() -> None:
+        adam.zero_grad()
+        forward(net, x).backward()
+        adam.step()
+
+    reference = _peak("nn.Module, compiled", _warm(by_torch))
+    return Question(
+        "peak memory of a compiled step (1 MB as 1 ms)",
+        reference,
+        [
+            _peak("parallax.compile", _warm(_whole(net, x))),
+            _peak("parallax.compile, donated", _warm(_whole(net, x, donate=(0, 1))), limit=1.0),
+        ],
+        floor=reference,
+        most_rounds=5,
+    )
+
+
+def _loss(model: Any, x: Tensor) -> Any:
+    return model(x).square().mean()
+
+
+def _whole(net: NnMLP, x: Tensor, **options: Any) -> Callable[[], None]:
+    opt = optim.AdamW()
+
+    def train(model: Any, state: Any, x: Tensor) -> Any:
+        grads, loss = func.grad_and_value(lambda model: _loss(model, x))(model)
+        return *opt.step(model, grads, state), loss
+
+    step: Any = parallax.compile(train, **options)
+    model: Any = tree.map(torch.clone, mirror(net))
+    state: Any = opt.init(model)
+
+    def run() -> None:
+        nonlocal model, state
+        model, state, _ = step(model, state, x)
+
+    return run
+
+
+def _warm(run: Callable[[], None]) -> Callable[[], None]:
+    for _ in range(2):
+        run()
+    return run
 
 
 def _peak(name: str, run: Callable[[], Any], limit: float | None = None) -> Candidate:

@@ -250,6 +250,25 @@ def _item(variable: Any) -> Any:
     return value if isinstance(value, Tensor) else NOT_FIXED
 
 
+def seen(context: Any, name: str) -> list[Seen | None]:
+    """The tensors in a local list or tuple, with ``None`` for what is none."""
+    variable = context.get_local(name)._i_will_not_complain_if_bc_breaks_VariableTracker()
+    nodes = [
+        getattr(getattr(item.realize(), "proxy", None), "node", None)
+        for item in variable.realize().items
+    ]
+    return [None if node is None or not _is_tensor(node) else _seen(node) for node in nodes]
+
+
+def is_opaque(context: Any, name: str) -> bool:
+    """Whether a local list holds anything but tensors, numbers and constants."""
+    variable = context.get_local(name)._i_will_not_complain_if_bc_breaks_VariableTracker()
+    return not all(
+        [item.is_python_constant() or hasattr(item, "proxy")
+         for item in [item.realize() for item in variable.realize().items]]
+    )  # fmt: skip
+
+
 def is_plain(stand_in: Any) -> bool:
     """Whether a tensor is of torch's own class, and its memory is read as it is."""
     return (
@@ -278,3 +297,19 @@ def replied() -> Any:
 
     output: Any = InstructionTranslator.current_tx().output
     return output.parallax_reply
+
+
+# -- what a trace may write into ----------------------------------------------------------------
+
+
+def give(context: Any) -> None:
+    """Notes that the results of this trace may be written into the memory of its arguments."""
+    _output(context).parallax_gives = True
+
+
+@constant_in_traces
+def gives() -> bool:
+    """Whether ``give`` was called in this trace."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    return getattr(InstructionTranslator.current_tx().output, "parallax_gives", False)

@@ -6,13 +6,14 @@ import functools
 import inspect
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any, TypeVar, overload
 
 from parallax._compat.dynamo import is_compiling, recompile_limit
 from parallax._compat.modes import is_transforming
 from parallax.compiler import dynamo
+from parallax.compiler.donation import Donate, Donation, donation_of
 from parallax.compiler.graph import Graph
 from parallax.compiler.packing import pack_call, paths_of, positions_in_modules
 from parallax.compiler.reasons import family_of, reason
@@ -27,10 +28,12 @@ _making = threading.RLock()  # one for all functions: two that call each other c
 
 
 @overload
-def compile(fn: F, **options: Any) -> F: ...  # noqa: A001  # torch's name, read as parallax.compile
+def compile(fn: F, *, donate: Donate = (), **options: Any) -> F: ...  # noqa: A001  # torch's name, read as parallax.compile
 @overload
-def compile(fn: None = None, **options: Any) -> Callable[[F], F]: ...  # noqa: A001  # as above
-def compile(fn: Any = None, **options: Any) -> Any:  # noqa: A001  # as above
+def compile(  # noqa: A001  # as above
+    fn: None = None, *, donate: Donate = (), **options: Any
+) -> Callable[[F], F]: ...
+def compile(fn: Any = None, *, donate: Any = (), **options: Any) -> Any:  # noqa: A001  # as above
     """``torch.compile`` for functions of trees: one graph; trees are taken apart outside of it.
 
     Arguments are taken apart outside the compiled code and results put together outside, so the
@@ -61,17 +64,26 @@ def compile(fn: Any = None, **options: Any) -> Any:  # noqa: A001  # as above
 
     Args:
         fn: the function, or a module. Without it, a decorator is returned.
+        donate: names of arguments, or their places from 0 on, that are given away at each call: the
+            memory of their floating-point tensors becomes that of results of the same sizes, so a
+            step needs no more memory than one in place. Using them afterwards, bare tensors
+            included, raises ``optim.DonatedError``. Memory that another tensor uses as well is
+            copied first; a tensor that another argument holds, too, is refused. Needs one graph.
         **options: those of ``torch.compile``. ``fullgraph`` is true by default.
 
     Returns:
         A function with the signature of ``fn``.
 
     Raises:
-        TypeError: if ``fn`` cannot be called, or ``torch.compile`` has no such option.
+        TypeError: if ``fn`` cannot be called, ``torch.compile`` has no such option, or ``donate``
+            holds anything but names and places.
         RuntimeError: from a call that would make more than ``recompile_limit`` graphs (by default
             torch's, 8) for arguments of the same classes; it names what changes. Without
             ``fullgraph`` it is a warning, and ``fn`` itself is called.
         UninitializedError: from a call with a module whose leaves have no values.
+        ValueError: if there is no argument to donate, or from a call where it cannot be donated:
+            under a transform, in another compiled function, with a tensor that requires grad or
+            that is given twice.
 
     Example:
         >>> import torch, parallax
@@ -88,16 +100,19 @@ def compile(fn: Any = None, **options: Any) -> Any:  # noqa: A001  # as above
         tensor([2., 2.])
     """
     if fn is None:
-        return functools.partial(compile, **options)
+        return functools.partial(compile, donate=donate, **options)
     check_function("compile", fn, "parallax.compile(step), where step is a function")
     settings = dynamo.compile_settings(options)
     if isinstance(fn, MethodType) and is_module(fn.__self__):
-        return functools.partial(_Compiled(fn.__func__, settings).wrapper(), fn.__self__)
+        given = donation_of(fn.__func__, donate, 1)
+        return functools.partial(_Compiled(fn.__func__, settings, given).wrapper(), fn.__self__)
     if is_module(fn):
-        return functools.partial(_Compiled(_call, settings).wrapper(), fn)
+        given = donation_of(type(fn).__call__, donate, 1)
+        return functools.partial(_Compiled(_call, settings, given).wrapper(), fn)
+    given = donation_of(fn, donate)
     if settings.get("disable"):
         return fn
-    return _Compiled(fn, settings).wrapper()
+    return _Compiled(fn, settings, given).wrapper()
 
 
 def _call(module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -107,8 +122,16 @@ def _call(module: Any, *args: Any, **kwargs: Any) -> Any:
 class _Compiled:
     """The graphs of one function."""
 
-    def __init__(self, fn: Callable[..., Any], settings: dict[str, Any]) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], settings: dict[str, Any], donation: Donation | None
+    ) -> None:
+        if donation is not None and not settings["fullgraph"]:
+            raise ValueError(
+                f"compile: what {donation.name} is given can be donated only where all of it is "
+                f"one graph. Leave fullgraph=False out, or donate"
+            )
         self.fn = fn
+        self.donation = donation
         self.settings = settings
         self.limit = settings.get("recompile_limit")
         self.graphs: dict[Any, list[Graph]] = {}
@@ -116,17 +139,23 @@ class _Compiled:
 
     def wrapper(self) -> Callable[..., Any]:
         """The function that users call: a plain one, which binds as a method does."""
-        fn, find, make = self.fn, self._find, self._make
+        fn, find, make, donation = self.fn, self._find, self._make, self.donation
+        refusal = None if donation is None else donation.refusal
         last: Graph | None = None
 
         def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             nonlocal last
             graph = last
             if graph is not None:
-                opened = graph.open(args, kwargs)
-                if opened is not None and graph.watch.unchanged() and graph.fits(opened):
-                    return graph(opened, args, kwargs)
+                opened: Sequence[Any] | None = graph.open(args, kwargs)
+                if opened is not None and graph.watch.unchanged():
+                    if graph.given is not None:
+                        opened = graph.given.secured(opened)
+                    if graph.fits(opened):
+                        return graph(opened, args, kwargs)
             items, tokens = pack_call(args, kwargs)
+            if donation is not None:
+                items = donation.secured(tokens, items, args, kwargs)
             graph = find(tokens, items)
             if graph is None:
                 return make(tokens, items, args, kwargs)
@@ -137,6 +166,8 @@ class _Compiled:
         @functools.wraps(fn)
         def compiled(*args: Any, **kwargs: Any) -> Any:
             if is_compiling() or is_transforming():
+                if refusal is not None:
+                    raise ValueError(refusal)
                 return fn(*args, **kwargs)
             return call(args, kwargs)
 
@@ -179,8 +210,11 @@ class _Compiled:
             for graph in reversed(self.graphs.get(tokens, [])):
                 changed = graph.resized(items)
                 if changed and not changed & inside:
-                    return Graph(self.fn, tokens, items, self.settings, like=graph)
-        return Graph(self.fn, tokens, items, self.settings, every_size=bool(dynamic))
+                    return self._new(tokens, items, like=graph)
+        return self._new(tokens, items, every_size=bool(dynamic))
+
+    def _new(self, tokens: Any, items: list[Any], **sizes: Any) -> Graph:
+        return Graph(self.fn, tokens, items, self.settings, donation=self.donation, **sizes)
 
     def _names(self) -> list[str]:
         """The names of the positional parameters."""

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from parallax._compat.checkpoints import allow_hooks_again
-from parallax._compat.dynamo import tensor_check, trace_reporter
+from parallax._compat.dynamo import is_compiling, tensor_check, trace_reporter
+from parallax._compat.in_trace import give, replied
 from parallax._compat.inductor import is_cpp_wrapper_failure
 from parallax._compat.opaque import real
+from parallax.compiler.donation import Donation
 from parallax.compiler.dynamo import compile_flat, settings_for, without_cpp
+from parallax.compiler.given import Given, overwrite
 from parallax.compiler.guards import Guards
 from parallax.compiler.opening import write_builder, write_opener
 from parallax.compiler.outside import Outside
@@ -41,6 +44,11 @@ parallax_tokens: Any = None
 parallax_report: Any = None
 parallax_note: Any = None
 parallax_written: Any = None
+parallax_given: Any = None
+parallax_give: Any = None
+parallax_pairs: Any = None
+parallax_copy: Any = None
+parallax_traced: Any = None
 
 
 class Leaves:
@@ -114,6 +122,7 @@ class Graph:
         items: Sequence[Any],
         settings: dict[str, Any],
         *,
+        donation: Donation | None = None,
         like: Graph | None = None,
         every_size: bool = False,
     ) -> None:
@@ -122,6 +131,8 @@ class Graph:
         self.leaves = Leaves(items)
         self.watch = Watch(tokens)
         self.open = write_opener(tokens, items)
+        own = range(len(items)) if self.leaves.own is None else self.leaves.own
+        self.given = None if donation is None else Given(donation, tokens, items, own)
         self._results: list[_Result] = []
         leaves = self.leaves.pick(items)
         self.sizes = [[None if every_size else n for n in leaf.shape] for leaf in leaves]
@@ -189,21 +200,32 @@ class Graph:
             if self._spare is not None and is_cpp_wrapper_failure(error):
                 self._run, self._spare = self._compile(self._fn, self._spare), None
                 return self(items, args, kwargs)
-            if type(error) is RuntimeError and not self._writes:
+            if not self._gone(args, kwargs) and type(error) is RuntimeError and not self._writes:
                 self._tell(items)
             raise
         except BaseException:  # an interrupt, say
             allow_hooks_again()
+            self._gone(args, kwargs)
             raise
         if self._writes:
             self._sharing.setdefault(len(self._outside.tensors), self._shared(leaves))
         known = self._results[number]
+        if self.given is not None:
+            results = self.given.apart(items, results)
+            self.given.finish(args, kwargs)
         result = known.build(results)
         if not known.written.indices:
             return result
         result, *contents = result
         put_back(known.written, contents, args, kwargs)
         return result
+
+    def _gone(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """After an error: whether memory that was given away may have been written in part."""
+        if self.given is None or not self._outside.traced:
+            return False
+        self.given.finish(args, kwargs)
+        return True
 
     def _tell(self, items: Sequence[Any]) -> None:
         """Raises what the function itself raises.
@@ -227,6 +249,11 @@ class Graph:
             "parallax_tokens": self.tokens,
             "parallax_note": note if has_containers(self.tokens) else None,
             "parallax_written": spell_written,
+            "parallax_given": None if self.given is None else self.given.pairing(),
+            "parallax_give": give,
+            "parallax_pairs": replied,
+            "parallax_copy": overwrite,
+            "parallax_traced": is_compiling,
         }
         # Dynamo caches by code object: each graph has its own. The function is in a cell, for
         # dynamo sees that a leaf is also closed over only where both are local.
@@ -296,6 +323,9 @@ def _flat(fn: Callable[..., Any]) -> FunctionType:
     """What is compiled: leaves in, leaves out; the globals it reads are given by each graph."""
 
     def flat(parallax_leaves: Any, parallax_others: Any) -> Any:
+        gives = parallax_given is not None and parallax_traced()
+        if gives:
+            parallax_comptime(parallax_give)
         items = parallax_leaves
         if parallax_places is not None:
             given = parallax_leaves, parallax_others
@@ -306,11 +336,19 @@ def _flat(fn: Callable[..., Any]) -> FunctionType:
         tokens: list[Any] = []
 
         def spell_one(value: Any) -> None:
-            parallax_spell(value, results, tokens)
+            parallax_spell(value, results, tokens, gives)
 
         spell_one(fn(*args, **kwargs))
         indices, same = parallax_written(noted, spell_one)
         parallax_comptime(parallax_report)
+        if gives:
+            parallax_comptime(parallax_given)
+            pairs = parallax_pairs()
+            made = {leaf: results[place] for leaf, place in pairs}
+            if made:  # the last thing of all, so nothing reads what was there
+                parallax_copy([parallax_leaves[leaf] for leaf in made], list(made.values()))
+            for leaf, place in pairs:
+                results[place] = parallax_leaves[leaf]
         return parallax_record(tuple(tokens), indices, same), results
 
     return flat  # type: ignore[return-value]  # a def is one

@@ -26,12 +26,14 @@ class Outside:
         same: pairs of a leaf's index and the place of the global it was, when traced.
         tensors: the places of all others.
         names: those of globals and attributes in the code that was traced.
+        traced: whether there is a graph, that may have run.
     """
 
     def __init__(self, space: dict[str, Any]) -> None:
         self.same: list[tuple[int, CodeType]] = []
         self.tensors: list[CodeType] = []
         self.names: frozenset[str] = frozenset()
+        self.traced = False
         self._space = {"G": space}
 
     def add(self, entries: Sequence[Any]) -> None:
@@ -40,6 +42,7 @@ class Outside:
         Args:
             entries: what dynamo would guard: among it, all that stands on the way to a global.
         """
+        self.traced = True
         found = [(LEAF.fullmatch(entry.orig_guard.name), entry) for entry in entries]
         leaves = {id(e.value): int(m[1]) for m, e in found if m and m[1]}
         for match, entry in found:

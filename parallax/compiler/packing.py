@@ -11,10 +11,11 @@ of other libraries. Those are handed through; dynamo looks at them as it looks a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from parallax.core.constants import constant_key
@@ -23,7 +24,10 @@ from parallax.core.nodes import NODES
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
 
-__all__ = ["build", "build_call", "pack_call", "paths_of", "positions_in_modules", "spell"]
+__all__ = [
+    "ITEM", "build", "build_call", "pack", "pack_call", "paths_of", "placed",
+    "positions_in_modules", "spans", "spell",
+]  # fmt: skip
 
 ITEM = "item"
 RNG = "rng"  # before a module's token: the rng it holds is an item, ahead of its leaves
@@ -96,17 +100,45 @@ def paths_of(tokens: tuple[Any, ...], names: list[str]) -> tuple[list[str], dict
     return paths, modules
 
 
-def positions_in_modules(tokens: tuple[Any, ...]) -> set[int]:
-    """The positions of the items that are leaves of modules."""
-    inside: set[int] = set()
+def placed(tokens: Iterable[Any]) -> Iterator[tuple[Any, int]]:
+    """The tokens that stand for items, each with the position of its first item."""
     position = 0
-    for token in tokens[2:]:
+    for token in tokens:
         if type(token) is Structure:
-            inside |= set(range(position, position + len(token.first)))
+            yield token, position
             position += len(token.first)
         elif token is ITEM or token is RNG:
+            yield token, position
             position += 1
-    return inside
+
+
+def positions_in_modules(tokens: tuple[Any, ...]) -> set[int]:
+    """The positions of the items that are leaves of modules."""
+    found = [(token, start) for token, start in placed(tokens[2:]) if type(token) is Structure]
+    return {start + k for token, start in found for k in range(len(token.first))}
+
+
+def spans(tokens: Sequence[Any]) -> list[range]:
+    """The positions of the items of each argument of a call."""
+    found, left, position = [], iter(tokens[2:]), 0
+    for _ in range(tokens[0] + len(tokens[1])):
+        start = position
+        position += _count(left)
+        found.append(range(start, position))
+    return found
+
+
+def _count(tokens: Iterator[Any]) -> int:
+    """How many items the next value has."""
+    token = next(tokens)
+    if token is RNG:
+        return 1 + _count(tokens)
+    if token is ITEM:
+        return 1
+    if type(token) is Structure:
+        return len(token.first)
+    parts = token[1] if type(token[1]) is int else len(token[1])
+    return sum([_count(tokens) for _ in range(parts)])
 
 
 def _paths(tokens: Iterator[Any], path: str, paths: list[str], modules: dict[str, Any]) -> None:
@@ -171,14 +203,16 @@ def _build_container(token: Any, tokens: Iterator[Any], items: Iterator[Any]) ->
 # -- traced -----------------------------------------------------------------------------------
 
 
-def spell(value: Any, items: list[Any], tokens: list[Any]) -> None:
+def spell(value: Any, items: list[Any], tokens: list[Any], deep: bool = False) -> None:
     """Takes one result apart under tracing, as ``pack``.
 
     A module made in the trace is an item, which dynamo makes anew itself: a constant of it may be
-    known to dynamo alone.
+    known to dynamo alone. Where ``deep``, it is taken apart if its constants are numbers and texts.
     """
     cls: Any = type(value)
-    if hasattr(cls, "__layout__") and type(value._spec) is Structure:
+    if hasattr(cls, "__layout__") and (
+        type(value._spec) is Structure or (deep and _is_describable(value))
+    ):
         leaves, structure = flatten_module(value)
         if value._rng is not None:
             items.append(value._rng)
@@ -188,12 +222,31 @@ def spell(value: Any, items: list[Any], tokens: list[Any]) -> None:
     elif cls is tuple or cls is list or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
         tokens.append((cls, len(value)))
         for item in value:
-            spell(item, items, tokens)
+            spell(item, items, tokens, deep)
     elif cls is dict:
         keys = tuple(value)
         tokens.append((cls, keys, tuple([type(key) for key in keys])))
         for item in value.values():
-            spell(item, items, tokens)
+            spell(item, items, tokens, deep)
     else:
         items.append(value)
         tokens.append(ITEM)
+
+
+def _is_describable(value: Any) -> bool:
+    """Whether what was made in a trace holds tensors, modules, numbers and texts only."""
+    cls: Any = type(value)
+    if hasattr(cls, "__layout__"):
+        if type(value._spec) is Structure:
+            return True
+        layout: Any = cls.__layout__.itself()
+        names = (*layout.children, *layout.constants)
+        return all([_is_describable(getattr(value, name)) for name in names])
+    if cls is dict or cls is FrozenDict:
+        return all([_is_describable(item) for item in value.values()])
+    if cls is tuple:
+        return all([_is_describable(item) for item in value])
+    return cls in _PLAIN
+
+
+_PLAIN = (Tensor, torch.nn.Parameter, int, float, bool, str, type(None))

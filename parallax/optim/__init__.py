@@ -10,6 +10,7 @@ Example:
     >>> model, state = opt.step(model, grads, state)
 """
 
+from parallax.core.donated import DonatedError
 from parallax.optim import schedules
 from parallax.optim.accumulate import Accumulate
 from parallax.optim.adadelta import Adadelta
@@ -28,7 +29,6 @@ from parallax.optim.clip import (
     clip_grad_value,
     clip_per_sample,
 )
-from parallax.optim.donate import DonatedError
 from parallax.optim.foreign import from_torch
 from parallax.optim.lbfgs import LBFGS
 from parallax.optim.muon import Muon

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
+from parallax.core.donated import mark
 from parallax.core.fields import Lazy
+from parallax.core.memory import make_private, memory_of
 from parallax.core.registry import unflatten_module
 from parallax.optim import groups as grouping
 from parallax.optim.checks import (
@@ -23,11 +25,10 @@ from parallax.optim.checks import (
     size_of,
 )  # fmt: skip
 from parallax.optim.clocks import Clocks
-from parallax.optim.donate import check_donation, mark
+from parallax.optim.donate import check_donation
 from parallax.optim.hyper import refuse_several, resolved
 from parallax.optim.kernel import Kernel
 from parallax.optim.lists import Lists, put, some
-from parallax.optim.memory import make_private, memory_of
 from parallax.optim.plan import Row, known_memory, plan_for, remember
 from parallax.optim.state import NEVER, Contents, State, around
 from parallax.tree.mixing import refuse_mixed
@@ -130,8 +131,8 @@ class Optimizer(Kernel):
             donate: write the result into the memory of ``model`` and ``state``, which are gone
                 afterwards: using them raises ``DonatedError``. A leaf that you took out of them
                 before will be overwritten. A leaf that is not dense, or whose memory another
-                tensor uses too, is copied once and the copy is written from then on. Only in
-                eager code.
+                tensor uses too, is copied once and the copy is written from then on. In compiled
+                code it takes ``parallax.compile(..., donate=...)``, which does the same.
 
         Returns:
             The model and the state after the step.
@@ -153,7 +154,7 @@ class Optimizer(Kernel):
             tensor([0.9000, 0.9000])
         """
         what = f"optim.{type(self).__name__}.step"
-        check_donation(what, donate, self._differentiable)
+        donate = check_donation(what, donate, self._differentiable)
         if any([leaf.numel() != 1 for leaf in self._leaves]):
             refuse_several(what, self._hypers)
         leaves, part = open_model(what, model)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import functools
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ _library.define(
 )
 _library.define(
     "step(Tensor[] params, Tensor[] moments, Tensor[] grads, Tensor[] clocks, int[] clock_of, "
-    "Tensor[] numbers, str recipe) -> Tensor[]"
+    "Tensor[] numbers, str recipe, bool given) -> Tensor[]"
 )
 
 
@@ -124,7 +126,7 @@ def step(opt: Any, at: Lists, h: Hyper) -> Lists:
     recipe = _recipe(type(opt).__name__, names, tuple(h), tuple(values))
     moments = [moment for column in at.moments.values() for moment in column]
     made = torch.ops.parallax.step(
-        at.params, moments, at.grads, at.clocks, at.clock_of, numbers, recipe
+        at.params, moments, at.grads, at.clocks, at.clock_of, numbers, recipe, in_trace.gives()
     )
     n = len(at.params)
     columns = {name: made[k * n + n : k * n + 2 * n] for k, name in enumerate(names)}
@@ -145,11 +147,15 @@ def _recipe(*parts: Any) -> str:
 
 def _step(
     params: list[Tensor], moments: list[Tensor], grads: list[Tensor], clocks: list[Tensor],
-    clock_of: list[int], numbers: list[Tensor], recipe: str,
+    clock_of: list[int], numbers: list[Tensor], recipe: str, given: bool,
 ) -> list[Tensor]:  # fmt: skip
-    old = [*params, *moments]
-    made = [torch.empty_like(tensor) for tensor in old]
-    n = len(params)
+    old, n = [*params, *moments], len(params)
+    if given:
+        # Inductor leaves out a copy of what is overwritten in the end, if nothing else reads it.
+        made, old = [torch.clone(tensor) for tensor in old], []
+    else:
+        # The operator copies, so that no kernel is compiled for it.
+        made = [torch.empty_like(tensor) for tensor in old]
     torch.ops.parallax.step_(made[:n], made[n:], old, grads, clocks, clock_of, numbers, recipe)
     return made
 
@@ -161,11 +167,30 @@ def _step_in_place(
     opt, names, hyper = _read(recipe)
     if old:
         kernels.foreach_copy_([*params, *moments], old)
+    else:
+        grads = _apart(grads, [*params, *moments])
     n = len(params)
     columns = {name: moments[k * n : k * n + n] for k, name in enumerate(names)}
     given = [number.item() for number in numbers]
     h = {name: _filled(value, given) for name, value in hyper.items()}
     opt._kernel(Lists(params, grads, columns, clocks, clock_of), h, How(None, True))
+
+
+def _apart(grads: list[Tensor], written: list[Tensor]) -> list[Tensor]:
+    """Gradients, of which none lies in memory that is written.
+
+    A gradient that is a copy of a parameter may be that very parameter here: inductor leaves out
+    copies, and does not look at what else an operator reads.
+    """
+    addresses: list[int] = []
+    for begin, tensor in sorted(
+        zip(map(Tensor.data_ptr, written), written, strict=True), key=itemgetter(0)
+    ):
+        addresses += (begin, begin + tensor.nbytes)
+    # Beginnings and ends in turn: before an address within a tensor there is an odd number.
+    return [
+        grad.clone() if bisect_right(addresses, grad.data_ptr()) % 2 else grad for grad in grads
+    ]
 
 
 @functools.lru_cache(256)

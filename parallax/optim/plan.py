@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes
+from parallax.core.memory import Memory
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
 from parallax.optim.checks import check_sizes, gather
-from parallax.optim.memory import Memory
 from parallax.optim.state import State
 
 __all__ = ["Plan", "Row", "known_memory", "plan_for", "remember"]

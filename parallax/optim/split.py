@@ -95,7 +95,7 @@ class Split:
             model: a module.
             grads: gradients.
             state: what ``init`` or the last ``step`` returned.
-            donate: reuse the memory of the model and the state; in eager code only.
+            donate: reuse the memory of the model and the state.
 
         Returns:
             The model and the state.
