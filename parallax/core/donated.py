@@ -81,20 +81,25 @@ class DonatedTensor(Tensor):
 
 def _refuse(donated: Any) -> NoReturn:
     name, taker = _described(donated)
+    use = f"what {taker} returned"
+    if taker == _STEP:
+        use = "what step returned: model, state = opt.step(model, grads, state, donate=True)"
     raise DonatedError(
-        f"{name} was given to {taker}, which reused its memory, so it is gone. Use what it "
-        f"returned, or leave donate out to keep the old tree"
+        f"{name} was given to {taker}, which reused its memory, so it is gone. "
+        f"Use {use}; or leave donate out to keep the old tree"
     )
 
 
 def _described(donated: Any) -> tuple[str, str]:
+    """The name of its class, and what it was given to."""
     held = object.__getattribute__(donated, "__dict__")
     spec = held.get("_spec")
     name = "a module" if spec is None else str(spec.cls.__name__)
-    return name, held.get(_TAKER, "step(..., donate=True)")
+    return name, held.get(_TAKER, _STEP)
 
 
-_TAKER = "_taker"
+_TAKER = "_taker"  # where a module keeps what it was given to, if it is no step
+_STEP = "step(..., donate=True)"
 
 
 def _unflatten(*_: Any) -> NoReturn:

@@ -129,6 +129,9 @@ def size_of(leaf: Any) -> tuple[int, ...] | None:
 
 
 def _check_pair(what: str, model: Any, k: int, leaf: Any, grad: Any) -> None:
+    tensors = isinstance(leaf, Tensor) and isinstance(grad, Tensor)
+    if tensors and grad.shape == leaf.shape and grad.dtype is leaf.dtype:
+        return  # before the path, which takes long to trace
     path = f"{type(model).__name__}.{paths_of(model)[k]}"
     if not isinstance(leaf, Tensor):
         raise TypeError(f"{what}: {path} holds {leaf!r}, which is not a tensor")
@@ -138,11 +141,10 @@ def _check_pair(what: str, model: Any, k: int, leaf: Any, grad: Any) -> None:
         raise ValueError(
             f"{what}: {path} has shape {tuple(leaf.shape)} and its gradient has {tuple(grad.shape)}"
         )
-    if grad.dtype is not leaf.dtype:
-        raise ValueError(
-            f"{what}: {path} is {leaf.dtype} and its gradient is {grad.dtype}. "
-            f"Cast them first: grads = tree.map(lambda g, p: g.to(p.dtype), grads, model)"
-        )
+    raise ValueError(
+        f"{what}: {path} is {leaf.dtype} and its gradient is {grad.dtype}. "
+        f"Cast them first: grads = tree.map(lambda g, p: g.to(p.dtype), grads, model)"
+    )
 
 
 def paths_of(model: Any) -> list[str]:

@@ -45,7 +45,7 @@ def fits(opt: Any, at: Lists, h: Hyper) -> bool:
     """Whether lists are stepped by the operator.
 
     Not in a derivative or under ``vmap``, which it has no rule for; nor where eager code would not
-    run a fused kernel.
+    run a fused kernel. On the CPU alone: a CUDA graph cannot hold an operator that reads clocks.
 
     Args:
         opt: an optimizer.
@@ -61,9 +61,9 @@ def fits(opt: Any, at: Lists, h: Hyper) -> bool:
         part for value in h.values() for part in (value if type(value) is tuple else (value,))
     ]
     tensors = [*at.params, *at.grads, *[t for column in at.moments.values() for t in column]]
-    count, devices, halves = len(at.params), opt._fused_on, opt._fused_halves
+    count, halves = len(at.params), opt._fused_halves
     in_trace.at_trace()(_look)
-    del count, devices, halves, tensors, values
+    del count, halves, tensors, values
     return _is_ours(type(opt)) and in_trace.replied()
 
 
@@ -74,10 +74,9 @@ def _is_ours(cls: type) -> bool:
 
 def _look(context: Any) -> None:
     """Answers the question of ``fits``, from its locals."""
-    names = ("count", "devices", "halves")
-    count, devices, halves = [in_trace.constant(context, name) for name in names]
+    count, halves = [in_trace.constant(context, name) for name in ("count", "halves")]
     tensors, values = in_trace.items(context, "tensors"), in_trace.items(context, "values")
-    in_trace.reply(context, _are_read(values) and _are_fused(tensors, count, devices, halves))
+    in_trace.reply(context, _are_read(values) and _are_fused(tensors, count, halves))
 
 
 def _are_read(values: list[Any]) -> bool:
@@ -88,12 +87,12 @@ def _are_read(values: list[Any]) -> bool:
     )
 
 
-def _are_fused(tensors: list[Any], count: int, devices: tuple[str, ...], halves: bool) -> bool:
+def _are_fused(tensors: list[Any], count: int, halves: bool) -> bool:
     """Whether torch has a fused kernel for columns of so many tensors, as ``Lists.fusable``."""
     if functorch.transform_active() or not all(map(in_trace.is_plain, tensors)):
         return False
     for k, param in enumerate(tensors[:count]):
-        if not (param.is_floating_point() and param.device.type in devices):
+        if not (param.is_floating_point() and param.device.type == "cpu"):
             return False
         if param.itemsize < 4 and not halves:
             return False
