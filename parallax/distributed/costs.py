@@ -72,24 +72,39 @@ def collectives_of(
             ):
                 count, payload = _total(buckets)
                 found.append(_collective(kind, name, why, count, payload, size))
-        whole: dict[torch.dtype, int] = {}
-        for one in trained:
-            if one.cuts[name] is None:
-                whole[one.dtype] = whole.get(one.dtype, 0) + one.nbytes
-        payload = sum(whole.values())
-        found.append(_collective("all_reduce", name, "gradients", len(whole), payload, size))
+        # What is gathered along another dimension is summed part by part, when backward has it.
+        copies = [one for one in trained if one.cuts[name] is None]
+        apart = [other for other in rules if other != name and _gathers(rules, sizes, other)]
+        parts = [one for one in copies if any([one.cuts[other] is not None for other in apart])]
+        rest = {one.path for one in copies} - {one.path for one in parts}
+        sums = [_buckets(parts, other, 1) for other in apart]
+        sums.append(_buckets([one for one in copies if one.path in rest], None, 1))
+        totals = [_total(buckets) for buckets in sums]
+        count, payload = (sum(numbers) for numbers in zip(*totals, strict=True))
+        found.append(_collective("all_reduce", name, "gradients", count, payload, size))
     return [one for one in found if one.times]
 
 
+def _gathers(rules: Mapping[str, Any], sizes: Mapping[str, int], name: str) -> bool:
+    return isinstance(rules[name], FullyShard) and sizes[name] > 1
+
+
 def _buckets(
-    leaves: Iterable[Placed], name: str, size: int
+    leaves: Iterable[Placed], name: str | None, size: int
 ) -> dict[tuple[str, torch.dtype], tuple[int, int]]:
-    """What is gathered together: of each part and dtype how often, and the bytes of one."""
+    """What goes together: of each part and dtype how often, and the bytes of one.
+
+    Args:
+        leaves: of those the ones that the dimension cuts.
+        name: the dimension; ``None`` for all leaves, in one part.
+        size: how many shares are put together.
+    """
     found: dict[tuple[str, torch.dtype], tuple[int, int]] = {}
     for one in leaves:
-        if one.cuts[name] is not None:
-            before = found.get((one.part, one.dtype), (0, 0))[1]
-            found[one.part, one.dtype] = one.blocks, before + one.nbytes * size // one.blocks
+        if name is None or one.cuts[name] is not None:
+            part, blocks = ("", 1) if name is None else (one.part, one.blocks)
+            before = found.get((part, one.dtype), (0, 0))[1]
+            found[part, one.dtype] = blocks, before + one.nbytes * size // blocks
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from parallax import Module, func, nn, optim, tree
 from parallax import distributed as dist
 from tests.distributed.models import TENSOR_PARALLEL, Net, Stacked, net
-from tests.meshes import ranks
+from tests.meshes import ranks, run
 
 RULES: Any = {"dp": dist.fsdp("blocks.*"), "tp": TENSOR_PARALLEL}
 
@@ -149,6 +150,48 @@ def test_tensor_parallelism_sums_as_often_as_is_told() -> None:
     assert [one.nbytes for one in told.collectives] == [2 * 3 * 8 * 4] * 2  # half of it, twice
 
 
+class Block(Module):
+    up: nn.Linear
+    down: nn.Linear
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down(self.up(x).tanh())
+        return x + y
+
+
+DATA_PARALLEL: list[tuple[dict[str, int], Any]] = [
+    ({"dp": 4}, {"dp": dist.replicate()}),
+    ({"dp": 4}, {"dp": dist.fsdp("layers.1", "layers.2")}),
+    ({"dp": 2, "fsdp": 2}, {"dp": dist.replicate(), "fsdp": dist.fsdp("layers.[12]")}),
+]
+
+
+def _count(rank: int, folder: str) -> None:
+    def mean(model: Any, x: Tensor) -> Tensor:
+        return model(x).square().mean()  # type: ignore[no-any-return]  # a Tensor
+
+    mesh_of: Any = dist.mesh
+    first = nn.Linear(8, 8)
+    blocks = nn.Sequential(first, Block(), Block())
+    stack = nn.Sequential(first, nn.Stack(Block(), 2), nn.Linear(8, 8))
+    for model in (blocks, stack):
+        for sizes, rules in DATA_PARALLEL:
+            plan = dist.Plan(mesh_of(**sizes), **rules)
+            spread = model.initialize(0, plan=plan)
+            (rows,) = plan.batches([torch.ones(8, 8)])
+            with CommDebugMode() as mode:
+                func.grad(mean)(spread, rows)
+            assert issued(mode) == counts(plan.describe(model)), (sizes, model)
+
+
+def test_data_parallelism_communicates_as_often_as_is_told(tmp_path: Path) -> None:
+    run(_count, tmp_path, 4)
+
+
 # -- paper scale ----------------------------------------------------------------------------------
 
 
@@ -178,7 +221,7 @@ class Feed(Module):
         self.down = nn.Linear(inner, width, bias=False)
 
 
-class Block(Module):
+class Layer(Module):
     norm1: nn.RMSNorm
     attn: Attention
     norm2: nn.RMSNorm
@@ -194,14 +237,14 @@ class Llama(Module):
     """The parameters of Llama 3 70B."""
 
     embed: nn.Embedding
-    blocks: tuple[Block, ...]
+    blocks: tuple[Layer, ...]
     norm: nn.RMSNorm
     head: nn.Linear
 
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(WORDS, WIDTH)
-        self.blocks = tuple(Block(WIDTH, SHARED, INNER) for _ in range(BLOCKS))
+        self.blocks = tuple(Layer(WIDTH, SHARED, INNER) for _ in range(BLOCKS))
         self.norm = nn.RMSNorm(WIDTH)
         self.head = nn.Linear(WIDTH, WORDS, bias=False)
 
@@ -234,7 +277,7 @@ def test_seventy_billion_parameters_on_4096_processes() -> None:
         ("all_gather", "fsdp", "parts in backward"): (82, gathered * 7 // 8),
         ("reduce_scatter", "fsdp", "their gradients"): (82, gathered * 7 // 8),
         ("all_reduce", "fsdp", "gradients"): (1, 4 * WIDTH * 2 * 7 // 8),
-        ("all_reduce", "dp", "gradients"): (1, share * 2 * 63 // 64),
+        ("all_reduce", "dp", "gradients"): (83, share * 2 * 63 // 64),
         ("all_reduce", "tp", "activations in forward"): (2 * BLOCKS, sums * 2 * 7 // 8),
         ("all_reduce", "tp", "activations in backward"): (2 * BLOCKS, sums * 2 * 7 // 8),
     }
