@@ -35,6 +35,7 @@ def mesh(*, device_type: str | None = None, **sizes: int) -> DeviceMesh | Sizes:
 
     Raises:
         RuntimeError: if a size is larger than 1 and there is no process group.
+        TypeError: if a size is no int, or the type of device no string.
         ValueError: if the product of the sizes is not the number of processes, or the processes
             give different sizes.
 
@@ -44,6 +45,8 @@ def mesh(*, device_type: str | None = None, **sizes: int) -> DeviceMesh | Sizes:
         {'dp': 1, 'tp': 1}
     """
     _check_sizes("dist.mesh", sizes)
+    if device_type is not None:
+        _check_device_type(device_type)
     call = f"dist.mesh({', '.join(f'{name}={size}' for name, size in sizes.items())})"
     count = math.prod(sizes.values())
     if not (dist.is_available() and dist.is_initialized()):
@@ -64,6 +67,20 @@ def mesh(*, device_type: str | None = None, **sizes: int) -> DeviceMesh | Sizes:
     return init_device_mesh(
         device_type or _device_type(), tuple(sizes.values()), mesh_dim_names=tuple(sizes)
     )
+
+
+def _check_device_type(given: Any) -> None:
+    known = isinstance(given, str)
+    if known:
+        try:
+            known = torch.device(given).type == given
+        except RuntimeError:
+            known = False
+    if not known:
+        raise TypeError(
+            f"dist.mesh(device_type=): expected the name of a type of device, got {shown(given)}. "
+            f"Write device_type='cuda'"
+        )
 
 
 def _device_type() -> str:

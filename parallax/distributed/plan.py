@@ -208,7 +208,7 @@ class Plan:
             >>> [x.shape for x in plan.batches(torch.ones(2, 8, 3))]
             [torch.Size([8, 3]), torch.Size([8, 3])]
         """
-        if not hasattr(loader, "__iter__"):
+        if not hasattr(loader, "__iter__") or isinstance(loader, str):
             raise TypeError(
                 f"Plan.batches(loader=): expected something that gives batches, got "
                 f"{shown(loader)}. Write plan.batches(DataLoader(...)) or plan.batches([x, y])"

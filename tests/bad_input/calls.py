@@ -16,6 +16,7 @@ from parallax import (
     Parameter,
     bridge,
     debug,
+    distributed,
     effects,
     func,
     io,
@@ -41,6 +42,7 @@ UNCALLED = {
     *("optim.State", "schedules.Plateau", "schedules.Schedule", "optim.Optimizer", "nn.KVCache"),
     "effects.Call",
     "Module",
+    "distributed.replicate",
 }
 """Public names without arguments to get wrong."""
 
@@ -622,6 +624,35 @@ def _bridge_and_io() -> Iterator[Subject]:
         )
 
 
+def _distributed() -> Iterator[Subject]:
+    plan = distributed.Plan({"dp": 1}, dp=distributed.replicate())
+    yield Subject(
+        "distributed.mesh",
+        lambda dp, device_type: distributed.mesh(dp=dp, device_type=device_type),
+        lambda: {"dp": 1, "device_type": "cpu"},
+        {"dp": "count", "device_type": "word?"},
+    )
+    yield Subject(
+        "distributed.Plan",
+        lambda mesh, dp: distributed.Plan(mesh, dp=dp),
+        lambda: {"mesh": {"dp": 1}, "dp": distributed.replicate()},
+        {"mesh": "mapping", "dp": "mapping"},
+    )
+    yield Subject(
+        "distributed.fsdp", distributed.fsdp, lambda: {"globs": ("**",)}, {"globs": "name"}
+    )
+    kinds = {"tree": "any tree", "rank": "int?", "module": "module", "loader": "tuple"}
+    kinds |= {"optimizer": "optimizer?", "tokens": "count"}
+    calls: dict[str, Callable[[], dict[str, Any]]] = {
+        "apply": lambda: {"module": net()},
+        "batches": lambda: {"loader": (torch.ones(2),)},
+        "describe": lambda: {"module": net(), "optimizer": optim.SGD(0.1), "tokens": 1},
+        "gather": lambda: {"tree": net(), "rank": 0},
+    }
+    for name, given in calls.items():
+        yield Subject(f"distributed.Plan.{name}", getattr(plan, name), given, kinds)
+
+
 SUBJECTS: list[Subject] = [
     *_module(),
     *_tree(),
@@ -631,6 +662,7 @@ SUBJECTS: list[Subject] = [
     *_optim(),
     *_schedules(),
     *_bridge_and_io(),
+    *_distributed(),
     *layers(),
     *methods(),
 ]

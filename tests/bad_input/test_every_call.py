@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import parallax
-from parallax import bridge, debug, effects, func, io, nn, optim, random, tree
+from parallax import bridge, debug, distributed, effects, func, io, nn, optim, random, tree
 from parallax.optim import schedules
 from tests.bad_input.calls import SUBJECTS, UNCALLED
 from tests.bad_input.every_call import Outcome, Subject, right, shares, table, walk
@@ -35,6 +35,7 @@ LIMITS = {
     "schedules": Limits(0.0, 0.92),
     "bridge": Limits(0.0, 0.91),
     "io": Limits(0.0, 0.87),
+    "distributed": Limits(0.0, 0.89),
     "debug": Limits(0.0, 0.83),
     "nn": Limits(0.0, 0.93),
 }
@@ -62,7 +63,19 @@ def test_wrong_calls_are_refused_and_explained(room: str) -> None:
 
 
 def test_every_public_name_is_called() -> None:
-    rooms: list[Any] = [parallax, tree, func, random, effects, optim, schedules, bridge, io, debug]
+    rooms: list[Any] = [
+        parallax,
+        tree,
+        func,
+        random,
+        effects,
+        optim,
+        schedules,
+        bridge,
+        io,
+        distributed,
+    ]
+    rooms.append(debug)
     called = {subject.name for subject in SUBJECTS}
     missing = []
     for room in [*rooms, nn]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,18 @@ def _differ(rank: int, folder: str) -> None:
 
 def test_differences_are_named_in_every_process(tmp_path: Path) -> None:
     run(_differ, tmp_path, 2)
+
+
+def _die(rank: int, folder: str) -> None:
+    plan = dist.Plan(dist.mesh(dp=2), dp=dist.fsdp("blocks.*"))
+    if rank == 1:
+        os._exit(0)  # without a word to the other
+    with pytest.raises(RuntimeError):
+        plan.apply(net())
+    (Path(folder) / "told").touch()
+    os._exit(0)
+
+
+def test_a_process_that_dies_is_noticed_by_the_others(tmp_path: Path) -> None:
+    run(_die, tmp_path, 2)
+    assert (tmp_path / "told").exists()
