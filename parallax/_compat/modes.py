@@ -32,6 +32,11 @@ def tracing_mode() -> Any:
     return None
 
 
+def without_numbers() -> bool:
+    """Whether operators run on stand-ins that have no numbers (``FakeTensorMode``)."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+
+
 def jit_tracing() -> bool:
     """Whether ``torch.jit.trace`` runs."""
     return torch._C._get_tracing_state() is not None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, functorch
+from parallax._compat import dynamo, functorch, modes
 from parallax.bridge.buffers import Change
 from parallax.bridge.skeleton import Skeleton, borrow, follow, put_back
 from parallax.core.module import Module
@@ -46,7 +46,7 @@ def call(module: Any, method: str | None, args: tuple[Any, ...], kwargs: dict[st
             _go_on(module, skeleton)
         source = collection.source_of(source)
     function = skeleton.root if method is None else getattr(skeleton.root, method)
-    if source is None:
+    if source is None or modes.without_numbers():  # where nothing is drawn
         out = function(*args, **kwargs)
     else:
         with _seeded(module):

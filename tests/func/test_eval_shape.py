@@ -61,7 +61,9 @@ def test_lifted_and_lazy_modules_and_inputs_on_the_meta_device() -> None:
     lifted, image = bridge.lift(layers), torch.randn(2, 3, 8, 8)
     found = func.eval_shape(effects.collect(call), lifted, image.to("meta"))
     same(found, effects.collect(call)(lifted, image))
+    drops = bridge.lift(torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Dropout()))
     x = torch.randn(3, 4)
+    same(func.eval_shape(drops.train(random.key(0)), x), torch.empty(3, 2))
     same(func.eval_shape(net().eval(), x), net().initialize(0).eval()(x))
     same(
         func.eval_shape(func.eval_shape, call, net().eval(), x), call(net().initialize(0).eval(), x)
