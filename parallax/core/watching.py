@@ -97,8 +97,10 @@ def _watching(cls: Any) -> Any:
             return cls.__call__(self, *args, **kwargs)
         if watcher.collection.enters:
             watcher.called((self,))
-        # Asked for now, for forward may have been set on the class since.
-        out = cls.__call__(self, *args, **kwargs)
+        call = cls.__call__  # asked for now, for forward may have been set on the class since
+        if watcher.collection.surrounds:
+            call = watcher.surrounded((self,), call)
+        out = call(self, *args, **kwargs)
         return watcher.returned((self,), args, kwargs, out)
 
     @functools.wraps(cls.forward)

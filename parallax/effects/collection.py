@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -69,14 +69,17 @@ class Collection:
         outer: the collection around the transform in which this one is; ``None`` outside.
         watches: what watches modules of the tree, outermost first.
         enters: whether one of them is told when a call begins, too.
+        surrounds: whether one of them makes the call.
         level: how many transforms ran when it began; deeper wrappers must not get in.
         backward: whether it began within autograd's backward.
+        again: whether it stands in for one that began before, while a checkpoint runs once more.
         number: the larger, the later it began.
         over: whether the call has returned.
     """
 
     __slots__ = (
-        "backward", "emissions", "enters", "level", "number", "outer", "over", "sown", "watches",
+        "again", "backward", "emissions", "enters", "level", "number", "outer", "over", "sown",
+        "surrounds", "watches",
     )  # fmt: skip
 
     def __init__(
@@ -90,6 +93,7 @@ class Collection:
         self.sown = sown
         self.watches = watches
         self.enters = any([watch.enters for watch in watches])
+        self.surrounds = any([watch.surrounds for watch in watches])
         self.outer = outer
         self.over = False
         self.level = 0
@@ -99,6 +103,7 @@ class Collection:
             self.number = next(_numbers)
             self.level = functorch.current_level()
             self.backward = autograd.in_backward()
+        self.again = self.backward and outer is not None and not outer.backward
 
     def is_apart(self) -> bool:
         """Whether it began outside of a block of ``apart`` that this code runs in."""
@@ -138,6 +143,13 @@ class Collecting:
         """A watched module is called, which may stand in several places."""
         for watch, path in self._watches(places):
             watch.called(path)
+
+    def surrounded(self, places: tuple[Any, ...], call: Callable[..., Any]) -> Callable[..., Any]:
+        """What makes the call of a watched module in place of ``call``."""
+        for watch, path in reversed(self._watches(places)):
+            if watch.surrounds:
+                call = watch.around(path, call, self.collection)
+        return call
 
     def returned(
         self, places: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any], out: Any

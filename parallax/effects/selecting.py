@@ -10,7 +10,7 @@ from parallax.core.arguments import shown
 from parallax.core.description import spec_of
 from parallax.core.structure import Structure
 
-__all__ = ["paths_of"]
+__all__ = ["lifted_among", "paths_of"]
 
 
 def paths_of(module: Any, what: Any, by: str) -> tuple[str, ...]:
@@ -44,6 +44,13 @@ def _modules(structure: Structure) -> dict[str, Structure]:
         for path, node in structure.walk()
         if type(node) is Structure and hasattr(node.cls, "__layout__")
     }
+
+
+@real
+def lifted_among(structure: Structure, paths: tuple[str, ...]) -> str | None:
+    """The first of these paths at which a lifted module stands, ``None`` for none."""
+    modules = _modules(structure)
+    return next((path for path in paths if hasattr(modules[path].cls, "__tells__")), None)
 
 
 @real

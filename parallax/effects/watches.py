@@ -54,10 +54,12 @@ class Watch:
         outer: the watch that this one stands in for within a transform; ``None`` outside.
         changes: whether it changes what they return; else it records that.
         enters: whether it is told when a call begins, too.
+        surrounds: whether it makes the call.
     """
 
     changes: ClassVar[bool] = False
     enters: ClassVar[bool] = False
+    surrounds: ClassVar[bool] = False
 
     def __init__(self, paths: Iterable[str], outer: Any = None) -> None:
         self.paths = dict.fromkeys(paths)
@@ -70,6 +72,12 @@ class Watch:
 
     def called(self, path: str) -> None:
         """The module at a path is called."""
+
+    def around(
+        self, path: str, call: Callable[..., Any], collection: Collection
+    ) -> Callable[..., Any]:
+        """What makes the call in place of ``call``."""
+        raise NotImplementedError
 
     def changed(self, path: str, out: Any, collection: Collection) -> Any:
         """What the call returns in place of ``out``."""
@@ -163,7 +171,8 @@ class Change(Watch):
 
     def changed(self, path: str, out: Any, collection: Collection) -> Any:
         """What the call returns in place of ``out``."""
-        if not self.note(path, None, collection, dynamo.is_compiling()):
+        noted = self.note(path, None, collection, dynamo.is_compiling())
+        if not noted or collection.again:
             return self.change(path, None, out)
         count = -1
         watch: Any = self
@@ -176,6 +185,12 @@ class Change(Watch):
 def _refuse_wrappers(path: str, record: Any, collection: Collection) -> None:
     from parallax.effects.collection import EffectError
 
+    if collection.is_apart():
+        raise EffectError(
+            f"effects.capture: func.checkpoint within a transform has no graph for what "
+            f"{path or 'the module'} returns, as the function captures the module. Pass it as an "
+            f"argument: func.checkpoint(fn)(module, x)"
+        )
     if any([functorch.level_of(value) > collection.level for value in _tensors(record)]):
         raise EffectError(
             f"effects.capture: a transform of torch.func would let its wrapper escape from "

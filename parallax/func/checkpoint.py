@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, wraps
 from typing import Any
 
@@ -11,10 +11,17 @@ from torch import Tensor
 from torch.utils import checkpoint as torch_checkpoint
 
 from parallax._compat import dynamo, flow, functorch, modes, recompute
-from parallax.effects.collection import apart
+from parallax.core.description import spec_of
+from parallax.core.nodes import is_module
+from parallax.core.notes import joined
+from parallax.effects.capturing import each_called, watched
+from parallax.effects.collection import apart, root_of
+from parallax.effects.selecting import lifted_among, paths_of
+from parallax.effects.watches import Watch
 from parallax.func.arguments import called, short
+from parallax.func.moving import filled
 from parallax.func.nesting import Nesting
-from parallax.func.repeatable import Parts, Repeatable
+from parallax.func.repeatable import NowAndLater, Parts, Repeatable
 from parallax.func.results import open_tensors
 from parallax.func.signatures import P, R
 
@@ -23,7 +30,9 @@ __all__ = ["checkpoint"]
 Policy = Callable[..., Any] | Sequence[Any]
 
 
-def checkpoint(func: Callable[P, R], *, policy: Policy | None = None) -> Callable[P, R]:
+def checkpoint(
+    func: Callable[P, R], *what: str | type, policy: Policy | None = None
+) -> Callable[P, R]:
     """A function that computes ``func``, and computes it once more for a derivative.
 
     What ``func`` computes on the way is not kept for backward, which saves memory and costs time.
@@ -38,9 +47,15 @@ def checkpoint(func: Callable[P, R], *, policy: Policy | None = None) -> Callabl
     In compiled code what draws from torch's own generators within a transform, or emits an effect
     of a module that is not among the arguments, is kept and not computed again.
 
+    With paths, what is computed once more are calls of parts of the model instead, each for itself:
+    ``func.checkpoint(loss, "blocks.*")`` takes the model first, as ``loss`` does. The model stays
+    as it is, and so do its gradients and optimizer states.
+
     Args:
         func: a module, or a function of modules, tensors and anything else; it must compute the
             same when it is called again.
+        *what: paths, globs over modules or classes, as in ``effects.capture``; the modules in an
+            ``nn.Stack`` are at ``"stack.block"``. None for ``func`` itself.
         policy: which operators are kept all the same, as in
             ``torch.utils.checkpoint.create_selective_checkpoint_contexts``: a list of operators,
             or a function ``policy(context, op, *args, **kwargs)`` to a ``CheckpointPolicy``. Not
@@ -52,9 +67,12 @@ def checkpoint(func: Callable[P, R], *, policy: Policy | None = None) -> Callabl
     Raises:
         RuntimeError: when called, if ``policy`` is given within a transform; or if, within one, a
             tensor that ``func`` captures is differentiated and cannot be followed.
-        TypeError: if ``func`` is no function, or ``policy`` neither a list nor a function.
+        LookupError: if something in ``what`` selects nothing; near misses are listed.
+        TypeError: if ``func`` is no function, or ``policy`` neither a list nor a function; with
+            ``what``, when called, if the first argument is no module, or a part is lifted.
         EffectError: when called within a transform, if a module that is not among the arguments
-            names an intermediate result by ``sow``.
+            names an intermediate result by ``sow``, or is captured; with ``what``, if nothing that
+            one selects was called.
 
     Example:
         >>> import torch
@@ -65,32 +83,96 @@ def checkpoint(func: Callable[P, R], *, policy: Policy | None = None) -> Callabl
         >>> grads.layers[0].weight.shape
         torch.Size([3, 8, 2])
     """
-    what = called("checkpoint", func)
-    options = _options(what, policy)
+    name = called("checkpoint", func)
+    options = _options(name, policy)
+    return _of_parts(func, what, options, name) if what else _checkpointed(func, options, name)
+
+
+def _checkpointed(
+    func: Callable[..., Any], options: dict[str, Any], what: str
+) -> Callable[..., Any]:
+    """``checkpoint`` of the function itself."""
 
     @wraps(func, updated=())
-    def checkpointed(*args: P.args, **kwargs: P.kwargs) -> R:
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
         traced = dynamo.is_compiling()
         transformed = functorch.traced_level() if traced else functorch.transform_active()
         if not (transformed or traced or modes.tape_is_exact()):
             return func(*args, **kwargs)  # forward mode of torch's own, or inference
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        call = Repeatable(func, args, kwargs)
-        found: Any
         if not transformed:
-            found = _on_tape(call, options)
-        elif options:
+            return _on_tape(func, args, kwargs, options)
+        call = Repeatable(func, args, kwargs)
+        if options:
             raise RuntimeError(_no_policy(what))
-        elif traced:
-            found = _traced(call, what)
-        elif recompute.is_recomputed_here():
-            found = _within_transforms(call, what)
-        else:
-            found = func(*args, **kwargs)
-        return found  # type: ignore[no-any-return]  # what the function returns
+        if traced:
+            return _traced(call, what)
+        if recompute.is_recomputed_here():
+            return _within_transforms(call, what)
+        return func(*args, **kwargs)
 
     return checkpointed
+
+
+# -- parts of a model ---------------------------------------------------------------------------
+
+
+def _of_parts(
+    func: Callable[..., Any], what: tuple[Any, ...], options: dict[str, Any], name: str
+) -> Callable[..., Any]:
+    """``func``, which calls some modules of its first argument so that they are checkpointed."""
+
+    @wraps(func, updated=())
+    def checkpointed(module: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if not is_module(module):
+            raise TypeError(
+                f"{name}: with {what[0]!r} the first argument must be a module, got "
+                f"{short(module)}. Write func.checkpoint(loss, 'blocks.*')(model, x)"
+            )
+        paths = [paths_of(module, one, name) for one in what]
+        flat = tuple([path for found in paths for path in found])
+        lifted = lifted_among(spec_of(module), flat)
+        if lifted is not None:
+            raise TypeError(
+                f"{name}: {lifted!r} is a lifted nn.Module, whose calls are its own. Checkpoint "
+                f"what calls it: func.checkpoint(fn)(module, x)"
+            )
+        root = root_of(module)
+        watch = _Parts([joined(root, path) for path in flat], options, name)
+        out, _ = watched(func, module, watch, paths, args, kwargs)
+        each_called(watch, module, what, paths, name)
+        return out
+
+    return checkpointed
+
+
+class _Parts(Watch):
+    """Checkpoints the calls of some modules."""
+
+    surrounds = True
+
+    def __init__(
+        self, paths: Iterable[str], options: dict[str, Any], name: str, outer: Any = None
+    ) -> None:
+        super().__init__(paths, outer)
+        self.options = options
+        self.name = name
+
+    def within(self) -> Watch:
+        """What stands in for this watch within a transform."""
+        return _Parts(self.paths, self.options, self.name, self)
+
+    def around(self, path: str, call: Callable[..., Any], collection: Any) -> Callable[..., Any]:
+        """What makes the call in place of ``call``."""
+        self.note(path, None, collection, dynamo.is_compiling())
+        return _checkpointed(call, self.options, self.name)
+
+    def returned(self, path: str, args: Any, kwargs: Any, out: Any, collection: Any) -> None:
+        """The call has returned."""
+
+
+# -- the function itself ------------------------------------------------------------------------
 
 
 def _options(what: str, policy: Any) -> dict[str, Any]:
@@ -114,19 +196,31 @@ def _no_policy(what: str) -> str:
     )
 
 
-def _on_tape(call: Repeatable, options: dict[str, Any]) -> Any:
+def _on_tape(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
+) -> Any:
     """As torch does it, in compiled code by the partitioner of its graph."""
-    run = call if dynamo.is_compiling() else call.twice()
-    return torch_checkpoint.checkpoint(run, *call.tensors, use_reentrant=False, **options)
+    places = [k for k, arg in enumerate(args) if type(arg) is Tensor]
+    others = len(args) - len(places) - sum([is_module(arg) for arg in args])
+    if kwargs or others or not places or dynamo.is_compiling():
+        call = Repeatable(func, args, kwargs)
+        return torch_checkpoint.checkpoint(call, *call.tensors, use_reentrant=False, **options)
+    # The usual case, with less: torch looks at all that it is given, and modules stay as they are.
+    function = NowAndLater(func)
+
+    def run(*tensors: Tensor) -> Any:
+        return function(*filled(list(args), places, tensors))
+
+    tensors = [args[place] for place in places]
+    return torch_checkpoint.checkpoint(run, *tensors, use_reentrant=False, **options)
 
 
 def _within_transforms(call: Repeatable, what: str) -> Any:
     """By an autograd function, which transforms take."""
-    run = call.twice()
     first: list[tuple[Nesting, Callable[[Sequence[Any]], Any], int]] = []
 
     def flat(*tensors: Tensor) -> list[Tensor]:
-        function, args, kwargs = run.opened(tensors)
+        function, args, kwargs = call.opened(tensors)
         nesting = Nesting(function, args, kwargs, 0)
         out = nesting.func(*nesting.args, **nesting.kwargs)
         found, close = open_tensors(out, what)

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from parallax._compat import dynamo
 from parallax.core.nodes import is_module
 from parallax.func.moving import filled
 from parallax.tree import core
 
-__all__ = ["Parts", "Repeatable"]
+__all__ = ["NowAndLater", "Parts", "Repeatable"]
 
 
 class Parts:
@@ -58,12 +59,13 @@ class Repeatable:
     def __init__(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> None:
-        self._function = function
         owner = function if is_module(function) else getattr(function, "__self__", None)
         if is_module(owner):
             method: Any = function
             self._function = type(owner).__call__ if owner is function else method.__func__
             args = (owner, *args)
+        else:  # dynamo traces a function once
+            self._function = function if dynamo.is_compiling() else NowAndLater(function)
         self._parts = Parts((tuple(args), kwargs))
         self.tensors = self._parts.tensors
 
@@ -77,27 +79,22 @@ class Repeatable:
         function, args, kwargs = self.opened(tensors)
         return function(*args, **kwargs)
 
-    def twice(self) -> _Twice:
-        """The call, for now and for later."""
-        return _Twice(self)
 
-
-class _Twice(Repeatable):
-    """A call that is made once, and later again with the variables from around as they are now.
+class NowAndLater:
+    """A function that is called once, and later again with the variables from around as they are.
 
     A variable of a loop, say, has its last value by the time a derivative is taken.
     """
 
-    __slots__ = ("_later",)
+    __slots__ = ("_later", "_now")
 
-    def __init__(self, call: Repeatable) -> None:
-        self._function, self._parts, self.tensors = call._function, call._parts, call.tensors
-        self._later = _as_it_is(self._function)
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._now, self._later = function, _as_it_is(function)
 
-    def opened(self, tensors: Sequence[Tensor]) -> tuple[Callable[..., Any], Any, Any]:
-        args, kwargs = self._parts.build(tensors)
-        function, self._function = self._function, self._later
-        return function, args, kwargs
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns."""
+        function, self._now = self._now, self._later
+        return function(*args, **kwargs)
 
 
 def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
