@@ -25,7 +25,8 @@ def mesh(*, device_type: str | None = None, **sizes: int) -> DeviceMesh | Sizes:
     neighbours, so give it what communicates most. A dimension of size 1 changes nothing.
 
     Args:
-        device_type: ``"cpu"``, ``"cuda"``, ...; by default where the group's backend communicates.
+        device_type: ``"cpu"``, ``"cuda"``, ...; by default the accelerator, or the CPU if there is
+            none or the group's backend is gloo.
         **sizes: the size of each dimension by its name; their product is the number of processes.
 
     Returns:
@@ -84,11 +85,12 @@ def _check_device_type(given: Any) -> None:
 
 
 def _device_type() -> str:
-    """The device of the default group; the accelerator where it serves several."""
+    """The device that the default group is for: the accelerator, unless gloo serves it."""
     accelerator = torch.accelerator.current_accelerator()
-    backend = str(dist.get_backend_config()) if accelerator is not None else ""
-    serves = accelerator is not None and f"{accelerator.type}:" in backend
-    return accelerator.type if accelerator is not None and serves else "cpu"
+    if accelerator is None:
+        return "cpu"
+    pairs = [pair.split(":") for pair in str(dist.get_backend_config()).split(",")]
+    return "cpu" if [accelerator.type, "gloo"] in pairs else accelerator.type
 
 
 def _check_sizes(what: str, sizes: Mapping[Any, Any]) -> None:
