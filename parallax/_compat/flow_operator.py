@@ -30,7 +30,7 @@ from torch._ops import HigherOrderOperator
 from parallax._compat import in_trace
 from parallax._compat.flow_branches import Cond, While
 from parallax._compat.flow_programs import Program, Scan, called
-from parallax._compat.flow_recompute import Recompute, draws
+from parallax._compat.flow_recompute import draws, recompute_of, signature
 from parallax._compat.levels import relevel
 
 __all__ = ["Traced", "cond", "recompute", "scan", "while_loop"]
@@ -75,7 +75,7 @@ def _while(bodies: Any, places: Any, carried: int) -> Program:
 scan = _Flow("scan", _scan)
 cond = _Flow("cond", _cond)
 while_loop = _Flow("while_loop", _while)
-recompute = _Flow("recompute", lambda bodies: Recompute(bodies[0]))
+recompute = _Flow("recompute", lambda bodies: recompute_of(bodies[0]))
 
 
 class Traced(variables.BaseHOPVariable):
@@ -187,7 +187,17 @@ class _RecomputeVariable(Traced):
             if draws(module, [x.node.meta["example_value"] for x in operands]):
                 return self._inlined(tx, body, given)
         examples = [node.meta["example_value"] for node in nodes]
-        return self._called(tx, [graph, *operands], examples, [said], {"bodies": 1})
+        body = self._shared(tx, graph, module)
+        return self._called(tx, [body, *operands], examples, [said], {"bodies": 1})
+
+    def _shared(self, tx: Any, graph: Any, module: Any) -> Any:
+        """The graph; of several that compute the same the first, so that one is compiled."""
+        text = signature(module.graph)
+        if text is None:
+            return graph
+        tracer = tx.output.current_tracer
+        known = tracer.__dict__.setdefault("parallax_recomputed", {})
+        return known.setdefault(text, graph)
 
     def _inlined(self, tx: Any, body: Any, given: Any) -> Any:
         """The function itself: effects that leave it, and random numbers of torch's, come once."""

@@ -33,7 +33,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from parallax._compat import functorch, in_trace, shards
 from parallax._compat.levels import relevel
 
-__all__ = ["repeat"]
+__all__ = ["NamedProgram", "repeat"]
 
 _Grad = torch._C._functorch.TransformType.Grad
 _count = itertools.count()
@@ -104,7 +104,7 @@ def _are_alike(given: Any, returned: Any) -> bool:
 variables._hop_name_to_variable_class["parallax_repeat"] = _Variable
 
 
-class _Program:
+class NamedProgram:
     """A function of tensors to a tuple of tensors, by a name that tells equal graphs."""
 
     __slots__ = ("fn", "layouts", "name", "pullbacks")
@@ -112,7 +112,7 @@ class _Program:
     def __init__(self, fn: Callable[..., tuple[Tensor, ...]], name: str) -> None:
         self.fn = fn
         self.name = name
-        self.pullbacks: dict[Any, _Program] = {}
+        self.pullbacks: dict[Any, NamedProgram] = {}
         self.layouts: dict[Any, int] = {}
 
     def name_for(self, operands: Sequence[Any]) -> str:
@@ -121,7 +121,7 @@ class _Program:
         layout = tuple([str(x.stride()) for x in operands if isinstance(x, Tensor)])
         return f"{self.name}_{self.layouts.setdefault(layout, len(self.layouts))}"
 
-    def pullback(self, wanted: tuple[int, ...], given: tuple[int, ...], count: int) -> _Program:
+    def pullback(self, wanted: tuple[int, ...], given: tuple[int, ...], count: int) -> NamedProgram:
         """The program of the operands and the cotangents ``given`` to those of ``wanted``."""
         key = wanted, given
         if key not in self.pullbacks:
@@ -139,17 +139,17 @@ class _Program:
                 pull: Any = torch.func.vjp(moved, *[operands[k] for k in wanted])[1]
                 return tuple(pull(list(cotangents)))
 
-            self.pullbacks[key] = _Program(back, f"{self.name}_back{len(self.pullbacks)}")
+            self.pullbacks[key] = NamedProgram(back, f"{self.name}_back{len(self.pullbacks)}")
         return self.pullbacks[key]
 
 
-def _program(body: Any) -> tuple[_Program, list[int]]:
+def _program(body: Any) -> tuple[NamedProgram, list[int]]:
     """The program of a graph, the same each time, and which of the operands it takes.
 
     The value, and what the graph uses: of the others, whole stacks, each call would return zeros
     for gradients.
     """
-    found: tuple[_Program, list[int]] | None = getattr(body, "_parallax_program", None)
+    found: tuple[NamedProgram, list[int]] | None = getattr(body, "_parallax_program", None)
     if found is None:
         places = body.graph.find_nodes(op="placeholder")
         used = [k for k, place in enumerate(places) if k == 0 or place.users]
@@ -162,12 +162,12 @@ def _program(body: Any) -> tuple[_Program, list[int]]:
             with torch.enable_grad():
                 return body(*given)
 
-        found = _Program(fn, f"parallax_{next(_count)}"), used
+        found = NamedProgram(fn, f"parallax_{next(_count)}"), used
         body._parallax_program = found
     return found
 
 
-def _called(program: _Program, operands: Sequence[Any]) -> tuple[Tensor, ...]:
+def _called(program: NamedProgram, operands: Sequence[Any]) -> tuple[Tensor, ...]:
     """The results of a program: of a call of its graph, where a graph is traced."""
     if get_proxy_mode() is None or not _only_gradients() or _any_distributed(operands):
         return program.fn(*operands)
@@ -199,7 +199,7 @@ class _Call(torch.autograd.Function):
     """A call that autograd sees as one function, at whatever level of ``torch.func.grad``."""
 
     @staticmethod
-    def forward(program: _Program, *operands: Any) -> tuple[Tensor, ...]:
+    def forward(program: NamedProgram, *operands: Any) -> tuple[Tensor, ...]:
         return _called(program, operands)
 
     @staticmethod

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
@@ -352,6 +353,27 @@ def test_on_the_default_backend_memory_falls(fresh_dynamo: None) -> None:
     assert_close_trees(found.blocks, func.grad(loss)(wide(""), x).blocks)
     less = peak(lambda: step(wide("a module"), x))
     assert less < 0.7 * peak(lambda: func.grad(loss)(wide(""), x))
+
+
+def test_equal_blocks_are_compiled_once(fresh_dynamo: None) -> None:
+    """The number of operators that a backend compiles does not depend on the number of blocks."""
+
+    def operators(count: int) -> int:
+        found = 0
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            nonlocal found
+            modules = {id(m): m for m in graph.modules() if isinstance(m, torch.fx.GraphModule)}
+            names = [str(node.target) for m in modules.values() for node in m.graph.nodes]
+            found = sum(["tanh" in name for name in names])
+            return graph
+
+        step: Any = parallax.compile(func.grad(loss), backend=aot_autograd(fw_compiler=backend))
+        model = net("a module", count=count).eval()
+        assert_close_trees(step(model, X).blocks, func.grad(loss)(model, X).blocks)
+        return found
+
+    assert operators(3) == operators(5) > 0
 
 
 def test_a_gradient_outside_of_compiled_code(fresh_dynamo: None) -> None:
