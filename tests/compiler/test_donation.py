@@ -286,10 +286,10 @@ def test_bare_tensors_and_containers_are_gone_too() -> None:
         assert_close((cache, after), expected)
         for gone in (old["k"], old["v"][0], x):
             with pytest.raises(DonatedError, match="a tensor was given away"):
-                gone + 1
+                torch.neg(gone)
 
 
-def test_a_second_structure_and_a_first_error() -> None:
+def test_a_second_structure_is_another_graph() -> None:
     step = make_compiled(plus, donate="model", backend="aot_eager")
     for model in (small(), wide(), small(), nn.Linear(2, 1).initialize(0)):
         whole = tree.map(lambda leaf: leaf.double(), model)
