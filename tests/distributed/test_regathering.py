@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 import parallax
-from parallax import Module, Parameter, func, tree
+from parallax import Module, Parameter, func, nn, tree
 from parallax import distributed as dist
 from parallax._compat.regathering import regather
 from parallax.core import notes
@@ -38,9 +38,17 @@ class Net(Module):
         return x
 
 
-def net(width: int) -> Any:
+class Stacked(Module):
+    blocks: nn.Stack
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)  # type: ignore[no-any-return]  # a Tensor
+
+
+def net(width: int, *, stacked: bool = False) -> Any:
     values = torch.arange(3.0 * width * width).view(3, width, width).sin() / width
-    return Net(tuple(Block(value.clone()) for value in values))
+    blocks = tuple(Block(value.clone()) for value in values)
+    return Stacked(nn.Stack.of(blocks)) if stacked else Net(blocks)
 
 
 def loss(model: Any, x: Tensor) -> Tensor:
@@ -56,7 +64,8 @@ def gathers(graph: Any) -> int:
     )
 
 
-def test_a_compiled_graph_gathers_again() -> None:
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_compiled_graph_gathers_again(stacked: bool) -> None:
     counts: list[int] = []
 
     def compiler(module: Any, _: Any) -> Any:
@@ -67,12 +76,13 @@ def test_a_compiled_graph_gathers_again() -> None:
         counts.append(gathers(module.graph))
         return module
 
-    model, x = net(4), torch.arange(8.0).view(2, 4).cos()
+    model, x = net(4, stacked=stacked), torch.arange(8.0).view(2, 4).cos()
     expected = func.grad(loss)(model, x)
     with alone(names=("dp",)) as mesh:
-        placed = tree.map(lambda leaf: spread(leaf, mesh, Shard(0)), model)
+        placed = tree.map(lambda leaf: spread(leaf, mesh, Shard(leaf.ndim - 2)), model)
         leaves, structure = flatten_module(placed)
-        structure = notes.gathering(structure, tuple((f"blocks.{k}", "dp") for k in range(3)))
+        parts = ["blocks.block"] if stacked else [f"blocks.{k}" for k in range(3)]
+        structure = notes.gathering(structure, tuple((path, "dp") for path in parts))
         part = unflatten_module(structure, leaves)
         backend: Any = aot_autograd(fw_compiler=compiler)
         grads = parallax.compile(func.grad(loss), backend=backend)(part, spread(x, mesh, Shard(0)))

@@ -151,6 +151,11 @@ def _measure(rank: int, folder: str) -> None:
         assert counted(partial(how, parts, x, y)) == {
             "all_gather_into_tensor": 4, "reduce_scatter_tensor": 2, "all_reduce": 2,
         }  # fmt: skip
+    stacked = Transformer(stacked=True).initialize(0)
+    expected = func.grad(loss)(stacked, *batch())
+    blocks = dist.Plan(mesh, dp=dist.fsdp("blocks")).apply(stacked)
+    check(func.grad(loss)(blocks, x, y), expected, blocks)
+    assert counted(partial(func.grad(loss), blocks, x, y))["all_gather_into_tensor"] == 4
     _check_training(mesh, model, {"fsdp": parts, "replicate": copies}, (x, y))
 
 
