@@ -118,11 +118,10 @@ def test_a_tree_is_put_together_again() -> None:
     model = net()
     with ranks(2, 2, names=("dp", "tp")) as mesh:
         plan = dist.Plan(mesh, **RULES)
-        for rank in (None, 0):
-            found: Any = plan.gather(plan.apply(model), *([] if rank is None else [rank]))
-            for one, leaf in zip(tree.leaves(found), tree.leaves(model), strict=True):
-                assert not isinstance(one, DTensor)
-                assert torch.equal(whole(one), leaf)
+        found: Any = plan.gather(plan.apply(model))
+        for one, leaf in zip(tree.leaves(found), tree.leaves(model), strict=True):
+            assert not isinstance(one, DTensor)
+            assert torch.equal(whole(one), leaf)
 
 
 # -- what is refused ------------------------------------------------------------------------------
