@@ -28,9 +28,10 @@ from torch._dynamo.variables.lists import TupleVariable
 from torch._ops import HigherOrderOperator
 
 from parallax._compat import in_trace
+from parallax._compat.drawing import draws
 from parallax._compat.flow_branches import Cond, While
 from parallax._compat.flow_programs import Program, Scan, called
-from parallax._compat.flow_recompute import draws, recompute_of, signature
+from parallax._compat.flow_recompute import recompute_of, signature
 from parallax._compat.levels import relevel
 
 __all__ = ["Traced", "cond", "recompute", "scan", "while_loop"]

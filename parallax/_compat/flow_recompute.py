@@ -8,12 +8,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from parallax._compat.flow_programs import (
     Function,
@@ -25,7 +23,7 @@ from parallax._compat.flow_programs import (
 )  # fmt: skip
 from parallax._compat.repeat_operator import NamedProgram
 
-__all__ = ["draws", "recompute_of", "signature"]
+__all__ = ["recompute_of", "signature"]
 
 _count = itertools.count()
 
@@ -102,28 +100,3 @@ def signature(graph: Graph) -> str | None:
 
 def _described(x: Tensor) -> str:
     return f"{type(x).__name__} {x.dtype} {x.device} {tuple(x.shape)} {x.stride()}"
-
-
-class _Draws(TorchDispatchMode):
-    """Notes whether an operator draws from torch's random state."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # it is torch's
-        self.found: bool = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found = self.found or torch.Tag.nondeterministic_seeded in func.tags
-        return func(*args, **(kwargs or {}))
-
-
-def draws(body: Any, examples: Sequence[Any]) -> bool:
-    """Whether a traced body draws from torch's random state, which a second call would not repeat.
-
-    Args:
-        body: a graph.
-        examples: stand-ins for what it takes.
-    """
-    mode = _Draws()
-    with mode:
-        body(*examples)
-    return mode.found

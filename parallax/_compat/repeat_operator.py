@@ -31,6 +31,7 @@ from torch._ops import HigherOrderOperator
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from parallax._compat import functorch, in_trace, shards
+from parallax._compat.drawing import draws
 from parallax._compat.levels import relevel
 
 __all__ = ["NamedProgram", "repeat"]
@@ -74,7 +75,10 @@ class _Variable(variables.BaseHOPVariable):
         relevel(module.graph)
         module.recompile()
         constants = {name: value.as_proxy() for name, value in kwargs.items()}
-        if not _are_alike(args[1], body):
+        with tx.fake_mode:
+            drawn = draws(module, [x.node.meta["example_value"] for x in proxies[1:]])
+        # Drawn again for a derivative, the numbers would be others.
+        if drawn or not _are_alike(args[1], body):
             return self._unrolled(tx, args, constants["members"], constants["times"])
         return variables._call_function_with_auto_output_flattening(
             tx, self.value, proxies, constants, example, body, outputs

@@ -340,6 +340,28 @@ def test_a_compiled_training_step_has_the_eager_steps_keys() -> None:
     torch.testing.assert_close(tree.leaves(found), tree.leaves(expected))
 
 
+class Noise(Module):
+    """Draws from torch's own generator."""
+
+    weight: Parameter
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.nn.functional.dropout(self.weight * x, 0.5)
+
+
+def test_the_graph_of_a_block_that_draws_is_not_computed_again(fresh_dynamo: None) -> None:
+    """The gradient of ``mask * weight * x`` tells the mask, and the value does."""
+
+    def noisy(stack: Any, x: Tensor) -> Any:
+        y = stack(x)
+        return y.sum(), y
+
+    step: Any = parallax.compile(func.grad(noisy, has_aux=True), backend="aot_eager")
+    weight = torch.full((1, 200), 3.0)
+    grads, y = step(nn.Stack.of([Noise(weight[0])]), torch.ones(200))
+    torch.testing.assert_close(grads.block.weight * weight, y[None])
+
+
 def test_the_graph_of_a_block_is_there_once_whatever_the_depth() -> None:
     """The number of operators that a backend compiles does not depend on the number of blocks."""
 
