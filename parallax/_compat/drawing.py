@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from parallax._compat import shards
+from parallax._compat import functorch, shards
 
 __all__ = ["draws"]
 
@@ -33,7 +33,8 @@ def draws(body: Any, examples: Sequence[Any]) -> bool:
         body: a graph.
         examples: stand-ins for what it takes.
     """
-    if shards.any_distributed([x for x in examples if isinstance(x, Tensor)]):
+    tensors = [x for x in examples if isinstance(x, Tensor)]
+    if shards.any_distributed(map(functorch.innermost, tensors)):
         return False  # such are not computed again
     mode = _Draws()
     with mode:

@@ -13,6 +13,7 @@ from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from parallax._compat import shards
 from parallax._compat.flow_programs import (
     Function,
     called,
@@ -39,6 +40,8 @@ class Recompute(NamedTuple):
         return self.program.fn(*operands)
 
     def emit(self, operands: Sequence[Any]) -> Sequence[Tensor]:
+        if shards.any_distributed(operands):  # torch has no rule for them in a call of a graph
+            return self.run(operands)
         fn: Any = self.program.fn
         given = unaliased(operands)
         return invoke_subgraph(fn, self.program.name_for(given), *given)  # type: ignore[no-any-return]  # it is torch's
