@@ -3,89 +3,144 @@
 from __future__ import annotations
 
 import os
-import pickle
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from parallax._compat import shards
-from parallax.bridge.states import loaded, names_of, state_dict
-from parallax.core.arguments import check_flags, check_module
+from parallax._compat import directories, shards
+from parallax.bridge.states import names_of
+from parallax.core.arguments import check_flags
+from parallax.core.fields import Lazy
+from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
-from parallax.io.header import dump_header, load_header, nodes_of
-from parallax.io.parts import placed, require_complete
+from parallax.io import background
+from parallax.io.directory import saved_tensors, unreadable
+from parallax.io.header import below, dump_header, load_header
+from parallax.io.parts import (
+    Part,
+    filled,
+    named_tensors,
+    nodes_of_tree,
+    require_complete,
+    take_apart,
+)
 from parallax.io.reading import check_path
 from parallax.io.resuming import as_saved
 
 __all__ = ["load_distributed", "save_distributed"]
 
-M = TypeVar("M")
+T = TypeVar("T")
 
 # Among the tensors, as bytes; no field is called so. An entry that is not a tensor, torch would
 # unpickle, which could run any code.
 _HEADER = "parallax header"
 
 
-def save_distributed(module: Any, path: str | os.PathLike[str]) -> None:
-    """Saves the leaves of a module with ``torch.distributed.checkpoint``.
+@overload
+def save_distributed(
+    module: Any, path: str | os.PathLike[str], *, blocking: Literal[True] = True
+) -> None: ...
+@overload
+def save_distributed(
+    module: Any, path: str | os.PathLike[str], *, blocking: Literal[False]
+) -> Future[None]: ...
+@overload
+def save_distributed(
+    module: Any, path: str | os.PathLike[str], *, blocking: bool
+) -> Future[None] | None: ...
+def save_distributed(
+    module: Any, path: str | os.PathLike[str], *, blocking: bool = True
+) -> Future[None] | None:
+    """Saves a module or tree with ``torch.distributed.checkpoint``.
 
     Every process of the default group calls it; without one, this process alone. Of a distributed
     leaf (``DTensor``) each process writes its part. If the directory holds a checkpoint already,
     the new data are written beside the old, and one rename switches to them: at any moment the
     directory holds the old checkpoint or the new one.
 
+    A checkpoint may be any tree: a dict of a model, the state of an optimizer, a key and a number.
+
     Args:
-        module: the module; its structure is not saved, only a description of it.
+        module: a module, or dicts, lists and tuples of modules, tensors, numbers and strings; its
+            structure is not saved, only a description of it. Numbers and strings are those of the
+            first process.
         path: the directory, which all processes see.
+        blocking: whether to wait until it is written. Otherwise the tensors are copied to the CPU,
+            and written while the program goes on; one checkpoint after the other.
+
+    Returns:
+        ``None``; or, if not ``blocking``, a future whose ``result()`` waits and raises what went
+        wrong. The program does not end before it is written.
 
     Raises:
         NotADirectoryError: if the path is a file.
         OSError: if a file cannot be written; the checkpoint before is intact.
-        TypeError: if it is not a module, or a leaf is sparse.
+        TypeError: if it holds anything else, or a leaf is sparse.
         UninitializedError: if a leaf has no value yet.
+        ValueError: if two leaves would have one name.
 
     Example:
         >>> import tempfile
         >>> from parallax import io, nn
         >>> model = nn.Linear(2, 1).initialize(0)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     io.save_distributed(model, f"{folder}/step_100")  # in every process
-        ...     again = io.load_distributed(f"{folder}/step_100", like=model)
+        ...     saving = io.save_distributed(  # in every process
+        ...         {"model": model, "step": 3}, f"{folder}/checkpoint", blocking=False
+        ...     )
+        ...     saving.result()  # when it must be there
+        ...     again = io.load_distributed(
+        ...         f"{folder}/checkpoint", like={"model": model, "step": 0}
+        ...     )
+        >>> again["step"]
+        3
     """
+    from parallax.io.switching import SwitchingWriter
+
     check_path(path)
+    check_flags("io.save_distributed", blocking=blocking)
     if Path(path).is_file():
         raise NotADirectoryError(f"{os.fspath(path)} is a file; name a directory")
-    check_module("io.save_distributed", module)
-    tensors = state_dict(module)
+    tensors = _tensors(module)
+    writer = SwitchingWriter(Path(path))
+    if blocking:
+        background.finished()
+        _write(Path(path), tensors, writer)
+        return None
+    copies, group = background.copied(tensors), background.group()
+    return background.start(lambda: _write(Path(path), copies, writer, group))
+
+
+def _tensors(module: Any) -> dict[str, Tensor]:
+    """What a directory holds of a tree: its tensors by name, and the header."""
+    parts, _ = take_apart(module, "save_distributed()")
+    tensors, constants = named_tensors(parts)
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided:
             raise TypeError(
                 f"save_distributed: {name} has the layout {tensor.layout}, which torch cannot "
                 f"write in pieces. Save it in one file: io.save(module, 'name.pt')"
             )
-    header = dump_header(nodes_of(flatten_module(module)[1]), None).encode()
+    header = dump_header(nodes_of_tree(parts), None, constants).encode()
     tensors[_HEADER] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
-    _write(Path(path), tensors)
+    return tensors
 
 
-def load_distributed(path: str | os.PathLike[str], *, like: M, cast: bool = False) -> M:
-    """Loads what ``save_distributed`` saved into a module of the structure of ``like``.
+def load_distributed(path: str | os.PathLike[str], *, like: T, cast: bool = False) -> T:
+    """Loads what ``save_distributed`` saved into a module or tree of the structure of ``like``.
 
     Args:
         path: the directory.
-        like: a module of the structure, which stays as it is; leaves may be on the meta device.
-            Where its leaves are distributed (``DTensor``), so are those of the result, each process
-            reading its part, however many wrote the checkpoint.
+        like: a module or tree of the structure, which stays as it is; leaves may be on the meta
+            device. Where its leaves are distributed (``DTensor``), so are those of the result, each
+            process reading its part, however many wrote the checkpoint.
         cast: convert values to the dtype of the leaf; otherwise another dtype is an error.
 
     Returns:
-        The module.
+        The module or tree.
 
     Raises:
         FileNotFoundError: if the directory holds no checkpoint.
@@ -107,41 +162,32 @@ def load_distributed(path: str | os.PathLike[str], *, like: M, cast: bool = Fals
     """
     check_path(path)
     check_flags("io.load_distributed", cast=cast)
-    check_module("io.load_distributed", like, "like")
-    saved = _saved_tensors(Path(path))
-    header: dict[str, Any] = {}
+    parts, spec = take_apart(like, "load_distributed(like=)")
+    background.finished()
+    saved = saved_tensors(Path(path))
+    header: dict[str, Any] = {"metadata": {}}
     if _HEADER in saved:
         text = {_HEADER: torch.empty_like(saved.pop(_HEADER), device="cpu")}
         _read(path, text)
         header = _header(bytes(text[_HEADER].tolist()), path)
-    like = as_saved(like, header, saved)
-    targets = _targets(like)
+    targets = _targets(parts, header, saved)
     _check(saved, targets, cast, path)
     _read(path, targets)
-    module = loaded(like, targets, True, True, placed)
-    require_complete(module, path)
-    return module
+    try:
+        made = filled(parts, header, targets, True, cast)
+    except RuntimeError as error:
+        raise RuntimeError(f"{os.fspath(path)}: {error}") from None
+    for value in made:
+        require_complete(value, path)
+    return made[0] if spec is None else spec.unflatten(made)  # type: ignore[no-any-return]  # as like
 
 
-@contextmanager
-def _as_one_process() -> Iterator[bool]:
-    """Whether this is the only process; torch's warning about that is silenced inside."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
-        yield not (dist.is_available() and dist.is_initialized())
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+def _write(path: Path, tensors: dict[str, Tensor], writer: Any, group: Any = None) -> None:
     """Writes tensors, all processes together."""
-    from torch.distributed.checkpoint import state_dict_saver
     from torch.distributed.checkpoint.api import CheckpointException
 
-    from parallax.io.switching import SwitchingWriter
-
-    writer = SwitchingWriter(path)
     try:
-        with _as_one_process() as alone:
-            state_dict_saver.save(tensors, storage_writer=writer, no_dist=alone)
+        directories.write(tensors, writer, group)
     except CheckpointException as error:
         writer.discard()
         cause = next(failure for failure, _ in error.failures.values())
@@ -152,90 +198,47 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def _read(path: str | os.PathLike[str], targets: dict[str, Tensor]) -> None:
     """Reads into tensors, all processes together."""
-    from torch.distributed.checkpoint import state_dict_loader
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
-        with _as_one_process() as alone:
-            state_dict_loader.load(targets, checkpoint_id=os.fspath(path), no_dist=alone)
+        directories.read(os.fspath(path), targets)
     except CheckpointException as error:
         cause = next(failure for failure, _ in error.failures.values())
-        raise _unreadable(
+        raise unreadable(
             path, cause if isinstance(cause, OSError) else type(cause).__name__
         ) from error
-
-
-def _unreadable(path: str | os.PathLike[str], why: Any) -> ValueError:
-    return ValueError(f"{os.fspath(path)} is truncated or no checkpoint: {why}. Nothing was loaded")
 
 
 def _header(text: bytes, path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return load_header(text.decode())
     except ValueError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
-# -- what a directory holds -----------------------------------------------------------------------
+# -- into a tree ----------------------------------------------------------------------------------
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads the directory's metadata, which torch pickles, and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module in _MODULES and "." not in name) or (module, name) in _ALLOWED:
-            found = super().find_class(module, name)
-            if (module, name) in _ALLOWED or isinstance(found, type):
-                return found
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        raise pickle.UnpicklingError(f"it holds {module}.{name}, which could run any code")
-
-
-_MODULES = ("torch.distributed.checkpoint.metadata", "pathlib", "pathlib._local")
-_ALLOWED = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-}
-
-
-def _saved_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, on the meta device."""
-    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-
-    source = path / ".metadata"
-    if not source.is_file():
-        raise FileNotFoundError(f"{path} holds no distributed checkpoint")
-    try:
-        with source.open("rb") as file:
-            metadata = _Unpickler(file).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(metadata, Metadata):
-        raise _unreadable(path, f"its metadata is {type(metadata).__name__}")
-    found = {}
-    for name, entry in metadata.state_dict_metadata.items():
-        if not isinstance(entry, TensorStorageMetadata):
-            raise ValueError(
-                f"{path} holds {name!r}, which is not a tensor: unpickling it could run any code. "
-                f"Save tensors alone"
-            )
-        found[name] = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
-    return found
-
-
-def _targets(like: Any) -> dict[str, Tensor]:
-    """Fresh tensors to read into, for a checkpoint is loaded in place."""
-    leaves, structure = flatten_module(like)
-    fresh: dict[int, Tensor] = {}
+def _targets(
+    parts: list[Part], header: dict[str, Any], saved: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Fresh tensors to read into, for a checkpoint is loaded in place; ties stay ties."""
     targets = {}
-    for name, k in names_of(structure):
-        leaf = leaves[k]
-        if leaf is not None:
-            if k not in fresh:
-                fresh[k] = _fresh(leaf)
-            targets[name] = fresh[k]
+    for part in parts:
+        if not is_module(part.value):
+            if isinstance(part.value, Tensor | Lazy):
+                targets[part.path] = _fresh(part.value)
+            continue
+        begin = part.start
+        mine = {n.removeprefix(begin): t for n, t in saved.items() if n.startswith(begin)}
+        leaves, structure = flatten_module(as_saved(part.value, below(header, part.path), mine))
+        fresh: dict[int, Tensor] = {}
+        for name, k in names_of(structure):
+            leaf = leaves[k]
+            if leaf is not None:
+                if k not in fresh:
+                    fresh[k] = _fresh(leaf)
+                targets[begin + name] = fresh[k]
     return targets
 
 

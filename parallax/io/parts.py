@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import optree
@@ -20,7 +20,10 @@ from parallax.io.header import Node, below, nodes_of
 from parallax.io.resuming import as_saved
 from parallax.tree.outside import adopt
 
-__all__ = ["Part", "filled", "nodes_of_tree", "placed", "require_complete", "take_apart", "tensors"]
+__all__ = [
+    "Part", "filled", "named_tensors", "nodes_of_tree", "placed", "require_complete", "take_apart",
+    "tensors",
+]  # fmt: skip
 
 _CONSTANTS = (bool, int, float, complex, str, type(None))
 
@@ -113,12 +116,28 @@ def tensors(parts: list[Part]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         TypeError: if a tensor is distributed over processes.
         UninitializedError: if a leaf has no value yet.
     """
+    found, constants = named_tensors(parts, _once)
+    return {name: _compact(name, tensor) for name, tensor in found.items()}, constants
+
+
+def named_tensors(
+    parts: list[Part], of_module: Callable[[Any], dict[str, Tensor]] = state_dict
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a tree by name, and its constants by path as JSON has them.
+
+    Args:
+        parts: those of the tree.
+        of_module: the tensors of a module by name.
+
+    Raises:
+        UninitializedError: if a leaf has no value yet.
+    """
     found: dict[str, Tensor] = {}
-    constants = {}
+    constants: dict[str, Any] = {}
     for part in parts:
         path, value = part
         if is_module(value):
-            found |= {part.start + name: tensor for name, tensor in _once(value).items()}
+            found |= {part.start + name: tensor for name, tensor in of_module(value).items()}
         elif isinstance(value, Lazy):
             raise UninitializedError(f"{path} is not initialized, so there is nothing to save")
         elif isinstance(value, Tensor):
@@ -127,7 +146,7 @@ def tensors(parts: list[Part]) -> tuple[dict[str, Tensor], dict[str, Any]]:
             constants[path] = [value.real, value.imag]
         else:
             constants[path] = value
-    return {name: _compact(name, tensor) for name, tensor in found.items()}, constants
+    return found, constants
 
 
 def _once(module: Any) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from torch import nn
 from torch.distributed import checkpoint
 
-from parallax import bridge, io, tree
+from parallax import bridge, io, optim, random, tree
+from parallax import nn as layers
+from parallax.io import background
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
 
@@ -101,5 +104,83 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is a file; name a directory"):
         io.save_distributed(module(), tmp_path / "file")
-    with pytest.raises(TypeError, match=r"expected a parallax.Module"):
+    with pytest.raises(TypeError, match=r"takes a parallax.Module, got Linear. Lift"):
         io.load_distributed(tmp_path / "it", like=nn.Linear(1, 1))
+
+
+# -- any tree, and in the background --------------------------------------------------------------
+
+
+def test_any_tree(tmp_path: Path) -> None:
+    model = layers.MLP([2, 3, 1]).initialize(0)
+    state = optim.AdamW(lr=0.1).init(model)
+    model, state = optim.AdamW(lr=0.1).step(model, model, state)
+    held = {
+        "model": model,
+        "state": state,
+        "step": 3,
+        "key": random.key(5),
+        "parts": [torch.ones(2)],
+    }
+    io.save_distributed(held, tmp_path)
+    fresh = layers.MLP([2, 3, 1]).initialize(1)
+    like: Any = {
+        "model": fresh, "state": optim.AdamW(lr=0.1).init(fresh), "step": 0, "key": random.key(0),
+        "parts": [torch.zeros(2)],
+    }  # fmt: skip
+    found = io.load_distributed(tmp_path, like=like)
+    assert found["step"] == 3 and like["step"] == 0
+    assert tree.equal(found, held)
+    with pytest.raises(RuntimeError, match=r"Missing key.*more(.|\n)*Unexpected key.*parts.0"):
+        io.load_distributed(tmp_path, like={**held, "parts": [], "more": torch.ones(1)})
+    with pytest.raises(ValueError, match="step is 3 in the checkpoint, where this tree has a str"):
+        io.load_distributed(tmp_path, like={**held, "step": "0"})
+    with pytest.raises(TypeError, match=r"got .*function.* at 'act'"):
+        io.save_distributed({**held, "act": torch.relu}, tmp_path)
+
+
+def test_what_is_saved_in_the_background_is_what_was_there(tmp_path: Path) -> None:
+    leaf = torch.arange(4.0)
+    waiting = threading.Event()
+
+    def write() -> None:  # a checkpoint that takes long
+        waiting.wait(30)
+
+    background.start(write)
+    saving = io.save_distributed({"leaf": leaf, "step": 1}, tmp_path / "one", blocking=False)
+    leaf.zero_()  # as a step that was given the memory does
+    later = io.save_distributed({"leaf": leaf, "step": 2}, tmp_path / "one", blocking=False)
+    other = io.save_distributed({"leaf": leaf + 5, "step": 3}, tmp_path / "two", blocking=False)
+    assert not saving.done() and not (tmp_path / "one").exists()
+    waiting.set()
+    like: Any = {"leaf": torch.empty(4), "step": 0}
+    # What is read, is read when all of it is written.
+    assert tree.equal(
+        io.load_distributed(tmp_path / "two", like=like), {"leaf": leaf + 5, "step": 3}
+    )
+    assert saving.done() and later.done() and other.done()
+    assert tree.equal(io.load_distributed(tmp_path / "one", like=like), {"leaf": leaf, "step": 2})
+    first = io.save_distributed({"leaf": torch.arange(4.0), "step": 1}, tmp_path, blocking=False)
+    assert first.result() is None
+    assert io.load_distributed(tmp_path, like=like)["leaf"].tolist() == [0, 1, 2, 3]
+
+
+def test_what_goes_wrong_in_the_background_is_told_and_harms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    io.save_distributed(module(), tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        saving = io.save_distributed(module(), tmp_path, blocking=False)
+        with pytest.raises(OSError, match=r"could not be written: .*No space.*before is intact"):
+            saving.result()
+    assert sorted(tmp_path.rglob("*")) == before
+    again = io.save_distributed(module(), tmp_path, blocking=False)
+    assert again.result() is None
+    with pytest.raises(TypeError, match=r"save_distributed\(blocking=\): expected a bool"):
+        io.save_distributed(module(), tmp_path, blocking="no")  # type: ignore[call-overload]  # tested
