@@ -202,10 +202,11 @@ class _Gather(torch.autograd.Function):
         return tuple(found)
 
     @staticmethod
-    def vmap(info: Any, dims: Any, bucket: Bucket, after: Any, *leaves: Tensor) -> Any:
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        bucket, after, *leaves = args
         return _member_by_member(
             info.batch_size,
-            dims[2:],
+            in_dims[2:],
             leaves,
             lambda row: _Gather.apply(bucket, after, *row),  # type: ignore[no-untyped-call]  # it is torch's
         )
@@ -227,10 +228,11 @@ class _Cut(torch.autograd.Function):
         return None, *_Gather.apply(ctx.bucket, None, *cotangents)  # type: ignore[no-untyped-call]  # it is torch's
 
     @staticmethod
-    def vmap(info: Any, dims: Any, bucket: Bucket, *grads: Tensor) -> Any:
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        bucket, *grads = args
         return _member_by_member(
             info.batch_size,
-            dims[1:],
+            in_dims[1:],
             grads,
             lambda row: _Cut.apply(bucket, *row),  # type: ignore[no-untyped-call]  # it is torch's
         )

@@ -129,6 +129,21 @@ def test_second_derivatives_frozen_and_unused_leaves() -> None:
             assert torch.equal(whole(found.unused), expected.unused)
 
 
+@pytest.mark.parametrize("rows", [Replicate(), Shard(0)], ids=str)
+def test_per_sample_gradients_of_a_part_that_is_gathered(rows: Any) -> None:
+    def size(model: Any, x: Tensor) -> Tensor:
+        return model(x).square().mean()  # type: ignore[no-any-return]  # a Tensor
+
+    model, x = scales(), torch.arange(64.0).view(4, 2, 8).cos()
+    each = func.vmap(func.grad(size), in_dims=(None, 0))
+    expected = each(model, x)
+    with ranks(2, names=("dp",)) as mesh:
+        part = dist.Plan(mesh, dp=dist.fsdp("*")).apply(model)
+        found = each(part, spread(x, mesh, rows))
+        torch.testing.assert_close(whole(found.by), expected.by)
+        assert found.by.placements == (Shard(1),)
+
+
 # -- communication --------------------------------------------------------------------------------
 
 
