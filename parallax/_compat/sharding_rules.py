@@ -47,10 +47,11 @@ def _tell(kind: Any) -> None:
     handlers = kind._op_dispatcher._custom_op_handlers
     for loss in _LOSSES:
         handlers.setdefault(loss, _decomposed)
-    register_sharding(_aten._scaled_dot_product_flash_attention_for_cpu.default)(_attention)
-    register_sharding(_aten._scaled_dot_product_flash_attention_for_cpu_backward.default)(
-        _attention_backward
-    )
+    propagator = kind._op_dispatcher.sharding_propagator
+    for op, rule in _ATTENTION.items():
+        register_sharding(op)(rule)
+        # What is found for some arguments is kept: it depends on the mask as well.
+        propagator.op_to_schema_info[op].static_kwargkey = ["attn_mask"]
 
 
 def _decomposed(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -93,3 +94,9 @@ def _by_batch_or_head(results: int, tensors: int, given: Sequence[Any], mask: An
 
 def _is_for_all(mask: Any, dim: int) -> bool:
     return dim < 0 or mask.shape[dim] == 1
+
+
+_ATTENTION: dict[Any, Any] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _attention_backward,
+}
