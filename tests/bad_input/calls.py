@@ -242,6 +242,13 @@ def _func() -> Iterator[Subject]:
         {"func": "function", "args": "anything"},
     )
     yield Subject(
+        "func.checkpoint",
+        func.checkpoint,
+        lambda: {"func": _loss},
+        {"func": "function", "policy": "function?"},
+        lambda made: made(net()),
+    )
+    yield Subject(
         "func.per_sample_grad",
         func.per_sample_grad,
         lambda: {"func": lambda m, x: m(x), "in_dims": (None, 0)},

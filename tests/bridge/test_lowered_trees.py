@@ -87,7 +87,8 @@ def test_a_hook_below_a_layer_that_is_computed_is_refused() -> None:
 
 def test_hooks_that_a_lifted_part_had_run_and_so_do_new_ones() -> None:
     source = torch_nn.Linear(4, 4)
-    source.register_forward_hook(lambda m, args, out: out * 2)
+    hook: Any = lambda m, args, out: out * 2  # noqa: E731  # short
+    source.register_forward_hook(hook)
     model: Any = bridge.lower(nn.Sequential(bridge.lift(source)).eval())
     assert torch.equal(model(X), source(X))
     model[0].register_forward_hook(lambda m, args, out: out + 1)
