@@ -619,7 +619,8 @@ def _bridge_and_io() -> Iterator[Subject]:
         "save_distributed": lambda: {"module": net(), "path": f"{folder().name}/new"},
     }
     for name, given in files.items():
-        own = {"module": "numbers"} if name == "save" else {}  # any tree, a tensor alone as well
+        # Any tree is saved, a tensor alone as well.
+        own = {"module": "numbers"} if name.startswith("save") else {}
         yield Subject(f"io.{name}", getattr(io, name), given, {**kinds, **own})
     for name in ("deterministic", "nans", "pure"):
         yield Subject(
