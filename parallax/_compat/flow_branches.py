@@ -29,10 +29,17 @@ __all__ = ["Cond", "While"]
 
 
 class Cond(NamedTuple):
-    """One of two functions; operands are what decides, and what both take."""
+    """One of two functions; operands are what decides, and what both take.
+
+    Attributes:
+        true: the first.
+        false: the second.
+        drawn: whether one of them draws from torch's random state.
+    """
 
     true: Function
     false: Function
+    drawn: bool = False
 
     saved: int = 0
 
@@ -56,6 +63,12 @@ class Cond(NamedTuple):
     ) -> Sequence[Tensor]:  # fmt: skip
         """The derivative of the branch that was taken."""
         del saved
+        if self.drawn:  # it would be called again, and draw other numbers
+            raise RuntimeError(
+                "func.cond: a branch draws from torch's own random state, and compiled code has no "
+                "reverse-mode derivative of that. Draw with a key that is among the operands, such "
+                "as random.normal(key, shape) or random.dropout_mask(key, shape, p)"
+            )
         pred, *given = operands
         results = [k for k, cotangent in enumerate(cotangents) if cotangent is not None]
         places = [k - 1 for k in wanted]
@@ -76,7 +89,7 @@ class Cond(NamedTuple):
         true, false = [mapped(f, dims[1:], info) for f in (self.true, self.false)]
         pred, *given = operands
         if dims[0] is None:
-            found: Sequence[Tensor] = called(Cond(true, false), [pred, *given])
+            found: Sequence[Tensor] = called(Cond(true, false, self.drawn), [pred, *given])
         else:
             select = mapped(lambda *xs: [torch.where(xs[0], xs[1], xs[2])], (dims[0], 0, 0), info)
             pairs = zip(true(*given), false(*given), strict=True)

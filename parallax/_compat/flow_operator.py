@@ -63,9 +63,9 @@ def _size(body: Any) -> int:
     return sum([len(graph.nodes) for graph in graphs])
 
 
-def _cond(bodies: Any, places: Any) -> Program:
+def _cond(bodies: Any, places: Any, drawn: bool) -> Program:
     true, false = [_only(own, body) for own, body in zip(places, bodies, strict=True)]
-    return Cond(true, false)
+    return Cond(true, false, drawn)
 
 
 def _while(bodies: Any, places: Any, carried: int) -> Program:
@@ -101,6 +101,12 @@ class Traced(variables.BaseHOPVariable):
         module.recompile()
         return proxies[0], said, list(proxies[1 + len(given) :]), nodes
 
+    def _draws(self, tx: Any, body: Any, operands: Sequence[Any]) -> bool:
+        """Whether the graph of a body draws from torch's random state."""
+        with tx.fake_mode:
+            examples = [x.node.meta["example_value"] for x in operands]
+            return draws(tx.output.nn_modules[body.node.target], examples)
+
     def _called(
         self, tx: Any, operands: Any, examples: Any, said: Any, constants: dict[str, Any]
     ) -> Any:
@@ -121,13 +127,16 @@ class _ScanVariable(Traced):
             if "side effect" not in str(error):
                 raise
             return self._unrolled(tx, args[0], given[:carried], stacks)
+        operands = [body, *[x.as_proxy() for x in [*given[:carried], *stacks]], *lifted]
+        # A derivative computes a step again, and would draw other numbers.
+        if self._draws(tx, body, [*[x.as_proxy() for x in given], *lifted]):
+            return self._unrolled(tx, args[0], given[:carried], stacks)
         examples = [node.meta["example_value"] for node in nodes]
         length = stacks[0].as_proxy().node.meta["example_value"].shape[0]
         with tx.fake_mode:
             examples[carried:] = [
                 x.unsqueeze(0).expand(length, *x.shape).clone() for x in examples[carried:]
             ]
-        operands = [body, *[x.as_proxy() for x in [*given[:carried], *stacks]], *lifted]
         return self._called(tx, operands, examples, [said], {"bodies": 1, **constants})
 
     def _unrolled(self, tx: Any, body: Any, carry: Any, stacks: Any) -> Any:
@@ -156,7 +165,8 @@ class _CondVariable(Traced):
         operands, places = _together([], [lifted for _, _, lifted, _ in traced])
         examples = [node.meta["example_value"] for node in traced[0][3]]
         bodies = [body for body, _, _, _ in traced]
-        constants = {"bodies": 2, "places": places}
+        drawn = any([self._draws(tx, body, lifted) for body, _, lifted, _ in traced])
+        constants = {"bodies": 2, "places": places, "drawn": drawn}
         said = [said for _, said, _, _ in traced]
         return self._called(tx, [*bodies, pred.as_proxy(), *operands], examples, said, constants)
 
@@ -183,12 +193,10 @@ class _RecomputeVariable(Traced):
                 raise
             return self._inlined(tx, body, given)
         operands = [*[x.as_proxy() for x in given], *lifted]
-        module = tx.output.nn_modules[graph.node.target]
-        with tx.fake_mode:
-            if draws(module, [x.node.meta["example_value"] for x in operands]):
-                return self._inlined(tx, body, given)
+        if self._draws(tx, graph, operands):
+            return self._inlined(tx, body, given)
         examples = [node.meta["example_value"] for node in nodes]
-        body = self._shared(tx, graph, module)
+        body = self._shared(tx, graph, tx.output.nn_modules[graph.node.target])
         return self._called(tx, [body, *operands], examples, [said], {"bodies": 1})
 
     def _shared(self, tx: Any, graph: Any, module: Any) -> Any:

@@ -30,7 +30,8 @@ def cond(
     ``pred`` is a Python bool, it is an ``if``. In compiled code both functions are traced, and the
     one is run that ``pred`` says; they return one structure, with the same shapes and dtypes.
     Where ``pred`` differs between the members of a ``vmap`` both are run, and of each tensor the
-    right one is taken.
+    right one is taken. A compiled branch that draws from torch's own random state has no derivative
+    in reverse mode; with keys it has one.
 
     Args:
         pred: a bool, or a tensor of one bool.

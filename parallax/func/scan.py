@@ -31,8 +31,8 @@ def scan(
     As torch's ``scan`` (and ``jax.lax.scan``), with modules and any tree for carry, rows and
     results. In eager code it is a plain loop. In compiled code the step is traced and compiled
     once, whatever the length: a gradient keeps the carry of each step and computes the step once
-    more, as a checkpoint does. Where a module collects its effects, compiled code is the loop
-    unrolled.
+    more, as a checkpoint does. Where a module collects its effects, or the step draws from torch's
+    own random state, compiled code is the loop unrolled.
 
     A key from outside gives its numbers once. For new ones in each step, loop over keys:
     ``xs=(data, random.split(key, n))``; a module among ``xs`` may hold a stack of keys.

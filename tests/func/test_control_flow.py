@@ -422,3 +422,15 @@ def test_compiled_branches_have_no_effects() -> None:
         parallax.compile(lambda s, p: effects.collect(run)(s, p), backend="eager")(
             Seen(torch.tensor(0)), YES
         )
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_branches_that_torch_draws_in_have_no_derivative() -> None:
+    def run(w: Tensor) -> Any:
+        dropped = lambda w: torch.nn.functional.dropout(w.expand(16), 0.5).sum()  # noqa: E731  # short
+        return func.cond(w > 0, dropped, lambda w: 2 * w, (w,))
+
+    w = torch.tensor(3.0)
+    assert parallax.compile(run, backend="aot_eager")(w) > 0
+    with pytest.raises(Exception, match=r"a branch draws from torch's own .* Draw with a key"):
+        parallax.compile(lambda w: func.grad(run)(w), backend="aot_eager")(w)

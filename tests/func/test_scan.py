@@ -382,3 +382,23 @@ def test_what_is_refused_says_what_to_write(call: Any, error: Any, parts: tuple[
 def test_compiled_code_says_the_same() -> None:
     with pytest.raises(Exception, match="Keep the shape from the start"):
         torch.compile(lambda x: func.scan(lambda c, x: (x, None), H, x), backend="eager")(X)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_what_torch_draws_in_a_step_is_drawn_once_for_value_and_gradient() -> None:
+    def dropped(total: Tensor, x: Tensor) -> Tensor:
+        return total + torch.nn.functional.dropout(x, 0.5).sum()
+
+    def run(w: Tensor) -> tuple[Any, Any]:
+        def scanned(w: Tensor) -> Any:
+            return func.scan(lambda c, x: (dropped(c, x * w), None), 0 * w, torch.ones(3, 16))[0]
+
+        def counted(w: Tensor) -> Any:
+            return func.fori_loop(0, 3, lambda i, c: dropped(c, w.expand(16)), 0 * w)
+
+        return func.grad_and_value(scanned)(w), func.grad_and_value(counted)(w)
+
+    w = torch.tensor(3.0)
+    # Both are linear in the weight.
+    for slope, value in parallax.compile(run, backend="aot_eager")(w):
+        assert value > 0 and torch.equal(value, w * slope)
