@@ -133,3 +133,11 @@ def nodes_of(tensors: Sequence[Tensor]) -> set[Any]:
                 seen.add(below)
                 stack.append(below)
     return seen
+
+
+def connected(tensor: Tensor) -> bool:
+    """Whether autograd can start from a tensor.
+
+    A view of a leaf that was taken under ``no_grad`` says that it requires grad, and has no graph.
+    """
+    return tensor.grad_fn is not None or (tensor.requires_grad and tensor._base is None)

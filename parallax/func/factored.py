@@ -17,10 +17,10 @@ from torch import Tensor
 from parallax import random
 from parallax._compat import dynamo, functorch
 from parallax.core.graph import RUNNING
-from parallax.func.engines import Tape
 from parallax.func.moving import filled
 from parallax.func.outer import Outer, PerSample
 from parallax.func.summed import Chunk, Summed
+from parallax.func.tape import Tape
 from parallax.func.uses import Found, TogetherWatch, TracedWatch
 
 __all__ = ["InexactError", "WithoutRuleError", "factored"]

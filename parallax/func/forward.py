@@ -17,10 +17,11 @@ from parallax._compat import autograd, functorch
 from parallax.core.graph import RUNNING
 from parallax.func.arguments import called, check_flags, check_randomness
 from parallax.func.call import Call, call_at
-from parallax.func.engines import connected, on_tape, through
+from parallax.func.engines import on_tape
 from parallax.func.jacobians import along, jacobian
 from parallax.func.results import Result, Taking
 from parallax.func.signatures import A, Aux, P, R, Ts
+from parallax.func.transforms import through
 
 __all__ = ["jacfwd", "jvp", "linearize", "tangents_of"]
 
@@ -187,7 +188,7 @@ def _recorded(call: Call, what: str) -> Push:
         leaves = [value.detach().requires_grad_() for value in call.values]
         outs = Result(call.nested()[0].at(leaves), what).values
         cotangents = [torch.zeros_like(out).requires_grad_() for out in outs]
-        reached = [k for k, out in enumerate(outs) if connected(out)]
+        reached = [k for k, out in enumerate(outs) if autograd.connected(out)]
         ends, weights = [outs[k] for k in reached], [cotangents[k] for k in reached]
         try:
             slopes = autograd.backward(ends, weights, leaves, True, True) if ends else leaves

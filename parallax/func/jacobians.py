@@ -11,8 +11,8 @@ from torch import Tensor
 from parallax import random
 from parallax._compat import autograd, dynamo, functorch
 from parallax.func.call import Call
-from parallax.func.engines import applied, through
 from parallax.func.results import Result, Taking
+from parallax.func.transforms import applied, through
 
 __all__ = ["along", "forward_or_not", "jacobian", "jacobian_rows"]
 
@@ -91,7 +91,7 @@ def along(
 
     Args:
         make: makes the function to differentiate for so many transforms around it, and what takes
-            the tensors beside its result to what came beside; see ``engines.through``.
+            the tensors beside its result to what came beside; see ``transforms.through``.
         values: where to evaluate it.
         tangents: the direction.
         strict: whether a result that does not depend on the values is an error.

@@ -24,10 +24,11 @@ from parallax.func.arguments import (
     check_randomness,
 )  # fmt: skip
 from parallax.func.call import Argnums, picked
-from parallax.func.engines import SecondOrderError, on_tape
+from parallax.func.engines import on_tape
 from parallax.func.grad import grad
 from parallax.func.signatures import A, Aux, P
 from parallax.func.summed import Summed
+from parallax.func.tape import SecondOrderError
 from parallax.func.vmap import vmap
 
 __all__ = ["default_dims", "ensemble_grad", "many_gradients", "per_sample_grad"]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from parallax.func.call import Argnums, Call
-from parallax.func.engines import gradient_by_tape
 from parallax.func.grad import scalar_and_aux
 from parallax.func.moving import filled, path_of
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
+from parallax.func.tape import gradient_by_tape
 from parallax.func.vmap import Batch, run_flat
 
 __all__ = ["Chunk", "Summed"]
