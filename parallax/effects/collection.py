@@ -92,8 +92,10 @@ class Collection:
         self.emissions = emissions
         self.sown = sown
         self.watches = watches
-        self.enters = any([watch.enters for watch in watches])
-        self.surrounds = any([watch.surrounds for watch in watches])
+        self.enters = self.surrounds = False
+        if watches:
+            self.enters = any([watch.enters for watch in watches])
+            self.surrounds = any([watch.surrounds for watch in watches])
         self.outer = outer
         self.over = False
         self.level = 0

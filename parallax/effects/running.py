@@ -46,13 +46,10 @@ def run(
     The modules at ``watched``, from this one, are watched.
     """
     outer = module._rng
-    leaves, structure = flatten_module(module)
-    structure = notes.addressed(structure, root_of(module))
-    if watched:
-        structure = watch(structure, watched)
-    inner = unflatten_module(structure, leaves, Collecting(collection, source_of(outer)))
     try:
-        out = fn(inner, *args, **kwargs)
+        # Errors search the variables of this function for the path of a layer: the module under
+        # collection is none of them.
+        out = fn(_under(module, collection, watched), *args, **kwargs)
     finally:
         collection.over = True
     if isinstance(out, Tensor):
@@ -60,6 +57,15 @@ def run(
     if not dynamo.is_compiling():
         refuse_deferred(out, "effects")
     return freed(out, collection, outer)
+
+
+def _under(module: Any, collection: Collection, watched: tuple[str, ...]) -> Any:
+    """The module under collection, every module in it with its path."""
+    leaves, structure = flatten_module(module)
+    structure = notes.addressed(structure, root_of(module))
+    if watched:
+        structure = watch(structure, watched)
+    return unflatten_module(structure, leaves, Collecting(collection, source_of(module._rng)))
 
 
 def refuse_deferred(out: Any, by: str) -> None:
