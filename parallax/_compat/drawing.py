@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
+from torch.fx import GraphModule, Interpreter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parallax._compat import functorch, shards
@@ -26,6 +28,25 @@ class _Draws(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Run(Interpreter):
+    """A run of a graph on stand-ins, in which loops and branches are not run but looked into."""
+
+    def __init__(self, body: GraphModule) -> None:
+        super().__init__(body)
+        self.inner: list[GraphModule] = []
+        self._node: Any = None
+
+    def run_node(self, n: Any) -> Any:
+        self._node = n
+        return super().run_node(n)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if not isinstance(target, HigherOrderOperator):
+            return super().call_function(target, args, kwargs)
+        self.inner += [arg for arg in args if isinstance(arg, GraphModule)]
+        return self._node.meta["example_value"]
+
+
 def draws(body: Any, examples: Sequence[Any]) -> bool:
     """Whether a traced body draws from torch's random state, which a second call would not repeat.
 
@@ -36,7 +57,12 @@ def draws(body: Any, examples: Sequence[Any]) -> bool:
     tensors = [x for x in examples if isinstance(x, Tensor)]
     if shards.any_distributed(map(functorch.innermost, tensors)):
         return False  # such are not computed again
-    mode = _Draws()
+    mode, run = _Draws(), _Run(body)
     with mode:
-        body(*examples)
-    return mode.found
+        run.run(*examples)
+    return mode.found or any([draws(inner, _taken_by(inner)) for inner in run.inner])
+
+
+def _taken_by(body: GraphModule) -> list[Any]:
+    """The stand-ins with which dynamo traced a graph."""
+    return [node.meta["example_value"] for node in body.graph.find_nodes(op="placeholder")]
