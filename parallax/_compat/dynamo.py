@@ -9,6 +9,7 @@ it when it is called, not when this file is imported.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any, NoReturn, TypeVar
@@ -57,6 +58,20 @@ def restart_trace(reason: str) -> NoReturn:
     from torch._dynamo.exc import UnspecializeRestartAnalysis
 
     raise UnspecializeRestartAnalysis(restart_reason=reason)
+
+
+def hides_own_error(error: BaseException) -> bool:
+    """Whether dynamo raised an error of its own in place of one that the function raises.
+
+    It does so for an operator that refuses its inputs while dynamo computes the shapes, and for an
+    exception of the function whose message it does not know.
+    """
+    from torch._dynamo.exc import TorchRuntimeError, Unsupported
+
+    if isinstance(error, Unsupported):
+        observed = getattr(error, "gb_type", None) == "Observed exception"
+        return observed and re.search(r"(?m)raised exception \S*\s*$", str(error)) is not None
+    return isinstance(error, TorchRuntimeError)
 
 
 def run_as_it_is(function: Callable[..., Any]) -> None:

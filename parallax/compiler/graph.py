@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from parallax._compat.checkpoints import allow_hooks_again
-from parallax._compat.dynamo import is_compiling, tensor_check, trace_reporter
+from parallax._compat.dynamo import (
+    hides_own_error,
+    is_compiling,
+    tensor_check,
+    trace_reporter,
+)
 from parallax._compat.in_trace import give, replied
 from parallax._compat.inductor import is_cpp_wrapper_failure
 from parallax._compat.opaque import real
@@ -200,8 +205,8 @@ class Graph:
             if self._spare is not None and is_cpp_wrapper_failure(error):
                 self._run, self._spare = self._compile(self._fn, self._spare), None
                 return self(items, args, kwargs)
-            if not self._gone(args, kwargs) and type(error) is RuntimeError and not self._writes:
-                self._tell(items)
+            if not self._gone(args, kwargs) and not self._writes:
+                self._tell(items, error)
             raise
         except BaseException:  # an interrupt, say
             allow_hooks_again()
@@ -227,11 +232,17 @@ class Graph:
         self.given.finish(args, kwargs)
         return True
 
-    def _tell(self, items: Sequence[Any]) -> None:
-        """Raises what the function itself raises.
+    def _tell(self, items: Sequence[Any], error: RuntimeError) -> None:
+        """Raises what the function itself raises, where ``error`` says less.
 
         C++ keeps only the message of an operator's exception, and none of a custom operator's.
+        Dynamo ends a trace with an error of its own, which knows no path of a module. The function
+        may give memory away, of which nothing has happened yet in a trace, so it gets copies then.
         """
+        if hides_own_error(error):
+            items = [item.clone() if isinstance(item, Tensor) else item for item in items]
+        elif type(error) is not RuntimeError:
+            return
         args, kwargs = build_call(self.tokens, items)
         with reuse():
             self._fn(*args, **kwargs)

@@ -67,8 +67,8 @@ class Watch:
         self.calls: dict[str, list[Any]] = {}
 
     def within(self) -> Watch:
-        """What stands in for this watch within a transform."""
-        raise NotImplementedError
+        """What stands in for this watch within a transform: itself, if it keeps no tensors."""
+        return self
 
     def called(self, path: str) -> None:
         """The module at a path is called."""
@@ -77,11 +77,11 @@ class Watch:
         self, path: str, call: Callable[..., Any], collection: Collection
     ) -> Callable[..., Any]:
         """What makes the call in place of ``call``."""
-        raise NotImplementedError
+        return call
 
     def changed(self, path: str, out: Any, collection: Collection) -> Any:
         """What the call returns in place of ``out``."""
-        raise NotImplementedError
+        return out
 
     def returned(
         self,
@@ -92,7 +92,6 @@ class Watch:
         collection: Collection,
     ) -> None:
         """The call has returned."""
-        raise NotImplementedError
 
     def note(self, path: str, record: Any, collection: Collection, traced: bool) -> bool:
         """Adds a call; not if a checkpoint makes it again in backward, and then it is false."""

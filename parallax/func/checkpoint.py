@@ -168,9 +168,6 @@ class _Parts(Watch):
         self.note(path, None, collection, dynamo.is_compiling())
         return _checkpointed(call, self.options, self.name)
 
-    def returned(self, path: str, args: Any, kwargs: Any, out: Any, collection: Any) -> None:
-        """The call has returned."""
-
 
 # -- the function itself ------------------------------------------------------------------------
 

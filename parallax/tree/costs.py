@@ -89,10 +89,6 @@ class _Measure(Watch):
         self.begun: list[tuple[str, int, int]] = []
         self.found: dict[str, tuple[str, int, int, int]] = {}
 
-    def within(self) -> Watch:
-        """The same: what it keeps are numbers, and no tensors."""
-        return self
-
     def called(self, path: str) -> None:
         """A call begins."""
         self.begun.append((path, self.flops.get_total_flops(), self.saved.nbytes))

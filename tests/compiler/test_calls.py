@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import weakref
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallax import Buffer, Module, Parameter, effects, func, random, tree
+from parallax import Buffer, Module, Parameter, effects, func, nn, random, tree
 from tests.comparing import assert_close_trees
 from tests.compiler.programs import net, start, step
 from tests.compiling import graphs, make_compiled
@@ -63,6 +64,33 @@ def test_a_failed_call_leaves_nothing_behind() -> None:
 
 
 FLAG = [False]
+
+
+class Classifier(Module):
+    """A module in a module."""
+
+    body: nn.Sequential
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(x).sum()
+
+
+@pytest.mark.parametrize("donate", [(), ("model",)], ids=["kept", "donated"])
+def test_inputs_that_do_not_fit_are_told_by_the_path_of_the_layer(donate: tuple[str, ...]) -> None:
+    """Dynamo computes shapes by torch's kernels, and raises an error of its own if they refuse."""
+
+    def step(model: Classifier, x: Tensor) -> Any:
+        return tree.sub(model, func.grad(lambda model: model(x))(model))
+
+    model = Classifier(nn.Sequential(nn.Linear(4, 3), nn.ReLU())).initialize(0)
+    compiled = make_compiled(step, backend="eager", donate=donate)
+    path = re.escape(
+        "Classifier.body.layers.0 (Linear): expected input of shape (*, 4), got (2, 5)"
+    )
+    with pytest.raises(ValueError, match=path):
+        compiled(model, torch.ones(2, 5))
+    after = tree.sub(model, func.grad(lambda model: model(torch.ones(2, 4)))(model))
+    assert_close_trees(compiled(model, torch.ones(2, 4)), after)
 
 
 def test_nothing_given_is_changed_or_kept_alive() -> None:
