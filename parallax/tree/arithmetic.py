@@ -17,12 +17,11 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, functorch, kernels
+from parallax._compat import dynamo, functorch, kernels, shards
 from parallax.tree import core
 from parallax.tree.arguments import check_number, check_order, check_tree
-from parallax.tree.chart import chart_of
 from parallax.tree.leaves import all_floating, is_inexact
-from parallax.tree.mixing import refuse_mixed
+from parallax.tree.mixing import refuse_mixed_trees
 
 __all__ = ["add", "lerp", "norm", "scale", "sub", "vdot"]
 
@@ -55,8 +54,9 @@ def add(one: T, two: Any, alpha: Any = 1) -> T:
     check_tree("tree.add", one, "one")
     check_number("tree.add", "alpha", alpha)
     if isinstance(alpha, Tensor):
-        return _pairwise(one, two, lambda a, b: a + alpha * b, None)
+        return _pairwise("tree.add", one, two, lambda a, b: a + alpha * b, None)
     return _pairwise(
+        "tree.add",
         one,
         two,
         lambda a, b: _sum(torch.add, a, b, alpha),
@@ -87,8 +87,9 @@ def sub(one: T, two: Any, alpha: Any = 1) -> T:
     check_tree("tree.sub", one, "one")
     check_number("tree.sub", "alpha", alpha)
     if isinstance(alpha, Tensor):
-        return _pairwise(one, two, lambda a, b: a - alpha * b, None)
+        return _pairwise("tree.sub", one, two, lambda a, b: a - alpha * b, None)
     return _pairwise(
+        "tree.sub",
         one,
         two,
         lambda a, b: _sum(torch.sub, a, b, alpha),
@@ -137,6 +138,8 @@ def _scaled(parts: Sequence[Tensor], factor: Any) -> Any:
 
 def _scaled_as_list(parts: Sequence[Tensor], factor: Any) -> Any:
     """The multiples by one call of torch; empty where that would be slower or not exact."""
+    if isinstance(factor, Tensor) and shards.any_distributed([factor, *parts]):
+        return ()  # torch's lists take no plain factor for distributed leaves; its single calls do
     if isinstance(factor, Tensor):
         # With a gradient to the factor, backward of the list form fails (torch 2.13).
         if factor.ndim == 0 and not factor.requires_grad:
@@ -172,8 +175,11 @@ def lerp(one: T, two: Any, weight: Any) -> T:
     check_tree("tree.lerp", one, "one")
     check_number("tree.lerp", "weight", weight)
     if isinstance(weight, Tensor):
-        return _pairwise(one, two, lambda a, b: torch.lerp(a, b.to(a.dtype), weight.to(a)), None)
+        return _pairwise(
+            "tree.lerp", one, two, lambda a, b: torch.lerp(a, b.to(a.dtype), weight.to(a)), None
+        )
     return _pairwise(
+        "tree.lerp",
         one,
         two,
         lambda a, b: torch.lerp(a, b.to(a.dtype), weight),
@@ -219,9 +225,13 @@ def vdot(one: Any, two: Any) -> Tensor:
     _, found, (others,) = core.columns(one, [two])
     pairs = [(a, b) for a, b in zip(found, others, strict=True) if is_inexact(a) and b is not None]
     left, right = [a for a, _ in pairs], [b for _, b in pairs]
-    if _small(left) and _small(right) and _matching(left, right):
-        return torch.vdot(kernels.flatten_dense(left), kernels.flatten_dense(right))
-    return _total([_inner(a, b) for a, b in pairs])
+    try:
+        if _small(left) and _small(right) and _matching(left, right):
+            return torch.vdot(kernels.flatten_dense(left), kernels.flatten_dense(right))
+        return _total([_inner(a, b) for a, b in pairs])
+    except RuntimeError as error:
+        refuse_mixed_trees(error, "tree.vdot", one, two)
+        raise
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -251,6 +261,14 @@ def norm(tree: Any, p: float = 2) -> Tensor:
     check_tree("tree.norm", tree)
     check_order("tree.norm", p)
     parts = [leaf for leaf in core.leaves(tree) if is_inexact(leaf) and leaf.numel()]
+    try:
+        return _norm_of(parts, p)
+    except RuntimeError as error:
+        refuse_mixed_trees(error, "tree.norm", tree)
+        raise
+
+
+def _norm_of(parts: Sequence[Tensor], p: float) -> Tensor:
     if _small(parts):
         return _vector_norm(kernels.flatten_dense(parts), p)
     if _lists_win(parts) and not any(part.dtype in _HALVES for part in parts):
@@ -297,15 +315,14 @@ def _at_least_single(dtype: torch.dtype) -> torch.dtype:
 
 
 def _pairwise(
-    one: T, two: Any, single: Callable[..., Tensor], many: Callable[..., Any] | None
+    what: str, one: T, two: Any, single: Callable[..., Tensor], many: Callable[..., Any] | None
 ) -> T:
     """The first tree with ``single(a, b)`` in the place of each inexact leaf ``a``."""
     spec, found, (others,) = core.columns(one, [two])
     try:
         return cast(T, _paired(spec, found, others, single, many))
     except RuntimeError as error:
-        paths = [entry.path for entry in chart_of(spec).first]
-        refuse_mixed(error, "tree", paths, {"the first tree": found, "the second": others})
+        refuse_mixed_trees(error, what, one, two)
         raise
 
 

@@ -14,6 +14,7 @@ from parallax.random.sources import member_source
 from parallax.tree import core
 from parallax.tree.align import misfit
 from parallax.tree.arguments import check_tree, check_trees
+from parallax.tree.mixing import refuse_mixed
 from parallax.tree.places import Survey
 
 __all__ = ["stack", "unstack"]
@@ -77,7 +78,12 @@ def _stacked(where: str, column: list[Any]) -> Any:
             mine, theirs = getattr(column[0], fact), getattr(leaf, fact)
             if mine != theirs:
                 raise ValueError(misfit(where, f"{fact} {_text(mine)}", f"{fact} {_text(theirs)}"))
-    return torch.stack(column)
+    try:
+        return torch.stack(column)
+    except RuntimeError as error:
+        members = {f"tree {number}": [leaf] for number, leaf in enumerate(column, 1)}
+        refuse_mixed(error, "tree.stack", [where], members)
+        raise
 
 
 def _text(fact: Any) -> str:

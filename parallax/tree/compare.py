@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from parallax.core.fields import Lazy
 from parallax.tree import core
 from parallax.tree.arguments import check_number, refuse_torch_module
 from parallax.tree.leaves import is_inexact
+from parallax.tree.mixing import refuse_mixed_trees
 
 __all__ = ["allclose", "equal"]
 
@@ -21,7 +23,7 @@ __all__ = ["allclose", "equal"]
 def equal(one: Any, two: Any) -> Any:
     """Whether two trees have one skeleton and equal leaves: shape, dtype, device and numbers.
 
-    NumPy arrays are compared as tensors are, and equal no tensor; other leaves by ``==``.
+    NumPy arrays and numbers are compared so, too, and equal no tensor; other leaves by ``==``.
     Modes, frozen marks and random states are not compared. As in ``torch.equal``, a ``nan``
     equals nothing.
 
@@ -33,13 +35,17 @@ def equal(one: Any, two: Any) -> Any:
         A bool; inside a ``torch.func`` transform or a compiled function, where values are not
         known, a bool tensor of no dimension.
 
+    Raises:
+        TypeError: if two leaves of one class cannot be compared.
+        ValueError: if a plain leaf stands beside a distributed one.
+
     Example:
         >>> import torch
         >>> from parallax import tree
         >>> tree.equal({"a": torch.ones(2)}, {"a": torch.ones(2)})
         True
     """
-    return _compare(one, two, lambda a, b: a == b)
+    return _compare("tree.equal", one, two, lambda a, b: a == b, lambda a, b: a == b)
 
 
 def allclose(
@@ -47,7 +53,7 @@ def allclose(
 ) -> Any:
     """Whether two trees have one skeleton and nearly equal leaves, as ``torch.allclose`` says.
 
-    Integer leaves must be equal.
+    Integer leaves must be equal; so must leaves that are no numbers, as ``tree.equal`` says.
 
     Args:
         one: a module, or any pytree that holds modules and tensors.
@@ -58,6 +64,10 @@ def allclose(
 
     Returns:
         A bool; inside a ``torch.func`` transform or a compiled function a bool tensor.
+
+    Raises:
+        TypeError: if two leaves of one class cannot be compared.
+        ValueError: if a plain leaf stands beside a distributed one, or a tolerance is negative.
 
     Example:
         >>> import torch
@@ -77,10 +87,21 @@ def allclose(
         near = (a == b) | (distance.isfinite() & (distance <= atol + (rtol * b).abs()))
         return near | (a.isnan() & b.isnan()) if equal_nan else near
 
-    return _compare(one, two, close)
+    def close_arrays(a: Any, b: Any) -> Any:
+        if a.dtype.kind not in "fc":
+            return a == b
+        return sys.modules["numpy"].isclose(a, b, rtol=rtol, atol=atol, equal_nan=equal_nan)
+
+    return _compare("tree.allclose", one, two, close, close_arrays)
 
 
-def _compare(one: Any, two: Any, same: Callable[[Tensor, Tensor], Tensor]) -> Any:
+def _compare(
+    what: str,
+    one: Any,
+    two: Any,
+    same: Callable[[Tensor, Tensor], Tensor],
+    same_arrays: Callable[[Any, Any], Any],
+) -> Any:
     """Whether all leaves are ``same``; in eager the first difference ends it."""
     for tree in (one, two):
         if isinstance(tree, torch.nn.Module):
@@ -95,23 +116,32 @@ def _compare(one: Any, two: Any, same: Callable[[Tensor, Tensor], Tensor]) -> An
     unknown = dynamo.is_compiling() or functorch.transform_active()
     verdicts: list[Tensor] = []
     for a, b in zip(found, others, strict=True):
-        if _is_array(a) and _is_array(b):
-            a, b = torch.tensor(a), torch.tensor(b)  # noqa: PLW2901  # as tensors of their own
+        if type(a) in (float, complex) and type(a) is type(b):
+            dtype = torch.float64 if type(a) is float else torch.complex128
+            a, b = torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype)  # noqa: PLW2901
+        elif unknown and _is_array(a) and _is_array(b):
+            a, b = torch.tensor(a), torch.tensor(b)  # noqa: PLW2901  # dynamo has tensors for them
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
                 return False
-            verdict = same(a, b).all()
+            try:
+                verdict = same(a, b).all()
+            except RuntimeError as error:
+                refuse_mixed_trees(error, what, one, two)
+                raise
             if unknown:
                 verdicts.append(verdict)
             elif not verdict:
                 return False
-        elif not _same_other(a, b):
+        elif not _same_other(a, b, same_arrays):
             return False
     return torch.stack([v.to(verdicts[0].device) for v in verdicts]).all() if verdicts else True
 
 
-def _same_other(a: Any, b: Any) -> bool:
+def _same_other(a: Any, b: Any, same_arrays: Callable[[Any, Any], Any]) -> bool:
     """Whether two leaves of which one is not a tensor are the same."""
+    if _is_array(a) and _is_array(b):
+        return a.shape == b.shape and a.dtype == b.dtype and bool(same_arrays(a, b).all())
     if isinstance(a, Lazy) and type(a) is type(b):
         return a is b or (a.shape == b.shape and a.dtype == b.dtype and a.init == b.init)
     if a is None or b is None or isinstance(a, Tensor) or isinstance(b, Tensor):
@@ -128,9 +158,6 @@ def _same_other(a: Any, b: Any) -> bool:
 
 
 def _is_array(leaf: Any) -> bool:
-    """Whether a leaf is a NumPy array of numbers, without importing NumPy."""
-    return (
-        type(leaf).__name__ == "ndarray"
-        and getattr(leaf, "dtype", None) is not None
-        and (leaf.dtype.kind in "biufc")
-    )
+    """Whether a leaf is an array or a number of NumPy's; who holds one has imported NumPy."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(leaf, (numpy.ndarray, numpy.generic))

@@ -14,102 +14,16 @@ from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
 from parallax.tree.align import align, misfit
 from parallax.tree.arguments import check_trees, refuse_torch_module
-from parallax.tree.mixing import refuse_mixed
-from parallax.tree.outside import close, is_leaf, item_paths, join, opened_outside, up_to
+from parallax.tree.mixing import refuse_mixed_trees
+from parallax.tree.outside import close, is_leaf, item_paths, opened_outside, up_to
+from parallax.tree.paths import items_with_paths, named_leaves, with_paths
+from parallax.tree.treespec import LONE, TreeSpec, expand_of
 
-__all__ = ["TreeSpec", "flatten", "leaves", "map", "map_with_path", "named_leaves", "structure",
-           "unflatten"]  # fmt: skip
+__all__ = ["LONE", "TreeSpec", "beside", "columns", "expand_of", "flatten", "items_with_paths",
+           "leaves", "map", "map_with_path", "named_leaves", "opened", "structure", "unflatten",
+           "with_items", "with_paths"]  # fmt: skip
 
 T = TypeVar("T")
-
-
-class TreeSpec:
-    """The structure of a tree: a module, or any pytree whose leaves may be modules.
-
-    ``structure`` and ``flatten`` make it. It is hashable. Two are equal when classes, constants,
-    containers, ties, modes and frozen marks are equal.
-
-    Example:
-        >>> from parallax import nn, tree
-        >>> one, two = nn.Linear(2, 1).initialize(0), nn.Linear(2, 1).initialize(1)
-        >>> tree.structure(one) == tree.structure(two), tree.structure(one) == tree.structure([one])
-        (True, False)
-        >>> tree.structure([one, two]).num_leaves
-        4
-    """
-
-    __slots__ = ("outer", "parts", "rngs")
-
-    def __init__(self, outer: Any, parts: tuple[Any, ...], rngs: tuple[Any, ...]) -> None:
-        self.outer = outer  # what stands around; None for a lone module or leaf
-        self.parts = parts  # per module its structure, per other leaf None
-        self.rngs = rngs  # what each module holds as rng: carried, never compared
-
-    def build(self, leaves: Sequence[Any], *, bare: bool = False) -> Any:
-        """Builds a tree of this structure.
-
-        Args:
-            leaves: ``num_leaves`` leaves; their number is not checked.
-            bare: whether the modules in it hold no rng.
-
-        Returns:
-            The tree.
-        """
-        if self.outer is None:
-            part, rng = self.parts[0], None if bare else self.rngs[0]
-            return leaves[0] if part is None else unflatten_module(part, leaves, rng)
-        if self.parts.count(None) == len(self.parts):
-            return close(self.outer, leaves)
-        items, start = [], 0
-        for part, rng in zip(self.parts, self.rngs, strict=True):
-            if part is None:
-                items.append(leaves[start])
-                start += 1
-            else:
-                stop = start + part.n_leaves
-                items.append(unflatten_module(part, leaves[start:stop], None if bare else rng))
-                start = stop
-        return close(self.outer, items)
-
-    def with_rngs(self, rngs: Iterable[Any]) -> TreeSpec:
-        """The same structure, whose modules hold other rngs.
-
-        Args:
-            rngs: one for each outermost module, and ``None`` for each leaf outside of modules.
-
-        Returns:
-            The structure.
-        """
-        return TreeSpec(self.outer, self.parts, tuple(rngs))
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        return type(other) is TreeSpec and self.parts == other.parts and self.outer == other.outer
-
-    def __hash__(self) -> int:
-        return hash(self.parts)
-
-    def __repr__(self) -> str:
-        if self.outer is not None:
-            return f"TreeSpec({self.outer}, {self.parts})"
-        return "TreeSpec(*)" if self.parts[0] is None else repr(self.parts[0])
-
-    @property
-    def num_leaves(self) -> int:
-        """The number of leaves of a tree of this structure; holes count, tied leaves count once."""
-        return sum([1 if part is None else part.n_leaves for part in self.parts])
-
-
-LONE = TreeSpec(None, (None,), (None,))
-"""The structure of a lone leaf."""
-
-
-def expand_of(part: Structure | None) -> Sequence[int]:
-    """For each place of a module (``None`` for a leaf outside of any) the index of its leaf."""
-    if part is None:
-        return [0]
-    return range(part.n_places) if part.expand is None else part.expand
 
 
 def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
@@ -269,18 +183,16 @@ def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:  # noqa: A001  # name
         {'a': tensor([2.])}
     """
     check_function("tree.map", fn, "tree.map(torch.neg, model)")
-    if is_module(tree):
-        found, part = flatten_module(tree)
-        others = [align(part, other) for other in rest]
-        try:
-            made = _apply(fn, found, others)
-        except RuntimeError as error:
-            names = ["the first tree", *[f"tree {k + 2}" for k in range(len(rest))]]
-            lists = dict(zip(names, [found, *others], strict=True))
-            refuse_mixed(error, "tree.map", part.paths, lists)
-            raise
-        return unflatten_module(part, made, tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
-    return cast(T, _map_outer(fn, tree, rest))
+    try:
+        if is_module(tree):
+            found, part = flatten_module(tree)
+            made = _apply(fn, found, [align(part, other) for other in rest])
+            return unflatten_module(part, made, tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
+        return cast(T, _map_outer(fn, tree, rest))
+    except RuntimeError as error:
+        if rest:
+            refuse_mixed_trees(error, "tree.map", tree, *rest)
+        raise
 
 
 def _apply(
@@ -351,24 +263,6 @@ def _map_outer(fn: Callable[..., Any], tree: Any, rest: tuple[Any, ...]) -> Any:
     return spec.build(_apply(fn, found, others))
 
 
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by dotted path, as ``named_parameters`` and ``named_buffers`` name them.
-
-    Args:
-        tree: a module, or any pytree that holds modules and tensors.
-
-    Returns:
-        Paths to leaves, holes left out; a tied leaf under its first path.
-
-    Example:
-        >>> import torch
-        >>> from parallax import tree
-        >>> tree.named_leaves({"a": [torch.zeros(())]})
-        {'a.0': tensor(0.)}
-    """
-    return {path: leaf for path, leaf in with_paths(tree) if leaf is not None}
-
-
 def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     """As ``map``, with the dotted path of each leaf as ``fn``'s first argument.
 
@@ -390,28 +284,12 @@ def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
         {'a': 'a'}
     """
     check_function("tree.map_with_path", fn, "tree.map_with_path(lambda path, leaf: leaf, model)")
-    names = unflatten(structure(tree), [path for path, _ in with_paths(tree)])
-    return map(lambda leaf, path, *others: fn(path, leaf, *others), tree, names, *rest)
-
-
-def with_paths(tree: Any) -> list[tuple[str, Any]]:
-    """Every unique leaf or hole with its dotted path."""
-    if is_module(tree):
-        found, part = flatten_module(tree)
-        return list(zip(part.paths, found, strict=True))
-    pairs = []
-    for prefix, item in items_with_paths(tree):
-        inner = with_paths(item) if is_module(item) else [("", item)]
-        pairs += [(join(prefix, path), leaf) for path, leaf in inner]
-    return pairs
-
-
-def items_with_paths(tree: Any) -> list[tuple[str, Any]]:
-    """The outermost modules and leaves of a tree, each with its dotted path."""
-    if is_module(tree):
-        return [("", tree)]
-    items, outer = opened_outside(tree)
-    for item in items:
-        if isinstance(item, torch.nn.Module):
-            refuse_torch_module(item)
-    return list(zip(item_paths(outer), items, strict=True))
+    spec, found, others = columns(tree, rest)
+    paths = [path for path, _ in with_paths(tree)]
+    try:
+        made = _apply(lambda leaf, path, *row: fn(path, leaf, *row), found, [paths, *others])
+    except RuntimeError as error:
+        if rest:
+            refuse_mixed_trees(error, "tree.map_with_path", tree, *rest)
+        raise
+    return cast(T, spec.build(made))

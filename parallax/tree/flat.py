@@ -12,6 +12,7 @@ from parallax.core.arguments import shown
 from parallax.tree import core
 from parallax.tree.arguments import check_tree
 from parallax.tree.leaves import is_inexact
+from parallax.tree.mixing import refuse_mixed_trees
 
 __all__ = ["ravel"]
 
@@ -58,7 +59,11 @@ def ravel(tree: T) -> tuple[Tensor, Callable[[Tensor], T]]:
             )
     sizes = [part.numel() for part in parts]
     total = sum(sizes)
-    flat = torch.cat([p.reshape(-1).to(dtype) for p in parts]) if parts else torch.zeros(0)
+    try:
+        flat = torch.cat([p.reshape(-1).to(dtype) for p in parts]) if parts else torch.zeros(0)
+    except RuntimeError as error:
+        refuse_mixed_trees(error, "tree.ravel", tree)
+        raise
 
     def unravel(vector: Any) -> T:
         if not isinstance(vector, Tensor) or tuple(vector.shape) != (total,):

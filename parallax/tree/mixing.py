@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from parallax._compat import shards
+from parallax.tree.paths import with_paths
 
-__all__ = ["refuse_mixed"]
+__all__ = ["refuse_mixed", "refuse_mixed_trees"]
 
 
 def refuse_mixed(
@@ -35,6 +36,11 @@ def refuse_mixed(
         for name, leaf in zip(trees, row, strict=True)
         if isinstance(leaf, Tensor)
     ]
+    # Rather two leaves of one path than any two.
+    met = {path for apart, _, path, _ in found if not apart} & {
+        p for apart, _, p, _ in found if apart
+    }
+    found = [place for place in found if not met or place[2] in met]
     spread = next((place for place in found if place[0]), None)
     plain = next((place for place in found if not place[0]), None)
     if spread is None or plain is None:
@@ -44,3 +50,21 @@ def refuse_mixed(
         f"{plain[2]} of {plain[1]} is a plain tensor, and torch does not compute with both. Place "
         f"all of them with plan.apply(module), or put them together with plan.gather(tree)"
     ) from error
+
+
+def refuse_mixed_trees(error: BaseException, what: str, *trees: Any) -> None:
+    """As ``refuse_mixed``, of whole trees that fit together; they are taken apart in an error only.
+
+    Raises:
+        ValueError: if plain and distributed leaves met.
+    """
+    if not shards.is_mixing(error):
+        return
+    names = ["the tree"] if len(trees) == 1 else ["the first tree"]
+    names += [f"tree {number}" for number in range(2, len(trees) + 1)]
+    held = [dict(with_paths(tree)) for tree in trees]
+    lists = [
+        [leaves.get(path) for path in held[0]] for leaves in held
+    ]  # they may be tied otherwise
+    paths = [path or "the root" for path in held[0]]
+    refuse_mixed(error, what, paths, dict(zip(names, lists, strict=True)))

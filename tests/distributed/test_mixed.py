@@ -9,7 +9,7 @@ import torch
 
 from parallax import distributed as dist
 from parallax import func, nn, optim, tree
-from tests.meshes import ranks
+from tests.meshes import ranks, whole
 
 
 def models(mesh: Any) -> tuple[Any, Any]:
@@ -29,19 +29,66 @@ BOTH = (
     [
         ("tree.map", lambda one, two: tree.map(torch.add, one, two)),
         ("tree.map", lambda one, two: one.update(torch.sub, two)),
-        ("tree", tree.add),
-        ("tree", lambda one, two: tree.lerp(one, two, 0.5)),
+        ("tree.map", lambda one, two: tree.map(torch.add, {"a": one}, {"a": two})["a"]),
+        (
+            "tree.map_with_path",
+            lambda one, two: tree.map_with_path(lambda _, a, b: a + b, one, two),
+        ),
+        ("tree.add", tree.add),
+        ("tree.sub", tree.sub),
+        ("tree.lerp", lambda one, two: tree.lerp(one, two, 0.5)),
+        ("tree.vdot", tree.vdot),
+        ("tree.equal", tree.equal),
+        ("tree.allclose", tree.allclose),
     ],
 )
-def test_trees(what: str, call: Any) -> None:
+def test_two_trees(what: str, call: Any) -> None:
     with ranks(2, names=("dp",)) as mesh:
         spread, plain = models(mesh)
         for pair, names in (
-            ((spread, plain), ("the first tree", r"(tree 2|the second)")),
-            ((plain, spread), (r"(tree 2|the second)", "the first tree")),
+            ((spread, plain), ("the first tree", "tree 2")),
+            ((plain, spread), ("tree 2", "the first tree")),
         ):
-            with pytest.raises(ValueError, match=BOTH.format(what, *names)):
+            told = BOTH.format(what, *names).replace("layers", r"(a\.)?layers")
+            with pytest.raises(ValueError, match=told):
                 call(*pair)
+
+
+def test_members_of_a_stack() -> None:
+    with ranks(2, names=("dp",)) as mesh:
+        spread, plain = models(mesh)
+        with pytest.raises(ValueError, match=BOTH.format("tree.stack", "tree 2", "tree 1")):
+            tree.stack([plain, spread])
+        assert tree.stack([spread, spread])[0].weight.shape == (2, 4, 4)
+
+
+@pytest.mark.parametrize("call", [tree.norm, lambda one: tree.norm(one, 1), tree.ravel])
+def test_one_tree_that_is_distributed_in_part(call: Any) -> None:
+    with ranks(2, names=("dp",)) as mesh:
+        spread, plain = models(mesh)
+        part = tree.select(plain, "layers.1.weight").set(spread[1].weight)
+        with pytest.raises(ValueError, match=r"tree\.(norm|ravel): ") as caught:
+            call({"net": part})
+        told = str(caught.value)
+        assert "net.layers.1.weight of the tree is distributed (Shard(0) on dp)" in told
+        assert "net.layers.0.weight of the tree is a plain tensor" in told
+        assert "plan.apply(module)" in told
+
+
+def test_a_function_that_is_mapped_may_mix_by_itself() -> None:
+    with ranks(2, names=("dp",)) as mesh:
+        spread, _ = models(mesh)
+        with pytest.raises(RuntimeError, match="got mixed"):
+            tree.map(lambda leaf: leaf + torch.ones(4), spread)
+
+
+def test_a_factor_may_be_a_plain_number_or_tensor() -> None:
+    with ranks(2, names=("dp",)) as mesh:
+        spread, plain = models(mesh)
+        for factor in (0.5, torch.tensor(0.5)):
+            made, expected = tree.scale(spread, factor), tree.scale(plain, factor)
+            for one, two in zip(tree.leaves(made), tree.leaves(expected), strict=True):
+                assert torch.equal(whole(one), two)
 
 
 def test_a_step() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -91,3 +92,36 @@ def test_under_vmap_it_is_a_tensor_per_member() -> None:
     stacked = tree.stack([one, two])
     assert torch.vmap(lambda m: tree.equal(m, one))(stacked).tolist() == [True, False]
     assert torch.vmap(lambda m: tree.allclose(m, two))(stacked).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (np.array([1.0, 2.0]), np.array([1.0, 2.0 + 1e-7])),
+        (np.arange(3)[::-1], np.array([2, 1, 1])),
+        (np.ones(2, np.dtype(">f8")), np.array([1.0, 1.1], np.dtype(">f8"))),
+        (np.array([1, None], dtype=object), np.array([1, 2], dtype=object)),
+        (np.array(["x", "y"]), np.array(["x", "z"])),
+        (np.float32(1), np.float32(1.001)),
+        (np.ones(2, np.longdouble), np.zeros(2, np.longdouble)),
+        (np.array([np.nan]), np.array([np.nan])),
+        (1.0, 1.0 + 1e-7),
+        (1j, 2j),
+    ],
+)
+def test_arrays_and_numbers_are_compared_as_numpy_does(one: Any, two: Any) -> None:
+    for a, b in ((one, one), (one, two), (two, one)):
+        kept = {"a": a}, {"a": b.copy() if isinstance(b, np.ndarray) else b}
+        assert tree.equal(*kept) is np.array_equal(a, b)
+        kind = np.asarray(a).dtype.kind
+        for rtol in (1e-5, 1e-2):
+            near = np.allclose(a, b, rtol=rtol) if kind in "fc" else np.array_equal(a, b)
+            assert tree.allclose(*kept, rtol=rtol) is near
+    if np.asarray(one).dtype.kind == "f" and np.isnan(one).any():
+        assert tree.allclose({"a": one}, {"a": two}, equal_nan=True)
+
+
+def test_arrays_of_other_dtypes_shapes_and_libraries_differ() -> None:
+    ones = np.ones(2)
+    for other in (np.ones(2, np.float32), np.ones((1, 2)), torch.ones(2, dtype=torch.float64), 1.0):
+        assert tree.equal([ones], [other]) is tree.allclose([other], [ones]) is False

@@ -1,0 +1,101 @@
+"""``TreeSpec``: the structure of a tree, of which another tree is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from parallax.core.registry import unflatten_module
+from parallax.core.structure import Structure
+from parallax.tree.outside import close
+
+__all__ = ["LONE", "TreeSpec", "expand_of"]
+
+
+class TreeSpec:
+    """The structure of a tree: a module, or any pytree whose leaves may be modules.
+
+    ``structure`` and ``flatten`` make it. It is hashable. Two are equal when classes, constants,
+    containers, ties, modes and frozen marks are equal.
+
+    Example:
+        >>> from parallax import nn, tree
+        >>> one, two = nn.Linear(2, 1).initialize(0), nn.Linear(2, 1).initialize(1)
+        >>> tree.structure(one) == tree.structure(two), tree.structure(one) == tree.structure([one])
+        (True, False)
+        >>> tree.structure([one, two]).num_leaves
+        4
+    """
+
+    __slots__ = ("outer", "parts", "rngs")
+
+    def __init__(self, outer: Any, parts: tuple[Any, ...], rngs: tuple[Any, ...]) -> None:
+        self.outer = outer  # what stands around; None for a lone module or leaf
+        self.parts = parts  # per module its structure, per other leaf None
+        self.rngs = rngs  # what each module holds as rng: carried, never compared
+
+    def build(self, leaves: Sequence[Any], *, bare: bool = False) -> Any:
+        """Builds a tree of this structure.
+
+        Args:
+            leaves: ``num_leaves`` leaves; their number is not checked.
+            bare: whether the modules in it hold no rng.
+
+        Returns:
+            The tree.
+        """
+        if self.outer is None:
+            part, rng = self.parts[0], None if bare else self.rngs[0]
+            return leaves[0] if part is None else unflatten_module(part, leaves, rng)
+        if self.parts.count(None) == len(self.parts):
+            return close(self.outer, leaves)
+        items, start = [], 0
+        for part, rng in zip(self.parts, self.rngs, strict=True):
+            if part is None:
+                items.append(leaves[start])
+                start += 1
+            else:
+                stop = start + part.n_leaves
+                items.append(unflatten_module(part, leaves[start:stop], None if bare else rng))
+                start = stop
+        return close(self.outer, items)
+
+    def with_rngs(self, rngs: Iterable[Any]) -> TreeSpec:
+        """The same structure, whose modules hold other rngs.
+
+        Args:
+            rngs: one for each outermost module, and ``None`` for each leaf outside of modules.
+
+        Returns:
+            The structure.
+        """
+        return TreeSpec(self.outer, self.parts, tuple(rngs))
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return type(other) is TreeSpec and self.parts == other.parts and self.outer == other.outer
+
+    def __hash__(self) -> int:
+        return hash(self.parts)
+
+    def __repr__(self) -> str:
+        if self.outer is not None:
+            return f"TreeSpec({self.outer}, {self.parts})"
+        return "TreeSpec(*)" if self.parts[0] is None else repr(self.parts[0])
+
+    @property
+    def num_leaves(self) -> int:
+        """The number of leaves of a tree of this structure; holes count, tied leaves count once."""
+        return sum([1 if part is None else part.n_leaves for part in self.parts])
+
+
+LONE = TreeSpec(None, (None,), (None,))
+"""The structure of a lone leaf."""
+
+
+def expand_of(part: Structure | None) -> Sequence[int]:
+    """For each place of a module (``None`` for a leaf outside of any) the index of its leaf."""
+    if part is None:
+        return [0]
+    return range(part.n_places) if part.expand is None else part.expand
