@@ -268,7 +268,7 @@ def norm(tree: Any, p: float = 2) -> Tensor:
         raise
 
 
-def _norm_of(parts: Sequence[Tensor], p: float) -> Tensor:
+def _norm_of(parts: list[Tensor], p: float) -> Tensor:
     if _small(parts):
         return _vector_norm(kernels.flatten_dense(parts), p)
     if _lists_win(parts) and not any(part.dtype in _HALVES for part in parts):
