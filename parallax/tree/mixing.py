@@ -37,9 +37,8 @@ def refuse_mixed(
         if isinstance(leaf, Tensor)
     ]
     # Rather two leaves of one path than any two.
-    met = {path for apart, _, path, _ in found if not apart} & {
-        p for apart, _, p, _ in found if apart
-    }
+    of_kind = [{place[2] for place in found if place[0] is apart} for apart in (True, False)]
+    met = of_kind[0] & of_kind[1]
     found = [place for place in found if not met or place[2] in met]
     spread = next((place for place in found if place[0]), None)
     plain = next((place for place in found if not place[0]), None)
@@ -63,8 +62,7 @@ def refuse_mixed_trees(error: BaseException, what: str, *trees: Any) -> None:
     names = ["the tree"] if len(trees) == 1 else ["the first tree"]
     names += [f"tree {number}" for number in range(2, len(trees) + 1)]
     held = [dict(with_paths(tree)) for tree in trees]
-    lists = [
-        [leaves.get(path) for path in held[0]] for leaves in held
-    ]  # they may be tied otherwise
+    # By path, for they may be tied otherwise.
+    lists = [[leaves.get(path) for path in held[0]] for leaves in held]
     paths = [path or "the root" for path in held[0]]
     refuse_mixed(error, what, paths, dict(zip(names, lists, strict=True)))
