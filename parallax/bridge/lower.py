@@ -31,7 +31,8 @@ def lower(module: Any, *, copy: bool = False) -> nn.Module:
 
     They have the names that ``bridge.state_dict`` gives them, so a checkpoint of the ``torch.nn``
     model with these names loads. It shares storage with the tree, unless ``copy``: training it with
-    ``torch.optim`` writes into the tree's leaves. Ties stay; frozen parameters do not require grad.
+    ``torch.optim`` writes into the tree's leaves. Ties stay; frozen parameters do not require grad;
+    a part that stays in eval is in eval until ``train`` of the ``nn.Module`` is called.
     A lifted module becomes an instance of its original class, a layer that ``torch.nn`` has, too,
     an instance of torch's. Others become a ``Lowered``, whose call runs the code of the tree: where
     that calls a child, the child's ``nn.Module`` is called, with its hooks, whatever stands there

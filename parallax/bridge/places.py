@@ -138,6 +138,10 @@ def with_modes(flags: tuple[bool, ...], structure: Structure) -> Structure:
         nodes = enumerate(structure.nodes())
         modules = [k for k, node in nodes if hasattr(node.cls, "__layout__")]
         own = {k: MODES[flag] for k, flag in zip(modules, flags, strict=True)}
-        found = structure.renote(lambda k, node: node.note._replace(mode=own[k]))
+        found = structure.renote(
+            lambda k, node: node.note._replace(
+                mode=own[k], stays_eval=node.note.stays_eval and own[k] == "eval"
+            )
+        )
         variants["training", flags] = found
     return found  # type: ignore[no-any-return]  # a structure

@@ -13,6 +13,7 @@ from parallax.core.description import leaves_of
 from parallax.core.fields import Lazy
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import is_module
+from parallax.core.structure import Structure
 
 __all__ = ["html_of", "repr_of"]
 
@@ -28,15 +29,27 @@ def repr_of(module: Any) -> str:
     return "\n".join(lines)
 
 
-def _lines(module: Any) -> list[str]:
+def _lines(module: Any, *, stays: bool = False) -> list[str]:
+    """The lines of a module; ``stays`` says that one around it is marked to stay in eval."""
     head = module.extra_repr()
-    mark = _mark(module)
-    inner = _collapse(_parts(module) or [], numbered=False)
+    told = "" if stays else _mode_mark(module)
+    mark = _mark(module) + told
+    inner = _collapse(_parts(module) or [], numbered=False, stays=stays or told == _STAYS)
     name = type(module).__name__
     if not inner:
         return [*f"{name}({head}){mark}".split("\n")]
     body = head.split("\n") if head else []
     return [f"{name}(", *_indent([*body, *inner]), f"){mark}"]
+
+
+_STAYS = " (stays in eval)"
+
+
+def _mode_mark(module: Any) -> str:
+    spec = module._spec
+    if type(spec) is not Structure or not spec.note.stays_eval:
+        return ""
+    return _STAYS if spec.stays_eval else " (stays in eval, not all below)"
 
 
 def _mark(module: Any) -> str:
@@ -50,24 +63,24 @@ def _mark(module: Any) -> str:
     return f" ({'; '.join(dict.fromkeys(told))})"
 
 
-def _entry(value: Any) -> list[str]:
+def _entry(value: Any, stays: bool) -> list[str]:
     """The lines of a child; none for leaves and for containers of leaves alone."""
     if is_module(value):
-        return _lines(value)
+        return _lines(value, stays=stays)
     parts = _parts(value)
     if parts is None:
         return [] if _is_leaf(value) else [_constant_text(value)]
-    inner = _collapse(parts, numbered=type(value) is tuple)
+    inner = _collapse(parts, numbered=type(value) is tuple, stays=stays)
     if not any(is_module(part) or _parts(part) is not None for _, part in parts):
         return []
     return [f"{_class_name(value)}(", *_indent(inner), ")"] if inner else []
 
 
-def _collapse(parts: list[tuple[str, Any]], *, numbered: bool) -> list[str]:
+def _collapse(parts: list[tuple[str, Any]], *, numbered: bool, stays: bool) -> list[str]:
     """The labelled lines of all children; a run of equal items once, as in a ``ModuleList``."""
     runs: list[tuple[str, str, int, list[str]]] = []
     for key, value in parts:
-        lines = _entry(value)
+        lines = _entry(value, stays)
         if numbered and runs and runs[-1][3] == lines:
             runs[-1] = (runs[-1][0], key, runs[-1][2] + 1, lines)
         else:
@@ -153,7 +166,7 @@ def _html(name: str, value: Any, budget: list[int], *, is_open: bool = False) ->
             f"{label}<b>{html.escape(type(value).__name__)}</b>({html.escape(value.extra_repr())})"
         )
         inner = "".join(_html(key, item, budget) for key, item in _parts(value) or [])
-        note = f' <span style="opacity:.6">{count:,} numbers</span>'
+        note = f' <span style="opacity:.6">{count:,} numbers{_mode_mark(value)}</span>'
         return _fold(f"{title}{note}", inner, is_open)
     parts = _parts(value)
     if parts is not None:

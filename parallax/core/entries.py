@@ -76,6 +76,7 @@ class Note(NamedTuple):
         False  # whether its calls are reported to what the tree holds as rng: see watching
     )
     gathered: str = ""  # the dimension of a mesh along which a call puts the leaves together
+    stays_eval: bool = False  # whether it stays in mode "eval", whatever train and reset are told
 
 
 PLAIN = Note()

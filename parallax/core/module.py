@@ -215,7 +215,8 @@ class Module(Instance, metaclass=ModuleMeta):
         Args:
             rng: a ``Key``, an int seed, a ``torch.Generator`` or its state as a ByteTensor; only
                 read.
-            mode: the value of ``self.mode`` in all modules, ``"train"`` or ``"eval"``.
+            mode: the value of ``self.mode``, ``"train"`` or ``"eval"``, in all modules but those
+                that stay in eval (``tree.select(module, path).eval()``).
 
         Returns:
             The prepared module.

@@ -6,21 +6,30 @@ from typing import Any
 
 from parallax._compat.opaque import real
 from parallax.core.description import note_of
-from parallax.core.entries import local_of
+from parallax.core.entries import Note, local_of
 from parallax.core.structure import Structure, structure_of
 
-__all__ = ["addressed", "carry_note", "distribute", "gathering", "joined", "note_of", "split_copy"]
+__all__ = ["addressed", "carry_note", "distribute", "gathering", "in_mode", "joined", "note_of",
+           "split_copy"]  # fmt: skip
 
 
 @real
 def distribute(structure: Structure, mode: str, root: str = "") -> Structure:
-    """The structure with ``mode`` everywhere and every module's path, which begins at ``root``."""
+    """The structure with ``mode`` and every module's path, which begins at ``root``.
+
+    Modules that stay in eval keep their mode.
+    """
     found = structure.variants.get((mode, root))
     if found is None:
         found = addressed(structure, root)
-        found = found.renote(lambda _, node: node.note._replace(mode=mode))
+        found = found.renote(lambda _, node: in_mode(node.note, mode))
         structure.variants[mode, root] = found.variants[mode, root] = found
     return found
+
+
+def in_mode(note: Note, mode: str) -> Note:
+    """The note in another mode, unless the module stays in eval."""
+    return note if note.stays_eval else note._replace(mode=mode)
 
 
 @real

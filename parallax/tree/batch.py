@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
+from parallax.core.entries import Note
 from parallax.random import sources
 from parallax.random.sources import member_source
 from parallax.tree import core
@@ -99,15 +100,18 @@ def _check_notes(members: list[Any]) -> None:
     for two in map(Survey, members[1:]):
         for a, b in zip(one.chart.entries, two.chart.entries, strict=True):
             if a.is_module:
-                ours, theirs = a.note.mode, b.note.mode
+                ours, theirs = _mode_of(a.note), _mode_of(b.note)
                 if ours != theirs:
-                    where = a.path or "the root"
-                    raise ValueError(misfit(where, f"mode {ours!r}", f"mode {theirs!r}"))
+                    raise ValueError(misfit(a.path or "the root", ours, theirs))
             elif a.cls is None:
                 marks = [a.leaf in one.chart.frozen, b.leaf in two.chart.frozen]
                 if marks[0] != marks[1]:
                     words = ["a frozen leaf" if mark else "a trained leaf" for mark in marks]
                     raise ValueError(misfit(a.path, *words))
+
+
+def _mode_of(note: Note) -> str:
+    return f"mode {note.mode!r}{', in which it stays' if note.stays_eval else ''}"
 
 
 def unstack(tree: T) -> tuple[T, ...]:

@@ -15,6 +15,7 @@ from parallax.tree import core
 from parallax.tree.chart import Entry
 from parallax.tree.freeze import marked
 from parallax.tree.match import find
+from parallax.tree.modes import staying
 from parallax.tree.places import Survey
 from parallax.tree.rebuild import rebuild
 
@@ -186,6 +187,44 @@ class Selection(Generic[T]):
             TypeError: if a selected leaf belongs to no module.
         """
         return self._mark(False)
+
+    def eval(self) -> T:
+        """The tree whose selected modules, and those below, stay in mode ``"eval"``.
+
+        Neither ``train`` nor ``reset`` of the tree changes their mode: a pretrained backbone
+        whose batch norms keep their statistics. It is an annotation: the skeleton is unchanged,
+        and parameters are trained as before unless they are frozen, too.
+
+        Returns:
+            The tree. It stays so through every operation; the ``train`` of a selection undoes it.
+
+        Raises:
+            TypeError: if a selected leaf or container holds no module, which is what has a mode.
+
+        Example:
+            >>> from parallax import nn, tree
+            >>> net = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(0.5)).initialize(0)
+            >>> net = tree.select(net, "layers.0").eval().train(1)
+            >>> [layer.mode for layer in net.layers]
+            ['eval', 'train']
+            >>> tree.select(net, "layers.0").train()[0].mode
+            'train'
+        """
+        return cast(T, staying(self._survey, self._entries, True))
+
+    def train(self) -> T:
+        """The tree whose selected modules, and those below, are in mode ``"train"``.
+
+        Undoes the ``eval`` of a selection: their mode follows ``train``, ``eval`` and ``reset`` of
+        the tree again.
+
+        Returns:
+            The tree.
+
+        Raises:
+            TypeError: if a selected leaf or container holds no module, which is what has a mode.
+        """
+        return cast(T, staying(self._survey, self._entries, False))
 
     def __repr__(self) -> str:
         pairs = zip(self._entries, self._survey.values(self._entries), strict=True)

@@ -31,6 +31,7 @@ class Row(NamedTuple):
     trainable: bool
     placement: str  # of a distributed leaf; else empty
     here: int  # the bytes that this process holds
+    stays_eval: bool  # whether its module stays in mode "eval"
 
 
 class Summary(Table):
@@ -54,12 +55,16 @@ class Summary(Table):
         numbers = f"{self.count:,}", f"{self.nbytes:,}", f"{self.trainable:,}"
         spread = any(row.placement for row in rows)
         super().__init__(
-            (*_HEADER, "placement", "here"),
+            (*_HEADER, "placement", "here", "mode"),
             [_cells(row) for row in rows],
-            (label, "", "", "", *numbers, "", f"{self.here:,}"),
-            columns=range(len(_HEADER) + 2 * spread),
+            (label, "", "", "", *numbers, "", f"{self.here:,}", ""),
+            columns=[
+                *range(len(_HEADER)),
+                *[7, 8] * spread,
+                *[9] * any(r.stays_eval for r in rows),
+            ],
             numbers=(4, 5, 8),
-            left_out=(5, 1, 3, 6, 2),
+            left_out=(5, 1, 3, 6, 2, 9)[: 5 + any(row.stays_eval for row in rows)],
             max_rows=max_rows,
             noun="leaves",
         )
@@ -71,7 +76,8 @@ _HEADER = ("path", "class", "shape", "dtype", "count", "bytes", "trainable")
 def _cells(row: Row) -> tuple[str, ...]:
     trained = "yes" if row.trainable else "no"
     numbers = f"{row.numel:,}", f"{row.nbytes:,}"
-    return (*row[:4], *numbers, trained, row.placement, f"{row.here:,}")
+    mode = "stays in eval" if row.stays_eval else ""
+    return (*row[:4], *numbers, trained, row.placement, f"{row.here:,}", mode)
 
 
 @overload
@@ -154,16 +160,16 @@ def summary(
     owners = _owners(structure)
     facts = zip(structure.paths, leaves_of(module), structure.trainable, strict=True)
     rows = [
-        _row(path, owners[path], leaf, trainable)
+        _row(path, *owners[path], leaf, trainable)
         for path, leaf, trainable in facts
         if leaf is not None
     ]
     return Summary(rows, max_rows)
 
 
-def _row(path: str, owner: str, leaf: Any, trainable: bool) -> Row:
+def _row(path: str, owner: str, stays: bool, leaf: Any, trainable: bool) -> Row:
     if not isinstance(leaf, (Tensor, Lazy)):
-        return Row(path, owner, "", type(leaf).__name__, 0, 0, False, "", 0)
+        return Row(path, owner, "", type(leaf).__name__, 0, 0, False, "", 0, stays)
     dtype = str(leaf.dtype).removeprefix("torch.")
     mark = dtype + (" (uninitialized)" if isinstance(leaf, Lazy) else "")
     nbytes = leaf.numel() * leaf.dtype.itemsize
@@ -171,17 +177,18 @@ def _row(path: str, owner: str, leaf: Any, trainable: bool) -> Row:
     placement = shards.shown(leaf) if spread else ""
     here = shards.local_of(leaf).nbytes if spread else nbytes
     numbers = leaf.numel(), nbytes, trainable
-    return Row(path, owner, str(tuple(leaf.shape)), mark, *numbers, placement, here)
+    return Row(path, owner, str(tuple(leaf.shape)), mark, *numbers, placement, here, stays)
 
 
-def _owners(structure: Structure) -> dict[str, str]:
-    """For each leaf's path the class of the module it belongs to."""
-    owners: dict[str, str] = {}
-    modules: dict[tuple[Any, ...], str] = {}
+def _owners(structure: Structure) -> dict[str, tuple[str, bool]]:
+    """For each leaf's path the class of the module it belongs to, and whether that stays in eval."""
+    owners: dict[str, tuple[str, bool]] = {}
+    modules: dict[tuple[Any, ...], tuple[str, bool]] = {}
     for path, node in structure.walk():
         if type(node) is Structure:
             is_own = hasattr(node.cls, "__layout__")
-            modules[path] = node.cls.__name__ if is_own else modules.get(path[:-1], "")
+            own = (node.cls.__name__, node.note.stays_eval) if is_own else ("", False)
+            modules[path] = own if is_own else modules.get(path[:-1], own)
         else:
             owners[".".join(map(str, path))] = modules[path[:-1]]
     return owners
