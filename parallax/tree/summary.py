@@ -54,17 +54,14 @@ class Summary(Table):
         label = f"total: {len(rows):,} leaves"
         numbers = f"{self.count:,}", f"{self.nbytes:,}", f"{self.trainable:,}"
         spread = any(row.placement for row in rows)
+        stays = any(row.stays_eval for row in rows)
         super().__init__(
             (*_HEADER, "placement", "here", "mode"),
             [_cells(row) for row in rows],
             (label, "", "", "", *numbers, "", f"{self.here:,}", ""),
-            columns=[
-                *range(len(_HEADER)),
-                *[7, 8] * spread,
-                *[9] * any(r.stays_eval for r in rows),
-            ],
+            columns=[*range(len(_HEADER)), *[7, 8] * spread, *[9] * stays],
             numbers=(4, 5, 8),
-            left_out=(5, 1, 3, 6, 2, 9)[: 5 + any(row.stays_eval for row in rows)],
+            left_out=(5, 1, 3, 6, 2, *[9] * stays),
             max_rows=max_rows,
             noun="leaves",
         )
@@ -181,7 +178,7 @@ def _row(path: str, owner: str, stays: bool, leaf: Any, trainable: bool) -> Row:
 
 
 def _owners(structure: Structure) -> dict[str, tuple[str, bool]]:
-    """For each leaf's path the class of the module it belongs to, and whether that stays in eval."""
+    """For each leaf's path the class of the module it belongs to, and if that stays in eval."""
     owners: dict[str, tuple[str, bool]] = {}
     modules: dict[tuple[Any, ...], tuple[str, bool]] = {}
     for path, node in structure.walk():

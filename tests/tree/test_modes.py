@@ -15,6 +15,7 @@ from torch.utils import _pytree as torch_pytree
 
 import parallax
 from parallax import bridge, effects, func, io, nn, optim, tree
+from parallax.core.structure import decode
 from tests.corpus import MLP, TiedModule
 
 
@@ -91,9 +92,7 @@ def test_in_trees_around_modules() -> None:
     made = tree.select(subject, "a").eval()
     assert made["a"][1].train().mode == "eval" and made["b"].train().mode == "train"
     assert tree.select(subject, "b").eval()["b"].train()[0].mode == "eval"
-    with pytest.raises(
-        TypeError, match="c holds no module, and a mode belongs to a module. Select"
-    ):
+    with pytest.raises(TypeError, match=r"c holds no module, .* belongs to a module\. Select"):
         tree.select(subject, "c").eval()
 
 
@@ -112,7 +111,7 @@ def test_it_is_shown() -> None:
     assert "(stays in eval)" in marked()._repr_html_()
     summary = tree.summary(marked())
     assert str(summary).count("stays in eval") == 7
-    assert [row.path for row in summary.rows if not row.stays_eval][0] == "layers.1.weight"
+    assert next(row.path for row in summary.rows if not row.stays_eval) == "layers.1.weight"
     assert "stays" not in f"{summary:30}"
 
 
@@ -126,10 +125,6 @@ def saved(module: Any, path: Path) -> Any:
 
 def raw_optree(module: Any) -> Any:
     return optree.tree_map(torch.neg, module)  # type: ignore[arg-type]
-
-
-def loss_of(module: Any) -> Tensor:
-    return (module.train(3)(torch.ones(2, 3)) ** 2).sum() if callable(module) else module
 
 
 def adam_step(module: Any) -> Any:
@@ -195,10 +190,10 @@ def test_trees_made_before_fit_and_members_of_a_stack_must_agree() -> None:
 
 
 def test_a_structure_that_was_written_before_has_no_marks() -> None:
-    structure = tree.structure(MLP()).parts[0]
+    structure: Any = tree.structure(MLP()).parts[0]
     _, nodes = structure.encode()
     old = [(cls, constants, note[:-1], *rest) for cls, constants, note, *rest in nodes]
-    assert type(structure).__reduce__(structure)[0]((None, old)) == structure
+    assert decode((None, old)) == structure
 
 
 # -- what they mean -------------------------------------------------------------------------------
