@@ -124,7 +124,7 @@ def saved(module: Any, path: Path) -> Any:
 
 
 def raw_optree(module: Any) -> Any:
-    return optree.tree_map(torch.neg, module)  # type: ignore[arg-type]
+    return optree.tree_map(torch.neg, module)
 
 
 def adam_step(module: Any) -> Any:
@@ -229,7 +229,7 @@ def test_steps_are_those_of_a_backbone_in_eval(lifted: bool, compiled: bool) -> 
     state = opt.init(ours)
 
     def step(model: Any, state: Any, x: Tensor) -> Any:
-        def loss(model: Any) -> Tensor:
+        def loss(model: Any) -> Any:
             return (model(x) ** 2).mean()
 
         grads, model = func.grad(effects.collect(loss), has_aux=True)(model.train(0))
@@ -262,7 +262,7 @@ def test_members_of_an_ensemble() -> None:
     stack = tree.stack([tree.select(net(), "layers.0").eval(), marked()])
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
 
-    def loss(model: Any) -> Tensor:
+    def loss(model: Any) -> Any:
         return (effects.collect(lambda m: m(x))(model.train(0))[0] ** 2).sum()
 
     grads = func.vmap(func.grad(loss))(stack)
