@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from types import CodeType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -114,6 +114,60 @@ compiled_entries: Callable[[CodeType], Sequence[Any]] = (
     torch._C._dynamo.eval_frame._debug_get_cache_entry_list
 )
 """What dynamo has made of a code object: entries of a guard and a code."""
+
+
+class Trace(NamedTuple):
+    """A function that dynamo traced and whose graph was compiled.
+
+    Attributes:
+        name: of its code, ``torch_dynamo_resume_in_..._at_...`` for what follows a graph break.
+        file: where the code stands.
+        line: where it begins there.
+        reason: why an earlier graph of this code did not fit; empty without one.
+    """
+
+    name: str
+    file: str
+    line: int
+    reason: str
+
+
+def _reason(text: str) -> str:
+    """The guard of an earlier graph that failed, without the number of that graph."""
+    text = text.partition("\nUser stack trace")[0].strip()
+    return re.sub(r"^\d+/\d+: ", "", text)
+
+
+class TraceLog:
+    """What dynamo traces in this process from now on, as its own metrics tell."""
+
+    _MOST = 1_000_000  # torch keeps 64, of all that was ever traced
+
+    def __init__(self) -> None:
+        from torch._dynamo import utils
+
+        self._limit = utils._compilation_metrics.maxlen
+        utils.set_compilation_metrics_limit(self._MOST)
+        self._before = utils.get_compilation_metrics()
+
+    def traces(self) -> list[Trace]:
+        """The traces since then that did not fail."""
+        from torch._dynamo import utils
+
+        before = {id(one) for one in self._before}
+        return [
+            Trace(one.co_name, one.co_filename or "", one.co_firstlineno or 0,
+                  _reason(one.recompile_reason or ""))
+            for one in utils.get_compilation_metrics()
+            if id(one) not in before and one.co_name is not None and one.fail_type is None
+        ]  # fmt: skip
+
+    def end(self) -> None:
+        """Has torch keep as many as before."""
+        from torch._dynamo import utils
+
+        if self._limit is not None:
+            utils.set_compilation_metrics_limit(self._limit)
 
 
 def source_value(source: Any, space: dict[str, Any], cache: dict[Any, Any]) -> Any:

@@ -47,6 +47,19 @@ def forward_level_active() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
+def leave_transforms() -> None:
+    """Leaves the transforms that a graph had entered when one of its operators raised.
+
+    Dynamo writes that as two calls, without a ``finally`` between them.
+    """
+    torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(0)
+    try:
+        torch._C._exit_dual_level(level=0)
+    except RuntimeError as error:  # nothing tells whether one was entered
+        if "is not the last that was created" not in str(error):
+            raise
+
+
 def module_calls_watched() -> bool:
     """Whether global hooks or ``torch.jit.trace`` watch every call of an ``nn.Module``."""
     module = torch.nn.modules.module

@@ -8,7 +8,8 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from types import MethodType
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 from parallax._compat.dynamo import is_compiling, recompile_limit
 from parallax._compat.modes import is_transforming
@@ -21,9 +22,12 @@ from parallax.core.arguments import check_function
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 
-__all__ = ["compile"]
+__all__ = ["FUNCTIONS", "CompiledFunction", "Made", "compile"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+FUNCTIONS: WeakKeyDictionary[Callable[..., Any], CompiledFunction] = WeakKeyDictionary()
+"""What is behind the functions that ``compile`` has returned."""
+
 _making = threading.RLock()  # one for all functions: two that call each other cannot deadlock
 
 
@@ -105,21 +109,30 @@ def compile(fn: Any = None, *, donate: Any = (), **options: Any) -> Any:  # noqa
     settings = dynamo.compile_settings(options)
     if isinstance(fn, MethodType) and is_module(fn.__self__):
         given = donation_of(fn.__func__, donate, 1)
-        return functools.partial(_Compiled(fn.__func__, settings, given).wrapper(), fn.__self__)
+        return functools.partial(
+            CompiledFunction(fn.__func__, settings, given).wrapper(), fn.__self__
+        )
     if is_module(fn):
         given = donation_of(type(fn).__call__, donate, 1)
-        return functools.partial(_Compiled(_call, settings, given).wrapper(), fn)
+        return functools.partial(CompiledFunction(_call, settings, given).wrapper(), fn)
     given = donation_of(fn, donate)
     if settings.get("disable"):
         return fn
-    return _Compiled(fn, settings, given).wrapper()
+    return CompiledFunction(fn, settings, given).wrapper()
 
 
 def _call(module: Any, *args: Any, **kwargs: Any) -> Any:
     return module(*args, **kwargs)
 
 
-class _Compiled:
+class Made(NamedTuple):
+    """A graph that was made, by the name that dynamo knows it by, and why."""
+
+    name: str
+    why: str
+
+
+class CompiledFunction:
     """The graphs of one function."""
 
     def __init__(
@@ -136,6 +149,7 @@ class _Compiled:
         self.limit = settings.get("recompile_limit")
         self.graphs: dict[Any, list[Graph]] = {}
         self.families: dict[Any, list[Graph]] = {}
+        self.made: list[Made] = []
 
     def wrapper(self) -> Callable[..., Any]:
         """The function that users call: a plain one, which binds as a method does."""
@@ -171,6 +185,7 @@ class _Compiled:
                 return fn(*args, **kwargs)
             return call(args, kwargs)
 
+        FUNCTIONS[compiled] = self
         return compiled
 
     def _find(self, tokens: tuple[Any, ...], items: list[Any]) -> Graph | None:
@@ -197,11 +212,19 @@ class _Compiled:
             if len(before) >= (self.limit or recompile_limit()):
                 return self._refuse(reason(before, tokens, items, self._names()), args, kwargs)
             graph = self._graph(tokens, items)
+            why = self._why(before, tokens, items)
             result = graph(items, args, kwargs)
+            self.made.append(Made(graph.name, why))
             self.families[family] = [*before, graph]
             known = [graph for graph in self.graphs.get(tokens, []) if graph in before]
             self.graphs[tokens] = [*known, graph]
             return result
+
+    def _why(self, before: list[Graph], tokens: tuple[Any, ...], items: list[Any]) -> str:
+        """Why one more graph is made; empty for the first."""
+        if before:
+            return reason(before, tokens, items, self._names())
+        return "arguments of other classes" if self.families else ""
 
     def _graph(self, tokens: tuple[Any, ...], items: list[Any]) -> Graph:
         dynamic = self.settings.get("dynamic")

@@ -20,6 +20,7 @@ from parallax._compat.dynamo import (
 )
 from parallax._compat.in_trace import give, replied
 from parallax._compat.inductor import is_cpp_wrapper_failure
+from parallax._compat.modes import leave_transforms
 from parallax._compat.opaque import real
 from parallax.compiler.donation import Donation
 from parallax.compiler.dynamo import compile_flat, settings_for, without_cpp
@@ -201,7 +202,7 @@ class Graph:
         try:
             number, results = self._run(leaves, tuple([items[k] for k in others]) if others else ())
         except RuntimeError as error:
-            allow_hooks_again()
+            _tidy()
             if self._spare is not None and is_cpp_wrapper_failure(error):
                 self._run, self._spare = self._compile(self._fn, self._spare), None
                 return self(items, args, kwargs)
@@ -209,7 +210,7 @@ class Graph:
                 self._tell(items, error)
             raise
         except BaseException:  # an interrupt, say
-            allow_hooks_again()
+            _tidy()
             self._gone(args, kwargs)
             raise
         if self._writes:
@@ -282,6 +283,12 @@ class Graph:
     def _shared(self, leaves: Sequence[Tensor]) -> Any:
         """Where the memory of the leaves, and of the globals that the function reads, overlaps."""
         return _sharing([*leaves, *self._outside.present()])
+
+
+def _tidy() -> None:
+    """Undoes what a graph leaves that failed within a transform; it began outside of any."""
+    leave_transforms()
+    allow_hooks_again()
 
 
 class _Result(NamedTuple):

@@ -22,7 +22,7 @@ ROOMS = {
     "parallax": "__init__.py",
     "parallax.bridge": "bridge/__init__.py",
     "parallax.core.registry": "core/registry.py",
-    "parallax.debug": "debug.py",
+    "parallax.debug": "debug/__init__.py",
     "parallax.distributed": "distributed/__init__.py",
     "parallax.effects": "effects/__init__.py",
     "parallax.func": "func/__init__.py",

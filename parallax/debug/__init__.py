@@ -1,0 +1,29 @@
+"""Checks at run time.
+
+- ``pure``, ``deterministic``, ``nans``: does a function change what it is given, does it repeat
+  itself, where do non-finite numbers begin? Each returns a function of the same arguments and
+  results that checks as it runs. They cost copies and comparisons of every leaf.
+- ``check``: an assertion about the numbers in tensors, in mapped and compiled code, too.
+- ``trace_counts``: how often functions were compiled, and why.
+"""
+
+from parallax.debug.check import CheckError, check
+from parallax.debug.deterministic import deterministic
+from parallax.debug.nans import NonFiniteError, nans
+from parallax.debug.pure import ImpureError, pure
+from parallax.debug.trace_counts import trace_counts
+
+__all__ = [
+    "CheckError",
+    "ImpureError",
+    "NonFiniteError",
+    "check",
+    "deterministic",
+    "nans",
+    "pure",
+    "trace_counts",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
