@@ -31,6 +31,7 @@ from parallax.optim.clip import (
 )
 from parallax.optim.foreign import from_torch
 from parallax.optim.lbfgs import LBFGS
+from parallax.optim.lookahead import Lookahead
 from parallax.optim.muon import Muon
 from parallax.optim.nadam import NAdam
 from parallax.optim.options import complete
@@ -39,13 +40,16 @@ from parallax.optim.rmsprop import RMSprop
 from parallax.optim.rprop import Rprop
 from parallax.optim.scaler import LossScaler, Scale
 from parallax.optim.sgd import SGD
+from parallax.optim.shaping import AddNoise, Centralize, ClipAdaptive
+from parallax.optim.skip import SkipNonfinite
 from parallax.optim.split import Split
 from parallax.optim.state import State
 
 __all__ = [
-    "ASGD", "EMA", "LBFGS", "SGD", "SWA", "Accumulate", "Adadelta", "Adafactor", "Adagrad", "Adam",
-    "AdamW", "Adamax", "Average", "ClipNorm", "ClipValue", "DonatedError", "LossScaler", "Muon",
-    "NAdam", "Optimizer", "RAdam", "RMSprop", "Rprop", "Scale", "Split", "State", "chain",
+    "ASGD", "EMA", "LBFGS", "SGD", "SWA", "Accumulate", "Adadelta", "Adafactor", "Adagrad",
+    "Adam", "AdamW", "Adamax", "AddNoise", "Average", "Centralize", "ClipAdaptive", "ClipNorm",
+    "ClipValue", "DonatedError", "Lookahead", "LossScaler", "Muon", "NAdam", "Optimizer",
+    "RAdam", "RMSprop", "Rprop", "Scale", "SkipNonfinite", "Split", "State", "chain",
     "clip_grad_norm", "clip_grad_value", "clip_per_sample", "from_torch", "schedules",
 ]  # fmt: skip
 

@@ -118,8 +118,8 @@ class Accumulate:
             return model, Accumulated(inner, zeros, torch.zeros_like(count))
         done = count == self.every
         stepped = self.opt.step(model, mean, state.inner)
-        model, inner = choose(done, stepped, (model, state.inner))
-        kept = choose(done, zeros, total)
+        model, inner = choose(what, done, stepped, (model, state.inner))
+        kept = choose(what, done, zeros, total)
         return model, Accumulated(inner, kept, torch.where(done, torch.zeros_like(count), count))
 
 

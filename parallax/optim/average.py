@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch
-from parallax.core.fields import Buffer, Lazy
+from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim.arguments import check_kind
-from parallax.optim.checks import check_state, open_model, refuse_uninitialized
+from parallax.optim.checks import check_state, open_initialized
 from parallax.tree import core
 from parallax.tree.arithmetic import lerp
 from parallax.tree.recording import computed
@@ -71,10 +71,7 @@ class SWA:
             TypeError: if it is not a module.
             UninitializedError: if a leaf has no value yet.
         """
-        what = f"optim.{type(self).__name__}.init"
-        for k, leaf in enumerate(open_model(what, model)[0]):
-            if isinstance(leaf, Lazy):
-                refuse_uninitialized(what, model, k)
+        open_initialized(f"optim.{type(self).__name__}.init", model)
         with torch.no_grad():
             return Average(core.map(Tensor.clone, model), torch.zeros(()))
 

@@ -1,16 +1,25 @@
-"""Transformations of gradients before an optimizer."""
+"""Transformations of gradients before an optimizer, and of its updates after it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
+from parallax.core.donated import mark
 from parallax.core.module import Module
-from parallax.optim.checks import check_state
-from parallax.optim.donate import check_donation
+from parallax.core.registry import flatten_module, unflatten_module
+from parallax.optim.checks import check_state, gather, open_initialized, open_model
+from parallax.optim.donate import check_donation, is_differentiable
+from parallax.optim.state import around
+from parallax.tree import core
 
 __all__ = ["Chain", "Chained", "chain"]
 
 M = TypeVar("M")
+_WHAT = "chain(...).step"
 
 
 class Chained(Module):
@@ -20,11 +29,16 @@ class Chained(Module):
 
 
 class Chain:
-    """An optimizer behind transformations of gradients; see ``chain``."""
+    """An optimizer between transformations; see ``chain``."""
 
-    def __init__(self, transforms: tuple[Any, ...], opt: Any) -> None:
-        self.transforms = transforms
-        self.opt = opt
+    def __init__(self, parts: tuple[Any, ...], place: int) -> None:
+        self.parts = parts
+        self.place = place  # of the optimizer
+        self.opt = parts[place]
+
+    @property
+    def _differentiable(self) -> bool:
+        return is_differentiable(self.opt)
 
     def init(self, model: Any) -> Chained:
         """The state before the first step.
@@ -35,19 +49,20 @@ class Chain:
         Returns:
             The state.
         """
-        states = [part.init(model) if hasattr(part, "init") else None for part in self.transforms]
-        return Chained((*states, self.opt.init(model)))
+        open_initialized("chain(...).init", model)
+        return Chained(tuple([p.init(model) if hasattr(p, "init") else None for p in self.parts]))
 
     def step(
         self, model: M, grads: Any, state: Chained, *, donate: bool = False
     ) -> tuple[M, Chained]:
-        """Transforms the gradients and steps.
+        """Transforms the gradients, steps, and transforms the update.
 
         Args:
             model: a module.
             grads: gradients.
             state: what ``init`` or the last ``step`` returned.
-            donate: let the optimizer reuse the memory of the model and of its own state.
+            donate: let the optimizer reuse the memory of its own state, and of the model if
+                nothing comes after it.
 
         Returns:
             The model and the state.
@@ -55,37 +70,51 @@ class Chain:
         Raises:
             ValueError: if something does not fit the model.
         """
-        check_donation("chain(...).step", donate)
-        check_state("chain(...).step", state, Chained)
-        states: list[Any] = []
-        for part, held in zip(self.transforms, state.parts[:-1], strict=True):
-            after = None
-            if held is None:
-                grads = part(grads)
-            else:
-                grads, after = part.update(grads, held, model)
-            states.append(after)
-        model, last = self.opt.step(model, grads, state.parts[-1], donate=donate)
-        return model, Chained((*states, last))
+        writes = check_donation(_WHAT, donate)
+        check_state(_WHAT, state, Chained)
+        before, own = state.parts[: self.place], state.parts[self.place]
+        grads, first = _through(self.parts[: self.place], grads, before, model)
+        after = self.parts[self.place + 1 :]
+        if not after:
+            model, own = self.opt.step(model, grads, own, donate=donate)
+            return model, Chained((*first, own))
+        start = model
+        if writes:
+            with torch.no_grad():
+                start = core.map(Tensor.clone, model)
+        made, own = self.opt.step(model, grads, own, donate=donate)
+        with torch.set_grad_enabled(self._differentiable and torch.is_grad_enabled()):
+            updates = _difference(start, made, grads)
+            rest = state.parts[self.place + 1 :]
+            updates, last = _through(after, updates, rest, start)
+            made = _sum(start, updates, made)
+        if writes:
+            mark(model)
+        return made, Chained((*first, own, *last))
 
     def __repr__(self) -> str:
-        return f"chain({', '.join(map(repr, (*self.transforms, self.opt)))})"
+        return f"chain({', '.join(map(repr, self.parts))})"
 
 
 def chain(*parts: Any) -> Chain:
-    """An optimizer behind transformations of gradients, which is an optimizer too.
+    """An optimizer with transformations before and after it, which is an optimizer too.
+
+    What stands before the optimizer transforms the gradients. What stands after it transforms the
+    update: a tree like the gradients, which is added to the model in the end.
+
+    A transformation is a function from a tree to another, such as ``ClipNorm(1.0)``. One that
+    reads the model, or has a state, is an object with ``update(tree, state, model)``, which returns
+    the new tree and the new state; ``model`` is the one before the step. If it has
+    ``init(model)``, that returns its first state, a module; otherwise the state is ``None``.
 
     Args:
-        *parts: transformations, and last an optimizer. A transformation is a function from a tree
-            of gradients to another. One with a state is an object with ``init(model)``, which
-            returns the state as a module, and ``update(grads, state, model)``, which returns the
-            new gradients and the new state.
+        *parts: transformations and one optimizer.
 
     Returns:
         The optimizer.
 
     Raises:
-        TypeError: if the last part is not an optimizer, or another one is not a transformation.
+        TypeError: if there is no optimizer or more than one, or a part is no transformation.
 
     Example:
         >>> import torch
@@ -96,13 +125,67 @@ def chain(*parts: Any) -> Chain:
         >>> point = Point(torch.zeros(2))
         >>> opt.step(point, Point(torch.tensor([3.0, 4.0])), opt.init(point))[0].at
         tensor([-0.6000, -0.8000])
+        >>> opt = optim.chain(optim.Adam(lr=0.1), optim.ClipNorm(0.1), optim.Lookahead())
     """
-    if not parts or not (hasattr(parts[-1], "step") and hasattr(parts[-1], "init")):
-        raise TypeError("chain: the last part must be an optimizer: chain(ClipNorm(1.0), Adam())")
-    for part in parts[:-1]:
-        if hasattr(part, "step") or not (hasattr(part, "update") or callable(part)):
+    places = [k for k, part in enumerate(parts) if _is_optimizer(part)]
+    if not places:
+        raise TypeError("chain: one part must be an optimizer. Write chain(ClipNorm(1.0), Adam())")
+    if len(places) > 1:
+        first, second = parts[places[0]], parts[places[1]]
+        raise TypeError(
+            f"chain: {first!r} and {second!r} are both optimizers, and one steps. For other "
+            f"parts of the model write optim.Split({{condition: {second!r}}}, rest={first!r})"
+        )
+    for k, part in enumerate(parts):
+        if k != places[0] and (isinstance(part, type) or not _is_transformation(part)):
             raise TypeError(
-                f"chain: {part!r} is not a transformation of gradients: a function of them, or an "
-                f"object with init(model) and update(grads, state, model)"
+                f"chain: {part!r} is not a transformation. Give a function of a tree, or an "
+                f"object with update(tree, state, model) and, for a state, init(model)"
             )
-    return Chain(parts[:-1], parts[-1])
+    return Chain(parts, places[0])
+
+
+def _is_optimizer(part: Any) -> bool:
+    return not isinstance(part, type) and hasattr(part, "step") and hasattr(part, "init")
+
+
+def _is_transformation(part: Any) -> bool:
+    return hasattr(part, "update") or (callable(part) and not hasattr(part, "init"))
+
+
+def _through(
+    parts: Sequence[Any], tree: Any, states: Sequence[Any], model: Any
+) -> tuple[Any, list[Any]]:
+    """The tree behind all transformations, and their new states."""
+    made: list[Any] = []
+    for part, held in zip(parts, states, strict=True):
+        after = None
+        if hasattr(part, "update"):
+            tree, after = part.update(tree, held, model)
+        else:
+            tree = part(tree)
+        made.append(after)
+    return tree, made
+
+
+def _difference(model: Any, made: Any, grads: Any) -> Any:
+    """What was added to each leaf that was stepped; holes elsewhere."""
+    leaves, part = open_model(_WHAT, model)
+    chosen, _ = gather(_WHAT, model, leaves, part, grads)
+    stepped = flatten_module(made)[0]
+    updates: list[Any] = [None] * len(leaves)
+    for k in chosen:
+        if stepped[k] is not leaves[k]:
+            updates[k] = stepped[k] - leaves[k]
+    return around(model, updates)
+
+
+def _sum(model: Any, updates: Any, made: Any) -> Any:
+    """The model with the updates added; the rest is that of ``made``."""
+    leaves, part = open_model(_WHAT, model)
+    chosen, given = gather(_WHAT, model, leaves, part, updates, "the updates")
+    stepped, theirs = flatten_module(made)
+    sums = list(stepped)
+    for k in chosen:
+        sums[k] = leaves[k] + given[k]
+    return unflatten_module(theirs, sums, made._rng)

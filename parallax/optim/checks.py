@@ -8,14 +8,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from parallax.core.fields import UninitializedError
+from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
 from parallax.tree.align import align
 
 __all__ = [
-    "check_layouts", "check_leaf", "check_sizes", "check_state", "gather", "open_model",
-    "paths_of", "refuse_uninitialized", "size_of",
+    "check_layouts", "check_leaf", "check_sizes", "check_state", "gather", "open_initialized",
+    "open_model", "paths_of", "refuse_uninitialized", "size_of",
 ]  # fmt: skip
 
 
@@ -34,6 +34,19 @@ def open_model(what: str, model: Any) -> tuple[Sequence[Any], Any]:
     return flatten_module(model)
 
 
+def open_initialized(what: str, model: Any) -> tuple[Sequence[Any], Any]:
+    """As ``open_model``, where all leaves must have values.
+
+    Raises:
+        UninitializedError: if a leaf has none.
+    """
+    leaves, part = open_model(what, model)
+    for k, leaf in enumerate(leaves):
+        if isinstance(leaf, Lazy):
+            refuse_uninitialized(what, model, k)
+    return leaves, part
+
+
 def refuse_uninitialized(what: str, model: Any, k: int) -> NoReturn:
     """Raises the error of a leaf that has no value, by its index."""
     raise UninitializedError(
@@ -43,7 +56,12 @@ def refuse_uninitialized(what: str, model: Any, k: int) -> NoReturn:
 
 
 def gather(
-    what: str, model: Any, leaves: Sequence[Any], part: Any, grads: Any
+    what: str,
+    model: Any,
+    leaves: Sequence[Any],
+    part: Any,
+    grads: Any,
+    name: str = "the gradients",
 ) -> tuple[Sequence[int], Sequence[Any]]:
     """Decides which leaves are stepped.
 
@@ -57,7 +75,7 @@ def gather(
     try:
         given = align(part, grads)
     except ValueError as error:
-        raise ValueError(f"{what}: the gradients: {error}") from None
+        raise ValueError(f"{what}: {name}: {error}") from None
     rows = enumerate(zip(leaves, given, part.trainable, strict=True))
     chosen = [k for k, (a, b, t) in rows if t and a is not None and b is not None]
     for k in chosen:

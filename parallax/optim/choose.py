@@ -12,10 +12,25 @@ from parallax.tree import core
 __all__ = ["choose"]
 
 
-def choose(condition: Tensor, yes: Any, no: Any) -> Any:
-    """``yes`` where the condition holds, ``no`` where it does not, leaf by leaf."""
+def choose(what: str, condition: Tensor, yes: Any, no: Any) -> Any:
+    """``yes`` where the condition holds, ``no`` where it does not, leaf by leaf.
+
+    Raises:
+        ValueError: if one has a leaf where the other has a hole: a graph computes both, and
+            cannot choose between a tensor and nothing.
+    """
+    if _holes(yes) != _holes(no):
+        raise ValueError(
+            f"{what}: this step gives the state leaves that it did not have, as the first one may, "
+            f"so that compiled and vmapped code cannot leave it out. Make the first step in eager "
+            f"code: model, state = opt.step(model, grads, state)"
+        )
 
     def pick(a: Any, b: Any) -> Any:
         return torch.where(condition.to(a.device), a, b) if isinstance(a, Tensor) else a
 
     return core.map(pick, yes, no)
+
+
+def _holes(tree: Any) -> list[bool]:
+    return [leaf is None for leaf in core.flatten(tree)[0]]

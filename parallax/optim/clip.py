@@ -11,6 +11,7 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch
 from parallax.optim.arguments import check_at_least, check_kind
 from parallax.tree import core
+from parallax.tree.arithmetic import scale
 
 __all__ = ["ClipNorm", "ClipValue", "clip_grad_norm", "clip_grad_value", "clip_per_sample"]
 
@@ -46,10 +47,13 @@ def clip_grad_norm(
         ({'a': tensor([0.6000, 0.8000])}, tensor(5.))
     """
     _check_norm("clip_grad_norm", max_norm, norm_type, error_if_nonfinite)
-    norm = _total_norm(_tensors("clip_grad_norm", grads), norm_type)
+    leaves = _tensors("clip_grad_norm", grads)
+    norm = _total_norm(leaves, norm_type)
     if error_if_nonfinite and not bool(norm.isfinite()):
         raise FloatingPointError(_nonfinite(grads, norm))
     factor = torch.clamp(max_norm / (norm + _TINY), max=1.0)
+    if len({leaf.device for leaf in leaves}) == 1:
+        return scale(grads, factor), norm
     return core.map(lambda g: g * factor.to(g.device, g.dtype), grads), norm
 
 

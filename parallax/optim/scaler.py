@@ -164,7 +164,7 @@ class LossScaler:
                 return model, state, after
             return *opt.step(model, unscaled, state), after
         stepped = opt.step(model, unscaled, state)
-        return *choose(finite, stepped, (model, state)), after
+        return *choose("optim.LossScaler.step", finite, stepped, (model, state)), after
 
 
 def _check_tensor(verb: str, name: str, value: Any, example: str) -> None:

@@ -146,7 +146,9 @@ def adopt(data: Any) -> None:
     known: dict[int, Mark] = {}
     for ref in list(_noted):
         leaf = ref()
-        if leaf is None or leaf is data or leaf.ndim > 1 or leaf.numel() > _MOST_ROWS:
+        if leaf is None or leaf is data or not _is_eager(leaf):
+            continue
+        if leaf.ndim > 1 or leaf.numel() > _MOST_ROWS:
             continue
         if leaf.dtype is torch.int64 and leaf.device.type == "cpu":
             mark = mark_of(leaf)

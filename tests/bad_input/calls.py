@@ -508,14 +508,22 @@ def _optim() -> Iterator[Subject]:
         "ClipNorm": {"max_norm": 1.0},
         "ClipValue": {"clip_value": 1.0},
         "LossScaler": {},
+        "AddNoise": {"eta": 0.1, "rng": 0},
+        "Centralize": {},
+        "ClipAdaptive": {},
+        "Lookahead": {},
     }.items():
         kinds = {"decay": "positive", "clip_value": "positive", "init_scale": "positive"}
+        kinds |= {"eta": "positive", "clipping": "positive", "k": "count"}
         yield Subject(f"optim.{cls}", getattr(optim, cls), fixed(**given), kinds)
     yield Subject(
         "optim.Accumulate",
         optim.Accumulate,
         lambda: {"opt": opt, "every": 2},
         {"opt": "optimizer", "every": "count"},
+    )
+    yield Subject(
+        "optim.SkipNonfinite", optim.SkipNonfinite, lambda: {"opt": opt}, {"opt": "optimizer"}
     )
     yield Subject(
         "optim.Split",

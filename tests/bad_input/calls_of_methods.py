@@ -29,7 +29,8 @@ def _steps() -> Iterator[Subject]:
     opts: dict[str, Any] = {
         "Accumulate": optim.Accumulate(optim.SGD(0.1), 2),
         "Split": optim.Split({"weight": optim.SGD(0.1)}),
-        "chain": optim.chain(optim.ClipNorm(1.0), optim.SGD(0.1)),
+        "SkipNonfinite": optim.SkipNonfinite(optim.SGD(0.1)),
+        "chain": optim.chain(optim.ClipNorm(1.0), optim.SGD(0.1), optim.Lookahead(k=1)),
         "from_torch": optim.from_torch(torch.optim.SGD, lr=0.1),
     }
     kinds = {"model": "values", "grads": "second", "state": "second"}
@@ -37,6 +38,18 @@ def _steps() -> Iterator[Subject]:
         yield Subject(f"optim.{name}.init", opt.init, lambda: {"model": net()}, kinds)
         given = {"model": net(), "grads": net(), "state": opt.init(net())}
         yield Subject(f"optim.{name}.step", opt.step, fixed(**given), kinds)
+    parts: dict[str, Any] = {
+        "AddNoise": optim.AddNoise(1.0, 0),
+        "ClipAdaptive": optim.ClipAdaptive(),
+        "Lookahead": optim.Lookahead(k=1),
+    }
+    for name, part in parts.items():
+        first = part.init(net()) if hasattr(part, "init") else None
+        given = {"grads": net(), "state": first, "model": net()}
+        if name == "Lookahead":
+            given["updates"] = given.pop("grads")
+        own = {**kinds, "updates": "second", "state": "anything" if first is None else "second"}
+        yield Subject(f"optim.{name}.update", part.update, fixed(**given), own)
     yield Subject(
         "optim.SGD.replace",
         lambda lr: optim.SGD(0.1).replace(lr=lr),
