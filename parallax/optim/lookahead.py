@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +17,8 @@ from parallax.optim.state import around
 from parallax.tree.align import align
 
 __all__ = ["Lookahead", "SlowWeights"]
+
+T = TypeVar("T")
 
 
 class SlowWeights(Module):
@@ -90,7 +92,7 @@ class Lookahead:
         slow = [p.detach().clone() if t and p is not None else None for p, t in rows]
         return SlowWeights(around(model, slow), torch.zeros((), dtype=torch.int32))
 
-    def update(self, updates: Any, state: SlowWeights, model: Any) -> tuple[Any, SlowWeights]:
+    def update(self, updates: T, state: SlowWeights, model: Any) -> tuple[T, SlowWeights]:
         """The update of one step.
 
         Args:

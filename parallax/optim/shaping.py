@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from parallax.tree import core
 from parallax.tree.arguments import check_tree
 
 __all__ = ["AddNoise", "Centralize", "ClipAdaptive", "Noise"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class ClipAdaptive:
         check_at_least("ClipAdaptive", "clipping", self.clipping, 0, strictly=True)
         check_at_least("ClipAdaptive", "eps", self.eps, 0)
 
-    def update(self, grads: Any, state: None, model: Any) -> tuple[Any, None]:
+    def update(self, grads: T, state: None, model: Any) -> tuple[T, None]:
         """The clipped gradients.
 
         Args:
@@ -105,7 +107,7 @@ class Centralize:
         >>> opt = optim.chain(optim.Centralize(), optim.SGD())
     """
 
-    def __call__(self, grads: Any) -> Any:
+    def __call__(self, grads: T) -> T:
         """The centralised gradients."""
         check_tree("Centralize", grads, "grads")
         return core.map(_centralized, grads)
@@ -177,7 +179,7 @@ class AddNoise:
             key = random.fold_in(random.as_key(self.rng), "AddNoise")
         return Noise(key, torch.zeros((), dtype=torch.int64))
 
-    def update(self, grads: Any, state: Noise, model: Any) -> tuple[Any, Noise]:
+    def update(self, grads: T, state: Noise, model: Any) -> tuple[T, Noise]:
         """The gradients with noise.
 
         Args:
