@@ -30,15 +30,19 @@ from parallax.optim.clip import (
     clip_per_sample,
 )
 from parallax.optim.foreign import from_torch
+from parallax.optim.lamb import LAMB
 from parallax.optim.lbfgs import LBFGS
+from parallax.optim.lion import Lion
 from parallax.optim.lookahead import Lookahead
 from parallax.optim.muon import Muon
 from parallax.optim.nadam import NAdam
 from parallax.optim.options import complete
+from parallax.optim.prodigy import Prodigy
 from parallax.optim.radam import RAdam
 from parallax.optim.rmsprop import RMSprop
 from parallax.optim.rprop import Rprop
 from parallax.optim.scaler import LossScaler, Scale
+from parallax.optim.schedulefree import AdamWScheduleFree, SGDScheduleFree
 from parallax.optim.sgd import SGD
 from parallax.optim.shaping import AddNoise, Centralize, ClipAdaptive
 from parallax.optim.skip import SkipNonfinite
@@ -46,11 +50,12 @@ from parallax.optim.split import Split
 from parallax.optim.state import State
 
 __all__ = [
-    "ASGD", "EMA", "LBFGS", "SGD", "SWA", "Accumulate", "Adadelta", "Adafactor", "Adagrad",
-    "Adam", "AdamW", "Adamax", "AddNoise", "Average", "Centralize", "ClipAdaptive", "ClipNorm",
-    "ClipValue", "DonatedError", "Lookahead", "LossScaler", "Muon", "NAdam", "Optimizer",
-    "RAdam", "RMSprop", "Rprop", "Scale", "SkipNonfinite", "Split", "State", "chain",
-    "clip_grad_norm", "clip_grad_value", "clip_per_sample", "from_torch", "schedules",
+    "ASGD", "EMA", "LAMB", "LBFGS", "SGD", "SWA", "Accumulate", "Adadelta", "Adafactor",
+    "Adagrad", "Adam", "AdamW", "AdamWScheduleFree", "Adamax", "AddNoise", "Average",
+    "Centralize", "ClipAdaptive", "ClipNorm", "ClipValue", "DonatedError", "Lion", "Lookahead",
+    "LossScaler", "Muon", "NAdam", "Optimizer", "Prodigy", "RAdam", "RMSprop", "Rprop",
+    "SGDScheduleFree", "Scale", "SkipNonfinite", "Split", "State", "chain", "clip_grad_norm",
+    "clip_grad_value", "clip_per_sample", "from_torch", "schedules",
 ]  # fmt: skip
 
 

@@ -109,7 +109,8 @@ class Optimizer(Kernel):
         clock_of = tuple([0 if k in known else NEVER for k in range(len(leaves))])
         moments = {name: around(model, column) for name, column in columns.items()}
         sizes = tuple([size_of(leaf) for leaf in leaves])
-        return State(step, moments, (), clock_of, labels, sizes, type(self).__name__)
+        numbers: Any = self._numbers(leaves[chosen[0]])
+        return State(step, moments, (), numbers, clock_of, labels, sizes, type(self).__name__)
 
     def _clock_device(self, leaf: Any) -> Any:
         on_device = self.hyper.get("capturable") and isinstance(leaf, Tensor)
@@ -177,8 +178,9 @@ class Optimizer(Kernel):
         lists = [self._lists(row, given, made, moments, clocks) for row in plan.rows]
         try:
             with torch.set_grad_enabled(self._differentiable and torch.is_grad_enabled()):
-                for row, at in zip(plan.rows, lists, strict=True):
-                    done = self._advance(at, self._hypers[row.group], old.step, donate)
+                hypers = [self._hypers[row.group] for row in plan.rows]
+                advanced, numbers = self._advance_all(lists, hypers, old.step, old.numbers, donate)
+                for row, at, done in zip(plan.rows, lists, advanced, strict=True):
                     put(made, row.members, done.params)
                     for name, column in done.moments.items():
                         put(moments[name], row.members, column)
@@ -191,7 +193,7 @@ class Optimizer(Kernel):
             trees = {"the model": leaves, "the gradients": given, **old.moments}
             refuse_mixed(error, what, part.paths, trees)
             raise
-        next_state = old.close(step, moments, others, clocks.clock_of)
+        next_state = old.close(step, moments, others, clocks.clock_of, numbers)
         next_model = unflatten_module(part, made, model._rng)  # type: ignore[attr-defined]  # a module
         if not (dynamo.is_compiling() or self._differentiable):
             if donate and memory is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -48,6 +49,23 @@ class Kernel(Value, ABC):
     @property
     def _differentiable(self) -> bool:
         return bool(self.hyper.get("differentiable"))
+
+    def _numbers(self, leaf: Any) -> dict[str, Tensor]:
+        """The first values of what is kept for all leaves together, beside a leaf."""
+        del leaf
+        return {}
+
+    def _advance_all(
+        self,
+        rows: Sequence[Lists],
+        hypers: Sequence[Hyper],
+        step: Tensor,
+        numbers: Mapping[str, Tensor],
+        donate: bool,
+    ) -> tuple[list[Lists], Mapping[str, Tensor]]:
+        """Steps the lists of all groups; returns them, and what is kept for all leaves together."""
+        pairs = zip(rows, hypers, strict=True)
+        return [self._advance(at, h, step, donate) for at, h in pairs], numbers
 
     def _advance(self, at: Lists, h: Hyper, step: Tensor, donate: bool) -> Lists:
         """Steps lists, in private memory unless ``donate``."""

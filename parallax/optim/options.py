@@ -31,7 +31,7 @@ _OPTIONS = """
 """
 _RAISES = """
 Raises:
-    ValueError: if torch refuses a value, such as a negative learning rate."""
+    ValueError: if a value is refused, such as a negative learning rate."""
 
 
 def complete(optimizer: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +31,7 @@ class State(Module):
         moments: per name, as in ``torch.optim``'s state dict, a module of the model's skeleton with
             holes where nothing is stepped.
         clocks: the step counts of the leaves that missed a step.
+        numbers: per name what the optimizer keeps for all leaves together; most keep nothing.
         clock_of: per unique leaf of the model which count is its own: 0 is ``step``, ``k`` is
             ``clocks[k - 1]``, -1 is none.
         labels: per unique leaf the index of its group; 0 for the optimizer's own parameters.
@@ -50,6 +51,7 @@ class State(Module):
     else:
         moments: dict[str, Module]
     clocks: tuple[Buffer, ...]
+    numbers: dict[str, Buffer]
     clock_of: tuple[int, ...]
     labels: tuple[int, ...]
     sizes: tuple[tuple[int, ...] | None, ...]
@@ -65,7 +67,10 @@ class State(Module):
             name: shaped(tree, below(tensors, f"moments.{name}"), _device(tree, self.step))
             for name, tree in self.moments.items()
         }
-        return State(self.step, moments, clocks, clock_of, self.labels, self.sizes, self.optimizer)
+        kept: Any = self.numbers
+        return State(
+            self.step, moments, clocks, kept, clock_of, self.labels, self.sizes, self.optimizer
+        )
 
     def extra_repr(self) -> str:
         """The optimizer and how many leaves it steps."""
@@ -85,9 +90,10 @@ class Contents:
         step: how many steps were made.
         moments: per name one tensor or hole per unique leaf of the model.
         clocks: the step counts of the leaves that missed a step.
+        numbers: per name what is kept for all leaves together.
     """
 
-    __slots__ = ("_part", "_whole", "clocks", "moments", "state", "step")
+    __slots__ = ("_part", "_whole", "clocks", "moments", "numbers", "state", "step")
 
     def __init__(self, state: State, part: Any, what: str) -> None:
         self.state = state
@@ -97,6 +103,7 @@ class Contents:
             return
         self.step: Tensor = state.step
         self.clocks: Sequence[Tensor] = state.clocks
+        self.numbers: Mapping[str, Tensor] = state.numbers
         self.moments: dict[str, Sequence[Any]] = {}
         for name, tree in state.moments.items():
             try:
@@ -118,8 +125,8 @@ class Contents:
         leaves, spec = flatten_module(state)
         trees, n = spec.children[1], part.n_leaves
         skeleton = part.skeleton
-        clocks = len(state.clocks)
-        if len(leaves) != 1 + n * len(trees.children) + clocks or len(state.clock_of) != n:
+        clocks, first = len(state.clocks), 1 + n * len(trees.children)
+        if len(leaves) != first + clocks + len(state.numbers) or len(state.clock_of) != n:
             return False
         if not all([tree is skeleton or tree.skeleton == skeleton for tree in trees.children]):
             return False
@@ -128,7 +135,8 @@ class Contents:
         self.moments = {
             name: leaves[1 + k * n : 1 + k * n + n] for k, name in enumerate(trees.keys())
         }
-        self.clocks = leaves[len(leaves) - clocks :] if clocks else ()
+        self.clocks = leaves[first : first + clocks] if clocks else ()
+        self.numbers = state.numbers
         return True
 
     def close(
@@ -137,6 +145,7 @@ class Contents:
         moments: dict[str, list[Any]],
         clocks: Sequence[Tensor],
         clock_of: tuple[int, ...],
+        numbers: Mapping[str, Tensor],
     ) -> State:
         """A state like this one with other contents."""
         state = self.state
@@ -145,10 +154,12 @@ class Contents:
             for column in moments.values():
                 leaves += column
             leaves += clocks
+            leaves += numbers.values()
             return unflatten_module(self._whole, leaves)  # type: ignore[no-any-return]  # a State
         made = {name: around(state.moments[name], column) for name, column in moments.items()}
         others: Any = tuple(clocks)
-        return State(step, made, others, clock_of, state.labels, state.sizes, state.optimizer)
+        kept: Any = dict(numbers)
+        return State(step, made, others, kept, clock_of, state.labels, state.sizes, state.optimizer)
 
 
 def around(module: Any, leaves: list[Any]) -> Any:

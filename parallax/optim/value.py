@@ -59,7 +59,6 @@ class Value:
             self._validate()
 
     def _validate(self) -> None:
-        """Constructs torch's own class, which checks these hyper-parameters."""
         check_fields(f"optim.{type(self).__name__}", self)
         for group, hyper in zip((None, *self._groups), self._hypers, strict=True):
             if group is not None:
@@ -67,10 +66,14 @@ class Value:
                 check_fields(where, self, group.over({}))
             plain = {name: sample(name, value) for name, value in hyper.items()}
             try:
-                self._torch([torch.zeros(1, 1)], **plain)
+                self._check_values(plain)
             except (ValueError, TypeError, RuntimeError) as error:
                 where = "" if group is None else f" in groups[{group.condition!r}]"
                 raise type(error)(f"optim.{type(self).__name__}{where}: {error}") from None
+
+    def _check_values(self, hyper: Hyper) -> None:
+        """Raises for values out of range: torch's own class is constructed, which checks them."""
+        self._torch([torch.zeros(1, 1)], **hyper)
 
     def replace(self, **changes: Any) -> Self:
         """The optimizer with other hyper-parameters.

@@ -476,6 +476,11 @@ def _optim() -> Iterator[Subject]:
         "RAdam",
         "RMSprop",
         "Rprop",
+        "Lion",
+        "LAMB",
+        "AdamWScheduleFree",
+        "SGDScheduleFree",
+        "Prodigy",
     ):
         kinds = {"eps": "pair"} if name == "Adafactor" else {"eps": "positive"}
         yield Subject(

@@ -279,6 +279,7 @@ def test_noise_depends_on_key_step_and_path_alone() -> None:
     assert same_leaves(one, again)
     two, _ = opt.update(zeros, later, model)
     other, _ = optim.AddNoise(1.0, 8).update(zeros, optim.AddNoise(1.0, 8).init(model), model)
+    some: Any
     some, _ = opt.update(tree.partition(zeros, "first")[1], state, model)
     assert torch.equal(some.second, one.second) and some.first is None
     firsts = [one.second, two.second, other.second]
