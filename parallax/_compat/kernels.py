@@ -33,6 +33,7 @@ is_dense: Callable[[Tensor], bool] = torch.ops.aten.is_non_overlapping_and_dense
 attention_by_operators: Callable[..., tuple[Tensor, Tensor]] = (
     torch._scaled_dot_product_attention_math
 )
+ctc_loss: Callable[..., tuple[Tensor, Tensor]] = torch._ctc_loss
 flatten_dense: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors
 
 

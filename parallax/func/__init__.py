@@ -6,6 +6,8 @@ tree of the same structure with holes (``None``) elsewhere; a tied leaf holds th
 in each of its places.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from parallax.func.associative_scan import associative_scan
 from parallax.func.checkpoint import checkpoint
 from parallax.func.clipped import clipped_grad, per_sample_norms
@@ -58,6 +60,14 @@ __all__ = [
     "vmap",
     "while_loop",
 ]
+
+if not TYPE_CHECKING:  # checkers would accept every name otherwise
+
+    def __getattr__(name: str) -> Any:
+        from parallax.func.absent import INSTEAD
+
+        line = f". Write: {INSTEAD[name]}" if name in INSTEAD else ""
+        raise AttributeError(f"module 'parallax.func' has no attribute {name!r}{line}")
 
 
 def __dir__() -> list[str]:

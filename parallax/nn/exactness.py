@@ -13,7 +13,8 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes
 
-__all__ = ["derived_forward", "in_plain_eager_code", "one_derivative_at_most"]
+__all__ = ["derived_forward", "has_no_derivative", "in_plain_eager_code", "kernel_has_derivatives",
+           "one_derivative_at_most"]  # fmt: skip
 
 
 def in_plain_eager_code() -> bool:
@@ -54,3 +55,26 @@ def one_derivative_at_most(*inputs: Tensor | None, forward: bool = True) -> bool
         return True
     # The tape, outside of all transforms, may take any number of derivatives.
     return not any([x is not None and functorch.unwrapped(x).requires_grad for x in inputs])
+
+
+def kernel_has_derivatives(*inputs: Tensor | None) -> bool:
+    """Whether a kernel will do that has one derivative in reverse, and no rule for vmap.
+
+    In plain eager code its output must be watched.
+
+    Args:
+        *inputs: of the kernel, as far as they have derivatives.
+    """
+    if in_plain_eager_code():
+        return True
+    mapped = not dynamo.is_compiling() and functorch.vmap_active()
+    return not mapped and one_derivative_at_most(*inputs, forward=False)
+
+
+def has_no_derivative(input: Tensor) -> bool:
+    """Whether no derivative by an input of a kernel can be taken, for it is known."""
+    if not input.is_floating_point():
+        return True
+    if functorch.derivatives_running() != (0, 0) or derived_forward():
+        return False
+    return not (input if dynamo.is_compiling() else functorch.unwrapped(input)).requires_grad

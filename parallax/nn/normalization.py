@@ -20,7 +20,7 @@ from parallax.nn.families import shown_as
 from parallax.nn.moments import normalised, trailing_watched
 from parallax.nn.refusal import ends_with, refuse, where
 
-__all__ = ["GroupNorm", "LayerNorm", "LocalResponseNorm", "RMSNorm"]
+__all__ = ["CrossMapLRN2d", "GroupNorm", "LayerNorm", "LocalResponseNorm", "RMSNorm"]
 
 
 def _trailing(layer: str, shape: Any) -> tuple[int, ...]:
@@ -293,8 +293,8 @@ class LocalResponseNorm(Module):
 
     def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
         super().__init__()
-        positive("LocalResponseNorm", size=size)
-        between("LocalResponseNorm", -inf, alpha=alpha, beta=beta, k=k)
+        positive(type(self).__name__, size=size)
+        between(type(self).__name__, -inf, alpha=alpha, beta=beta, k=k)
         self.size = size
         self.alpha = alpha
         self.beta = beta
@@ -320,3 +320,39 @@ class LocalResponseNorm(Module):
             raise
 
     extra_repr = shown_as(torch.nn.LocalResponseNorm)
+
+
+class CrossMapLRN2d(LocalResponseNorm):
+    r"""``LocalResponseNorm`` of images, with an odd number of neighbours.
+
+    In torch this is another implementation, which never lets go of the first channel: from channel
+    ``size // 2 + 1`` on its numbers are not those of the formula, and its gradient not that of its
+    numbers (2.14). Here they are those of the formula.
+
+    Shape:
+        - input: ``(N, C, H, W)``
+
+    Raises:
+        ValueError: if ``size`` is even, or the input has another number of dimensions.
+
+    Example:
+        >>> nn.CrossMapLRN2d(1, alpha=1.0, beta=0.5, k=3.0)(torch.ones(1, 1, 1, 2))
+        tensor([[[[0.5000, 0.5000]]]])
+    """
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
+        super().__init__(size, alpha, beta, k)
+        if size % 2 == 0:
+            raise ValueError(
+                f"CrossMapLRN2d(size=): must be odd, got {size}. "
+                f"Write size={size + 1}, or nn.LocalResponseNorm({size})"
+            )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The images, divided by a power of the mean square of the neighbouring channels."""
+        given: Any = input
+        if not isinstance(given, Tensor) or given.dim() != 4:
+            refuse(self, "(N, C, H, W)", given)
+        return super().forward(given)
+
+    extra_repr = shown_as(torch.nn.CrossMapLRN2d)

@@ -20,7 +20,7 @@ from parallax.nn.linear import Linear
 from parallax.nn.normalization import LayerNorm
 from parallax.nn.refusal import refuse
 
-__all__ = ["TransformerDecoderLayer", "TransformerEncoderLayer"]
+__all__ = ["Activation", "TransformerDecoderLayer", "TransformerEncoderLayer", "check_arguments"]
 
 Activation = str | Callable[[Tensor], Tensor]
 _BY_NAME: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
@@ -97,7 +97,7 @@ class TransformerEncoderLayer(_Layer):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        _check_arguments(name, d_model, nhead, dim_feedforward, dropout)
+        check_arguments(name, d_model, nhead, dim_feedforward, dropout)
         check_flags(name, batch_first=batch_first, norm_first=norm_first, bias=bias)
         attention = partial(
             MultiheadAttention, d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype
@@ -186,7 +186,7 @@ class TransformerDecoderLayer(_Layer):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        _check_arguments(name, d_model, nhead, dim_feedforward, dropout)
+        check_arguments(name, d_model, nhead, dim_feedforward, dropout)
         check_flags(name, batch_first=batch_first, norm_first=norm_first, bias=bias)
         attention = partial(
             MultiheadAttention, d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype
@@ -244,9 +244,10 @@ class TransformerDecoderLayer(_Layer):
         return output
 
 
-def _check_arguments(
+def check_arguments(
     name: str, d_model: int, nhead: int, dim_feedforward: int, dropout: float
 ) -> None:
+    """Raises unless sizes are positive, the heads share ``d_model``, and dropout is a share."""
     positive(name, d_model=d_model, nhead=nhead, dim_feedforward=dim_feedforward)
     between(name, 0, 1, dropout=dropout)
     if d_model % nhead:

@@ -52,6 +52,9 @@ def layers() -> Iterator[Subject]:
         "count": 2,
         "num_layers": 2,
         "function": torch.tanh,
+        "n_classes": 12,
+        "num_classes": 4,
+        "cutoffs": [3, 6],
     }
     made: dict[str, Callable[[], dict[str, Any]]] = {
         "Residual": lambda: {"inner": nn.Linear(3, 3)},
@@ -71,6 +74,14 @@ def layers() -> Iterator[Subject]:
         "UpsamplingNearest2d": lambda: {"size": 2},
         "UpsamplingBilinear2d": lambda: {"size": 2},
         "RotaryEmbedding": lambda: {"dim": 4},
+        "AdaptiveLogSoftmaxWithLoss": lambda: {
+            "in_features": 32,
+            "n_classes": 12,
+            "cutoffs": [3, 6],
+        },
+        "CrossMapLRN2d": lambda: {"size": 3},
+        "Fold": lambda: {"output_size": (4, 5), "kernel_size": 2},
+        "Transformer": lambda: {"d_model": 4, "nhead": 2},
         "FractionalMaxPool2d": lambda: {"kernel_size": 2, "output_size": 2},
         "FractionalMaxPool3d": lambda: {"kernel_size": 2, "output_size": 2},
     }
@@ -134,8 +145,8 @@ def layers() -> Iterator[Subject]:
         )
 
 
-_NAMED = {"hx": "input?", "state": "input?"}
-"""Inputs of layers that may be left out."""
+_NAMED = {"hx": "input?", "state": "input?", "var": "number"}
+"""Inputs of layers that may be left out, or be numbers."""
 
 
 def _forward(case: Any) -> Any:

@@ -1,11 +1,44 @@
-"""Names of ``torch.nn`` that ``parallax.nn`` has not say what to write."""
+"""Every public name of ``torch.nn`` and ``torch.func`` is here, or says what to write instead."""
 
 from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
-from parallax import nn
+from parallax import func, nn
+from parallax.func.absent import INSTEAD
+from parallax.nn import absent
+
+TORCHS = [name for name in dir(torch.nn) if not name.startswith("_")]
+ABSENT = [name for name in TORCHS if not hasattr(nn, name)]
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_every_absent_name_has_a_line(name: str) -> None:
+    assert name in absent._INSTEAD or name.startswith("Lazy"), f"{name}: add a line to nn.absent"
+    with pytest.raises(AttributeError, match=f"'parallax.nn' has no attribute '{name}'. Write: "):
+        getattr(nn, name)
+
+
+def test_no_line_is_left_over() -> None:
+    # Imported where something asks for them.
+    for name in ("intrinsic", "qat", "quantizable", "quantized"):
+        importlib.import_module(f"torch.nn.{name}")
+    assert [name for name in absent._INSTEAD if not hasattr(torch.nn, name)] == []
+    assert [name for name in absent._INSTEAD if name in nn.__all__] == []
+    assert [name for name in INSTEAD if not hasattr(torch.func, name)] == []
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in dir(torch.func) if not n.startswith("_") and n not in func.__all__]
+)
+def test_every_absent_transform_has_a_line(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"'parallax.func' has no attribute '{name}'. Write: "):
+        getattr(func, name)
 
 
 @pytest.mark.parametrize(
@@ -14,11 +47,11 @@ from parallax import nn
         ("Parameter", "from parallax import Parameter"),
         ("ModuleList", r"'layers: Sequence\[Module\]'"),
         ("ModuleDict", r"'heads: dict\[str, Module\]'"),
+        ("ParameterList", r"'weights: Sequence\[Parameter\]'"),
+        ("ParameterDict", r"'weights: dict\[str, Parameter\]'"),
         ("init", "from torch.nn import init"),
         ("functional", "import torch.nn.functional as F"),
-        ("CrossEntropyLoss", "F.cross_entropy"),
-        ("LazyLinear", r"bridge.lift\(module, sample=x\)"),
-        ("Fold", r"bridge.lift\(torch.nn.Fold"),
+        ("LazyLinear", r"nn.Linear with its input size; bridge.lift\(module, sample=x\)"),
     ],
 )
 def test_it_says_what_to_write(name: str, line: str) -> None:
@@ -27,6 +60,13 @@ def test_it_says_what_to_write(name: str, line: str) -> None:
         getattr(nn, name)
 
 
-def test_a_slip_gets_the_usual_error() -> None:
-    with pytest.raises(AttributeError, match=r"module 'parallax.nn' has no attribute 'Linaer'$"):
-        _ = nn.Linaer  # type: ignore[attr-defined]  # what is refused
+@pytest.mark.parametrize("room", [nn, func])
+def test_a_slip_gets_the_usual_error(room: ModuleType) -> None:
+    with pytest.raises(AttributeError, match=rf"module '{room.__name__}' has no attribute 'Gard'$"):
+        _ = room.Gard
+
+
+def test_a_class_of_a_later_torch_can_be_lifted(monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.nn, "Later", type("Later", (), {}), raising=False)
+    with pytest.raises(AttributeError, match=r"bridge.lift\(torch.nn.Later\(...\)\)"):
+        getattr(nn, "Later")  # noqa: B009  # checkers know no such name

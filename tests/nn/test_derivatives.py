@@ -15,7 +15,7 @@ from parallax import Module, func, nn, random
 from tests.corpus.losses import FUNCTIONS, ONCE, rows
 from tests.nn import test_every_layer
 from tests.nn.derivatives import Line, words, wrong_derivatives
-from tests.nn.test_every_layer import IMAGE, SIGNAL, VOLUME, Case, floats
+from tests.nn.test_every_layer import CLASSES, IMAGE, SCORES, SIGNAL, VOLUME, Case, floats
 
 Layer = Callable[[], Any]
 
@@ -27,13 +27,15 @@ def case(
 
 
 def from_table(entry: Case) -> Any:
-    # Straight pieces end nearby in a transformer with ReLU; below there are smooth ones.
-    if entry.name.startswith("Transformer"):
+    # Straight pieces end nearby in a transformer with ReLU, and probabilities end at zero and one;
+    # below there are others.
+    if entry.name.startswith(("Transformer", "BCELoss")):
         return None
     return case(entry.name, entry.ours, *entry.inputs, mode=entry.mode)
 
 
 BATCH = floats(3, 5, 4)
+VARIANCES = BATCH.exp() + 1
 BAGS = torch.tensor([[1, 2, 4], [0, 1, 2]])
 FLAT, OFFSETS = torch.tensor([1, 2, 4, 0, 1, 2]), torch.tensor([0, 2, 2, 5])
 SEEN = torch.ones(5, 5, dtype=torch.bool).tril().logical_not()
@@ -67,6 +69,28 @@ def trained(layer: Module) -> Module:
 
 
 MORE = [
+    case("BCELoss", lambda: lambda x, y: nn.BCELoss()(x.sigmoid(), y.sigmoid()), BATCH, BATCH),
+    case(
+        "transformer",
+        lambda: nn.Transformer(4, 2, 1, 1, 6, activation=torch.tanh),
+        BATCH,
+        BATCH,
+        scale=0.3,
+    ),
+    case("PairwiseDistance of one", lambda: nn.PairwiseDistance(1.0), floats(5, 4), floats(4)),
+    case("PairwiseDistance of three", lambda: nn.PairwiseDistance(3.0), BATCH, floats(5, 4)),
+    case("PoissonNLLLoss full", lambda: nn.PoissonNLLLoss(full=True), BATCH, BATCH.abs() + 1.5),
+    case("KLDivLoss log", lambda: nn.KLDivLoss(log_target=True), BATCH, BATCH),
+    case(
+        "GaussianNLLLoss full", lambda: nn.GaussianNLLLoss(full=True), BATCH, BATCH, BATCH.exp() + 1
+    ),
+    case("MultiMarginLoss squared", lambda: nn.MultiMarginLoss(2), SCORES, CLASSES),
+    case(
+        "LinearCrossEntropyLoss chunked",
+        lambda: nn.LinearCrossEntropyLoss(4, 3, chunk_size=2, bias=True),
+        SCORES,
+        CLASSES % 3,
+    ),
     case("LayerNorm plain", lambda: nn.LayerNorm((5, 4), elementwise_affine=False), BATCH),
     case("LayerNorm no bias", lambda: nn.LayerNorm(4, bias=False), BATCH),
     case("BatchNorm1d no statistics", lambda: nn.BatchNorm1d(4, track_running_stats=False), SIGNAL),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch import nn as torch_nn
 
-from parallax import Module, bridge, nn, random
+from parallax import Module, bridge, nn, random, tree
 from tests.nn.parity import assert_parity, assert_same, assert_same_start
 
 E, H, WIDE = 8, 2, 12
@@ -224,3 +224,35 @@ def test_inputs_that_do_not_fit_name_the_layer() -> None:
     where = r"^Net.decoder.layers.0.multihead_attn \(MultiheadAttention\): "
     with pytest.raises(ValueError, match=where + r"expected key of shape \(3, S, 8\), got \(5, 3"):
         net(torch.ones(5, 3, 8), torch.ones(3, 5, 8))
+
+
+def test_a_transformer_is_an_encoder_and_a_decoder() -> None:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():  # torch says that it cannot use nested tensors
+        warnings.simplefilter("ignore")
+        theirs = torch_nn.Transformer(8, 2, 2, 1, 12, dtype=torch.float64).eval()
+    ours = nn.Transformer(8, 2, 2, 1, 12, dtype=torch.float64)
+    shown = repr(theirs).replace("NonDynamicallyQuantizableLinear", "Linear")
+    assert repr(ours.initialize(0)) == shown.replace("ModuleList", "tuple")
+    ours = bridge.load_state_dict(ours, theirs.state_dict()).eval()
+    src, tgt = sequence(5, {}), sequence(4, {})
+    mask = torch_nn.Transformer.generate_square_subsequent_mask(4, dtype=torch.float64)
+    torch.testing.assert_close(ours(src, tgt), theirs(src, tgt))
+    torch.testing.assert_close(
+        ours(src, tgt, tgt_is_causal=True), theirs(src, tgt, tgt_mask=mask, tgt_is_causal=True)
+    )
+    bound = (6 / 16) ** 0.5  # of xavier_uniform_, for a matrix of eight rows and columns
+    encoder: Any = nn.Transformer(8, 2, 1, 1, 8).initialize(0).encoder
+    weight = encoder.layers[0].linear1.weight
+    assert 0.9 * bound < weight.abs().max() <= bound
+    assert tree.allclose(ours, nn.Transformer(
+        8, 2, custom_encoder=ours.encoder, custom_decoder=ours.decoder
+    ))  # fmt: skip
+
+
+def test_what_a_transformer_refuses() -> None:
+    model = nn.Transformer(8, 2, 1, 1, 12).initialize(0).eval()
+    with pytest.raises(ValueError, match=r"expected src and tgt of one batch size, got shapes \(5"):
+        model(sequence(5, {}, torch.float32), sequence(4, {}, torch.float32)[:, :2])
+    with pytest.raises(ValueError, match=r"Transformer.* expected src of shape"):
+        model(sequence(5, {}, torch.float32)[..., :7], sequence(4, {}, torch.float32))
