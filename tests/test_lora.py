@@ -22,7 +22,7 @@ def test_an_adapted_model_begins_as_the_model_it_adapts() -> None:
     adapted = lora.adapt(model, rank=2, seed=0)
     x, _ = data()
     torch.testing.assert_close(adapted(x), model(x))
-    assert adapted.layers[0].qkv.base.weight.data_ptr() == model.layers[0].qkv.weight.data_ptr()  # type: ignore[union-attr, index]  # as built
+    assert adapted.layers[0].qkv.layer.weight.data_ptr() == model.layers[0].qkv.weight.data_ptr()  # type: ignore[union-attr, index]  # as built
 
 
 def test_only_adapters_are_trained_and_saved(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_only_adapters_are_trained_and_saved(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(x), adapted(x))
     names = set(torch.load(file)["state_dict"])
     linears = ("layers.0.qkv", "layers.0.out", "layers.1.qkv", "layers.1.out", "head")
-    assert names == {f"{linear}.{p}" for linear in linears for p in ("down", "up")}
+    assert names == {f"{linear}.{p}" for linear in linears for p in ("lora_A", "lora_B")}
 
 
 def test_an_adapted_model_lowers() -> None:

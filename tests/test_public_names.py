@@ -167,6 +167,7 @@ METHODS_OF_ANY_TYPE = {
     "Module.forward": "what the subclass says",
     "Selection.get": "a leaf or a node, or a tuple of them",
     "Sequential.forward": "what its last layer returns",
+    "LoRA.forward": "what its layer returns",
     "SpectralNorm.forward": "what its layer returns",
     "Stack.forward": "what its blocks return",
     "TreeSpec.build": "a structure does not carry the class of its tree",

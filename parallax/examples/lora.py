@@ -1,7 +1,7 @@
-"""Low-rank adaptation of a lifted transformer: surgery, freezing, training, saving the adapters.
+"""Low-rank adaptation of a lifted transformer: training, saving the adapters, merging them.
 
-An ``nn.Module`` is lifted, each of its linear maps is wrapped by an adapter with two small
-matrices, everything else is frozen, and only what was trained is saved.
+An ``nn.Module`` is lifted, each of its linear maps gets an adapter with two small matrices,
+everything else is frozen, and only what was trained is saved.
 """
 
 from __future__ import annotations
@@ -17,31 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallax import Module, Parameter, bridge, func, io, optim, random, tree
+from parallax import bridge, func, io, optim, random, tree
 from parallax.examples._command import command_line, run_quietly
 from parallax.examples._progress import progress
+from parallax.nn import lora, merge_lora
 
-__all__ = ["Adapter", "adapt", "load_adapters", "make_model", "save_adapters", "train"]
-
-
-class Adapter(Module):
-    """A linear map plus a low-rank matrix, which is zero at first."""
-
-    base: Module
-    down: Parameter
-    up: Parameter
-
-    def __init__(self, base: Any, rank: int) -> None:
-        super().__init__()
-        n_out, n_in = base.weight.shape
-        self.base = base
-        self.down = Parameter((rank, n_in), nn.init.kaiming_uniform_)
-        self.up = Parameter((n_out, rank), nn.init.zeros_)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The sum of both maps."""
-        change: Tensor = F.linear(F.linear(x, self.down), self.up)
-        return self.base(x) + change  # type: ignore[no-any-return]  # what a lifted module returns
+__all__ = ["adapt", "load_adapters", "make_model", "save_adapters", "train"]
 
 
 class Classifier(nn.Module):
@@ -91,10 +72,7 @@ def adapt(model: nn.Module, *, rank: int, seed: int) -> Any:
     Returns:
         A module that computes what ``model`` does, until it is trained.
     """
-    frozen = tree.select(bridge.lift(model), "parameter").freeze()
-    linears = tree.select(frozen, bridge.lifted_type(nn.Linear))
-    adapted = linears.apply(lambda linear: Adapter(linear, rank))
-    return adapted.initialize(seed)
+    return lora(bridge.lift(model), bridge.lifted_type(nn.Linear), rank=rank).initialize(seed)
 
 
 def train(
@@ -170,6 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         again = load_adapters(adapt(model, rank=4, seed=asked.seed + 1), path)
         print(f"the file of the adapters has {path.stat().st_size:,} bytes")
     print(f"loaded beside the same model, they compute the same: {tree.equal(again, adapted)}")
+    same = torch.allclose(merge_lora(adapted)(x), adapted(x), atol=1e-4)
+    print(f"added to its weights, they compute the same: {same}")
 
 
 if __name__ == "__main__":

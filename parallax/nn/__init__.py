@@ -20,6 +20,7 @@ from parallax.nn.activation import (
     Softsign,
     Tanh,
 )
+from parallax.nn.adapting import lora, merge_lora
 from parallax.nn.adaptive import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -56,6 +57,7 @@ from parallax.nn.labels import (
     MultiLabelSoftMarginLoss,
 )
 from parallax.nn.linear import Bilinear, Identity, Linear
+from parallax.nn.lora import LoRA
 from parallax.nn.many_classes import AdaptiveLogSoftmaxWithLoss, LinearCrossEntropyLoss
 from parallax.nn.margins import (
     CosineEmbeddingLoss,
@@ -137,8 +139,8 @@ __all__ = [
     "Hardswish", "Hardtanh", "HingeEmbeddingLoss", "HuberLoss", "Identity", "InstanceNorm1d",
     "InstanceNorm2d", "InstanceNorm3d", "KLDivLoss", "KVCache", "L1Loss", "LPPool1d", "LPPool2d",
     "LPPool3d", "LSTMCell", "Lambda", "LayerNorm", "LeakyReLU", "Linear", "LinearCrossEntropyLoss",
-    "LocalResponseNorm", "LogSigmoid", "LogSoftmax", "MSELoss", "MarginRankingLoss", "MaxPool1d",
-    "MaxPool2d", "MaxPool3d", "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d", "Mish",
+    "LoRA", "LocalResponseNorm", "LogSigmoid", "LogSoftmax", "MSELoss", "MarginRankingLoss",
+    "MaxPool1d", "MaxPool2d", "MaxPool3d", "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d", "Mish",
     "MultiLabelMarginLoss", "MultiLabelSoftMarginLoss", "MultiMarginLoss", "MultiheadAttention",
     "NLLLoss", "PReLU", "PairwiseDistance", "PixelShuffle", "PixelUnshuffle", "PoissonNLLLoss",
     "RMSNorm", "RNNCell", "RReLU", "ReLU", "ReLU6", "ReflectionPad1d", "ReflectionPad2d",
@@ -148,7 +150,8 @@ __all__ = [
     "Tanhshrink", "Threshold", "Transformer", "TransformerDecoder", "TransformerDecoderLayer",
     "TransformerEncoder", "TransformerEncoderLayer", "TripletMarginLoss",
     "TripletMarginWithDistanceLoss", "Unflatten", "Unfold", "Upsample", "UpsamplingBilinear2d",
-    "UpsamplingNearest2d", "WeightNorm", "ZeroPad1d", "ZeroPad2d", "ZeroPad3d",
+    "UpsamplingNearest2d", "WeightNorm", "ZeroPad1d", "ZeroPad2d", "ZeroPad3d", "lora",
+    "merge_lora",
 ]  # fmt: skip
 
 
@@ -165,4 +168,5 @@ def __dir__() -> list[str]:
 
 
 for _name in __all__:
-    complete(globals()[_name])
+    if isinstance(globals()[_name], type):
+        complete(globals()[_name])

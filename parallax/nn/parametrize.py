@@ -22,10 +22,10 @@ from parallax.nn.arguments import between, integer, positive
 from parallax.nn.exactness import in_plain_eager_code
 from parallax.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 
-__all__ = ["SpectralNorm", "WeightNorm"]
+__all__ = ["Parametrized", "SpectralNorm", "WeightNorm"]
 
 
-class _Parametrized(Module):
+class Parametrized(Module):
     """A layer one of whose parameters is computed.
 
     Attributes:
@@ -80,7 +80,7 @@ class _Parametrized(Module):
         return [("layer", names["made"])] if "made" in names else []
 
 
-class SpectralNorm(_Parametrized):
+class SpectralNorm(Parametrized):
     r"""Divides a weight by its largest singular value before each call: :math:`W / \sigma(W)`.
 
     :math:`\sigma = u^T W v` for two vectors that power iterations move towards the singular
@@ -183,7 +183,7 @@ class SpectralNorm(_Parametrized):
         )
 
 
-class WeightNorm(_Parametrized):
+class WeightNorm(Parametrized):
     r"""Computes a weight from a magnitude and a direction before each call: :math:`g v / \|v\|`.
 
     Args:

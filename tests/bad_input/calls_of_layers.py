@@ -60,6 +60,7 @@ def layers() -> Iterator[Subject]:
         "Residual": lambda: {"inner": nn.Linear(3, 3)},
         "Sequential": lambda: {"layers": (nn.Linear(3, 3), torch.tanh)},
         "Stack": lambda: {"block": nn.Residual(nn.Linear(3, 3)), "count": 2},
+        "LoRA": lambda: {"layer": nn.Linear(3, 2), "rank": 2},
         "SpectralNorm": lambda: {"layer": nn.Linear(3, 2)},
         "WeightNorm": lambda: {"layer": nn.Linear(3, 2)},
         "TransformerEncoder": lambda: {
@@ -109,9 +110,9 @@ def layers() -> Iterator[Subject]:
     }
     of_activation = {"TransformerEncoderLayer", "TransformerDecoderLayer"}
     for name in nn.__all__:
-        if name == "KVCache":  # made by MultiheadAttention
-            continue
         layer = getattr(nn, name)
+        if name == "KVCache" or not isinstance(layer, type):  # made by attention; in calls.py
+            continue
         needed = [
             p.name
             for p in inspect.signature(layer).parameters.values()
@@ -127,6 +128,15 @@ def layers() -> Iterator[Subject]:
         if name.startswith("RMSNorm"):
             own["eps"] = "positive?"
         yield Subject(f"nn.{name}", layer, given, own)
+    kinds = {"model": "module", "where": "condition", "rank": "count", "alpha": "positive?"}
+    model = nn.Linear(3, 2).initialize(0)
+    yield Subject(
+        "nn.lora",
+        nn.lora,
+        fixed(model=model, where=("weight",), rank=2),
+        {**kinds, "dropout": "positive"},
+    )
+    yield Subject("nn.merge_lora", nn.merge_lora, fixed(model=model), kinds)
     for case in {case.name: case for case in CASES}.values():
         if case.name in ("Identity", "Lambda"):  # which take anything
             continue

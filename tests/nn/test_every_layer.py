@@ -129,6 +129,7 @@ CASES = [
     ],
     like_torch("LayerNorm", [floats(2, 5, 3)], (5, 3)),
     like_torch("RMSNorm", [floats(2, 5, 3)], 3),
+    Case("LoRA", lambda: nn.LoRA(nn.Linear(3, 2), rank=2), None, [floats(5, 3)], in_graph=1e-6),
     Case("SpectralNorm", lambda: nn.SpectralNorm(nn.Linear(3, 2)), None, [floats(5, 3)]),
     Case("WeightNorm", lambda: nn.WeightNorm(nn.Linear(3, 2)), None, [floats(5, 3)], in_graph=1e-6),
     like_torch("GroupNorm", [floats(2, 6, 5)], 3, 6),

@@ -12,7 +12,8 @@ import pytest
 
 from parallax import Module, nn
 
-LAYERS = [getattr(nn, name) for name in nn.__all__ if issubclass(getattr(nn, name), Module)]
+CLASSES = [getattr(nn, name) for name in nn.__all__ if isinstance(getattr(nn, name), type)]
+LAYERS = [cls for cls in CLASSES if issubclass(cls, Module)]
 every_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
 
 
