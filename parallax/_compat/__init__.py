@@ -12,7 +12,7 @@ torch release moves something, only files in here change. Each file is imported 
 - ``kernels``: functions of lists of tensors, fused optimizer steps, other operators.
 - ``shards``: distributed tensors, and values placed as one.
 - ``elementwise``: what an in-place function does to each element.
-- ``collectives``: several distributed tensors in one collective, and their derivatives.
+- ``buckets``: several distributed tensors in one collective; ``collectives``: with derivatives.
 - ``regathered`` and ``regathering``: what was gathered is gathered again in backward, on the tape
   and in compiled graphs.
 - ``sharding_rules``: what torch's distributed tensors lack.

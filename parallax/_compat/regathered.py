@@ -3,6 +3,11 @@
 Autograd saves tensors for backward, weights among them. While ``Regathered`` is entered, it is told
 to save of each gathered tensor only which one it is; backward gathers all of them again when it
 first needs one, and lets them go when it has their gradients.
+
+Of these gradients none waits for the others, either: each is written, when backward has it, into
+what is reduced and scattered at last. So there are two kinds of nodes in the graph. Those of the
+whole tensors (``_Whole``) take the gradients and hand on none; the one above them (``_Parts``), to
+which backward comes when it has passed all of them, hands on those of the parts.
 """
 
 # pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
@@ -16,31 +21,117 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from parallax._compat import checkpoints, collectives, dynamo, shards
+from parallax._compat import buckets, checkpoints, collectives, dynamo, shards
 
 __all__ = ["Regathered"]
 
 
 class _Again:
-    """The parts of a bucket's tensors, which are put together when one of them is needed."""
+    """The tensors of a bucket in a call: their parts, and what backward makes of them."""
 
-    __slots__ = ("bucket", "parts", "wholes")
+    __slots__ = ("_grads", "_wholes", "bucket", "parts")
 
-    def __init__(self, bucket: collectives.Bucket, parts: list[Tensor]) -> None:
+    def __init__(self, bucket: buckets.Bucket, parts: list[Tensor]) -> None:
         self.bucket = bucket
         self.parts = parts
-        self.wholes: list[Tensor] | None = None
+        self._wholes: list[Tensor] | None = None
+        self._grads: dict[int, _Gradients] = {}
 
     def whole(self, k: int) -> Tensor:
-        """What this process holds of a whole tensor."""
-        if self.wholes is None:
+        """What this process holds of a whole tensor, put together when one is needed."""
+        if self._wholes is None:
             with torch.no_grad():
-                self.wholes = collectives.all_gathered(self.bucket, self.parts)
-        return self.wholes[k]
+                self._wholes = buckets.all_gathered(self.bucket, self.parts)
+        return self._wholes[k]
 
-    def forget(self) -> None:
-        """Lets the whole tensors go."""
-        self.wholes = None
+    def take(self, k: int, grad: Tensor) -> None:
+        """Takes the gradient of a whole tensor."""
+        task = torch._C._current_graph_task_id()  # one backward may run beside another
+        if task not in self._grads:
+            self._grads[task] = _Gradients(self.bucket)
+        self._grads[task].take(k, grad)
+
+    def finish(self) -> dict[int, Tensor]:
+        """The gradients of the parts, of those that were taken; lets the whole tensors go."""
+        self._wholes = None
+        grads = self._grads.pop(torch._C._current_graph_task_id(), None)
+        return {} if grads is None else grads.of_parts()
+
+
+class _Gradients:
+    """The gradients of a bucket's whole tensors, as one backward has them one by one."""
+
+    __slots__ = ("_bucket", "_flat", "_others", "_placements")
+
+    def __init__(self, bucket: buckets.Bucket) -> None:
+        self._bucket = bucket
+        self._flat: buckets.Flat | None = None
+        self._placements: dict[int, Any] = {}  # of those in the flat tensor
+        self._others: dict[int, Tensor] = {}
+
+    def take(self, k: int, grad: Any) -> None:
+        """Takes the gradient of a tensor: a term of a sum, or whatever backward computed."""
+        bucket = self._bucket
+        if torch.is_grad_enabled() or not grad.placements[bucket.dim].is_partial("sum"):
+            self._others[k] = grad
+            return
+        placements = buckets.waiting(bucket, k, grad)
+        term = buckets.as_placed(grad, bucket.mesh, placements)._local_tensor
+        if self._flat is None:
+            self._flat = buckets.Flat(bucket, term)
+        if self._flat.fits(term):
+            self._flat.put(k, term)
+            self._placements[k] = placements
+        else:
+            self._others[k] = grad
+
+    def of_parts(self) -> dict[int, Tensor]:
+        """The gradients of the parts."""
+        bucket, found = self._bucket, {}
+        if self._others:
+            grads = collectives.gradients_of_parts(
+                bucket.of([*self._others]), [*self._others.values()]
+            )
+            found = dict(zip(self._others, grads, strict=True))
+        if self._placements and self._flat is not None:
+            sums = self._flat.scattered()
+            parts = [buckets.as_part(bucket, k, sums[k], at) for k, at in self._placements.items()]
+            wanted = [(bucket.mesh, bucket.parts[k].placements) for k in self._placements]
+            found.update(zip(self._placements, buckets.placed(parts, wanted), strict=True))
+        return found
+
+
+class _Parts(torch.autograd.Function):
+    """From the parts to an empty tensor, from which the whole ones are said to come."""
+
+    @staticmethod
+    def forward(ctx: Any, again: _Again, *leaves: Any) -> Tensor:
+        ctx.again = again
+        ctx.set_materialize_grads(False)
+        return again.parts[0].new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, *_: None) -> Any:
+        found = ctx.again.finish()
+        return None, *[
+            found.get(k) if needed else None for k, needed in enumerate(ctx.needs_input_grad[1:])
+        ]
+
+
+class _Whole(torch.autograd.Function):
+    """A whole tensor, of which the gradient goes to the others of its bucket."""
+
+    @staticmethod
+    def forward(ctx: Any, again: _Again, k: int, whole: Tensor, _: Tensor) -> Tensor:
+        ctx.again, ctx.k = again, k
+        ctx.set_materialize_grads(False)
+        return shards.with_spec(whole, again.bucket.wholes[k])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        if grads[0] is not None:
+            ctx.again.take(ctx.k, grads[0])
+        return None, None, None, None
 
 
 class _Saved(NamedTuple):
@@ -62,6 +153,19 @@ class _Saved(NamedTuple):
         """The view."""
         local = self.again.whole(self.k).as_strided(*self.geometry)
         return local if self.spec is None else shards.with_spec(local, self.spec)
+
+
+def _wholes_of(again: _Again, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """The whole tensors of a bucket, those of leaves that are trained with a graph."""
+    with torch.no_grad():
+        wholes = buckets.all_gathered(again.bucket, again.parts)
+    above = _Parts.apply(again, *leaves)  # type: ignore[no-untyped-call]  # it is torch's
+    return [
+        _Whole.apply(again, k, whole, above)  # type: ignore[no-untyped-call]  # it is torch's
+        if leaf.requires_grad
+        else shards.with_spec(whole, again.bucket.wholes[k])
+        for k, (leaf, whole) in enumerate(zip(leaves, wholes, strict=True))
+    ]
 
 
 class Regathered:
@@ -87,14 +191,15 @@ class Regathered:
         if not self._is_possible():
             return collectives.gathered(self._leaves, self._name)
         found = list(self._leaves)
-        buckets = collectives.buckets_of(self._leaves, self._name)
-        if not buckets:
+        chosen = buckets.known_buckets_of(self._leaves, self._name)
+        if not chosen:
             return found
         self._table: dict[int, Any] = {}
         self._wholes: list[tuple[Tensor, int]] = []
-        for bucket in buckets:
-            again = _Again(bucket, [shards.local_of(self._leaves[k]) for k in bucket.places])
-            wholes = collectives.joined(bucket, again.forget, self._leaves)
+        for bucket in chosen:
+            leaves = [self._leaves[k] for k in bucket.places]
+            again = _Again(bucket, [shards.local_of(leaf) for leaf in leaves])
+            wholes = _wholes_of(again, leaves)
             for k, (place, whole) in enumerate(zip(bucket.places, wholes, strict=True)):
                 found[place] = whole
                 self._remember(again, k, whole)

@@ -31,6 +31,10 @@ _REARRANGING = frozenset({
     _aten.t.default, _aten.transpose.int, _aten.unbind.int, _aten.unsqueeze.default,
     _aten.view.default, _aten._unsafe_view.default,
 })  # fmt: skip
+_GATHERS = (
+    "_c10d_functional::all_gather_into_tensor",
+    "_c10d_functional::all_gather_into_tensor_coalesced",
+)
 
 
 def regathered(options: dict[str, Any]) -> dict[str, Any]:
@@ -61,9 +65,9 @@ def regather(graph: Graph) -> None:
     """Repeats the all-gathers of a graph whose results are used again much later."""
     nodes = list(graph.nodes)
     number = {node: k for k, node in enumerate(nodes)}
-    calls = [node for node in nodes if _name(node) == "_c10d_functional::all_gather_into_tensor"]
+    calls = [node for node in nodes if _name(node) in _GATHERS]
     for call in calls:
-        source = _rearranged_inputs(call.args[0])
+        source = _rearranged_inputs(call.all_input_nodes)
         if source is None:
             continue
         whole = _rearranged_from(call)
@@ -86,8 +90,8 @@ def _name(node: Any) -> str:
     return schema.name if schema is not None else ""
 
 
-def _rearranged_inputs(node: Any) -> list[Node] | None:
-    """The nodes that rearrange inputs of the graph to this one, in order; ``None`` for others."""
+def _rearranged_inputs(nodes: Iterable[Node]) -> list[Node] | None:
+    """The nodes that rearrange inputs of the graph to these, in order; ``None`` for others."""
     found: dict[Node, None] = {}
 
     def visit(node: Node) -> bool:
@@ -98,7 +102,7 @@ def _rearranged_inputs(node: Any) -> list[Node] | None:
         found[node] = None
         return True
 
-    return list(found) if visit(node) else None
+    return list(found) if all(map(visit, nodes)) else None
 
 
 def _rearranged_from(call: Node) -> dict[Node, None]:

@@ -69,7 +69,8 @@ def whole(value: Any) -> Any:
 
 def with_spec(local: Tensor, spec: Any) -> Tensor:
     """What this process holds as a distributed tensor without a graph, by torch's description."""
-    return _kind()(local, spec, requires_grad=False)  # type: ignore[no-any-return]  # a DTensor
+    kind: Any = _kind()  # of which __init__ does nothing, slowly
+    return kind.__new__(kind, local, spec, requires_grad=False)  # type: ignore[no-any-return]  # a DTensor
 
 
 def placement_of(tensor: Any) -> str:

@@ -60,7 +60,7 @@ def loss(model: Any, x: Tensor) -> Tensor:
 
 def gathers(graph: Any) -> int:
     return [str(node.target) for node in graph.nodes].count(
-        "_c10d_functional.all_gather_into_tensor.default"
+        "_c10d_functional.all_gather_into_tensor_coalesced.default"
     )
 
 

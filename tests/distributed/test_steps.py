@@ -168,7 +168,9 @@ def _measure(rank: int, folder: str) -> None:
     # Beside those of the loss itself, which each release of torch computes in another way.
     logits = cut(mesh, torch.randn(8, 8, 12), BATCH)
     own = counted(partial(func.grad(cross_entropy), logits, y))
-    gathered = {"all_gather_into_tensor": 4, "reduce_scatter_tensor": 2, "all_reduce": 1}
+    gathered = {
+        "all_gather_into_tensor_coalesced": 4, "reduce_scatter_tensor": 2, "all_reduce": 1,
+    }  # fmt: skip
     for held, more in ((copies, {"all_reduce": 1}), (parts, gathered)):
         for how in (func.grad(loss), by_backward):
             assert counted(partial(how, held, x, y)) == Counter(own) + Counter(more)
