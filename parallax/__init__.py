@@ -6,7 +6,7 @@ Declare a ``Module`` with ``Parameter``, ``Buffer`` and ``field``; ``initialize`
 - ``func``: gradients, Jacobians, vmap, with the names of ``torch.func``.
 - ``random``, ``effects``: keys and draws; what a forward would write into itself.
 - ``optim``, ``nn``: the optimizers and layers of torch as pure functions and immutable modules.
-- ``compile``: a whole function of trees as one graph.
+- ``compile``, ``load_compiled``: a whole function of trees as one graph, also from a file.
 - ``bridge``, ``io``: to and from ``torch.nn``; files.
 - ``distributed``: one model over many processes.
 - ``debug``, ``registry``: checks at run time; classes of yours as nodes of trees.
@@ -29,7 +29,7 @@ from parallax.core.module import Module
 
 if TYPE_CHECKING:
     from parallax import bridge, debug, distributed, func, io, nn, optim
-    from parallax.compiler import compile  # noqa: A004  # named as torch.compile
+    from parallax.compiler import compile, load_compiled  # noqa: A004  # named as torch.compile
 
 __all__ = [
     "Buffer",
@@ -44,6 +44,7 @@ __all__ = [
     "field",
     "func",
     "io",
+    "load_compiled",
     "nn",
     "optim",
     "random",
@@ -56,8 +57,8 @@ __version__ = "0.1.0"
 if not TYPE_CHECKING:  # checkers would take every name for one of these
 
     def __getattr__(name: str) -> Any:
-        if name == "compile":
-            value = import_module("parallax.compiler").compile
+        if name in ("compile", "load_compiled"):
+            value = getattr(import_module("parallax.compiler"), name)
         elif name in ("bridge", "debug", "distributed", "func", "io", "nn", "optim"):
             value = import_module(f"parallax.{name}")
         else:

@@ -222,3 +222,21 @@ def trace_reporter(note: Callable[[bool, frozenset[CodeType]], None]) -> tuple[A
         )
 
     return comptime, look
+
+
+def global_state() -> str:
+    """The modes of torch that dynamo guards (gradients, autocast, threads, ...), as JSON."""
+    state: str = _state_guard().__getstate__()
+    return state
+
+
+def state_check(state: str) -> Callable[[], bool]:
+    """What tells whether these modes are as they were, in C++."""
+    guard = _state_guard()
+    guard.__setstate__(state)
+    check: Callable[[], bool] = guard.check
+    return check
+
+
+def _state_guard() -> Any:
+    return torch._C._dynamo.guards.GlobalStateGuard()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from parallax._compat import dynamo, inductor, inductor_faults, regathering
+from parallax._compat.artifacts import Keeper
 from parallax.compiler.guards import Guards
 from parallax.compiler.outside import Outside
 from parallax.core.structure import Structure
@@ -87,6 +88,7 @@ def compile_flat(
     settings: dict[str, Any],
     guards: Guards,
     outside: Outside,
+    keeper: Keeper | None = None,
 ) -> Callable[..., Any]:
     """``torch.compile`` of a flat function, without dynamo's guards on what the caller checks.
 
@@ -95,6 +97,7 @@ def compile_flat(
         settings: for ``torch.compile``.
         guards: chooses among the guards of every trace.
         outside: is told what every trace reads from globals.
+        keeper: compiles graphs that can be saved, where that is asked for.
     """
     options = dict(settings["options"])
     if settings["backend"] == "inductor":
@@ -108,6 +111,9 @@ def compile_flat(
             return kept
         return [mine and other for mine, other in zip(kept, theirs(entries), strict=True)]
 
+    if keeper is not None:  # dynamo does not look at the options of a backend of ours
+        settings = {**settings, "backend": keeper.backend(settings["backend"], options)}
+        options = {}
     compiled = torch.compile(flat, **{**settings, "options": {**options, "guard_filter_fn": keep}})
     return _direct(flat, compiled)
 

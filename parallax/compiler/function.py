@@ -8,14 +8,16 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from types import MethodType
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 from weakref import WeakKeyDictionary
 
+from parallax._compat.artifacts import BACKENDS, Keeper
 from parallax._compat.dynamo import is_compiling, recompile_limit
 from parallax._compat.modes import is_transforming
 from parallax.compiler import dynamo
 from parallax.compiler.donation import Donate, Donation, donation_of
 from parallax.compiler.graph import Graph
+from parallax.compiler.lowering import Compiled, Lowered
 from parallax.compiler.packing import pack_call, paths_of, positions_in_modules
 from parallax.compiler.reasons import family_of, reason
 from parallax.core.arguments import check_function
@@ -24,7 +26,8 @@ from parallax.core.nodes import is_module
 
 __all__ = ["FUNCTIONS", "CompiledFunction", "Made", "compile"]
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 FUNCTIONS: WeakKeyDictionary[Callable[..., Any], CompiledFunction] = WeakKeyDictionary()
 """What is behind the functions that ``compile`` has returned."""
 
@@ -32,11 +35,13 @@ _making = threading.RLock()  # one for all functions: two that call each other c
 
 
 @overload
-def compile(fn: F, *, donate: Donate = (), **options: Any) -> F: ...  # noqa: A001  # torch's name, read as parallax.compile
+def compile(  # noqa: A001  # torch's name, read as parallax.compile
+    fn: Callable[P, R], *, donate: Donate = (), **options: Any
+) -> Compiled[P, R]: ...
 @overload
 def compile(  # noqa: A001  # as above
     fn: None = None, *, donate: Donate = (), **options: Any
-) -> Callable[[F], F]: ...
+) -> Callable[[Callable[P, R]], Compiled[P, R]]: ...
 def compile(fn: Any = None, *, donate: Any = (), **options: Any) -> Any:  # noqa: A001  # as above
     """``torch.compile`` for functions of trees: one graph; trees are taken apart outside of it.
 
@@ -76,7 +81,9 @@ def compile(fn: Any = None, *, donate: Any = (), **options: Any) -> Any:  # noqa
         **options: those of ``torch.compile``. ``fullgraph`` is true by default.
 
     Returns:
-        A function with the signature of ``fn``.
+        A function with the signature of ``fn``. Its ``lower(*args)`` compiles for such arguments
+        without running anything, and ``lower(*args).save(path)`` writes a file for
+        ``load_compiled``.
 
     Raises:
         TypeError: if ``fn`` cannot be called, ``torch.compile`` has no such option, or ``donate``
@@ -109,16 +116,21 @@ def compile(fn: Any = None, *, donate: Any = (), **options: Any) -> Any:  # noqa
     settings = dynamo.compile_settings(options)
     if isinstance(fn, MethodType) and is_module(fn.__self__):
         given = donation_of(fn.__func__, donate, 1)
-        return functools.partial(
-            CompiledFunction(fn.__func__, settings, given).wrapper(), fn.__self__
-        )
+        return _bound(CompiledFunction(fn.__func__, settings, given).wrapper(), fn.__self__)
     if is_module(fn):
         given = donation_of(type(fn).__call__, donate, 1)
-        return functools.partial(CompiledFunction(_call, settings, given).wrapper(), fn)
+        return _bound(CompiledFunction(_call, settings, given).wrapper(), fn)
     given = donation_of(fn, donate)
     if settings.get("disable"):
         return fn
     return CompiledFunction(fn, settings, given).wrapper()
+
+
+def _bound(compiled: Any, module: Any) -> Any:
+    """A compiled function with its first argument."""
+    bound: Any = functools.partial(compiled, module)
+    bound.lower = functools.partial(compiled.lower, module)
+    return bound
 
 
 def _call(module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -185,6 +197,10 @@ class CompiledFunction:
                 return fn(*args, **kwargs)
             return call(args, kwargs)
 
+        def lower(*args: Any, **kwargs: Any) -> Lowered:
+            return self._lower(args, kwargs)
+
+        compiled.lower = lower  # type: ignore[attr-defined]  # declared by Compiled
         FUNCTIONS[compiled] = self
         return compiled
 
@@ -215,9 +231,7 @@ class CompiledFunction:
             why = self._why(before, tokens, items)
             result = graph(items, args, kwargs)
             self.made.append(Made(graph.name, why))
-            self.families[family] = [*before, graph]
-            known = [graph for graph in self.graphs.get(tokens, []) if graph in before]
-            self.graphs[tokens] = [*known, graph]
+            self._keep(graph, before)
             return result
 
     def _why(self, before: list[Graph], tokens: tuple[Any, ...], items: list[Any]) -> str:
@@ -225,6 +239,37 @@ class CompiledFunction:
         if before:
             return reason(before, tokens, items, self._names())
         return "arguments of other classes" if self.families else ""
+
+    def _keep(self, graph: Graph, before: list[Graph]) -> None:
+        """Has later calls use a graph, beside those of its family that are still right."""
+        self.families[family_of(graph.tokens)] = [*before, graph]
+        known = [other for other in self.graphs.get(graph.tokens, []) if other in before]
+        self.graphs[graph.tokens] = [*known, graph]
+
+    def _lower(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowered:
+        """Compiles for arguments, runs nothing, and keeps the graph where there was none."""
+        name = getattr(self.fn, "__name__", type(self.fn).__name__)
+        if is_compiling() or is_transforming():
+            raise RuntimeError(f"lower: call {name}.lower outside of transforms and compiled code")
+        if self.settings["backend"] not in BACKENDS:
+            raise TypeError(
+                f"lower: what backend={self.settings['backend']!r:.60} makes cannot be saved. "
+                f"Compile {name} with one of {', '.join(map(repr, BACKENDS))}"
+            )
+        with _making:
+            items, tokens = pack_call(args, kwargs)
+            names = self._names()
+            _require_values(items, paths_of(tokens, names)[0])
+            keeper, sizes = Keeper(), bool(self.settings.get("dynamic"))
+            graph = self._new(tokens, items, every_size=sizes, keeper=keeper)
+            graph.trace(items)
+            keeper.running = True
+            if self._find(tokens, items) is None:
+                family = self.families.get(family_of(tokens), [])
+                before = [other for other in family if other.watch.unchanged()]
+                self.made.append(Made(graph.name, self._why(before, tokens, items)))
+                self._keep(graph, before)
+        return Lowered(name, names, graph, items, keeper, self.donation)
 
     def _graph(self, tokens: tuple[Any, ...], items: list[Any]) -> Graph:
         dynamic = self.settings.get("dynamic")

@@ -59,6 +59,16 @@ class Given:
         written = set(self._written)
         self._read = [k for k in self._tensors if k not in written]
 
+    @property
+    def written(self) -> list[int]:
+        """The leaves that the graph writes into, once it is traced."""
+        return self._leaves if self._traced else []
+
+    def restore(self, written: list[int]) -> None:
+        """Takes what a trace in another process has found."""
+        self._leaves, self._traced = list(written), True
+        self._name_positions()
+
     # -- at each call ---------------------------------------------------------------------------
 
     def secured(self, items: Sequence[Any]) -> Sequence[Any]:

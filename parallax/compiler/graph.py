@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from types import CellType, CodeType, FunctionType
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from parallax._compat.artifacts import Keeper, NotRunError
 from parallax._compat.checkpoints import allow_hooks_again
 from parallax._compat.dynamo import (
     hides_own_error,
@@ -26,6 +26,7 @@ from parallax.compiler.donation import Donation
 from parallax.compiler.dynamo import compile_flat, settings_for, without_cpp
 from parallax.compiler.given import Given, overwrite
 from parallax.compiler.guards import Guards
+from parallax.compiler.leaves import Leaves
 from parallax.compiler.opening import write_builder, write_opener
 from parallax.compiler.outside import Outside
 from parallax.compiler.packing import build_call, spell
@@ -33,12 +34,11 @@ from parallax.compiler.watch import Watch
 from parallax.compiler.writes import Written, has_containers, note, put_back, spell_written
 from parallax.random import reuse
 
-__all__ = ["Graph"]
+__all__ = ["Graph", "Loaded"]
 
 Sizes = list[int | None]
 
 _count = itertools.count()
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 # What the flat function below reads: every graph has a namespace of its own for them.
 parallax_comptime: Any = None
@@ -57,55 +57,6 @@ parallax_copy: Any = None
 parallax_traced: Any = None
 
 
-class Leaves:
-    """Which items are leaves, checked here, and which are others, guarded by dynamo.
-
-    Attributes:
-        own: the positions of the leaves, each tensor once; ``None`` if that is every item.
-        same: pairs ``(position, earlier position)`` of items that are one tensor.
-        others: the positions of all other items.
-    """
-
-    def __init__(self, items: Sequence[Any]) -> None:
-        first: dict[int, int] = {}
-        own, same, others = [], [], []
-        for position, item in enumerate(items):
-            if not _is_plain(item):
-                others.append(position)
-            elif id(item) in first:
-                same.append((position, first[id(item)]))
-            else:
-                first[id(item)] = position
-                own.append(position)
-        self.own = None if len(own) == len(items) else tuple(own)
-        self.same = tuple(same)
-        self.others = tuple(others)
-
-    def pick(self, items: Sequence[Any]) -> Sequence[Any]:
-        """The leaves among ``items``."""
-        return items if self.own is None else [items[k] for k in self.own]
-
-    def fits(self, items: Sequence[Any]) -> bool:
-        """Whether ``items`` repeat tensors in the same places, and hold others in the same."""
-        return all(items[k] is items[j] for k, j in self.same) and not any(
-            _is_plain(items[k]) for k in self.others
-        )
-
-    def places(self) -> tuple[int, ...] | None:
-        """Per item its index among the leaves, or ``-1 - index`` among the others."""
-        if self.own is None:
-            return None
-        found = {position: index for index, position in enumerate(self.own)}
-        found |= {position: -1 - index for index, position in enumerate(self.others)}
-        found |= {position: found[first] for position, first in self.same}
-        return tuple(found[position] for position in range(len(found)))
-
-
-def _is_plain(item: Any) -> bool:
-    """Whether torch's check of a tensor's metadata tells all about it that a graph depends on."""
-    return type(item) in _PLAIN and item.layout is torch.strided and not item.is_nested
-
-
 class Graph:
     """The compiled form of a function for one structure of arguments and one kind of leaves.
 
@@ -118,12 +69,13 @@ class Graph:
         leaves: which items are leaves.
         sizes: per leaf its sizes; ``None`` where dynamo made a size symbolic and guards it.
         watch: the classes of the modules among the arguments.
+        code: what dynamo compiles; ``space`` are its globals.
         open: takes the items from the arguments of a call, or gives ``None`` in doubt.
     """
 
     def __init__(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., Any] | None,
         tokens: tuple[Any, ...],
         items: Sequence[Any],
         settings: dict[str, Any],
@@ -131,6 +83,8 @@ class Graph:
         donation: Donation | None = None,
         like: Graph | None = None,
         every_size: bool = False,
+        keeper: Keeper | None = None,
+        loaded: Loaded | None = None,
     ) -> None:
         self.tokens = tokens
         self._fn = fn
@@ -139,7 +93,7 @@ class Graph:
         self.open = write_opener(tokens, items)
         own = range(len(items)) if self.leaves.own is None else self.leaves.own
         self.given = None if donation is None else Given(donation, tokens, items, own)
-        self._results: list[_Result] = []
+        self.results: list[Result] = []
         leaves = self.leaves.pick(items)
         self.sizes = [[None if every_size else n for n in leaf.shape] for leaf in leaves]
         if like is not None:
@@ -152,14 +106,24 @@ class Graph:
         self._tensors = tensor_check(leaves, self.sizes, strides)
         self._kinds = tensor_check(leaves, anything, anything)
         self.check: Callable[..., bool] = self._tensors.check
-        self._outside: Outside
+        self._outside = Outside({})
         self._writes = False
         self._sharing: dict[int, Any] = {}  # by the number of globals that were known then
+        if loaded is not None:
+            self._take(loaded)
+            return
+        assert fn is not None
         # Dynamo makes a size symbolic when it sees another one under the same name.
         self.name: str = like.name if like is not None else f"{_name(fn)}_{next(_count)}"
         chosen = settings_for(settings, items, tokens)
         self._spare = without_cpp(chosen, settings)  # inductor writes some graphs in Python only
+        self._keeper = keeper
         self._run = self._compile(fn, chosen)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes into tensors that it is given, and does not own."""
+        return self._writes
 
     def fits(self, items: Sequence[Any]) -> bool:
         """Whether this graph is right for ``items`` of its structure."""
@@ -203,8 +167,7 @@ class Graph:
             number, results = self._run(leaves, tuple([items[k] for k in others]) if others else ())
         except RuntimeError as error:
             _tidy()
-            if self._spare is not None and is_cpp_wrapper_failure(error):
-                self._run, self._spare = self._compile(self._fn, self._spare), None
+            if self._spared(error):
                 return self(items, args, kwargs)
             if not self._gone(args, kwargs) and not self._writes:
                 self._tell(items, error)
@@ -215,7 +178,7 @@ class Graph:
             raise
         if self._writes:
             self._sharing.setdefault(len(self._outside.tensors), self._shared(leaves))
-        known = self._results[number]
+        known = self.results[number]
         if self.given is not None:
             results = self.given.apart(items, results)
             self.given.finish(args, kwargs)
@@ -225,6 +188,39 @@ class Graph:
         result, *contents = result
         put_back(known.written, contents, args, kwargs)
         return result
+
+    def _take(self, loaded: Loaded) -> None:
+        """Has what was compiled in another process run here."""
+        self._run, self._spare, self._keeper = loaded.run, None, None
+        self.results += [Result(*known, written_builder(*known)) for known in loaded.results]
+        self._outside.traced = True
+        if self.given is not None:
+            self.given.restore(loaded.written)
+
+    def trace(self, items: Sequence[Any]) -> None:
+        """Compiles the graph of these items without running it; needs a keeper."""
+        try:
+            self._run(tuple(self.leaves.pick(items)), tuple([items[k] for k in self.leaves.others]))
+        except NotRunError:
+            return
+        except RuntimeError as error:
+            _tidy()
+            if self._spared(error):
+                return self.trace(items)
+            if hides_own_error(error):
+                self._tell(items, error)
+            raise
+        except BaseException:  # an interrupt, say
+            _tidy()
+            raise
+
+    def _spared(self, error: RuntimeError) -> bool:
+        """Whether C++ was at fault for an error; what runs from now on is Python."""
+        if self._spare is None or not is_cpp_wrapper_failure(error):
+            return False
+        assert self._fn is not None
+        self._run, self._spare = self._compile(self._fn, self._spare), None
+        return True
 
     def _gone(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """After an error: whether memory that was given away may have been written in part."""
@@ -240,6 +236,8 @@ class Graph:
         Dynamo ends a trace with an error of its own, which knows no path of a module. The function
         may give memory away, of which nothing has happened yet in a trace, so it gets copies then.
         """
+        if self._fn is None:
+            return
         if hides_own_error(error):
             items = [item.clone() if isinstance(item, Tensor) else item for item in items]
         elif type(error) is not RuntimeError:
@@ -256,7 +254,7 @@ class Graph:
             "__builtins__": builtins,
             "parallax_build": build_call,
             "parallax_places": self.leaves.places(),
-            "parallax_record": _recorder(self._results),
+            "parallax_record": _recorder(self.results),
             "parallax_spell": spell,
             "parallax_tokens": self.tokens,
             "parallax_note": note if has_containers(self.tokens) else None,
@@ -273,7 +271,8 @@ class Graph:
         flat = FunctionType(code, namespace, self.name, None, (CellType(fn),))
         self._outside = Outside(namespace)
         guards = Guards(namespace, tuple(namespace), lambda k: self._writes or k in self.loose)
-        return compile_flat(flat, settings, guards, self._outside)
+        self.code, self.space = code, namespace
+        return compile_flat(flat, settings, guards, self._outside, self._keeper)
 
     def _note(self, written: bool, codes: frozenset[CodeType]) -> None:
         self._writes = self._writes or written
@@ -291,7 +290,7 @@ def _tidy() -> None:
     allow_hooks_again()
 
 
-class _Result(NamedTuple):
+class Result(NamedTuple):
     """What one trace returns: its tokens, what it wrote to, and what builds it from items."""
 
     tokens: tuple[Any, ...]
@@ -299,7 +298,21 @@ class _Result(NamedTuple):
     build: Callable[..., Any]
 
 
-def _recorder(kept: list[_Result]) -> Callable[..., int]:
+class Loaded(NamedTuple):
+    """What was compiled in another process: what runs, its results, and the leaves it writes to."""
+
+    run: Callable[..., Any]
+    results: list[tuple[tuple[Any, ...], Written]]
+    written: list[int]
+
+
+def written_builder(tokens: tuple[Any, ...], written: Written) -> Callable[..., Any]:
+    """What builds a result, and after it the contents of what was written to."""
+    count = len(written.indices)
+    return write_builder(((tuple, 1 + count), *tokens) if count else tokens)
+
+
+def _recorder(kept: list[Result]) -> Callable[..., int]:
     """A function that keeps the structure of results and what builds them; returns its number."""
 
     # Runs while dynamo traces, which puts the number into the graph: every trace has its own.
@@ -309,9 +322,7 @@ def _recorder(kept: list[_Result]) -> Callable[..., int]:
         for number, known in enumerate(kept):
             if known[:2] == (found, written):
                 return number
-        # The contents of what was written to follow the result.
-        spelled = ((tuple, 1 + len(indices)), *found) if indices else found
-        kept.append(_Result(found, written, write_builder(spelled)))
+        kept.append(Result(found, written, written_builder(found, written)))
         return len(kept) - 1
 
     return record

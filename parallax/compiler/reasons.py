@@ -6,10 +6,14 @@ from typing import Any
 
 from parallax.compiler.graph import Graph
 from parallax.compiler.packing import paths_of
+from parallax.core.entries import Note
 from parallax.core.structure import Structure
 from parallax.tree.align import difference
 
-__all__ = ["family_of", "reason"]
+__all__ = ["changed", "family_of", "reason"]
+
+
+_NOTES = {"frozen": "frozen marks", "path": "path (by which a key is derived)"}
 
 
 def family_of(tokens: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -26,11 +30,12 @@ def reason(before: list[Graph], tokens: tuple[Any, ...], items: list[Any], names
     theirs = paths_of(before[-1].tokens, names)[1]
     for path, structure in modules.items():
         if structure != theirs[path]:
-            return _changed(path, theirs[path], structure)
+            return changed(path, theirs[path], structure)
     return "the metadata of a registered node differs"
 
 
-def _changed(path: str, one: Structure, two: Structure) -> str:
+def changed(path: str, one: Structure, two: Structure) -> str:
+    """What differs between two structures of an argument."""
     found = difference(one, two)
     if found is not None:
         where, before, now = found
@@ -44,5 +49,7 @@ def _changed(path: str, one: Structure, two: Structure) -> str:
     for (keys, a), (_, b) in zip(one.walk(), two.walk(), strict=True):
         if type(a) is Structure and a.local.note != b.local.note:
             place = ".".join([path, *map(str, keys)])
-            return f"the mode or a frozen mark of {place} was {a.local.note} and is {b.local.note}"
+            pairs = zip(Note._fields, a.local.note, b.local.note, strict=True)
+            name, was, now = next((name, was, now) for name, was, now in pairs if was != now)
+            return f"the {_NOTES.get(name, name)} of {place} was {was!r} and is {now!r}"
     return f"the structure of {path} changed"

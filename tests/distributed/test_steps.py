@@ -204,12 +204,13 @@ def _check_training(mesh: Any, model: Any, placed: dict[str, Any], rows: Any) ->
     expected, _, values = trained(step, model, *batch())
     tensor_parallel = dist.Plan(_renamed(mesh), tp=ROWS).apply(model)
     copies = [cut(_renamed(mesh), t, {}) for t in batch()]
-    for name, start, data, how in [
+    ways: list[Any] = [
         ("fsdp", placed["fsdp"], rows, step),
         ("replicate", placed["replicate"], rows, step),
         ("tp", tensor_parallel, copies, step),
         ("compiled fsdp", placed["fsdp"], rows, parallax.compile(step, backend="eager")),
-    ]:
+    ]
+    for name, start, data, how in ways:
         found, state, seen = trained(how, start, *data)
         assert (seen - values).abs().max() <= 1e-6, name
         check(exact(found), exact(expected), exact(start))

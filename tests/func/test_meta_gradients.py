@@ -162,13 +162,12 @@ def test_it_is_when_compiled(where: str, prepared: str) -> None:
         return STEPS["twice"](STEPS["add"](STEPS["lerp"](model)))
 
     weight = torch.tensor(0.7, dtype=torch.float64)
+    function: Any
     if where == "outer":
         function = parallax.compile(lambda m: outer(several, m))
     else:
         compiled = parallax.compile(several)
-
-        def function(m: Any) -> Any:
-            return outer(compiled, m)
+        function = lambda m: outer(compiled, m)  # noqa: E731
 
     found = PREPARED[prepared](function, weight)
     torch.testing.assert_close(found, numeric(several, 0.7), rtol=1e-6, atol=1e-8)
