@@ -238,7 +238,8 @@ def test_what_cannot_be_saved_is_refused_by_its_name(tmp_path: Path) -> None:
     class Local(Dense):
         pass
 
-    local: Any = Local(SIZE, 1).initialize(0)
+    layer: Any = Local
+    local: Any = layer(SIZE, 1).initialize(0)
 
     def appends(x: Tensor) -> Tensor:
         log.append(1)
