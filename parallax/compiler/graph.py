@@ -205,11 +205,11 @@ class Graph:
             return
         except RuntimeError as error:
             _tidy()
-            if self._spared(error):
-                return self.trace(items)
-            if hides_own_error(error):
-                self._tell(items, error)
-            raise
+            if not self._spared(error):
+                if hides_own_error(error):
+                    self._tell(items, error)
+                raise
+            self.trace(items)
         except BaseException:  # an interrupt, say
             _tidy()
             raise
