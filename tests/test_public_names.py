@@ -138,6 +138,7 @@ RESULTS_OF_ANY_TYPE = {
     "parallax.core.registry.unflatten_module": "a structure does not carry the class of its module",
     "parallax.func.hessian": "a tensor for a tensor, and for a module a module of modules",
     "parallax.io.metadata": "what JSON holds",
+    "parallax.load_compiled": "a file does not carry the types of its function",
     "parallax.tree.allclose": "a bool in eager code, a tensor where values are not known",
     "parallax.tree.equal": "a bool in eager code, a tensor where values are not known",
     "parallax.tree.flatten": "a leaf may be anything",
