@@ -11,7 +11,7 @@ from typing import Any
 
 from parallax.core.code import function_of
 from parallax.core.fields import MISSING, Field
-from parallax.core.kinds import is_class_variable, kind_of
+from parallax.core.kinds import evaluate, is_class_variable, kind_of
 from parallax.core.layout import Layout
 
 __all__ = ["Scope", "collect_fields", "collect_overrides", "fields_of", "resolve", "write_init"]
@@ -179,7 +179,9 @@ def resolve(cls: type) -> Layout:
         where = f"{declared.owner.__name__}.{key}"
         scope: Scope = declared.owner.__scope__  # type: ignore[attr-defined]  # set by the metaclass
         try:
-            declared.kind = kind_of(declared.annotation, declared.owner, scope.names(), where)
+            names = scope.names()
+            declared.hint = evaluate(declared.annotation, declared.owner, names, where)
+            declared.kind = kind_of(declared.hint, declared.owner, names, where)
         except NameError as error:
             raise NameError(
                 f"{where} is annotated {declared.annotation!r}, and {error}. Define the name "

@@ -300,7 +300,7 @@ else:
 class Field:
     """How one field was declared: its default, converter and place in the constructor."""
 
-    __slots__ = ("annotation", "converter", "default", "default_factory", "init", "kind",
+    __slots__ = ("annotation", "converter", "default", "default_factory", "hint", "init", "kind",
                  "kw_only", "name", "owner", "static")  # fmt: skip
 
     def __init__(
@@ -324,6 +324,7 @@ class Field:
         self.name = ""
         self.owner: type = object
         self.annotation: Any = None
+        self.hint: Any = None  # the annotation, evaluated
         self.kind: Any = None
 
     @property

@@ -24,7 +24,7 @@ from parallax.core.fields import Buffer, Parameter
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import NODES, is_node
 
-__all__ = ["Kind", "is_class_variable", "kind_of"]
+__all__ = ["Kind", "array_of", "evaluate", "is_class_variable", "kind_of"]
 
 _SEQUENCES = (tuple, list, collections.abc.Sequence, collections.abc.MutableSequence,
               collections.abc.Iterable, collections.abc.Collection)  # fmt: skip
@@ -90,8 +90,13 @@ def is_class_variable(annotation: Any) -> bool:
     return annotation is typing.ClassVar or typing.get_origin(annotation) is typing.ClassVar
 
 
-def _evaluate(annotation: Any, owner: type, names: dict[str, Any], where: str) -> Any:
-    """Evaluates the text of an annotation, and text inside it."""
+def evaluate(annotation: Any, owner: type, names: dict[str, Any], where: str) -> Any:
+    """Evaluates the text of an annotation.
+
+    Raises:
+        NameError: if a name in it cannot be resolved.
+        TypeError: if it is no type.
+    """
     parameters = {param.__name__: param for param in getattr(owner, "__type_params__", ())}
     scope, body = {**names, **parameters, owner.__name__: owner}, dict(vars(owner))
     while isinstance(annotation, (str, typing.ForwardRef)):
@@ -107,6 +112,18 @@ def _evaluate(annotation: Any, owner: type, names: dict[str, Any], where: str) -
         except (SyntaxError, TypeError) as error:
             raise TypeError(f"{where} is annotated {text!r}, which is no type: {error}") from None
     return annotation
+
+
+def array_of(hint: Any) -> Any:
+    """What an annotation of jaxtyping is about, ``Parameter`` for ``Float[Parameter, "out in"]``.
+
+    ``None`` for any other annotation.
+    """
+    jaxtyping = sys.modules.get("jaxtyping")  # whose annotations nobody has without it
+    if jaxtyping is None or not isinstance(hint, type):
+        return None
+    known: Any = hint
+    return known.array_type if issubclass(known, jaxtyping.AbstractArray) else None
 
 
 def kind_of(annotation: Any, owner: type, names: dict[str, Any], where: str) -> Kind:
@@ -129,10 +146,14 @@ def kind_of(annotation: Any, owner: type, names: dict[str, Any], where: str) -> 
     def resolve(hint: Any) -> Kind:
         return kind_of(hint, owner, names, where)
 
-    hint = _evaluate(annotation, owner, names, where)
+    hint = evaluate(annotation, owner, names, where)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is None or hint is type(None):
         return Kind(optional=True)
+    array = array_of(hint)
+    if array is not None:
+        _refuse_plain(array, hint, where)
+        return resolve(array)
     if origin in (typing.Annotated, typing.Final, typing_extensions.Annotated):
         return resolve(args[0])
     if hint is typing_extensions.Self:
@@ -166,6 +187,17 @@ def kind_of(annotation: Any, owner: type, names: dict[str, Any], where: str) -> 
                 )
         return CONSTANT
     return _class_kind(origin if isinstance(origin, type) else hint, where, resolve)
+
+
+def _refuse_plain(array: Any, hint: Any, where: str) -> None:
+    if isinstance(array, type) and issubclass(array, Tensor):
+        dims = f"{hint.dtype.__name__}[{{}}, {hint.dim_str!r}]"
+        name = where.rsplit(".", 1)[-1]
+        raise TypeError(
+            f"{where} is annotated {dims.format(array.__name__)}, which does not say whether it is "
+            f"trained. Write '{name}: {dims.format('Parameter')}' (trained) or "
+            f"'{name}: {dims.format('Buffer')}' (never trained), both from parallax."
+        )
 
 
 def _class_kind(cls: Any, where: str, resolve: Any) -> Kind:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import wraps
-from types import MethodType
 from typing import Any, ParamSpec, TypeVar
 
-import optree
 import torch
 from torch import Tensor
 
-from parallax._compat import functorch
+from parallax._compat import dynamo, functorch
 from parallax.core import notes
 from parallax.core.arguments import check_function
-from parallax.core.nodes import is_module
-from parallax.core.registry import NAMESPACE, flatten_module, unflatten_module
 from parallax.debug.calls import arguments, leaves_of, name_of, tensors_in
+from parallax.debug.observing import observed
+from parallax.debug.operator import checking
 from parallax.effects.running import refuse_deferred
 
 __all__ = ["NonFiniteError", "nans"]
@@ -43,8 +40,9 @@ class NonFiniteError(ArithmeticError):
 def nans(fn: Callable[P, R]) -> Callable[P, R]:
     """Finds the first module whose output is not finite.
 
-    The function is run under ``sys.setprofile``, which sees every ``forward`` return: no module is
-    touched, and it works within transforms. It does not look into compiled functions.
+    It works within transforms. To look into a compiled function compile what this returns:
+    ``parallax.compile(debug.nans(step))``. There, modules are looked at that are among the
+    arguments and are not lifted, and each output is an operator that waits for its numbers.
 
     Args:
         fn: a function whose arguments hold modules.
@@ -77,17 +75,9 @@ def nans(fn: Callable[P, R]) -> Callable[P, R]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for path, leaf in tensors_in(arguments(fn, args, kwargs)):
             _refuse_non_finite(leaf, f"{path}, an argument,")
-        inner: Any = _addressed(args)
-        options: Any = _addressed(kwargs)
-        run: Any = fn
-        owner = getattr(run, "__self__", None)
-        if is_module(run):
-            run = _addressed(run)
-        elif is_module(owner):
-            run = MethodType(run.__func__, _addressed(owner))
-        with _Watch():
-            result: R = run(*inner, **options)
-        refuse_deferred(result, "debug.nans")
+        result: R = observed(fn, args, kwargs, _Outputs(), "debug.nans")
+        if not dynamo.is_compiling():
+            refuse_deferred(result, "debug.nans")
         for path, leaf in leaves_of(result):
             if isinstance(leaf, Tensor):
                 _refuse_non_finite(leaf, f"{name_of(fn)}(){'.' if path else ''}{path}")
@@ -96,47 +86,38 @@ def nans(fn: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-def _addressed(value: Any) -> Any:
-    """A pytree whose modules know their paths; those that do already keep them, and their rng."""
-    items, spec = optree.tree_flatten(
-        value, is_leaf=is_module, none_is_leaf=True, namespace=NAMESPACE
-    )
-    for index, item in enumerate(items):
-        if is_module(item) and notes.note_of(item).path is None:
-            leaves, structure = flatten_module(item)
-            items[index] = unflatten_module(notes.addressed(structure), leaves, item._rng)
-    return optree.tree_unflatten(spec, items)
+class _Outputs:
+    """Looks at what modules return."""
 
+    def begins(self, module: Any, forward: Any, given: Any) -> None:
+        """Nothing: arguments are the outputs of others."""
 
-class _Watch:
-    """Looks at what every ``forward`` of a module returns, on this thread."""
-
-    def __enter__(self) -> None:
-        self.before = sys.getprofile()
-        sys.setprofile(_on_return)
-
-    def __exit__(self, *_: object) -> None:
-        sys.setprofile(self.before)
-
-
-def _on_return(frame: Any, event: str, result: Any) -> None:
-    code = frame.f_code
-    if event != "return" or code.co_name != "forward" or code.co_argcount == 0:
-        return
-    module = frame.f_locals.get(code.co_varnames[0])
-    if is_module(module) and result is not None:
+    def returns(self, module: Any, forward: Any, given: Any, out: Any) -> None:
+        """The numbers of an output are finite."""
         path = notes.note_of(module).path or type(module).__name__
-        for _, leaf in leaves_of(result):
+        for _, leaf in leaves_of(out):
             if isinstance(leaf, Tensor):
-                _refuse_non_finite(leaf, f"{path} ({type(module).__name__})", returned=True)
+                _refuse_non_finite(leaf, f"{path} ({type(module).__name__})", "returned")
 
 
-def _refuse_non_finite(tensor: Tensor, who: str, *, returned: bool = False) -> None:
-    value = torch.func.debug_unwrap(tensor, recurse=True)
-    if not (value.is_floating_point() or value.is_complex()) or value.device.type == "meta":
+def _refuse_non_finite(tensor: Tensor, who: str, verb: str = "holds") -> None:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
         return
-    with functorch.outside_transforms(), torch.no_grad():
-        bad = int((~torch.isfinite(value)).sum())
+    if dynamo.is_compiling():
+        _operator(tensor.detach(), who, verb)
+    else:
+        value = torch.func.debug_unwrap(tensor, recurse=True)
+        with functorch.outside_transforms(), torch.no_grad():
+            _finite(value, who, verb)
+
+
+def _finite(value: Tensor, who: str, verb: str) -> None:
+    """Raises unless all numbers, of all members, are finite."""
+    if value.device.type == "meta":
+        return
+    bad = int((~torch.isfinite(value)).sum())
     if bad:
-        verb = "returned" if returned else "holds"
         raise NonFiniteError(f"{who} {verb} {bad} of {value.numel()} numbers that are not finite")
+
+
+_operator = checking("(Tensor value, str who, str verb) -> ()", _finite, lambda dims, *args: args)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallax import Buffer, Module, Parameter, debug, random
+from parallax import Buffer, Module, Parameter, debug, func, random
 from parallax.debug import ImpureError, NonFiniteError
+from tests.compiling import make_compiled
 
 
 class Log(Module):
@@ -293,3 +294,24 @@ def test_random_numbers_do_not_change_under_the_check() -> None:
     expected = Noises((Noise(), Noise())).train(random.key(0))(X)
     module = Noises((Noise(), Noise())).train(random.key(0))
     assert torch.equal(debug.nans(Noises.forward)(module, X), expected)
+
+
+# What is done with a model that takes logarithms of zeros, and what of its output is not finite.
+COMPILED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
+    "plain": (lambda m, x: m(x), "2 of 6"),
+    "vmap": (lambda m, x: func.vmap(m)(x), "2 of 6"),
+    "grad": (lambda m, x: func.grad(lambda m: m(x).sum())(m).log.scale, "2 of 6"),
+}
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("name", COMPILED)
+def test_within_compiled_code(name: str) -> None:
+    use, message = COMPILED[name]
+    good, bad = torch.ones(2, 3), torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
+    compiled = make_compiled(debug.nans(use), backend="aot_eager")
+    torch.testing.assert_close(compiled(net(), good), use(net(), good))
+    with pytest.raises(NonFiniteError, match=rf"^log \(Log\) returned {message} numbers"):
+        compiled(net(), bad)
+    with pytest.raises(NonFiniteError, match=r"^args\[1\], an argument, holds 6 of 6"):
+        compiled(net(), torch.nan * good)
