@@ -27,6 +27,7 @@ fused_adamw: Callable[..., Any] = torch._fused_adamw_
 fused_sgd: Callable[..., Any] = torch._fused_sgd_
 disabled_torch_function: Any = torch._C._disabled_torch_function_impl
 adafactor: Callable[..., None] = torch.optim._adafactor.adafactor
+sparse_adam: Callable[..., None] = torch.optim._functional.sparse_adam
 muon: Callable[..., None] = torch.optim._muon.muon
 weight_norm: Callable[[Tensor, Tensor, int], Tensor] = torch._weight_norm
 is_dense: Callable[[Tensor], bool] = torch.ops.aten.is_non_overlapping_and_dense

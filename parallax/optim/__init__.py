@@ -10,6 +10,8 @@ Example:
     >>> model, state = opt.step(model, grads, state)
 """
 
+from typing import TYPE_CHECKING, Any
+
 from parallax.core.donated import DonatedError
 from parallax.optim import schedules
 from parallax.optim.accumulate import Accumulate
@@ -29,6 +31,7 @@ from parallax.optim.clip import (
     clip_grad_value,
     clip_per_sample,
 )
+from parallax.optim.depth import layerwise_lr
 from parallax.optim.foreign import from_torch
 from parallax.optim.lamb import LAMB
 from parallax.optim.lbfgs import LBFGS
@@ -41,22 +44,33 @@ from parallax.optim.prodigy import Prodigy
 from parallax.optim.radam import RAdam
 from parallax.optim.rmsprop import RMSprop
 from parallax.optim.rprop import Rprop
+from parallax.optim.sam import ASAM, SAM
 from parallax.optim.scaler import LossScaler, Scale
 from parallax.optim.schedulefree import AdamWScheduleFree, SGDScheduleFree
 from parallax.optim.sgd import SGD
 from parallax.optim.shaping import AddNoise, Centralize, ClipAdaptive
 from parallax.optim.skip import SkipNonfinite
+from parallax.optim.sparse_adam import SparseAdam
 from parallax.optim.split import Split
 from parallax.optim.state import State
 
 __all__ = [
-    "ASGD", "EMA", "LAMB", "LBFGS", "SGD", "SWA", "Accumulate", "Adadelta", "Adafactor",
-    "Adagrad", "Adam", "AdamW", "AdamWScheduleFree", "Adamax", "AddNoise", "Average",
-    "Centralize", "ClipAdaptive", "ClipNorm", "ClipValue", "DonatedError", "Lion", "Lookahead",
-    "LossScaler", "Muon", "NAdam", "Optimizer", "Prodigy", "RAdam", "RMSprop", "Rprop",
-    "SGDScheduleFree", "Scale", "SkipNonfinite", "Split", "State", "chain", "clip_grad_norm",
-    "clip_grad_value", "clip_per_sample", "from_torch", "schedules",
+    "ASAM", "ASGD", "EMA", "LAMB", "LBFGS", "SAM", "SGD", "SWA", "Accumulate", "Adadelta",
+    "Adafactor", "Adagrad", "Adam", "AdamW", "AdamWScheduleFree", "Adamax", "AddNoise",
+    "Average", "Centralize", "ClipAdaptive", "ClipNorm", "ClipValue", "DonatedError", "Lion",
+    "Lookahead", "LossScaler", "Muon", "NAdam", "Optimizer", "Prodigy", "RAdam", "RMSprop",
+    "Rprop", "SGDScheduleFree", "Scale", "SkipNonfinite", "SparseAdam", "Split", "State",
+    "chain", "clip_grad_norm", "clip_grad_value", "clip_per_sample", "from_torch",
+    "layerwise_lr", "schedules",
 ]  # fmt: skip
+
+
+if not TYPE_CHECKING:  # checkers would accept every name otherwise
+
+    def __getattr__(name: str) -> Any:
+        from parallax.optim.absent import instead_of
+
+        raise AttributeError(f"module 'parallax.optim' has no attribute {name!r}{instead_of(name)}")
 
 
 def __dir__() -> list[str]:

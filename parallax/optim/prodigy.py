@@ -149,7 +149,7 @@ class _Found:
         self.d, self.d_max = numbers["d"], numbers["d_max"]
         self.beta1, self.beta2 = h["betas"]
         self.beta3 = self.beta2**0.5 if h["beta3"] is None else h["beta3"]
-        self.rate = torch.as_tensor(h["lr"]).to(self.d)
+        self.rate = torch.as_tensor(h["lr"], dtype=self.d.dtype, device=self.d.device)
         correction: Any = 1.0
         if h["use_bias_correction"]:
             age = (step + 1).to(self.d)

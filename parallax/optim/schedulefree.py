@@ -73,13 +73,17 @@ def _moved(
     y: Tensor, update: Tensor, moments: Moments, h: Hyper, once: Hyper
 ) -> tuple[Tensor, Moments]:
     """The next point at which a gradient is taken, and the iterate and weights behind it."""
-    largest = torch.maximum(moments["lr_max"], torch.as_tensor(h["lr"]).to(moments["lr_max"]))
+    largest = torch.maximum(moments["lr_max"], _number_like(h["lr"], moments["lr_max"]))
     weight = once["age"] ** h["r"] * largest ** h["weight_lr_power"]
     total = moments["weight_sum"] + weight
     share = torch.where(total > 0, weight / torch.where(total > 0, total, 1.0), 0.0)
     z = moments["z"]
     y = y + share * (z - y) + h["lr"] * (_momentum(h) * (1 - share) - 1) * update
     return y, {"z": z - h["lr"] * update, "weight_sum": total, "lr_max": largest}
+
+
+def _number_like(value: Any, like: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
 
 
 class SGDScheduleFree(_ScheduleFree):

@@ -527,6 +527,26 @@ def _optim() -> Iterator[Subject]:
         lambda: {"opt": opt, "every": 2},
         {"opt": "optimizer", "every": "count"},
     )
+    for name in ("SAM", "ASAM"):
+        yield Subject(
+            f"optim.{name}",
+            getattr(optim, name),
+            lambda: {"opt": opt},
+            {"opt": "optimizer", "rho": "positive", "eta": "positive"},
+        )
+    yield Subject(
+        "optim.SparseAdam",
+        optim.SparseAdam,
+        kinds={"eps": "positive"},
+        after=lambda opt: opt.init(net()),
+    )
+    yield Subject(
+        "optim.layerwise_lr",
+        optim.layerwise_lr,
+        lambda: {"model": net(), "layers": ("weight",), "lr": 0.1},
+        {"model": "module", "layers": "condition", "decay": "positive"},
+        lambda groups: optim.SGD(groups=groups),
+    )
     yield Subject(
         "optim.SkipNonfinite", optim.SkipNonfinite, lambda: {"opt": opt}, {"opt": "optimizer"}
     )

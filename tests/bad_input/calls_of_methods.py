@@ -38,6 +38,14 @@ def _steps() -> Iterator[Subject]:
         yield Subject(f"optim.{name}.init", opt.init, lambda: {"model": net()}, kinds)
         given = {"model": net(), "grads": net(), "state": opt.init(net())}
         yield Subject(f"optim.{name}.step", opt.step, fixed(**given), kinds)
+    sharp: Any = optim.SAM(optim.SGD(0.1))
+    given = {"model": net(), "closure": lambda model: model, "state": sharp.init(net())}
+    yield Subject("optim.SAM.step", sharp.step, fixed(**given), {**kinds, "closure": "function"})
+    given = {"model": net(), "grads": net()}
+    yield Subject("optim.SAM.ascend", sharp.ascend, fixed(**given), kinds)
+    free = optim.SGDScheduleFree()
+    given = {"model": net(), "state": free.init(net())}
+    yield Subject("optim.SGDScheduleFree.averaged", free.averaged, fixed(**given), kinds)
     parts: dict[str, Any] = {
         "AddNoise": optim.AddNoise(1.0, 0),
         "ClipAdaptive": optim.ClipAdaptive(),

@@ -8,6 +8,8 @@ without compiling again. Schedules here take both. Two schedules with equal argu
 ``ReduceLROnPlateau`` depends on a measured number, so it has a state of its own.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from parallax.optim.schedules.combined import ChainedScheduler, SequentialLR
 from parallax.optim.schedules.curve import Schedule
 from parallax.optim.schedules.cycle import (
@@ -36,6 +38,15 @@ __all__ = [
     "OneCycleLR", "Plateau", "PolynomialLR", "ReduceLROnPlateau", "Schedule", "SequentialLR",
     "StepLR", "WarmupCosineLR",
 ]  # fmt: skip
+
+
+if not TYPE_CHECKING:  # checkers would accept every name otherwise
+
+    def __getattr__(name: str) -> Any:
+        from parallax.optim.absent import instead_of
+
+        where = "module 'parallax.optim.schedules' has no attribute"
+        raise AttributeError(f"{where} {name!r}{instead_of(name)}")
 
 
 def __dir__() -> list[str]:

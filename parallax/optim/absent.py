@@ -1,0 +1,36 @@
+"""Names of ``torch.optim`` that are not here, and what to write instead."""
+
+from __future__ import annotations
+
+__all__ = ["instead_of"]
+
+_INSTEAD = {
+    "lr_scheduler": "optim.schedules, as in optim.Adam(lr=optim.schedules.StepLR(1e-3, 30))",
+    "swa_utils": "optim.SWA(), optim.EMA(0.999) and optim.schedules.SWALR",
+    "swap_in_optimizer_params_and_state": "model, state = opt.step(model, grads, state); both are "
+    "values, so that nothing has to be swapped in",
+    "LRScheduler": "optim.schedules.Schedule, or any function of the step",
+    "AveragedModel": "average = optim.EMA(0.999).init(model), or optim.SWA()",
+    "get_ema_multi_avg_fn": "optim.EMA(0.999)",
+    "get_ema_avg_fn": "optim.EMA(0.999)",
+    "get_swa_multi_avg_fn": "optim.SWA()",
+    "get_swa_avg_fn": "optim.SWA()",
+    "update_bn": "for x in loader: _, model = effects.collect(lambda m, x: m(x))(model, x)",
+}
+
+
+def instead_of(name: str) -> str:
+    """What to write instead of a name of ``torch.optim``; empty if torch has no such name.
+
+    Example:
+        >>> instead_of("swa_utils")
+        '. Write: optim.SWA(), optim.EMA(0.999) and optim.schedules.SWALR'
+        >>> instead_of("Adma")
+        ''
+    """
+    from parallax.optim import schedules  # which asks this file for names that it does not have
+
+    if name in schedules.__all__:
+        return f". Write: optim.schedules.{name}"
+    line = _INSTEAD.get(name)
+    return "" if line is None else f". Write: {line}"
