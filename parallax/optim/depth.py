@@ -16,7 +16,7 @@ __all__ = ["layerwise_lr"]
 
 def layerwise_lr(
     model: Any, *layers: Any, lr: Number, decay: float = 0.75
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, Number]]:
     """Groups for an optimizer, whose rates fall by a factor per layer from the last to the first.
 
     Layer-wise learning-rate decay, for fine-tuning. Leaves in none of the layers keep the

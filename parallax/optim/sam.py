@@ -63,7 +63,7 @@ class SAM:
     def _differentiable(self) -> bool:
         return is_differentiable(self.opt)
 
-    def init(self, model: Any) -> Any:
+    def init(self, model: Any) -> Module:
         """The state before the first step.
 
         Args:
@@ -72,7 +72,8 @@ class SAM:
         Returns:
             The state of the optimizer inside.
         """
-        return self.opt.init(model)
+        state: Module = self.opt.init(model)
+        return state
 
     def ascend(self, model: M, grads: Any) -> M:
         """The worst model nearby, for steps that are written out.

@@ -545,7 +545,7 @@ def _optim() -> Iterator[Subject]:
         optim.layerwise_lr,
         lambda: {"model": net(), "layers": ("weight",), "lr": 0.1},
         {"model": "module", "layers": "condition", "decay": "positive"},
-        lambda groups: optim.SGD(groups=groups),
+        lambda groups: optim.SGD(groups=groups).init(net()),
     )
     yield Subject(
         "optim.SkipNonfinite", optim.SkipNonfinite, lambda: {"opt": opt}, {"opt": "optimizer"}
