@@ -224,7 +224,7 @@ def test_rates_by_depth_follow_schedules_and_tensors() -> None:
         moved = tree.select(model, name).get() - tree.select(after, name).get()
         assert torch.allclose(moved, torch.full_like(moved, rate), rtol=1e-4)
     tensors = optim.layerwise_lr(model, "first", "second", lr=torch.tensor(2.0), decay=0.5)
-    assert tensors["first"]["lr"].item() == 1.0
+    assert torch.equal(torch.as_tensor(tensors["first"]["lr"]), torch.tensor(1.0))
     with pytest.raises(LookupError, match=r"layerwise_lr: 'third': "):
         optim.layerwise_lr(model, "third", lr=0.1)
     with pytest.raises(ValueError, match="'first' is in two layers"):
