@@ -13,10 +13,10 @@ from torch import Tensor
 from parallax._compat import shards
 from parallax.bridge.blueprint import Blueprint
 from parallax.core.arguments import check_flags, check_module, shown
-from parallax.core.entries import Leaf
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
+from parallax.tree.state_names import names_within
 
 __all__ = [
     "load_state_dict", "loaded", "misfit", "names_of", "names_within", "state_dict", "transient",
@@ -89,40 +89,6 @@ def _require_distinct(names: list[str], structure: Structure) -> None:
             f"two leaves of {structure.cls.__name__} are called {twice!r}, and a state dict would "
             f"lose one. Rename one: a key of a dict, or what __state_name__ returns"
         )
-
-
-def names_within(node: Structure) -> tuple[list[str], list[str]]:
-    """What a state dict calls the places below a node, and the nodes.
-
-    A class whose fields are not called as torch's are defines ``__state_name__``, which takes the
-    name below it that its fields give, and its constants, to the name that ``torch.nn`` gives. It
-    is also asked for what the names in a node below begin with, with the dot at the end: what
-    becomes ``""`` is no module of its own in torch.
-
-    Args:
-        node: the structure.
-
-    Returns:
-        The name of every place; and for every node, in preorder, what the names in it begin with.
-    """
-    places: list[str] = []
-    begins: list[str] = [""]
-    for key, child in zip(node.keys(), node.children, strict=True):
-        if type(child) is Structure:
-            inner, below = names_within(child)
-            places += [f"{key}.{name}" for name in inner]
-            begins += [f"{key}.{name}" for name in below]
-        elif type(child) is Leaf:
-            places.append(str(key))
-    cls: Any = node.cls
-    rename = getattr(cls, "__state_name__", None)
-    if rename is None:
-        return places, begins
-    constants = dict(zip(cls.__layout__.constants, node.local.constants, strict=True))
-    return (
-        [rename(name, constants) for name in places],
-        ["", *(rename(name, constants) for name in begins[1:])],
-    )
 
 
 def transient(structure: Structure) -> set[int]:

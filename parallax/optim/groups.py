@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from parallax.tree.masks import as_mask
 from parallax.tree.match import find
 from parallax.tree.places import Survey
 
-__all__ = ["Group", "Values", "freeze", "labels", "thaw"]
+__all__ = ["Group", "Values", "freeze", "labels", "settled", "thaw"]
 
 
 class Values:
@@ -104,8 +105,13 @@ def freeze(groups: Any, names: tuple[str, ...], cls: str) -> tuple[Group, ...]:
                     f"{where}: {name} holds for the whole step, not for a group. "
                     f"Write optim.{cls}({name}=...)"
                 )
-        made.append(Group(condition, tuple(changes), tuple(changes.values())))
+        made.append(Group(settled(condition), tuple(changes), tuple(changes.values())))
     return tuple(made)
+
+
+def settled(condition: Any) -> Any:
+    """A condition as a constant: a tree that is a mask by its values."""
+    return as_mask(condition) or condition
 
 
 def thaw(groups: tuple[Group, ...]) -> dict[Any, dict[str, Any]] | None:

@@ -60,7 +60,7 @@ class Split:
             check_optimizer("Split", f"optimizers[{condition!r}]", opt)
         if rest is not None:
             check_optimizer("Split", "rest", rest)
-        self.conditions = tuple([grouping.Group(c, (), ()) for c in optimizers])
+        self.conditions = tuple([grouping.Group(grouping.settled(c), (), ()) for c in optimizers])
         self.optimizers: tuple[Any, ...] = (rest, *optimizers.values())
 
     def init(self, model: Any) -> Splits:

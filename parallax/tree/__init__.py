@@ -18,9 +18,11 @@ from parallax.tree.core import (
     unflatten,
 )
 from parallax.tree.flat import ravel
+from parallax.tree.masks import masks
 from parallax.tree.parts import combine, partition
 from parallax.tree.recording import update
-from parallax.tree.select import Selection, select
+from parallax.tree.select import select
+from parallax.tree.selection import Selection
 from parallax.tree.summary import summary
 from parallax.tree.ties import tie
 
@@ -36,6 +38,7 @@ __all__ = [
     "lerp",
     "map",
     "map_with_path",
+    "masks",
     "named_leaves",
     "nbytes",
     "norm",

@@ -13,7 +13,7 @@ from parallax.tree.chart import Entry
 from parallax.tree.outside import is_leaf, join
 from parallax.tree.places import Survey
 
-__all__ = ["Around", "containers", "put"]
+__all__ = ["Around", "containers", "entry_at", "put"]
 
 
 class Around(Entry):
@@ -80,6 +80,12 @@ def containers(tree: Any, survey: Survey) -> list[Around]:
 
     walk(tree, "", 0, ())
     return found
+
+
+def entry_at(survey: Survey, path: str) -> Entry:
+    """The entry at a path that there is."""
+    found = survey.at(path)
+    return found or next(one for one in containers(survey.tree, survey) if one.path == path)
 
 
 def put(tree: Any, keys: tuple[Any, ...], value: Any) -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from parallax._compat import dynamo
 from parallax.core.entries import Note
 from parallax.core.structure import Structure
 from parallax.tree import core
 from parallax.tree.chart import Chart, Entry
 from parallax.tree.places import Survey
 
-__all__ = ["marked"]
+__all__ = ["marked", "marked_as"]
 
 
 def marked(survey: Survey, chosen: tuple[int, ...], frozen: bool) -> Any:
@@ -24,6 +25,28 @@ def marked(survey: Survey, chosen: tuple[int, ...], frozen: bool) -> Any:
     spec = survey.spec
     parts = survey.chart.remember(_renoted, chosen, frozen)
     return core.TreeSpec(spec.outer, parts, spec.rngs).build(survey.leaves)
+
+
+def marked_as(before: Survey, tree: Any) -> Any:
+    """A tree with more leaves, in which those are frozen that were before.
+
+    The marks on a module's own leaves are dropped where a field of it is replaced.
+
+    Raises:
+        RuntimeError: if a mark was dropped while dynamo traces, which does not know one tensor from
+            another.
+    """
+    if not before.chart.frozen:
+        return tree
+    after = Survey(tree)
+    if len(after.chart.frozen) == len(before.chart.frozen):
+        return tree
+    if dynamo.is_compiling():
+        raise RuntimeError(
+            "a container of frozen parameters cannot be added to in compiled code; do that before"
+        )
+    frozen = {id(before.leaves[k]) for k in before.chart.frozen}
+    return marked(after, tuple(k for k, p in enumerate(after.leaves) if id(p) in frozen), True)
 
 
 def _renoted(chart: Chart, chosen: tuple[int, ...], frozen: bool) -> tuple[Any, ...]:

@@ -1,11 +1,11 @@
-"""Finds the nodes and leaves that a condition matches: a path, glob, type, function or role."""
+"""Finds the nodes and leaves that a condition matches: a path, glob, role, type, mask, function."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -14,14 +14,16 @@ from parallax._compat import dynamo
 from parallax.core.arguments import shown
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.nodes import is_module
-from parallax.tree import core
-from parallax.tree.around import Around, containers
+from parallax.tree.around import containers
 from parallax.tree.chart import Chart, Entry
-from parallax.tree.places import Survey, follow
+from parallax.tree.lambdas import by_lambda
+from parallax.tree.masks import as_mask, meant_by
+from parallax.tree.places import Survey
+from parallax.tree.state_names import state_names
 
-__all__ = ["find", "match"]
+__all__ = ["ROLES", "arity", "condition_name", "find", "match", "matching"]
 
-_ROLES = ("parameter", "buffer", "trainable", "frozen")
+ROLES = ("parameter", "buffer", "trainable", "frozen")
 
 
 def match(survey: Survey, what: Any) -> tuple[list[Entry], bool]:
@@ -39,16 +41,19 @@ def match(survey: Survey, what: Any) -> tuple[list[Entry], bool]:
         return _by_text(survey, what)
     if isinstance(what, type):
         return _by_type(survey, what), False
+    mask = as_mask(what)
+    if mask is not None:
+        return survey.present(survey.chart.remember(meant_by, mask)), False
     if callable(what) and not (is_module(what) or isinstance(what, nn.Module)):
-        if _arity(what) == 1:
-            return _by_lambda(survey, what)
+        if arity(what) == 1:
+            return by_lambda(survey, what)
         pairs = zip(survey.chart.first, survey.leaves, strict=True)
         found = [e for e, leaf in pairs if leaf is not None and what(e.path, leaf)]
         return found, False
     raise TypeError(
         f"cannot select by {shown(what)}. Give a dotted path 'encoder.weight', a glob '**.bias', a "
-        f"role such as 'trainable', a class, lambda tree: tree.encoder.weight, or "
-        f"lambda path, leaf: leaf.ndim == 2"
+        f"role such as 'trainable', a class, lambda tree: tree.encoder.weight, "
+        f"lambda path, leaf: leaf.ndim == 2, or a mask, which is a tree of bools"
     )
 
 
@@ -60,7 +65,7 @@ def find(survey: Survey, what: Any) -> tuple[list[Entry], bool]:
     """
     found, single = match(survey, what)
     if not found:
-        name = getattr(what, "__name__", None) or repr(what)
+        name = condition_name(what)
         entries = survey.chart.entries
         held = sorted({entry.cls.__name__ for entry in entries if entry.is_module})
         raise LookupError(
@@ -68,6 +73,11 @@ def find(survey: Survey, what: Any) -> tuple[list[Entry], bool]:
             f"leaves and modules of {', '.join(held) or 'no class'}"
         )
     return found, single
+
+
+def condition_name(what: Any) -> str:
+    """What to call a condition in an error message."""
+    return getattr(what, "__name__", None) or repr(as_mask(what) or what)
 
 
 def _name(survey: Survey) -> str:
@@ -78,7 +88,7 @@ def _name(survey: Survey) -> str:
 
 
 def _by_text(survey: Survey, text: str) -> tuple[list[Entry], bool]:
-    if text in _ROLES:
+    if text in ROLES:
         return survey.present(survey.chart.remember(_of_role, text)), False
     entry = survey.at(text)
     if entry is not None:
@@ -87,6 +97,9 @@ def _by_text(survey: Survey, text: str) -> tuple[list[Entry], bool]:
     for container in around:
         if container.path == text:
             return [container], True
+    by_name = survey.chart.remember(_of_state_name, text)
+    if by_name:
+        return [by_name[0]], True
     found: list[Entry] = []
     if any([mark in text for mark in "*?["]):
         found = survey.present(survey.chart.remember(_of_glob, text))
@@ -96,6 +109,11 @@ def _by_text(survey: Survey, text: str) -> tuple[list[Entry], bool]:
     if not found:
         _nothing(survey, text)
     return found, False
+
+
+def _of_state_name(chart: Chart, name: str) -> tuple[Entry, ...]:
+    found = chart.remember(state_names).get(name)
+    return () if found is None else (found,)
 
 
 def _of_role(chart: Chart, role: str) -> list[Entry]:
@@ -160,12 +178,20 @@ def _piece(match: re.Match[str]) -> str:
 def _nothing(survey: Survey, text: str) -> NoReturn:
     entries = [*containers(survey.tree, survey), *survey.chart.entries]
     paths = [entry.path for entry in entries if entry.path]
-    near = difflib.get_close_matches(text, paths, n=5, cutoff=0.4)
+    near = list(survey.chart.remember(_near_by_state_names, text))
+    near += [p for p in difflib.get_close_matches(text, paths, n=5, cutoff=0.4) if p not in near]
     last = text.rsplit(".", maxsplit=1)[-1]
     near += [p for p in paths if p.split(".")[-1] == last and p not in near][:3]
     listed = ", ".join(near or paths[:5]) or "nothing, the tree is empty"
     word = "Near misses" if near else "It holds"
     raise LookupError(f"select: nothing in {_name(survey)} is at {text!r}. {word}: {listed}")
+
+
+def _near_by_state_names(chart: Chart, glob: str) -> tuple[str, ...]:
+    """The paths of what a glob matches by the names of a state dict, ``*.weight`` say; a few."""
+    named = chart.remember(state_names)
+    meant = matching(glob, tuple(named))
+    return tuple([list(named.values())[k].path for k in meant[:3]])
 
 
 # -- types and functions --------------------------------------------------------------------------
@@ -190,7 +216,8 @@ def _by_type(survey: Survey, cls: type) -> list[Entry]:
     return chart.distinct(_in_order([*around, *found]) if around else found)
 
 
-def _arity(function: Callable[..., Any]) -> int:
+def arity(function: Callable[..., Any]) -> int:
+    """How many arguments a function takes."""
     code = getattr(function, "__code__", None)
     if code is None or inspect.ismethod(function):
         try:
@@ -201,164 +228,3 @@ def _arity(function: Callable[..., Any]) -> int:
                 f"lambda path, leaf: ..."
             ) from None
     return int(code.co_argcount)
-
-
-class _Marks:
-    """Trees of one structure with its entries as leaves, for a user's lambda to walk.
-
-    Holes are entries, too, unless ``leaves`` says which places are holes.
-    """
-
-    def __init__(self, chart: Chart, leaves: Sequence[Any] | None = None) -> None:
-        self.chart = chart
-        self.items: list[Any] = []
-        marks: list[Entry | None] = list(chart.first)
-        if leaves is not None:
-            marks = [
-                None if held is None else mark for mark, held in zip(marks, leaves, strict=True)
-            ]
-        stop = 0
-        for part in chart.parts:
-            lone = core.TreeSpec(None, (part,), (None,))
-            start, stop = stop, stop + lone.num_leaves
-            self.items.append(lone.build(marks[start:stop]))
-        self._entries: dict[int, tuple[Any, Entry]] = {}
-
-    def entry_of(self, node: Any) -> Entry | None:
-        """The entry of a node or leaf of such a tree; ``None`` for anything else."""
-        if isinstance(node, Entry):
-            return node
-        if isinstance(node, tuple) and not node:
-            return None  # every empty tuple is one object
-        if dynamo.is_compiling():
-            alike = [(other, e) for other, e in self._pairs() if type(other) is type(node)]
-            found = [entry for other, entry in alike if _is(other, node)]
-            return found[0] if found else None
-        if not self._entries:  # beside the nodes themselves, so that no id is given again
-            self._entries = {id(pair[0]): pair for pair in reversed(self._pairs())}
-        return self._entries.get(id(node), (None, None))[1]
-
-    def _pairs(self) -> list[tuple[Any, Entry]]:
-        """Every node of the trees with its entry."""
-        entries = [entry for entry in self.chart.entries if entry.cls is not None]
-        return [(follow(self.items[entry.item], entry.keys), entry) for entry in entries]
-
-
-def _by_lambda(survey: Survey, where: Callable[[Any], Any]) -> tuple[list[Entry], bool]:
-    """The nodes that a lambda returns of the tree itself; in a trace, of a tree of marks."""
-    if dynamo.is_compiling():
-        return _by_marks(survey, where)
-    # Containers are built anew, for the lambda might write into a list of the caller.
-    shown = core.with_items(survey.spec, list(survey.items))
-    known = _Nodes(survey, containers(shown, survey))
-    result = _called(where, shown)
-    marked: list[Any] = []
-
-    def entry_of(node: Any, place: int) -> Entry:
-        found = known.entries_of(node)
-        if len(found) == 1:
-            return found[0]
-        if not marked:  # equal holes or numbers are one object; marks are distinct objects
-            marked.extend(_entries_of_marks(survey, where))
-        told = marked[place] if place < len(marked) else None
-        return _one(survey, node, told if told in found else None)
-
-    single = not isinstance(result, (list, tuple)) or bool(known.entries_of(result))
-    items = [result] if single else result
-    found = [entry_of(node, place) for place, node in enumerate(items)]
-    return survey.chart.distinct(found), single
-
-
-def _one(survey: Survey, node: Any, entry: Entry | None) -> Entry:
-    if entry is not None:
-        return entry
-    if node is None:
-        raise LookupError(
-            f"select: the function returned None, and which hole of {_name(survey)} that is cannot "
-            f"be told. Name it by its path, such as 'layers.0.bias'"
-        )
-    raise LookupError(
-        f"select: the function returned {node!r}, which is neither a leaf, a module nor a "
-        f"container of {_name(survey)}. Constants are changed by module.replace(name=...)"
-    )
-
-
-def _called(where: Callable[[Any], Any], shown: Any) -> Any:
-    try:
-        return where(shown)
-    except (AttributeError, TypeError) as error:
-        raise TypeError(
-            f"select: a function of one argument gets the tree and returns nodes of it: {error}. "
-            f"A predicate takes two: lambda path, leaf: leaf.ndim == 2"
-        ) from error
-
-
-class _Nodes:
-    """The nodes and leaves of a tree by identity."""
-
-    def __init__(self, survey: Survey, around: list[Around]) -> None:
-        self._survey = survey
-        self._around = around
-        self._nodes: dict[int, list[Entry]] | None = None
-
-    def entries_of(self, node: Any) -> list[Entry]:
-        """The entries of all places that hold this object; several for a hole, for example."""
-        survey = self._survey
-        if isinstance(node, tuple) and not node:
-            return []  # every empty tuple is one object
-        held = survey.leaves
-        found = [survey.chart.first[k] for k, leaf in enumerate(held) if leaf is node]
-        if found or node is None:
-            return found
-        if self._nodes is None:
-            entries = [entry for entry in survey.chart.entries if entry.cls is not None]
-            pairs: list[tuple[Entry, Any]] = [
-                *zip(self._around, [a.value for a in self._around], strict=True)
-            ]
-            pairs += [*zip(entries, survey.values(entries), strict=True)]
-            nodes: dict[int, list[Entry]] = {}
-            for entry, value in pairs:
-                nodes.setdefault(id(value), []).append(entry)
-            self._nodes = nodes
-        return survey.chart.distinct(self._nodes.get(id(node), []))
-
-
-def _marked(survey: Survey, where: Callable[[Any], Any]) -> tuple[Any, _Marks]:
-    """What a lambda returns when it is given a tree of marks in place of leaves."""
-    chart = survey.chart
-    # In a trace its trees are made anew, for they are no constants.
-    marks = _Marks(chart) if dynamo.is_compiling() else chart.remember(_Marks)
-    return _called(where, core.with_items(survey.spec, list(marks.items))), marks
-
-
-def _by_marks(survey: Survey, where: Callable[[Any], Any]) -> tuple[list[Entry], bool]:
-    """As ``_by_lambda`` in a trace: values are unknown, and a lambda sees only holes and marks."""
-    marks = _Marks(survey.chart, survey.leaves)
-    result = _called(where, core.with_items(survey.spec, list(marks.items)))
-    single = not isinstance(result, list) and (
-        not isinstance(result, tuple) or marks.entry_of(result) is not None
-    )
-    nodes = [result] if single else list(result)
-    if any([node is None for node in nodes]):  # which hole?
-        told = _entries_of_marks(survey, where)
-        pairs = zip(nodes, told, strict=False)  # ``told`` may be empty
-        nodes = [entry if node is None else node for node, entry in pairs]
-    return survey.chart.distinct([_one(survey, n, marks.entry_of(n)) for n in nodes]), single
-
-
-def _entries_of_marks(survey: Survey, where: Callable[[Any], Any]) -> list[Entry | None]:
-    """The entries that a lambda returns of marks; empty if it needs values and so raises."""
-    try:
-        result, marks = _marked(survey, where)
-    except Exception:  # a function of tensors may raise anything when it gets marks
-        return []
-    single = not isinstance(result, (list, tuple)) or marks.entry_of(result) is not None
-    return [marks.entry_of(node) for node in ([result] if single else result)]
-
-
-def _is(one: Any, two: Any) -> bool:
-    """Whether two nodes are one object; dynamo knows that of tuples by their items only."""
-    if isinstance(one, tuple):
-        same_length = type(one) is type(two) and len(one) == len(two)
-        return same_length and all(_is(a, b) for a, b in zip(one, two, strict=True))
-    return one is two

@@ -21,8 +21,8 @@ def partition(tree: T, *conditions: Any) -> tuple[T, ...]:
 
     Args:
         tree: a module, or any pytree that holds modules and tensors.
-        *conditions: what ``select`` takes: a path, glob, role, class or function. A leaf goes
-            to the first condition that matches it, or a node that contains it.
+        *conditions: what ``select`` takes: a path, glob, role, class, mask or function. A leaf
+            goes to the first condition that matches it, or a node that contains it.
 
     Returns:
         A tree per condition, and last one with the rest.
@@ -31,6 +31,7 @@ def partition(tree: T, *conditions: Any) -> tuple[T, ...]:
         LookupError: if a path or a glob matches nothing; near misses are listed. Roles, classes
             and predicates may match nothing.
         TypeError: if something is not a condition of ``select``.
+        ValueError: if a mask does not fit the tree.
 
     Example:
         >>> import torch

@@ -133,6 +133,12 @@ def _tree() -> Iterator[Subject]:
             fixed(fn=fn, tree=net(), rest=(net(),)),
             {"tree": "any tree", "rest": "second"},
         )
+    yield Subject(
+        "tree.masks",
+        tree.masks,
+        lambda: {"labels": tree.map(lambda leaf: "all", net())},
+        {"labels": "any tree"},
+    )
     yield Subject("tree.stack", tree.stack, lambda: {"trees": [net(), net()]}, {"trees": "tuple"})
     yield Subject(
         "tree.tie",
