@@ -28,9 +28,10 @@ def test_a_count_is_checked() -> None:
         selection.count(3)
     with pytest.raises(ValueError, match=r"layers.7.weight, and 42 more"):
         tree.select(Many(50).initialize(0), "layers.*.weight").count(1)
+    wrong: Any
     for wrong in ("2", True, 2.0):
         with pytest.raises(TypeError, match=r"count\(n=\): expected an int"):
-            selection.count(wrong)  # type: ignore[call-overload]  # on purpose
+            selection.count(wrong)
 
 
 # -- refine ---------------------------------------------------------------------------------------
