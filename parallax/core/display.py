@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,26 +15,43 @@ from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import is_module
 from parallax.core.structure import Structure
 
-__all__ = ["html_of", "repr_of"]
+__all__ = ["html_of", "repr_of", "shape_text"]
 
 _MAX_LINES = 400
 
 
-def repr_of(module: Any) -> str:
-    """The text of ``repr(module)``: nested like torch's, equal neighbours written once."""
-    lines = _lines(module)
+def repr_of(module: Any, *, shapes: bool = False) -> str:
+    """The text of ``repr(module)``: nested like torch's, equal neighbours written once.
+
+    Args:
+        module: the module.
+        shapes: whether each leaf has a line with its dtype and shape.
+    """
+    lines = _lines(module, Look(shapes))
     if len(lines) > _MAX_LINES:
         left = len(lines) - _MAX_LINES + 2
         lines = [*lines[: _MAX_LINES - 2], f"  ... {left:,} more lines", lines[-1]]
     return "\n".join(lines)
 
 
-def _lines(module: Any, *, stays: bool = False) -> list[str]:
-    """The lines of a module; ``stays`` says that one around it is marked to stay in eval."""
+class Look(NamedTuple):
+    """How the lines of a module look.
+
+    Attributes:
+        shapes: whether leaves have lines.
+        stays: whether a module around it is marked to stay in eval.
+    """
+
+    shapes: bool
+    stays: bool = False
+
+
+def _lines(module: Any, look: Look) -> list[str]:
     head = module.extra_repr()
-    told = "" if stays else _mode_mark(module)
-    mark = _mark(module) + told
-    inner = _collapse(_parts(module) or [], numbered=False, stays=stays or told == _STAYS)
+    told = "" if look.stays else _mode_mark(module)
+    mark = ("" if look.shapes else _mark(module)) + told
+    below = look._replace(stays=look.stays or told == _STAYS)
+    inner = _collapse(_parts(module) or [], below, numbered=False)
     name = type(module).__name__
     if not inner:
         return [*f"{name}({head}){mark}".split("\n")]
@@ -63,24 +80,26 @@ def _mark(module: Any) -> str:
     return f" ({'; '.join(dict.fromkeys(told))})"
 
 
-def _entry(value: Any, stays: bool) -> list[str]:
-    """The lines of a child; none for leaves and for containers of leaves alone."""
+def _entry(value: Any, look: Look) -> list[str]:
+    """The lines of a child; without shapes none for leaves and for containers of them alone."""
     if is_module(value):
-        return _lines(value, stays=stays)
+        return _lines(value, look)
     parts = _parts(value)
     if parts is None:
+        if look.shapes and isinstance(value, (Tensor, Lazy)):
+            return [shape_text(value)]
         return [] if _is_leaf(value) else [_constant_text(value)]
-    inner = _collapse(parts, numbered=type(value) is tuple, stays=stays)
-    if not any(is_module(part) or _parts(part) is not None for _, part in parts):
+    inner = _collapse(parts, look, numbered=type(value) is tuple)
+    if not (look.shapes or any(is_module(p) or _parts(p) is not None for _, p in parts)):
         return []
     return [f"{_class_name(value)}(", *_indent(inner), ")"] if inner else []
 
 
-def _collapse(parts: list[tuple[str, Any]], *, numbered: bool, stays: bool) -> list[str]:
+def _collapse(parts: list[tuple[str, Any]], look: Look, *, numbered: bool) -> list[str]:
     """The labelled lines of all children; a run of equal items once, as in a ``ModuleList``."""
     runs: list[tuple[str, str, int, list[str]]] = []
     for key, value in parts:
-        lines = _entry(value, stays)
+        lines = _entry(value, look)
         if numbered and runs and runs[-1][3] == lines:
             runs[-1] = (runs[-1][0], key, runs[-1][2] + 1, lines)
         else:
@@ -111,6 +130,20 @@ def _parts(value: Any) -> list[tuple[str, Any]] | None:
     constants, children = found
     keys = keys_of(cls, constants, len(children))
     return [(str(key), child) for key, child in zip(keys, children, strict=True)]
+
+
+_SHORT = {"float": "f", "bfloat": "bf", "complex": "c", "int": "i", "uint": "u"}
+
+
+def shape_text(leaf: Any) -> str:
+    """The dtype and shape of a tensor or declaration in short, ``f32[16,2]``, and how it is cut."""
+    name = str(leaf.dtype).removeprefix("torch.")
+    kind = name.rstrip("0123456789") if "_" not in name else ""
+    short = _SHORT.get(kind, kind) + name.removeprefix(kind) if kind else name
+    text = f"{short}[{','.join([str(size) for size in leaf.shape])}]"
+    if isinstance(leaf, Lazy):
+        return f"{text} uninitialized"
+    return f"{text} {shards.shown(leaf)}" if shards.is_distributed(leaf) else text
 
 
 def _is_leaf(value: Any) -> bool:

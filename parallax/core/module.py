@@ -436,6 +436,28 @@ class Module(Instance, metaclass=ModuleMeta):
     def __repr__(self) -> str:
         return repr_of(self)
 
+    def __format__(self, what: str) -> str:
+        """The text of ``repr``; with ``f"{module:shapes}"`` also the dtype and shape of each leaf.
+
+        Raises:
+            ValueError: if the text after the colon is another.
+
+        Example:
+            >>> from parallax import nn
+            >>> print(f"{nn.Linear(2, 16).initialize(0):shapes}")
+            Linear(
+              in_features=2, out_features=16, bias=True
+              (weight): f32[16,2]
+              (bias): f32[16]
+            )
+        """
+        if what not in ("", "shapes"):
+            raise ValueError(
+                f"a module is formatted as it is or with shapes, got {what!r}. Write "
+                f"f'{{module:shapes}}'"
+            )
+        return repr_of(self, shapes=True) if what else str(self)
+
     def _repr_html_(self) -> str:
         return html_of(self)
 

@@ -17,6 +17,7 @@ from parallax.tree.core import (
     structure,
     unflatten,
 )
+from parallax.tree.diff import diff
 from parallax.tree.flat import ravel
 from parallax.tree.masks import masks
 from parallax.tree.parts import combine, partition
@@ -32,6 +33,7 @@ __all__ = [
     "add",
     "allclose",
     "combine",
+    "diff",
     "equal",
     "flatten",
     "leaves",

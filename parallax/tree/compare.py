@@ -17,7 +17,7 @@ from parallax.tree.arguments import check_number, refuse_torch_module
 from parallax.tree.leaves import is_inexact
 from parallax.tree.mixing import refuse_mixed_trees
 
-__all__ = ["allclose", "equal"]
+__all__ = ["allclose", "equal", "same_other"]
 
 
 def equal(one: Any, two: Any) -> Any:
@@ -133,12 +133,12 @@ def _compare(
                 verdicts.append(verdict)
             elif not verdict:
                 return False
-        elif not _same_other(a, b, same_arrays):
+        elif not same_other(a, b, same_arrays):
             return False
     return torch.stack([v.to(verdicts[0].device) for v in verdicts]).all() if verdicts else True
 
 
-def _same_other(a: Any, b: Any, same_arrays: Callable[[Any, Any], Any]) -> bool:
+def same_other(a: Any, b: Any, same_arrays: Callable[[Any, Any], Any]) -> bool:
     """Whether two leaves of which one is not a tensor are the same."""
     if _is_array(a) and _is_array(b):
         return a.shape == b.shape and a.dtype == b.dtype and bool(same_arrays(a, b).all())

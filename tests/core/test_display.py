@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import init
 
 from parallax import Buffer, Module, Parameter
+from parallax import nn as layers
+from parallax.core.display import shape_text
 from tests.corpus import (
     MLP,
     MODULES,
@@ -221,3 +223,37 @@ def test_html_of_a_large_module_is_cut() -> None:
     checker = Checker()
     checker.feed(made)
     assert checker.open == []
+
+
+def test_shapes_are_shown_where_asked_for() -> None:
+    embedding = layers.Embedding(4, 2, dtype=torch.bfloat16)
+    net = layers.Sequential(layers.Linear(2, 3), layers.Linear(2, 3), layers.ReLU(), embedding)
+    assert f"{net.initialize(0):shapes}" == (
+        "Sequential(\n"
+        "  (0-1): 2 x Linear(\n"
+        "    in_features=2, out_features=3, bias=True\n"
+        "    (weight): f32[3,2]\n"
+        "    (bias): f32[3]\n"
+        "  )\n"
+        "  (2): ReLU()\n"
+        "  (3): Embedding(\n"
+        "    4, 2\n"
+        "    (weight): bf16[4,2]\n"
+        "  )\n"
+        ")"
+    )
+    assert "(weight): f32[3,2] uninitialized" in f"{net:shapes}"
+    assert f"{net}" == repr(net) and "f32" not in repr(net)
+    with pytest.raises(ValueError, match=r"as it is or with shapes, got '>20'. Write"):
+        f"{net:>20}"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text"),
+    [
+        (torch.float64, "f64[]"), (torch.int8, "i8[]"), (torch.uint8, "u8[]"), (torch.bool, "bool[]"),
+        (torch.complex64, "c64[]"), (torch.float8_e5m2, "float8_e5m2[]"), (torch.float16, "f16[]"),
+    ],
+)  # fmt: skip
+def test_dtypes_in_short(dtype: torch.dtype, text: str) -> None:
+    assert shape_text(torch.empty((), dtype=dtype)) == text

@@ -1,0 +1,151 @@
+"""diff: where two trees differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from parallax import nn, tree
+from parallax.core.structure import MAX_DEPTH
+from tests.corpus import MLP, MODULES, Case, Dense, Many, Norm, Residual, TiedParameter
+from tests.tree.strategies import trees
+
+
+def told(one: Any, two: Any, **tolerances: Any) -> list[str]:
+    return [str(row) for row in tree.diff(one, two, **tolerances)]
+
+
+@pytest.mark.parametrize("case", MODULES, ids=str)
+def test_there_is_a_difference_where_trees_are_not_equal(case: Case) -> None:
+    module = case.make()
+    assert not tree.diff(module, tree.map(torch.clone, module))
+    for path, leaf in tree.named_leaves(module).items():
+        if not leaf.numel():
+            continue
+        other = ~leaf if leaf.dtype == torch.bool else leaf + 1
+        found = tree.diff(module, tree.select(module, path).set(other))
+        assert [(row.path, row.kind) for row in found] == [(path, "values")]
+        assert found.rows[0].distance == 1.0
+
+
+@given(trees())
+def test_a_tree_does_not_differ_from_its_copy(subject: Any) -> None:
+    assert not tree.diff(subject, tree.map(torch.clone, subject), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "says"),
+    [
+        (torch.ones(2), torch.ones(2, dtype=torch.float64), ["a  dtype: float32 and float64"]),
+        (torch.ones(2), torch.ones(1, 2), ["a  shape: [2] and [1, 2]"]),
+        (torch.ones(2), torch.ones(2, device="meta"), ["a  device: cpu and meta"]),
+        (torch.ones(2), None, ["a  leaf: f32[2] and a hole"]),
+        (torch.ones((), dtype=torch.bfloat16), 1, ["a  leaf: bf16[] and 1"]),
+        (1, True, ["a  leaf: 1 and True"]),
+        ([1], (1,), ["a  class: list and tuple"]),
+        ([1], 1, ["a  class: list and int"]),
+        ([1, 2], [1], ["a.1  only the first has it: 2"]),
+        ({"x": 1}, {"x": 1, "y": Dense()}, ["a.y  only the second has it: Dense"]),
+        ({"x": 1, "y": 2}, {"y": 2, "x": 1}, ["a  order: x, y and y, x"]),
+        (np.ones(1), np.zeros(1), ["a  leaf: array([1.]) and array([0.])"]),
+        (
+            torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+            torch.tensor([[1.0, 2.5], [3.0, 1.0]]),
+            ["a  values: 2 of 4 differ, by at most 3 at [1, 1]: 4 and 1"],
+        ),
+        (torch.tensor(1), torch.tensor(3), ["a  values: 1 of 1 differ, by at most 2: 1 and 3"]),
+        (
+            torch.tensor([0.0, float("nan")]),
+            torch.tensor([9.0, 1.0]),
+            ["a  values: 2 of 2 differ, by at most nan at [1]: nan and 1"],
+        ),
+        (
+            torch.tensor([3j]),
+            torch.tensor([4.0 + 0j]),
+            ["a  values: 1 of 1 differ, by at most 5 at "],
+        ),
+    ],
+)
+def test_each_kind(one: Any, two: Any, says: list[str]) -> None:
+    found = told({"a": one}, {"a": two})
+    assert len(found) == len(says)
+    assert all(line.startswith(start) for line, start in zip(found, says, strict=True))
+
+
+def test_of_modules() -> None:
+    one = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.ReLU()).initialize(0)
+    two = tree.select(one, "layers.1").set(nn.Dropout(0.1))
+    two = tree.select(two, "layers.2").set(nn.Tanh())
+    two = tree.select(two, "layers.0.bias").freeze()
+    assert told(one, two) == [
+        "layers.0.bias  frozen: not frozen and frozen",
+        "layers.1.p  constant: 0.5 and 0.1",
+        "layers.2  class: ReLU and Tanh",
+    ]
+    assert told(one, one.eval()) == ["(the root)  mode: 'train' and 'eval'"]
+    kept = tree.select(one, "layers.0").eval()
+    assert told(one, kept) == ["layers.0  mode: 'train' and 'eval', where it stays"]
+    assert told(MLP(torch.relu), MLP(torch.sin)) == ["activation  constant: relu and sin"]
+    assert told({"n": Norm()}, {"n": Dense()}) == ["n  class: Norm and Dense"]
+    assert told(Many(1), Many(2))[0] == "layers.1  only the second has it: Dense"
+
+
+def test_ties() -> None:
+    tied = TiedParameter().initialize(0)
+    loose = tied.replace(decoder=tied.decoder.replace(weight=tied.decoder.weight.clone()))
+    assert told(tied, loose) == ["decoder.weight  tie: tied to encoder.weight and not tied"]
+    other = tree.map(lambda leaf: leaf + 1, tied)
+    assert [line.split()[0] for line in told(tied, other)] == [
+        "encoder.weight", "encoder.bias", "decoder.bias"
+    ]  # fmt: skip
+
+
+def test_declarations() -> None:
+    assert told(Dense(), Dense().initialize(0))[0] == (
+        "weight  leaf: f32[4,4] uninitialized and f32[4,4]"
+    )
+    assert told(Dense(), Dense(4, 3))[0].endswith(
+        "f32[4,4] uninitialized and f32[3,4] uninitialized"
+    )
+
+
+@pytest.mark.parametrize("distance", [1e-7, 1e-3])
+def test_tolerances_are_those_of_allclose(distance: float) -> None:
+    one = {"a": torch.tensor([1.0, 0.0, float("inf")], dtype=torch.float64)}
+    two = tree.map(lambda leaf: leaf + distance, one)
+    for rtol, atol in ((0.0, 0.0), (1e-5, 0.0), (0.0, 1e-5), (1e-2, 0.0), (0.0, 1e-2)):
+        near = tree.allclose(one, two, rtol=rtol, atol=atol)
+        assert bool(tree.diff(one, two, rtol=rtol, atol=atol)) is not near
+    nan = {"a": torch.tensor([float("nan")])}
+    assert tree.diff(nan, nan) and not tree.diff(nan, nan, equal_nan=True)
+
+
+def test_it_prints_a_list_and_not_too_long_a_one() -> None:
+    one, two = Many(40).initialize(0), Many(40).initialize(1)
+    found = tree.diff(one, two)
+    lines = repr(found).split("\n")
+    assert lines[0] == f"{len(found)} differences (first and second):"
+    assert len(lines) == 51 and lines[-1] == f"  ... {len(found) - 49} more"
+    assert "\x1b" not in repr(found) and str(found) == repr(found)
+    assert repr(tree.diff({"a": 1}, {"a": 2})).startswith("1 difference (first")
+
+
+def test_deep_trees() -> None:
+    module: Any = Dense().initialize(0)
+    for _ in range(MAX_DEPTH - 1):
+        module = Residual(module)
+    other = tree.map(lambda leaf: leaf + 1, module)
+    assert [row.path.count("inner") for row in tree.diff(module, other)] == [MAX_DEPTH - 1] * 2
+
+
+def test_bad_input() -> None:
+    with pytest.raises(TypeError, match=r"bridge.lift"):
+        tree.diff({"a": torch.nn.Linear(1, 1)}, {"a": 1})
+    with pytest.raises(ValueError, match=r"tree.diff\(rtol=\)"):
+        tree.diff(1, 2, rtol=-1.0)
+    with pytest.raises(RuntimeError, match="not known inside a transform"):
+        torch.vmap(lambda x: torch.ones(len(tree.diff(x, x))))(torch.ones(2))
