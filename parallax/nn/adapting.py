@@ -15,7 +15,7 @@ from parallax.nn.lora import LoRA
 from parallax.tree.chart import Chart, Entry
 from parallax.tree.match import find
 from parallax.tree.places import Survey
-from parallax.tree.select import Selection
+from parallax.tree.selection import Selection
 
 __all__ = ["lora", "merge_lora"]
 

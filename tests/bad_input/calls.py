@@ -123,6 +123,12 @@ def _tree() -> Iterator[Subject]:
             f"tree.{name}", getattr(tree, name), lambda: {"one": net(), "two": net()}, kinds
         )
     yield Subject(
+        "tree.diff",
+        tree.diff,
+        lambda: {"one": net(), "two": net()},
+        {"one": "any tree", "two": "any tree", "rtol": "positive", "atol": "positive"},
+    )
+    yield Subject(
         "tree.combine", tree.combine, lambda: {"trees": (net(), net())}, {"trees": "second"}
     )
     for name in ("map", "map_with_path", "update"):
