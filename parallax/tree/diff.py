@@ -11,6 +11,7 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch
 from parallax.core.arguments import check_flags
+from parallax.core.containers import keys_of, opened
 from parallax.core.description import spec_of
 from parallax.core.display import shape_text
 from parallax.core.entries import Note, Static
@@ -151,7 +152,9 @@ class _Walk:
         elif is_module(one):
             self.compare_modules(path, one, two, modes)
         else:
-            self.compare_children(path, _below(one), _below(two), modes)
+            self.compare_children(
+                path, _below(one, inside=bool(modes)), _below(two, inside=bool(modes)), modes
+            )
 
     def compare_modules(self, path: str, one: Any, two: Any, above: Modes) -> None:
         specs = spec_of(one), spec_of(two)
@@ -223,8 +226,8 @@ class _Walk:
         for fact in ("dtype", "device"):
             ours, theirs = getattr(one, fact), getattr(two, fact)
             if ours != theirs:
-                told = [str(value).removeprefix("torch.") for value in (ours, theirs)]
-                self.tell(path, fact, told[0], told[1])
+                names = [str(value).removeprefix("torch.") for value in (ours, theirs)]
+                self.tell(path, fact, names[0], names[1])
         if one.shape != two.shape:
             self.tell(path, "shape", str(list(one.shape)), str(list(two.shape)))
             return
@@ -274,8 +277,13 @@ def _number(value: Any) -> str:
     return f"{value:.9g}" if isinstance(value, (float, complex)) else str(value)
 
 
-def _below(node: Any) -> dict[str, Any]:
-    """The children of a container by their keys."""
+def _below(node: Any, *, inside: bool) -> dict[str, Any]:
+    """The children of a container by their keys, which are names for fields inside of modules."""
+    held = opened(node) if inside else None
+    if held is not None:
+        constants, children = held
+        keys = keys_of(type(node), constants, len(children))
+        return {str(key): child for key, child in zip(keys, children, strict=True)}
     found = optree.tree_flatten_one_level(node, none_is_leaf=True, namespace=NAMESPACE)
     return {str(key): child for key, child in zip(found[2], found[0], strict=True)}
 

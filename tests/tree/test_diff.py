@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from torch import Tensor
 
 from parallax import nn, tree
 from parallax.core.structure import MAX_DEPTH
 from tests.corpus import MLP, MODULES, Case, Dense, Many, Norm, Residual, TiedParameter
 from tests.tree.strategies import trees
+
+
+def far(one: Tensor, two: Tensor) -> float:
+    wide = torch.complex128 if one.is_complex() else torch.float64
+    return float((one.to(wide) - two.to(wide)).abs().max())
 
 
 def told(one: Any, two: Any, **tolerances: Any) -> list[str]:
@@ -30,7 +36,7 @@ def test_there_is_a_difference_where_trees_are_not_equal(case: Case) -> None:
         found = tree.diff(module, tree.select(module, path).set(other))
         assert [(row.path, row.kind) for row in found] == [(path, "values")]
         if leaf.dtype != torch.bool:
-            assert found.rows[0].distance == (other.double() - leaf.double()).abs().max().item()
+            assert found.rows[0].distance == far(other, leaf)
 
 
 @given(trees())
