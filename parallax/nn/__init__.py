@@ -34,6 +34,7 @@ from parallax.nn.bags import EmbeddingBag
 from parallax.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from parallax.nn.caching import KVCache
 from parallax.nn.classification import CrossEntropyLoss, MultiMarginLoss, NLLLoss
+from parallax.nn.computed import Masked, Parametrized
 from parallax.nn.containers import MLP, Lambda, Residual, Sequential
 from parallax.nn.conv import Conv1d, Conv2d, Conv3d
 from parallax.nn.ctc import CTCLoss
@@ -85,6 +86,7 @@ from parallax.nn.normalization import (
     LocalResponseNorm,
     RMSNorm,
 )
+from parallax.nn.orthogonal import Orthogonal
 from parallax.nn.padding import (
     ConstantPad1d,
     ConstantPad2d,
@@ -140,18 +142,18 @@ __all__ = [
     "InstanceNorm2d", "InstanceNorm3d", "KLDivLoss", "KVCache", "L1Loss", "LPPool1d", "LPPool2d",
     "LPPool3d", "LSTMCell", "Lambda", "LayerNorm", "LeakyReLU", "Linear", "LinearCrossEntropyLoss",
     "LoRA", "LocalResponseNorm", "LogSigmoid", "LogSoftmax", "MSELoss", "MarginRankingLoss",
-    "MaxPool1d", "MaxPool2d", "MaxPool3d", "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d", "Mish",
-    "MultiLabelMarginLoss", "MultiLabelSoftMarginLoss", "MultiMarginLoss", "MultiheadAttention",
-    "NLLLoss", "PReLU", "PairwiseDistance", "PixelShuffle", "PixelUnshuffle", "PoissonNLLLoss",
-    "RMSNorm", "RNNCell", "RReLU", "ReLU", "ReLU6", "ReflectionPad1d", "ReflectionPad2d",
-    "ReflectionPad3d", "ReplicationPad1d", "ReplicationPad2d", "ReplicationPad3d", "Residual",
-    "RotaryEmbedding", "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss", "SoftMarginLoss", "Softmax",
-    "Softmax2d", "Softmin", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "Stack", "Tanh",
-    "Tanhshrink", "Threshold", "Transformer", "TransformerDecoder", "TransformerDecoderLayer",
-    "TransformerEncoder", "TransformerEncoderLayer", "TripletMarginLoss",
-    "TripletMarginWithDistanceLoss", "Unflatten", "Unfold", "Upsample", "UpsamplingBilinear2d",
-    "UpsamplingNearest2d", "WeightNorm", "ZeroPad1d", "ZeroPad2d", "ZeroPad3d", "lora",
-    "merge_lora",
+    "Masked", "MaxPool1d", "MaxPool2d", "MaxPool3d", "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d",
+    "Mish", "MultiLabelMarginLoss", "MultiLabelSoftMarginLoss", "MultiMarginLoss",
+    "MultiheadAttention", "NLLLoss", "Orthogonal", "PReLU", "PairwiseDistance", "Parametrized",
+    "PixelShuffle", "PixelUnshuffle", "PoissonNLLLoss", "RMSNorm", "RNNCell", "RReLU", "ReLU",
+    "ReLU6", "ReflectionPad1d", "ReflectionPad2d", "ReflectionPad3d", "ReplicationPad1d",
+    "ReplicationPad2d", "ReplicationPad3d", "Residual", "RotaryEmbedding", "Sequential", "SiLU",
+    "Sigmoid", "SmoothL1Loss", "SoftMarginLoss", "Softmax", "Softmax2d", "Softmin", "Softplus",
+    "Softshrink", "Softsign", "SpectralNorm", "Stack", "Tanh", "Tanhshrink", "Threshold",
+    "Transformer", "TransformerDecoder", "TransformerDecoderLayer", "TransformerEncoder",
+    "TransformerEncoderLayer", "TripletMarginLoss", "TripletMarginWithDistanceLoss", "Unflatten",
+    "Unfold", "Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d", "WeightNorm", "ZeroPad1d",
+    "ZeroPad2d", "ZeroPad3d", "lora", "merge_lora",
 ]  # fmt: skip
 
 

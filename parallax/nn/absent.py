@@ -27,8 +27,8 @@ _INSTEAD = {
     "init": "from torch.nn import init; Parameter(shape, init.zeros_) takes it",
     "functional": "import torch.nn.functional as F; it takes the leaves as they are",
     "grad": "func.grad, from parallax; torch.nn.grad is of convolutions alone",
-    "utils": "optim.clip_grad_norm, nn.SpectralNorm, nn.WeightNorm and the like; the guide "
-    "'Coming from nn.Module' has a table",
+    "utils": "optim.clip_grad_norm, nn.Orthogonal, nn.Parametrized, nn.Masked and the like; the "
+    "guide 'Coming from nn.Module' has a table",
     "modules": "nn.Linear and the like, without a module between",
     "parameter": "from parallax import Parameter, Buffer",
     "common_types": "int | Sequence[int], which layers take",

@@ -188,8 +188,8 @@ class CTCLoss(Loss):
             given = given.reshape(1) if given.dim() == 0 else given
             fits = not given.is_floating_point() and tuple(given.shape) == (count,)
         else:
-            fits = isinstance(given, (tuple, list)) and len(given) == count
-            fits = fits and all([isinstance(n, int) for n in given])
+            several: Any = given if isinstance(given, (tuple, list)) else ()
+            fits = len(several) == count and all([isinstance(n, int) for n in several])
         if not fits:
             raise TypeError(
                 f"{where(self)}: {name} must be {count} ints, one for each sequence, got "

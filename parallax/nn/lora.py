@@ -21,16 +21,16 @@ from parallax.core.module import Module
 from parallax.core.notes import note_of
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.nn.arguments import between, positive
+from parallax.nn.computed import Computed
 from parallax.nn.conv import Conv1d, Conv2d, Conv3d
 from parallax.nn.dropout import Dropout
 from parallax.nn.embedding import Embedding
 from parallax.nn.linear import Linear
-from parallax.nn.parametrize import Parametrized
 
 __all__ = ["LoRA"]
 
 
-class LoRA(Parametrized):
+class LoRA(Computed):
     r"""A layer whose weight has a change of low rank beside it: :math:`W + s\,BA`.
 
     :math:`s` is ``alpha / rank``, A is ``(rank, columns)`` and B ``(rows, rank)``, where W is seen

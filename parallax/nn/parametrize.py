@@ -12,75 +12,18 @@ from torch.nn import init
 
 from parallax._compat import kernels
 from parallax._compat.gradients import WhereRecorded
-from parallax.bridge.states import names_of
-from parallax.core.arguments import check_module, shown
 from parallax.core.fields import Buffer, Lazy, Parameter
 from parallax.core.initialize import Following
 from parallax.core.module import Module
-from parallax.core.registry import flatten_module, unflatten_module
 from parallax.nn.arguments import between, integer, positive
+from parallax.nn.computed import Computed, path_of
 from parallax.nn.exactness import in_plain_eager_code
 from parallax.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 
-__all__ = ["Parametrized", "SpectralNorm", "WeightNorm"]
+__all__ = ["SpectralNorm", "WeightNorm"]
 
 
-class Parametrized(Module):
-    """A layer one of whose parameters is computed.
-
-    Attributes:
-        layer: holds, in the place of that parameter, what it is computed from.
-        name: of that parameter in the layer's state dict.
-        place: of that parameter among the layer's leaves.
-    """
-
-    layer: Module
-    name: str
-    place: int
-
-    def __init__(self, layer: Module, name: str) -> None:
-        super().__init__()
-        self.layer = layer
-        self.name = name
-        self.place = self._place_of(layer, name)
-
-    def __check_init__(self) -> None:
-        if self._place_of(self.layer, self.name) != self.place:
-            raise ValueError(
-                f"{type(self).__name__}(layer=): {self.name!r} stands in another place of the new "
-                f"layer. Wrap it: {type(self).__name__}(layer, {self.name!r})"
-            )
-
-    def _place_of(self, layer: Any, name: Any) -> int:
-        own = type(self).__name__
-        check_module(own, layer, "layer")
-        names = dict(names_of(flatten_module(layer)[1]))
-        if name not in names:
-            raise ValueError(
-                f"{own}(name=): {type(layer).__name__} has no parameter {shown(name)}. "
-                f"Give one of those it has: {', '.join(names)}"
-            )
-        return names[name]
-
-    def original(self) -> Tensor:
-        """The tensor that the parameter is computed from, which the layer holds."""
-        tensor: Tensor = flatten_module(self.layer)[0][self.place]
-        return tensor
-
-    def _call(self, weight: Tensor, args: Any, kwargs: Any) -> Any:
-        """What the layer returns with the computed parameter."""
-        layer: Any = self.layer
-        (leaves, structure), k = flatten_module(layer), self.place
-        leaves = (*leaves[:k], weight, *leaves[k + 1 :])
-        made = unflatten_module(structure, leaves, layer._rng)
-        return made(*args, **kwargs)
-
-    @staticmethod
-    def __copies__(names: dict[str, Any]) -> list[tuple[str, Any]]:
-        return [("layer", names["made"])] if "made" in names else []
-
-
-class SpectralNorm(Parametrized):
+class SpectralNorm(Computed):
     r"""Divides a weight by its largest singular value before each call: :math:`W / \sigma(W)`.
 
     :math:`\sigma = u^T W v` for two vectors that power iterations move towards the singular
@@ -140,7 +83,7 @@ class SpectralNorm(Parametrized):
         if weight.ndim > 1:
             rows, kept = weight.shape[axis], {"dtype": weight.dtype}
             columns = weight.numel() // rows
-            others = [_path_of(layer, self.place)]
+            others = [path_of(layer, self.place)]
             start = partial(_fill_left_, dim=axis, eps=eps)
             finish = partial(_fill_right_, dim=axis, eps=eps)
             self.u = Buffer((rows,), Following(start, *others), **kept)
@@ -183,7 +126,7 @@ class SpectralNorm(Parametrized):
         )
 
 
-class WeightNorm(Parametrized):
+class WeightNorm(Computed):
     r"""Computes a weight from a magnitude and a direction before each call: :math:`g v / \|v\|`.
 
     Args:
@@ -222,7 +165,7 @@ class WeightNorm(Parametrized):
         if isinstance(direction, Lazy):
             sizes = enumerate(direction.shape)
             shape = [size if axis == self.dim else 1 for axis, size in sizes]
-            start = Following(partial(_fill_norm_, dim=self.dim), _path_of(layer, self.place))
+            start = Following(partial(_fill_norm_, dim=self.dim), path_of(layer, self.place))
             self.magnitude = Parameter(() if dim is None else shape, start, dtype=direction.dtype)
         else:
             self.magnitude = _norm(direction.detach(), self.dim)
@@ -236,10 +179,6 @@ class WeightNorm(Parametrized):
             whole = -1 if dim is None else dim
             return _weight_norm_watched(kernels.weight_norm(direction, self.magnitude, whole))
         return _scaled(direction, self.magnitude, dim)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the layer returns with the computed weight."""
-        return self._call(self.weight, args, kwargs)
 
     @staticmethod
     def __state_name__(name: str, constants: dict[str, Any]) -> str:
@@ -269,11 +208,6 @@ def _weight_norm_rule(node: Any) -> Any:
 
 # Torch's second derivative treats the norms as constants (2.13).
 _weight_norm_watched = WhereRecorded({"WeightNormInterfaceBackward0": _weight_norm_rule}).watch
-
-
-def _path_of(layer: Module, place: int) -> str:
-    """The path of a leaf of a layer, from the module that holds the layer."""
-    return f"layer.{flatten_module(layer)[1].paths[place]}"
 
 
 def _dimension(layer: str, dim: Any, weight: Any) -> int:

@@ -63,6 +63,9 @@ def layers() -> Iterator[Subject]:
         "LoRA": lambda: {"layer": nn.Linear(3, 2), "rank": 2},
         "SpectralNorm": lambda: {"layer": nn.Linear(3, 2)},
         "WeightNorm": lambda: {"layer": nn.Linear(3, 2)},
+        "Orthogonal": lambda: {"layer": nn.Linear(3, 2)},
+        "Parametrized": lambda: {"layer": nn.Linear(3, 2), "function": torch.tanh},
+        "Masked": lambda: {"layer": nn.Linear(3, 5), "mask": torch.ones(5, 3)},
         "TransformerEncoder": lambda: {
             "encoder_layer": nn.TransformerEncoderLayer(4, 2, 8),
             "num_layers": 2,

@@ -68,6 +68,10 @@ def trained(layer: Module) -> Module:
     return layer.train(random.key(0))
 
 
+def rotated(how: str) -> Module:
+    return nn.Orthogonal(nn.Linear(4, 3), "weight", how)
+
+
 MORE = [
     case("BCELoss", lambda: lambda x, y: nn.BCELoss()(x.sigmoid(), y.sigmoid()), BATCH, BATCH),
     case(
@@ -109,6 +113,10 @@ MORE = [
     case("WeightNorm last", lambda: nn.WeightNorm(nn.Linear(4, 3), dim=1), BATCH),
     case("WeightNorm whole", lambda: nn.WeightNorm(nn.Linear(4, 3), dim=None), BATCH),
     case("WeightNorm middle", lambda: nn.WeightNorm(nn.Conv1d(4, 3, 2), dim=1), SIGNAL),
+    *[
+        case(f"Orthogonal {how}", partial(rotated, how), BATCH, scale=0.5)
+        for how in ("matrix_exp", "cayley")
+    ],
     case("attention", attention(2), BATCH),
     case("attention weights", attention(2, weights=True), BATCH),
     case("attention causal", attention(2, causal=True), BATCH),
