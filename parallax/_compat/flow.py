@@ -8,7 +8,7 @@ constants about them, such as the structure of the tree that they come from.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -92,3 +92,45 @@ def ruled(
     """
     counts = {"arguments": len(arguments), "results": len(results)}
     return _rule()(body, *arguments, *results, *kept, **counts)  # type: ignore[no-any-return]  # dynamo knows what it is
+
+
+class Engine(NamedTuple):
+    """What is made of a function that is expanded, as constants of a trace name it.
+
+    Attributes:
+        run: takes the function, where it is expanded, the series that are given, and which of all
+            series these are, to tensors; behind them is what came beside.
+        like: takes stand-ins for what the function returns, and the order, to some for the tensors.
+    """
+
+    run: Callable[..., Sequence[Tensor]]
+    like: Callable[[Sequence[Tensor], int], Sequence[Tensor]]
+
+
+ENGINES: dict[str, Engine] = {}
+"""The engines by name; ``func.taylor`` fills it in."""
+
+
+@constant_in_traces
+def _expand() -> Any:
+    from parallax._compat.taylor_operator import expand  # as above
+
+    return expand
+
+
+def expanded(
+    body: Body, values: Sequence[Tensor], series: Sequence[Tensor], **constants: Any
+) -> tuple[Sequence[Tensor], Any]:
+    """The Taylor expansion of ``body(*values)``; only while dynamo traces.
+
+    Args:
+        body: returns tensors, and how many of them are expanded with what it says.
+        values: where it is expanded.
+        series: the derivatives of the values that are not zero.
+        **constants: ``engine``, its name; ``order``; and ``present``, which series are given.
+
+    Returns:
+        The tensors of the engine; and what the body said.
+    """
+    counts = {"given": len(values), "series": len(series)}
+    return _expand()(body, *values, *series, **counts, **constants)  # type: ignore[no-any-return]  # as above

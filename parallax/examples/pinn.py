@@ -40,7 +40,7 @@ def u(net: nn.MLP, t: Tensor, x: Tensor) -> Tensor:
 def residual(net: nn.MLP, t: Tensor, x: Tensor) -> Tensor:
     """By how much the equation is violated at one time and place."""
     u_t: Tensor = func.grad(u, argnums=1)(net, t, x)
-    u_xx: Tensor = func.grad(func.grad(u, argnums=2), argnums=2)(net, t, x)
+    u_xx = func.laplacian(u, argnums=2)(net, t, x)
     return u_t - CONDUCTIVITY * u_xx
 
 

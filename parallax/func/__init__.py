@@ -19,6 +19,8 @@ from parallax.func.forward import jacfwd, jvp, linearize
 from parallax.func.functional_call import functional_call
 from parallax.func.grad import grad, grad_and_value
 from parallax.func.hvp import hvp
+from parallax.func.jet import jet
+from parallax.func.laplacian import divergence, laplacian
 from parallax.func.matrices import hessian_matrix, jacobian_matrix
 from parallax.func.per_sample import ensemble_grad, per_sample_grad
 from parallax.func.root import argmin, fixed_point, root
@@ -36,6 +38,7 @@ __all__ = [
     "cond",
     "custom_jvp",
     "custom_vjp",
+    "divergence",
     "ensemble_grad",
     "eval_shape",
     "fixed_point",
@@ -49,7 +52,9 @@ __all__ = [
     "jacfwd",
     "jacobian_matrix",
     "jacrev",
+    "jet",
     "jvp",
+    "laplacian",
     "linearize",
     "per_sample_grad",
     "per_sample_norms",

@@ -89,7 +89,7 @@ class Opened:
         Args:
             other: a tree of the same skeleton.
             what: what is being called, for error messages.
-            kind: what ``other`` holds, for error messages: tangents or cotangents.
+            kind: what ``other`` holds, for error messages: tangents, cotangents or series.
 
         Raises:
             ValueError: if the trees or the shapes of two leaves do not fit.
@@ -109,10 +109,10 @@ class Opened:
                     f"{what}: the {kind}: {path_of(self.tree, place) or 'the tensor'} has shape "
                     f"{tuple(value.shape)} and was given {got}"
                 )
-            elif kind == "tangents" and leaf.dtype is not value.dtype:  # a cotangent is cast
+            elif kind != "cotangents" and leaf.dtype is not value.dtype:  # they are cast
                 raise ValueError(
-                    f"{what}: the tangents: {path_of(self.tree, place) or 'the tensor'} has dtype "
-                    f"{value.dtype} and was given {leaf.dtype}. Cast it: tangent.to({value.dtype})"
+                    f"{what}: the {kind}: {path_of(self.tree, place) or 'the tensor'} has dtype "
+                    f"{value.dtype} and was given {leaf.dtype}. Cast it: x.to({value.dtype})"
                 )
             found.append(leaf)
         return found

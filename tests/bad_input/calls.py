@@ -303,6 +303,12 @@ def _func() -> Iterator[Subject]:
             lambda: {"func": _loss, "primals": (net(),), "tangents": (net(),)},
             kinds,
         )
+    yield Subject(
+        "func.jet",
+        func.jet,
+        lambda: {"func": _loss, "primals": (net(),), "series": ((net(), None),)},
+        {"primals": "tuple", "series": "tuple"},
+    )
     for name in ("vjp", "linearize"):
         given = {"func": _loss, "primals": (net(),)}
         # A tensor can be differentiated, too: it is the function that does not take it.

@@ -239,6 +239,8 @@ def gradients_are_like_the_first_argument(dense: Dense, x: Tensor) -> None:
     assert_type(func.per_sample_grad(loss_and_scores, has_aux=True)(dense, x), tuple[Dense, Scores])
     assert_type(func.jacrev(loss)(dense, x), Dense)
     assert_type(func.jacfwd(torch.sin)(x), Tensor)
+    assert_type(func.laplacian(loss, argnums=1)(dense, x), Tensor)
+    assert_type(func.divergence(torch.sin)(x), Tensor)
     assert_type(func.jacobian_matrix(loss)(dense, x), Tensor)
     assert_type(func.hessian_matrix(loss)(dense, x), Tensor)
 
@@ -251,6 +253,8 @@ def products_keep_the_types(dense: Dense, x: Tensor) -> None:
     assert_type(func.vjp(loss_and_scores, dense, x, has_aux=True)[2], Scores)
     assert_type(func.jvp(loss, (dense, x), (dense, x)), tuple[Tensor, Tensor])
     assert_type(func.hvp(loss, (dense, x), (dense, x)), tuple[Tensor, tuple[Dense, Tensor]])
+    jets = func.jet(loss, (dense, x), ((dense, None), (x, None)))
+    assert_type(jets, tuple[Tensor, tuple[Tensor, ...]])
     gradient, push = func.linearize(func.grad(loss_and_scores), dense, x)
     assert_type(gradient, Dense)
     assert_type(push(dense, x), Dense)
