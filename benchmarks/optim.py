@@ -47,6 +47,7 @@ def questions(quick: bool) -> Iterator[Question]:
         subject = Subject(leaves, model, tree.map(torch.randn_like, model))
         yield _adam(subject)
         yield _adam_of_torchopt(subject)
+        yield _clipped(subject)
         yield _sgd(subject, momentum=0.0, limit=1.0)
         yield _sgd(subject, momentum=0.9)
 
@@ -91,6 +92,32 @@ def _adam_of_torchopt(subject: Subject) -> Question:
         [pure],
         floor=_floor_of_adam(subject),
         remains=_CHECKS,
+    )
+
+
+def _clipped(subject: Subject) -> Question:
+    """Is a chain as fast as its parts called one after the other?"""
+    adam = optim.Adam()
+    model, state = adam.step(subject.model, subject.grads, adam.init(subject.model))
+
+    def run() -> Any:
+        nonlocal model, state
+        model, state = adam.step(model, optim.clip_grad_norm(subject.grads, 1.0)[0], state)
+
+    network = subject.network()
+    fused = torch.optim.Adam(network, fused=True)
+
+    def torchs() -> None:
+        nn.utils.clip_grad_norm_(network, 1.0)
+        fused.step()
+
+    chain = optim.chain(optim.ClipNorm(1.0), adam)
+    return Question(
+        f"clipping and Adam, {subject.leaves} leaves",
+        Candidate("optim.clip_grad_norm, optim.Adam", run),
+        [_pure("optim.chain", chain, subject, limit=1.10), _donated("donated", chain, subject)],
+        peers=[Candidate("clip_grad_norm_, torch.optim.Adam, fused", torchs)],
+        remains="A second tree of gradients is made, where torch overwrites the first",
     )
 
 

@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim.arguments import check_kind
 from parallax.optim.attributes import changed, look
 from parallax.optim.carry import cast, pack, unpack
-from parallax.optim.checks import gather, open_model
+from parallax.optim.checks import check_sizes, gather, open_model, size_of
 from parallax.optim.donate import check_donation
 from parallax.optim.saved import Constants, Tensors, below, constant, shaped
-from parallax.optim.state import around
+from parallax.optim.state import NEVER, State, around
 from parallax.tree.align import align
 
 __all__ = ["Foreign", "ForeignState", "from_torch"]
@@ -31,25 +31,19 @@ __all__ = ["Foreign", "ForeignState", "from_torch"]
 M = TypeVar("M")
 
 
-class ForeignState(Module):
+class ForeignState(State):
     """What a ``torch.optim.Optimizer`` remembers, as a tree.
 
+    Its moments are what the optimizer keeps per parameter as one tensor or number.
+
     Attributes:
-        moments: per name a module of the model's skeleton, for what the optimizer keeps per
-            parameter as one tensor or number.
         rest: everything else it keeps, as a sequence of tensors.
         recipe: how to put that together again.
-        optimizer: the name of the class.
         holes: the model's skeleton, without leaves.
     """
 
-    if TYPE_CHECKING:
-        moments: dict[str, Any]  # of the model's class, which no annotation can say
-    else:
-        moments: dict[str, Module]
     rest: tuple[Buffer, ...]
     recipe: tuple[Any, ...]
-    optimizer: str
     holes: Module
 
     def __as_saved__(self, constants: Constants, tensors: Tensors) -> ForeignState:
@@ -61,7 +55,10 @@ class ForeignState(Module):
         count = sum(name.startswith("rest.") for name in tensors)
         rest: Any = tuple([torch.empty_like(tensors[f"rest.{k}"]) for k in range(count)])
         recipe = constant(constants, "", "recipe")
-        return ForeignState(moments, rest, recipe, self.optimizer, self.holes)
+        return ForeignState(
+            self.step, moments, (), {}, self.clock_of, self.labels, self.sizes, self.optimizer,
+            rest, recipe, self.holes,
+        )  # fmt: skip
 
 
 class Foreign:
@@ -79,7 +76,7 @@ class Foreign:
         inner = "".join(f", {name}={value!r}" for name, value in self.hyper.items())
         return f"from_torch({self.name}{inner})"
 
-    def init(self, model: Any) -> ForeignState:
+    def init(self, model: Any) -> State:
         """The state before the first step.
 
         Args:
@@ -106,11 +103,10 @@ class Foreign:
             if isinstance(leaves[k], Lazy):
                 leaves[k].refuse()
         params = {k: leaves[k].detach().clone() for k in chosen}
-        return self._closed(model, self._made(params), params, self._made(params), {})
+        start = torch.zeros((), dtype=torch.float32)
+        return self._closed(model, start, self._made(params), params, self._made(params), {})
 
-    def step(
-        self, model: M, grads: Any, state: ForeignState, *, donate: bool = False
-    ) -> tuple[M, ForeignState]:
+    def step(self, model: M, grads: Any, state: State, *, donate: bool = False) -> tuple[M, State]:
         """One step.
 
         Args:
@@ -149,7 +145,7 @@ class Foreign:
                 if t and leaf is not None
             }
             optimizer, fresh = self._made(params), self._made(params)
-            idle = self._restore(optimizer, state, params, part, what)
+            idle = self._restore(optimizer, state, params, model, part, what)
             if self.closure:
                 optimizer.step(self._closure(what, grads, model, params))
             else:
@@ -157,7 +153,8 @@ class Foreign:
                 optimizer.step()
         made = [params[k].detach() if k in params else leaf for k, leaf in enumerate(leaves)]
         next_model = unflatten_module(part, made, model._rng)  # type: ignore[attr-defined]  # a module
-        return next_model, self._closed(model, optimizer, params, fresh, idle)
+        step = state.step + 1
+        return next_model, self._closed(model, step, optimizer, params, fresh, idle)
 
     # -- into the optimizer -----------------------------------------------------------------------
 
@@ -199,6 +196,7 @@ class Foreign:
         optimizer: torch.optim.Optimizer,
         state: Any,
         params: dict[int, Tensor],
+        model: Any,
         part: Any,
         what: str,
     ) -> dict[int, dict[str, Any]]:
@@ -208,6 +206,8 @@ class Foreign:
                 f"{what}: the state was not made by this optimizer. "
                 f"Make one: state = opt.init(model)"
             )
+        if len(state.sizes) == part.n_leaves:
+            check_sizes(what, model, flatten_module(model)[0], list(params), state.sizes)
         held = unpack(state.recipe, [tensor.clone() for tensor in state.rest], params)
         for name, value in held["attributes"].items():
             setattr(optimizer, name, value)
@@ -237,6 +237,7 @@ class Foreign:
                 idle[k] = ordered
             elif ordered:
                 optimizer.state[params[k]] = ordered
+        optimizer.state.update(held["shared"])
         for group, changes in zip(optimizer.param_groups, held["groups"], strict=True):
             group.update(changes)
         return idle
@@ -252,13 +253,15 @@ class Foreign:
     def _closed(
         self,
         model: Any,
+        step: Tensor,
         optimizer: torch.optim.Optimizer,
         params: dict[int, Tensor],
         fresh: torch.optim.Optimizer,
         idle: dict[int, dict[str, Any]],
     ) -> ForeignState:
         """Takes what the optimizer keeps into a tree."""
-        count = len(flatten_module(model)[0])
+        leaves = flatten_module(model)[0]
+        count = len(leaves)
         columns: dict[str, list[Any]] = {}
         kinds: dict[Any, Any] = {}
         others: dict[int, dict[str, Any]] = {}
@@ -282,14 +285,22 @@ class Foreign:
         ]
         what = f"from_torch({self.name})"
         attributes = changed(optimizer, look(fresh, params), params, what)
+        known = set(map(id, params.values()))
+        shared = {key: value for key, value in optimizer.state.items() if id(key) not in known}
         held = {
             "kinds": kinds, "others": others, "groups": groups, "order": order,
-            "attributes": attributes,
+            "attributes": attributes, "shared": shared,
         }  # fmt: skip
         recipe, rest = pack(held, what, params)
         moments = {name: around(model, column) for name, column in columns.items()}
         holes = around(model, [None] * count)
-        return ForeignState(moments, tuple(rest), recipe, self.name, holes)  # type: ignore[arg-type]  # tensors
+        clock_of = tuple([0 if k in params else NEVER for k in range(count)])
+        sizes = tuple([size_of(leaf) for leaf in leaves])
+        kept_rest: Any = tuple(rest)
+        return ForeignState(
+            step, moments, (), {}, clock_of, (0,) * count, sizes, self.name,
+            kept_rest, recipe, holes,
+        )  # fmt: skip
 
 
 def _copy(leaf: Tensor, param: Tensor | None) -> Tensor:
@@ -317,8 +328,9 @@ def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyp
     """Any optimizer class of ``torch.optim``'s kind as ``init`` and a pure ``step``.
 
     The class is constructed and run on private copies at every step. What it keeps per parameter,
-    in its groups and in attributes of its own is carried as a tree: tensors, numbers and strings,
-    in lists and dicts. It works in eager code only, and takes the time of the class and the copies.
+    in its groups, beside them in its state and in attributes of its own is carried as a tree:
+    tensors, numbers and strings, in lists and dicts. It works in eager code only, and takes the
+    time of the class and the copies. What it draws comes from torch's global generator.
 
     Args:
         cls: a subclass of ``torch.optim.Optimizer``.

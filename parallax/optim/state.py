@@ -14,7 +14,7 @@ from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim.saved import Constants, Tensors, below, constant, shaped
 from parallax.tree.align import align
 
-__all__ = ["Contents", "State"]
+__all__ = ["NEVER", "Contents", "State", "around"]
 
 NEVER = -1
 """The clock of a leaf that was never stepped."""

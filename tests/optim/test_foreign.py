@@ -73,6 +73,33 @@ def test_numbers_lists_and_changing_groups_are_carried() -> None:
     assert state.moments["count"].bias.item() == 4
 
 
+class Counts(torch.optim.Optimizer):
+    """Keeps the number of its steps in its state, under no parameter."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # as torch's are
+        del closure
+        self.state.setdefault("k", torch.tensor([0]))  # type: ignore[call-overload]  # as some do
+        self.state["k"] += 1  # type: ignore[index]  # the same
+        for param in self.param_groups[0]["params"]:
+            rate = self.param_groups[0]["lr"] / self.state["k"].item()  # type: ignore[index]  # the same
+            param.data.add_(param.grad, alpha=-rate)
+
+
+def test_what_an_optimizer_keeps_beside_its_parameters_is_carried() -> None:
+    model = Net().initialize(0)
+    opt = optim.from_torch(Counts)
+    twin, state = Twin(Counts, model), opt.init(model)
+    for grads in gradients(model, 4):
+        model, state = opt.step(model, grads, state)
+        state = pickle.loads(pickle.dumps(state))
+        twin.step(grads)
+    for path, leaf in tree.named_leaves(model).items():
+        assert torch.equal(leaf, twin.params[path])
+
+
 class Remembers(torch.optim.Optimizer):
     """Keeps what it needs in attributes of its own, beside some that never change."""
 
@@ -178,6 +205,21 @@ def test_lbfgs_has_the_very_bits_of_torch_also_when_resumed(search: str | None) 
     for leaf, param in zip(tree.leaves(model), net.parameters(), strict=True):
         assert torch.equal(leaf, param)
     assert loss(model, x) < first / 2
+
+
+def test_the_state_is_a_state() -> None:
+    x, model = example_input(), tree.select(MLP().initialize(0), "first").freeze()
+    opt = optim.LBFGS(max_iter=3)
+    state = opt.init(model)
+    made: Any = state
+    assert isinstance(made, optim.State)
+    for count in range(3):
+        assert state.step.item() == count
+        model, state = opt.step(model, lambda m: func.grad_and_value(loss)(m, x), state)
+    assert state.clock_of == (-1, -1, 0, 0) and "LBFGS, step=3.0, leaves=2" in repr(state)
+    wide = Point(torch.ones(2))
+    with pytest.raises(ValueError, match=r"there Point.at has shape \(3,\), here \(2,\)"):
+        opt.step(wide, lambda m: (m, m.at.sum()), opt.init(Point(torch.ones(3))))
 
 
 def test_lbfgs_leaves_frozen_parameters_alone() -> None:

@@ -332,6 +332,12 @@ def steps_keep_the_types(dense: Dense) -> None:
     assert_type(stepped, tuple[Dense, optim.State, optim.Scale])
 
 
+def full_batch(dense: Dense, state: optim.State, x: Tensor) -> tuple[Dense, optim.State]:
+    """The state of L-BFGS is one like the others."""
+    loss = func.grad_and_value(lambda dense: dense(x).sum())
+    return optim.LBFGS().step(dense, loss, state)
+
+
 class Compiled(Module):
     """Compiled methods, with and without options."""
 
