@@ -19,6 +19,7 @@ from parallax.core.nodes import is_module
 from parallax.core.structure import Structure
 from parallax.func.hidden import held_tensor
 from parallax.tree import core
+from parallax.tree.carriers import carried
 from parallax.tree.leaves import all_floating
 from parallax.tree.outside import is_plain
 
@@ -183,6 +184,9 @@ class _RefusedError(Exception):
                 f"{name} is {kind} can be differentiated. Pass it as an argument of its own, "
                 f"outside of argnums"
             )
+        told = carried(self.leaf)
+        if told is not None:
+            return TypeError(f"{name} is {told}")
         return TypeError(
             f"{name} is a {type(self.leaf).__name__}, and only tensors can be differentiated. "
             f"Pass it as an argument of its own, outside of argnums"

@@ -9,18 +9,35 @@ from torch import Tensor
 
 from parallax._compat.dynamo import is_compiling
 from parallax.core.fields import Lazy
+from parallax.tree.carriers import refuse_carrier
 
 __all__ = ["all_floating", "is_array", "is_inexact"]
 
 
 def is_inexact(leaf: Any) -> bool:
-    """Whether a leaf is a tensor of real or complex floating numbers."""
-    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+    """Whether a leaf is a tensor of real or complex floating numbers.
+
+    Raises:
+        TypeError: if it is none and hides tensors, such as a bound method of a module.
+    """
+    if isinstance(leaf, Tensor):
+        return leaf.is_floating_point() or leaf.is_complex()
+    if leaf is not None and not is_compiling():
+        refuse_carrier(leaf)
+    return False
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf has a shape and a dtype: a tensor, or the declaration of one."""
-    return isinstance(leaf, (Tensor, Lazy))
+    """Whether a leaf has a shape and a dtype: a tensor, or the declaration of one.
+
+    Raises:
+        TypeError: if it is none and hides tensors, such as a bound method of a module.
+    """
+    if isinstance(leaf, (Tensor, Lazy)):
+        return True
+    if leaf is not None and not is_compiling():
+        refuse_carrier(leaf)
+    return False
 
 
 def all_floating(leaves: Iterable[Any]) -> bool:
