@@ -69,7 +69,7 @@ def test_a_bound_method_is_a_function_of_what_is_left() -> None:
         torch.testing.assert_close(engine(func.grad(model.loss))(X), expected)
         torch.testing.assert_close(engine(func.grad(part))(X), 2 * expected)
     assert torch.equal(
-        func.per_sample_grad(model.loss, in_dims=0)(X[None])[0], func.grad(model.loss)(X)
+        func.per_sample_grad(model.loss, in_dims=(0,))(X[None])[0], func.grad(model.loss)(X)
     )
 
 
@@ -115,7 +115,7 @@ def bound() -> Any:
 
 HIDDEN: dict[str, Any] = {
     r"the method loss of a Line.*lambda module, x: module.loss\(x\)": lambda: line().loss,
-    r"a partial of loss.*lambda module, x: loss\(module, x\)": lambda: bound(),
+    r"a partial of loss.*lambda module, x: loss\(module, x\)": bound,
     r"a partial of loss": lambda: functools.partial(line().loss, scale=2.0),
     r"a dataclass Loose.*torch.export.register_dataclass\(Loose\)": lambda: Loose([X]),
 }
