@@ -86,7 +86,7 @@ def test_of_the_function_of_the_class_the_module_is_an_argument() -> None:
 def test_what_is_captured_is_differentiated_from_outside(bind: Any) -> None:
     model = line()
 
-    def outer(model: Any) -> Tensor:
+    def outer(model: Any) -> Any:
         return (func.grad(bind(model))(X) ** 2).sum()
 
     def expected(slope: Tensor, offset: Tensor) -> Tensor:
