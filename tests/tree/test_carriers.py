@@ -65,7 +65,8 @@ def test_a_bound_method_is_a_function_of_what_is_left() -> None:
     model = line()
     expected = torch.func.grad(reference, argnums=2)(model.slope, model.offset, X)
     part = functools.partial(model.loss, scale=2.0)
-    for engine in (lambda f: f, lambda f: parallax.compile(f, backend="eager")):
+    engines: list[Any] = [lambda f: f, lambda f: parallax.compile(f, backend="eager")]
+    for engine in engines:
         torch.testing.assert_close(engine(func.grad(model.loss))(X), expected)
         torch.testing.assert_close(engine(func.grad(part))(X), 2 * expected)
     assert torch.equal(
@@ -89,7 +90,7 @@ def test_what_is_captured_is_differentiated_from_outside(bind: Any) -> None:
     def outer(model: Any) -> Any:
         return (func.grad(bind(model))(X) ** 2).sum()
 
-    def expected(slope: Tensor, offset: Tensor) -> Tensor:
+    def expected(slope: Tensor, offset: Tensor) -> Any:
         return (torch.func.grad(reference, argnums=2)(slope, offset, X) ** 2).sum()
 
     slope, offset = torch.func.grad(expected, argnums=(0, 1))(model.slope, model.offset)
