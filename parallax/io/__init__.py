@@ -1,9 +1,21 @@
 """Files: save a module's leaves, load them into a module of the same structure."""
 
+from parallax.io.checkpoints import Checkpoints
 from parallax.io.distributed import load_distributed, save_distributed
 from parallax.io.files import load, metadata, read, save
+from parallax.io.report import Report, report
 
-__all__ = ["load", "load_distributed", "metadata", "read", "save", "save_distributed"]
+__all__ = [
+    "Checkpoints",
+    "Report",
+    "load",
+    "load_distributed",
+    "metadata",
+    "read",
+    "report",
+    "save",
+    "save_distributed",
+]
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -11,14 +12,24 @@ from torch import Tensor
 
 __all__ = ["copied", "finished", "group", "start"]
 
-_thread = ThreadPoolExecutor(1, "parallax.io.save_distributed")
+_threads = [ThreadPoolExecutor(1, "parallax.io.save")]
 _under_way: list[Future[None]] = []  # the last one; those before it are done first
 _groups: dict[Any, Any] = {}
 
 
+def _begin_anew() -> None:
+    """In a forked process: its parent's thread is not there, and writes in the parent."""
+    _threads[:] = [ThreadPoolExecutor(1, "parallax.io.save")]
+    _under_way.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
 def start(save: Callable[[], None]) -> Future[None]:
     """Calls a function in the thread, after those that were given before."""
-    _under_way[:] = [_thread.submit(save)]
+    _under_way[:] = [_threads[0].submit(save)]
     return _under_way[0]
 
 

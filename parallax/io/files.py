@@ -3,28 +3,59 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
 
 from parallax.core.arguments import check_flags
+from parallax.io import background, streams
 from parallax.io.header import difference, dump_header
 from parallax.io.parts import filled, nodes_of_tree, require_complete, take_apart, tensors
-from parallax.io.reading import HEADER, checked, import_safetensors, read_file, unreadable
+from parallax.io.reading import HEADER, checked, import_safetensors, named, read_file, unreadable
+from parallax.io.report import Convert, converted
 from parallax.io.writing import replacing
 
 __all__ = ["load", "metadata", "read", "save"]
 
 T = TypeVar("T")
+File = str | os.PathLike[str] | IO[bytes]
+"""A path, or a binary file object."""
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 
 
+@overload
 def save(
-    module: Any, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None
-) -> None:
+    module: Any,
+    path: File,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    blocking: Literal[True] = True,
+) -> None: ...
+@overload
+def save(
+    module: Any,
+    path: File,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    blocking: Literal[False],
+) -> Future[None]: ...
+@overload
+def save(
+    module: Any, path: File, *, metadata: Mapping[str, Any] | None = None, blocking: bool
+) -> Future[None] | None: ...
+def save(
+    module: Any,
+    path: File,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    blocking: bool = True,
+) -> Future[None] | None:
     """Saves a module or tree to a file, under the names that ``bridge.state_dict`` gives.
 
     A checkpoint may be any tree: a dict of a model, the state of an optimizer, a key and a number.
@@ -38,8 +69,17 @@ def save(
     Args:
         module: a module, or dicts, lists and tuples of modules, tensors, numbers and strings; its
             structure is not saved, only a description to check it by.
-        path: the file.
+        path: the file; or a binary file object (``BytesIO``, ``open(name, "wb")``), which gets
+            torch's format, in one piece, when all of it can be saved.
         metadata: other values to keep in the file, of JSON's types; ``io.metadata`` reads them.
+        blocking: whether to wait until it is written. Otherwise the tensors are copied to the CPU,
+            and written while the program goes on; one file after the other, in the order of the
+            calls.
+
+    Returns:
+        ``None``; or, if not ``blocking``, a future whose ``result()`` waits and raises what went
+        wrong. The program does not end before it is written; what is loaded or saved afterwards
+        waits for it.
 
     Raises:
         FileNotFoundError: if there is no such directory.
@@ -48,7 +88,8 @@ def save(
         OSError: if the file cannot be written; an older file is intact.
         TypeError: if it holds anything else, or the metadata or a dtype cannot be written.
         UninitializedError: if a leaf has no value yet.
-        ValueError: if the suffix is of no known format, or two leaves would have one name.
+        ValueError: if the suffix is of no known format, or two leaves would have one name; or a
+            file object is to be written in the background.
 
     Example:
         >>> import tempfile, torch
@@ -61,26 +102,88 @@ def save(
         ...     io.metadata(f"{folder}/linear.pt")
         {'step': 3}
     """
-    target = checked(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"there is no directory {target.parent} to save {target.name} in")
+    check_flags("io.save", blocking=blocking)
+    if streams.is_stream(path) and not blocking:
+        raise ValueError(
+            "io.save(blocking=False): a file object may be in use while another thread writes it. "
+            "Name a file instead, or leave blocking out"
+        )
+    write = prepared(module, path, metadata, copied=not blocking)
+    if not blocking:
+        return background.start(write)
+    background.finished()
+    write()
+    return None
+
+
+def prepared(
+    module: Any,
+    path: File,
+    metadata: Mapping[str, Any] | None,
+    *,
+    copied: bool,
+    family: str | None = None,
+) -> Callable[[], None]:
+    """What writes a file, once all is checked that can be before.
+
+    Args:
+        module: as of ``save``.
+        path: as of ``save``.
+        metadata: as of ``save``.
+        copied: whether it writes copies of the tensors.
+        family: as of ``replacing``.
+    """
+    write = _writer(path, family)
     parts, _ = take_apart(module, "save()")
     held, constants = tensors(parts)
     header = dump_header(nodes_of_tree(parts), metadata, constants)
+    return partial(write, background.copied(held) if copied else held, header)
+
+
+def _writer(path: Any, family: str | None) -> Callable[[dict[str, Tensor], str], None]:
+    """What writes tensors and a header into a file, in the format of its name.
+
+    Raises:
+        FileNotFoundError: if there is no such directory.
+        IsADirectoryError: if the path is a directory.
+        ImportError: if safetensors is not installed.
+        ValueError: if the suffix is of no known format.
+    """
+    if streams.is_stream(path):
+        return partial(_write_stream, path)
+    target = checked(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"there is no directory {target.parent} to save {target.name} in")
     if target.suffix in _TORCH:
-        with replacing(target) as temporary:
-            try:
-                torch.save({HEADER: header, "state_dict": held}, temporary)
-            except RuntimeError as error:
-                raise _not_written(target, error) from error
-        return
+        return partial(_write_torch, target, family)
     if target.suffix != ".safetensors":
         raise ValueError(
             f"save: {target.name} has no known suffix. Name it *.safetensors, or *.pt for torch's"
         )
+    import_safetensors()
+    return partial(_write_safetensors, target, family)
+
+
+def _write_stream(file: Any, held: dict[str, Tensor], header: str) -> None:
+    buffer = BytesIO()
+    torch.save({HEADER: header, "state_dict": held}, buffer)
+    streams.write(file, buffer.getbuffer())
+
+
+def _write_torch(target: Path, family: str | None, held: dict[str, Tensor], header: str) -> None:
+    with replacing(target, family) as temporary:
+        try:
+            torch.save({HEADER: header, "state_dict": held}, temporary)
+        except RuntimeError as error:
+            raise _not_written(target, error) from error
+
+
+def _write_safetensors(
+    target: Path, family: str | None, held: dict[str, Tensor], header: str
+) -> None:
     safetensors = import_safetensors()
     apart = _apart(held)
-    with replacing(target) as temporary:
+    with replacing(target, family) as temporary:
         try:
             safetensors.torch.save_file(apart, temporary, {"format": "pt", HEADER: header})
         except safetensors.SafetensorError as error:
@@ -104,7 +207,14 @@ def _not_written(target: Path, error: Exception) -> OSError:
     return OSError(f"{target} could not be written: {error}. What was there before is intact")
 
 
-def load(path: str | os.PathLike[str], *, like: T, strict: bool = True, cast: bool = False) -> T:
+def load(
+    path: File,
+    *,
+    like: T,
+    convert: Convert | None = None,
+    strict: bool = True,
+    cast: bool = False,
+) -> T:
     """Loads the leaves of a file into a module, or tree, of the structure of ``like``.
 
     Tensors on the CPU are mapped from the file rather than read, and private: writing into one
@@ -112,11 +222,15 @@ def load(path: str | os.PathLike[str], *, like: T, strict: bool = True, cast: bo
     either format, and the sharded ones whose index is ``*.safetensors.index.json``.
 
     Args:
-        path: the file.
+        path: the file; or a binary file object, which is read to its end.
         like: a module or tree of the structure; it stays as it is. Its leaves may be declarations,
             or on the meta device, so that nothing is computed that the file replaces.
+        convert: a function of the name and the tensor of each leaf in the file, which returns those
+            that are meant in ``like``, or ``None`` for what is left out. What was saved may have
+            another structure then.
         strict: whether the file must hold exactly the names of ``like``, saved from the same
-            structure. Otherwise missing leaves are those of ``like``.
+            structure. Otherwise missing leaves are those of ``like``, and other names are ignored;
+            ``io.report`` says which.
         cast: convert values to the dtype of the leaf; otherwise another dtype is an error.
 
     Returns:
@@ -127,8 +241,9 @@ def load(path: str | os.PathLike[str], *, like: T, strict: bool = True, cast: bo
         IsADirectoryError: if the path is a directory.
         ImportError: if safetensors is needed and not installed.
         RuntimeError: if names, shapes or dtypes do not fit; all of them are listed.
+        TypeError: if ``convert`` is no function, or returns something else.
         ValueError: if the file is truncated, not a checkpoint, holds code, or was saved from
-            another structure.
+            another structure; or ``convert`` gives two tensors one name.
 
     Example:
         >>> import tempfile, torch
@@ -145,26 +260,27 @@ def load(path: str | os.PathLike[str], *, like: T, strict: bool = True, cast: bo
     """
     check_flags("io.load", strict=strict, cast=cast)
     parts, spec = take_apart(like, "load(like=)")
-    header, held = read_file(path)
+    header, found = read_file(path)
+    held, _, _ = converted(found, convert, "io.load")
     try:
         made = filled(parts, header, held, strict, cast)
     except RecursionError as error:  # a constant in the header that is nested too deeply
-        raise unreadable(checked(path), error) from error
+        raise unreadable(named(path), error) from error
     except RuntimeError as error:
-        raise RuntimeError(f"{os.fspath(path)}: {error}") from None
+        raise RuntimeError(f"{named(path)}: {error}") from None
     after = [part._replace(value=value) for part, value in zip(parts, made, strict=True)]
-    found = difference(header, nodes_of_tree(after)) if strict else None
-    if found is not None:
+    other = difference(header, nodes_of_tree(after)) if strict and convert is None else None
+    if other is not None:
         raise ValueError(
-            f"{os.fspath(path)} was saved from another structure: {found}. "
+            f"{named(path)} was saved from another structure: {other}. "
             f"Names and shapes fit; if the numbers are meant, load(..., strict=False)"
         )
     for value in made:
-        require_complete(value, path)
+        require_complete(value, named(path))
     return made[0] if spec is None else spec.unflatten(made)  # type: ignore[no-any-return]  # as like
 
 
-def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+def metadata(path: File) -> dict[str, Any]:
     """The metadata of a file, as it was given to ``save``.
 
     Args:
@@ -189,7 +305,7 @@ def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(read_file(path)[0]["metadata"])
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read(path: File) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, mapped from the file.
 
     Args:

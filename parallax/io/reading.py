@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import pickle
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax.io import background, streams
 from parallax.io.header import load_header
 
 __all__ = [
-    "HEADER", "INDEX", "check_path", "checked", "import_safetensors", "read_file",
+    "HEADER", "INDEX", "check_path", "checked", "import_safetensors", "named", "read_file",
     "unreadable",
 ]  # fmt: skip
 
@@ -57,24 +59,51 @@ def checked(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def named(path: Any) -> str:
+    """How errors call a file."""
+    return streams.named(path) if streams.is_stream(path) else os.fspath(path)
+
+
+def read_file(path: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header and the tensors of a file.
+
+    Args:
+        path: of the file; or a binary file object, which is read to its end.
 
     Raises:
         OSError: if there is no such file, or it cannot be read.
+        TypeError: if it is neither.
         ValueError: if it is truncated, no checkpoint, or holds code.
     """
-    source = checked(path)
+    background.finished()
+    try:
+        return _read_stream(path) if streams.is_stream(path) else _read_path(checked(path))
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError, RecursionError) as error:
+        raise unreadable(named(path), error) from error
+
+
+def _read_path(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not source.exists():
         raise FileNotFoundError(f"there is no file {source}")
+    if source.name.endswith(INDEX):
+        return load_header(None), _read_shards(source)
+    if source.suffix == ".safetensors":
+        return _read_safetensors(source)
+    return _read_torch(source, source)
+
+
+def _read_stream(file: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors of what a file object holds from where it is now."""
+    data, name = streams.content(file), streams.named(file)
+    if data[8:9] != b"{":  # a file of safetensors begins with the length of its header
+        return _read_torch(name, io.BytesIO(data))
+    safetensors = import_safetensors()
     try:
-        if source.name.endswith(INDEX):
-            return load_header(None), _read_shards(source)
-        if source.suffix == ".safetensors":
-            return _read_safetensors(source)
-        return _read_torch(source)
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError, RecursionError) as error:
-        raise unreadable(source, error) from error
+        found = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise unreadable(name, error) from error
+    about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    return _header(about.get(HEADER), name), found
 
 
 def _read_safetensors(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -87,14 +116,14 @@ def _read_safetensors(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise unreadable(source, error) from error
 
 
-def _read_torch(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_torch(source: Path | str, file: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """As ``read_file``; ``source`` is how errors call ``file``."""
     try:
         with warnings.catch_warnings():
             # Newer releases of torch say that this takes time.
             warnings.filterwarnings("ignore", "Validating sparse tensor invariants", UserWarning)
-            found = torch.load(
-                source, map_location="cpu", weights_only=True, mmap=_can_be_mapped(source)
-            )
+            mmap = isinstance(file, Path) and _can_be_mapped(file)
+            found = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{source} holds more than tensors, or is no checkpoint at all; it was not loaded, for "
@@ -154,14 +183,14 @@ def _read_shards(source: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _header(text: Any, source: Path) -> dict[str, Any]:
+def _header(text: Any, source: Path | str) -> dict[str, Any]:
     try:
         return load_header(text)
     except ValueError as error:
         raise unreadable(source, error) from error
 
 
-def unreadable(source: Path, error: Exception | str) -> ValueError:
+def unreadable(source: Path | str, error: Exception | str) -> ValueError:
     """The error for a file that is not a checkpoint."""
     return ValueError(f"{source} is truncated or no checkpoint: {error}. Nothing was loaded")
 

@@ -22,7 +22,7 @@ _live: set[str] = set()
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, family: str | None = None) -> Iterator[Path]:
     """A temporary path beside ``path``; what is written there takes its place at the end.
 
     The data are on the disk before the name is: whatever happens, ``path`` is the old file or
@@ -31,6 +31,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: the file to be; a symbolic link is followed.
+        family: what files have in common of which each removes what was left behind for another;
+            by default the name of this one.
 
     Yields:
         The path to write to.
@@ -39,7 +41,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: if the disk refuses, for instance because it is full.
     """
     target = Path(os.path.realpath(path))
-    start = _start(target)
+    start = _start(family or target.name)
     _remove_left(target.parent, start)
     temporary = target.with_name(f"{start}{os.getpid()}.{secrets.token_hex(6)}.tmp")
     _live.add(temporary.name)
@@ -76,12 +78,12 @@ def _sync(path: Path, flags: int) -> None:
 # -- what killed processes left -------------------------------------------------------------------
 
 
-def _start(target: Path) -> str:
-    """What the names of a target's temporary files begin with on this machine.
+def _start(name: str) -> str:
+    """What the temporary files for a name begin with on this machine.
 
-    It is short whatever the target is called: a name may have no more than 255 bytes.
+    It is short whatever the name is: one may have no more than 255 bytes.
     """
-    both = f"{socket.gethostname()}/{target.name}"
+    both = f"{socket.gethostname()}/{name}"
     return f".{hashlib.sha256(os.fsencode(both)).hexdigest()[:16]}."
 
 

@@ -41,6 +41,7 @@ UNCALLED = {
     *("bridge.Lifted", "bridge.Lowered", "optim.Average", "optim.Scale"),
     *("optim.State", "schedules.Plateau", "schedules.Schedule", "optim.Optimizer", "nn.KVCache"),
     "effects.Call",
+    "io.Report",
     "Module",
     "distributed.replicate",
 }
@@ -661,18 +662,28 @@ def _bridge_and_io() -> Iterator[Subject]:
         {"module": "module", "mapping": "mapping"},
     )
     kinds = {"like": "module", "path": "path", "metadata": "mapping?", "module": "module"}
+    kinds |= {"convert": "function?"}
     files: dict[str, Callable[[], dict[str, Any]]] = {
         "load": lambda: {"path": file(), "like": net()},
         "load_distributed": lambda: {"path": shards(), "like": net()},
         "metadata": lambda: {"path": file()},
         "read": lambda: {"path": file()},
+        "report": lambda: {"path": file(), "like": net()},
         "save": lambda: {"module": net(), "path": f"{folder().name}/new.pt"},
         "save_distributed": lambda: {"module": net(), "path": f"{folder().name}/new"},
     }
     for name, given in files.items():
         # Any tree is saved, a tensor alone as well.
         own = {"module": "numbers"} if name.startswith("save") else {}
+        own |= {"like": "numbers"} if name == "report" else {}  # which no file has to fit
         yield Subject(f"io.{name}", getattr(io, name), given, {**kinds, **own})
+    checkpoints = fixed(path=f"{folder().name}/run")
+    yield Subject(
+        "io.Checkpoints",
+        io.Checkpoints,
+        checkpoints,
+        {"keep": "count?", "suffix": "word"},
+    )
     for name in ("deterministic", "nans", "pure"):
         yield Subject(
             f"debug.{name}",

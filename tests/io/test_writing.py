@@ -77,10 +77,10 @@ def test_what_another_process_has_locked_stays_though_its_number_is_unknown_here
 
 
 def test_other_files_stay(tmp_path: Path) -> None:
-    start = writing._start(tmp_path / "it.pt")
+    start = writing._start("it.pt")
     others = [
         ".it.pt.0123456789ab.tmp", "it.pt.tmp", f"{start}x.tmp", f"{start}1.txt",
-        f"{writing._start(tmp_path / 'other.pt')}999999999.0123.tmp",
+        f"{writing._start('other.pt')}999999999.0123.tmp",
     ]  # fmt: skip
     for name in others:
         (tmp_path / name).touch()
@@ -91,7 +91,7 @@ def test_other_files_stay(tmp_path: Path) -> None:
 
 def test_a_process_of_the_same_number_does_not_take_a_file_for_its_own(tmp_path: Path) -> None:
     # In a container that is started again the program has the number that it had.
-    left = f"{writing._start(tmp_path / 'it.pt')}{os.getpid()}.0123.tmp"
+    left = f"{writing._start('it.pt')}{os.getpid()}.0123.tmp"
     (tmp_path / left).touch()
     io.save(Point(torch.ones(2)), tmp_path / "it.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["it.pt"]
