@@ -11,11 +11,12 @@ from torch import Tensor
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
+from parallax.tree import core
 from parallax.tree.align import align
 
 __all__ = [
     "check_layouts", "check_leaf", "check_sizes", "check_state", "gather", "open_initialized",
-    "open_model", "paths_of", "refuse_uninitialized", "size_of",
+    "open_model", "paths_of", "refuse_sparse", "refuse_uninitialized", "size_of",
 ]  # fmt: skip
 
 
@@ -119,6 +120,18 @@ def check_layouts(
                 f"{what}: the gradient of {path} is {layout}. "
                 f"Make it dense first: grads = tree.map(Tensor.to_dense, grads)"
             )
+
+
+def refuse_sparse(what: str, grads: Any) -> None:
+    """Raises for a tree with a sparse gradient."""
+    if any([isinstance(g, Tensor) and g.layout is torch.sparse_coo for g in core.leaves(grads)]):
+        named = [(path, g) for path, g in core.with_paths(grads) if isinstance(g, Tensor)]
+        path = next(path for path, g in named if g.layout is torch.sparse_coo)
+        raise ValueError(
+            f"{what}: the gradient of {path or 'the tensor'} is sparse, and would not stay so. "
+            f"Make it dense first: grads = tree.map(Tensor.to_dense, grads). Or give its leaf to "
+            f"another optimizer: optim.Split({{{path!r}: optim.SparseAdam()}}, rest=...)"
+        )
 
 
 _DENSE = (torch.strided, torch.jagged)

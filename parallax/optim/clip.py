@@ -10,6 +10,7 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch
 from parallax.optim.arguments import check_at_least, check_kind
+from parallax.optim.checks import refuse_sparse
 from parallax.tree import core
 from parallax.tree.arithmetic import scale
 
@@ -47,12 +48,12 @@ def clip_grad_norm(
         ({'a': tensor([0.6000, 0.8000])}, tensor(5.))
     """
     _check_norm("clip_grad_norm", max_norm, norm_type, error_if_nonfinite)
-    leaves = _tensors("clip_grad_norm", grads)
+    leaves = [_values(leaf) for leaf in _tensors("clip_grad_norm", grads)]
     norm = _total_norm(leaves, norm_type)
     if error_if_nonfinite and not bool(norm.isfinite()):
         raise FloatingPointError(_nonfinite(grads, norm))
     factor = torch.clamp(max_norm / (norm + _TINY), max=1.0)
-    if len({leaf.device for leaf in leaves}) == 1:
+    if len({leaf.device for leaf in leaves}) == 1 and not _any_sparse(grads):
         return scale(grads, factor), norm
     return core.map(lambda g: g * factor.to(g.device, g.dtype), grads), norm
 
@@ -68,6 +69,15 @@ def _total_norm(leaves: list[Any], norm_type: float) -> Tensor:
     alike = torch.stack([norm.to(norms[0].device) for norm in norms])
     total: Tensor = torch.linalg.vector_norm(alike, norm_type)
     return total
+
+
+def _values(grad: Tensor) -> Tensor:
+    """The entries that are not zero of a sparse gradient; a dense one as it is."""
+    return grad.coalesce().values() if grad.layout is torch.sparse_coo else grad
+
+
+def _any_sparse(grads: Any) -> bool:
+    return any([leaf.layout is torch.sparse_coo for leaf in core.leaves(grads)])
 
 
 def _check_norm(what: str, max_norm: Any, norm_type: Any, error_if_nonfinite: Any) -> None:
@@ -130,6 +140,7 @@ def clip_grad_value(grads: T, clip_value: float) -> T:
     """
     _check_bound("clip_grad_value", "clip_value", clip_value)
     _tensors("clip_grad_value", grads)
+    refuse_sparse("clip_grad_value", grads)
     return core.map(lambda g: g.clamp(-clip_value, clip_value), grads)
 
 

@@ -13,7 +13,13 @@ from parallax import random
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.optim.arguments import check_at_least, check_fields
-from parallax.optim.checks import check_state, gather, open_initialized, open_model
+from parallax.optim.checks import (
+    check_state,
+    gather,
+    open_initialized,
+    open_model,
+    refuse_sparse,
+)
 from parallax.optim.state import around
 from parallax.tree import core
 from parallax.tree.arguments import check_tree
@@ -68,6 +74,7 @@ class ClipAdaptive:
         what = "optim.ClipAdaptive.update"
         leaves, part = open_model(what, model)
         chosen, given = gather(what, model, leaves, part, grads)
+        refuse_sparse(what, grads)
         made = list(given)
         for k in chosen:
             size, most = _row_norms(given[k]), _row_norms(leaves[k].detach())
@@ -110,6 +117,7 @@ class Centralize:
     def __call__(self, grads: T) -> T:
         """The centralised gradients."""
         check_tree("Centralize", grads, "grads")
+        refuse_sparse("Centralize", grads)
         return core.map(_centralized, grads)
 
 
@@ -194,6 +202,7 @@ class AddNoise:
         check_state(what, state, Noise)
         leaves, part = open_model(what, model)
         chosen, given = gather(what, model, leaves, part, grads)
+        refuse_sparse(what, grads)
         made = list(given)
         size = (self.eta / (1 + state.count) ** self.gamma) ** 0.5
         with random.reuse():  # a step that is made again from the same state is the same step

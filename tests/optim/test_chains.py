@@ -287,6 +287,25 @@ def test_noise_depends_on_key_step_and_path_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_norm_of_sparse_gradients_is_clipped_and_others_refuse_them() -> None:
+    table, point = torch.eye(4, 2).mul(3.0), Point(torch.ones(4, 2))
+    twice = torch.sparse_coo_tensor(  # two entries in one place
+        torch.tensor([[0, 0, 1], [0, 0, 1]]), torch.tensor([1.0, 2.0, 3.0]), (4, 2),
+        check_invariants=True,
+    )  # fmt: skip
+    opt = optim.chain(optim.ClipNorm(0.5), optim.SGD(lr=0.1))
+    dense, _ = opt.step(point, Point(table), opt.init(point))
+    sparse, _ = opt.step(point, Point(twice), opt.init(point))
+    assert torch.allclose(sparse.at, dense.at)
+    clipped, norm = optim.clip_grad_norm(Point(twice), 0.5)
+    assert clipped.at.is_sparse and norm.item() == pytest.approx(18**0.5)
+    parts = optim.ClipValue(1.0), optim.Centralize(), optim.ClipAdaptive(), optim.AddNoise(1.0, 0)
+    for part in parts:
+        opt = optim.chain(part, optim.SGD())
+        with pytest.raises(ValueError, match=r"gradient of at is sparse.*Make it dense first"):
+            opt.step(point, Point(twice), opt.init(point))
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 
