@@ -115,6 +115,7 @@ from parallax.nn.shaping import ChannelShuffle, Flatten, PixelShuffle, PixelUnsh
 from parallax.nn.shrinking import Hardshrink, Softshrink, Tanhshrink
 from parallax.nn.softmax import GLU, LogSoftmax, Softmax, Softmax2d, Softmin
 from parallax.nn.stack import Stack
+from parallax.nn.syncnorm import SyncBatchNorm
 from parallax.nn.transformer import Transformer, TransformerDecoder, TransformerEncoder
 from parallax.nn.transformer_layers import TransformerDecoderLayer, TransformerEncoderLayer
 from parallax.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
@@ -149,11 +150,12 @@ __all__ = [
     "ReLU6", "ReflectionPad1d", "ReflectionPad2d", "ReflectionPad3d", "ReplicationPad1d",
     "ReplicationPad2d", "ReplicationPad3d", "Residual", "RotaryEmbedding", "Sequential", "SiLU",
     "Sigmoid", "SmoothL1Loss", "SoftMarginLoss", "Softmax", "Softmax2d", "Softmin", "Softplus",
-    "Softshrink", "Softsign", "SpectralNorm", "Stack", "Tanh", "Tanhshrink", "Threshold",
-    "Transformer", "TransformerDecoder", "TransformerDecoderLayer", "TransformerEncoder",
-    "TransformerEncoderLayer", "TripletMarginLoss", "TripletMarginWithDistanceLoss", "Unflatten",
-    "Unfold", "Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d", "WeightNorm", "ZeroPad1d",
-    "ZeroPad2d", "ZeroPad3d", "lora", "merge_lora",
+    "Softshrink", "Softsign", "SpectralNorm", "Stack", "SyncBatchNorm", "Tanh", "Tanhshrink",
+    "Threshold", "Transformer", "TransformerDecoder", "TransformerDecoderLayer",
+    "TransformerEncoder", "TransformerEncoderLayer", "TripletMarginLoss",
+    "TripletMarginWithDistanceLoss", "Unflatten", "Unfold", "Upsample", "UpsamplingBilinear2d",
+    "UpsamplingNearest2d", "WeightNorm", "ZeroPad1d", "ZeroPad2d", "ZeroPad3d", "lora",
+    "merge_lora",
 ]  # fmt: skip
 
 

@@ -21,7 +21,6 @@ _INSTEAD = {
     "RNNCellBase": "nn.RNNCell, nn.LSTMCell or nn.GRUCell",
     "NLLLoss2d": "nn.NLLLoss(); it takes images, too",
     "LinearCrossEntropyOptions": "nn.LinearCrossEntropyLoss(..., chunk_size=256)",
-    "SyncBatchNorm": "bridge.lift(torch.nn.SyncBatchNorm(...))",
     "DataParallel": "a plan, dist.Plan(dist.mesh(dp=2)), from parallax.distributed",
     "parallel": "a plan, dist.Plan(dist.mesh(dp=2)), from parallax.distributed",
     "init": "from torch.nn import init; Parameter(shape, init.zeros_) takes it",

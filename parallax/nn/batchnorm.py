@@ -13,10 +13,10 @@ from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
 from parallax.nn.moments import channels_watched
 from parallax.nn.refusal import refuse, where
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
 
-class _BatchNorm(ChannelNorm):
+class BatchNorm(ChannelNorm):
     r"""What batch norms share.
 
     .. math:: y = (x - E[x]) (V[x] + \epsilon)^{-1/2} \gamma + \beta
@@ -130,7 +130,7 @@ class _BatchNorm(ChannelNorm):
             )
 
 
-class BatchNorm1d(_BatchNorm, init=False):
+class BatchNorm1d(BatchNorm, init=False):
     """Normalises each channel over a batch of vectors or of sequences.
 
     Shape:
@@ -145,7 +145,7 @@ class BatchNorm1d(_BatchNorm, init=False):
     shapes: ClassVar[dict[int, str]] = {2: "(N, {})", 3: "(N, {}, L)"}
 
 
-class BatchNorm2d(_BatchNorm, init=False):
+class BatchNorm2d(BatchNorm, init=False):
     """Normalises each channel over a batch of images.
 
     Shape:
@@ -162,7 +162,7 @@ class BatchNorm2d(_BatchNorm, init=False):
     shapes: ClassVar[dict[int, str]] = {4: "(N, {}, H, W)"}
 
 
-class BatchNorm3d(_BatchNorm, init=False):
+class BatchNorm3d(BatchNorm, init=False):
     """Normalises each channel over a batch of volumes.
 
     Shape:

@@ -132,6 +132,7 @@ CASES = [
     Case("LoRA", lambda: nn.LoRA(nn.Linear(3, 2), rank=2), None, [floats(5, 3)], in_graph=1e-6),
     Case("SpectralNorm", lambda: nn.SpectralNorm(nn.Linear(3, 2)), None, [floats(5, 3)]),
     Case("WeightNorm", lambda: nn.WeightNorm(nn.Linear(3, 2)), None, [floats(5, 3)], in_graph=1e-6),
+    Case("SyncBatchNorm", lambda: nn.SyncBatchNorm(3), None, [floats(5, 3, 4)]),
     Case("Parametrized", lambda: nn.Parametrized(nn.Linear(3, 2), torch.sin), None, [floats(5, 3)]),
     Case("Orthogonal", lambda: nn.Orthogonal(nn.Linear(3, 2)), None, [floats(5, 3)]),
     Case("Masked", lambda: nn.Masked(nn.Linear(3, 2), torch.eye(2, 3)), None, [floats(5, 3)]),
