@@ -23,7 +23,8 @@ torch release moves something, only files in here change. Each file is imported 
   ``flow_branches`` are how. ``rule_operator``: derivatives that somebody has written.
 - ``recompute``: functions that are computed once more for their derivative within transforms;
   ``flow_recompute``: in compiled code; ``drawing``: whether they draw, and must not be.
-- ``repeat``: one traced function that is called many times; ``repeat_operator`` is how.
+- ``repeat``: one traced function that is called many times; ``repeat_operator`` is how, and
+  ``partition`` what it keeps for backward.
 
 Importing them loads neither dynamo nor inductor, but for those that are called ``..._operator``.
 """

@@ -24,8 +24,18 @@ class _Draws(TorchDispatchMode):
         self.found: bool = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found = self.found or torch.Tag.nondeterministic_seeded in func.tags
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.found = self.found or not _is_without_dropout(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
+
+
+def _is_without_dropout(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether an operator has a rate of dropout, as attention has, and it is 0."""
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.name == "dropout_p":
+            given = args[place] if place < len(args) else argument.default_value
+            return bool(kwargs.get("dropout_p", given) == 0)
+    return False
 
 
 class _Run(Interpreter):

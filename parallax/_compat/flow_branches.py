@@ -110,7 +110,7 @@ class While(NamedTuple):
         carry, shared = operands[: self.carried], operands[self.carried :]
         while True:
             (again,) = self.goes_on(*carry, *shared)
-            if not functorch.unwrapped(again).any():
+            if not functorch.innermost(again).any():
                 return carry
             found = self.body(*carry, *shared)
             if functorch.is_mapped_within(again):

@@ -65,13 +65,6 @@ def derivatives_running() -> tuple[int, int]:
     return keys.count(kinds.Grad), keys.count(kinds.Jvp)
 
 
-def unwrapped(tensor: Tensor) -> Tensor:
-    """The plain tensor inside of all wrappers of running transforms."""
-    while is_wrapped(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor
-
-
 def unwrapped_if_over(value: Any) -> Any:
     """A tensor without the wrappers of transforms that have ended; any other value as it is."""
     while isinstance(value, Tensor):

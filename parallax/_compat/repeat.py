@@ -21,12 +21,17 @@ def _repeat() -> Any:
 
 
 def repeated(
-    body: Callable[..., Tensor], value: Tensor, stacks: Sequence[Tensor], times: int
+    body: Callable[..., Tensor],
+    value: Tensor,
+    stacks: Sequence[Tensor],
+    times: int,
+    recompute: bool,
 ) -> Tensor:
     """Calls ``body(value, *rows)`` for each row of the stacks with the value of the call before.
 
     Only while dynamo traces; the body is traced and compiled once. It must not keep its value's
-    tensor, nor return another shape.
+    tensor, nor return another shape. With ``recompute`` a derivative computes each call once more,
+    and else only a derivative of a derivative does.
     """
     count = len(stacks)
 
@@ -34,4 +39,4 @@ def repeated(
         return body(value, *rows_and_stacks[:count])
 
     firsts = [stack[0] for stack in stacks]
-    return _repeat()(call, value, *firsts, *stacks, members=count, times=times)  # type: ignore[no-any-return]  # what the body returns
+    return _repeat()(call, value, *firsts, *stacks, members=count, times=times, recompute=recompute)  # type: ignore[no-any-return]  # what the body returns

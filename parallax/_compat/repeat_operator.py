@@ -9,8 +9,10 @@ of ``torch.func``, so that no gradient can be taken inside of compiled code.
   given, by shape, dtype and device, are the calls alike; otherwise each is traced by itself.
 - While AOTAutograd traces the graph, each call becomes an ``invoke_subgraph`` of one and the same
   graph, which inductor compiles once; operands of other strides make another graph. A call under
-  ``grad`` becomes an autograd function whose backward is such a call again, of the vector-Jacobian
-  product; so derivatives of any order work.
+  ``grad`` becomes an autograd function whose backward is such a call again. If only one derivative
+  is taken, the first call keeps what the second needs; else, or where it is asked for, the second
+  is of the vector-Jacobian product, which computes the function once more, so that derivatives of
+  any order work.
 - Everywhere else, and of distributed tensors, the function is simply called.
 """
 
@@ -20,10 +22,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._dynamo import config
 from torch._dynamo.variables import higher_order_ops as variables
 from torch._dynamo.variables.base import VariableTracker
 from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
@@ -33,6 +36,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from parallax._compat import functorch, in_trace, shards
 from parallax._compat.drawing import draws
 from parallax._compat.levels import relevel
+from parallax._compat.partition import part
 
 __all__ = ["NamedProgram", "repeat"]
 
@@ -41,18 +45,21 @@ _count = itertools.count()
 
 
 class Repeat(HigherOrderOperator):
-    """``repeat(body, value, *firsts, *stacks, *rest, members=, times=)``.
+    """``repeat(body, value, *firsts, *stacks, *rest, members=, times=, recompute=)``.
 
     ``body(value, *members, *stacks, *rest)`` is called ``times`` times with the value it returned
-    before, each time with the next row of every stack. ``firsts`` are the first rows.
+    before, each time with the next row of every stack. ``firsts`` are the first rows. With
+    ``recompute`` nothing is kept of a call for its derivative but its operands.
     """
 
     def __init__(self) -> None:
         super().__init__("parallax_repeat")  # type: ignore[no-untyped-call]  # it is torch's
 
-    def __call__(self, body: Any, value: Tensor, *operands: Any, members: int, times: int) -> Any:
+    def __call__(
+        self, body: Any, value: Tensor, *operands: Any, members: int, times: int, recompute: bool
+    ) -> Any:
         stacks, rest = operands[members : 2 * members], operands[members:]
-        program, used = _program(body)
+        program, used = _program(body, recompute)
         rows = [stack.unbind(0) for stack in stacks]
         for k in range(times):
             given = [value, *[row[k] for row in rows], *rest]
@@ -111,11 +118,15 @@ variables._hop_name_to_variable_class["parallax_repeat"] = _Variable
 class NamedProgram:
     """A function of tensors to a tuple of tensors, by a name that tells equal graphs."""
 
-    __slots__ = ("fn", "layouts", "name", "pullbacks")
+    __slots__ = ("fn", "layouts", "name", "parted", "pullbacks", "recompute")
 
-    def __init__(self, fn: Callable[..., tuple[Tensor, ...]], name: str) -> None:
+    def __init__(
+        self, fn: Callable[..., Sequence[Tensor]], name: str, recompute: bool = True
+    ) -> None:
         self.fn = fn
         self.name = name
+        self.recompute = recompute
+        self.parted: dict[Any, _Parts | None] = {}
         self.pullbacks: dict[Any, NamedProgram] = {}
         self.layouts: dict[Any, int] = {}
 
@@ -146,8 +157,29 @@ class NamedProgram:
             self.pullbacks[key] = NamedProgram(back, f"{self.name}_back{len(self.pullbacks)}")
         return self.pullbacks[key]
 
+    def parts(self, operands: Sequence[Tensor], wanted: tuple[int, ...]) -> _Parts | None:
+        """The program and its derivative as two programs for operands like these."""
+        key = wanted, tuple([(x.shape, x.stride(), x.dtype, x.device) for x in operands])
+        if key not in self.parted:
+            found = part(self.fn, operands, wanted)
+            name = f"{self.name}_part{len(self.parted)}"
+            self.parted[key] = found and _Parts(
+                NamedProgram(found.forward, name), NamedProgram(found.backward, f"{name}_back"),
+                found.held, found.kept,
+            )  # fmt: skip
+        return self.parted[key]
 
-def _program(body: Any) -> tuple[NamedProgram, list[int]]:
+
+class _Parts(NamedTuple):
+    """A program and its derivative: see ``partition.Parted``."""
+
+    forward: NamedProgram
+    backward: NamedProgram
+    held: tuple[int, ...]
+    kept: tuple[int, ...]
+
+
+def _program(body: Any, recompute: bool) -> tuple[NamedProgram, list[int]]:
     """The program of a graph, the same each time, and which of the operands it takes.
 
     The value, and what the graph uses: of the others, whole stacks, each call would return zeros
@@ -166,7 +198,7 @@ def _program(body: Any) -> tuple[NamedProgram, list[int]]:
             with torch.enable_grad():
                 return body(*given)
 
-        found = NamedProgram(fn, f"parallax_{next(_count)}"), used
+        found = NamedProgram(fn, f"parallax_{next(_count)}", recompute), used
         body._parallax_program = found
     return found
 
@@ -174,18 +206,26 @@ def _program(body: Any) -> tuple[NamedProgram, list[int]]:
 def _called(program: NamedProgram, operands: Sequence[Any]) -> tuple[Tensor, ...]:
     """The results of a program: of a call of its graph, where a graph is traced."""
     if get_proxy_mode() is None or not _only_gradients() or _any_distributed(operands):
-        return program.fn(*operands)
+        return tuple(program.fn(*operands))
     differentiable = torch.is_grad_enabled() and any(
         isinstance(x, Tensor) and x.requires_grad for x in operands
     )
     found: Any
     # Within a transform also where nothing is to differentiate: it leaves the level.
     if differentiable or torch._C._are_functorch_transforms_active():
-        found = _Call.apply(program, *operands)  # type: ignore[no-untyped-call]  # it is torch's
+        if _keeps(program, operands):
+            wanted = (0, *[k for k in range(1, len(operands)) if operands[k].requires_grad])
+            found = _Keeping.apply(_Call(program, wanted), *operands)[:1]  # type: ignore[no-untyped-call]  # it is torch's
+        else:
+            found = _Recomputing.apply(program, *operands)  # type: ignore[no-untyped-call]  # as above
     else:
-        fn: Any = program.fn
-        found = invoke_subgraph(fn, program.name_for(operands), *operands)
+        found = _emitted(program, operands)
     return tuple(found)
+
+
+def _emitted(program: NamedProgram, operands: Sequence[Any]) -> tuple[Tensor, ...]:
+    fn: Any = program.fn
+    return tuple(invoke_subgraph(fn, program.name_for(operands), *operands))
 
 
 def _any_distributed(operands: Sequence[Any]) -> bool:
@@ -199,7 +239,77 @@ def _only_gradients() -> bool:
     return all(entry.key() == _Grad for entry in stack)
 
 
-class _Call(torch.autograd.Function):
+# -- derivatives ----------------------------------------------------------------------------------
+
+
+def _keeps(program: NamedProgram, operands: Sequence[Any]) -> bool:
+    """Whether a call keeps what its derivative needs: if one derivative is taken, and no more."""
+    level = functorch.current_level()
+    if program.recompute or level > 1 or config.trace_autograd_ops:
+        return False
+    tensors = [functorch.innermost(x) for x in operands if isinstance(x, Tensor)]
+    if len(tensors) < len(operands) or (level and any(x.requires_grad for x in tensors)):
+        return False
+    # Symbolic sizes would have to be kept, too.
+    return all(type(n) is int for x in tensors for n in (*x.shape, *x.stride()))
+
+
+class _Call:
+    """A call that keeps what its derivative needs.
+
+    Attributes:
+        program: what is called.
+        wanted: the operands that a cotangent is wanted of.
+        parts: the two programs, once it is called.
+    """
+
+    __slots__ = ("parts", "program", "wanted")
+
+    def __init__(self, program: NamedProgram, wanted: tuple[int, ...]) -> None:
+        self.program = program
+        self.wanted = wanted
+        self.parts: _Parts | None = None
+
+
+class _Keeping(torch.autograd.Function):
+    """A call that autograd sees as one function; its results beyond the first are for backward."""
+
+    @staticmethod
+    def forward(call: _Call, *operands: Tensor) -> tuple[Tensor, ...]:
+        # No transform runs here, and nothing is recorded.
+        call.parts = call.program.parts(operands, call.wanted)
+        return _emitted(call.parts.forward if call.parts else call.program, operands)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.call, *operands = inputs
+        parts = ctx.call.parts
+        kept = [output[k] for k in parts.kept] if parts else []
+        ctx.save_for_backward(*operands, *kept)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        call, cotangent = ctx.call, cotangents[0]
+        grads: list[Any] = [None] * len(ctx.needs_input_grad)
+        if cotangent is None:
+            return tuple(grads)
+        # A pullback is called when its level is over; what was kept is in wrappers of the level.
+        tensors = [functorch.unwrapped_if_over(x) for x in ctx.saved_tensors]
+        count = len(grads) - 1
+        if call.parts is None:
+            back = call.program.pullback(call.wanted, (0,), count)
+            found = _called(back, [*tensors, cotangent])
+        else:
+            held = [tensors[k] for k in call.parts.held]
+            found = _called(call.parts.backward, [*held, *tensors[count:], cotangent])
+        for place, grad in zip(call.wanted, found, strict=True):
+            grads[place + 1] = grad if ctx.needs_input_grad[place + 1] else None
+        return tuple(grads)
+
+
+class _Recomputing(torch.autograd.Function):
     """A call that autograd sees as one function, at whatever level of ``torch.func.grad``."""
 
     @staticmethod

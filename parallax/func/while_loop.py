@@ -111,7 +111,7 @@ class _Loop:
         while True:
             again = self.goes_on(carried)
             if isinstance(again, Tensor) and functorch.is_mapped_within(again):
-                if not functorch.unwrapped(again).any():
+                if not functorch.innermost(again).any():
                     return carried
                 pairs = zip(self.step(carried)[1], tensors, strict=True)
                 tensors = [torch.where(again, new, old) for new, old in pairs]

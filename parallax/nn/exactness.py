@@ -54,7 +54,7 @@ def one_derivative_at_most(*inputs: Tensor | None, forward: bool = True) -> bool
     if reverse == 0 and not torch.is_grad_enabled():
         return True
     # The tape, outside of all transforms, may take any number of derivatives.
-    return not any([x is not None and functorch.unwrapped(x).requires_grad for x in inputs])
+    return not any([x is not None and functorch.innermost(x).requires_grad for x in inputs])
 
 
 def kernel_has_derivatives(*inputs: Tensor | None) -> bool:
@@ -77,4 +77,4 @@ def has_no_derivative(input: Tensor) -> bool:
         return True
     if functorch.derivatives_running() != (0, 0) or derived_forward():
         return False
-    return not (input if dynamo.is_compiling() else functorch.unwrapped(input)).requires_grad
+    return not (input if dynamo.is_compiling() else functorch.innermost(input)).requires_grad

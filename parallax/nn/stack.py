@@ -33,9 +33,10 @@ class Stack(Module):
     block. Each block has the initial values that it would have in a tuple, its own random numbers,
     and its own effects.
 
-    A gradient that is taken within compiled code computes each block once more, as ``checkpoint``
-    does in eager code: of six blocks it took a third of a tuple's memory, and a fifth more time.
-    Blocks that change the shape or dtype of their input are compiled one by one.
+    In compiled code one block is traced and compiled, forward and backward, and called ``count``
+    times. Blocks that change the shape or dtype of their input, or that draw from torch's own
+    random state, are compiled one by one. A second derivative in compiled code, and the gradient
+    for a batch of unknown size, compute each block once more, as ``checkpoint`` does.
 
     Args:
         block: takes its input to something of the same shape; not initialized, so that each of
@@ -143,7 +144,7 @@ class Stack(Module):
             block = unflatten_module(structure, leaves, held)
             return block(value, *args, **kwargs)  # type: ignore[no-any-return]  # checked by dynamo
 
-        return repeat.repeated(call, input, stacks, self.count)
+        return repeat.repeated(call, input, stacks, self.count, self.checkpoint)
 
     def _collected(self, input: Any, args: Any, kwargs: Any) -> Any:
         """Calls the blocks, and emits what each of them emits, stacked."""

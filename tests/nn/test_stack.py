@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
+from torch.utils.flop_counter import FlopCounterMode
 
 import parallax
 from parallax import Buffer, Module, Parameter, bridge, effects, func, nn, random, tree
@@ -385,6 +386,82 @@ def test_the_graph_of_a_block_is_there_once_whatever_the_depth() -> None:
         return found
 
     assert operators(3) == operators(9) > 0
+
+
+class Attention(Module):
+    """A block whose operator could draw: it has a rate of dropout, which is 0."""
+
+    mix: nn.Linear
+
+    def forward(self, x: Tensor) -> Any:
+        q = self.mix(x).view(1, 1, *x.shape)
+        return x + torch.nn.functional.scaled_dot_product_attention(q, q, q).view(x.shape)
+
+
+@pytest.mark.parametrize(
+    "made", [block, lambda: Attention(nn.Linear(4, 4))], ids=["mlp", "attention"]
+)
+def test_a_compiled_gradient_computes_what_a_tuples_computes(made: Any) -> None:
+    """Each block once, and with ``checkpoint`` once more; as many operations as torch counts."""
+    stack = nn.Stack(made(), 3).initialize(0)
+    blocks = nn.Sequential(*stack)
+    counts, results = [], []
+    for model in (blocks, stack, stack.replace(checkpoint=True)):
+        gradient: Any = parallax.compile(func.grad(loss, argnums=1), backend="aot_eager")
+        gradient(model, X)
+        with FlopCounterMode(display=False) as counter:
+            results.append(gradient(model, X))
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] < counts[2]
+    x = X.clone().requires_grad_()
+    expected = torch.autograd.grad(blocks(x).square().sum(), x)[0]
+    for result in results:
+        torch.testing.assert_close(result, expected)
+
+
+def test_a_pullback_in_compiled_code_is_called_twice_and_mapped() -> None:
+    stack, unstacked = both()
+
+    def rows(x: Tensor) -> Any:
+        y, pull = func.vjp(stack, x)
+        return pull(y)[0], pull(torch.ones_like(y))[0], func.jacrev(stack)(x)
+
+    def directly(x: Tensor) -> Any:
+        y, pull, *_ = torch.func.vjp(unstacked, x)
+        return pull(y)[0], pull(torch.ones_like(y))[0], torch.func.jacrev(unstacked)(x)
+
+    found: Any = parallax.compile(rows, backend="aot_eager")
+    torch.testing.assert_close(found(X), directly(X))
+
+
+class Nested(Module):
+    """A block whose gradient is a call of a graph: a loop."""
+
+    weight: Parameter
+
+    def forward(self, x: Tensor) -> Any:
+        return func.fori_loop(0, 3, lambda k, y: torch.sin(self.weight * y), x)
+
+
+class Writing(Module):
+    """A block that writes into what it computed, and returns a view."""
+
+    weight: Parameter
+
+    def forward(self, x: Tensor) -> Any:
+        y = (self.weight * x).t()
+        y.add_(1.0)
+        return y.sin_().t()
+
+
+@pytest.mark.parametrize("made", [Nested, Writing, nn.Identity])
+def test_blocks_with_loops_writes_and_views_are_compiled(made: Any) -> None:
+    blocks = [made() if made is nn.Identity else made(torch.rand(4)) for _ in range(3)]
+    stack = nn.Stack.of(blocks)
+    gradient: Any = parallax.compile(func.grad(loss, argnums=1), backend="aot_eager")
+    x = X.clone().requires_grad_()
+    expected = torch.autograd.grad(nn.Sequential(*blocks)(x).square().sum(), x)[0]
+    torch.testing.assert_close(gradient(stack, X), expected)
 
 
 # -- bad input ------------------------------------------------------------------------------------
