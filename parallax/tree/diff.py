@@ -152,9 +152,10 @@ class _Walk:
         elif is_module(one):
             self.compare_modules(path, one, two, modes)
         else:
-            self.compare_children(
-                path, _below(one, inside=bool(modes)), _below(two, inside=bool(modes)), modes
-            )
+            (mine, kept), (theirs, other) = (_below(node, bool(modes)) for node in (one, two))
+            if list(mine) == list(theirs) and kept != other:
+                self.tell(path, "constant", *_apart(kept, other))
+            self.compare_children(path, mine, theirs, modes)
 
     def compare_modules(self, path: str, one: Any, two: Any, above: Modes) -> None:
         specs = spec_of(one), spec_of(two)
@@ -228,12 +229,15 @@ class _Walk:
             if ours != theirs:
                 names = [str(value).removeprefix("torch.") for value in (ours, theirs)]
                 self.tell(path, fact, names[0], names[1])
+        if one.layout != two.layout:
+            self.tell(path, "layout", str(one.layout), str(two.layout))
         if one.shape != two.shape:
             self.tell(path, "shape", str(list(one.shape)), str(list(two.shape)))
             return
         if one.is_meta or two.is_meta or not one.numel():
             return
         try:
+            one, two = (t if t.layout is torch.strided else t.to_dense() for t in (one, two))
             apart = self.apart(one.detach(), two.detach().to(one.device))
         except RuntimeError as error:
             leaves = {"the first tree": [one], "the second": [two]}
@@ -277,15 +281,25 @@ def _number(value: Any) -> str:
     return f"{value:.9g}" if isinstance(value, (float, complex)) else str(value)
 
 
-def _below(node: Any, *, inside: bool) -> dict[str, Any]:
-    """The children of a container by their keys, which are names for fields inside of modules."""
+def _below(node: Any, inside: bool) -> tuple[dict[str, Any], Any]:
+    """The children of a container by their keys, and what it holds beside them.
+
+    Inside of modules fields have their names.
+    """
     held = opened(node) if inside else None
     if held is not None:
         constants, children = held
         keys = keys_of(type(node), constants, len(children))
-        return {str(key): child for key, child in zip(keys, children, strict=True)}
+        return {str(key): child for key, child in zip(keys, children, strict=True)}, constants
     found = optree.tree_flatten_one_level(node, none_is_leaf=True, namespace=NAMESPACE)
-    return {str(key): child for key, child in zip(found[2], found[0], strict=True)}
+    return {str(key): child for key, child in zip(found[2], found[0], strict=True)}, found[1]
+
+
+def _apart(one: Any, two: Any) -> tuple[str, str]:
+    """Two constants in words; of tuples the first items that differ."""
+    while type(one) is type(two) is tuple and len(one) == len(two):
+        one, two = next((a, b) for a, b in zip(one, two, strict=True) if a != b)
+    return repr(one), repr(two)
 
 
 def _kind(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from parallax import nn, tree
+from parallax import nn, optim, tree
 from parallax.core.structure import MAX_DEPTH
 from tests.corpus import MLP, MODULES, Case, Dense, Many, Norm, Residual, TiedParameter
 from tests.tree.strategies import trees
@@ -99,6 +100,16 @@ def test_of_modules() -> None:
     assert told(MLP(torch.relu), MLP(torch.sin)) == ["activation  constant: relu and sin"]
     assert told({"n": Norm()}, {"n": Dense()}) == ["n  class: Norm and Dense"]
     assert told(Many(1), Many(2))[0] == "layers.1  only the second has it: Dense"
+
+
+def test_of_nodes_that_are_no_modules() -> None:
+    assert told(optim.Adam(0.1), optim.Adam(0.2)) == ["(the root)  constant: 0.1 and 0.2"]
+    assert not tree.diff({"o": optim.Adam(0.1)}, {"o": optim.Adam(0.1)})
+    one, two = deque([1], maxlen=2), deque([1], maxlen=3)
+    assert told([one], [two]) == ["0  constant: 2 and 3"]
+    sparse = torch.eye(2).to_sparse()
+    assert not tree.diff([sparse], [torch.eye(2).to_sparse()])
+    assert [row.kind for row in tree.diff([sparse], [2 * torch.eye(2)])] == ["layout", "values"]
 
 
 def test_ties() -> None:
