@@ -4,7 +4,10 @@ from __future__ import annotations
 
 __all__ = ["instead_of"]
 
-_SIZE = "nn.{name} with its input size; bridge.lift(module, sample=x) takes a lazy one of torch's"
+_SIZE = (
+    "nn.{name} with its input size, which func.eval_shape(before, x).shape tells; "
+    "bridge.lift(module, sample=x) takes a lazy one of torch's"
+)
 
 _INSTEAD = {
     "Module": "from parallax import Module",

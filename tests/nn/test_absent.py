@@ -51,7 +51,7 @@ def test_every_absent_transform_has_a_line(name: str) -> None:
         ("ParameterDict", r"'weights: dict\[str, Parameter\]'"),
         ("init", "from torch.nn import init"),
         ("functional", "import torch.nn.functional as F"),
-        ("LazyLinear", r"nn.Linear with its input size; bridge.lift\(module, sample=x\)"),
+        ("LazyLinear", r"nn.Linear with its input size, which func.eval_shape\("),
     ],
 )
 def test_it_says_what_to_write(name: str, line: str) -> None:
