@@ -124,6 +124,7 @@ def tasks() -> dict[str, Callable[[], Any]]:
         "call": lambda: call(mlp, x).block_until_ready(),
         "ensemble": lambda: ensemble(members, few).block_until_ready(),
         "step": _adam_step(),
+        "laplacian": _laplacian_step(),
     }
 
 
@@ -166,6 +167,35 @@ def _adam_step() -> Callable[[], Any]:
         value.block_until_ready()
 
     return run
+
+
+def _laplacian_step() -> Callable[[], Any]:
+    """As in `benchmarks/laplacian.py`, by forward mode twice, the fastest of its ways."""
+    sizes = (2, 64, 64, 1)
+    shapes = [(m, n) for n, m in pairwise(sizes)]
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    pairs = zip(keys, shapes, strict=True)
+    net = [(jax.random.normal(key, shape) / 8, jnp.zeros(shape[0])) for key, shape in pairs]
+    points = jax.random.uniform(jax.random.key(1), (256, 2))
+
+    def at(net: Any, x: Any) -> Any:
+        *inner, (weight, bias) = net
+        for w, b in inner:
+            x = jnp.tanh(w @ x + b)
+        return (weight @ x + bias)[0]
+
+    def twice(net: Any, x: Any, v: Any) -> Any:
+        def along(x: Any) -> Any:
+            return jax.jvp(lambda x: at(net, x), (x,), (v,))[1]
+
+        return jax.jvp(along, (x,), (v,))[1]
+
+    def loss(net: Any) -> Any:
+        found = jax.vmap(lambda x: sum(twice(net, x, v) for v in jnp.eye(2)))(points)
+        return jnp.mean((found - 1) ** 2)
+
+    step = jax.jit(jax.value_and_grad(loss))
+    return lambda: jax.block_until_ready(step(net))
 
 
 def main() -> None:

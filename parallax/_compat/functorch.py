@@ -9,8 +9,9 @@ decides between autograd's tape and ``torch.func``, and keeps wrappers from esca
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -59,10 +60,28 @@ def differentiating() -> bool:
 
 @constant_in_traces
 def derivatives_running() -> tuple[int, int]:
-    """How many transforms that differentiate are running: in reverse, and forward."""
+    """How many transforms that differentiate are running: in reverse, and forward.
+
+    A function that is traced to be expanded counts as differentiated twice in either way.
+    """
     kinds = torch._C._functorch.TransformType
     keys = [entry.key() for entry in torch._C._functorch.get_interpreter_stack() or ()]
-    return keys.count(kinds.Grad), keys.count(kinds.Jvp)
+    more: int = 2 * getattr(_tracing, "expansions", 0)
+    return keys.count(kinds.Grad) + more, keys.count(kinds.Jvp) + more
+
+
+_tracing = threading.local()
+
+
+@contextmanager
+def tracing_an_expansion() -> Iterator[None]:
+    """While dynamo traces a function whose Taylor expansion is taken when its graph runs."""
+    before: int = getattr(_tracing, "expansions", 0)
+    _tracing.expansions = before + 1
+    try:
+        yield
+    finally:
+        _tracing.expansions = before
 
 
 def unwrapped_if_over(value: Any) -> Any:

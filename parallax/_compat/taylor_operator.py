@@ -15,6 +15,7 @@ from typing import Any
 from torch._dynamo.variables import higher_order_ops as variables
 from torch._ops import HigherOrderOperator
 
+from parallax._compat import functorch
 from parallax._compat.flow import ENGINES
 from parallax._compat.flow_operator import Traced
 
@@ -52,7 +53,9 @@ class _ExpandVariable(Traced):
     def _call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
         constants = {name: value.as_python_constant() for name, value in kwargs.items()}
         body, *operands = args
-        graph, said, lifted, nodes = self._traced(tx, body, operands[: constants["given"]])
+        given = operands[: constants["given"]]
+        with functorch.tracing_an_expansion():
+            graph, said, lifted, nodes = self._traced(tx, body, given)
         count, told = said.items
         constants["outs"] = outs = count.as_python_constant()
         examples = [node.meta["example_value"] for node in nodes]

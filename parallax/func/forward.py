@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from parallax import random
-from parallax._compat import autograd, functorch
+from parallax._compat import autograd, dynamo, functorch
 from parallax.core.graph import RUNNING
 from parallax.func.arguments import called, check_flags, check_randomness
 from parallax.func.call import Call, call_at
@@ -21,6 +21,7 @@ from parallax.func.engines import on_tape
 from parallax.func.jacobians import along, jacobian
 from parallax.func.results import Result, Taking
 from parallax.func.signatures import A, Aux, P, R, Ts
+from parallax.func.taylor import expand
 from parallax.func.transforms import through
 
 __all__ = ["jacfwd", "jvp", "linearize", "tangents_of"]
@@ -89,6 +90,11 @@ def jvp(
     check_flags(what, strict=strict, has_aux=has_aux)
     call = call_at(func, what, primals)
     moving = tangents_of(call, tangents, what)
+    if not (strict or has_aux) and dynamo.is_compiling() and functorch.derivatives_running()[1]:
+        # Dynamo cannot take a second forward derivative; an operator does, when its graph runs.
+        found, result, rest = expand("curve", call, [[tangent] for tangent in moving], 1)
+        count = len(result.values)
+        return result.rebuilt(found[:count], rest), result.alone(found[count:])
     taking = Taking(what, has_aux)
     values, derivatives, (others, aux) = along(
         lambda levels: through(call, taking, levels), call.values, moving, strict

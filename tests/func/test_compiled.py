@@ -35,6 +35,11 @@ def linearized(m: Any, v: Any) -> Any:
     return value, push(v), push(tree.map(lambda t: 2 * t, v))
 
 
+def slope_along(m: Any, v: Any) -> Any:
+    out: Any = func.jvp(lambda m: m(X), (m,), (v,))
+    return out[1]
+
+
 def built(x: Tensor, scale: Tensor) -> Any:
     """A step of a module made in the trace, which holds one buffer twice."""
     m = Twice(Net(x, None, scale, scale), Net(x, None, scale, scale))
@@ -63,6 +68,7 @@ RUNS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "made with ties": (built, (MODEL.first.weight, MODEL.first.scale)),
     "vjp": (lambda m, x: func.vjp(lambda m: m(x), m)[1](torch.ones(2, 3).double()), (MODEL, X)),
     "jvp": (lambda m, v: func.jvp(lambda m: m(X), (m,), (v,)), (MODEL, V)),
+    "jvp of jvp": (lambda m, v: func.jvp(lambda m: slope_along(m, v), (m,), (v,)), (MODEL, V)),
     "linearize": (linearized, (MODEL, V)),
     "jacrev": (lambda m: func.jacrev(lambda m: m(X))(m), (MODEL,)),
     "jacfwd": (lambda m: func.jacfwd(lambda m: m(X))(m), (MODEL,)),

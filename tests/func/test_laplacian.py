@@ -385,12 +385,20 @@ def test_compiled_equals_eager(fresh_dynamo: None) -> None:
     equal(compiled(net, x), step(net, x))
 
 
+NORM = tree.to(nn.LayerNorm(2).initialize(0), dtype=torch.float64)
+
+
 def unknown(net: Any, x: Tensor) -> Any:
+    def normed(x: Tensor) -> Tensor:
+        norm: Tensor = torch.linalg.norm(NORM(x * x + x[0])[0] + 2)
+        return norm * x.sin().sum()
+
     def f(x: Tensor) -> Tensor:
         norm: Tensor = torch.linalg.norm(net(x))
         return norm * x.prod()
 
-    return func.laplacian(f)(x), func.jet(f, (x,), ((x.cos(), None),))
+    slope = func.grad(func.laplacian(normed))(x)  # a kernel's third derivative would be wrong
+    return func.laplacian(f)(x), func.jet(f, (x,), ((x.cos(), None),)), slope
 
 
 def test_compiled_without_a_rule(fresh_dynamo: None) -> None:
