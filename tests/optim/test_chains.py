@@ -131,7 +131,7 @@ def all_of_them(**settings: Any) -> Any:
 def test_all_parts_together_compile_to_one_graph_and_map_over_members() -> None:
     opt, model = all_of_them(), Net().initialize(0)
     counter = torch._dynamo.testing.CompileCounter()
-    step = parallax.compile(opt.step, backend=counter)
+    step: Any = parallax.compile(opt.step, backend=counter)
     grads = list(gradients(model, 5))
     grads[2] = tree.map(lambda g: g * NAN, grads[2])
     end, end_state = model, opt.init(model)
