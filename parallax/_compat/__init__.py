@@ -13,6 +13,7 @@ torch release moves something, only files in here change. Each file is imported 
 - ``shards``: distributed tensors, and values placed as one.
 - ``elementwise``: what an in-place function does to each element.
 - ``buckets``: several distributed tensors in one collective; ``collectives``: with derivatives.
+- ``sums``: those that tensor parallelism waits for, computed where a layer ends.
 - ``regathered`` and ``regathering``: what was gathered is gathered again in backward, on the tape
   and in compiled graphs.
 - ``sharding_rules``: what torch's distributed tensors lack.

@@ -31,6 +31,7 @@ _REARRANGING = frozenset({
     _aten.t.default, _aten.transpose.int, _aten.unbind.int, _aten.unsqueeze.default,
     _aten.view.default, _aten._unsafe_view.default,
 })  # fmt: skip
+_WAIT = "_c10d_functional::wait_tensor"
 _GATHERS = (
     "_c10d_functional::all_gather_into_tensor",
     "_c10d_functional::all_gather_into_tensor_coalesced",
@@ -111,7 +112,7 @@ def _rearranged_from(call: Node) -> dict[Node, None]:
     node = call
     while (node := node.next).op != "output":
         inputs = node.all_input_nodes
-        rearranging = node.target in _REARRANGING or _name(node) == "_c10d_functional::wait_tensor"
+        rearranging = node.target in _REARRANGING or _name(node) == _WAIT
         if rearranging and inputs and all([one in found for one in inputs]):
             found[node] = None
     return found
@@ -127,5 +128,6 @@ def _repeat(graph: Graph, nodes: Iterable[Node], users: Iterable[Node], before: 
         for node, copy in copies.items():
             user.replace_input_with(node, copy)
     for copy in reversed(copies.values()):
-        if not copy.users:
+        # Each result of a collective is waited for, used or not: else torch keeps it for ever.
+        if not copy.users and _name(copy) != _WAIT:
             graph.erase_node(copy)

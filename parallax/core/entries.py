@@ -77,6 +77,7 @@ class Note(NamedTuple):
     )
     gathered: str = ""  # the dimension of a mesh along which a call puts the leaves together
     stays_eval: bool = False  # whether it stays in mode "eval", whatever train and reset are told
+    summed: tuple[str, ...] = ()  # those along which sums are computed where a call ends
 
 
 PLAIN = Note()
@@ -119,10 +120,10 @@ def local_of(cls: type, constants: tuple[Any, ...], key: Any, note: Note = PLAIN
     found = _locals.get(name)
     if found is None:
         found = _locals[name] = Local(cls, constants, key, note)
-        if note.gathered:
-            from parallax.core.parts import gather_in_calls  # it imports this file
+        if note.gathered or note.summed:
+            from parallax.core.parts import communicate_in_calls  # it imports this file
 
-            gather_in_calls(cls)
+            communicate_in_calls(cls)
     return found
 
 

@@ -9,8 +9,10 @@ from parallax.core.description import note_of
 from parallax.core.entries import Note, local_of
 from parallax.core.structure import Structure, structure_of
 
-__all__ = ["addressed", "carry_note", "distribute", "gathering", "in_mode", "joined", "note_of",
-           "split_copy"]  # fmt: skip
+__all__ = [
+    "addressed", "carry_note", "communicating", "distribute", "in_mode", "joined", "note_of",
+    "split_copy",
+]  # fmt: skip
 
 
 @real
@@ -51,18 +53,26 @@ def joined(*parts: Any) -> str:
 
 
 @real
-def gathering(structure: Structure, parts: tuple[tuple[str, str], ...]) -> Structure:
-    """The structure in which calls of some modules put their distributed leaves together.
+def communicating(
+    structure: Structure,
+    gathered: tuple[tuple[str, str], ...],
+    summed: tuple[tuple[str, tuple[str, ...]], ...] = (),
+) -> Structure:
+    """The structure in which calls of some modules communicate, and of no others.
 
     Args:
         structure: of the tree.
-        parts: the path of each such module, and the dimension of a mesh along which its leaves are
-            cut; no others are marked then.
+        gathered: the path of each module whose distributed leaves a call puts together, and the
+            dimension of a mesh along which they are cut.
+        summed: the path of each module whose calls end with the sums that wait, and the dimensions
+            of a mesh along which they are computed.
     """
-    wanted = dict(parts)
+    parts, sums = dict(gathered), dict(summed)
     paths = [joined(*path) for path, node in structure.walk() if type(node) is Structure]
     return structure.renote(
-        lambda index, node: node.note._replace(gathered=wanted.get(paths[index], ""))
+        lambda index, node: node.note._replace(
+            gathered=parts.get(paths[index], ""), summed=sums.get(paths[index], ())
+        )
     )
 
 

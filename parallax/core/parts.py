@@ -1,13 +1,16 @@
-"""Parts of a model whose distributed leaves are put together while they are called.
+"""Modules that communicate while they are called: what ``parallax.distributed`` marks in a tree.
 
-Such a part is a module with a mark in its note: the name of the dimension of a mesh along which its
-leaves are cut. ``fsdp`` makes it. When the part is called, its leaves are put together by one
-collective, ``forward`` runs on them, and they are gone when it returns; backward puts them together
-once more, and cuts their gradients as the leaves are cut. The mark changes no path and no value,
-and a leaf that is read without a call of its part is what it always is, a distributed tensor.
+- A part whose leaves are put together: it has the name of the dimension of a mesh along which they
+  are cut, which ``fsdp`` says. When the part is called, its leaves are put together by one
+  collective, ``forward`` runs on them, and they are gone when it returns; backward puts them
+  together once more, and cuts their gradients as the leaves are cut.
+- A layer whose own leaves a tensor-parallel rule cuts: it has the names of these dimensions. What
+  its call returns is summed along them, where it is a term of a sum; and so are, in backward, the
+  gradients of its arguments.
 
-Calling is as it was for every class without such an instance: only the class of a part that is
-marked gets a ``__call__`` that looks at the mark.
+The marks change no path and no value, and a leaf that is read without a call of its part is what it
+always is, a distributed tensor. Calling is as it was for every class without such an instance: only
+the class of a module that is marked gets a ``__call__`` that looks at the marks.
 
 Measured in two processes of a CPU, four blocks of a transformer of 3.2 million numbers each, eager:
 collectives, time of a step and peak memory of a gradient, to FSDP2's (14 collectives).
@@ -30,27 +33,24 @@ from typing import Any
 
 from torch import Tensor
 
+from parallax._compat import sums
 from parallax._compat.regathered import Regathered
 from parallax.core.description import note_of
 from parallax.core.registry import flatten_module, unflatten_module
 
-__all__ = ["gather_in_calls"]
+__all__ = ["communicate_in_calls"]
 
 
-def gather_in_calls(cls: Any) -> None:
-    """Has calls of a class put leaves together where an instance is marked so; once for a class."""
+def communicate_in_calls(cls: Any) -> None:
+    """Has calls of a class look at the marks of an instance; once for a class."""
     if "__around__" not in vars(cls):
-        cls.__surround__(_gathering)
+        cls.__surround__(_communicating)
 
 
-def _gathering(call: Callable[..., Any]) -> Callable[..., Any]:
-    """What calls a module's ``call``, with its leaves put together if it is marked."""
+def _communicating(call: Callable[..., Any]) -> Callable[..., Any]:
+    """What calls a module's ``call``, and communicates if the module is marked."""
 
-    @functools.wraps(call)
-    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        name = note_of(self).gathered
-        if not name:
-            return call(self, *args, **kwargs)
+    def gathered(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         leaves, structure = flatten_module(self)
         held = list(leaves)
         places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -59,5 +59,15 @@ def _gathering(call: Callable[..., Any]) -> Callable[..., Any]:
                 held[k] = whole
             module = unflatten_module(structure, held, self._rng)
             return call(module, *args, **kwargs)
+
+    @functools.wraps(call)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        note = note_of(self)
+        name, names = note.gathered, note.summed
+        if names:
+            args = tuple([sums.entering(value, names) for value in args])
+            kwargs = {key: sums.entering(value, names) for key, value in kwargs.items()}
+        out = gathered(self, name, *args, **kwargs) if name else call(self, *args, **kwargs)
+        return sums.leaving(out, names) if names else out
 
     return called

@@ -1,4 +1,8 @@
-"""The parts of a model that ``fsdp`` names: they are gathered while they are called."""
+"""The parts of a model that communicate while they are called.
+
+Those that ``fsdp`` names are gathered. Layers whose leaves a tensor-parallel rule cuts end with the
+sums that wait.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ __all__ = ["marked"]
 
 
 def marked(module: Any, placed: Sequence[Placed | None], rules: Mapping[str, Any]) -> Any:
-    """A module in which the parts that ``fsdp`` names are marked, and no others.
+    """A module in which the parts that communicate are marked, and no others.
 
     What is marked are modules, for they are called: of a container those in it, of a ``Stack`` its
     blocks, and for a leaf the module that holds it.
@@ -35,8 +39,24 @@ def marked(module: Any, placed: Sequence[Placed | None], rules: Mapping[str, Any
     leaves, structure = flatten_module(module)
     nodes = {notes.joined(*path): node for path, node in structure.walk()}
     called = [(one, name) for path, name in parts.items() for one in _called(path, nodes)]
-    structure = notes.gathering(structure, tuple(dict(called).items()))
+    summed = _summed(placed, rules, nodes)
+    structure = notes.communicating(structure, tuple(dict(called).items()), tuple(summed.items()))
     return unflatten_module(structure, leaves, module._rng)
+
+
+def _summed(
+    placed: Sequence[Placed | None], rules: Mapping[str, Any], nodes: Mapping[str, Any]
+) -> dict[str, tuple[str, ...]]:
+    """The paths of the modules of which tensor-parallel rules cut leaves, and along what."""
+    found: dict[str, tuple[str, ...]] = {}
+    for one in placed:
+        for name, rule in rules.items():
+            if one is not None and isinstance(rule, Mapping) and one.cuts.get(name) is not None:
+                path = one.path
+                while type(nodes[path]) is Leaf or not hasattr(nodes[path].cls, "__layout__"):
+                    path = path.rpartition(".")[0]
+                found[path] = tuple(dict.fromkeys([*found.get(path, ()), name]))
+    return found
 
 
 def _called(path: str, nodes: Mapping[str, Any]) -> list[str]:

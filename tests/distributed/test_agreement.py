@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from parallax import distributed as dist
-from tests.distributed.models import Net, net
+from tests.distributed.transformer import small
 from tests.meshes import run
 
 
@@ -33,22 +33,22 @@ def _differ(rank: int, folder: str) -> None:
     _refused(
         r"Plan.apply: the processes differ. In process 0 of 2 the plan is .*fsdp\('blocks.\*'\)\); "
         r"in process 1 the plan is .*replicate\(\)",
-        lambda: (plan if first else other).apply(net()),
+        lambda: (plan if first else other).apply(small().initialize(0)),
     )
     _refused(
         r"In process 0 of 2 head.weight is torch.float32\[3, 8\].*; in process 1 blocks.2.norm.w",
-        lambda: plan.apply(net(count=2 if first else 3)),
+        lambda: plan.apply(small(2 if first else 3).initialize(0)),
     )
     _refused(
         r"initialize\(plan=\): the processes differ. In process 0 of 2 the seed is",
-        lambda: Net().initialize(rank, plan=plan),
+        lambda: small().initialize(rank, plan=plan),
     )
     # One fails by itself: it says why, and the other is told.
     bad = dist.Plan(mesh, dp=dist.fsdp("blocks.*" if first else "layers.*"))
     _refused(
-        r"matches nothing: nothing in Net is at 'layers.\*'" if not first else
+        r"matches nothing: nothing in Transformer is at 'layers.\*'" if not first else
         r"in process 1 it raised LookupError: dist.Plan: the rule dp=fsdp\('layers.\*'\) matches",
-        lambda: bad.apply(net()), ValueError if first else LookupError,
+        lambda: bad.apply(small().initialize(0)), ValueError if first else LookupError,
     )  # fmt: skip
     _refused(
         r"Plan.batches: the processes differ. .* the first batch is .*shuffle with one seed",
@@ -56,9 +56,9 @@ def _differ(rank: int, folder: str) -> None:
     )
     assert len(list(plan.batches([torch.ones(4, 2)]))) == 1
     # Values that differ are those of the first process.
-    model = plan.gather(plan.apply(Net().initialize(rank)))
-    assert torch.equal(model.blocks[0].up.weight, net().blocks[0].up.weight)
-    half = plan.apply(Net().initialize(rank, dtype=torch.bfloat16))
+    model = plan.gather(plan.apply(small().initialize(rank)))
+    assert torch.equal(model.blocks[0].up.weight, small().initialize(0).blocks[0].up.weight)
+    half = plan.apply(small().initialize(rank, dtype=torch.bfloat16))
     assert plan.gather(half).head.weight.dtype is torch.bfloat16
 
 
@@ -71,7 +71,7 @@ def _die(rank: int, folder: str) -> None:
     if rank == 1:
         os._exit(0)  # without a word to the other
     with pytest.raises(RuntimeError):
-        plan.apply(net())
+        plan.apply(small().initialize(0))
     (Path(folder) / "told").touch()
     os._exit(0)
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from parallax import Module, func, nn, optim, tree
 from parallax import distributed as dist
-from tests.distributed.models import TENSOR_PARALLEL, Net, Stacked, net
+from tests.distributed.transformer import ROWS, small
 from tests.meshes import ranks, run
 
-RULES: Any = {"dp": dist.fsdp("blocks.*"), "tp": TENSOR_PARALLEL}
+RULES: Any = {"dp": dist.fsdp("blocks.*"), "tp": ROWS}
 
 
 def local_bytes(value: Any) -> int:
@@ -25,7 +26,7 @@ def local_bytes(value: Any) -> int:
     return sum([part.nbytes for part in parts if isinstance(part, Tensor)])
 
 
-@pytest.mark.parametrize("make", [Net, Stacked])
+@pytest.mark.parametrize("make", [small, partial(small, 3, stacked=True)])
 def test_bytes_are_those_that_a_process_holds(make: Any) -> None:
     adam = optim.AdamW(lr=1e-3)
     sizes = {"dp": 2, "tp": 2}
@@ -46,7 +47,7 @@ def test_bytes_are_those_that_a_process_holds(make: Any) -> None:
 
 def test_a_declared_model_an_initialized_one_and_one_without_memory_are_alike() -> None:
     plan = dist.Plan({"dp": 2, "tp": 2}, **RULES)
-    models = [Net(), net(), Net().initialize(0, device="meta")]
+    models = [small(), small().initialize(0), small().initialize(0, device="meta")]
     first, *others = [str(plan.describe(model, tokens=8)) for model in models]
     assert others == [first, first]
 
@@ -103,14 +104,8 @@ class Pair(Module):
         self.down = nn.Linear(16, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = whole_on_each(x)
-        y = self.down(self.up(h) * self.gate(h).tanh())
-        return x + whole_on_each(y)  # type: ignore[no-any-return]  # a Tensor
-
-
-def whole_on_each(x: Any) -> Any:
-    """As torch's ``ColwiseParallel`` has its input, and ``RowwiseParallel`` its output."""
-    return x.redistribute(placements=[Replicate()])
+        y: Tensor = self.down(self.up(x) * self.gate(x).tanh())
+        return x + y
 
 
 PAIRED: Any = {"**.up.*": 0, "**.gate.*": 0, "**.down.weight": 1}
@@ -322,4 +317,4 @@ def test_a_spread_module_shows_how() -> None:
 def test_what_cannot_be_described_is_refused(given: Any, error: Any, said: str) -> None:
     plan = dist.Plan({"dp": 2}, dp=dist.replicate())
     with pytest.raises(error, match=said):
-        plan.describe(given.pop("module", net()), **given)
+        plan.describe(given.pop("module", small().initialize(0)), **given)

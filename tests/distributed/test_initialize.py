@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ import parallax
 from parallax import Parameter, io, nn, tree
 from parallax import distributed as dist
 from parallax.core import initialize, shares
-from tests.distributed.models import TENSOR_PARALLEL, Net, Stacked
+from tests.distributed.transformer import ROWS, small
 from tests.meshes import alone, run, whole
 
-RULES: Any = {"dp": dist.fsdp("blocks.*"), "tp": TENSOR_PARALLEL}
+RULES: Any = {"dp": dist.fsdp("blocks.*"), "tp": ROWS}
 
 
 @pytest.mark.parametrize(
     ("make", "rules"),
-    [(Net, RULES), (Stacked, RULES)],
+    [(small, RULES), (partial(small, 3, stacked=True), RULES)],
 )
 def test_numbers_are_those_of_one_process(make: Any, rules: Any) -> None:
     expected = make().initialize(3)
@@ -48,18 +49,18 @@ def part(leaf: Tensor, placements: Any, coordinates: tuple[int, int]) -> Tensor:
 def test_dtype_and_device_are_as_without_a_plan() -> None:
     with alone(2, 2, names=("dp", "tp")) as mesh:
         plan = dist.Plan(mesh, **RULES)
-        half: Any = Net().initialize(0, plan=plan, dtype=torch.bfloat16)
-        expected = Net().initialize(0, dtype=torch.bfloat16)
+        half: Any = small().initialize(0, plan=plan, dtype=torch.bfloat16)
+        expected = small().initialize(0, dtype=torch.bfloat16)
         assert torch.equal(half.head.weight.to_local(), expected.head.weight)
-        empty: Any = Net().initialize(0, plan=plan, device="meta")
+        empty: Any = small().initialize(0, plan=plan, device="meta")
         assert empty.head.weight.is_meta
         assert empty.blocks[0].up.weight.to_local().shape == (8, 4)
         with pytest.raises(TypeError, match=r"initialize\(plan=\): expected a distributed.Plan"):
-            Net().initialize(0, plan=mesh)
+            small().initialize(0, plan=mesh)
     lone = dist.Plan(dist.mesh(dp=1), dp=dist.fsdp("blocks.*"))
-    assert tree.equal(Net().initialize(0, plan=lone), Net().initialize(0))
+    assert tree.equal(small().initialize(0, plan=lone), small().initialize(0))
     with pytest.raises(RuntimeError, match=r"Plan\.initialize: this plan has the sizes"):
-        Net().initialize(0, plan=dist.Plan({"dp": 2}, dp=dist.replicate()))
+        small().initialize(0, plan=dist.Plan({"dp": 2}, dp=dist.replicate()))
 
 
 # -- several processes ----------------------------------------------------------------------------

@@ -11,10 +11,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 import parallax
 from parallax import UninitializedError, nn, random, tree
 from parallax import distributed as dist
-from tests.distributed.models import TENSOR_PARALLEL, Net, Stacked, net
+from tests.distributed.transformer import ROWS, small
 from tests.meshes import ranks, whole
 
-RULES: Any = {"dp": dist.fsdp("blocks.*"), "tp": TENSOR_PARALLEL}
+RULES: Any = {"dp": dist.fsdp("blocks.*"), "tp": ROWS}
 
 
 def placements(model: Any) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def placements(model: Any) -> dict[str, Any]:
 
 def test_leaves_are_cut_as_the_rules_say() -> None:
     with ranks(2, 2, names=("dp", "tp")) as mesh:
-        model = net()
+        model = small().initialize(0)
         spread = dist.Plan(mesh, **RULES).apply(model)
         found = placements(spread)
         whole_, first, second = Replicate(), Shard(0), Shard(1)
@@ -44,7 +44,7 @@ def test_leaves_are_cut_as_the_rules_say() -> None:
 
 def test_the_blocks_of_a_stack_are_cut_as_those_of_a_tuple() -> None:
     with ranks(2, 2, names=("dp", "tp")) as mesh:
-        found = placements(dist.Plan(mesh, **RULES).apply(Stacked().initialize(0)))
+        found = placements(dist.Plan(mesh, **RULES).apply(small(3, stacked=True).initialize(0)))
     assert found["blocks.block.norm.weight"] == (Shard(1), Replicate())
     assert found["blocks.block.attn.q.weight"] == (Shard(2), Shard(1))
     assert found["blocks.block.attn.o.weight"] == (Shard(1), Shard(2))
@@ -63,7 +63,7 @@ def test_fsdp_cuts_the_first_dimension_that_divides() -> None:
 
 
 def test_dimensions_of_size_one_change_nothing() -> None:
-    model = net()
+    model = small().initialize(0)
     with ranks(1, 4, names=("dp", "tp")) as mesh:
         found: Any = dist.Plan(mesh, **RULES).apply(model)
         assert found.head.weight.device_mesh.mesh_dim_names == ("tp",)
@@ -102,7 +102,7 @@ def test_what_is_no_number_stays_as_it_is() -> None:
 
 
 def test_a_spread_tree_is_placed_anew() -> None:
-    model = net()
+    model = small().initialize(0)
     with ranks(2, 2, names=("dp", "tp")) as mesh:
         plan = dist.Plan(mesh, **RULES)
         other = dist.Plan(mesh, dp=dist.replicate(), tp={"head.weight": 1, "embed.weight": 0})
@@ -115,7 +115,7 @@ def test_a_spread_tree_is_placed_anew() -> None:
 
 
 def test_a_tree_is_put_together_again() -> None:
-    model = net()
+    model = small().initialize(0)
     with ranks(2, 2, names=("dp", "tp")) as mesh:
         plan = dist.Plan(mesh, **RULES)
         found: Any = plan.gather(plan.apply(model))
@@ -136,7 +136,7 @@ SIZES = {"dp": 2, "tp": 2}
     ("rules", "error", "said"),
     [
         ({"tp": {"**.upp.*": 0}}, LookupError,
-         r"the rule tp=\{'\*\*.upp.\*': 0\} matches nothing: nothing in Net is at"),
+         r"the rule tp=\{'\*\*.upp.\*': 0\} matches nothing: nothing in Transformer is at"),
         ({"tp": {}, "dp": dist.fsdp("block.*")}, LookupError,
          r"the rule dp=fsdp\('block.\*'\) matches nothing"),
         ({"tp": {"head.weight": 0}}, ValueError,
@@ -153,7 +153,7 @@ SIZES = {"dp": 2, "tp": 2}
 )  # fmt: skip
 def test_rules_that_do_not_fit_are_refused(rules: Any, error: Any, said: str) -> None:
     with ranks(2, 2, names=("dp", "tp")) as mesh, pytest.raises(error, match=said):
-        dist.Plan(mesh, **{"dp": dist.replicate(), **rules}).apply(net())
+        dist.Plan(mesh, **{"dp": dist.replicate(), **rules}).apply(small().initialize(0))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_rules_that_do_not_fit_are_refused(rules: Any, error: Any, said: str) ->
         (lambda: MESH(dp="2"), TypeError, r"dist.mesh\(dp=\): the size .* got '2'"),
         (lambda: dist.mesh(dp=2, tp=2), RuntimeError,
          r"there is no process group. Start 4 processes with torchrun --nproc-per-node 4"),
-        (lambda: PLAN(SIZES, dp=dist.replicate(), tp={}).apply(net()), RuntimeError,
+        (lambda: PLAN(SIZES, dp=dist.replicate(), tp={}).apply(small().initialize(0)), RuntimeError,
          r"Plan.apply: this plan has the sizes of a mesh and no processes"),
     ],
 )  # fmt: skip
@@ -193,8 +193,8 @@ def test_trees_that_cannot_be_placed_are_refused() -> None:
     with ranks(2, names=("dp",)) as mesh:
         plan = dist.Plan(mesh, dp=dist.replicate())
         with pytest.raises(UninitializedError, match=r"embed.weight has no .*\(0, plan=plan\)"):
-            plan.apply(Net())
-        model = net()
+            plan.apply(small())
+        model = small().initialize(0)
         used = model.reset(0)
         with pytest.raises(RuntimeError, match=r"embed.weight was computed from others"):
             plan.apply(tree.map(lambda leaf: 2 * leaf, used))

@@ -82,7 +82,7 @@ def test_a_compiled_graph_gathers_again(stacked: bool) -> None:
         placed = tree.map(lambda leaf: spread(leaf, mesh, Shard(leaf.ndim - 2)), model)
         leaves, structure = flatten_module(placed)
         parts = ["blocks.block"] if stacked else [f"blocks.{k}" for k in range(3)]
-        structure = notes.gathering(structure, tuple((path, "dp") for path in parts))
+        structure = notes.communicating(structure, tuple((path, "dp") for path in parts))
         part = unflatten_module(structure, leaves)
         backend: Any = aot_autograd(fw_compiler=compiler)
         grads = parallax.compile(func.grad(loss), backend=backend)(part, spread(x, mesh, Shard(0)))
@@ -133,7 +133,7 @@ def _refuse_writes(part: Any, rows: Tensor) -> None:
 
     (block, *_) = part.blocks
     leaves, structure = flatten_module(Writes(block.weight.detach()))
-    writes = unflatten_module(notes.gathering(structure, (("", "dp"),)), leaves)
+    writes = unflatten_module(notes.communicating(structure, (("", "dp"),)), leaves)
     with pytest.raises(RuntimeError, match="written in place"):
         func.grad(lambda m, x: m(x).sum())(writes, rows)
 

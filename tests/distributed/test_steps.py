@@ -180,6 +180,7 @@ def _measure(rank: int, folder: str) -> None:
     check(func.grad(loss)(blocks, x, y), expected, blocks)
     assert counted(partial(func.grad(loss), blocks, x, y)) == Counter(own) + Counter(gathered)
     _check_training(mesh, model, {"fsdp": parts, "replicate": copies}, (x, y))
+    _check_averages(dist.Plan(mesh, dp=FSDP), model)
 
 
 def _check_training(mesh: Any, model: Any, placed: dict[str, Any], rows: Any) -> None:
@@ -208,6 +209,7 @@ def _check_training(mesh: Any, model: Any, placed: dict[str, Any], rows: Any) ->
         ("fsdp", placed["fsdp"], rows, step),
         ("replicate", placed["replicate"], rows, step),
         ("tp", tensor_parallel, copies, step),
+        ("compiled tp", tensor_parallel, copies, parallax.compile(step, backend="eager")),
         ("compiled fsdp", placed["fsdp"], rows, parallax.compile(step, backend="eager")),
     ]
     for name, start, data, how in ways:
@@ -218,6 +220,24 @@ def _check_training(mesh: Any, model: Any, placed: dict[str, Any], rows: Any) ->
         for leaf in tree.leaves(state):
             if isinstance(leaf, DTensor):
                 assert leaf.to_local().numel() <= held[leaf.shape]
+
+
+def _check_averages(plan: dist.Plan, model: Any) -> None:
+    """Averages of parameters and sums of gradients: held in parts, as the model is."""
+    codes, following = batch()
+    halves = [(codes[:4], following[:4]), (codes[4:], following[4:])]
+    first, second = [func.grad(loss)(model, *half) for half in halves]
+    after = tree.map(lambda p, a, b: p - 0.5 * (a + b) / 2, model, first, second)
+    mean = tree.map(lambda p, q: 0.75 * p + 0.25 * q, model, after)
+    opt, ema = optim.Accumulate(optim.SGD(lr=0.5), every=2), optim.EMA(0.75)
+    now = start = plan.apply(model)
+    state, average = opt.init(start), ema.update(ema.init(start), start)
+    for expected, rows in zip((first, None), plan.batches(halves), strict=True):
+        now, state = opt.step(now, func.grad(loss)(now, *rows), state)
+        if expected is not None:
+            check(state.sum, expected, start)
+    check(now, after, start)
+    check(ema.update(average, now).model, mean, start)
 
 
 def _renamed(mesh: Any) -> Any:

@@ -52,11 +52,14 @@ class Transformer(Module):
     blocks: tuple[Block, ...] | nn.Stack
     head: nn.Linear
 
-    def __init__(self, *, stacked: bool = False) -> None:
+    def __init__(
+        self, width: int = 16, count: int = 2, words: int = 12, *, stacked: bool = False
+    ) -> None:
         super().__init__()
-        self.embed = nn.Embedding(12, 16)
-        self.blocks = nn.Stack(Block(16), 2) if stacked else (Block(16), Block(16))
-        self.head = nn.Linear(16, 12)
+        self.embed = nn.Embedding(12, width)
+        blocks = [Block(width) for _ in range(1 if stacked else count)]
+        self.blocks = nn.Stack(blocks[0], count) if stacked else tuple(blocks)
+        self.head = nn.Linear(width, words)
 
     def forward(self, codes: Tensor) -> Tensor:
         x = self.embed(codes)
@@ -64,6 +67,11 @@ class Transformer(Module):
         for block in blocks:
             x = block(x)
         return self.head(x)
+
+
+def small(count: int = 2, *, stacked: bool = False) -> Any:
+    """A declared one, whose head does not divide."""
+    return Transformer(8, count, 3, stacked=stacked)
 
 
 def loss(model: Any, codes: Tensor, following: Tensor) -> Tensor:

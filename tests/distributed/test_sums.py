@@ -1,0 +1,142 @@
+"""Tensor parallelism sums once where a layer ends, and once where backward leaves it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from parallax import Module, func, nn
+from parallax import distributed as dist
+from tests.distributed.transformer import ROWS, Transformer, batch, loss
+from tests.meshes import alone, ranks, spread, whole
+
+# -- as many collectives as torch's own issue -----------------------------------------------------
+
+
+class Attention(torch.nn.Module):
+    """As that of ``Transformer``, with the heads that a process has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (torch.nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = self.q, self.k, self.v
+        q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in layers)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out: Tensor = self.o(y.transpose(1, 2).flatten(2))
+        return out
+
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attn = torch.nn.LayerNorm(16), Attention()
+        self.up, self.down = torch.nn.Linear(16, 32), torch.nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm(x))
+        y: Tensor = self.down(F.gelu(self.up(x)))
+        return x + y
+
+
+def of_torch(mesh: Any) -> Any:
+    """The model with torch's tensor parallelism, and fully sharded."""
+    blocks = [Block(), Block()]
+    styles: Any = {f"attn.{name}": ColwiseParallel() for name in "qkv"}
+    styles |= {"attn.o": RowwiseParallel(), "up": ColwiseParallel(), "down": RowwiseParallel()}
+    for block in blocks:
+        parallelize_module(block, mesh["tp"], styles)
+        fully_shard(block, mesh=mesh["dp"])
+    model = torch.nn.Sequential(torch.nn.Embedding(12, 16), *blocks, torch.nn.Linear(16, 12))
+    return fully_shard(model, mesh=mesh["dp"])
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module", "ignore:Full backward hook")
+def test_no_more_collectives_than_torch() -> None:
+    codes, following = batch()
+    with alone(2, 2, names=("dp", "tp")) as mesh:
+        model = dist.Plan(mesh, dp=dist.fsdp("blocks.*"), tp=ROWS).apply(
+            Transformer().initialize(0)
+        )
+        x, y = next(dist.Plan(mesh, dp=dist.replicate(), tp={}).batches([(codes, following)]))
+        with CommDebugMode() as ours:
+            func.grad(loss)(model, x, y)
+        theirs = of_torch(mesh)
+        with CommDebugMode() as mode:
+            loss(theirs, codes[:4], following[:4]).backward()
+    assert ours.get_total_counts() <= mode.get_total_counts()
+
+
+# -- numbers --------------------------------------------------------------------------------------
+
+
+class Pair(Module):
+    """Two layers that take one tensor, and one that takes both."""
+
+    up: nn.Linear
+    gate: nn.Linear
+    down: nn.Linear
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate = nn.Linear(4, 8), nn.Linear(4, 8)
+        self.down = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down(self.up(x) * self.gate(x).tanh())
+        return x + y
+
+
+CUT: Any = {"**.up.*": 0, "**.gate.*": 0, "**.down.weight": 1}
+
+
+def size(model: Any, x: Tensor) -> Tensor:
+    return model(x).square().sum()  # type: ignore[no-any-return]  # a Tensor
+
+
+def slope(model: Any, x: Tensor) -> Tensor:
+    grad: Tensor = func.grad(size, argnums=1)(model, x)
+    return grad.square().sum()
+
+
+HOW: Any = {
+    "of an input": func.grad(size, argnums=1),
+    "of a slope": func.grad(slope, argnums=1),
+    "per sample": func.vmap(func.grad(size, argnums=1), in_dims=(None, 0)),
+    "within torch.func": torch.func.grad(size, argnums=1),
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_derivatives(how: str) -> None:
+    model = nn.Sequential(Pair(), Pair()).initialize(0)
+    x = torch.arange(24.0).view(3, 2, 4).sin()
+    expected = HOW[how](model, x)
+    with ranks(2, names=("tp",)) as mesh:
+        placed = dist.Plan(mesh, tp=CUT).apply(model)
+        found = HOW[how](placed, spread(x, mesh, Replicate()))
+        torch.testing.assert_close(whole(found), expected)
+
+
+def test_a_users_tensor_gets_no_hook() -> None:
+    model = Pair().initialize(0)
+    x = torch.ones(2, 4)
+    with ranks(2, names=("tp",)) as mesh:
+        rows = spread(x, mesh, Replicate()).requires_grad_()
+        placed = dist.Plan(mesh, tp=CUT).apply(model)
+        size(placed, rows).backward()
+        assert not rows._backward_hooks
+        torch.testing.assert_close(whole(rows.grad), func.grad(size, argnums=1)(model, x))
