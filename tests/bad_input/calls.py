@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ __all__ = ["SUBJECTS", "UNCALLED"]
 UNCALLED = {
     # Errors and types, which nobody constructs.
     *("UninitializedError", "random.KeyReusedError", "effects.EffectError", "debug.ImpureError"),
+    *("debug.CheckError", "debug.ShapeError", "debug.trace_counts"),
     *("debug.NonFiniteError", "optim.DonatedError", "tree.Selection", "tree.TreeSpec"),
     *("bridge.Lifted", "bridge.Lowered", "optim.Average", "optim.Scale"),
     *("optim.State", "schedules.Plateau", "schedules.Schedule", "optim.Optimizer", "nn.KVCache"),
@@ -46,6 +48,13 @@ UNCALLED = {
     "distributed.replicate",
 }
 """Public names without arguments to get wrong."""
+
+
+CHECKS = ["deterministic", "nans", "pure"]
+if find_spec("jaxtyping") is None:
+    UNCALLED.add("debug.shapes")
+else:
+    CHECKS.append("shapes")
 
 
 def keyed(**given: Any) -> Callable[[], dict[str, Any]]:
@@ -684,7 +693,13 @@ def _bridge_and_io() -> Iterator[Subject]:
         checkpoints,
         {"keep": "count?", "suffix": "word"},
     )
-    for name in ("deterministic", "nans", "pure"):
+    yield Subject(
+        "debug.check",
+        lambda condition, message: debug.check(condition, message),
+        lambda: {"condition": torch.ones(2) > 0, "message": "never"},
+        {"condition": "flag", "message": "name"},
+    )
+    for name in CHECKS:
         yield Subject(
             f"debug.{name}",
             getattr(debug, name),
