@@ -174,7 +174,7 @@ class CompiledFunction:
             graph = last
             if graph is not None:
                 opened: Sequence[Any] | None = graph.open(args, kwargs)
-                if opened is not None and graph.watch.unchanged():
+                if opened is not None and graph.classes.unchanged():
                     if graph.given is not None:
                         opened = graph.given.secured(opened)
                     if graph.fits(opened):
@@ -206,7 +206,7 @@ class CompiledFunction:
 
     def _find(self, tokens: tuple[Any, ...], items: list[Any]) -> Graph | None:
         for graph in self.graphs.get(tokens, ()):
-            if graph.watch.unchanged() and graph.fits(items):
+            if graph.classes.unchanged() and graph.fits(items):
                 return graph
         return None
 
@@ -224,7 +224,7 @@ class CompiledFunction:
                 return found(items, args, kwargs)
             _require_values(items, paths_of(tokens, self._names())[0])
             family = family_of(tokens)
-            before = [graph for graph in self.families.get(family, []) if graph.watch.unchanged()]
+            before = [graph for graph in self.families.get(family, []) if graph.classes.unchanged()]
             if len(before) >= (self.limit or recompile_limit()):
                 return self._refuse(reason(before, tokens, items, self._names()), args, kwargs)
             graph = self._graph(tokens, items)
@@ -266,7 +266,7 @@ class CompiledFunction:
             keeper.running = True
             if self._find(tokens, items) is None:
                 family = self.families.get(family_of(tokens), [])
-                before = [other for other in family if other.watch.unchanged()]
+                before = [other for other in family if other.classes.unchanged()]
                 self.made.append(Made(graph.name, self._why(before, tokens, items)))
                 self._keep(graph, before)
         return Lowered(name, names, graph, items, keeper, self.donation)

@@ -22,6 +22,7 @@ from parallax._compat.in_trace import give, replied
 from parallax._compat.inductor import is_cpp_wrapper_failure
 from parallax._compat.modes import leave_transforms
 from parallax._compat.opaque import real
+from parallax.compiler.class_guard import ClassGuard
 from parallax.compiler.donation import Donation
 from parallax.compiler.dynamo import compile_flat, settings_for, without_cpp
 from parallax.compiler.given import Given, overwrite
@@ -30,7 +31,6 @@ from parallax.compiler.leaves import Leaves
 from parallax.compiler.opening import write_builder, write_opener
 from parallax.compiler.outside import Outside
 from parallax.compiler.packing import build_call, spell
-from parallax.compiler.watch import Watch
 from parallax.compiler.writes import Written, has_containers, note, put_back, spell_written
 from parallax.random import reuse
 
@@ -68,7 +68,7 @@ class Graph:
         tokens: the structure of the arguments.
         leaves: which items are leaves.
         sizes: per leaf its sizes; ``None`` where dynamo made a size symbolic and guards it.
-        watch: the classes of the modules among the arguments.
+        classes: the classes of the modules among the arguments.
         code: what dynamo compiles; ``space`` are its globals.
         open: takes the items from the arguments of a call, or gives ``None`` in doubt.
     """
@@ -89,7 +89,7 @@ class Graph:
         self.tokens = tokens
         self._fn = fn
         self.leaves = Leaves(items)
-        self.watch = Watch(tokens)
+        self.classes = ClassGuard(tokens)
         self.open = write_opener(tokens, items)
         own = range(len(items)) if self.leaves.own is None else self.leaves.own
         self.given = None if donation is None else Given(donation, tokens, items, own)
@@ -277,7 +277,7 @@ class Graph:
     def _note(self, written: bool, codes: frozenset[CodeType]) -> None:
         self._writes = self._writes or written
         self._outside.names |= {name for code in codes for name in code.co_names}
-        self.watch.add(codes)
+        self.classes.add(codes)
 
     def _shared(self, leaves: Sequence[Tensor]) -> Any:
         """Where the memory of the leaves, and of the globals that the function reads, overlaps."""

@@ -2,7 +2,7 @@
 
 A guard goes where a value can change between two calls. It is left out where every step to the
 value is through something that is immutable by construction (a structure, a module, a tuple) or
-that is checked elsewhere (a class of the arguments, by ``Watch``), and the value is such itself.
+that is checked elsewhere (a class of the arguments, by ``ClassGuard``), and so is the value itself.
 What these hold of the user's own (a config object, a function and what it closes over, the lists
 of a class) is guarded. What decides is who owns a value, not its name.
 """
@@ -124,7 +124,7 @@ class _Chain:
 def _holds(owner: Any, value: Any, source: Any) -> bool:
     """Whether an owner that stays always holds this value."""
     if isinstance(owner, type):
-        # ``Watch`` compares what the module classes of the arguments hold.
+        # ``ClassGuard`` compares what the module classes of the arguments hold.
         name = getattr(source, "member", None)
         holder = next((base for base in owner.__mro__ if name in vars(base)), owner)
         return hasattr(holder, "__layout__") or is_library(holder)

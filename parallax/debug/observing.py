@@ -172,13 +172,9 @@ class _Observing(Watch):
 
     surrounds = True
 
-    def __init__(self, paths: Any, by: Observer, outer: Any = None) -> None:
-        super().__init__(paths, outer)
+    def __init__(self, paths: Any, by: Observer) -> None:
+        super().__init__(paths)
         self.by = by
-
-    def within(self) -> Watch:
-        """What stands in for this watch within a transform."""
-        return _Observing(self.paths, self.by, self)
 
     def around(self, path: str, call: Callable[..., Any], collection: Any) -> Callable[..., Any]:
         """What makes the call in place of ``call``."""
@@ -191,6 +187,3 @@ class _Observing(Watch):
             return out
 
         return seen
-
-    def returned(self, path: str, args: Any, kwargs: Any, out: Any, collection: Any) -> None:
-        """The call has returned."""

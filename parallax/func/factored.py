@@ -21,7 +21,7 @@ from parallax.func.moving import filled
 from parallax.func.outer import Outer, PerSample
 from parallax.func.summed import Chunk, Summed
 from parallax.func.tape import Tape
-from parallax.func.uses import Found, TogetherWatch, TracedWatch
+from parallax.func.uses import Found, TogetherMode, TracedMode
 
 __all__ = ["InexactError", "WithoutRuleError", "factored"]
 
@@ -68,7 +68,7 @@ def factored(
 class _Factored:
     """The per-sample gradients of a chunk of losses."""
 
-    watch: Any  # a Watch, of the kind that a class below takes
+    uses: Any  # a UseMode, of the kind that a class below takes
 
     def __init__(self, chunk: Chunk) -> None:
         self.chunk = chunk
@@ -112,7 +112,7 @@ class _Factored:
     def _refuse_unknown(self, own: Sequence[Tensor | None]) -> None:
         """Raises if a copy of a matrix, a kernel or a table was used."""
         for k, grad in enumerate(own):
-            if grad is not None and grad.dim() > 2 and k not in self.watch.scaled:
+            if grad is not None and grad.dim() > 2 and k not in self.uses.scaled:
                 raise WithoutRuleError(
                     f"{self.what}: {self.chunk.summed.path(k)} is used by an operator without a "
                     f"rule for norms (F.linear, F.conv1d to F.conv3d and F.embedding have one). "
@@ -129,7 +129,7 @@ def _has_rules(leaf: Tensor | None) -> bool:
 class _Watched(_Factored):
     """On the tape: a function of copies of all leaves, and of the shared ones."""
 
-    watch: TogetherWatch
+    uses: TogetherMode
 
     def __init__(self, chunk: Chunk) -> None:
         super().__init__(chunk)
@@ -144,7 +144,7 @@ class _Watched(_Factored):
 
         def losses(members: Sequence[Tensor]) -> list[Tensor]:
             own = [members[place] for place in summed.places]
-            with TogetherWatch(own, shared) as self.watch:
+            with TogetherMode(own, shared) as self.uses:
                 return summed.losses(members)
 
         return self.chunk.mapped(losses, values[:count])
@@ -158,7 +158,7 @@ class _Watched(_Factored):
             tape = Tape(self.values, recording)
             losses, beside = tape.run(self, lambda result: (result, None))[0]
             self._check(tape, losses, beside)
-            found = self.watch.found
+            found = self.uses.found
             copies = tape.leaves[: len(self.chunk.values)]
             grads: Sequence[Tensor | None] = torch.autograd.grad(
                 losses, [*[call.output for call in found], *copies], torch.ones_like(losses),
@@ -179,7 +179,7 @@ class _Watched(_Factored):
             raise InexactError("the result is differentiated outside")
         if losses.grad_fn is None:
             raise InexactError("nothing is differentiated")
-        if self.watch.written:
+        if self.uses.written:
             raise InexactError("the input of a layer was written in place")
         if tape.differentiates_backward([losses]):
             raise InexactError("the function takes derivatives itself")
@@ -201,7 +201,7 @@ class _Traced(_Factored):
         _, tensors = self.chunk.mapped(
             lambda members: self._sample(members, own), self.chunk.values
         )
-        found, count = self.watch.found, len(self.watch.found)
+        found, count = self.uses.found, len(self.uses.found)
         calls = []
         for call, given, grad in zip(found, tensors, tensors[count:], strict=False):
             leaf = self.shared[call.weight]
@@ -228,7 +228,7 @@ class _Traced(_Factored):
             left = iter(rest)
             shared = [None if leaf is None else next(left) for leaf in self.shared]
             loss, *beside = self._losses(members, filled(list(leaves), own, copies), shared)
-            found = self.watch.found
+            found = self.uses.found
             inputs = [*[call.output for call in found], *copies]
             grads = functorch.gradients_here(loss, inputs)
             return loss, [*[call.given for call in found], *grads, *beside]
@@ -254,7 +254,7 @@ class _Traced(_Factored):
         matrices = [k for k, leaf in enumerate(self.shared) if leaf is not None and leaf.dim() > 1]
         if not needs(matrices):
             return [k for k in everything if k not in matrices]
-        known = {call.weight for call in self.watch.found}
+        known = {call.weight for call in self.uses.found}
         if not needs([k for k in matrices if k in known]):
             return [k for k in everything if k not in known]
         return everything
@@ -264,6 +264,6 @@ class _Traced(_Factored):
     ) -> list[Tensor]:
         """The loss of one sample and what is beside, at these leaves."""
         summed = self.chunk.summed
-        self.watch = TracedWatch(own, shared)
-        with self.watch:  # dynamo gives nothing to "as"
+        self.uses = TracedMode(own, shared)
+        with self.uses:  # dynamo gives nothing to "as"
             return summed.losses(filled(list(members), summed.places, own))

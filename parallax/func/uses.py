@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from parallax._compat import functorch
 from parallax.func.outer import Outer
 
-__all__ = ["Found", "TogetherWatch", "TracedWatch", "Watch"]
+__all__ = ["Found", "TogetherMode", "TracedMode", "UseMode"]
 
 
 class Use(ABC):
@@ -239,7 +239,7 @@ class Found:
         self.given, self.output = given, output
 
 
-class Watch(TorchFunctionMode, ABC):
+class UseMode(TorchFunctionMode, ABC):
     """Notes the calls whose rule is known, and makes them with the leaves themselves.
 
     Args:
@@ -316,7 +316,7 @@ class Watch(TorchFunctionMode, ABC):
         """The output of a call, which is noted."""
 
 
-class TogetherWatch(Watch):
+class TogetherMode(UseMode):
     """Makes the calls with all samples at once, within one ``vmap`` on the tape."""
 
     def __init__(self, members: Sequence[Tensor], shared: Sequence[Tensor | None]) -> None:
@@ -354,7 +354,7 @@ class TogetherWatch(Watch):
         return functorch.as_mapped(output.view(use.sizes(whole, output)), self.level)
 
 
-class TracedWatch(Watch):
+class TracedMode(UseMode):
     """Makes the calls for one sample, within ``torch.func.vjp`` in a trace."""
 
     def _is_constant(self, bias: Any) -> bool:

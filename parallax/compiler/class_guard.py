@@ -17,12 +17,12 @@ from parallax.compiler.held import Held, functions_in
 from parallax.core.nodes import CLASS_CLOCK
 from parallax.core.structure import Structure
 
-__all__ = ["Watch"]
+__all__ = ["ClassGuard"]
 
 _OWN = ("__layout__", "__ready__", "_abc_impl", "__abstractmethods__")  # written by the metaclasses
 
 
-class Watch:
+class ClassGuard:
     """What the classes of the modules in ``tokens`` hold now."""
 
     def __init__(self, tokens: tuple[Any, ...]) -> None:
