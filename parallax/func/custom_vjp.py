@@ -77,15 +77,22 @@ class custom_vjp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
                 f"returns (result, residuals) and bwd a tuple of cotangents"
             )
         fwd, bwd = self._rule
-        given = self._arguments.split(args)
-        rule = Rule(
-            lambda *moving: fwd(*given.around(moving)),
-            lambda kept, cotangent: bwd(*given.still, kept, cotangent),
-            given.moving,
-            self._what,
-        )
+        if self._arguments.argnums:
+            rule = self._called(fwd, bwd, args)
+        else:  # the usual case, with less
+            rule = Rule(fwd, bwd, args, self._what)
         tensors = rule.open()
         if not dynamo.is_compiling() and not differentiable(tensors):
             return self._fun(*args)
         found: R = apply(rule, tensors)
         return found
+
+    def _called(self, fwd: Callable[..., Any], bwd: Callable[..., Any], args: Any) -> Rule:
+        """The rule of a call in which some arguments are not differentiated."""
+        given = self._arguments.split(args)
+        return Rule(
+            lambda *moving: fwd(*given.around(moving)),
+            lambda kept, cotangent: bwd(*given.still, kept, cotangent),
+            given.moving,
+            self._what,
+        )

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from parallax._compat import dynamo
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.func.arguments import short
 from parallax.func.moving import filled, path_of
@@ -60,6 +61,27 @@ class Frame:
 _LONE = Frame(core.LONE, (0,), ())
 
 
+class _Row(Frame):
+    """A plain tuple of tensors, which is put together without its structure."""
+
+    __slots__ = ()
+
+    def build(self, tensors: Sequence[Any]) -> Any:
+        """The tuple of these tensors."""
+        return tuple(tensors)
+
+
+_rows: dict[int, _Row] = {}
+
+
+def _row(tree: tuple[Tensor, ...]) -> _Row:
+    """The frame of a plain tuple of tensors, which depends on their number alone."""
+    known = _rows.get(len(tree))
+    if known is None:
+        known = _rows[len(tree)] = _Row(core.opened(tree)[1], range(len(tree)), ())
+    return known
+
+
 def framed(tree: Any, what: str, role: str) -> tuple[list[Tensor], Frame]:
     """Takes a tree apart into its tensors and the rest.
 
@@ -74,6 +96,8 @@ def framed(tree: Any, what: str, role: str) -> tuple[list[Tensor], Frame]:
     """
     if isinstance(tree, Tensor):
         return [tree], _LONE
+    if type(tree) is tuple and not dynamo.is_compiling() and all([type(x) is Tensor for x in tree]):
+        return list(tree), _row(tree)  # a usual case, with less
     leaves, spec = core.opened(tree)
     places = [place for place, leaf in enumerate(leaves) if leaf is not None]
     tensors = [leaves[place] for place in places]

@@ -93,11 +93,16 @@ class Rule:
     def apart(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The tensors of the result, and of what is kept and is no argument."""
         outs, kept = self.run(tensors)
-        places = {id(tensor): place for place, tensor in enumerate(tensors)}
-        self.sources = [places.get(id(tensor)) for tensor in kept]
+        places = self.find(tensors, kept)
         # An argument that is returned as it is cannot be saved.
         found = [x.view_as(x) if id(x) in places else x for x in outs]
         return (*found, *[x for x, k in zip(kept, self.sources, strict=True) if k is None])
+
+    def find(self, tensors: Sequence[Tensor], kept: Sequence[Tensor]) -> dict[int, int]:
+        """Notes which tensors that are kept are arguments; the place of each argument by its id."""
+        places = {id(tensor): place for place, tensor in enumerate(tensors)}
+        self.sources = [places.get(id(tensor)) for tensor in kept]
+        return places
 
     def together(self, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
         """The tensors that are kept, from those of the arguments and the others."""
@@ -133,6 +138,8 @@ class Rule:
         count, frame = self.frames[index]
         if grad is None:
             return [None] * count
+        if type(arg) is Tensor and type(grad) is Tensor and grad.shape == arg.shape:
+            return [grad if is_inexact(arg) else None]  # the usual case, with less
         where = f"{self.what}: the cotangent of argument {index}"
         try:
             column = [grad] if isinstance(arg, Tensor) else core.columns(arg, (grad,))[2][0]
@@ -179,7 +186,9 @@ class _OnTape(torch.autograd.Function):
         outs, kept = rule.run(tensors)
         ctx.rule = rule
         ctx.outs = [is_inexact(x) for x in outs]
-        ctx.save_for_backward(*tensors, *kept)
+        rule.find(tensors, kept)
+        others = [x for x, k in zip(kept, rule.sources, strict=True) if k is None]
+        ctx.save_for_backward(*tensors, *others)
         return tuple(outs)
 
     @staticmethod
@@ -187,9 +196,10 @@ class _OnTape(torch.autograd.Function):
         rule: Rule = ctx.rule
         saved = ctx.saved_tensors
         count = sum([count for count, _ in rule.frames])
-        kept = saved[count:]
         if torch.is_grad_enabled() and any([x.requires_grad for x in saved[:count]]):
             _, kept = rule.run(saved[:count])
+        else:
+            kept = rule.together(saved, saved[count:])
         return (None, *rule.pull(ctx.outs, kept, cotangents))
 
 
