@@ -131,10 +131,10 @@ def chain(*parts: Any) -> Chain:
     if not places:
         raise TypeError("chain: one part must be an optimizer. Write chain(ClipNorm(1.0), Adam())")
     if len(places) > 1:
-        first, second = parts[places[0]], parts[places[1]]
+        first, second = [type(parts[k]).__name__ for k in places[:2]]
         raise TypeError(
-            f"chain: {first!r} and {second!r} are both optimizers, and one steps. For other "
-            f"parts of the model write optim.Split({{condition: {second!r}}}, rest={first!r})"
+            f"chain: {first} and {second} are both optimizers, and one steps. For other parts of "
+            f"the model write optim.Split({{condition: optim.{second}()}}, rest=optim.{first}())"
         )
     for k, part in enumerate(parts):
         if k != places[0] and (isinstance(part, type) or not _is_transformation(part)):
