@@ -149,6 +149,38 @@ def gradients_here(output: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ..
     return grads
 
 
+_NO_HOOKS = "torch.func's derivatives don't yet support saved tensor hooks"
+
+
+def gradients_in_trace(
+    fn: Callable[..., tuple[Tensor, list[Tensor]]], tensors: Sequence[Tensor]
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """As ``torch.func.grad_and_value(fn, ..., has_aux=True)`` of all tensors, while dynamo traces.
+
+    torch handles each tensor by a dozen functions of Python, for pytrees. Dynamo follows them all,
+    which takes a third of the trace of a step, and each leaves nodes in the graph.
+
+    Args:
+        fn: takes the tensors to a scalar and a list of other tensors.
+        tensors: what is differentiated by.
+
+    Returns:
+        The gradients, the scalar and the other tensors.
+    """
+    eager = torch._functorch.eager_transforms
+    wrap, unwrap = eager._wrap_for_grad, eager._unwrap_for_grad
+    no_hooks = torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS)
+    with no_hooks, eager.grad_increment_nesting() as level, torch.enable_grad():
+        wrapped = [wrap(tensor, level) for tensor in tensors]
+        with eager.enable_inplace_requires_grad(True):
+            for tensor in wrapped:
+                eager._set_tensor_requires_grad(tensor)
+        output, beside = fn(*wrapped)
+        grads = eager._autograd_grad((output,), wrapped, create_graph=True)
+        opened = [unwrap(tensor, level) for tensor in beside]
+        return [unwrap(grad, level) for grad in grads], unwrap(output, level), opened
+
+
 outside_transforms: Callable[[], AbstractContextManager[object]] = torch._C._DisableFuncTorch
 """Within ``with outside_transforms():`` operators on plain tensors pass ``torch.func`` by."""
 

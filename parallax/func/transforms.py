@@ -62,9 +62,7 @@ def gradient_by_functorch(call: Call, finish: Finish) -> tuple[list[Tensor], Ten
     """As ``engines.gradient``."""
     flat, after = through(call, finish)
     if dynamo.is_compiling():
-        everything = tuple(range(len(call.values)))
-        transform = torch.func.grad_and_value(flat, everything, has_aux=True)
-        grads, (loss, beside) = transform(*call.values)
+        grads, loss, beside = functorch.gradients_in_trace(flat, call.values)
     else:
         loss, pull, beside = applied(torch.func.vjp, flat, *call.values, has_aux=True)
         one = torch.ones_like(loss)
