@@ -167,7 +167,7 @@ def gradients_in_trace(
     Returns:
         The gradients, the scalar and the other tensors.
     """
-    eager = torch._functorch.eager_transforms
+    eager: Any = torch._functorch.eager_transforms
     wrap, unwrap = eager._wrap_for_grad, eager._unwrap_for_grad
     no_hooks = torch.autograd.graph.disable_saved_tensors_hooks(_NO_HOOKS)
     with no_hooks, eager.grad_increment_nesting() as level, torch.enable_grad():
