@@ -161,18 +161,19 @@ def test_results_have_types() -> None:
 
 # The same for methods, and ``at`` of schedules: a float for an int, and for a tensor a tensor.
 METHODS_OF_ANY_TYPE = {
+    "Computed.forward": "what its layer returns",
+    "Computed.merged": "a layer of the class that was given",
     "Identity.forward": "what it is given; the checkers lose a type variable of forward in a call",
     "Lambda.forward": "what its function returns",
     "Lifted.forward": "what the forward of the lifted class returns",
+    "LoRA.forward": "what its layer returns",
     "Lowered.forward": "what the forward of the lowered class returns",
     "Module.forward": "what the subclass says",
     "Selection.get": "a leaf or a node, or a tuple of them",
     "Sequential.forward": "what its last layer returns",
-    "LoRA.forward": "what its layer returns",
     "SpectralNorm.forward": "what its layer returns",
     "Stack.forward": "what its blocks return",
     "TreeSpec.build": "a structure does not carry the class of its tree",
-    "WeightNorm.forward": "what its layer returns",
     "_AdaptiveMaxPool.forward": "a tensor, or with return_indices a pair",
     "_FractionalMaxPool.forward": "a tensor, or with return_indices a pair",
     "_MaxPool.forward": "a tensor, or with return_indices a pair",

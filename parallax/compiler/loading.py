@@ -8,7 +8,6 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from parallax._compat.artifacts import load_graph
@@ -18,7 +17,7 @@ from parallax._compat.modes import is_transforming
 from parallax.compiler.donation import Donation
 from parallax.compiler.graph import Graph, Loaded
 from parallax.compiler.leaves import Leaves
-from parallax.compiler.lowering import MAGIC, Leaf, leaf_of, other_of, system
+from parallax.compiler.lowering import MAGIC, Leaf, checked_path, leaf_of, other_of, system
 from parallax.compiler.packing import pack_call, paths_of
 from parallax.compiler.reasons import changed
 from parallax.core.arguments import shown
@@ -50,9 +49,10 @@ def load_compiled(path: str | os.PathLike[str]) -> Callable[..., Any]:
         The function.
 
     Raises:
+        TypeError: if ``path`` is no path.
         RuntimeError: if it was compiled for another torch, Python, Parallax or processor; or from a
             call with other arguments, under other modes of torch, or in a transform.
-        ValueError: if the file is no such file, or a class that it names is gone.
+        ValueError: if the file is no such file or damaged, or a class that it names is gone.
 
     Example:
         >>> import tempfile, torch, parallax
@@ -65,7 +65,7 @@ def load_compiled(path: str | os.PathLike[str]) -> Callable[..., Any]:
         >>> loaded(torch.ones(2))
         tensor([2., 2.])
     """
-    data = Path(path).read_bytes()
+    data = checked_path("load_compiled", path, "parallax.load_compiled").read_bytes()
     if not data.startswith(MAGIC):
         raise ValueError(
             f"{path} is no compiled function. Write one with "
@@ -79,6 +79,11 @@ def load_compiled(path: str | os.PathLike[str]) -> Callable[..., Any]:
         raise ValueError(
             f"{path}: what the function takes or returns is not here: {error}. Its classes are "
             f"found by name; make them importable, or save the function again"
+        ) from error
+    except (EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is cut off or damaged: {error}. Write it again with "
+            f"parallax.compile(step).lower(*args).save(path)"
         ) from error
     for module in content["imports"]:  # they define the operators of the graph
         importlib.import_module(module)

@@ -26,9 +26,10 @@ from parallax._compat.dynamo import compiled_entries, global_state
 from parallax.compiler.donation import Donation
 from parallax.compiler.graph import Graph
 from parallax.compiler.guards import is_library
+from parallax.core.arguments import shown
 from parallax.random.sources import GlobalSource, KeySource, SeedSource
 
-__all__ = ["MAGIC", "Compiled", "Leaf", "Lowered", "leaf_of", "other_of", "system"]
+__all__ = ["MAGIC", "Compiled", "Leaf", "Lowered", "checked_path", "leaf_of", "other_of", "system"]
 
 MAGIC = b"parallax compiled function 1\n"
 
@@ -74,9 +75,11 @@ class Lowered:
             path: of the file, which is replaced.
 
         Raises:
-            TypeError: if the function reads a tensor that is no argument, or writes to anything
-                outside of itself; or if an argument holds what has no importable name.
+            TypeError: if ``path`` is no path; if the function reads a tensor that is no argument,
+                or writes to anything outside of itself; or if an argument holds what has no
+                importable name.
         """
+        target = checked_path("save", path, "step.lower(x).save")
         if self._problem is not None:
             raise TypeError(f"{self._name} cannot be saved: {self._problem}")
         if len(self._code) != 1 or len(self._made) > 1:
@@ -100,7 +103,7 @@ class Lowered:
                 f"arguments or results are found by name in another process: define them at the "
                 f"top level of a module"
             ) from error
-        _write(Path(path), MAGIC + json.dumps(system()).encode() + b"\n" + body)
+        _write(target, MAGIC + json.dumps(system()).encode() + b"\n" + body)
 
 
 class Compiled(Protocol[P, R_co]):
@@ -157,6 +160,15 @@ def other_of(item: Any) -> Any:
     if isinstance(item, _SCALARS):
         return type(item).__name__, repr(item)  # tells -0.0 from 0.0, and NaN is itself
     return NotImplemented
+
+
+def checked_path(verb: str, path: Any, call: str) -> Path:
+    """The path of a file; a ``TypeError`` of ``verb`` if it is none."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            f"{verb}(path): expected a path, got {shown(path)}. Write {call}('step.plx')"
+        )
+    return Path(path)
 
 
 def system() -> dict[str, str]:

@@ -89,6 +89,17 @@ def _square(x: Any) -> Any:
     return (x**2).sum()
 
 
+def _sin(x: Any) -> Any:
+    return torch.sin(x)
+
+
+def _compiled() -> dict[str, Any]:
+    path = Path(folder().name) / "square.bin"
+    if not path.exists():
+        parallax.compile(_square, backend="eager").lower(torch.ones(3)).save(path)
+    return {"path": str(path)}
+
+
 def _writing(verb: str) -> Any:
     return lambda module: getattr(module, verb)(mean=module.mean)
 
@@ -227,6 +238,7 @@ def _module() -> Iterator[Subject]:
         lambda: {"fn": _loss, "options": {"backend": "eager"}},
         {"fn": "function?"},  # without one it is a decorator
     )
+    yield Subject("core.load_compiled", parallax.load_compiled, _compiled, {"path": "path"})
     yield Subject(
         "core.registry.register",
         registry.register,
@@ -257,6 +269,9 @@ def _func() -> Iterator[Subject]:
         "jacrev",
     ):
         yield Subject(f"func.{name}", getattr(func, name), lambda: {"func": _loss}, after=_with_net)
+    at_numbers = lambda made: made(torch.ones(3))  # noqa: E731  # as the lambdas beside it
+    yield Subject("func.laplacian", func.laplacian, lambda: {"func": _square}, after=at_numbers)
+    yield Subject("func.divergence", func.divergence, lambda: {"func": _sin}, after=at_numbers)
     yield Subject(
         "func.eval_shape",
         func.eval_shape,

@@ -225,6 +225,9 @@ def test_other_files_are_refused_by_the_name_of_what_differs(tmp_path: Path) -> 
         path.write_bytes(MAGIC + json.dumps(changed).encode() + b"\n" + body)
         with pytest.raises(RuntimeError, match=f"for {name} {value}, and here is .* Compile it"):
             parallax.load_compiled(path)
+    path.write_bytes(MAGIC + header + b"\n" + body[: len(body) // 2])
+    with pytest.raises(ValueError, match="is cut off or damaged: .* Write it again with"):
+        parallax.load_compiled(path)
     path.write_bytes(b"PK")
     with pytest.raises(ValueError, match="is no compiled function"):
         parallax.load_compiled(path)
