@@ -226,7 +226,7 @@ def test_other_files_are_refused_by_the_name_of_what_differs(tmp_path: Path) -> 
         with pytest.raises(RuntimeError, match=f"for {name} {value}, and here is .* Compile it"):
             parallax.load_compiled(path)
     path.write_bytes(MAGIC + header + b"\n" + body[: len(body) // 2])
-    with pytest.raises(ValueError, match="is cut off or damaged: .* Write it again with"):
+    with pytest.raises(ValueError, match=r"is cut off or damaged: .* Write it again with"):
         parallax.load_compiled(path)
     path.write_bytes(b"PK")
     with pytest.raises(ValueError, match="is no compiled function"):
