@@ -63,15 +63,13 @@ def restart_trace(reason: str) -> NoReturn:
 def hides_own_error(error: BaseException) -> bool:
     """Whether dynamo raised an error of its own in place of one that the function raises.
 
-    It does so for an operator that refuses its inputs while dynamo computes the shapes, and for an
-    exception of the function whose message it does not know.
+    It does so for an operator that refuses its inputs while dynamo computes the shapes, and for
+    every exception of the function itself.
     """
     from torch._dynamo.exc import TorchRuntimeError, Unsupported
 
-    if isinstance(error, Unsupported):
-        observed = getattr(error, "gb_type", None) == "Observed exception"
-        return observed and re.search(r"(?m)raised exception \S*\s*$", str(error)) is not None
-    return isinstance(error, TorchRuntimeError)
+    observed = getattr(error, "gb_type", None) == "Observed exception"
+    return isinstance(error, TorchRuntimeError) or (isinstance(error, Unsupported) and observed)
 
 
 def run_as_it_is(function: Callable[..., Any]) -> None:

@@ -40,17 +40,20 @@ class Look(NamedTuple):
     Attributes:
         shapes: whether leaves have lines.
         stays: whether a module around it is marked to stay in eval.
+        frozen: whether a module around it is marked as frozen.
     """
 
     shapes: bool
     stays: bool = False
+    frozen: bool = False
 
 
 def _lines(module: Any, look: Look) -> list[str]:
     head = module.extra_repr()
     told = "" if look.stays else _mode_mark(module)
-    mark = ("" if look.shapes else _mark(module)) + told
-    below = look._replace(stays=look.stays or told == _STAYS)
+    frozen = not look.frozen and _is_frozen(module)
+    mark = ("" if look.shapes else _mark(module)) + " (frozen)" * frozen + told
+    below = look._replace(stays=look.stays or told == _STAYS, frozen=look.frozen or frozen)
     inner = _collapse(_parts(module) or [], below, numbered=False)
     name = type(module).__name__
     if not inner:
@@ -67,6 +70,16 @@ def _mode_mark(module: Any) -> str:
     if type(spec) is not Structure or not spec.note.stays_eval:
         return ""
     return _STAYS if spec.stays_eval else " (stays in eval, not all below)"
+
+
+def _is_frozen(module: Any) -> bool:
+    """Whether it has parameters, and all are frozen."""
+    spec = module._spec
+    if type(spec) is not Structure:
+        return False
+    pairs = zip(spec.roles, spec.frozen, strict=True)
+    marks = [frozen for role, frozen in pairs if role == "parameter"]
+    return bool(marks) and all(marks)
 
 
 def _mark(module: Any) -> str:

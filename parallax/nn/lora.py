@@ -153,7 +153,8 @@ class LoRA(Computed):
     def __getattr__(self, name: str) -> Any:
         """What the layer has under that name, with the changed weight."""
         cls: Any = type(self)
-        if name.startswith("_") or name in cls.__layout__.fields:
+        own = name.startswith("__") or name in _OWN or name in cls.__layout__.fields
+        if own or hasattr(cls, name):
             raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
         layer: Any = self.layer
         return getattr(layer if _is_constant(layer, name) else self.merged(), name)
@@ -169,6 +170,9 @@ class LoRA(Computed):
         of = "" if self.name == "weight" else f"name={self.name!r}, "
         return f"{of}rank={self.rank}, alpha={self.scale * self.rank:g}"
 
+
+_OWN = ("_blueprint", "_parts")
+"""What tells lifted modules from others; other private names may be read by torch."""
 
 _OF_INPUT = ("linear", "transposed")
 """Forms in which the input itself goes through the change."""

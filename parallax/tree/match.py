@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from parallax._compat import dynamo
+from parallax._compat.dynamo import constant_in_traces
 from parallax.core.arguments import shown
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.nodes import is_module
@@ -67,12 +68,24 @@ def find(survey: Survey, what: Any) -> tuple[list[Entry], bool]:
     if not found:
         name = condition_name(what)
         entries = survey.chart.entries
-        held = sorted({entry.cls.__name__ for entry in entries if entry.is_module})
+        classes = {entry.cls for entry in entries if entry.is_module}
+        held = sorted({cls.__name__ for cls in classes})
         raise LookupError(
             f"select: nothing in {_name(survey)} matches {name}; it has {len(survey.leaves)} "
-            f"leaves and modules of {', '.join(held) or 'no class'}"
+            f"leaves and modules of {', '.join(held) or 'no class'}{_lifted_hint(what, classes)}"
         )
     return found, single
+
+
+def _lifted_hint(what: Any, classes: set[Any]) -> str:
+    """What to write where the class of a lifted module is meant."""
+    lifted = {cls.__name__ for cls in classes if "_blueprint" in cls.__layout__.fields}
+    if not (isinstance(what, type) and what.__name__ in lifted):
+        return ""
+    return (
+        f". A lifted {what.__name__} has a class of its own: select by "
+        f"bridge.lifted_type(torch.nn.{what.__name__})"
+    )
 
 
 def condition_name(what: Any) -> str:
@@ -179,12 +192,18 @@ def _nothing(survey: Survey, text: str) -> NoReturn:
     entries = [*containers(survey.tree, survey), *survey.chart.entries]
     paths = [entry.path for entry in entries if entry.path]
     near = list(survey.chart.remember(_near_by_state_names, text))
-    near += [p for p in difflib.get_close_matches(text, paths, n=5, cutoff=0.4) if p not in near]
+    near += [path for path in _close(text, paths) if path not in near]
     last = text.rsplit(".", maxsplit=1)[-1]
     near += [p for p in paths if p.split(".")[-1] == last and p not in near][:3]
     listed = ", ".join(near or paths[:5]) or "nothing, the tree is empty"
     word = "Near misses" if near else "It holds"
     raise LookupError(f"select: nothing in {_name(survey)} is at {text!r}. {word}: {listed}")
+
+
+@constant_in_traces
+def _close(text: str, paths: list[str]) -> list[str]:
+    """The paths that are written alike; dynamo does not trace how they are found."""
+    return difflib.get_close_matches(text, paths, n=5, cutoff=0.4)
 
 
 def _near_by_state_names(chart: Chart, glob: str) -> tuple[str, ...]:

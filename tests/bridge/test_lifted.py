@@ -36,6 +36,8 @@ def test_select_by_the_class_that_was_lifted() -> None:
     assert chosen.paths == ("blocks.0.linear", "blocks.1.linear", "heads.one", "heads.a-b")
     assert isinstance(lifted.blocks[0], bridge.lifted_type(Block))
     assert not isinstance(lifted.blocks[0], bridge.lifted_type(nn.Linear))
+    with pytest.raises(LookupError, match=r"select by bridge\.lifted_type\(torch\.nn\.Linear\)"):
+        tree.select(lifted, nn.Linear)
     with pytest.raises(TypeError, match=r"expected a class of nn.Module"):
         bridge.lifted_type(int)  # type: ignore[arg-type]  # the mistake that is tested
 

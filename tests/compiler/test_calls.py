@@ -93,6 +93,24 @@ def test_inputs_that_do_not_fit_are_told_by_the_path_of_the_layer(donate: tuple[
     assert_close_trees(compiled(model, torch.ones(2, 4)), after)
 
 
+def test_errors_of_the_function_come_as_they_are() -> None:
+    """Dynamo raises one of its own in their place."""
+
+    def refused(model: Any) -> None:
+        raise KeyError("my own")
+
+    model = nn.Sequential(nn.BatchNorm1d(2)).initialize(0)
+    calls: dict[Any, tuple[type[Exception], str]] = {
+        refused: (KeyError, "my own"),
+        lambda model: tree.select(model, "layers.9").get(): (LookupError, "Near misses: layers.0"),
+        lambda model: model(torch.ones(3, 2)): (effects.EffectError, "nobody collects"),
+        lambda model: model.state_dict(): (AttributeError, "Write: bridge.state_dict"),
+    }
+    for call, (kind, text) in calls.items():
+        with pytest.raises(kind, match=text):
+            make_compiled(call, backend="eager")(model)
+
+
 def test_nothing_given_is_changed_or_kept_alive() -> None:
     compiled = make_compiled(lambda scale: tree.map(torch.neg, scale), backend="aot_eager")
     scale = Scale(torch.ones(2))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import init
 
-from parallax import Buffer, Module, Parameter
+from parallax import Buffer, Module, Parameter, tree
 from parallax import nn as layers
 from parallax.core.display import shape_text
 from tests.corpus import (
@@ -223,6 +223,17 @@ def test_html_of_a_large_module_is_cut() -> None:
     checker = Checker()
     checker.feed(made)
     assert checker.open == []
+
+
+def test_what_is_frozen_is_told_once() -> None:
+    net = layers.Sequential(layers.Sequential(layers.Linear(2, 2)), layers.Linear(2, 2))
+    inner, outer = "in_features=2, out_features=2, bias=True", tree.select(net, "layers.0").freeze()
+    assert repr(outer) == (
+        f"Sequential(\n  (0): Sequential(\n    (0): Linear({inner}) (uninitialized)\n  ) (frozen)\n"
+        f"  (1): Linear({inner}) (uninitialized)\n)"
+    )
+    assert "(frozen)" not in repr(tree.select(net, "**.bias").freeze())
+    assert "(frozen)" not in repr(tree.select(outer, "layers.0").unfreeze())
 
 
 def test_shapes_are_shown_where_asked_for() -> None:

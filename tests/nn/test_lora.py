@@ -417,6 +417,20 @@ def test_a_compiled_lifted_model_is_the_eager_one() -> None:
     assert tree.allclose(compiled(model), gradient(model), atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["in_proj_weight", "out_proj.weight"])
+def test_attention_of_a_lifted_encoder_layer_in_eval_reads_what_it_needs(name: str) -> None:
+    """Torch's fast path reads private attributes of the attention."""
+    twin = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).double().eval()
+    model = nn.lora(bridge.lift(copy.deepcopy(twin)), f"self_attn.{name}", rank=2).initialize(0)
+    up = tree.select(model, "**.lora_B")
+    model = up.apply(torch.randn_like).eval()
+    (adapter,) = tree.select(model, nn.LoRA).get()
+    with torch.no_grad():
+        twin.get_parameter(f"self_attn.{name}").add_(adapter.lora_B @ adapter.lora_A)
+    x = torch.randn(3, 4, 8, dtype=torch.double)
+    torch.testing.assert_close(model(x), twin(x))
+
+
 def test_hooks_and_own_classes_get_the_changed_weight() -> None:
     class Squared(torch_nn.Linear):
         def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # as torch calls it
