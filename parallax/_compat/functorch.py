@@ -149,7 +149,8 @@ def gradients_here(output: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ..
     return grads
 
 
-_NO_HOOKS = "torch.func's derivatives don't yet support saved tensor hooks"
+_NO_HOOKS = "torch.func.grad does not support saved tensor hooks yet"
+"""Begins as torch's own text does, by which ``checkpoints.allow_hooks_again`` knows it."""
 
 
 def gradients_in_trace(

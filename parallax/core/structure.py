@@ -436,6 +436,13 @@ def decode(flat: tuple[Any, ...]) -> Structure:
             else Static(mark[0], cls.__name__)
             for mark in marks
         )
+        layout = getattr(cls, "__layout__", None)
+        if layout is not None:  # a class may have got dicts of leaves since then
+            children += (_EMPTY,) * (len(layout.children) - len(children))
         key = tuple(constant_key(value, cls.__name__) for value in constants)
         rebuilt.append(structure_of(local_of(cls, constants, key, Note(*note)), children, expand))
     return rebuilt.pop()
+
+
+_EMPTY: Child = structure_of(local_of(FrozenDict, ((),), ((),)), ())
+"""An empty dict, which has no leaves."""

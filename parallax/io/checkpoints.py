@@ -57,6 +57,7 @@ class Checkpoints:
         (3, 4)
         >>> checkpoints.resume({"model": model, "step": 0})["step"]
         4
+        >>> folder.cleanup()
     """
 
     path: str | os.PathLike[str]

@@ -102,8 +102,8 @@ class PairwiseDistance(_OfTwo):
         - output: ``(N)`` or ``()``; with ``keepdim`` ``(N, 1)`` or ``(1)``
 
     Example:
-        >>> nn.PairwiseDistance()(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
-        tensor([5.0000])
+        >>> nn.PairwiseDistance()(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])).round()
+        tensor([5.])
     """
 
     norm: float

@@ -173,6 +173,7 @@ def test_hooks_run_in_compiled_code(fresh_dynamo: None) -> None:
     torch.testing.assert_close(compiled(X), reference(X))
 
 
+@pytest.mark.slow
 def test_it_trains_on_the_default_backend_as_torchs_does(fresh_dynamo: None) -> None:
     model, reference = both()
     for net in (model, reference):

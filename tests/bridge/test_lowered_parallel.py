@@ -105,6 +105,7 @@ def work(rank: int, folder: str) -> None:
     torch.save(found, f"{folder}/{rank}.pt")
 
 
+@pytest.mark.slow
 def test_fsdp2_of_blocks_tensor_parallel_and_ddp_train_as_one_process(tmp_path: Path) -> None:
     meshes.run(work, tmp_path, 2)
     reference = net()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from parallax.examples.distributed import compare
 from tests.meshes import run
 
@@ -21,5 +23,6 @@ def _compare(rank: int, folder: str) -> None:
     assert held[1] < held[2] < held[0]
 
 
+@pytest.mark.slow
 def test_all_plans_agree_with_one_process(tmp_path: Path) -> None:
     run(_compare, tmp_path, 2)

@@ -9,6 +9,7 @@ import weakref
 from abc import abstractmethod
 from typing import Any, Protocol, cast
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -199,6 +200,7 @@ def test_other_calls_of_a_class_are_as_they_were() -> None:
     assert "watching" not in "".join(vars(Scale))
 
 
+@pytest.mark.slow
 def test_classes_that_were_watched_are_freed() -> None:
     def watched() -> Any:
         class Fresh(Module):

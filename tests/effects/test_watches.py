@@ -242,6 +242,7 @@ def everything(net: Any, x: Tensor) -> Any:
     return effects.capture(run, "blocks.*", "*", inputs=True)(net, zeros, x)
 
 
+@pytest.mark.slow
 def test_compiled_on_the_default_backend_in_one_graph(both: Any, rows: Tensor) -> None:
     net, _ = both
     expected = everything(net, rows)

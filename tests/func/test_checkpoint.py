@@ -346,6 +346,7 @@ def test_compiled(fresh_dynamo: None, compiler: Any) -> None:
             torch.testing.assert_close(one, other)
 
 
+@pytest.mark.slow
 def test_on_the_default_backend_memory_falls(fresh_dynamo: None) -> None:
     x = torch.ones(64, 4)
     step = parallax.compile(func.grad(loss))

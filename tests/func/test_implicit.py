@@ -141,6 +141,7 @@ def test_compiled_it_is_one_graph() -> None:
     torch.testing.assert_close(tree.leaves(found), tree.leaves(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_compiled_on_the_default_backend() -> None:
     def solution(m: Any) -> Any:

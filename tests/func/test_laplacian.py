@@ -407,6 +407,7 @@ def test_compiled_without_a_rule(fresh_dynamo: None) -> None:
     equal(compiled(net, x), unknown(net, x))
 
 
+@pytest.mark.slow
 def test_compiled_on_the_default_backend(fresh_dynamo: None) -> None:
     net = nn.Sequential(nn.Linear(2, 5), nn.GELU(), nn.LayerNorm(5), nn.Linear(5, 1)).initialize(0)
     net = tree.to(net, dtype=torch.float64)

@@ -109,8 +109,12 @@ def test_it_is_the_loop(program: Any) -> None:
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize(
     ("backend", "names"),
-    [(eager_and_aot, list(PROGRAMS)), ("inductor", ["reverse", "gradient", "per sample"])],
-    ids=["aot", "default"],
+    [
+        pytest.param(eager_and_aot, list(PROGRAMS), id="aot"),
+        pytest.param(
+            "inductor", ["reverse", "gradient", "per sample"], id="default", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_compiled_it_is_one_graph_with_the_numbers_of_the_loop(
     backend: Any, names: list[str]
@@ -253,7 +257,9 @@ def noisy_loop(key: Any) -> Tensor:
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("backend", [None, "aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    "backend", [None, "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
 def test_keys_of_rows_and_carry_give_each_step_its_numbers(backend: Any) -> None:
     run: Any = parallax.compile(noisy, backend=backend) if backend else noisy
     torch.testing.assert_close(run(random.key(0))[1], noisy_loop(random.key(0)))

@@ -130,6 +130,7 @@ def test_an_operator_without_any_second_derivative_says_so() -> None:
         func.jvp(Once.apply, (X[0],), (Y,), strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_compiled_on_the_default_backend() -> None:
     names = ["mse_loss", "huber_loss", "slogdet", "layer_norm"]

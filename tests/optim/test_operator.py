@@ -197,6 +197,7 @@ def test_an_operator_that_is_not_asked_for() -> None:
     assert assert_steps_equal(optim.Adam(fused=True), steps, model).operators == 1
 
 
+@pytest.mark.slow
 def test_whole_steps_on_the_default_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     def written_in_python(error: RuntimeError) -> bool:
         raise error

@@ -25,7 +25,7 @@ def test_every_argument_is_described_once(optimizer: Any) -> None:
     described = [line.split(":")[0].strip() for line in arguments.splitlines() if line[4] != " "]
     assert sorted(described) == sorted(inspect.signature(optimizer).parameters)
     raises, example = rest.split("\n\nExample:\n")
-    assert raises == "    ValueError: if torch refuses a value, such as a negative learning rate."
+    assert raises == "    ValueError: if a value is refused, such as a negative learning rate."
     assert example.startswith("    >>> ")
 
 

@@ -61,6 +61,7 @@ def test_what_is_no_second_use_compiles_to_the_same_numbers(program: Program) ->
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_the_default_backend_repeats_nothing_either() -> None:
     def all_of_them(key: random.Key, x: Tensor) -> Any:

@@ -134,6 +134,7 @@ def test_waiting_times_and_extreme_values_have_tails() -> None:
         assert abs(int((extremes > bound).sum()) - expected) < 5 * expected**0.5
 
 
+@pytest.mark.slow
 def test_many_rare_categories_get_their_share() -> None:
     logits = torch.full((50_001,), -18.4)
     logits[0] = 0
@@ -170,6 +171,7 @@ def test_probabilities_at_the_ends_are_exact() -> None:
         assert int((random.dropout_mask(random.key(0), (1000,), p) == 0).sum()) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_all_of_it_compiles_to_the_same_numbers() -> None:
     def draws(key: random.Key, high: Tensor) -> list[Tensor]:

@@ -113,6 +113,8 @@ CALLS: dict[str, Callable[[Any, Any], Any]] = {
 ELSEWHERE = {
     "Selection": "what select returns",
     "TreeSpec": "what structure returns",
+    "diff": "looks at values, and is refused in compiled code: test_diff",
+    "masks": "data, made before anything is compiled: test_masks",
     "summary": "text, for people",
 }
 
