@@ -61,10 +61,10 @@ class AdaptiveLogSoftmaxWithLoss(Module):
     Source: E. Grave and others, "Efficient Softmax Approximation for GPUs", ICML 2017.
 
     Example:
-        >>> softmax = nn.AdaptiveLogSoftmaxWithLoss(8, 100, cutoffs=[10, 50]).initialize(0)
-        >>> softmax(torch.ones(3, 8), torch.tensor([4, 20, 99])).output.shape
+        >>> softmax = nn.AdaptiveLogSoftmaxWithLoss(16, 100, cutoffs=[10, 50]).initialize(0)
+        >>> softmax(torch.ones(3, 16), torch.tensor([4, 20, 99])).output.shape
         torch.Size([3])
-        >>> softmax.log_prob(torch.ones(3, 8)).exp().sum(-1).round()
+        >>> softmax.log_prob(torch.ones(3, 16)).exp().sum(-1).round()
         tensor([1., 1., 1.])
     """
 
