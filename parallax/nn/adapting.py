@@ -114,7 +114,7 @@ def merge_lora(model: M) -> M:
         >>> from parallax import nn
         >>> adapted = nn.lora(nn.Linear(3, 2).initialize(0), nn.Linear, rank=1).initialize(1)
         >>> nn.merge_lora(adapted)
-        Linear(in_features=3, out_features=2, bias=True)
+        Linear(in_features=3, out_features=2, bias=True) (frozen)
     """
     check_module("nn.merge_lora", model, "model")
     survey = Survey(model)
