@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -152,8 +153,8 @@ def test_it_decorates_functions_methods_and_modules() -> None:
     class Double(Module):
         by: Parameter
 
-        @parallax.compile(backend="eager")
-        def forward(self, x: Tensor) -> Tensor:
+        @partial(make_compiled, backend="eager")
+        def forward(self, x: Tensor) -> Any:
             return self.by * x
 
         def twice(self, x: Tensor) -> Any:

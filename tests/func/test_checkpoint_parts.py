@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import parallax
 from parallax import Module, bridge, effects, func, nn, random, tree
 from tests.comparing import assert_close_trees
 from tests.compiling import eager_and_aot, make_compiled
@@ -142,5 +141,5 @@ def test_a_policy_is_for_each_part(fresh_dynamo: None) -> None:
     kept: Any = func.checkpoint(loss, "blocks.*", policy=[torch.ops.aten.addmm.default])
     model = net().eval()
     assert_close_trees(func.grad(kept)(model, X), func.grad(loss)(model, X))
-    compiled = func.grad(parallax.compile(kept, backend=eager_and_aot))
+    compiled = func.grad(make_compiled(kept, backend=eager_and_aot))
     assert_close_trees(compiled(model, X), func.grad(loss)(model, X))

@@ -13,7 +13,7 @@ import parallax
 from parallax import Buffer, Module, Parameter, UninitializedError, effects, func, nn, random, tree
 from parallax.random import KeyReusedError
 from tests.bad_input.errors import says
-from tests.compiling import eager_and_aot
+from tests.compiling import eager_and_aot, make_compiled
 
 CELL: Any = nn.GRUCell(3, 2).initialize(0, dtype=torch.float64)
 X = torch.sin(torch.arange(24.0, dtype=torch.float64)).reshape(4, 2, 3)
@@ -279,7 +279,7 @@ SAME: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("program", SAME.values(), ids=SAME)
 def test_a_key_that_would_repeat_its_numbers_is_an_error(program: Any) -> None:
-    for run in (program, parallax.compile(program, backend="eager")):
+    for run in (program, make_compiled(program, backend="eager")):
         with pytest.raises(KeyReusedError, match="would repeat"):
             run(random.key(0))
 

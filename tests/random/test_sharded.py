@@ -12,6 +12,7 @@ from torch.distributed.tensor import Replicate, Shard
 
 import parallax
 from parallax import func, nn, random, tree
+from tests.compiling import make_compiled
 from tests.meshes import alone, ranks, spread, whole
 
 PLACES = [
@@ -105,7 +106,7 @@ COMPILED: dict[str, Callable[[Tensor], Any]] = {
 
 @pytest.mark.parametrize("draw", COMPILED.values(), ids=COMPILED)
 def test_draws_in_compiled_code(draw: Any) -> None:
-    expected, plain = draw(operand()), parallax.compile(draw, backend="aot_eager")(operand())
+    expected, plain = draw(operand()), make_compiled(draw, backend="aot_eager")(operand())
     torch.testing.assert_close(plain, expected)
     with alone() as mesh:
         x = spread(operand(), mesh, Shard(0))

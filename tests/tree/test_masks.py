@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import parallax
 from parallax import func, nn, optim, tree
+from tests.compiling import make_compiled
 from tests.corpus import MLP, Dense, Nested, Norm, TiedParameter
 
 
@@ -116,7 +116,7 @@ def torch_steps(
 
 def steps(opt: Any, model: Any, compiled: bool = False) -> Any:
     state, grads = opt.init(model), tree.map(torch.ones_like, model)
-    step = parallax.compile(opt.step, backend="eager") if compiled else opt.step
+    step = make_compiled(opt.step, backend="eager") if compiled else opt.step
     for _ in range(2):
         model, state = step(model, grads, state)
     return model
