@@ -50,7 +50,7 @@ else:
 
 
 # Without frozen_default: with it checkers refuse `self.weight = ...` in __init__, too.
-@dataclass_transform(field_specifiers=(field,))
+@dataclass_transform(eq_default=False, field_specifiers=(field,))
 class ModuleMeta(_ProtocolMeta):
     """Turns a class body into fields, registers the class, and seals the instances it makes."""
 

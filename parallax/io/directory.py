@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import pickle
 from pathlib import Path
@@ -26,9 +27,18 @@ class _Unpickler(pickle.Unpickler):
             found = super().find_class(module, name)
             if (module, name) in _ALLOWED or isinstance(found, type):
                 return found
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         raise pickle.UnpicklingError(f"it holds {module}.{name}, which could run any code")
+
+
+def _member(cls: Any, name: str) -> Any:
+    """A member of an enumeration, as Python before 3.11.4 pickles one: by ``getattr``."""
+    if not (isinstance(cls, type) and issubclass(cls, enum.Enum)):
+        raise pickle.UnpicklingError(f"it reads {name!r} of {cls!r}, which could run any code")
+    return cls[name]
 
 
 _MODULES = ("torch.distributed.checkpoint.metadata", "pathlib", "pathlib._local")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.distributed import checkpoint
 from parallax import bridge, io, optim, random, tree
 from parallax import nn as layers
 from parallax.io import background
+from parallax.io.directory import _Unpickler
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
 
@@ -184,3 +186,16 @@ def test_what_goes_wrong_in_the_background_is_told_and_harms_nothing(
     assert again.result() is None
     with pytest.raises(TypeError, match=r"save_distributed\(blocking=\): expected a bool"):
         io.save_distributed(module(), tmp_path, blocking="no")  # type: ignore[call-overload]  # tested
+
+
+def test_members_of_enumerations_are_read_as_python_before_3_11_4_pickles_them() -> None:
+    """By ``getattr``, which reads nothing else here."""
+
+    def read(cls: str, name: str) -> Any:
+        code = f"cbuiltins\ngetattr\n(c{cls}\nV{name}\ntR.".encode()
+        return _Unpickler(BytesIO(code)).load()
+
+    metadata = "torch.distributed.checkpoint.metadata\n_MEM_FORMAT_ENCODING"
+    assert read(metadata, "TORCH_CONTIGUOUS_FORMAT").name == "TORCH_CONTIGUOUS_FORMAT"
+    with pytest.raises(pickle.UnpicklingError, match=r"reads 'count' of .*could run any code"):
+        read("torch\nSize", "count")
