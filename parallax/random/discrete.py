@@ -58,8 +58,8 @@ def randint(
     for name, value in (("low", low), ("high", high)):
         if not ops.is_int(value):
             raise TypeError(
-                f"randint(): {name} must be an int, got {shown(value)}. The shape comes second: "
-                f"randint(key, (3,), 0, 10)"
+                f"randint(): {name} must be an int, got {shown(value)}. Write "
+                f"randint(key, (3,), low=0, high=10): the shape comes second"
             )
     if not low < high:
         raise ValueError(

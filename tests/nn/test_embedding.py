@@ -87,7 +87,8 @@ def test_given_vectors_are_shared_and_frozen_if_asked(name: str, freeze: bool) -
     layer = getattr(nn, name).from_pretrained(vectors, freeze, padding_idx=0)
     theirs = getattr(torch_nn, name).from_pretrained(vectors, freeze, padding_idx=0)
     assert layer.weight.data_ptr() == vectors.data_ptr()
-    assert torch.equal(layer(INDICES), theirs(INDICES)) and repr(layer) == repr(theirs)
+    assert torch.equal(layer(INDICES), theirs(INDICES))
+    assert repr(layer) == repr(theirs) + " (frozen)" * freeze
     assert layer.reset(0).weight.requires_grad != freeze
     with pytest.raises(ValueError, match=rf"^{name}.from_pretrained\(embeddings\): expected a ten"):
         getattr(nn, name).from_pretrained(vectors[0])
