@@ -9,13 +9,12 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo
 from parallax.func.arguments import called
 from parallax.func.framed import check_functions, fitted, framed
 from parallax.func.moving import is_inexact
 from parallax.func.nondiff import Arguments, Given
 from parallax.func.results import describe
-from parallax.func.rules import Rule, apply, differentiable
+from parallax.func.rules import Rule, apply
 from parallax.func.signatures import R
 
 __all__ = ["custom_jvp"]
@@ -87,11 +86,8 @@ class custom_jvp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
             self._what,
             linear.push,
         )
-        tensors = rule.open()
-        if not dynamo.is_compiling() and not differentiable(tensors):
-            return self._fun(*args)
         linear.rule = rule
-        found: R = apply(rule, tensors)
+        found: R = apply(rule, rule.open(), lambda: self._fun(*args))
         return found
 
 

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from functools import update_wrapper
 from typing import Any, Generic
 
-from parallax._compat import dynamo
 from parallax.func.arguments import called
 from parallax.func.framed import check_functions
 from parallax.func.nondiff import Arguments
-from parallax.func.rules import Rule, apply, differentiable
+from parallax.func.rules import Rule, apply
 from parallax.func.signatures import R
 
 __all__ = ["custom_vjp"]
@@ -81,10 +80,7 @@ class custom_vjp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
             rule = self._called(fwd, bwd, args)
         else:  # the usual case, with less
             rule = Rule(fwd, bwd, args, self._what)
-        tensors = rule.open()
-        if not dynamo.is_compiling() and not differentiable(tensors):
-            return self._fun(*args)
-        found: R = apply(rule, tensors)
+        found: R = apply(rule, rule.open(), lambda: self._fun(*args))
         return found
 
     def _called(self, fwd: Callable[..., Any], bwd: Callable[..., Any], args: Any) -> Rule:

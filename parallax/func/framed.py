@@ -17,7 +17,7 @@ from parallax.func.arguments import short
 from parallax.func.moving import filled, path_of
 from parallax.tree import core
 
-__all__ = ["Frame", "check_functions", "fitted", "framed"]
+__all__ = ["LONE", "Frame", "check_functions", "fitted", "framed"]
 
 
 class Frame:
@@ -38,7 +38,7 @@ class Frame:
 
     def build(self, tensors: Sequence[Any]) -> Any:
         """The tree around these tensors."""
-        if self is _LONE:
+        if self is LONE:
             return tensors[0]
         spec, count = self.spec, len(self.places)
         if self.keyed:
@@ -58,7 +58,8 @@ class Frame:
         )
 
 
-_LONE = Frame(core.LONE, (0,), ())
+LONE = Frame(core.LONE, (0,), ())
+"""The frame of a tensor alone."""
 
 
 class _Row(Frame):
@@ -95,7 +96,7 @@ def framed(tree: Any, what: str, role: str) -> tuple[list[Tensor], Frame]:
         UninitializedError: if a leaf has no value yet.
     """
     if isinstance(tree, Tensor):
-        return [tree], _LONE
+        return [tree], LONE
     if type(tree) is tuple and not dynamo.is_compiling() and all([type(x) is Tensor for x in tree]):
         return list(tree), _row(tree)  # a usual case, with less
     leaves, spec = core.opened(tree)
@@ -129,7 +130,7 @@ def fitted(
     Raises:
         ValueError: if it is not; the message names the path.
     """
-    if frame is _LONE and type(tree) is Tensor:  # the usual case, with less
+    if frame is LONE and type(tree) is Tensor:  # the usual case, with less
         if tree.shape == tensors[0].shape and tree.dtype is tensors[0].dtype:
             return [tree]
         found = [tree]

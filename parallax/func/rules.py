@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, flow, modes
-from parallax.func.framed import Frame, framed
+from parallax.func.framed import LONE, Frame, framed
 from parallax.func.moving import is_inexact, path_of
 from parallax.func.results import describe
 from parallax.tree import core
@@ -33,8 +33,11 @@ class Rule:
     Attributes:
         forward: takes the arguments to the result and what is kept.
         backward: takes what is kept and a cotangent to one for each argument.
+        args: the arguments.
         what: what is called, for error messages.
+        frames: of each argument the number of its tensors, and its frame.
         outs: the frame of the result, when it is known.
+        kept: the frame of what is kept, when it is known.
         count: how many tensors the result is.
         sources: of each tensor that is kept, which tensor of the arguments it is, if any.
         push: the derivative in forward mode, if there is one.
@@ -45,7 +48,7 @@ class Rule:
     )  # fmt: skip
 
     outs: Frame
-    kept: Frame
+    kept: Frame | _Row
     count: int
     sources: list[int | None]
 
@@ -58,41 +61,80 @@ class Rule:
         self.args = args
         self.what = what
         self.push = push
-        self.frames: list[tuple[int, Frame]] = []
 
     def open(self) -> list[Tensor]:
         """The tensors of the arguments."""
         tensors: list[Tensor] = []
+        frames: list[tuple[int, Frame]] = []
         for index, arg in enumerate(self.args):
+            if type(arg) is Tensor:  # the usual case, with less
+                tensors.append(arg)
+                frames.append(_ONE)
+                continue
             found, frame = framed(arg, self.what, f"argument {index}")
             tensors += found
-            self.frames.append((len(found), frame))
+            frames.append((len(found), frame))
+        self.frames = frames
         return tensors
 
     def around(self, tensors: Sequence[Tensor | None]) -> list[Any]:
         """The arguments around other tensors, or holes."""
-        args, start = [], 0
-        for count, frame in self.frames:
-            args.append(frame.build(tensors[start : start + count]))
-            start += count
-        return args
+        return _built(self.frames, tensors)
 
-    def run(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The tensors of the result, and of what is kept."""
-        found = self.forward(*self.around(tensors))
+    def run(
+        self, args: Sequence[Any], tensors: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors of the result, and of what is kept.
+
+        Args:
+            args: the arguments.
+            tensors: those in the arguments.
+        """
+        found = self.forward(*args)
         if type(found) is not tuple or len(found) != 2:
             raise TypeError(
                 f"{self.what}: fwd returns a pair (result, residuals), got {describe(found)}. "
                 f"Return two things: return out, (x, y); or return out, None"
             )
         outs, self.outs = framed(found[0], self.what, "the result")
-        kept, self.kept = framed(found[1], self.what, "the residuals")
         self.count = len(outs)
+        if type(found[1]) is tuple and not dynamo.is_compiling():
+            return outs, self._open_row(found[1], args, tensors)
+        kept, self.kept = framed(found[1], self.what, "the residuals")
         return outs, kept
+
+    def _open_row(
+        self, residuals: tuple[Any, ...], args: Sequence[Any], tensors: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The tensors of what is kept; an argument in it is not taken apart again."""
+        kept: list[Tensor] = []
+        frames: list[tuple[int, Frame]] = []
+        for index, item in enumerate(residuals):
+            if type(item) is Tensor:
+                kept.append(item)
+                frames.append(_ONE)
+                continue
+            start = 0
+            for arg, known in zip(args, self.frames, strict=True):
+                if item is arg:
+                    kept += tensors[start : start + known[0]]
+                    frames.append(known)
+                    break
+                start += known[0]
+            else:
+                found, frame = framed(item, self.what, f"the residuals: {index}")
+                kept += found
+                frames.append((len(found), frame))
+        self.kept = _Row(frames)
+        return kept
+
+    def again(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors of what is kept, computed once more of those of the arguments."""
+        return self.run(self.around(tensors), tensors)[1]
 
     def apart(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The tensors of the result, and of what is kept and is no argument."""
-        outs, kept = self.run(tensors)
+        outs, kept = self.run(self.around(tensors), tensors)
         places = self.find(tensors, kept)
         # An argument that is returned as it is cannot be saved.
         found = [x.view_as(x) if id(x) in places else x for x in outs]
@@ -115,13 +157,14 @@ class Rule:
         """The cotangents of the tensors of the arguments.
 
         Args:
-            outs: which tensors of the result have one.
+            outs: which tensors of the result have one; the others are holes.
             kept: the tensors of what was kept.
             cotangents: of the result.
         """
-        pairs = zip(cotangents, outs, strict=True)
-        given = self.outs.build([cotangent if has else None for cotangent, has in pairs])
-        found = self.backward(self.kept.build(kept), given)
+        if False in outs:
+            pairs: Any = zip(cotangents, outs, strict=True)
+            cotangents = [cotangent if has else None for cotangent, has in pairs]
+        found = self.backward(self.kept.build(kept), self.outs.build(cotangents))
         if not isinstance(found, tuple) or len(found) != len(self.args):
             raise TypeError(
                 f"{self.what}: bwd returns a tuple with a cotangent for each of the "
@@ -130,7 +173,10 @@ class Rule:
             )
         grads: list[Tensor | None] = []
         for index, (arg, grad) in enumerate(zip(self.args, found, strict=True)):
-            grads += self._row(index, arg, grad)
+            if type(arg) is Tensor and type(grad) is Tensor and grad.shape == arg.shape:
+                grads.append(grad if is_inexact(arg) else None)  # the usual case, with less
+            else:
+                grads += self._row(index, arg, grad)
         return grads
 
     def _row(self, index: int, arg: Any, grad: Any) -> list[Tensor | None]:
@@ -138,16 +184,17 @@ class Rule:
         count, frame = self.frames[index]
         if grad is None:
             return [None] * count
-        if type(arg) is Tensor and type(grad) is Tensor and grad.shape == arg.shape:
-            return [grad if is_inexact(arg) else None]  # the usual case, with less
         where = f"{self.what}: the cotangent of argument {index}"
-        try:
-            column = [grad] if isinstance(arg, Tensor) else core.columns(arg, (grad,))[2][0]
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{where}: {error}. Return a tree like the argument, with None for what has none"
-            ) from None
-        leaves = [arg] if isinstance(arg, Tensor) else core.opened(arg)[0]
+        leaves: Sequence[Any] = [arg]
+        column: Sequence[Any] = [grad]
+        if not isinstance(arg, Tensor):
+            try:
+                _, leaves, (column,) = core.columns(arg, (grad,))
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{where}: {error}. Return a tree like the argument, with None for what has "
+                    f"none"
+                ) from None
         row: list[Tensor | None] = []
         for place in frame.places:
             leaf, value = leaves[place], column[place]
@@ -162,19 +209,58 @@ class Rule:
         return row + [None] * (count - len(row))
 
 
-def apply(rule: Rule, tensors: Sequence[Tensor]) -> Any:
-    """The result of the call at the tensors of its arguments, with the derivative of the rule."""
+class _Row:
+    """A plain tuple of trees without their tensors, of each the number of tensors and the frame."""
+
+    __slots__ = ("frames",)
+
+    def __init__(self, frames: list[tuple[int, Frame]]) -> None:
+        self.frames = frames
+
+    def build(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+        """The tuple around these tensors."""
+        return tuple(_built(self.frames, tensors))
+
+
+_ONE = (1, LONE)
+
+
+def _built(frames: list[tuple[int, Frame]], tensors: Sequence[Tensor | None]) -> list[Any]:
+    """Trees around tensors."""
+    if len(frames) == len(tensors) and all([frame is LONE for _, frame in frames]):
+        return list(tensors)
+    trees, start = [], 0
+    for count, frame in frames:
+        trees.append(frame.build(tensors[start : start + count]))
+        start += count
+    return trees
+
+
+def apply(rule: Rule, tensors: Sequence[Tensor], plain: Callable[[], Any] | None = None) -> Any:
+    """The result of the call at the tensors of its arguments, with the derivative of the rule.
+
+    Args:
+        rule: the call.
+        tensors: those in its arguments.
+        plain: is called in its place where nobody can ask for a derivative.
+    """
+    if modes.tape_is_exact():
+        if plain is not None and not _recording(tensors):
+            return plain()
+        found: Any = _OnTape.apply(rule, *tensors)  # type: ignore[no-untyped-call]  # torch's
+        return rule.outs.build(found)
     if dynamo.is_compiling():
         return _traced(rule, tensors)
-    ruled: Any = _OnTape if modes.tape_is_exact() else _Ruled
-    found = ruled.apply(rule, *tensors)
+    found = _Ruled.apply(rule, *tensors)  # type: ignore[no-untyped-call]  # torch's
     return rule.outs.build(found[: rule.count])
 
 
 def differentiable(tensors: Sequence[Tensor]) -> bool:
     """Whether somebody can ask for a derivative of what is computed of these tensors."""
-    if not modes.tape_is_exact():
-        return True
+    return _recording(tensors) if modes.tape_is_exact() else True
+
+
+def _recording(tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
 
 
@@ -183,10 +269,10 @@ class _OnTape(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rule: Rule, *tensors: Tensor) -> tuple[Tensor, ...]:
-        outs, kept = rule.run(tensors)
+        outs, kept = rule.run(rule.args, tensors)  # which hold the very tensors
+        rule.find(tensors, kept)
         ctx.rule = rule
         ctx.outs = [is_inexact(x) for x in outs]
-        rule.find(tensors, kept)
         others = [x for x, k in zip(kept, rule.sources, strict=True) if k is None]
         ctx.save_for_backward(*tensors, *others)
         return tuple(outs)
@@ -195,9 +281,9 @@ class _OnTape(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> Any:
         rule: Rule = ctx.rule
         saved = ctx.saved_tensors
-        count = sum([count for count, _ in rule.frames])
+        count = len(ctx.needs_input_grad) - 1
         if torch.is_grad_enabled() and any([x.requires_grad for x in saved[:count]]):
-            _, kept = rule.run(saved[:count])
+            kept: Sequence[Tensor] = rule.again(saved[:count])
         else:
             kept = rule.together(saved, saved[count:])
         return (None, *rule.pull(ctx.outs, kept, cotangents))
@@ -226,7 +312,7 @@ class _Ruled(torch.autograd.Function):
         count = sum([count for count, _ in rule.frames])
         tensors, others = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         if others and torch.is_grad_enabled() and any([x.requires_grad for x in tensors]):
-            _, kept = rule.run(tensors)
+            kept = rule.again(tensors)
         else:
             kept = rule.together(tensors, others)
         return (None, *rule.pull(ctx.outs, kept, cotangents[: rule.count]))
@@ -247,7 +333,7 @@ class _Ruled(torch.autograd.Function):
 
 def _traced(rule: Rule, tensors: Sequence[Tensor]) -> Any:
     """The call as dynamo traces it: recorded, with an operator that has the derivative."""
-    outs, kept = rule.run(tensors)
+    outs, kept = rule.run(rule.args, tensors)
     flags = [is_inexact(x) for x in outs]
     count = len(outs)
 
