@@ -161,10 +161,10 @@ class Rule:
             kept: the tensors of what was kept.
             cotangents: of the result.
         """
+        given: Sequence[Tensor | None] = cotangents
         if False in outs:
-            pairs: Any = zip(cotangents, outs, strict=True)
-            cotangents = [cotangent if has else None for cotangent, has in pairs]
-        found = self.backward(self.kept.build(kept), self.outs.build(cotangents))
+            given = [x if has else None for x, has in zip(cotangents, outs, strict=True)]
+        found = self.backward(self.kept.build(kept), self.outs.build(given))
         if not isinstance(found, tuple) or len(found) != len(self.args):
             raise TypeError(
                 f"{self.what}: bwd returns a tuple with a cotangent for each of the "
