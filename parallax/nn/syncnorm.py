@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from parallax._compat.summing import group_of, name_of, summed_over
+from parallax.bridge.lifted import lifted_type
+from parallax.core import notes
 from parallax.core.arguments import shown
-from parallax.nn.batchnorm import BatchNorm
+from parallax.core.description import spec_of
+from parallax.core.nodes import is_module
+from parallax.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from parallax.nn.refusal import refuse
+from parallax.tree.select import select
 
 __all__ = ["SyncBatchNorm"]
+
+M = TypeVar("M")
+_OURS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
 
 class SyncBatchNorm(BatchNorm):
@@ -65,6 +73,65 @@ class SyncBatchNorm(BatchNorm):
             )
         # Its name, which is data: it can be saved, compared and compiled.
         self.process_group = name
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: M, process_group: Any = None) -> M:
+        """The module with a ``SyncBatchNorm`` in the place of every batch norm in it.
+
+        Leaves, modes and frozen marks stay what they are, and so do the names of the state dict.
+
+        Args:
+            module: a model, or a batch norm.
+            process_group: as for the class.
+
+        Returns:
+            The module; a model without batch norms as it is.
+
+        Raises:
+            TypeError: if ``module`` is no module, or holds a batch norm of a class of your own or
+                of a lifted model; the message names its path.
+
+        Example:
+            >>> from parallax import nn
+            >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).initialize(0)
+            >>> nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            Sequential(
+              (0): Linear(in_features=4, out_features=3, bias=True)
+              (1): SyncBatchNorm(3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+            )
+        """  # noqa: E501  # what repr prints
+        what = f"{cls.__name__}.convert_sync_batchnorm"
+        if not is_module(module):
+            raise TypeError(f"{what}(module): expected a module, got {shown(module)}")
+        torchs = lifted_type(torch.nn.modules.batchnorm._BatchNorm)
+        model: Any = module
+        every = [part for part in model.modules() if isinstance(part, (BatchNorm, torchs))]
+        if not every:
+            return module
+        norms = select(module, lambda _: every)
+        for path, norm in zip(norms.paths, norms.get(), strict=True):
+            if isinstance(norm, torchs):
+                raise TypeError(
+                    f"{what}: {path or 'the module'} is lifted. Convert before: "
+                    f"bridge.lift(torch.nn.SyncBatchNorm.convert_sync_batchnorm(original))"
+                )
+            if type(norm) not in _OURS and type(norm) is not cls:
+                raise TypeError(
+                    f"{what}: {path or 'the module'} is a {type(norm).__name__}, whose own "
+                    f"forward and fields would be lost. Put in what replaces it: "
+                    f"tree.select(model, {path!r}).set(...)"
+                )
+        return norms.apply(lambda norm: cls._of(norm, process_group))
+
+    @classmethod
+    def _of(cls, norm: BatchNorm, process_group: Any) -> SyncBatchNorm:
+        made = cls(
+            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats,
+            process_group,
+        )  # fmt: skip
+        made = made.replace(**{name: getattr(norm, name) for name in cls.__layout__.children})
+        object.__setattr__(made, "_spec", notes.carry_note(spec_of(norm), spec_of(made), ()))
+        return made
 
     def forward(self, input: Tensor) -> Tensor:
         """The input, normalised by the statistics of all processes in training."""

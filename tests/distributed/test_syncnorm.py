@@ -70,6 +70,12 @@ def work(rank: int, folder: str) -> None:
     for options in settings:
         ours = layer(nn.SyncBatchNorm, **options, process_group=mesh["dp"])
         check(ours, layer(nn.BatchNorm1d, **options), part)
+        converted = nn.SyncBatchNorm.convert_sync_batchnorm
+        check(
+            converted(layer(nn.BatchNorm1d, **options), mesh["dp"]),
+            layer(nn.BatchNorm1d, **options),
+            part,
+        )
     plain = layer(nn.SyncBatchNorm)  # of all processes
     grad = func.grad(of(plain, part))
     compiled = torch.compile(grad, backend="aot_eager", fullgraph=True)
@@ -90,6 +96,51 @@ def test_alone_it_is_batch_norm() -> None:
     wanted, next_ = effects.collect(lambda norm: norm(X))(layer(nn.BatchNorm1d))
     assert torch.equal(out, wanted)
     assert bridge.state_dict(after).keys() == bridge.state_dict(next_).keys()
+
+
+def net(own: Any) -> Any:
+    """A model with batch norms of three kinds, in the library ``own`` or in torch."""
+    return own.Sequential(
+        own.Linear(2, 3), own.BatchNorm1d(3, momentum=None), own.Sequential(own.Linear(3, 3)),
+        own.Sequential(own.BatchNorm2d(3, affine=False), own.BatchNorm3d(3, eps=1e-3, bias=False)),
+    )  # fmt: skip
+
+
+def test_a_model_is_converted_as_torch_does() -> None:
+    model = net(nn).initialize(0)
+    model = tree.select(model, "1").freeze()
+    model = tree.select(model, "3").eval()
+    ours = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    theirs = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net(torch.nn))
+    kinds = [type(part).__name__ for part in theirs.modules()]
+    assert [type(part).__name__ for part in ours.modules()] == kinds
+    for mine, other in zip(ours.modules(), theirs.modules(), strict=True):
+        assert mine.extra_repr() == other.extra_repr()
+    assert bridge.state_dict(ours).keys() == theirs.state_dict().keys()
+    for name, leaf in bridge.state_dict(model).items():
+        assert torch.equal(bridge.state_dict(ours)[name], leaf)
+    assert tree.select(ours, "frozen").paths == tree.select(model, "frozen").paths
+    assert [part.mode for part in ours.train(0).modules()] == [
+        part.mode for part in model.train(0).modules()
+    ]
+    norm = nn.BatchNorm2d(3)
+    assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(norm), nn.SyncBatchNorm)
+    linear = nn.Linear(2, 2)
+    assert nn.SyncBatchNorm.convert_sync_batchnorm(linear) is linear
+
+
+class Own(nn.BatchNorm1d, init=False):
+    """A norm of a user's own."""
+
+
+def test_what_is_not_converted_is_named() -> None:
+    lifted = bridge.lift(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.BatchNorm1d(3)))
+    with pytest.raises(TypeError, match=r"1 is lifted\. Convert before: bridge\.lift\(torch\.nn"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(lifted)
+    with pytest.raises(TypeError, match=r"layers\.0 is a Own, whose own .* 'layers\.0'\)\.set"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(Own(3)))
+    with pytest.raises(TypeError, match=r"\(module\): expected a module, got 3"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(3)
 
 
 def test_what_it_refuses() -> None:
