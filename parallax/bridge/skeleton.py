@@ -29,8 +29,8 @@ from parallax.bridge.undoing import Memory
 from parallax.core.entries import Leaf
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.structure import Structure
-from parallax.core.watching import watched_paths
 from parallax.effects.collection import Collecting
+from parallax.effects.watching import watched_paths
 
 __all__ = ["Shell", "Skeleton", "borrow", "empty_node", "hook", "put_back"]
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from parallax.compiler.packing import pack, paths_of, spans
 from parallax.core.arguments import shown
-from parallax.core.donated import mark_all
-from parallax.core.memory import Memory, make_private, memory_of
 from parallax.core.nodes import is_module
+from parallax.tree.donated import mark_all
+from parallax.tree.memory import Memory, make_private, memory_of
 
 __all__ = ["Donate", "Donation", "donation_of", "may_be_written"]
 

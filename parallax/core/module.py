@@ -13,7 +13,7 @@ from torch import Tensor
 from parallax import effects, random
 from parallax._compat import dynamo, sharding_rules
 from parallax._compat.collectives import gradients_placed
-from parallax.core import initialize, notes
+from parallax.core import notes
 from parallax.core.arguments import shown
 from parallax.core.containers import opened
 from parallax.core.description import spec_of
@@ -25,10 +25,10 @@ from parallax.core.metaclass import ModuleMeta, immutable, undeclared
 from parallax.core.nodes import Instance
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.sealing import check_set, seal
-from parallax.core.shares import Spreading
 from parallax.core.structure import Structure
 from parallax.effects import collection
-from parallax.random import sources
+from parallax.random import initialize, sources
+from parallax.random.shares import Spreading
 from parallax.tree import recording
 
 __all__ = ["Module"]

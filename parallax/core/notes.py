@@ -10,8 +10,7 @@ from parallax.core.entries import Note, local_of
 from parallax.core.structure import Structure, structure_of
 
 __all__ = [
-    "addressed", "carry_note", "communicating", "distribute", "in_mode", "joined", "note_of",
-    "split_copy",
+    "addressed", "carry_note", "distribute", "in_mode", "joined", "note_of", "split_copy",
 ]  # fmt: skip
 
 
@@ -50,30 +49,6 @@ def addressed(structure: Structure, root: str = "") -> Structure:
 def joined(*parts: Any) -> str:
     """The parts of a path, joined by dots."""
     return ".".join([str(part) for part in parts if part != ""])
-
-
-@real
-def communicating(
-    structure: Structure,
-    gathered: tuple[tuple[str, str], ...],
-    summed: tuple[tuple[str, tuple[str, ...]], ...] = (),
-) -> Structure:
-    """The structure in which calls of some modules communicate, and of no others.
-
-    Args:
-        structure: of the tree.
-        gathered: the path of each module whose distributed leaves a call puts together, and the
-            dimension of a mesh along which they are cut.
-        summed: the path of each module whose calls end with the sums that wait, and the dimensions
-            of a mesh along which they are computed.
-    """
-    parts, sums = dict(gathered), dict(summed)
-    paths = [joined(*path) for path, node in structure.walk() if type(node) is Structure]
-    return structure.renote(
-        lambda index, node: node.note._replace(
-            gathered=parts.get(paths[index], ""), summed=sums.get(paths[index], ())
-        )
-    )
 
 
 @real

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from parallax.core.tables import table
 from parallax.distributed.costs import Collective, collectives_of, largest_gathered
 from parallax.distributed.placements import Placed
 from parallax.distributed.rules import FullyShard
 from parallax.tree import core
 from parallax.tree.places import Survey
+from parallax.tree.table import table
 
 __all__ = ["Description", "DescriptionRow", "describe"]
 

@@ -13,7 +13,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from parallax._compat import shards
 from parallax.core.arguments import check_module, shown
 from parallax.core.fields import Lazy, UninitializedError
-from parallax.core.shares import Share
 from parallax.distributed.agreement import agree
 from parallax.distributed.batches import batches
 from parallax.distributed.description import Description, describe
@@ -22,6 +21,7 @@ from parallax.distributed.parts import marked
 from parallax.distributed.placements import Placed, placed_leaves
 from parallax.distributed.rules import FullyShard, Replicated, Rule, checked_rule, fsdp, replicate
 from parallax.distributed.shares import share, spread
+from parallax.random.shares import Share
 from parallax.tree.arguments import check_tree
 from parallax.tree.places import Survey
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from parallax.core.shares import Share
 from parallax.distributed.placements import Placed
+from parallax.random.shares import Share
 
 __all__ = ["share", "spread"]
 

@@ -13,8 +13,8 @@ from parallax._compat import dynamo
 from parallax.core import notes
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE, flatten_module, unflatten_module
-from parallax.core.watching import unwatch, watch
 from parallax.effects.collection import Collecting, Collection, root_of, source_of, with_source
+from parallax.effects.watching import unwatch, watch
 
 __all__ = ["freed", "refuse_deferred", "rng_of", "run"]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from parallax.core.graph import escaping
 from parallax.core.nodes import is_module
+from parallax.func.graph import escaping
 
 __all__ = ["are_held", "take_graphs_off", "written_by"]
 

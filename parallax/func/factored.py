@@ -16,12 +16,12 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import dynamo, functorch
-from parallax.core.graph import RUNNING
 from parallax.func.moving import filled
 from parallax.func.outer import Outer, PerSample
 from parallax.func.summed import Chunk, Summed
 from parallax.func.tape import Tape
 from parallax.func.uses import Found, TogetherMode, TracedMode
+from parallax.tree.recording import RUNNING
 
 __all__ = ["InexactError", "WithoutRuleError", "factored"]
 

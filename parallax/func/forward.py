@@ -14,7 +14,6 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import autograd, dynamo, functorch
-from parallax.core.graph import RUNNING
 from parallax.func.arguments import called, check_flags, check_randomness
 from parallax.func.call import Call, call_at
 from parallax.func.engines import on_tape
@@ -23,6 +22,7 @@ from parallax.func.results import Result, Taking
 from parallax.func.signatures import A, Aux, P, R, Ts
 from parallax.func.taylor import expand
 from parallax.func.transforms import through
+from parallax.tree.recording import RUNNING
 
 __all__ = ["jacfwd", "jvp", "linearize", "tangents_of"]
 

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import autograd, collectives, functorch, modes
-from parallax.core.graph import RUNNING, escaping, outside, refuse_reentrant, retire
 from parallax.func.call import Call
 from parallax.func.captured import are_held, take_graphs_off, written_by
+from parallax.func.graph import escaping, outside, refuse_reentrant, retire
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
 from parallax.func.transforms import Finish, Pullback, pullback_by_functorch, through
+from parallax.tree.recording import RUNNING
 
 __all__ = ["Recorded", "SecondOrderError", "Tape", "gradient_by_tape", "pullback_by_tape"]
 

@@ -13,12 +13,12 @@ from torch.nn import init
 from parallax._compat import kernels
 from parallax._compat.gradients import WhereRecorded
 from parallax.core.fields import Buffer, Lazy, Parameter
-from parallax.core.initialize import Following
 from parallax.core.module import Module
 from parallax.nn.arguments import between, integer, positive
 from parallax.nn.computed import Computed, path_of
 from parallax.nn.exactness import in_plain_eager_code
 from parallax.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from parallax.random.initialize import Following
 
 __all__ = ["SpectralNorm", "WeightNorm"]
 

@@ -14,12 +14,12 @@ from parallax._compat import dynamo, functorch, repeat
 from parallax.core import notes
 from parallax.core.arguments import check_flags, check_module
 from parallax.core.fields import Lazy
-from parallax.core.initialize import Several
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.effects import collection
 from parallax.func.checkpoint import checkpoint
 from parallax.nn.arguments import positive
+from parallax.random.initialize import Several
 from parallax.tree.arguments import check_trees
 
 __all__ = ["Stack"]

@@ -12,7 +12,6 @@ Example:
 
 from typing import TYPE_CHECKING, Any
 
-from parallax.core.donated import DonatedError
 from parallax.optim import schedules
 from parallax.optim.accumulate import Accumulate
 from parallax.optim.adadelta import Adadelta
@@ -53,6 +52,7 @@ from parallax.optim.skip import SkipNonfinite
 from parallax.optim.sparse_adam import SparseAdam
 from parallax.optim.split import Split
 from parallax.optim.state import State
+from parallax.tree.donated import DonatedError
 
 __all__ = [
     "ASAM", "ASGD", "EMA", "LAMB", "LBFGS", "SAM", "SGD", "SWA", "Accumulate", "Adadelta",

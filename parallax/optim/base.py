@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
-from parallax.core.donated import mark
 from parallax.core.fields import Lazy
-from parallax.core.memory import make_private, memory_of
 from parallax.core.registry import unflatten_module
 from parallax.optim import groups as grouping
 from parallax.optim.checks import (
@@ -31,6 +29,8 @@ from parallax.optim.kernel import Kernel
 from parallax.optim.lists import Lists, put, some
 from parallax.optim.plan import Row, known_memory, plan_for, remember
 from parallax.optim.state import NEVER, Contents, State, around
+from parallax.tree.donated import mark
+from parallax.tree.memory import make_private, memory_of
 from parallax.tree.mixing import refuse_mixed
 
 __all__ = ["Optimizer"]

@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from parallax.core.donated import mark
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim.checks import check_state, gather, open_initialized, open_model
 from parallax.optim.donate import check_donation, is_differentiable
 from parallax.optim.state import around
 from parallax.tree import core
+from parallax.tree.donated import mark
 
 __all__ = ["Chain", "Chained", "chain"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, kernels
-from parallax.core.memory import PLAIN
+from parallax.tree.memory import PLAIN
 
 __all__ = ["How", "Lists", "put", "some"]
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes
-from parallax.core.memory import Memory
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
 from parallax.optim.checks import check_sizes, gather
 from parallax.optim.state import State
+from parallax.tree.memory import Memory
 
 __all__ = ["Plan", "Row", "known_memory", "plan_for", "remember"]
 

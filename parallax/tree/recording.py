@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,15 +12,29 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch
 from parallax.core.arguments import check_function
-from parallax.core.graph import RUNNING
 from parallax.tree.core import leaves, map  # noqa: A004  # named as in every tree library
 
-__all__ = ["computed", "update"]
+__all__ = ["RUNNING", "computed", "update"]
 
 T = TypeVar("T")
 
 _COUNT = "parallax_updates"
 _MANY = 16
+
+
+class _Running(threading.local):
+    """The number of derivatives being taken on the tape in this thread; entered for each."""
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+
+RUNNING = _Running()
 
 
 def update(fn: Callable[..., Any], tree: T, *rest: Any) -> T:

@@ -15,7 +15,7 @@ from torch.distributed.tensor import Shard
 import parallax
 from parallax import Parameter, io, nn, tree
 from parallax import distributed as dist
-from parallax.core import initialize, shares
+from parallax.random import initialize, shares
 from tests.distributed.transformer import ROWS, small
 from tests.meshes import alone, run, whole
 

@@ -29,7 +29,7 @@ class DonatedError(RuntimeError):
         tensor([0.5000, 0.5000])
         >>> old.at
         Traceback (most recent call last):
-        parallax.core.donated.DonatedError: Point was given to step(..., donate=True), which...
+        parallax.tree.donated.DonatedError: Point was given to step(..., donate=True), which...
     """
 
 

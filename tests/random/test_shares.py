@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallax.core import shares
-from parallax.core.shares import Share, drawn_in_pieces, share_of
+from parallax.random import shares
+from parallax.random.shares import Share, drawn_in_pieces, share_of
 
 
 @pytest.fixture(autouse=True)

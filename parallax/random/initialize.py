@@ -19,9 +19,9 @@ from parallax._compat import functorch, shards
 from parallax.core.arguments import device_of, shown
 from parallax.core.fields import Lazy
 from parallax.core.registry import flatten_module, unflatten_module
-from parallax.core.shares import PIECE, Share, Spreading, drawn_in_pieces, share_of
 from parallax.random import seeds, sources
 from parallax.random.seeds import Twister
+from parallax.random.shares import PIECE, Share, Spreading, drawn_in_pieces, share_of
 
 __all__ = ["Following", "Several", "initialize"]
 

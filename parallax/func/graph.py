@@ -6,7 +6,6 @@ may still contain them, and no code can differentiate by them any more.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -15,24 +14,9 @@ from torch import Tensor
 from parallax._compat import checkpoints
 from parallax._compat.autograd import AccumulateGrad
 
-__all__ = ["RUNNING", "escaping", "outside", "refuse_reentrant", "retire"]
+__all__ = ["escaping", "outside", "refuse_reentrant", "retire"]
 
 _RETIRED = "_parallax_retired"
-
-
-class _Running(threading.local):
-    """The number of derivatives being taken on the tape in this thread; entered for each."""
-
-    depth = 0
-
-    def __enter__(self) -> None:
-        self.depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.depth -= 1
-
-
-RUNNING = _Running()
 
 
 def retire(leaves: Sequence[Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from parallax.core.graph import escaping
+from parallax.func.graph import escaping
 
 
 def test_a_view_of_an_own_leaf_is_own_and_of_another_is_not() -> None:
