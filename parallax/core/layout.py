@@ -12,7 +12,7 @@ from parallax.core.entries import Local, Note, local_of
 from parallax.core.fields import Field
 from parallax.core.structure import Structure
 
-__all__ = ["Layout", "converted"]
+__all__ = ["Layout"]
 
 
 @constant_while_tracing
@@ -68,9 +68,3 @@ class Layout:
             for name, value in zip(self.constants, constants, strict=True)
         ]
         return local_of(self.cls, constants, tuple(keys), Note(*note))
-
-
-def converted(layout: Layout, name: str, value: Any) -> Any:
-    """The value of a field after its converter."""
-    converter = layout.fields[name].converter
-    return value if converter is None else converter(value)

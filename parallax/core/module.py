@@ -20,7 +20,7 @@ from parallax.core.description import spec_of
 from parallax.core.display import html_of, repr_of
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.habits import hint_at_habits, without_habits
-from parallax.core.layout import Layout, converted
+from parallax.core.layout import Layout
 from parallax.core.metaclass import ModuleMeta, immutable, undeclared
 from parallax.core.nodes import Instance
 from parallax.core.registry import flatten_module, unflatten_module
@@ -130,23 +130,19 @@ class Module(Instance, metaclass=ModuleMeta):
         module = object.__new__(cls)
         # Spelled out, not as _set: dynamo takes an alias for the __setattr__ of the class.
         for name in layout.fields:
-            value = getattr(self, name)
-            if name in fields:
-                value = converted(layout, name, fields[name])
+            value = fields[name] if name in fields else getattr(self, name)
             object.__setattr__(module, name, value)
         if dynamo.is_compiling():
-            check_set(layout, module, convert=False)
+            check_set(layout, module, [name for name in layout.fields if name not in fields])
             note = notes.note_of(self)
             object.__setattr__(module, "_spec", note._replace(frozen=()))
             if note.frozen:
                 made = notes.carry_note(spec_of(self), spec_of(module), tuple(fields))
                 object.__setattr__(module, "_spec", made)
         else:
-            # Unchanged values were checked at construction, and may hold holes since then.
             spec = spec_of(self)
-            entries = zip(layout.children, spec.children, strict=True)
-            kept = {name: entry for name, entry in entries if name not in fields}
-            seal(layout, module, convert=False, admitted=kept)
+            entries = dict(zip(layout.children, spec.children, strict=True))
+            seal(layout, module, {n: entries.get(n) for n in layout.fields if n not in fields})
             made = notes.carry_note(spec, module._spec, tuple(fields))
             object.__setattr__(module, "_spec", made)
         if self._rng is not None:
@@ -245,7 +241,7 @@ class Module(Instance, metaclass=ModuleMeta):
         leaves, structure = flatten_module(self)
         _require_values(leaves, structure, "reset")
         sharding_rules.complete()
-        structure = notes.distribute(structure, mode, collection.root_of(self))
+        structure = notes.addressed(structure, collection.root_of(self), mode)
         source = sources.source_of(rng)
         sources.warn_if_same(source, collection.source_of(self._rng))
         fresh = [
@@ -283,7 +279,7 @@ class Module(Instance, metaclass=ModuleMeta):
     def _in_mode(self, mode: str, source: sources.Source | None) -> Self:
         rng, root = collection.with_source(self._rng, source), collection.root_of(self)
         leaves, structure = flatten_module(self)
-        return self._built(notes.distribute(structure, mode, root), leaves, rng)
+        return self._built(notes.addressed(structure, root, mode), leaves, rng)
 
     def split(self, n: int) -> tuple[Self, ...]:
         """Copies that share every leaf and differ in their random numbers.

@@ -9,40 +9,27 @@ from parallax.core.description import note_of
 from parallax.core.entries import Note, local_of
 from parallax.core.structure import Structure, structure_of
 
-__all__ = [
-    "addressed", "carry_note", "distribute", "in_mode", "joined", "note_of", "split_copy",
-]  # fmt: skip
+__all__ = ["addressed", "carry_note", "joined", "note_of", "split_copy"]
 
 
 @real
-def distribute(structure: Structure, mode: str, root: str = "") -> Structure:
-    """The structure with ``mode`` and every module's path, which begins at ``root``.
+def addressed(structure: Structure, root: str = "", mode: str | None = None) -> Structure:
+    """The structure with every module's path, which begins at ``root``, and its mode.
 
-    Modules that stay in eval keep their mode.
+    Args:
+        structure: of a module.
+        root: the path of the module itself.
+        mode: of all modules but those that stay in eval; ``None`` leaves each its own.
     """
-    found = structure.variants.get((mode, root))
-    if found is None:
-        found = addressed(structure, root)
-        found = found.renote(lambda _, node: in_mode(node.note, mode))
-        structure.variants[mode, root] = found.variants[mode, root] = found
-    return found
-
-
-def in_mode(note: Note, mode: str) -> Note:
-    """The note in another mode, unless the module stays in eval."""
-    return note if note.stays_eval else note._replace(mode=mode)
-
-
-@real
-def addressed(structure: Structure, root: str = "") -> Structure:
-    """The structure with every module's path, which begins at ``root``."""
-    found = structure.variants.get(("addressed", root))
+    found = structure.variants.get(("addressed", root, mode))
     if found is None:
         paths = [path for path, node in structure.walk() if type(node) is Structure]
-        found = structure.renote(
-            lambda index, node: node.note._replace(path=joined(root, *paths[index]))
-        )
-        structure.variants["addressed", root] = found.variants["addressed", root] = found
+
+        def change(index: int, node: Structure) -> Note:
+            note = node.note._replace(path=joined(root, *paths[index]))
+            return note if mode is None or note.stays_eval else note._replace(mode=mode)
+
+        found = structure.variants["addressed", root, mode] = structure.renote(change)
     return found
 
 
@@ -56,10 +43,9 @@ def split_copy(structure: Structure, k: int) -> Structure:
     """The structure of the ``k``-th copy, which has other random numbers and the same paths."""
     found = structure.variants.get(("split", k))
     if found is None:
-        found = structure.renote(
-            lambda index, node: node.note._replace(copy=f"{node.note.copy}#{k}")
+        found = structure.variants["split", k] = structure.renote(
+            lambda _, node: node.note._replace(copy=f"{node.note.copy}#{k}")
         )
-        structure.variants["split", k] = found
     return found
 
 

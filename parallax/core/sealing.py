@@ -12,7 +12,7 @@ rules and messages are in one place. For four fields it takes 0.5 us, and the ge
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -42,8 +42,6 @@ _PLAIN = frozenset(
 def seal(
     layout: Layout,
     module: Any,
-    *,
-    convert: bool = True,
     admitted: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Checks a constructed module and attaches its structure; then it is frozen.
@@ -51,8 +49,8 @@ def seal(
     Args:
         layout: that of its class.
         module: an instance whose fields are set.
-        convert: whether the fields' converters are still to run.
-        admitted: entries of the fields that were admitted before, which may hold holes now.
+        admitted: the fields that were checked and converted before, and may hold holes since then,
+            with their entries; constants with ``None``.
 
     Raises:
         TypeError: if a field was never set, or holds a value its annotation does not allow.
@@ -60,7 +58,7 @@ def seal(
     constants, children = [], []
     leaves: list[Any] = []
     for name, field in layout.fields.items():
-        value = _final(layout, module, name, field, convert)
+        value = getattr(module, name) if name in admitted else _final(layout, module, name, field)
         where = f"{layout.cls.__name__}.{name}"
         if name in layout.kinds:
             entry = admitted.get(name)
@@ -84,25 +82,27 @@ def _enter_field(layout: Layout, module: Any, name: str, value: Any, where: str)
     return frozen, entry
 
 
-def check_set(layout: Layout, module: Any, *, convert: bool = True) -> None:
+def check_set(layout: Layout, module: Any, admitted: Container[str] = ()) -> None:
     """The part of ``seal`` that can be traced: every field is set, and containers are frozen."""
     for name, field in layout.fields.items():
-        value = _final(layout, module, name, field, convert)
+        if name in admitted:
+            continue
+        value = _final(layout, module, name, field)
         kind = field.kind.itself()
         if name in layout.kinds and not kind.flat:
             object.__setattr__(module, name, freeze(value, kind))
 
 
-def _final(layout: Layout, module: Any, name: str, field: Field, convert: bool) -> Any:
+def _final(layout: Layout, module: Any, name: str, field: Field) -> Any:
     """The field's value with its default and converter applied, set on the module."""
     value = old = getattr(module, name, MISSING)
     if value is MISSING:
         if not field.has_default:
             raise TypeError(_unset(layout, module))
         value = field.make_default()
-    if convert and field.converter is not None:
+    if field.converter is not None:
         value = field.converter(value)
-    if old is MISSING or (convert and field.converter is not None):
+    if old is MISSING or field.converter is not None:
         # Not _set: dynamo takes an alias for the __setattr__ of the class.
         object.__setattr__(module, name, value)
     return value

@@ -26,7 +26,6 @@ from parallax.core.constants import constant_key, identity_key
 from parallax.core.containers import keys_of
 from parallax.core.entries import (
     BUFFER,
-    PARAMETER,
     PLAIN,
     Leaf,
     Local,
@@ -68,6 +67,10 @@ def _identity(child: Child) -> Any:
     return (Static, identity_key(child.value)) if type(child) is Static else id(child)
 
 
+def _shape_of(child: Child) -> Any:
+    return child.shape if type(child) is Structure else (STATIC if type(child) is Static else None)
+
+
 @constant_while_tracing
 class Structure:
     """A module without its leaves.
@@ -77,8 +80,6 @@ class Structure:
         children: one entry per child: a ``Leaf``, a ``Static`` or a ``Structure``.
         expand: for each place of a leaf, the index of its tensor among the unique leaves; ``None``
             when no two places share one.
-        ties: the same as pairs ``(place, first place)``.
-        marks: for each unique leaf ``"t"`` if it is trained and ``"-"`` if not.
         note: that of the top node.
         n_leaves: how many unique leaves there are, holes included.
         n_places: how many places for leaves there are, tied ones counted each.
@@ -86,20 +87,8 @@ class Structure:
     """
 
     __slots__ = (
-        "__dict__",
-        "__weakref__",
-        "_still",
-        "children",
-        "cls",
-        "depth",
-        "expand",
-        "local",
-        "marks",
-        "n_leaves",
-        "n_places",
-        "note",
-        "shape",
-        "ties",
+        *("__dict__", "__weakref__", "children", "cls", "depth", "expand", "local", "n_leaves"),
+        *("n_places", "note", "shape"),
     )
 
     def __init__(
@@ -110,7 +99,6 @@ class Structure:
         self.note = local.note
         self.children = children
         self.expand = expand
-        self.ties = () if expand is None else _ties(expand)
         below = [child.depth for child in children if type(child) is Structure]
         self.depth: int = 1 + max(below, default=0)
         if self.depth > MAX_DEPTH:
@@ -121,17 +109,10 @@ class Structure:
         self.shape: Shape = shape_of(
             class_of_instances(local),
             local.constants[0] if local.cls is FrozenDict else None,
-            tuple(
-                child.shape
-                if type(child) is Structure
-                else (STATIC if type(child) is Static else None)
-                for child in children
-            ),
+            tuple(map(_shape_of, children)),
         )
         self.n_places = self.shape.n_leaves
-        self._still = self._find_still()
-        self.marks = self._find_marks()
-        self.n_leaves = len(self.marks)
+        self.n_leaves: int = self.n_places if expand is None else max(expand) + 1
 
     # -- building ---------------------------------------------------------------------------
 
@@ -219,10 +200,14 @@ class Structure:
         """For each unique leaf, the first of its places."""
         if self.expand is None:
             return tuple(range(self.n_places))
-        seen: dict[int, int] = {}
-        for place, leaf in enumerate(self.expand):
-            seen.setdefault(leaf, place)
-        return tuple(seen.values())
+        first = {leaf: place for place, leaf in reversed([*enumerate(self.expand)])}
+        return tuple([first[leaf] for leaf in range(self.n_leaves)])
+
+    @cached_property
+    def ties(self) -> tuple[tuple[int, int], ...]:
+        """Each later place of a leaf, and its first."""
+        pairs = [(place, self.first[leaf]) for place, leaf in enumerate(self.expand or ())]
+        return tuple([(place, first) for place, first in pairs if place != first])
 
     @cached_property
     def place_paths(self) -> tuple[str, ...]:
@@ -287,29 +272,7 @@ class Structure:
     @cached_property
     def trained(self) -> tuple[int, ...]:
         """The indices of the unique leaves that are trained."""
-        return tuple([k for k, mark in enumerate(self.marks) if mark == "t"])
-
-    def _find_still(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The places of leaves that are not parameters, and of those that are frozen."""
-        others: list[int] = []
-        frozen = list(self.local.note.frozen)
-        for child, start in zip(self.children, self.starts(), strict=True):
-            if type(child) is Structure:
-                others += [start + place for place in child._still[0]]
-                frozen += [start + place for place in child._still[1]]
-            elif type(child) is Leaf and child is not PARAMETER:
-                others.append(start)
-        return tuple(others), tuple(frozen)
-
-    def _find_marks(self) -> str:
-        others, frozen = self._still
-        # A tied leaf has the role of its first place, and is frozen if any of its places is.
-        later = {place for place, _ in self.ties}
-        still = {*(place for place in others if place not in later), *frozen}
-        if self.expand is None:
-            return "".join(["-" if k in still else "t" for k in range(self.n_places)])
-        unique = {self.expand[place] for place in still}
-        return "".join(["-" if k in unique else "t" for k in range(max(self.expand) + 1)])
+        return tuple([k for k, trained in enumerate(self.trainable) if trained])
 
     # -- changing the notes ------------------------------------------------------------------
 
@@ -323,7 +286,7 @@ class Structure:
         Returns:
             A structure of the same skeleton.
         """
-        nodes = list(self.nodes())
+        nodes = self.nodes()
         rebuilt: list[Structure] = []
         # Children come after their parent in preorder, so going backwards meets them first.
         for index in range(len(nodes) - 1, -1, -1):
@@ -380,10 +343,11 @@ class Structure:
 
     @cached_property
     def _key(self) -> tuple[Any, ...]:
-        nodes = tuple(
-            (node.local, tuple(_mark(child) for child in node.children)) for node in self.nodes()
-        )
-        return (self.expand, nodes)
+        nodes = [
+            (node.local, tuple([None if type(c) is Structure else c for c in node.children]))
+            for node in self.nodes()
+        ]
+        return self.expand, tuple(nodes)
 
     def __repr__(self) -> str:
         leaves = len(self.first)
@@ -411,16 +375,6 @@ class Structure:
             )
             for node in self.nodes()
         )
-
-
-def _ties(expand: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    first: dict[int, int] = {}
-    places = [(place, first.setdefault(leaf, place)) for place, leaf in enumerate(expand)]
-    return tuple((place, earlier) for place, earlier in places if place != earlier)
-
-
-def _mark(child: Child) -> Any:
-    return None if type(child) is Structure else child
 
 
 def decode(flat: tuple[Any, ...]) -> Structure:

@@ -18,34 +18,23 @@ def find_ties(places: list[Any]) -> tuple[tuple[Any, ...], tuple[int, ...] | Non
     One declaration in two places is a tie, too. Equal numbers in the places of leaves are not:
     Python makes one object of them by chance.
     """
-    if is_compiling():
-        return _find_ties_in_trace(places)
-    present = [id(leaf) for leaf in places if isinstance(leaf, (Tensor, Lazy))]
-    if len(set(present)) == len(present):
-        return tuple(places), None
-    index: dict[int, int] = {}
-    unique: list[Any] = []
-    expand: list[int] = []
-    for leaf in places:
-        known = index.get(id(leaf)) if isinstance(leaf, (Tensor, Lazy)) else None
-        if known is None:
-            known = index[id(leaf)] = len(unique)
-            unique.append(leaf)
-        expand.append(known)
-    return tuple(unique), tuple(expand)
-
-
-def _find_ties_in_trace(places: list[Any]) -> tuple[tuple[Any, ...], tuple[int, ...] | None]:
-    """As above: dynamo has no ``id`` of a tensor, and hashes it by identity, as Python does."""
+    traced = (
+        is_compiling()
+    )  # dynamo has no id of a tensor, and hashes it by identity, as Python does
+    if not traced:
+        present = [id(leaf) for leaf in places if isinstance(leaf, (Tensor, Lazy))]
+        if len(set(present)) == len(present):
+            return tuple(places), None
     index: dict[Any, int] = {}
     unique: list[Any] = []
     expand: list[int] = []
     for leaf in places:
-        if isinstance(leaf, Tensor):
-            if leaf in index:
-                expand.append(index[leaf])
+        if isinstance(leaf, Tensor if traced else (Tensor, Lazy)):
+            name = leaf if traced else id(leaf)
+            if name in index:
+                expand.append(index[name])
                 continue
-            index[leaf] = len(unique)
+            index[name] = len(unique)
         expand.append(len(unique))
         unique.append(leaf)
     return tuple(unique), None if len(unique) == len(places) else tuple(expand)
