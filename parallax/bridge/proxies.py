@@ -36,7 +36,7 @@ from parallax.core import notes
 from parallax.core.entries import PLAIN, SLOT, Leaf, Static, local_of
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import Instance
-from parallax.core.registry import flatten_module, register_proxy, unflatten_module
+from parallax.core.registry import flatten_module, register_subclass, unflatten_module
 from parallax.core.structure import Structure, structure_of
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _made_class(cls: Any) -> Any:
     # ``__init_subclass__`` a user may have written to know all classes.
     made: Any = ABCMeta.__new__(type(cls), cls.__name__, (Instance,), space)
     type.__setattr__(made, "__bases__", (cls,))
-    register_proxy(made)
+    register_subclass(made, "proxy")
     return made
 
 

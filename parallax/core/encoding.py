@@ -10,7 +10,7 @@ import dataclasses
 import enum
 import functools
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from parallax.core.structure import Structure, decode
 __all__ = ["dump", "dump_constant", "load", "load_constant"]
 
 _PLAIN = (int, str, bool, type(None))
-_TORCH = {torch.dtype: "dtype", torch.layout: "layout", torch.memory_format: "memory_format"}
 # Where to look for functions without a usable name: torch.relu, F.gelu, Tensor.relu.
 _HOMES = ("torch:", "torch.nn.functional:", "torch._C._nn:", "torch:Tensor.", "builtins:")
 
@@ -46,24 +45,9 @@ def dump_constant(value: Any) -> Any:
         return value
     if cls is tuple:
         return [dump_constant(item) for item in value]
-    if cls is float:
-        return {"float": value.hex()}
-    if cls is complex:
-        return {"complex": [value.real.hex(), value.imag.hex()]}
-    if cls is bytes:
-        return {"bytes": value.hex()}
-    if cls is range:
-        return {"range": [value.start, value.stop, value.step]}
-    if cls is torch.device:
-        return {"device": str(value)}
-    if cls in _TORCH:
-        return {"torch": str(value).removeprefix("torch.")}
-    if value is ...:
-        return {"name": "builtins:Ellipsis"}
-    if cls is torch.Size:
-        return {"size": list(value)}
-    if cls is frozenset:
-        return {"frozenset": [dump_constant(item) for item in sorted(value, key=repr)]}
+    if cls in _DUMPERS:
+        tag, data = _DUMPERS[cls]
+        return {tag: data(value)}
     if isinstance(value, tuple) and hasattr(cls, "_fields"):
         return {"namedtuple": [_name_of(cls), [dump_constant(item) for item in value]]}
     if isinstance(value, enum.Enum):
@@ -127,7 +111,24 @@ def _find(name: str) -> Any:
     return value
 
 
-_LOADERS: dict[str, Any] = {
+_TORCH = "torch", lambda value: str(value).removeprefix("torch.")
+_DUMPERS: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    float: ("float", float.hex),
+    complex: ("complex", lambda value: [value.real.hex(), value.imag.hex()]),
+    bytes: ("bytes", bytes.hex),
+    range: ("range", lambda value: [value.start, value.stop, value.step]),
+    torch.device: ("device", str),
+    torch.dtype: _TORCH,
+    torch.layout: _TORCH,
+    torch.memory_format: _TORCH,
+    type(...): ("name", lambda _: "builtins:Ellipsis"),
+    torch.Size: ("size", list),
+    frozenset: (
+        "frozenset",
+        lambda value: [dump_constant(item) for item in sorted(value, key=repr)],
+    ),
+}
+_LOADERS: dict[str, Callable[[Any], Any]] = {
     "float": float.fromhex,
     "complex": lambda parts: complex(*map(float.fromhex, parts)),
     "bytes": bytes.fromhex,

@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 
 from parallax._compat.opaque import constant_while_tracing
 from parallax.core.constants import constant_key, identity_key
+from parallax.core.shape import LEAF, STATIC
 
 __all__ = ["BUFFER", "PARAMETER", "PLAIN", "SLOT", "Leaf", "Local", "Note", "Static",
            "class_of_instances", "leaf_of", "local_of"]  # fmt: skip
@@ -17,6 +18,8 @@ class Leaf:
     """The place of one leaf, and its role."""
 
     __slots__ = ("role",)
+
+    shape, depth, n_places = LEAF, 0, 1  # as a structure has them
 
     def __init__(self, role: str) -> None:
         self.role = role
@@ -50,6 +53,8 @@ class Static:
     """A constant in the place of a child, such as an activation function."""
 
     __slots__ = ("key", "value")
+
+    shape, depth, n_places = STATIC, 0, 0
 
     def __init__(self, value: Any, where: str) -> None:
         self.value = value

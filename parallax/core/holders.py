@@ -18,21 +18,23 @@ __all__ = ["held_as", "nodes_below", "path_to"]
 
 
 def nodes_below(root: Any) -> Iterator[tuple[str, Any]]:
-    """A module and all modules and containers in it, with their dotted paths."""
+    """A module and all modules and containers in it, each object once, with their dotted paths."""
+    seen: set[int] = set()
     stack: list[tuple[str, Any]] = [("", root)]
     while stack:
         path, value = stack.pop()
-        yield path, value
         if is_module(value):
-            names = [name for name in type(value).__layout__.children if name in vars(value)]
-            held = [(name, vars(value)[name]) for name in names]
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            names = type(value).__layout__.children
+            held = [(name, getattr(value, name, None)) for name in names]
         else:
             constants, children = opened(value) or ((), ())
-            held = []
-            if children:
-                keys = keys_of(type(value), constants, len(children))
-                held = list(zip(keys, children, strict=True))
-        stack += [(f"{path}.{key}" if path else str(key), item) for key, item in held]
+            keys = keys_of(type(value), constants, len(children)) if children else ()
+            held = list(zip(keys, children, strict=True))
+        yield path, value
+        stack += [(f"{path}.{key}" if path else str(key), item) for key, item in reversed(held)]
 
 
 def path_to(module: Any, root: Any) -> str | None:

@@ -15,11 +15,11 @@ from parallax._compat import dynamo, sharding_rules
 from parallax._compat.collectives import gradients_placed
 from parallax.core import notes
 from parallax.core.arguments import shown
-from parallax.core.containers import opened
 from parallax.core.description import spec_of
 from parallax.core.display import html_of, repr_of
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.habits import hint_at_habits, without_habits
+from parallax.core.holders import nodes_below
 from parallax.core.layout import Layout
 from parallax.core.metaclass import ModuleMeta, immutable, undeclared
 from parallax.core.nodes import Instance
@@ -371,20 +371,7 @@ class Module(Instance, metaclass=ModuleMeta):
         Returns:
             An iterator over modules.
         """
-        seen: set[int] = set()
-        stack: list[Any] = [self]
-        while stack:
-            value = stack.pop()
-            if isinstance(value, Module):
-                if id(value) in seen:
-                    continue
-                seen.add(id(value))
-                yield value
-                layout: Layout = type(value).__layout__
-                below: Any = [getattr(value, name) for name in layout.children]
-            else:
-                _, below = opened(value) or ((), ())
-            stack += reversed(below)
+        return (value for _, value in nodes_below(self) if isinstance(value, Module))
 
     def extra_repr(self) -> str:
         """The text between the parentheses of this module's line in ``repr``.

@@ -58,7 +58,7 @@ def carry_note(old: Structure, new: Structure, changed: tuple[str, ...]) -> Stru
         begin = dict(zip(new.keys(), new.starts(), strict=True))
         for key, child, start in zip(old.keys(), old.children, old.starts(), strict=True):
             if key not in changed:
-                size = child.n_places if type(child) is Structure else 1
+                size = child.n_places
                 kept += [k - start + begin[key] for k in note.frozen if start <= k < start + size]
         note = note._replace(frozen=tuple(kept))
     local = local_of(new.cls, new.local.constants, new.local.key, note)

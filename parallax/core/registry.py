@@ -215,14 +215,15 @@ def register_module(layout: Layout) -> None:
     _register_class(layout.cls, layout, "")
 
 
-def register_proxy(cls: Any) -> None:
-    """Registers a class whose instances are taken apart to trees of the class above it."""
-    _register_class(cls, cls.__layout__, " (proxy)")
+def register_subclass(cls: Any, what: str, built: type | None = None) -> None:
+    """Registers a class whose instances have the fields of a module class above it.
 
-
-def register_watching(cls: Any) -> None:
-    """Registers the subclass of watched instances of a class, which has the fields of that."""
-    _register_class(cls, cls.__layout__, " (watched)", cls)
+    Args:
+        cls: the class.
+        what: distinguishes its name from that of the module class.
+        built: the class of what optree builds; by default the module class.
+    """
+    _register_class(cls, cls.__layout__, f" ({what})", built)
 
 
 def _register_class(cls: type, layout: Layout, suffix: str, built: type | None = None) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from parallax.core.code import function_of
@@ -26,12 +26,22 @@ from parallax.core.nodes import NODES, reading
 if TYPE_CHECKING:
     from parallax.core.structure import Structure
 
-__all__ = ["STATIC", "Shape", "shape_of", "write_traced"]
+__all__ = ["LEAF", "STATIC", "Shape", "shape_of", "write_traced"]
 
 _INLINE_NODES = 12  # a child with at most so many nodes is inlined
 _UNROLL = 8  # longer runs of equal children are looped over
-STATIC: Any = "static"  # a constant in the place of a child
 
+
+class _Childless(NamedTuple):
+    """What stands in the place of a shape and has none."""
+
+    n_leaves: int
+    n_nodes: int = 0
+
+
+LEAF: Any = _Childless(1)
+STATIC: Any = _Childless(0)
+"""A constant in the place of a child."""
 
 _shapes: WeakValueDictionary[Any, Shape] = WeakValueDictionary()
 
@@ -42,7 +52,7 @@ def shape_of(cls: type, keys: tuple[Any, ...] | None, children: tuple[Any, ...])
     Args:
         cls: the class of the node.
         keys: the keys of a ``FrozenDict``; ``None`` for every other class.
-        children: per child ``None`` for a leaf, ``STATIC``, or a ``Shape``.
+        children: per child ``LEAF``, ``STATIC`` or a ``Shape``.
 
     Returns:
         The shape; the same parts give the same object, as long as it lives.
@@ -59,6 +69,8 @@ class Shape:
 
     ``build(leaves, i, plan, j)`` reads leaves from index ``i`` and nodes from index ``j``: for a
     module ``plan[j]`` is its structure and its constants, for another node its constants.
+    ``build_with_rng`` takes an rng after that, which every module holds. ``collect(tree)`` returns
+    the leaves, tied ones in each place.
     """
 
     __slots__ = ("__weakref__", "_code", "children", "cls", "keys", "n_leaves", "n_nodes")
@@ -67,25 +79,13 @@ class Shape:
         self.cls = cls
         self.keys = keys
         self.children = children
-        shapes = [child for child in children if type(child) is Shape]
-        self.n_leaves: int = children.count(None) + sum(shape.n_leaves for shape in shapes)
-        self.n_nodes: int = 1 + sum(shape.n_nodes for shape in shapes)
+        self.n_leaves: int = sum([child.n_leaves for child in children])
+        self.n_nodes: int = 1 + sum([child.n_nodes for child in children])
         self._code: dict[str, Callable[..., Any]] = {}
 
-    @property
-    def build(self) -> Callable[..., Any]:
-        """Builds a tree: ``build(leaves, i, plan, j)``."""
-        return self._code.get("build") or self._generate("build")
-
-    @property
-    def build_with_rng(self) -> Callable[..., Any]:
-        """Builds a tree whose modules hold an rng: ``build(leaves, i, plan, j, rng)``."""
-        return self._code.get("build_with_rng") or self._generate("build_with_rng")
-
-    @property
-    def collect(self) -> Callable[..., tuple[Any, ...]]:
-        """Collects the leaves, tied ones in each place: ``collect(tree)``."""
-        return self._code.get("collect") or self._generate("collect")
+    def code(self, which: str) -> Callable[..., Any]:
+        """The function ``build``, ``build_with_rng`` or ``collect``."""
+        return self._code.get(which) or self._generate(which)
 
     def _generate(self, which: str) -> Callable[..., Any]:
         # Inner shapes first and without recursion, so that deep trees need no deep stack.
@@ -93,7 +93,7 @@ class Shape:
         while stack:
             shape = stack.pop()
             order.append(shape)
-            stack += [c for c in shape.children if type(c) is Shape and c.n_nodes > _INLINE_NODES]
+            stack += [child for child in shape.children if child.n_nodes > _INLINE_NODES]
         for shape in reversed(order):
             if which not in shape._code:
                 shape._code[which] = _Writer(shape, which).function()
@@ -172,9 +172,9 @@ class _Writer:
 
     # -- build --------------------------------------------------------------------------------
 
-    def value(self, shape: Shape | None, i: int, j: int, *, outermost: bool = False) -> str:
+    def value(self, shape: Any, i: int, j: int, *, outermost: bool = False) -> str:
         """An expression for the value of ``shape`` from leaf ``i`` and node ``j``."""
-        if shape is None:
+        if shape is LEAF:
             return self.leaf(i)
         if shape.n_nodes > self.inline and not outermost:
             return self.call(shape, _at("i", i), _at("j", j))
@@ -188,48 +188,30 @@ class _Writer:
         inner = "".join(item + ", " for item in items)
         return write_built(shape.cls, self.bound, constant, inner)
 
-    def module(self, shape: Shape, i: int, j: int) -> str:
-        layout = shape.cls.__layout__  # type: ignore[attr-defined]  # a module class
-        children = dict(zip(layout.children, shape.children, strict=True))
+    def module(self, shape: Any, i: int, j: int) -> str:
+        layout, node = shape.cls.__layout__, j
+        named = dict(zip(layout.children, shape.children, strict=True))
         # Neither leaves nor nodes: the structure, and constants, also those in a child's place.
         given = ["_spec", *layout.constants]
-        given += [name for name, child in children.items() if child is STATIC]
-        if self.structure is not None:
-            return self.traced_module(shape, children, given, i, j)
-        module, made = self.fresh(), self.fresh()
-        self.lines += [
-            f"{module} = {self.bound(object.__new__)}({self.bound(shape.cls)})",
-            f"{made} = {module}.__dict__",
-            f"{''.join(f'{made}[{name!r}], ' for name in given)} = {self.given(j)}",
-        ]
-        j += 1
-        for name, child in children.items():
+        given += [name for name, child in named.items() if child is STATIC]
+        held, j = [], j + 1
+        for name, child in named.items():
             if child is not STATIC:
-                self.lines.append(f"{made}[{name!r}] = {self.value(child, i, j)}")
-                i, j = i + _leaves(child), j + _nodes(child)
+                held.append((name, self.value(child, i, j)))
+                i, j = i + child.n_leaves, j + child.n_nodes
         if self.rng:
-            self.lines.append(f"{made}['_rng'] = R")
-        return module
-
-    def traced_module(
-        self, shape: Shape, children: dict[str, Any], given: list[str], i: int, j: int
-    ) -> str:
-        """As ``module``, for dynamo: all attributes are set by one call."""
-        assert self.structure is not None
-        module, parts = self.fresh(), self.structure.plan[j]
-        pairs = [(name, self.literal(part)) for name, part in zip(given, parts, strict=True)]
-        j += 1
-        for name, child in children.items():
-            if child is not STATIC:
-                pairs.append((name, self.value(child, i, j)))
-                i, j = i + _leaves(child), j + _nodes(child)
-        if self.rng:
-            pairs.append(("_rng", "R"))
-        attributes = ", ".join(f"{name!r}: {value}" for name, value in pairs)
-        self.lines += [
-            f"{module} = {self.bound(object.__new__)}({self.bound(shape.cls)})",
-            f"{self.bound(object)}.__setattr__({module}, '__dict__', {{{attributes}}})",
-        ]
+            held.append(("_rng", "R"))
+        module = self.bind(f"{self.bound(object.__new__)}({self.bound(shape.cls)})")
+        if self.structure is not None:  # all attributes by one call, which is less for dynamo
+            held[:0] = zip(given, map(self.literal, self.structure.plan[node]), strict=True)
+            attributes = ", ".join([f"{name!r}: {value}" for name, value in held])
+            put = f"{self.bound(object)}.__setattr__({module}, '__dict__', {{{attributes}}})"
+            self.lines.append(put)
+            return module
+        made = self.bind(f"{module}.__dict__")
+        targets = "".join([f"{made}[{name!r}], " for name in given])
+        self.lines.append(f"{targets} = {self.given(node)}")
+        self.lines += [f"{made}[{name!r}] = {value}" for name, value in held]
         return module
 
     def children(self, shape: Shape, i: int, j: int) -> str | list[str]:
@@ -238,7 +220,7 @@ class _Writer:
         kinds = set(shape.children)
         if len(shape.children) > self.unroll and len(kinds) == 1 and STATIC not in kinds:
             child = shape.children[0]
-            if child is None:
+            if child is LEAF:
                 return f"tuple(L[{_at('i', i)}:{_at('i', i + len(shape.children))}])"
             call = self.call(
                 child, f"{_at('i', i)}+k*{child.n_leaves}", f"{_at('j', j)}+k*{child.n_nodes}"
@@ -250,11 +232,11 @@ class _Writer:
                 values.append(self.given(node, index))
                 continue
             values.append(self.value(child, i, j))
-            i, j = i + _leaves(child), j + _nodes(child)
+            i, j = i + child.n_leaves, j + child.n_nodes
         return values
 
     def call(self, shape: Shape, i: str, j: str) -> str:
-        function = self.bound(getattr(shape, self.which))
+        function = self.bound(shape.code(self.which))
         return f"{function}(L, {i}, N, {j}{', R' if self.rng else ''})"
 
     # -- collect ------------------------------------------------------------------------------
@@ -269,17 +251,17 @@ class _Writer:
             bound = source if opened == source else self.bind(opened)
             kinds = set(shape.children)
             if len(shape.children) > self.unroll and len(kinds) == 1 and STATIC not in kinds:
-                if shape.children[0] is None:
+                if shape.children[0] is LEAF:
                     return [f"*{bound}"]
-                collect = self.bound(shape.children[0].collect)
+                collect = self.bound(shape.children[0].code("collect"))
                 return [f"*[leaf for child in {bound} for leaf in {collect}(child)]"]
             names = [f"{bound}[{index}]" for index in range(len(shape.children))]
         parts = []
         for name, child in zip(names, shape.children, strict=True):
-            if child is None:
+            if child is LEAF:
                 parts.append(name)
             elif child is not STATIC and child.n_nodes > self.inline:
-                parts.append(f"*{self.bound(child.collect)}({name})")
+                parts.append(f"*{self.bound(child.code('collect'))}({name})")
             elif child is not STATIC:
                 parts += self.parts(child, self.bind(name))
         return parts
@@ -300,11 +282,3 @@ def _is_literal(value: Any) -> bool:
 
 def _at(base: str, offset: int) -> str:
     return f"{base}+{offset}" if offset else base
-
-
-def _leaves(child: Shape | None) -> int:
-    return 1 if child is None else child.n_leaves
-
-
-def _nodes(child: Shape | None) -> int:
-    return 0 if child is None else child.n_nodes

@@ -37,7 +37,7 @@ from parallax.core.entries import (
 )
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import NODES
-from parallax.core.shape import STATIC, Shape, shape_of, write_traced
+from parallax.core.shape import Shape, shape_of, write_traced
 
 __all__ = ["Structure", "decode", "structure_of"]
 
@@ -65,10 +65,6 @@ def structure_of(
 
 def _identity(child: Child) -> Any:
     return (Static, identity_key(child.value)) if type(child) is Static else id(child)
-
-
-def _shape_of(child: Child) -> Any:
-    return child.shape if type(child) is Structure else (STATIC if type(child) is Static else None)
 
 
 @constant_while_tracing
@@ -99,8 +95,7 @@ class Structure:
         self.note = local.note
         self.children = children
         self.expand = expand
-        below = [child.depth for child in children if type(child) is Structure]
-        self.depth: int = 1 + max(below, default=0)
+        self.depth: int = 1 + max([child.depth for child in children], default=0)
         if self.depth > MAX_DEPTH:
             raise RecursionError(
                 f"{local.cls.__name__} nests modules more than {MAX_DEPTH} deep. "
@@ -109,7 +104,7 @@ class Structure:
         self.shape: Shape = shape_of(
             class_of_instances(local),
             local.constants[0] if local.cls is FrozenDict else None,
-            tuple(map(_shape_of, children)),
+            tuple([child.shape for child in children]),
         )
         self.n_places = self.shape.n_leaves
         self.n_leaves: int = self.n_places if expand is None else max(expand) + 1
@@ -136,12 +131,12 @@ class Structure:
         if self.expand is not None:
             leaves = [leaves[k] for k in self.expand]
         if rng is None:
-            return self.shape.build(leaves, 0, self.plan, 0)
-        return self.shape.build_with_rng(leaves, 0, self.plan, 0, rng)
+            return self.shape.code("build")(leaves, 0, self.plan, 0)
+        return self.shape.code("build_with_rng")(leaves, 0, self.plan, 0, rng)
 
     def collect(self, tree: Any) -> tuple[Any, ...]:
         """The unique leaves of a tree of this structure."""
-        leaves: tuple[Any, ...] = self.shape.collect(tree)
+        leaves: tuple[Any, ...] = self.shape.code("collect")(tree)
         return leaves if self.expand is None else tuple([leaves[k] for k in self.first])
 
     def traced(self, which: str) -> Callable[..., Any]:
@@ -174,7 +169,7 @@ class Structure:
         start, starts = 0, []
         for child in self.children:
             starts.append(start)
-            start += child.n_places if type(child) is Structure else type(child) is Leaf
+            start += child.n_places
         return tuple(starts)
 
     @cached_property

@@ -85,7 +85,7 @@ def _make_watching(cls: Any) -> None:
     with _making:
         if layout.watching is None:
             made = _watching(cls)
-            registry.register_watching(made)
+            registry.register_subclass(made, "watched", made)
             layout.watching = made
 
 
