@@ -27,11 +27,14 @@ R = TypeVar("R")
 def constant_while_tracing(cls: C) -> C:
     """Has instances of an immutable class be constants while dynamo traces, as a decorator.
 
-    The class needs ``__eq__`` and ``__hash__``, and gets ``itself()``: what a trace found in an
-    argument or a global is guarded wherever it is looked into; ``value.itself()`` is not.
+    Instances of a class without ``__eq__`` are compared by identity, and torch is told so. The
+    class gets ``itself()``: what a trace found in an argument or a global is guarded wherever it
+    is looked into; ``value.itself()`` is not.
     """
     use_real = opaque_object.MemberType.USE_REAL
     dynamic: Any = cls
+    if dynamic.__eq__ is object.__eq__:
+        dynamic.__eq__ = _same
     dynamic.__fx_repr__ = _named
     dynamic.itself = _itself
     kinds = (FunctionType, functools.cached_property)
@@ -44,6 +47,10 @@ def constant_while_tracing(cls: C) -> C:
     else:
         opaque_object.register_opaque_type(cls, typ="value", members=members)
     return cls
+
+
+def _same(self: Any, other: object) -> bool:
+    return self is other
 
 
 def _itself(self: Any) -> Any:
@@ -69,12 +76,6 @@ class _Function:
     def run(self, *args: Any) -> Any:
         """What the function gives."""
         return self.function(*args)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
 
 
 def real(function: Callable[P, R]) -> Callable[P, R]:

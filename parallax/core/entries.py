@@ -27,12 +27,6 @@ class Leaf:
     def __repr__(self) -> str:
         return f"<{self.role}>"
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
-
     def __reduce__(self) -> Any:
         return leaf_of, (self.role,)
 

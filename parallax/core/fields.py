@@ -42,12 +42,6 @@ class UninitializedError(RuntimeError):
 class _Missing:
     """The value of a default that was not given."""
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
-
     def __repr__(self) -> str:
         return "MISSING"
 
@@ -276,14 +270,7 @@ else:
     class Buffer(Lazy):
         """A tensor leaf that is never trained, such as a running mean.
 
-        Args:
-            shape: the sizes of the tensor, an int or a sequence of ints.
-            init: as for ``Parameter``; zeros by default.
-            dtype: the dtype of the tensor; by default torch's default dtype.
-
-        Raises:
-            TypeError: if ``shape`` is not made of ints or ``init`` is not callable.
-            ValueError: if a size is negative.
+        It takes, and raises, what ``Parameter`` does; ``init`` is zeros by default.
 
         Example:
             >>> from parallax import Buffer

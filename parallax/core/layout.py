@@ -55,12 +55,6 @@ class Layout:
                 registries.unregister_optree_node(made)
         self.proxy = self.watching = None
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
-
     def local(self, constants: tuple[Any, ...], note: tuple[Any, ...]) -> Local:
         """The interned ``Local`` of a module with these constants."""
         keys = [
