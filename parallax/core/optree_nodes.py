@@ -7,6 +7,7 @@ without leaves there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import optree
@@ -25,20 +26,12 @@ from parallax.core.nodes import is_node, reading
 __all__ = ["optree_functions"]
 
 
+@dataclass(slots=True, repr=False, unsafe_hash=True)
 class Carried:
     """A module's local part with the rng it holds, which is carried and never compared."""
 
-    __slots__ = ("local", "rng")
-
-    def __init__(self, local: Local, rng: Any) -> None:
-        self.local = local
-        self.rng = rng
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Carried) and self.local == other.local
-
-    def __hash__(self) -> int:
-        return hash(self.local)
+    local: Local
+    rng: Any = field(compare=False)
 
     def __repr__(self) -> str:
         return repr(self.local)

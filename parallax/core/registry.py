@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import optree
@@ -103,31 +104,21 @@ def _unflatten_in_trace(structure: Any, leaves: tuple[Any, ...], rng: Any) -> An
 # -- torch ------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True, repr=False, unsafe_hash=True)
 class Context:
-    """The context of a module in torch's registry: everything but its present leaves."""
+    """The context of a module in torch's registry: everything but its present leaves.
 
-    __slots__ = ("keyed", "present", "rng", "structure")
+    Attributes:
+        structure: that of the module.
+        present: the indices of the leaves that are there; ``None`` for all.
+        rng: what the module holds as rng.
+        keyed: whether the last child is the key of that.
+    """
 
-    def __init__(
-        self, structure: Structure, present: tuple[int, ...] | None, rng: Any, keyed: bool
-    ) -> None:
-        self.structure = structure
-        self.present = present  # indices of the leaves that are there; None for all
-        self.rng = rng
-        self.keyed = keyed  # whether the last child is the rng's key
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        return (
-            type(other) is Context
-            and self.present == other.present
-            and self.keyed == other.keyed
-            and self.structure == other.structure
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.structure, self.present))
+    structure: Structure
+    present: tuple[int, ...] | None
+    rng: Any = field(compare=False)
+    keyed: bool
 
     def __repr__(self) -> str:
         return repr(self.structure)
