@@ -15,15 +15,14 @@ from torch._higher_order_ops.while_loop import while_loop_op
 from parallax._compat import functorch
 from parallax._compat.flow_programs import (
     Function,
-    apart,
     called,
     mapped,
     moved,
     pulled_back,
     separate,
     spread,
-    unaliased,
 )  # fmt: skip
+from parallax._compat.operands import apart, unaliased
 
 __all__ = ["Cond", "While"]
 

@@ -28,6 +28,7 @@ from torch._dynamo.variables.lists import TupleVariable
 from torch._ops import HigherOrderOperator
 
 from parallax._compat import in_trace
+from parallax._compat.autocasts import keep_autocast
 from parallax._compat.drawing import draws
 from parallax._compat.flow_branches import Cond, While
 from parallax._compat.flow_programs import Program, Scan, called
@@ -84,6 +85,7 @@ class Traced(variables.BaseHOPVariable):
 
     supports_input_mutation = True
     supports_aliasing = True
+    keeps_autocast = True  # a body runs with the autocast that is on where it is traced
 
     def _traced(self, tx: Any, body: Any, given: Any) -> tuple[Any, Any, list[Any], list[Any]]:
         """The graph of a body, what it said, what it takes beside what it is given, its results."""
@@ -98,6 +100,8 @@ class Traced(variables.BaseHOPVariable):
         # Dynamo makes outputs of all tensors that it finds in the result, each once.
         module.graph.output_node().args = (tuple(nodes),)
         relevel(module.graph)
+        if self.keeps_autocast:
+            keep_autocast(module.graph, [tracer.graph for tracer in tx.output.tracers])
         module.recompile()
         return proxies[0], said, list(proxies[1 + len(given) :]), nodes
 

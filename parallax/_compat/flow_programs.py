@@ -15,13 +15,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
-from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from parallax._compat import functorch, modes
+from parallax._compat.operands import apart, resolved, unaliased
 
-__all__ = ["Function", "Program", "Scan", "apart", "called", "mapped", "moved", "pulled_back",
-           "separate", "spread", "unaliased"]  # fmt: skip
+__all__ = ["Function", "Program", "Scan", "called", "mapped", "moved", "pulled_back", "separate",
+           "spread"]  # fmt: skip
 
 Function = Callable[..., Sequence[Tensor]]
 _Kind = torch._C._functorch.TransformType
@@ -122,27 +121,6 @@ def _is_inexact(value: Any) -> bool:
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
-def apart(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The tensors in memory of their own and laid out alike, as torch's operators want them."""
-    return tuple([x.clone(memory_format=torch.contiguous_format) for x in tensors])
-
-
-def unaliased(values: Sequence[Any]) -> list[Any]:
-    """The operands, none in memory of another, which torch's operators refuse."""
-    seen: set[Any] = set()
-    found = []
-    for value in values:
-        if isinstance(value, Tensor):
-            inner = value
-            if isinstance(value, FunctionalTensor):
-                inner = torch._from_functional_tensor(value.elem)
-            memory = StorageWeakRef(inner.untyped_storage())
-            value = value.clone() if memory in seen else value  # noqa: PLW2901  # of its own now
-            seen.add(memory)
-        found.append(value)
-    return found
-
-
 def separate(function: Function) -> Function:
     """A traced body for torch's operators."""
 
@@ -195,7 +173,8 @@ _MOST_OPERATORS = 400
 
 
 def _scanned(step: Function, carry: Any, stacks: Any, shared: Any) -> Sequence[Tensor]:
-    return scan_op(separate(step), apart(carry), stacks, tuple(unaliased(shared)))  # type: ignore[no-any-return]  # it is torch's
+    rows = [resolved(stack) for stack in stacks]
+    return scan_op(separate(step), apart(carry), rows, tuple(unaliased(shared)))  # type: ignore[no-any-return]  # it is torch's
 
 
 class Scan(NamedTuple):

@@ -14,14 +14,8 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from parallax._compat import shards
-from parallax._compat.flow_programs import (
-    Function,
-    called,
-    mapped,
-    moved,
-    separate,
-    unaliased,
-)  # fmt: skip
+from parallax._compat.flow_programs import Function, called, mapped, moved, separate
+from parallax._compat.operands import unaliased
 from parallax._compat.repeat_operator import NamedProgram
 
 __all__ = ["recompute_of", "signature"]

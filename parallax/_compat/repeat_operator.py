@@ -34,8 +34,10 @@ from torch._ops import HigherOrderOperator
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from parallax._compat import functorch, in_trace, shards
+from parallax._compat.autocasts import autocast_for, keep_autocast
 from parallax._compat.drawing import draws
 from parallax._compat.levels import relevel
+from parallax._compat.operands import told_apart
 from parallax._compat.partition import part
 
 __all__ = ["NamedProgram", "repeat"]
@@ -80,6 +82,7 @@ class _Variable(variables.BaseHOPVariable):
             set_subgraph_inputs="automatic_with_forced_inputs",
         )  # fmt: skip
         relevel(module.graph)
+        keep_autocast(module.graph, [tracer.graph for tracer in tx.output.tracers])
         module.recompile()
         constants = {name: value.as_proxy() for name, value in kwargs.items()}
         with tx.fake_mode:
@@ -131,9 +134,17 @@ class NamedProgram:
         self.layouts: dict[Any, int] = {}
 
     def name_for(self, operands: Sequence[Any]) -> str:
-        """The name of the graph: inductor wants all calls of one graph to agree on strides."""
+        """The name of the graph: all that it depends on is the same in all calls of it."""
         # As text, for sizes may be symbolic, and to compare them would make them numbers.
-        layout = tuple([str(x.stride()) for x in operands if isinstance(x, Tensor)])
+        layout = (
+            autocast_for(operands),
+            *[
+                (str(x.shape), str(x.stride()), x.dtype, x.device)
+                if isinstance(x, Tensor)
+                else str(x)
+                for x in operands
+            ],
+        )
         return f"{self.name}_{self.layouts.setdefault(layout, len(self.layouts))}"
 
     def pullback(self, wanted: tuple[int, ...], given: tuple[int, ...], count: int) -> NamedProgram:
@@ -159,7 +170,8 @@ class NamedProgram:
 
     def parts(self, operands: Sequence[Tensor], wanted: tuple[int, ...]) -> _Parts | None:
         """The program and its derivative as two programs for operands like these."""
-        key = wanted, tuple([(x.shape, x.stride(), x.dtype, x.device) for x in operands])
+        layout = tuple([(x.shape, x.stride(), x.dtype, x.device) for x in operands])
+        key = wanted, layout, autocast_for(operands)
         if key not in self.parted:
             found = part(self.fn, operands, wanted)
             name = f"{self.name}_part{len(self.parted)}"
@@ -225,7 +237,8 @@ def _called(program: NamedProgram, operands: Sequence[Any]) -> tuple[Tensor, ...
 
 def _emitted(program: NamedProgram, operands: Sequence[Any]) -> tuple[Tensor, ...]:
     fn: Any = program.fn
-    return tuple(invoke_subgraph(fn, program.name_for(operands), *operands))
+    given = told_apart(operands)
+    return tuple(invoke_subgraph(fn, program.name_for(given), *given))
 
 
 def _any_distributed(operands: Sequence[Any]) -> bool:
@@ -277,8 +290,9 @@ class _Keeping(torch.autograd.Function):
     @staticmethod
     def forward(call: _Call, *operands: Tensor) -> tuple[Tensor, ...]:
         # No transform runs here, and nothing is recorded.
-        call.parts = call.program.parts(operands, call.wanted)
-        return _emitted(call.parts.forward if call.parts else call.program, operands)
+        given = told_apart(operands)
+        call.parts = call.program.parts(given, call.wanted)
+        return _emitted(call.parts.forward if call.parts else call.program, given)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -90,6 +90,8 @@ class _Attached(torch.autograd.Function):
 
 
 class _RuleVariable(Traced):
+    keeps_autocast = False  # the rule is called where the derivative is taken
+
     def _call_function(self, tx: Any, args: Any, kwargs: Any) -> Any:
         plan = {name: value.as_python_constant() for name, value in kwargs.items()}
         body, *operands = args

@@ -437,3 +437,41 @@ def test_what_cannot_be_followed_is_refused() -> None:
     run = func.vmap(effects.capture(effects.collect(loss)), (None, 0))
     with pytest.raises(effects.EffectError, match=r"Pass it as an argument: func.checkpoint\(fn\)"):
         run(Capturing(inner), X)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    return (x @ weight).sin()
+
+
+def under_autocast(call: Any, x: Tensor) -> list[Any]:
+    """Gradients of calls within autocast, without it within it, and within it once more."""
+
+    def loss(x: Tensor, on: bool = True) -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            return call(x, x.mT).float().sum()
+
+    found = [func.grad(loss)(x), func.grad(lambda x: loss(x) + call(x, x).sum())(x)]
+    with torch.autocast("cpu", torch.bfloat16):
+        return [*found, func.grad(loss)(x), func.grad(lambda x: loss(x, on=False))(x)]
+
+
+def test_compiled_autocast_is_that_of_the_call() -> None:
+    x = torch.randn(4, 4)
+    found: Any = parallax.compile(under_autocast, backend="aot_eager")(func.checkpoint(product), x)
+    for one, other in zip(found, under_autocast(product, x), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def with_conjugates(call: Any, z: Tensor) -> Any:
+    def loss(z: Tensor) -> Any:
+        return (call(z, z) + 2 * call(z, z.conj()) + 3 * call(z.conj(), z)).abs().sum() + call(
+            z.real, z.conj().imag
+        ).sum()
+
+    return loss(z), func.grad(loss)(z)
+
+
+def test_compiled_operands_may_be_lazily_conjugated() -> None:
+    z = torch.randn(4, 4, dtype=torch.complex128)
+    found = parallax.compile(with_conjugates, backend="aot_eager")(func.checkpoint(product), z)
+    torch.testing.assert_close(found, with_conjugates(product, z))

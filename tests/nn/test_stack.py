@@ -317,6 +317,46 @@ class Mean(Module):
         return self.weight * x.sum(-1, keepdim=True).double() / x.shape[-1]
 
 
+class Mixed(Module):
+    """Is another function of its second input than of its first."""
+
+    weight: Parameter
+
+    def forward(self, x: Tensor, scale: Tensor) -> Any:
+        return (x * scale + scale.sin() * x.cos()) * self.weight
+
+
+def derivatives_of(call: Any, first: Tensor, second: Tensor) -> list[Any]:
+    """Values and derivatives where operands are one tensor, and where they are two."""
+
+    def loss(x: Tensor, scale: Tensor) -> Any:
+        return call(x, scale).square().sum()
+
+    return [
+        call(first, first),
+        call(first, second),
+        func.grad(lambda x: loss(x, second) + loss(x, x))(first),
+        func.vjp(call, first, second)[1](second),
+        func.vjp(call, second, first)[1](second * 2),
+        func.hvp(lambda x: loss(x, x), (first,), (first,)),
+        func.hvp(lambda x: loss(x, second), (first,), (second,)),
+    ]
+
+
+def test_one_tensor_in_two_places_in_compiled_code() -> None:
+    first, second = torch.randn(2, 3, 4, dtype=torch.float64)
+    stack = nn.Stack(Mixed(Parameter((4,), torch.nn.init.normal_)), 3).initialize(0)
+    stack = tree.to(stack, dtype=torch.float64)
+    blocks = Tuple(tuple(stack))
+    compiled = parallax.compile(derivatives_of, backend="aot_eager")
+    for one, two in ((first, first), (first, second), (second, first)):
+        expected = derivatives_of(blocks, one, two)
+        for found, right in zip(
+            tree.leaves(compiled(stack, one, two)), tree.leaves(expected), strict=True
+        ):
+            torch.testing.assert_close(found, right)
+
+
 def test_blocks_that_change_the_shape_or_dtype_are_compiled_one_by_one() -> None:
     stack = nn.Stack(Mean(torch.tensor([3.0])), 2)
     gradient: Any = parallax.compile(func.grad_and_value(loss), backend="aot_eager")
