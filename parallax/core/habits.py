@@ -3,20 +3,30 @@
 ``__getattr__`` on ``Module`` would slow every read of a field. So each name is an attribute of the
 class that only raises an error, which says what to write. A field or method of a user's class with
 such a name takes precedence. ``hasattr`` returns false, and ``dir`` omits these names.
+
+``module[0] = layer`` and ``del module[0]`` are refused in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import FrozenInstanceError
 from typing import Any, NoReturn
 
-__all__ = ["DECLARATIONS", "HABITS", "Habit", "hint_at_habits", "without_habits"]
+from parallax.core.holders import held_as, path_to
+
+__all__ = ["DECLARATIONS", "ELSEWHERE", "HABITS", "Habit", "hint_at_habits", "without_habits"]
 
 _LEAVES = "tree.leaves(module), or tree.select(module, 'parameter').get()"
 _NAMED = "tree.named_leaves(module), a dict by path"
 _BELOW = "module.modules()"
 _MOVE = "module = tree.to(module, device=...)"
 _CAST = "module = tree.to(module, dtype=...)"
+_GET = "tree.select(module, path).get()"
+_HOOK = "self.sow(name=value) in forward, or effects.capture(fn, path) around the call"
+_LONGER = (
+    "nn.Sequential(*module, layer); for a field, module = module.replace(layers=(*layers, layer))"
+)
 _FIELD = "in the class body, '{name}: {kind}', and self.{name} = ... in __init__"
 
 HABITS = {
@@ -38,11 +48,37 @@ HABITS = {
     "bfloat16": _CAST,
     "requires_grad_": "module = tree.select(module, path).freeze(), or .unfreeze()",
     "zero_grad": "grads = func.grad(loss)(module, x), or module.reset(rng) before backward()",
-    "register_forward_hook": "self.sow(name=value) in forward, effects.capture(fn) around the call",
-    "apply": "module = tree.map(fn, module)",
+    "register_forward_hook": _HOOK,
+    "register_forward_pre_hook": _HOOK,
+    "register_full_backward_hook": "effects.perturb(fn), for gradients of intermediate results",
+    "apply": "module = tree.map(fn, module) for leaves; "
+    "tree.select(module, nn.Linear).apply(fn) for modules",
     "training": "module.mode == 'train'",
+    "get_submodule": _GET,
+    "get_parameter": _GET,
+    "get_buffer": _GET,
+    "set_submodule": "module = tree.select(module, path).set(layer)",
+    "type": _CAST,
+    "to_empty": "module = module.initialize(rng, device=...)",
+    "share_memory": "leaf.share_memory_() for leaf in tree.leaves(module)",
+    "compile": "compiled = parallax.compile(module)",
 }
 """What to write, by name."""
+
+ELSEWHERE = {
+    "save": "io.save(module, path)",
+    "load": "module = io.load(path, like=module)",
+    "append": _LONGER,
+    "extend": _LONGER,
+    "insert": _LONGER,
+    "init": "module = module.initialize(rng)",
+    "clone": "module = tree.map(torch.clone, module)",
+    "copy": "other = module; nothing changes it",
+    "detach": "module = tree.map(torch.detach, module)",
+    "device": "tree.leaves(module)[0].device",
+    "dtype": "tree.leaves(module)[0].dtype",
+}
+"""What to write, by names that modules of other libraries have, lists, or tensors."""
 
 DECLARATIONS = {
     "register_buffer": _FIELD.format(name="mean", kind="Buffer"),
@@ -54,18 +90,18 @@ DECLARATIONS = {
 
 
 class Habit:
-    """An attribute that raises an ``AttributeError``, which says what to write instead."""
+    """An attribute that raises an ``AttributeError``, which says why, and what to write instead."""
 
-    __slots__ = ("instead", "name")
+    __slots__ = ("instead", "name", "why")
 
-    def __init__(self, name: str, instead: str) -> None:
+    def __init__(self, name: str, instead: str, why: str = "modules are immutable trees") -> None:
         self.name = name
         self.instead = instead
+        self.why = why
 
-    def __get__(self, module: Any, cls: type) -> NoReturn:
+    def __get__(self, value: Any, cls: type) -> NoReturn:
         raise AttributeError(
-            f"{cls.__name__} has no attribute {self.name!r}: modules are immutable trees. "
-            f"Write: {self.instead}"
+            f"{cls.__name__} has no attribute {self.name!r}: {self.why}. Write: {self.instead}"
         )
 
 
@@ -75,9 +111,25 @@ def hint_at_habits(cls: type) -> None:
     ``load_state_dict`` is not among them: ``torch.distributed.checkpoint`` takes an object whose
     class has both this name and ``state_dict`` for a ``Stateful``, without reading them.
     """
-    for name, instead in (HABITS | DECLARATIONS).items():
+    for name, instead in (HABITS | DECLARATIONS | ELSEWHERE).items():
         if name != "load_state_dict":
             type.__setattr__(cls, name, Habit(name, instead))
+    type.__setattr__(cls, "__setitem__", _refuse_item)
+    type.__setattr__(cls, "__delitem__", _refuse_item)
+
+
+def _refuse_item(module: Any, key: Any, *_: Any) -> NoReturn:
+    """Raises for ``module[key] = value`` and ``del module[key]``."""
+    try:
+        place = path_to(module[key], module)
+    except (LookupError, TypeError, AttributeError):  # there is no such item
+        place = None
+    name, path = held_as(module) or ("module", "")
+    path = ".".join([part for part in (path, place or "") if part]) or "path"
+    raise FrozenInstanceError(
+        f"cannot change {type(module).__name__}[{key!r}]: modules are immutable. Make a changed "
+        f"copy: {name} = tree.select({name}, {path!r}).set(...)"
+    )
 
 
 def without_habits(names: Iterable[str], owners: Iterable[Any]) -> list[str]:
@@ -89,6 +141,6 @@ def without_habits(names: Iterable[str], owners: Iterable[Any]) -> list[str]:
     """
     first: dict[str, Any] = {}
     for owner in owners:
-        for name in (HABITS.keys() | DECLARATIONS.keys()) & owner.keys():
+        for name in (HABITS.keys() | DECLARATIONS.keys() | ELSEWHERE.keys()) & owner.keys():
             first.setdefault(name, owner[name])
     return [name for name in names if type(first.get(name)) is not Habit]

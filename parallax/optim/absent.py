@@ -15,6 +15,9 @@ _INSTEAD = {
     "get_ema_avg_fn": "optim.EMA(0.999)",
     "get_swa_multi_avg_fn": "optim.SWA()",
     "get_swa_avg_fn": "optim.SWA()",
+    "clip_grad_norm_": "grads, norm = optim.clip_grad_norm(grads, 1.0)",
+    "clip_grad_value_": "grads = optim.clip_grad_value(grads, 1.0)",
+    "apply_updates": "model, state = opt.step(model, grads, state)",
     "update_bn": "for x in loader: _, model = effects.collect(lambda m, x: m(x))(model, x)",
 }
 

@@ -14,6 +14,7 @@ from parallax.optim.arguments import check_optimizer
 from parallax.optim.checks import check_state, gather, open_model
 from parallax.optim.choose import choose
 from parallax.optim.donate import check_donation
+from parallax.optim.habits import hint_at_habits
 from parallax.tree import core
 
 __all__ = ["Accumulate", "Accumulated"]
@@ -35,6 +36,7 @@ class Accumulated(Module):
     count: Buffer
 
 
+@hint_at_habits
 class Accumulate:
     """An optimizer that steps once per ``every`` gradients, with their mean.
 

@@ -74,6 +74,10 @@ def check_kind(what: str, name: str, value: Any, annotation: str, example: Any =
     instead = _EXAMPLES.get(kind) if example is None else example
     if not _is(value, kind):
         write = "" if instead is None else f". Write {what}({name}={instead!r})"
+        if what.startswith("schedules.") and hasattr(
+            value, "step"
+        ):  # as torch's takes an optimizer
+            write = f". Write optim.SGD(lr=optim.{what}(...)): it stands in the place of the number"
         expected = _described(annotation)
         raise TypeError(f"{what}: {name} must be {expected}, got {shown(value)}{write}")
     if isinstance(value, float) and math.isnan(value):

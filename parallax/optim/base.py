@@ -24,6 +24,7 @@ from parallax.optim.checks import (
 )  # fmt: skip
 from parallax.optim.clocks import Clocks
 from parallax.optim.donate import check_donation
+from parallax.optim.habits import hint_at_habits
 from parallax.optim.hyper import refuse_several, resolved
 from parallax.optim.kernel import Kernel
 from parallax.optim.lists import Lists, put, some
@@ -38,6 +39,7 @@ __all__ = ["Optimizer"]
 M = TypeVar("M")
 
 
+@hint_at_habits
 class Optimizer(Kernel):
     """Hyper-parameters, and the pure functions ``init`` and ``step`` that they define.
 

@@ -12,6 +12,7 @@ from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim.checks import check_state, gather, open_initialized, open_model
 from parallax.optim.donate import check_donation, is_differentiable
+from parallax.optim.habits import hint_at_habits
 from parallax.optim.state import around
 from parallax.tree import core
 from parallax.tree.donated import mark
@@ -28,6 +29,7 @@ class Chained(Module):
     parts: tuple[Module | None, ...]
 
 
+@hint_at_habits
 class Chain:
     """An optimizer between transformations; see ``chain``."""
 

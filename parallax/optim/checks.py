@@ -11,6 +11,7 @@ from torch import Tensor
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
+from parallax.optim.habits import check_given
 from parallax.tree import core
 from parallax.tree.align import align
 
@@ -27,6 +28,7 @@ def open_model(what: str, model: Any) -> tuple[Sequence[Any], Any]:
         TypeError: if it is not a module.
     """
     if not is_module(model):
+        check_given(what, model)
         kind = "None" if model is None else f"a {type(model).__name__}"
         raise TypeError(
             f"{what} takes a module, got {kind}. Hold what is trained in one: "
@@ -102,6 +104,7 @@ def check_state(what: str, state: Any, cls: type, make: str = "opt.init(model)")
     """Raises unless a state is of its class."""
     if type(state) is not cls:
         is_module(state)  # which raises if it was donated
+        check_given(what, state)
         kind = "None" if state is None else f"a {type(state).__name__}"
         raise TypeError(
             f"{what}: the state must be what init returned, got {kind}. Make one: state = {make}"

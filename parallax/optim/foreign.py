@@ -22,6 +22,7 @@ from parallax.optim.attributes import changed, look
 from parallax.optim.carry import cast, pack, unpack
 from parallax.optim.checks import check_sizes, gather, open_model, size_of
 from parallax.optim.donate import check_donation
+from parallax.optim.habits import check_given, hint_at_habits
 from parallax.optim.saved import Constants, Tensors, below, constant, shaped
 from parallax.optim.state import NEVER, State, around
 from parallax.tree.align import align
@@ -61,6 +62,7 @@ class ForeignState(State):
         )  # fmt: skip
 
 
+@hint_at_habits
 class Foreign:
     """A stateful optimizer class as ``init`` and a pure ``step``; see ``from_torch``."""
 
@@ -125,6 +127,7 @@ class Foreign:
             RuntimeError: under ``torch.compile`` or a ``torch.func`` transform.
         """
         what = f"from_torch({self.name}).step"
+        check_given(what, state, "closure" if self.closure else "grads")
         check_donation(what, donate)
         if donate:
             raise ValueError(f"{what}: an optimizer of torch's works on copies; leave donate out")

@@ -17,6 +17,7 @@ from parallax.optim.arguments import check_at_least, check_kind, check_optimizer
 from parallax.optim.checks import gather, open_model
 from parallax.optim.donate import check_donation, is_differentiable
 from parallax.optim.formula import closed, opened
+from parallax.optim.habits import check_given, hint_at_habits
 
 __all__ = ["ASAM", "SAM"]
 
@@ -25,6 +26,7 @@ S = TypeVar("S")
 _TINY = 1e-12  # added to the norm, so that a gradient of zero moves nothing
 
 
+@hint_at_habits
 class SAM:
     """An optimizer that steps by the gradient of the worst model within a distance of ``rho``.
 
@@ -126,6 +128,7 @@ class SAM:
         """
         what = f"optim.{self._name}.step"
         check_donation(what, donate, self._differentiable)
+        check_given(what, state, "closure")
         open_model(what, model)
         given: Any = closure
         if not callable(given) or is_module(given):

@@ -14,6 +14,7 @@ from parallax.optim.arguments import check_optimizer
 from parallax.optim.checks import check_state, gather, open_model
 from parallax.optim.choose import choose
 from parallax.optim.donate import check_donation, is_differentiable
+from parallax.optim.habits import hint_at_habits
 
 __all__ = ["SkipNonfinite", "Skipped"]
 
@@ -34,6 +35,7 @@ class Skipped(Module):
     in_a_row: Buffer
 
 
+@hint_at_habits
 class SkipNonfinite:
     """An optimizer that leaves out a step if any gradient is infinite or nan.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch, kernels
 from parallax.optim.base import Optimizer
+from parallax.optim.habits import hint_at_habits
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 from parallax.optim.state import State
@@ -19,6 +20,7 @@ __all__ = ["SparseAdam"]
 M = TypeVar("M")
 
 
+@hint_at_habits
 class SparseAdam(Optimizer):
     """Adam that moves only the rows that a sparse gradient has, and only their averages.
 

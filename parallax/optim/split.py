@@ -11,6 +11,7 @@ from parallax.optim import groups as grouping
 from parallax.optim.arguments import check_optimizer
 from parallax.optim.checks import check_state, gather, open_model
 from parallax.optim.donate import check_donation
+from parallax.optim.habits import hint_at_habits
 
 __all__ = ["Split", "Splits"]
 
@@ -29,6 +30,7 @@ class Splits(Module):
     labels: tuple[int, ...]
 
 
+@hint_at_habits
 class Split:
     """An optimizer for each part of a model, which is an optimizer too.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, field, fields
 from typing import Any, ClassVar, NoReturn, Self
 
@@ -13,6 +14,7 @@ from parallax._compat import dynamo
 from parallax.core import registry
 from parallax.optim import groups as grouping
 from parallax.optim.arguments import check_fields
+from parallax.optim.habits import check_no_parameters
 from parallax.optim.hyper import Hyper, sample
 
 __all__ = ["Groups", "Value"]
@@ -44,7 +46,10 @@ class Value:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        generated = "__init__" not in vars(cls)
         dataclass(eq=False, repr=False)(cls)
+        if generated:
+            type.__setattr__(cls, "__init__", _refusing_parameters(cls.__init__))
         cls.names = tuple([f.name for f in fields(cls) if f.init and f.name != "groups"])
         registry.register(cls, _flatten, _unflatten)
 
@@ -117,6 +122,18 @@ class Value:
         if self.groups:
             parts.append(f"groups={self.groups!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _refusing_parameters(init: Callable[..., None]) -> Callable[..., None]:
+    """A generated ``__init__`` that refuses a model or its tensors as its first argument."""
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not dynamo.is_compiling():
+            check_no_parameters(type(self), args, kwargs)
+        init(self, *args, **kwargs)
+
+    return __init__
 
 
 def _fill(

@@ -172,9 +172,10 @@ def source_of(rng: Rng) -> Source:
         return SeedSource(digest(rng), "state")
     if isinstance(rng, int) and not isinstance(rng, bool):
         return SeedSource(derive(rng, "seed"), "seed")
+    flag = ". Write module.train() or module.eval()" if isinstance(rng, bool) else ""
     raise TypeError(
         f"rng must be a Key, an int seed, a torch.Generator, or a generator's state such as "
-        f"torch.random.get_rng_state(); got {shown(rng)}"
+        f"torch.random.get_rng_state(); got {shown(rng)}{flag}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -12,11 +13,11 @@ from torch import Tensor
 from torch.distributed.checkpoint.stateful import Stateful
 
 import parallax
-from parallax import Module, Parameter
-from parallax.core.habits import DECLARATIONS, HABITS
+from parallax import Module, Parameter, nn
+from parallax.core.habits import DECLARATIONS, ELSEWHERE, HABITS
 from tests.corpus import MLP
 
-HINTS = HABITS | DECLARATIONS
+HINTS = HABITS | DECLARATIONS | ELSEWHERE
 HINTED = sorted(HINTS.keys() - {"load_state_dict"})
 
 
@@ -27,7 +28,7 @@ def test_an_absent_name_says_what_to_write(name: str) -> None:
         assert not hasattr(holder, name) and getattr(holder, name, None) is None
         with pytest.raises(AttributeError, match=rf"MLP has no attribute '{name}'.*Write: "):
             getattr(holder, name)
-    assert hasattr(torch.nn.Module(), name)
+    assert hasattr(torch.nn.Module(), name) == (name not in ELSEWHERE)
 
 
 @pytest.mark.parametrize("line", sorted(set(HINTS.values())))
@@ -38,6 +39,30 @@ def test_what_is_to_be_written_exists(line: str) -> None:
         assert callable(getattr(Module, name))
     for name in re.findall(r"\)\.(\w+)\(", line):
         assert callable(getattr(parallax.tree.Selection, name))
+
+
+class Indexed(Module):
+    """Items that are its field, and one that is not."""
+
+    layers: tuple[Module, ...]
+
+    def __getitem__(self, key: str) -> Module:
+        return self.layers[int(key)]
+
+
+def test_an_item_cannot_be_set_or_deleted() -> None:
+    net: Any = nn.Sequential(Indexed((MLP(), MLP())), MLP()).initialize(0)
+    line = r"module = tree\.select\(module, 'layers\.1'\)\.set\(\.\.\.\)"
+    with pytest.raises(FrozenInstanceError, match=rf"change Sequential\[1\].*{line}"):
+        net[1] = MLP()
+    with pytest.raises(FrozenInstanceError, match=line):
+        del net[1]
+    line = r"net = tree\.select\(net, 'layers\.0\.layers\.1'\)\.set"
+    with pytest.raises(FrozenInstanceError, match=rf"change Indexed\['1'\].*{line}"):
+        net[0]["1"] = MLP()
+    for wrong, key in ((net, 9), (net[0], "9"), (net[1], 0)):
+        with pytest.raises(FrozenInstanceError, match=r"'path'|'layers\.\d\.path'|'layers\.\d'"):
+            wrong[key] = MLP()
 
 
 def test_dir_and_help_do_not_show_them() -> None:

@@ -1,0 +1,94 @@
+"""What optimizers of torch and optax do that these do not, and what to write instead.
+
+Nothing here runs in a correct call: names are attributes that raise, and the arguments that a
+call of ``step`` lacks are found where ``step`` checks its arguments.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from parallax.core.arguments import shown
+from parallax.core.habits import Habit
+from parallax.core.nodes import is_module
+
+__all__ = ["HABITS", "MISSING", "check_given", "check_no_parameters", "hint_at_habits"]
+
+_THIRD = {"grads": "its gradients", "closure": "a function of a model to its gradients"}
+C = TypeVar("C", bound=type)
+
+_STEP = "model, state = opt.step(model, grads, state)"
+HABITS = {
+    "zero_grad": "grads = func.grad(loss)(model, x); gradients are new values each time",
+    "update": _STEP,
+    "state_dict": "io.save({'model': model, 'state': state}, path), where state is what step "
+    "returned",
+    "param_groups": "opt.replace(lr=...), and groups={'**.bias': {'lr': ...}} in the constructor",
+    "add_param_group": "groups={'**.bias': {'lr': ...}} in the constructor",
+}
+"""What to write, by name."""
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+MISSING: Any = _Missing()
+"""What stands for an argument of ``step`` that was not given."""
+
+
+def hint_at_habits(cls: C) -> C:
+    """Has a class of optimizers say what to write for these names, and in calls of ``step()``.
+
+    Its ``step`` gets defaults, which are refused as models and states; ``inspect.signature`` and
+    type checkers show it without them.
+    """
+    for name, instead in HABITS.items():
+        if not hasattr(cls, name):
+            setattr(cls, name, Habit(name, instead, "optimizers are immutable values"))
+    step: Any = vars(cls)["step"]
+    step.__signature__ = inspect.signature(step)
+    kinds = [p.kind for p in step.__signature__.parameters.values()]
+    step.__defaults__ = (MISSING,) * (kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) - 1)
+    return cls
+
+
+def check_given(what: str, argument: Any, third: str = "grads") -> None:
+    """Raises if an argument of a ``step`` was not given.
+
+    Raises:
+        TypeError: with the line to write.
+    """
+    if argument is MISSING:
+        raise TypeError(
+            f"{what} takes a model, {_THIRD[third]} and the state that opt.init(model) or the last "
+            f"step returned. Write: model, state = opt.step(model, {third}, state)"
+        )
+
+
+def check_no_parameters(cls: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raises if a constructor is given what one of torch takes first: a model, or its tensors.
+
+    Raises:
+        TypeError: with the two lines to write.
+    """
+    given = kwargs.get("params") or kwargs.get("model") or next(iter(args), None)
+    if cls.names[0] == "lr" and _holds_parameters(given):
+        lr = kwargs.get("lr", args[1] if len(args) > 1 else cls.lr)
+        raise TypeError(
+            f"optim.{cls.__name__} takes no model and no parameters, got {shown(given)}. "
+            f"Write: opt = optim.{cls.__name__}(lr={shown(lr)}); state = opt.init(model)"
+        )
+
+
+def _holds_parameters(value: Any) -> bool:
+    if is_module(value) or isinstance(value, (torch.nn.Module, Iterator)):
+        return True
+    items = value if isinstance(value, (list, tuple)) else ()
+    return any([isinstance(item, (Tensor, dict, tuple)) for item in items])
