@@ -51,7 +51,7 @@ __all__ = [
     "registry",
     "tree",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 if not TYPE_CHECKING:  # checkers would take every name for one of these

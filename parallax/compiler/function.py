@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from types import MethodType
-from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from parallax._compat.artifacts import BACKENDS, Keeper
@@ -17,7 +17,7 @@ from parallax._compat.modes import is_transforming
 from parallax.compiler import dynamo
 from parallax.compiler.donation import Donate, Donation, donation_of
 from parallax.compiler.graph import Graph
-from parallax.compiler.lowering import Compiled, Lowered
+from parallax.compiler.lowering import Compiled, Compiler, Lowered, Method
 from parallax.compiler.packing import pack_call, paths_of, positions_in_modules
 from parallax.compiler.reasons import family_of, reason
 from parallax.core.arguments import check_function
@@ -28,12 +28,18 @@ __all__ = ["FUNCTIONS", "CompiledFunction", "Made", "compile"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
 FUNCTIONS: WeakKeyDictionary[Callable[..., Any], CompiledFunction] = WeakKeyDictionary()
 """What is behind the functions that ``compile`` has returned."""
 
 _making = threading.RLock()  # one for all functions: two that call each other cannot deadlock
 
 
+# A method is a function as well; the checkers take the first overload that fits.
+@overload
+def compile(  # noqa: A001  # pyright: ignore[reportOverlappingOverload]
+    fn: Method[S, P, R], *, donate: Donate = (), **options: Any
+) -> Callable[Concatenate[S, P], R]: ...
 @overload
 def compile(  # noqa: A001  # torch's name, read as parallax.compile
     fn: Callable[P, R], *, donate: Donate = (), **options: Any
@@ -41,7 +47,7 @@ def compile(  # noqa: A001  # torch's name, read as parallax.compile
 @overload
 def compile(  # noqa: A001  # as above
     fn: None = None, *, donate: Donate = (), **options: Any
-) -> Callable[[Callable[P, R]], Compiled[P, R]]: ...
+) -> Compiler: ...
 def compile(fn: Any = None, *, donate: Any = (), **options: Any) -> Any:  # noqa: A001  # as above
     """``torch.compile`` for functions of trees: one graph; trees are taken apart outside of it.
 

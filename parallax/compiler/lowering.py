@@ -29,15 +29,26 @@ from parallax.compiler.guards import is_library
 from parallax.core.arguments import shown
 from parallax.random.sources import GlobalSource, KeySource, SeedSource
 
-__all__ = ["MAGIC", "Compiled", "Leaf", "Lowered", "checked_path", "leaf_of", "other_of", "system"]
+__all__ = [
+    "MAGIC",
+    "Compiled",
+    "Compiler",
+    "Leaf",
+    "Lowered",
+    "Method",
+    "checked_path",
+    "leaf_of",
+    "other_of",
+    "system",
+]
 
 MAGIC = b"parallax compiled function 1\n"
 
 P = ParamSpec("P")
-Q = ParamSpec("Q")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 S = TypeVar("S")
+S_contra = TypeVar("S_contra", contravariant=True)
 
 _SCALARS = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
 
@@ -119,12 +130,28 @@ class Compiled(Protocol[P, R_co]):
         """Compiles for such arguments without running anything."""
         ...
 
+
+class Method(Protocol[S_contra, P, R_co]):
+    """A function whose first argument is called ``self``, as type checkers see it.
+
+    A compiled one is told to be a plain function, so that it binds and may override ``forward``:
+    pyright does so with nothing else. It has a ``lower`` all the same.
+    """
+
+    def __call__(_self, self: S_contra, *args: P.args, **kwargs: P.kwargs) -> R_co:  # noqa: N805
+        """The method, of the instance as its first argument."""
+        ...
+
+
+class Compiler(Protocol):
+    """What ``compile`` returns without a function: a decorator."""
+
     @overload
-    def __get__(self, instance: None, owner: Any = ..., /) -> Compiled[P, R_co]: ...
+    def __call__(  # pyright: ignore[reportOverlappingOverload]  # as in compile
+        self, fn: Method[S, P, R], /
+    ) -> Callable[Concatenate[S, P], R]: ...
     @overload
-    def __get__(
-        self: Compiled[Concatenate[S, Q], R], instance: S, owner: Any = ..., /
-    ) -> Callable[Q, R]: ...
+    def __call__(self, fn: Callable[P, R], /) -> Compiled[P, R]: ...
 
 
 class Leaf(NamedTuple):

@@ -148,6 +148,16 @@ def _field_of(where: str) -> str:
 
 def _unhashable(value: Any, where: str) -> str:
     name = _field_of(where)
+    items = list(value.values()) if isinstance(value, dict) else value
+    if isinstance(value, (dict, list)) and any(
+        [is_module(item) or isinstance(item, Tensor) for item in items]
+    ):
+        kind = "Module" if any([is_module(item) for item in items]) else "Parameter"
+        of = f"dict[str, {kind}]" if isinstance(value, dict) else f"Sequence[{kind}]"
+        return (
+            f"{where} is declared as a constant and was given a {type(value).__name__} that holds "
+            f"a {kind.lower()}. Write '{name}: {of}'."
+        )
     hints: dict[type, str] = {list: "tuple", set: "frozenset", bytearray: "bytes"}
     hint = hints.get(type(value)) if where.count(".") == 1 else None
     line = (

@@ -92,6 +92,9 @@ def test_a_forgotten_super_init_is_no_mistake() -> None:
         ([1], ["hashable", "list", "'rate: tuple = field(converter=tuple)'"]),
         ({1}, ["hashable", "set", "'rate: frozenset = field(converter=frozenset)'"]),
         ({"a": 1}, ["hashable", "dict"]),
+        ([Dense()], ["a list that holds a module", "'rate: Sequence[Module]'"]),
+        ({"a": Dense()}, ["a dict that holds a module", "'rate: dict[str, Module]'"]),
+        ([torch.ones(2)], ["a list that holds a parameter", "'rate: Sequence[Parameter]'"]),
     ],
 )
 def test_what_cannot_be_a_constant(value: Any, parts: list[str]) -> None:

@@ -344,6 +344,10 @@ class Compiled(Module):
     inner: Dense
 
     @parallax.compile
+    def forward(self, x: Tensor, *, scale: float = 1.0) -> Tensor:
+        return self.inner(x) * scale
+
+    @parallax.compile
     def once(self, x: Tensor) -> Tensor:
         return self.inner(x)
 
@@ -354,6 +358,8 @@ class Compiled(Module):
 
 def methods_stay_methods(compiled: Compiled, x: Tensor) -> None:
     """They take what they took, without the module."""
+    assert_type(compiled(x), Tensor)
+    assert_type(compiled(x, scale=2.0), Tensor)
     assert_type(compiled.once(x), Tensor)
     assert_type(compiled.twice(x), Tensor)
 
