@@ -76,7 +76,7 @@ class without_hooks:  # noqa: N801  # called like a function, as torch.no_grad i
 
 
 def allow_hooks_again() -> None:
-    """Undoes what a trace leaves that failed in a derivative: hooks are refused ever after.
+    """Allows hooks again after a trace that failed in a derivative, which leaves them refused.
 
     Where a transform of ``torch.func`` is active that is right, and so is what a user forbade.
     """
@@ -88,7 +88,7 @@ def allow_hooks_again() -> None:
 
 @contextmanager
 def hooks_aside() -> Iterator[None]:
-    """Takes the saved-tensor hooks around this off for a while, as ``torch.func`` takes none.
+    """Removes the saved-tensor hooks around this for a while, since ``torch.func`` allows none.
 
     Values and derivatives stay as they are: what is saved within is kept, and not computed again
     or moved to the CPU.

@@ -1,4 +1,4 @@
-"""Dynamo: what a trace is, what it found, how code is hidden from it, its guards and caches.
+"""Dynamo: its traces, their results, functions it must not trace, its guards and caches.
 
 The public ways load dynamo, which takes as long as all of torch, or do not exist: the checks that
 dynamo writes, what it made of a function, what it met in a trace. What needs dynamo's Python loads
@@ -50,7 +50,7 @@ def differentiated_outside() -> bool:
 
 
 def restart_trace(reason: str) -> NoReturn:
-    """Ends dynamo's present trace and begins it anew, with the world as it is now.
+    """Ends dynamo's present trace and begins it anew, with the present state of the process.
 
     A trace goes on with what it has read once, of a table of Python's say, and the graph is guarded
     by it. Only from a function that is constant in traces.

@@ -1,4 +1,4 @@
-"""Looking into dynamo's trace from a function that is traced: what a local stands for, and where.
+"""Reads dynamo's trace from within a traced function: what a local is, and where the trace is.
 
 What is called by ``at_trace()`` runs once, while dynamo traces, and leaves nothing in the graph.
 """

@@ -1,4 +1,4 @@
-"""What inductor computes wrongly, written otherwise before it sees it.
+"""Rewrites what inductor computes wrongly, before inductor gets the graph.
 
 Inductor replaces parts of a graph by patterns. A pattern says nothing of keyword arguments that it
 does not name, and yet fits a node that has them (torch 2.13 and 2.14):

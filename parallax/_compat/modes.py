@@ -1,4 +1,4 @@
-"""Whether anything stands between an operator and its plain run.
+"""Whether a transform, mode or trace is active, so that operators are not simply run.
 
 Traces (``make_fx``, ``torch.fx``, ``torch.jit.trace``), fake tensors, forward-mode levels and
 global hooks of ``nn.Module`` are entered globally, and none can be asked for publicly. Our short

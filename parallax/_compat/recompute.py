@@ -178,7 +178,7 @@ def _is_differentiated(x: Tensor) -> bool:
 
 
 class _Captures(TorchFunctionMode):
-    """Finds the tensors that a function uses beside its operands, and takes their graph off.
+    """Finds the tensors that a function uses beside its operands, and detaches them.
 
     Only such are looked for that belong to a transform or have a graph.
 

@@ -1,4 +1,4 @@
-"""What was gathered is not kept for backward: it is gathered again there.
+"""Gathered tensors are not kept for backward, which gathers them again.
 
 Autograd saves tensors for backward, weights among them. While ``Regathered`` is entered, it is told
 to save of each gathered tensor only which one it is; backward gathers all of them again when it

@@ -1,4 +1,4 @@
-"""In a compiled graph, too, what was gathered for the forward is gathered again for the backward.
+"""As ``regathered``, in a compiled graph: backward repeats the all-gathers of the forward.
 
 A derivative that is taken within compiled code is one graph, in which backward uses the tensors of
 forward: whole weights would be held all the time between. Here the all-gather is repeated before

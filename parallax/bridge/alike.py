@@ -1,8 +1,8 @@
 """Whether two attributes of two modules are alike, so that the modules count as built alike.
 
-Being alike makes two blueprints one, so it looks at every part: equality as a class defines it may
-leave out one that matters, as that of a dataclass does, and two functions made by the same line are
-no less alike for being two.
+Blueprints that are alike count as one, so every part is compared. Equality as a class defines it
+may leave out a part that matters, as that of a dataclass does. Two functions that the same line
+made around the same values are alike.
 """
 
 from __future__ import annotations

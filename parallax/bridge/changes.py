@@ -1,4 +1,4 @@
-"""Changes of the modules in a lowered one that code which takes the tree apart would pass by.
+"""Changes of modules in a lowered one that code would ignore if it takes the tree apart.
 
 A call of a child goes through its ``nn.Module``, with all that was put on it. Code that takes a
 child apart, as ``split``, ``func.vmap`` over it or ``nn.Stack`` do, gets a tree of its tensors.

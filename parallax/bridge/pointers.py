@@ -1,4 +1,4 @@
-"""Pointers into a model, among the attributes of its modules, as data that leads to no module.
+"""References from attributes of modules into the model, as relative paths instead of objects.
 
 Attributes may point at tensors or modules of the same model: a list of weights, a bound method, a
 function around a sibling, an object that knows its owner. ``Detaching`` makes such a value one

@@ -1,4 +1,4 @@
-"""One call of a lowered module: what it draws from, and what it writes when it is over."""
+"""One call of a lowered module: its random state, and the buffers it writes at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For speed only: what makes the calls of a skeleton quick, and notices where that would show.
+"""For speed only: quick calls of a skeleton, and how a visible difference is noticed.
 
 Nothing else depends on it: a skeleton that is not ``quick`` has the tables of ``nn.Module``, and
 computes the same. ``skeleton`` uses ``quicken``, ``is_quick`` and ``hasten``; ``undoing`` finds in

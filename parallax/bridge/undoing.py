@@ -1,4 +1,4 @@
-"""What the modules of a skeleton look like, and making them so again after a call.
+"""Remembers the attributes of a skeleton's modules, and restores them after a call.
 
 To look through all attributes after each call would take a twentieth of a small model's time. It is
 done after calls that may have set one: ``nn.Module`` asks the table of parameters first, so the

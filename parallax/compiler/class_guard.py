@@ -1,9 +1,9 @@
 """Whether the classes of modules are still what they were when a graph was made.
 
-Modules are made anew while tracing, so dynamo does not guard their methods. A module class that
-changes (``Net.forward = ...``) moves a clock; only then are these classes compared. A plain base
-moves none, and neither does what a function holds (its defaults, what it closes over): of them what
-a user wrote and a trace has run is compared at every call.
+Dynamo makes modules anew while it traces, so it does not guard their methods. A change of a module
+class (``Net.forward = ...``) increases a counter, and only then are these classes compared. A
+change of a plain base class does not, nor does one of what a function holds (its defaults, its
+closure). Of these, what a user wrote and a trace has run is compared at every call.
 """
 
 from __future__ import annotations

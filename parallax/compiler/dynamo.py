@@ -1,4 +1,4 @@
-"""``torch.compile`` as ``compile`` uses it: its options, its guards, and the way past its entry."""
+"""``torch.compile`` as ``compile`` uses it: its options, its guards, and calls past its entry."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["compile_flat", "compile_settings", "settings_for", "without_cpp"]
 
 
 def compile_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of ``torch.compile``, checked, with its ``mode`` told as inductor's options.
+    """The checked options of ``torch.compile``; its ``mode`` becomes options of inductor.
 
     torch refuses ``mode`` beside ``options``, and a guard filter is one of the options.
     """
@@ -119,7 +119,7 @@ def compile_flat(
 
 
 def _direct(flat: FunctionType, compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """``compiled``, with what dynamo made of ``flat`` run past the entry of ``torch.compile``.
+    """Calls what dynamo made of ``flat`` directly, without the entry of ``torch.compile``.
 
     Dynamo's own guards choose what to run, as always. Where none fits, or where dynamo is in any
     special mode, ``compiled`` is called. The entry takes as long as a graph of ten operators.

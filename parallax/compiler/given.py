@@ -1,4 +1,4 @@
-"""What one graph writes into the memory of the arguments that it is given."""
+"""What one graph writes into the memory of its donated arguments."""
 
 from __future__ import annotations
 

@@ -215,7 +215,7 @@ class Graph:
             raise
 
     def _spared(self, error: RuntimeError) -> bool:
-        """Whether C++ was at fault for an error; what runs from now on is Python."""
+        """Whether an error came from the C++ around the kernels; from now on that is Python."""
         if self._spare is None or not is_cpp_wrapper_failure(error):
             return False
         assert self._fn is not None

@@ -1,4 +1,4 @@
-"""Tensors that a function reads from globals, beside those it is given.
+"""Tensors that a function reads from globals, beside its arguments.
 
 Dynamo takes a global that is an argument as well for that argument, and guards it no more: at a
 call with another argument, its graph would read that one in the global's place. Here such pairs

@@ -1,4 +1,4 @@
-"""Arguments and results as flat lists: what crosses the border of a compiled function.
+"""Arguments and results as flat lists, which compiled code takes and returns.
 
 ``pack`` runs in eager, once per call: it takes the arguments apart into *items* and *tokens*.
 The tokens, in preorder, say what the items were taken from; they are the key of a graph.

@@ -1,4 +1,4 @@
-"""Why a call does not fit the graphs there are, in the words of the module tree."""
+"""Why no graph fits a call, told by paths in the module tree."""
 
 from __future__ import annotations
 

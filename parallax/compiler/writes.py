@@ -1,8 +1,8 @@
 """What a compiled function writes into the lists and dicts that it is given.
 
-Arguments are taken apart outside and put together inside of the compiled code, so the lists that
-the function sees are others than the caller's. Here it is found while dynamo traces which of them
-end up with other contents; these contents go out with the result, and into the caller's lists.
+Arguments are taken apart outside of the compiled code and put together inside, so the function gets
+copies of the caller's lists. While dynamo traces, it is found which copies end with other contents.
+These contents are returned with the result, and written into the caller's lists.
 """
 
 from __future__ import annotations
