@@ -1,10 +1,13 @@
-"""Sums that tensor parallelism waits for, where torch's tensor-parallel styles have them.
+"""What tensor parallelism sends, where torch's tensor-parallel styles have it.
 
 What a layer computes from a weight that is cut along its inputs is a term of a sum, in each process
 another; and so is, in backward, the gradient of the input of a layer that is cut along its outputs.
 Left alone, distributed tensors sum when an operator needs that, some of them several times and in
 parts that are gathered at once. Here a result is summed where its layer ends, and a gradient where
 it is complete, before it goes on.
+
+Where activations are cut along a dimension between the layers (``sequence``), a result is reduced
+and scattered in place of that, and what a layer takes is gathered; backward does the reverse.
 
 Within a transform, and while dynamo traces, each is a node with a derivative: the classes of
 tensors are not known before the code runs.
@@ -14,78 +17,168 @@ tensors are not known before the code runs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from parallax._compat import buckets, dynamo, functorch, shards
 
-__all__ = ["entering", "leaving"]
+__all__ = ["Along", "entering", "leaving"]
+
+Along: TypeAlias = tuple[tuple[str, int | None], ...]
+"""Dimensions of a mesh, each with that of activations which is cut along it between the layers."""
+
+# For each name of a dimension the placement along it; without one, sums are computed.
+_Wanted: TypeAlias = tuple[tuple[str, Any], ...]
+
+# What was gathered of an activation, for the next layer that takes it; it lives as long.
+_gathered: Any = WeakTensorKeyDictionary()
 
 
-def entering(value: Any, names: tuple[str, ...]) -> Any:
-    """An argument of a layer, whose gradient is to be summed along these dimensions of the mesh.
+def entering(value: Any, along: Along) -> Any:
+    """An argument of a layer, gathered if it is cut; its gradient is summed, and cut again.
 
     Args:
         value: what is no distributed tensor comes back as it is.
-        names: of the dimensions.
+        along: the dimensions of the mesh.
     """
     if not isinstance(value, Tensor):
         return value
     if dynamo.is_compiling():
         _allow_in_graph()
-        return _entering(value, names)
-    taped = shards.is_distributed(value) and value.grad_fn is not None
-    if not taped:  # of a transform; or a user's own, on which no hook is left
-        return _entering(value, names)
+        return _entering(value, along)
+    if not shards.is_distributed(value):  # of a transform, or plain
+        return _entering(value, along)
+    wanted = _to_enter(value, along)
+    if _toward(value, wanted) != value.placements:
+        return _gathered_once(value, wanted)
+    if value.grad_fn is None:  # a user's own, on which no hook is left
+        return _entering(value, along)
     if value.requires_grad and torch.is_grad_enabled():
         # On the whole gradient: that of all layers which take this tensor, by one collective.
-        value.register_hook(lambda grad: _summed(grad, names))
+        value.register_hook(lambda grad: _placed(grad, wanted))
     return value
 
 
-def leaving(value: Any, names: tuple[str, ...]) -> Any:
+def leaving(value: Any, along: Along) -> Any:
     """A result of a layer, summed along these dimensions of the mesh if it waits for that.
 
     Args:
         value: a tensor, or a tuple or list of them; others come back as they are.
-        names: of the dimensions.
+        along: the dimensions.
     """
     if type(value) in (tuple, list):
-        return type(value)([leaving(one, names) for one in value])
+        return type(value)([leaving(one, along) for one in value])
     if not isinstance(value, Tensor):
         return value
     if dynamo.is_compiling():
         _allow_in_graph()
-    return _leaving(value, names)
+    return _leaving(value, along)
 
 
-def _without(value: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
-    """The placements of a distributed tensor with the sums along some dimensions computed."""
+# -- where to -------------------------------------------------------------------------------------
+
+
+def _named(value: Any) -> dict[str, Any]:
+    """The placements of a distributed tensor by the names of the dimensions of its mesh."""
+    names = value.device_mesh.mesh_dim_names or ()
+    return dict(zip(names, value.placements, strict=bool(names)))
+
+
+def _to_enter(value: Any, along: Along) -> _Wanted:
+    """What is cut along a sequence is to be whole; features are the last dimension."""
     from torch.distributed.tensor import Replicate
 
-    known = value.device_mesh.mesh_dim_names or ("",) * value.device_mesh.ndim
-    told = zip(known, value.placements, strict=True)
-    return tuple([Replicate() if n in names and at.is_partial("sum") else at for n, at in told])
+    told = _named(value)
+    return tuple([
+        (name, Replicate() if at is not None and at < value.ndim - 1 and name in told
+         and told[name].is_shard(at) else None)
+        for name, at in along
+    ])  # fmt: skip
 
 
-def _summed(grad: Any, names: tuple[str, ...]) -> Any:
-    if not shards.is_distributed(grad):
-        return grad
-    return buckets.as_placed(grad, grad.device_mesh, _without(grad, names))
+def _to_leave(value: Any, along: Along) -> _Wanted:
+    """Sums are to be cut along the sequence, if that divides."""
+    from torch.distributed.tensor import Shard
+
+    told, mesh = _named(value), value.device_mesh
+    found: list[tuple[str, Any]] = []
+    for name, at in along:
+        free = at is not None and name in told and at < value.ndim - 1
+        free = free and not any([one.is_shard(at) for one in told.values()])
+        even = free and value.shape[at] % mesh[name].size() == 0
+        found.append((name, Shard(at) if even and told[name].is_partial("sum") else None))
+    return tuple(found)
 
 
-def _entering(value: Tensor, names: tuple[str, ...]) -> Tensor:
-    known = value.requires_grad and shards.is_distributed(functorch.innermost(value))
-    return _Enter.apply(value, names) if known else value  # type: ignore[no-untyped-call]  # it is torch's
+def _toward(value: Any, wanted: _Wanted) -> tuple[Any, ...]:
+    """The placements of a distributed tensor with those that are wanted, and with no sums."""
+    from torch.distributed.tensor import Replicate
+
+    told, asked = _named(value), dict(wanted)
+    if not told:
+        return tuple(value.placements)
+    for name in asked.keys() & told.keys():
+        if told[name].is_partial("sum"):
+            told[name] = asked[name] or Replicate()
+        elif asked[name] is not None:
+            told[name] = asked[name]
+    return tuple(told.values())
 
 
-def _leaving(value: Tensor, names: tuple[str, ...]) -> Tensor:
+def _back(value: Any, wanted: _Wanted) -> _Wanted:
+    """What is wanted of the gradient of a tensor that was placed so."""
+    from torch.distributed.tensor import Replicate
+
+    told = _named(value)
+    return tuple([
+        (name, None if at is None else Replicate() if told[name].is_partial() else told[name])
+        for name, at in wanted
+    ])  # fmt: skip
+
+
+# -- nodes ----------------------------------------------------------------------------------------
+
+
+def _placed(value: Any, wanted: _Wanted) -> Any:
+    if not shards.is_distributed(value):
+        return value
+    return buckets.as_placed(value, value.device_mesh, _toward(value, wanted))
+
+
+def _moved(value: Tensor, wanted: _Wanted) -> Tensor:
+    """The tensor in other placements; its gradient is summed whether they are others or not."""
     inner: Any = functorch.innermost(value)
-    if shards.is_distributed(inner) and _without(inner, names) != inner.placements:
-        return _Leave.apply(value, names)  # type: ignore[no-untyped-call, no-any-return]  # it is torch's
+    if not shards.is_distributed(inner):
+        return value
+    if value.requires_grad or _toward(inner, wanted) != inner.placements:
+        return _Move.apply(value, wanted)  # type: ignore[no-untyped-call, no-any-return]  # it is torch's
     return value
+
+
+def _entering(value: Tensor, along: Along) -> Tensor:
+    inner: Any = functorch.innermost(value)
+    return _moved(value, _to_enter(inner, along)) if shards.is_distributed(inner) else value
+
+
+def _leaving(value: Tensor, along: Along) -> Tensor:
+    inner: Any = functorch.innermost(value)
+    if not shards.is_distributed(inner):
+        return value
+    wanted = _to_leave(inner, along)
+    return _moved(value, wanted) if _toward(inner, wanted) != inner.placements else value
+
+
+def _gathered_once(value: Any, wanted: _Wanted) -> Tensor:
+    """What all layers that take a tensor compute with; their gradients are scattered together."""
+    made_for = wanted, value._version, torch.is_grad_enabled()
+    known, whole = _gathered.get(value, (None, None))
+    if known != made_for:
+        whole = _moved(value, wanted)
+        _gathered[value] = made_for, whole
+    return whole  # type: ignore[no-any-return]  # a Tensor
 
 
 @dynamo.constant_in_traces
@@ -97,41 +190,23 @@ def _allow_in_graph() -> None:
     allow_in_graph(_leaving)
 
 
-class _Enter(torch.autograd.Function):
-    """The same tensor; backward is a sum."""
+class _Move(torch.autograd.Function):
+    """The same values in other placements; backward places the gradient as the tensor was."""
 
     @staticmethod
-    def forward(value: Any, names: tuple[str, ...]) -> Any:
-        return value.view_as(value)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.names = inputs[1]
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _Enter.apply(*args), in_dims[0]  # type: ignore[no-untyped-call]  # it is torch's
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _leaving(grads[0], ctx.names), None
-
-
-class _Leave(torch.autograd.Function):
-    """A sum; backward hands the gradient on."""
-
-    @staticmethod
-    def forward(value: Any, names: tuple[str, ...]) -> Any:
-        return _summed(value, names)
+    def forward(value: Any, wanted: _Wanted) -> Any:
+        placed = _placed(value, wanted)
+        return value.view_as(value) if placed is value else placed
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.names = inputs[1]
+        value, wanted = inputs
+        ctx.back = _back(functorch.innermost(value), wanted)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _Leave.apply(*args), in_dims[0]  # type: ignore[no-untyped-call]  # it is torch's
+        return _Move.apply(*args), in_dims[0]  # type: ignore[no-untyped-call]  # it is torch's
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _entering(grads[0], ctx.names), None
+        return _moved(grads[0], ctx.back), None

@@ -76,7 +76,9 @@ class Note(NamedTuple):
     )
     gathered: str = ""  # the dimension of a mesh along which a call puts the leaves together
     stays_eval: bool = False  # whether it stays in mode "eval", whatever train and reset are told
-    summed: tuple[str, ...] = ()  # those along which sums are computed where a call ends
+    # Those along which sums are computed where a call ends, each with the dimension of activations
+    # that is cut along it between such calls.
+    summed: tuple[tuple[str, int | None], ...] = ()
 
 
 PLAIN = Note()

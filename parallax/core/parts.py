@@ -6,7 +6,8 @@
   together once more, and cuts their gradients as the leaves are cut.
 - A layer whose own leaves a tensor-parallel rule cuts: it has the names of these dimensions. What
   its call returns is summed along them, where it is a term of a sum; and so are, in backward, the
-  gradients of its arguments.
+  gradients of its arguments. Where a rule has a ``sequence``, sums are scattered along it, and what
+  is cut along it is gathered when a layer takes it.
 
 The marks change no path and no value, and a leaf that is read without a call of its part is what it
 always is, a distributed tensor. Calling is as it was for every class without such an instance: only
@@ -63,11 +64,11 @@ def _communicating(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
         note = note_of(self)
-        name, names = note.gathered, note.summed
-        if names:
-            args = tuple([sums.entering(value, names) for value in args])
-            kwargs = {key: sums.entering(value, names) for key, value in kwargs.items()}
+        name, along = note.gathered, note.summed
+        if along:
+            args = tuple([sums.entering(value, along) for value in args])
+            kwargs = {key: sums.entering(value, along) for key, value in kwargs.items()}
         out = gathered(self, name, *args, **kwargs) if name else call(self, *args, **kwargs)
-        return sums.leaving(out, names) if names else out
+        return sums.leaving(out, along) if along else out
 
     return called

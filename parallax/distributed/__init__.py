@@ -6,9 +6,9 @@ The engine is ``torch.distributed``: leaves become ``DTensor``s over a ``DeviceM
 from parallax._compat import sharding_rules
 from parallax.distributed.meshes import mesh
 from parallax.distributed.plan import Plan
-from parallax.distributed.rules import fsdp, replicate
+from parallax.distributed.rules import fsdp, replicate, tensor_parallel
 
-__all__ = ["Plan", "fsdp", "mesh", "replicate"]
+__all__ = ["Plan", "fsdp", "mesh", "replicate", "tensor_parallel"]
 
 sharding_rules.complete()
 

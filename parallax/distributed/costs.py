@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from parallax.distributed.placements import Placed
-from parallax.distributed.rules import FullyShard
+from parallax.distributed.rules import FullyShard, sequence_of
 
 __all__ = ["Collective", "collectives_of", "largest_gathered"]
 
@@ -60,9 +60,10 @@ def collectives_of(
         if size == 1:
             continue
         if isinstance(rule, Mapping):
-            found += _of_tensor_parallel(trained, name, size, tokens)
-            continue
-        if isinstance(rule, FullyShard):
+            found += _of_tensor_parallel(trained, name, size, tokens, sequence_of(rule))
+            if sequence_of(rule) is None:
+                continue
+        elif isinstance(rule, FullyShard):
             gathered = _buckets([*trained, *others], name, size)
             reduced = _buckets(trained, name, size)
             for why, kind, buckets in (
@@ -73,7 +74,7 @@ def collectives_of(
                 count, payload = _total(buckets)
                 found.append(_collective(kind, name, why, count, payload, size))
         # What is gathered along another dimension is summed part by part, when backward has it.
-        copies = [one for one in trained if one.cuts[name] is None]
+        copies = _copies(trained, name)
         apart = [other for other in rules if other != name and _gathers(rules, sizes, other)]
         parts = [one for one in copies if any([one.cuts[other] is not None for other in apart])]
         rest = {one.path for one in copies} - {one.path for one in parts}
@@ -83,6 +84,17 @@ def collectives_of(
         count, payload = (sum(numbers) for numbers in zip(*totals, strict=True))
         found.append(_collective("all_reduce", name, "gradients", count, payload, size))
     return [one for one in found if one.times]
+
+
+def _copies(trained: Sequence[Placed], name: str) -> list[Placed]:
+    """The leaves of which every process along a dimension computes a term of the gradient.
+
+    A layer that is cut along it computes with all positions, and so whole gradients.
+    """
+    cut = {one.path.rpartition(".")[0] for one in trained if one.cuts[name] is not None}
+    return [
+        one for one in trained if one.cuts[name] is None and one.path.rpartition(".")[0] not in cut
+    ]
 
 
 def _gathers(rules: Mapping[str, Any], sizes: Mapping[str, int], name: str) -> bool:
@@ -114,9 +126,12 @@ def _total(buckets: Mapping[Any, tuple[int, int]]) -> tuple[int, int]:
 
 
 def _of_tensor_parallel(
-    trained: Sequence[Placed], name: str, size: int, tokens: int
+    trained: Sequence[Placed], name: str, size: int, tokens: int, sequence: int | None
 ) -> list[Collective]:
     """The sums of activations, for matrices ``(out, in)`` in pairs within one module.
+
+    Where activations are cut between the pairs, what a pair takes is gathered, and what it returns
+    is reduced and scattered.
 
     Of each matrix that is cut along ``in``, and comes after others that are cut along ``out``, what
     it computes is summed in forward; and in backward the gradient of the input of those others,
@@ -135,8 +150,9 @@ def _of_tensor_parallel(
             count += one.blocks
             payload += one.blocks * tokens * one.shape[-2] * one.dtype.itemsize
     return [
-        _collective("all_reduce", name, f"activations in {when}", count, payload, size)
+        _collective(kind, name, f"activations in {when}", count, payload, size)
         for when in ("forward", "backward")
+        for kind in (("all_reduce",) if sequence is None else ("all_gather", "reduce_scatter"))
     ]
 
 

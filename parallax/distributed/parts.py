@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from parallax._compat.sums import Along
 from parallax.core import notes
 from parallax.core.entries import Leaf
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
 from parallax.distributed.placements import Placed
-from parallax.distributed.rules import FullyShard
+from parallax.distributed.rules import FullyShard, sequence_of
 
 __all__ = ["marked"]
 
@@ -51,16 +52,20 @@ def marked(module: Any, placed: Sequence[Placed | None], rules: Mapping[str, Any
 
 def _summed(
     placed: Sequence[Placed | None], rules: Mapping[str, Any], nodes: Mapping[str, Any]
-) -> dict[str, tuple[str, ...]]:
-    """The paths of the modules of which tensor-parallel rules cut leaves, and along what."""
-    found: dict[str, tuple[str, ...]] = {}
+) -> dict[str, Along]:
+    """The paths of the modules of which tensor-parallel rules cut leaves, and along what.
+
+    With each dimension of the mesh is that of activations which is cut between the layers.
+    """
+    found: dict[str, Along] = {}
     for one in placed:
         for name, rule in rules.items():
             if one is not None and isinstance(rule, Mapping) and one.cuts.get(name) is not None:
                 path = one.path
                 while type(nodes[path]) is Leaf or not hasattr(nodes[path].cls, "__layout__"):
                     path = path.rpartition(".")[0]
-                found[path] = tuple(dict.fromkeys([*found.get(path, ()), name]))
+                along = (name, sequence_of(rule))
+                found[path] = tuple(dict.fromkeys([*found.get(path, ()), along]))
     return found
 
 

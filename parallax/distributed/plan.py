@@ -19,7 +19,15 @@ from parallax.distributed.description import Description, describe
 from parallax.distributed.meshes import Sizes, cutting, sizes_of
 from parallax.distributed.parts import marked
 from parallax.distributed.placements import Placed, placed_leaves
-from parallax.distributed.rules import FullyShard, Replicated, Rule, checked_rule, fsdp, replicate
+from parallax.distributed.rules import (
+    FullyShard,
+    Replicated,
+    Rule,
+    checked_rule,
+    fsdp,
+    replicate,
+    sequence_of,
+)
 from parallax.distributed.shares import share, spread
 from parallax.random.shares import Share
 from parallax.tree.arguments import check_tree
@@ -46,7 +54,9 @@ class Plan:
             - ``dist.fsdp(*globs)``: the batch is cut, and the leaves of the named parts are;
             - a dict from paths or globs, as in ``tree.select``, to the dimension that the leaves
               there are cut along (tensor parallel). It is counted within one block of a ``Stack``,
-              so that one rule fits a tuple of blocks and a ``Stack``.
+              so that one rule fits a tuple of blocks and a ``Stack``;
+            - ``dist.tensor_parallel(cuts, sequence=1)``: the same, and activations are cut between
+              the layers.
 
             A dimension of size 1 needs none.
 
@@ -186,7 +196,8 @@ class Plan:
 
         Every process iterates over the same loader, with the same order of batches. Each tensor of
         a batch is cut along its first dimension, over the dimensions of the mesh whose rule is
-        ``dist.replicate()`` or ``dist.fsdp(...)``.
+        ``dist.replicate()`` or ``dist.fsdp(...)``; over that of a tensor-parallel rule with a
+        ``sequence``, along that dimension.
 
         Args:
             loader: gives tensors, or containers of them: a ``DataLoader``, a list.
@@ -199,7 +210,7 @@ class Plan:
             RuntimeError: if the plan has sizes alone.
             TypeError: if the loader cannot be iterated over.
             ValueError: while iterating, if the rows of a batch do not divide, or the first batches
-                of the processes differ.
+                of the processes or the numbers of them differ.
 
         Example:
             >>> import torch
@@ -217,8 +228,12 @@ class Plan:
         mesh = self._cutting
         if mesh is None:
             return iter(loader)
-        cutting = [name for name, rule in self.rules.items() if not isinstance(rule, Mapping)]
-        return batches(loader, mesh, tuple([one for one in cutting if self.sizes[one] > 1]))
+        cuts = {
+            name: sequence_of(rule) if isinstance(rule, Mapping) else 0
+            for name, rule in self.rules.items()
+            if self.sizes[name] > 1
+        }
+        return batches(loader, mesh, {n: dim for n, dim in cuts.items() if dim is not None})
 
     def describe(self, module: Any, *, optimizer: Any = None, tokens: int = 0) -> Description:
         """What each process holds and sends in a step, from the plan alone.
@@ -320,10 +335,11 @@ class Plan:
         def lines() -> list[str]:
             check(survey)
             found.extend(self._placed(survey))
+            structure: Any = survey.spec.parts[0]
             leaves = [
                 "a hole stands" if one is None
-                else f"{one.path} is {one.dtype}{list(one.shape)} ({one})"
-                for one in found
+                else f"{one.path} is {one.dtype}{list(one.shape)} ({one}{', trained' * trained})"
+                for one, trained in zip(found, structure.trainable, strict=True)
             ]  # fmt: skip
             return [f"the plan is {self}", *facts, *leaves]
 

@@ -741,6 +741,12 @@ def _distributed() -> Iterator[Subject]:
     yield Subject(
         "distributed.fsdp", distributed.fsdp, lambda: {"globs": ("**",)}, {"globs": "name"}
     )
+    yield Subject(
+        "distributed.tensor_parallel",
+        distributed.tensor_parallel,
+        lambda: {"cuts": {"**.weight": 0}, "sequence": 1},
+        {"cuts": "mapping", "sequence": "count?"},
+    )
     kinds = {"tree": "any tree", "rank": "int?", "module": "module", "loader": "tuple"}
     kinds |= {"optimizer": "optimizer?", "tokens": "count"}
     calls: dict[str, Callable[[], dict[str, Any]]] = {

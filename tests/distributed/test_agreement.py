@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from parallax import distributed as dist
+from parallax import tree
 from tests.distributed.transformer import small
 from tests.meshes import run
 
@@ -18,6 +19,10 @@ from tests.meshes import run
 def _refused(said: str, call: Callable[[], Any], error: Any = ValueError) -> None:
     with pytest.raises(error, match=said):
         call()
+
+
+def frozen_head() -> Any:
+    return tree.select(small().initialize(0), "head.weight").freeze()
 
 
 def _differ(rank: int, folder: str) -> None:
@@ -54,7 +59,16 @@ def _differ(rank: int, folder: str) -> None:
         r"Plan.batches: the processes differ. .* the first batch is .*shuffle with one seed",
         lambda: next(plan.batches([torch.full((4, 2), float(rank))])),
     )
+    _refused(
+        r"In process 0 of 2 the loader has 3 batches; in process 1 the loader has 4 batches",
+        lambda: next(plan.batches([torch.ones(4, 2)] * (3 + rank))),
+    )
     assert len(list(plan.batches([torch.ones(4, 2)]))) == 1
+    _refused(
+        r"In process 0 of 2 head.weight is .*replicated, trained\); in process 1 head.weight is .*"
+        r"replicated\)",
+        lambda: plan.apply(frozen_head() if rank else small().initialize(0)),
+    )
     # Values that differ are those of the first process.
     model = plan.gather(plan.apply(small().initialize(rank)))
     assert torch.equal(model.blocks[0].up.weight, small().initialize(0).blocks[0].up.weight)

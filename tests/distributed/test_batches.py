@@ -26,6 +26,7 @@ BATCH = {
         ({"dp": {}, "tp": dist.fsdp("**")}, (Replicate(), Shard(0))),
         ({"dp": dist.replicate(), "tp": dist.fsdp("**")}, (Shard(0), Shard(0))),
         ({"dp": {}, "tp": {}}, (Replicate(), Replicate())),
+        ({"dp": dist.replicate(), "tp": dist.tensor_parallel({}, sequence=0)}, (Shard(0),) * 2),
     ],
 )
 def test_tensors_are_cut_over_the_dimensions_of_data(rules: Any, placements: Any) -> None:
@@ -51,6 +52,12 @@ def test_batches_that_cannot_be_cut_are_refused() -> None:
             ValueError, match=r"x has 6 rows, which do not divide over 4 .*drop_last"
         ):
             next(plan.batches([{"x": torch.ones(6, 2)}]))
+        plan = dist.Plan(mesh, dp=dist.replicate(), tp=dist.tensor_parallel({}, sequence=1))
+        with pytest.raises(ValueError, match=r"x has 3 entries in dimension 1.* over 2 .*\(tp\)"):
+            next(plan.batches([{"x": torch.ones(8, 3)}]))
+        found: Any = next(plan.batches([{"x": torch.ones(8, 4, 3), "y": torch.arange(8)}]))
+        assert found["x"].placements == (Shard(0), Shard(1))
+        assert found["y"].placements == (Shard(0), Replicate())
         loader: Any = 5
         with pytest.raises(TypeError, match=r"batches\(loader=\): expected .* got 5"):
             plan.batches(loader)

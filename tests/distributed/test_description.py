@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 from parallax import Module, func, nn, optim, tree
@@ -143,6 +143,21 @@ def test_tensor_parallelism_sums_as_often_as_is_told() -> None:
         told = plan.describe(model, tokens=3)
         assert issued(mode) == counts(told) == {"all_reduce": 4}
     assert [one.nbytes for one in told.collectives] == [2 * 3 * 8 * 4] * 2  # half of it, twice
+
+
+def test_a_sequence_is_gathered_and_scattered_as_often_as_is_told() -> None:
+    model = nn.Sequential(nn.LayerNorm(8), Pair(), Pair()).initialize(0)
+    with ranks(2, names=("tp",)) as mesh:
+        plan = dist.Plan(mesh, tp=dist.tensor_parallel(PAIRED, sequence=1))
+        spread = plan.apply(model)
+        rows: Any = next(plan.batches([torch.ones(3, 4, 8)]))
+        assert rows.placements == (Shard(1),)
+        with CommDebugMode() as mode:
+            func.grad(lambda model, x: model(x).square().sum())(spread, rows)
+        told = plan.describe(model, tokens=12)
+        assert issued(mode) == counts(told)
+        assert counts(told) == {"all_gather": 4, "reduce_scatter": 4, "all_reduce": 1}
+    assert [one.nbytes for one in told.collectives] == [2 * 12 * 8 * 4 // 2] * 4 + [2 * 8 * 4]
 
 
 class Block(Module):

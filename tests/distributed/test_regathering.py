@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from parallax import distributed as dist
 from parallax._compat.regathering import regather
 from parallax.core import notes
 from parallax.core.registry import flatten_module, unflatten_module
+from parallax.core.structure import Structure
 from tests.meshes import alone, run, spread, whole
 
 
@@ -49,6 +51,14 @@ def net(width: int, *, stacked: bool = False) -> Any:
     values = torch.arange(3.0 * width * width).view(3, width, width).sin() / width
     blocks = tuple(Block(value.clone()) for value in values)
     return Stacked(nn.Stack.of(blocks)) if stacked else Net(blocks)
+
+
+def gathering(structure: Structure, parts: Sequence[str]) -> Structure:
+    """The structure in which calls of these modules gather; a plan for one process has none."""
+    nodes = [notes.joined(*path) for path, node in structure.walk() if type(node) is Structure]
+    return structure.renote(
+        lambda index, node: node.note._replace(gathered="dp" if nodes[index] in parts else "")
+    )
 
 
 def loss(model: Any, x: Tensor) -> Tensor:
@@ -82,8 +92,7 @@ def test_a_compiled_graph_gathers_again(stacked: bool) -> None:
         placed = tree.map(lambda leaf: spread(leaf, mesh, Shard(leaf.ndim - 2)), model)
         leaves, structure = flatten_module(placed)
         parts = ["blocks.block"] if stacked else [f"blocks.{k}" for k in range(3)]
-        structure = notes.communicating(structure, tuple((path, "dp") for path in parts))
-        part = unflatten_module(structure, leaves)
+        part = unflatten_module(gathering(structure, parts), leaves)
         backend: Any = aot_autograd(fw_compiler=compiler)
         grads = parallax.compile(func.grad(loss), backend=backend)(part, spread(x, mesh, Shard(0)))
         for one, other in zip(tree.leaves(grads), tree.leaves(expected), strict=True):
@@ -133,7 +142,7 @@ def _refuse_writes(part: Any, rows: Tensor) -> None:
 
     (block, *_) = part.blocks
     leaves, structure = flatten_module(Writes(block.weight.detach()))
-    writes = unflatten_module(notes.communicating(structure, (("", "dp"),)), leaves)
+    writes = unflatten_module(gathering(structure, [""]), leaves)
     with pytest.raises(RuntimeError, match="written in place"):
         func.grad(lambda m, x: m(x).sum())(writes, rows)
 

@@ -24,13 +24,15 @@ from tests.distributed.transformer import ROWS, Transformer, batch, loss
 from tests.meshes import ranks, run, spread, whole
 
 FSDP, COPIES = dist.fsdp("blocks.*"), dist.replicate()
+BY_RULE = dist.tensor_parallel(ROWS, sequence=1)
 BATCH, SEQUENCE = {"dp": 0}, {"dp": 0, "tp": 1}
 PLANS: Any = {
     "replicate": ({"dp": 2}, {"dp": COPIES}, BATCH),
     "fsdp": ({"dp": 4}, {"dp": FSDP}, BATCH),
     "sequence": ({"tp": 2}, {"tp": ROWS}, SEQUENCE),
+    "sequence by rule": ({"tp": 2}, {"tp": BY_RULE}, SEQUENCE),
     "fsdp and tp": ({"dp": 2, "tp": 2}, {"dp": FSDP, "tp": ROWS}, BATCH),
-    "tp and fsdp": ({"tp": 2, "dp": 2}, {"dp": FSDP, "tp": ROWS}, SEQUENCE),
+    "tp and fsdp": ({"tp": 2, "dp": 2}, {"dp": FSDP, "tp": BY_RULE}, SEQUENCE),
 }
 
 
@@ -203,13 +205,16 @@ def _check_training(mesh: Any, model: Any, placed: dict[str, Any], rows: Any) ->
         return tree.map_with_path(lambda p, t: None if p.endswith("k.bias") else t, model)
 
     expected, _, values = trained(step, model, *batch())
-    tensor_parallel = dist.Plan(_renamed(mesh), tp=ROWS).apply(model)
-    copies = [cut(_renamed(mesh), t, {}) for t in batch()]
+    tp = _renamed(mesh)
+    tensor_parallel = dist.Plan(tp, tp=ROWS).apply(model)
+    copies = [cut(tp, t, {}) for t in batch()]
+    plan = dist.Plan(tp, tp=BY_RULE)
+    sequence, (positions,) = plan.apply(model), plan.batches([batch()])
     ways: list[Any] = [
         ("fsdp", placed["fsdp"], rows, step),
         ("replicate", placed["replicate"], rows, step),
         ("tp", tensor_parallel, copies, step),
-        ("compiled tp", tensor_parallel, copies, parallax.compile(step, backend="eager")),
+        ("compiled sequence", sequence, positions, parallax.compile(step, backend="eager")),
         ("compiled fsdp", placed["fsdp"], rows, parallax.compile(step, backend="eager")),
     ]
     for name, start, data, how in ways:

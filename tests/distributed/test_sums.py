@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate
+from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
+    PrepareModuleInput,
     RowwiseParallel,
+    SequenceParallel,
     parallelize_module,
 )
 
@@ -80,6 +83,41 @@ def test_no_more_collectives_than_torch() -> None:
     assert ours.get_total_counts() <= mode.get_total_counts()
 
 
+def with_sequence(mesh: Any) -> Any:
+    """The model with torch's tensor parallelism, whose norms and sums compute with positions."""
+    whole_, cut = (Replicate(),), (Shard(1),)
+    rows: Any = partial(RowwiseParallel, output_layouts=Shard(1), use_local_output=False)
+    styles: Any = {"embed": rows(input_layouts=Replicate())}
+    for name in ("blocks.0", "blocks.1"):
+        styles |= {f"{name}.attn.{one}": ColwiseParallel() for one in "qkv"}
+        styles |= {
+            f"{name}.norm": SequenceParallel(use_local_output=False),
+            f"{name}.attn": PrepareModuleInput(
+                input_layouts=cut, desired_input_layouts=whole_, use_local_output=False
+            ),
+            f"{name}.attn.o": rows(),
+            f"{name}.up": ColwiseParallel(input_layouts=Shard(1)),
+            f"{name}.down": rows(),
+        }
+    model = torch.nn.Module()
+    model.embed, model.blocks = torch.nn.Embedding(12, 16), torch.nn.Sequential(Block(), Block())
+    return parallelize_module(model, mesh, styles)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+def test_no_more_collectives_than_torch_with_a_sequence() -> None:
+    with alone(2, names=("tp",)) as mesh:
+        plan = dist.Plan(mesh, tp=dist.tensor_parallel(ROWS, sequence=1))
+        model = plan.apply(Transformer().initialize(0))
+        ((codes, _),) = plan.batches([batch()])
+        with CommDebugMode() as ours:
+            func.grad(lambda model: model(codes).square().mean())(model)
+        theirs = with_sequence(mesh)
+        with CommDebugMode() as mode:
+            theirs.blocks(theirs.embed(batch()[0])).square().mean().backward()
+    assert ours.get_total_counts() <= mode.get_total_counts()
+
+
 # -- numbers --------------------------------------------------------------------------------------
 
 
@@ -120,15 +158,39 @@ HOW: Any = {
 }
 
 
+@pytest.mark.parametrize("rule", [CUT, dist.tensor_parallel(CUT, sequence=1)], ids=["", "sequence"])
 @pytest.mark.parametrize("how", HOW)
-def test_derivatives(how: str) -> None:
+def test_derivatives(how: str, rule: Any) -> None:
     model = nn.Sequential(Pair(), Pair()).initialize(0)
     x = torch.arange(24.0).view(3, 2, 4).sin()
     expected = HOW[how](model, x)
     with ranks(2, names=("tp",)) as mesh:
-        placed = dist.Plan(mesh, tp=CUT).apply(model)
-        found = HOW[how](placed, spread(x, mesh, Replicate()))
+        plan = dist.Plan(mesh, tp=rule)
+        (rows,) = plan.batches([x])
+        found = HOW[how](plan.apply(model), rows)
         torch.testing.assert_close(whole(found), expected)
+
+
+def test_what_is_gathered_once_is_what_the_tensor_is() -> None:
+    model = Pair().initialize(0)
+    x = torch.arange(16.0).view(2, 2, 4).sin()
+    expected = [model(x), model(2 * x)]
+    with ranks(2, names=("tp",)) as mesh:
+        plan = dist.Plan(mesh, tp=dist.tensor_parallel(CUT, sequence=1))
+        (rows,), placed = plan.batches([x]), plan.apply(model)
+        first: Any = placed(rows)
+        rows.mul_(2)
+        again: Any = placed(rows)
+        for found, other in zip((first, again), expected, strict=True):
+            assert found.placements == (Shard(1),)
+            torch.testing.assert_close(whole(found), other)
+        with torch.no_grad():
+            without = placed(rows)
+        rows.requires_grad_()
+        found = placed(rows)
+        assert torch.equal(whole(found), whole(without))
+        found.square().sum().backward()
+        torch.testing.assert_close(whole(rows.grad), func.grad(size, argnums=1)(model, 2 * x))
 
 
 def test_a_users_tensor_gets_no_hook() -> None:
