@@ -134,8 +134,15 @@ class While(NamedTuple):
         self, operands: Sequence[Any], saved: Sequence[Tensor],
         cotangents: Sequence[Tensor | None], wanted: Sequence[int],
     ) -> Sequence[Tensor]:  # fmt: skip
-        """None: a loop does not keep what it went through, and ``func.while_loop`` says so."""
-        raise NotImplementedError("a compiled while_loop has no reverse-mode derivative")
+        """None: a loop does not keep what it went through.
+
+        ``func.while_loop`` refuses what it can see to be differentiated, which is not all.
+        """
+        raise NotImplementedError(
+            "func.while_loop: a compiled loop has no reverse-mode derivative, as the number of its "
+            "passes is not known. Use func.fori_loop or func.scan; or call it within "
+            "torch.no_grad(), with what goes in detached: x.detach()"
+        )
 
     def mapped(
         self, operands: Sequence[Any], dims: Sequence[int | None], info: Any

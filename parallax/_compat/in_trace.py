@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat.dynamo import constant_in_traces
+from parallax._compat.functorch import innermost
 
 __all__ = ["Origin", "Place", "Seen", "as_trace_error", "at_trace", "close_reuse", "excludes",
            "is_fixed", "is_reusing", "local", "loop_around", "name_of", "open_reuse", "origin_of",
@@ -297,6 +298,12 @@ def replied() -> Any:
 
     output: Any = InstructionTranslator.current_tx().output
     return output.parallax_reply
+
+
+def reply_views(context: Any) -> None:
+    """Replies which tensors of the local list ``values`` are views."""
+    found = [None if one is None else innermost(one.value) for one in seen(context, "values")]
+    reply(context, tuple([k for k, x in enumerate(found) if x is not None and x._is_view()]))
 
 
 # -- what a trace may write into ----------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from types import CellType, CodeType, FunctionType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from parallax._compat.artifacts import Keeper, NotRunError
@@ -22,6 +23,7 @@ from parallax._compat.in_trace import give, replied
 from parallax._compat.inductor import is_cpp_wrapper_failure
 from parallax._compat.modes import leave_transforms
 from parallax._compat.opaque import real
+from parallax._compat.rerun import changing_nothing
 from parallax.compiler.class_guard import ClassGuard
 from parallax.compiler.donation import Donation
 from parallax.compiler.dynamo import compile_flat, settings_for, without_cpp
@@ -163,17 +165,18 @@ class Graph:
         """The function of the arguments, and of the ``items`` that were taken from them."""
         others = self.leaves.others
         leaves = tuple(self.leaves.pick(items))
+        records = torch.is_grad_enabled()
         try:
             number, results = self._run(leaves, tuple([items[k] for k in others]) if others else ())
         except RuntimeError as error:
-            _tidy()
+            _tidy(records)
             if self._spared(error):
                 return self(items, args, kwargs)
             if not self._gone(args, kwargs) and not self._writes:
                 self._tell(items, error)
             raise
         except BaseException:  # an interrupt, say
-            _tidy()
+            _tidy(records)
             self._gone(args, kwargs)
             raise
         if self._writes:
@@ -199,19 +202,20 @@ class Graph:
 
     def trace(self, items: Sequence[Any]) -> None:
         """Compiles the graph of these items without running it; needs a keeper."""
+        records = torch.is_grad_enabled()
         try:
             self._run(tuple(self.leaves.pick(items)), tuple([items[k] for k in self.leaves.others]))
         except NotRunError:
             return
         except RuntimeError as error:
-            _tidy()
+            _tidy(records)
             if not self._spared(error):
                 if hides_own_error(error):
                     self._tell(items, error)
                 raise
             self.trace(items)
         except BaseException:  # an interrupt, say
-            _tidy()
+            _tidy(records)
             raise
 
     def _spared(self, error: RuntimeError) -> bool:
@@ -238,12 +242,14 @@ class Graph:
         """
         if self._fn is None:
             return
-        if hides_own_error(error):
+        hidden = hides_own_error(error)
+        if hidden:
             items = [item.clone() if isinstance(item, Tensor) else item for item in items]
         elif type(error) is not RuntimeError:
             return
+        tensors = [item for item in items if isinstance(item, Tensor)]
         args, kwargs = build_call(self.tokens, items)
-        with reuse():
+        with reuse(), changing_nothing(tensors, own=tensors if hidden else ()):
             self._fn(*args, **kwargs)
 
     def _compile(self, fn: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
@@ -284,10 +290,14 @@ class Graph:
         return _sharing([*leaves, *self._outside.present()])
 
 
-def _tidy() -> None:
-    """Undoes what a graph leaves that failed within a transform; it began outside of any."""
+def _tidy(records: bool) -> None:
+    """Undoes what a graph leaves that failed within a transform, or where nothing is recorded.
+
+    It began outside of any transform, and with this grad mode.
+    """
     leave_transforms()
     allow_hooks_again()
+    torch.set_grad_enabled(records)
 
 
 class Result(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax import random
-from parallax._compat import autograd, dynamo, functorch
+from parallax._compat import autograd, dynamo, functorch, in_trace
 from parallax.func.call import Call
 from parallax.func.results import Result, Taking
 from parallax.func.transforms import applied, through
@@ -99,9 +99,8 @@ def along(
 
     def forward() -> Along:
         flat, after = make(1)
-        found: Any = torch.func.jvp(
-            flat, tuple(values), tuple(tangents), strict=strict, has_aux=True
-        )
+        at = _own(values) if dynamo.is_compiling() else values
+        found: Any = torch.func.jvp(flat, tuple(at), tuple(tangents), strict=strict, has_aux=True)
         return found[0], found[1], after(found[2])
 
     if strict:
@@ -110,6 +109,13 @@ def along(
         # Dynamo cannot take a second forward derivative of a product with a constant.
         return _twice(make, values, tangents)
     return forward_or_not(forward, lambda: _twice(make, values, tangents))
+
+
+def _own(values: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The values, none of which is a view: torch's stand-ins take no tangent that is none alike."""
+    in_trace.at_trace()(in_trace.reply_views)
+    views = in_trace.replied()
+    return [value.clone() if k in views else value for k, value in enumerate(values)]
 
 
 def _twice(

@@ -14,7 +14,7 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch, modes
 
 __all__ = ["derived_forward", "has_no_derivative", "in_plain_eager_code", "kernel_has_derivatives",
-           "one_derivative_at_most"]  # fmt: skip
+           "one_derivative_at_most", "traced_forward"]  # fmt: skip
 
 
 def in_plain_eager_code() -> bool:
@@ -31,6 +31,11 @@ def derived_forward() -> bool:
     return modes.forward_level_active()  # true in every forward-mode transform
 
 
+def traced_forward() -> bool:
+    """Whether forward derivatives are being taken in a graph that is traced."""
+    return dynamo.is_compiling() and derived_forward()
+
+
 def one_derivative_at_most(*inputs: Tensor | None, forward: bool = True) -> bool:
     """Whether at most one derivative of a kernel's output can be taken.
 
@@ -38,15 +43,15 @@ def one_derivative_at_most(*inputs: Tensor | None, forward: bool = True) -> bool
 
     Args:
         *inputs: of the kernel, as far as they have derivatives.
-        forward: whether that may be a forward derivative.
+        forward: whether that may be a forward derivative in eager code.
     """
     reverse, along = functorch.derivatives_running()
     if dynamo.is_compiling():
         # Torch goes backward through a graph at most once.
         if reverse == along == 0:
             return True
-        one = reverse + along == 1 and (forward or not along)
-        return one and not dynamo.differentiated_outside()
+        # Torch's stand-ins for tensors have no forward derivative of many kernels.
+        return reverse == 1 and not along and not dynamo.differentiated_outside()
     if not along and modes.forward_level_active():
         along = 1
     if reverse + along > 1 or (along and not forward):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from parallax._compat.gradients import WhereRecorded
 
-__all__ = ["channels_watched", "normalised", "trailing_watched"]
+__all__ = ["channels_watched", "normalised", "root_mean_divided", "trailing_watched"]
 
 _LOW = frozenset([torch.bfloat16, torch.float16])
 
@@ -40,6 +40,13 @@ def normalised(
     if bias is not None:
         out = out + bias
     return out.to(input.dtype), mean, var
+
+
+def root_mean_divided(input: Tensor, dims: tuple[int, ...], eps: float | None) -> Tensor:
+    """The input divided by the root of its mean square, as ``torch.rms_norm`` without a weight."""
+    wide = input.float() if input.dtype in _LOW else input
+    least = torch.finfo(wide.dtype).eps if eps is None else eps
+    return (wide * (wide.square().mean(dims, keepdim=True) + least).rsqrt()).to(input.dtype)
 
 
 @lru_cache

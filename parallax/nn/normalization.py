@@ -15,9 +15,9 @@ from parallax.core.arguments import check_flags, shown
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import between, is_int, positive
-from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
+from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most, traced_forward
 from parallax.nn.families import shown_as
-from parallax.nn.moments import normalised, trailing_watched
+from parallax.nn.moments import normalised, root_mean_divided, trailing_watched
 from parallax.nn.refusal import ends_with, refuse, where
 
 __all__ = ["CrossMapLRN2d", "GroupNorm", "LayerNorm", "LocalResponseNorm", "RMSNorm"]
@@ -160,10 +160,17 @@ class RMSNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         """The input, divided by the root mean square over its last dimensions."""
         try:
+            if traced_forward():  # as torch's stand-ins have no second one of the kernel
+                return self._by_operators(x)
             return torch.rms_norm(x, self.normalized_shape, self.weight, self.eps)
         except (AttributeError, RuntimeError, TypeError):
             _check_trailing(self, self.normalized_shape, x)
             raise
+
+    def _by_operators(self, x: Tensor) -> Tensor:
+        _check_trailing(self, self.normalized_shape, x)
+        out = root_mean_divided(x, (*range(-len(self.normalized_shape), 0),), self.eps)
+        return out if self.weight is None else out * self.weight
 
     extra_repr = shown_as(torch.nn.RMSNorm)
 
@@ -240,10 +247,22 @@ class GroupNorm(Module):
         try:
             if self.weight is None and input.shape[1] != self.num_channels:
                 refuse(self, f"(N, {self.num_channels}, *)", input)
+            if traced_forward():  # as torch's stand-ins have no such derivative of the kernel
+                return self._by_operators(input)
             return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
             self._check(input)
             raise
+
+    def _by_operators(self, input: Tensor) -> Tensor:
+        self._check(input)
+        split = self.num_groups, self.num_channels // self.num_groups
+        groups = input.reshape(input.shape[0], *split, *input.shape[2:])
+        shape = *split, *[1] * (input.dim() - 2)
+        weight, bias = [None if x is None else x.view(shape) for x in (self.weight, self.bias)]
+        return normalised(groups, (*range(2, groups.dim()),), weight, bias, self.eps)[0].flatten(
+            1, 2
+        )
 
     def _check(self, input: Any) -> None:
         shape = input.shape if isinstance(input, Tensor) else torch.Size()

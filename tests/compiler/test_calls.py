@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random as stdlib_random
 import re
 import threading
 import weakref
@@ -66,6 +67,16 @@ def test_a_failed_call_leaves_nothing_behind() -> None:
 FLAG = [False]
 
 
+def test_a_graph_that_fails_in_no_grad_leaves_the_grad_mode() -> None:
+    def fn(x: Tensor) -> Any:
+        with torch.no_grad():
+            return torch.linalg.cholesky(x)
+
+    with pytest.raises(torch.linalg.LinAlgError):
+        make_compiled(fn, backend="eager")(-torch.eye(2))
+    assert torch.is_grad_enabled()
+
+
 class Classifier(Module):
     """A module in a module."""
 
@@ -109,6 +120,38 @@ def test_errors_of_the_function_come_as_they_are() -> None:
     for call, (kind, text) in calls.items():
         with pytest.raises(kind, match=text):
             make_compiled(call, backend="eager")(model)
+
+
+SEEN = torch.zeros(4)
+
+
+def test_a_call_that_shows_an_error_changes_nothing() -> None:
+    """The function is called once more for it; random states and tensors stay as they are."""
+
+    def noted(model: Any, x: Tensor) -> Any:
+        SEEN.add_(1)
+        SEEN[:2].mul_(2)
+        return model(x)
+
+    def drawing(model: Any, x: Tensor) -> Any:
+        y = torch.zeros(5)
+        y[1:].add_(torch.tensor([1.0]).mul_(2))  # its own tensors it may write into
+        torch.rand(7)
+        if not torch.compiler.is_compiling():
+            stdlib_random.random()
+        return model(x + y)
+
+    model = nn.Sequential(nn.Linear(4, 3)).initialize(0)
+    states = torch.get_rng_state(), stdlib_random.getstate()
+    for call, kind, text in (
+        (drawing, ValueError, re.escape("layers.0 (Linear): expected input of shape (*, 4)")),
+        (noted, Exception, "shape|size"),
+    ):
+        with pytest.raises(kind, match=text):
+            make_compiled(call, backend="eager")(model, torch.ones(2, 5))
+        assert torch.equal(states[0], torch.get_rng_state())
+        assert states[1] == stdlib_random.getstate()
+    assert torch.equal(SEEN, torch.zeros(4))
 
 
 def test_nothing_given_is_changed_or_kept_alive() -> None:

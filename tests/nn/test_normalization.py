@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch import nn as torch_nn
 
-from parallax import Module, nn
+import parallax
+from parallax import Module, func, nn
 from tests.nn.parity import assert_parity, assert_same_start
 
 REAL = [torch.float32, torch.float64, torch.bfloat16]
@@ -75,6 +77,62 @@ def test_they_start_where_torchs_do() -> None:
     assert_same_start(lambda: nn.LayerNorm(5), lambda: torch_nn.LayerNorm(5))
     assert_same_start(lambda: nn.RMSNorm(5), lambda: torch_nn.RMSNorm(5))
     assert_same_start(lambda: nn.GroupNorm(2, 6), lambda: torch_nn.GroupNorm(2, 6))
+
+
+def derivatives(layer: Any, x: Tensor, along: Tensor) -> Any:
+    """Forward derivatives of first and second order, mapped and of a gradient."""
+
+    def loss(x: Tensor) -> Any:
+        return layer(x).pow(3).sum()
+
+    def derivative(x: Tensor) -> Any:
+        return func.jvp(layer, (x,), (along,))[1]
+
+    both = torch.stack([x, along])
+    return (
+        derivative(x),
+        func.jvp(derivative, (x,), (along,))[1],
+        func.jvp(func.grad(loss), (x,), (along,))[1],
+        func.vmap(derivative)(both)[1],
+        func.jacfwd(layer)(x),
+    )
+
+
+def differences(layer: Any, x: Tensor, along: Tensor) -> Any:
+    """As ``derivatives``, of a layer of torch's."""
+    h = 1e-4
+
+    def derivative(x: Tensor) -> Any:
+        return (layer(x + h * along) - layer(x - h * along)) / (2 * h)
+
+    def gradient(x: Tensor) -> Any:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(layer(x).pow(3).sum(), x)[0]
+
+    second = (layer(x + h * along) - 2 * layer(x) + layer(x - h * along)) / h**2
+    of_gradient = (gradient(x + h * along) - gradient(x - h * along)) / (2 * h)
+    jacobian = torch.autograd.functional.jacobian(layer, x)
+    return derivative(x), second, of_gradient, derivative(along), jacobian
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("LayerNorm", (5,)),
+        ("GroupNorm", (2, 4)),
+        pytest.param("RMSNorm", (5,), marks=pytest.mark.slow),
+        pytest.param("BatchNorm1d", (4, 1e-5, 0.1, True, False), marks=pytest.mark.slow),
+        pytest.param("InstanceNorm1d", (4, 1e-5, 0.1, True), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_forward_derivatives_in_compiled_code(name: str, arguments: Any) -> None:
+    """Also at a view, here a row of another tensor."""
+    x, along = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    ours = getattr(nn, name)(*arguments, dtype=torch.float64).initialize(0)
+    theirs = getattr(torch_nn, name)(*arguments, dtype=torch.float64)
+    found = parallax.compile(derivatives, backend="aot_eager")(ours, x, along)
+    torch.testing.assert_close(found, differences(theirs, x, along), rtol=1e-5, atol=1e-5)
 
 
 class Net(Module):
