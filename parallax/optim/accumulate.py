@@ -13,6 +13,7 @@ from parallax.core.module import Module
 from parallax.optim.arguments import check_optimizer
 from parallax.optim.checks import check_state, gather, open_model
 from parallax.optim.choose import choose
+from parallax.optim.derivatives import is_differentiable, recorded
 from parallax.optim.donate import check_donation
 from parallax.optim.habits import hint_at_habits
 from parallax.tree import core
@@ -40,6 +41,8 @@ class Accumulated(Module):
 class Accumulate:
     """An optimizer that steps once per ``every`` gradients, with their mean.
 
+    Put ``chain`` inside, so that its parts see the mean, and run when there is a step.
+
     Args:
         opt: the optimizer that steps.
         every: how many gradients make a step.
@@ -60,6 +63,8 @@ class Accumulate:
         tensor(-2.)
     """
 
+    _leaves_out_steps = True  # which parts of a chain must not stand after
+
     def __init__(self, opt: Any, every: int) -> None:
         if type(every) is not int or every < 1:
             raise ValueError(
@@ -69,6 +74,10 @@ class Accumulate:
         check_optimizer("Accumulate", "opt", opt)
         self.opt = opt
         self.every = every
+
+    @property
+    def _differentiable(self) -> bool:
+        return is_differentiable(self.opt)
 
     def init(self, model: Any) -> Accumulated:
         """The state before the first gradient.
@@ -102,19 +111,23 @@ class Accumulate:
             ValueError: if something does not fit the model.
         """
         what = "optim.Accumulate.step"
-        check_donation(what, donate)
+        check_donation(what, donate, self._differentiable)
         check_state(what, state, Accumulated)
         leaves, part = open_model(what, model)
         gather(what, model, leaves, part, grads)
-        with torch.no_grad():
-            total = core.map(torch.add, state.sum, grads)
+        with recorded(self._differentiable):
+            return self._added(what, model, grads, state, donate)
+
+    def _added(
+        self, what: str, model: M, grads: Any, state: Accumulated, donate: bool
+    ) -> tuple[M, Accumulated]:
+        total = core.map(torch.add, state.sum, grads)
         count = state.count + 1
         traced = dynamo.is_compiling() or functorch.transform_active()
         if not traced and int(count) < self.every:
             return model, Accumulated(state.inner, total, count)
-        with torch.no_grad():
-            mean = core.map(lambda g, s: (s / self.every).to(g.dtype), grads, total)
-            zeros = core.map(torch.zeros_like, total)
+        mean = core.map(lambda g, s: (s / self.every).to(g.dtype), grads, total)
+        zeros = core.map(torch.zeros_like, total)
         if not traced:
             model, inner = self.opt.step(model, mean, state.inner, donate=donate)
             return model, Accumulated(inner, zeros, torch.zeros_like(count))
@@ -123,6 +136,9 @@ class Accumulate:
         model, inner = choose(what, done, stepped, (model, state.inner))
         kept = choose(what, done, zeros, total)
         return model, Accumulated(inner, kept, torch.where(done, torch.zeros_like(count), count))
+
+    def __repr__(self) -> str:
+        return f"Accumulate({self.opt!r}, every={self.every})"
 
 
 def _zero(leaf: Any) -> Any:

@@ -19,6 +19,7 @@ __all__ = ["check_at_least", "check_fields", "check_kind", "check_optimizer"]
 
 _KINDS: dict[str, str] = {
     "Number": "a number, a tensor of no dimension, or a function of the step",
+    "Fixed": "numbers or tensors of no dimension, the same in all steps",
     "float": "a number",
     "int": "an int",
     "bool": "True or False",
@@ -95,7 +96,7 @@ def _check_row(what: str, name: str, value: Any, annotation: str, example: Any) 
         )
     kinds = inner[:1] * len(value) if several else inner
     for item, kind in zip(value, kinds, strict=True):
-        check_kind(what, name, item, "Number" if kind == "Any" else kind, None)
+        check_kind(what, name, item, "Fixed" if kind == "Any" else kind, example)
 
 
 def _is(value: Any, kind: str) -> bool:
@@ -110,7 +111,7 @@ def _is(value: Any, kind: str) -> bool:
     if kind == "int":
         return isinstance(value, int)
     if isinstance(value, Tensor):  # how many numbers it holds is checked when it is used
-        return kind == "Number" or value.ndim == 0
+        return kind in ("Number", "Fixed") or value.ndim == 0
     if isinstance(value, int | float):
         return True
     wrong = isinstance(value, type | torch.nn.Module) or is_module(value)

@@ -65,7 +65,7 @@ class ASGD(Direct):
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         # The kernel overwrites what derivatives need, and branches on whether a leaf is averaged.
         # Its form for CUDA graphs, which is the one that is traced, does neither.
-        if how.differentiable and not how.capturable:
+        if (how.differentiable and not how.capturable) or at.on_meta():
             return _differentiable(at, h, at.steps(how))
         return super()._kernel(at, h, how)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -23,6 +22,7 @@ from parallax.optim.checks import (
     size_of,
 )  # fmt: skip
 from parallax.optim.clocks import Clocks
+from parallax.optim.derivatives import recorded, warn_of_graph
 from parallax.optim.donate import check_donation
 from parallax.optim.habits import hint_at_habits
 from parallax.optim.hyper import refuse_several, resolved
@@ -91,7 +91,7 @@ class Optimizer(Kernel):
                 f"is not frozen. Unfreeze some: tree.select(model, 'frozen').unfreeze()"
             )
         labels = grouping.labels(self._groups, model, len(leaves), what)
-        with torch.set_grad_enabled(self._differentiable and torch.is_grad_enabled()):
+        with recorded(self._differentiable):
             step = torch.zeros(
                 (), dtype=torch.float32, device=self._clock_device(leaves[chosen[0]])
             )
@@ -106,7 +106,7 @@ class Optimizer(Kernel):
                 check_leaf(what, path, leaves[k])
                 self._check_leaf(path, leaves[k])
                 for name in self._moments(h):
-                    columns[name][k] = self._fresh(name, leaves[k].detach(), h)
+                    columns[name][k] = self._first(name, leaves[k], h)
         known = set(chosen)
         clock_of = tuple([0 if k in known else NEVER for k in range(len(leaves))])
         moments = {name: around(model, column) for name, column in columns.items()}
@@ -166,7 +166,7 @@ class Optimizer(Kernel):
         if not (plan.kept or dynamo.is_compiling()):
             check_layouts(what, model, plan.chosen, given, self._takes_sparse and not donate)
             if not self._differentiable:
-                _warn_of_graph(what, [given[k] for k in plan.chosen])
+                warn_of_graph(what, [given[k] for k in plan.chosen], what.removesuffix(".step"))
         clocks = Clocks(old.step, old.clocks, state.clock_of, plan.chosen)
         made = list(leaves)
         moments = {name: list(column) for name, column in old.moments.items()}
@@ -179,7 +179,7 @@ class Optimizer(Kernel):
                 make_private(plan.chosen, columns, read)
         lists = [self._lists(row, given, made, moments, clocks) for row in plan.rows]
         try:
-            with torch.set_grad_enabled(self._differentiable and torch.is_grad_enabled()):
+            with recorded(self._differentiable):
                 hypers = [self._hypers[row.group] for row in plan.rows]
                 advanced, numbers = self._advance_all(lists, hypers, old.step, old.numbers, donate)
                 for row, at, done in zip(plan.rows, lists, advanced, strict=True):
@@ -235,19 +235,3 @@ class Optimizer(Kernel):
             some(leaves, members), some(given, members), columns, clocks.before,
             some(clocks.index, members), row.known,
         )  # fmt: skip
-
-
-# -- what is wrong --------------------------------------------------------------------------------
-
-
-def _warn_of_graph(what: str, grads: Sequence[Tensor]) -> None:
-    """Warns that no derivative goes through this step, if the gradients carry a graph."""
-    if any([grad.grad_fn is not None for grad in grads]):
-        name = what.removesuffix(".step")
-        warnings.warn(
-            f"{what}: the gradients carry a graph, and this step records none, so no derivative "
-            f"goes through it. To differentiate it, write {name}(..., differentiable=True). "
-            f"Otherwise take gradients that carry none: func.grad of model.train(rng), or "
-            f"model.grad() after backward()",
-            stacklevel=3,
-        )

@@ -8,10 +8,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from parallax._compat import dynamo
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim.checks import check_state, gather, open_initialized, open_model
-from parallax.optim.donate import check_donation, is_differentiable
+from parallax.optim.choose import leaves_out_steps
+from parallax.optim.derivatives import is_differentiable, recorded, warn_of_graph
+from parallax.optim.donate import check_donation
 from parallax.optim.habits import hint_at_habits
 from parallax.optim.state import around
 from parallax.tree import core
@@ -42,6 +45,10 @@ class Chain:
     def _differentiable(self) -> bool:
         return is_differentiable(self.opt)
 
+    @property
+    def _leaves_out_steps(self) -> bool:
+        return leaves_out_steps(self.opt)
+
     def init(self, model: Any) -> Chained:
         """The state before the first step.
 
@@ -52,7 +59,9 @@ class Chain:
             The state.
         """
         open_initialized("chain(...).init", model)
-        return Chained(tuple([p.init(model) if hasattr(p, "init") else None for p in self.parts]))
+        with recorded(self._differentiable):
+            states = [p.init(model) if hasattr(p, "init") else None for p in self.parts]
+        return Chained(tuple(states))
 
     def step(
         self, model: M, grads: Any, state: Chained, *, donate: bool = False
@@ -72,10 +81,18 @@ class Chain:
         Raises:
             ValueError: if something does not fit the model.
         """
-        writes = check_donation(_WHAT, donate)
+        writes = check_donation(_WHAT, donate, self._differentiable)
         check_state(_WHAT, state, Chained)
+        if len(state.parts) != len(self.parts):
+            raise ValueError(
+                f"{_WHAT}: the state was made for a chain of {len(state.parts)} parts, and this "
+                f"one has {len(self.parts)}. Make one for this chain: state = opt.init(model)"
+            )
         before, own = state.parts[: self.place], state.parts[self.place]
-        grads, first = _through(self.parts[: self.place], grads, before, model)
+        if self.place and not (self._differentiable or dynamo.is_compiling()):
+            warn_of_graph(_WHAT, core.leaves(grads), f"optim.{type(self.opt).__name__}")
+        with recorded(self._differentiable):
+            grads, first = _through(self.parts[: self.place], grads, before, model)
         after = self.parts[self.place + 1 :]
         if not after:
             model, own = self.opt.step(model, grads, own, donate=donate)
@@ -85,7 +102,7 @@ class Chain:
             with torch.no_grad():
                 start = core.map(Tensor.clone, model)
         made, own = self.opt.step(model, grads, own, donate=donate)
-        with torch.set_grad_enabled(self._differentiable and torch.is_grad_enabled()):
+        with recorded(self._differentiable):
             updates = _difference(start, made, grads)
             rest = state.parts[self.place + 1 :]
             updates, last = _through(after, updates, rest, start)
@@ -107,7 +124,8 @@ def chain(*parts: Any) -> Chain:
     A transformation is a function from a tree to another, such as ``ClipNorm(1.0)``. One that
     reads the model, or has a state, is an object with ``update(tree, state, model)``, which returns
     the new tree and the new state; ``model`` is the one before the step. If it has
-    ``init(model)``, that returns its first state, a module; otherwise the state is ``None``.
+    ``init(model)``, that returns its first state, a module; otherwise the state is ``None``. No
+    part records a graph unless the optimizer was made with ``differentiable=True``.
 
     Args:
         *parts: transformations and one optimizer.
@@ -117,6 +135,8 @@ def chain(*parts: Any) -> Chain:
 
     Raises:
         TypeError: if there is no optimizer or more than one, or a part is no transformation.
+        ValueError: if parts stand after an optimizer that leaves out steps, such as
+            ``SkipNonfinite``: they would run in those, too.
 
     Example:
         >>> import torch
@@ -144,7 +164,26 @@ def chain(*parts: Any) -> Chain:
                 f"chain: {part!r} is not a transformation. Give a function of a tree, or an "
                 f"object with update(tree, state, model) and, for a state, init(model)"
             )
-    return Chain(parts, places[0])
+    place, opt = places[0], parts[places[0]]
+    if place + 1 < len(parts) and leaves_out_steps(opt):
+        raise ValueError(_inside_out(opt, parts[place + 1 :]))
+    return Chain(parts, place)
+
+
+def _inside_out(opt: Any, after: Sequence[Any]) -> str:
+    """What is wrong with parts after an optimizer that leaves out steps."""
+    names = [getattr(part, "__name__", f"{type(part).__name__}(...)") for part in after]
+    name, inner = type(opt).__name__, "opt"
+    if isinstance(opt, Chain) or not hasattr(opt, "opt"):
+        wrapper = "SkipNonfinite"  # as an example, as it is somewhere inside
+    else:
+        wrapper, inner = name, f"{type(opt.opt).__name__}(...)"
+    more = ", every" if wrapper == "Accumulate" else ""
+    return (
+        f"chain: {names[0].removesuffix('(...)')} stands after {name}, which leaves out steps, and "
+        f"would run in those, too. Put the chain inside: "
+        f"optim.{wrapper}(optim.chain({inner}, {', '.join(names)}){more})"
+    )
 
 
 def _is_optimizer(part: Any) -> bool:

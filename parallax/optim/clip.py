@@ -53,9 +53,10 @@ def clip_grad_norm(
     if error_if_nonfinite and not bool(norm.isfinite()):
         raise FloatingPointError(_nonfinite(grads, norm))
     factor = torch.clamp(max_norm / (norm + _TINY), max=1.0)
-    if len({leaf.device for leaf in leaves}) == 1 and not _any_sparse(grads):
+    wider = any([leaf.ndim == 0 and leaf.dtype is not factor.dtype for leaf in leaves])
+    if len({leaf.device for leaf in leaves}) == 1 and not (wider or _any_sparse(grads)):
         return scale(grads, factor), norm
-    return core.map(lambda g: g * factor.to(g.device, g.dtype), grads), norm
+    return core.map(lambda g: (g * factor.to(g.device)).to(g.dtype), grads), norm
 
 
 def _total_norm(leaves: list[Any], norm_type: float) -> Tensor:
@@ -141,7 +142,7 @@ def clip_grad_value(grads: T, clip_value: float) -> T:
     _check_bound("clip_grad_value", "clip_value", clip_value)
     _tensors("clip_grad_value", grads)
     refuse_sparse("clip_grad_value", grads)
-    return core.map(lambda g: g.clamp(-clip_value, clip_value), grads)
+    return core.map(lambda g: g.clamp(-clip_value, clip_value).to(g.dtype), grads)
 
 
 def clip_per_sample(grads: T, max_norm: float) -> T:

@@ -6,7 +6,7 @@ from typing import Any
 
 from parallax._compat import dynamo, functorch, in_trace
 
-__all__ = ["check_donation", "is_differentiable"]
+__all__ = ["check_donation"]
 
 
 def check_donation(what: str, donate: Any, differentiable: bool = False) -> bool:
@@ -38,8 +38,3 @@ def check_donation(what: str, donate: Any, differentiable: bool = False) -> bool
     if reason:
         raise ValueError(f"{what}: donate=True cannot be used here: {reason}. Or leave it out")
     return not traced
-
-
-def is_differentiable(opt: Any) -> bool:
-    """Whether derivatives go through the steps of an optimizer."""
-    return bool(getattr(opt, "_differentiable", False))

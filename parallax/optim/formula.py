@@ -1,4 +1,4 @@
-"""Optimizers that torch has no kernel for: a formula of one leaf, in operators out of place.
+"""Optimizers that torch has no kernel for: formulas, in operators out of place.
 
 The same lines run in eager code, in a trace, under ``vmap`` and inside of a derivative.
 """
@@ -12,18 +12,37 @@ import torch
 from torch import Tensor
 
 from parallax.optim.base import Optimizer
-from parallax.optim.hyper import Hyper, resolved
+from parallax.optim.hyper import Hyper, beside, resolved
 from parallax.optim.lists import How, Lists
 
-__all__ = ["Formula", "Moments", "check_range", "closed", "opened", "wide_for", "written"]
+__all__ = [
+    "Formula", "LeafFormula", "Moments", "check_range", "closed", "opened", "wide_for", "written",
+]  # fmt: skip
 
 Moments = dict[str, Tensor]
 
 
 class Formula(Optimizer):
-    """An optimizer whose step is a formula of one leaf."""
+    """An optimizer whose step is a formula; which values its hyper-parameters may have."""
 
     _positive: ClassVar[tuple[str, ...]] = ()  # hyper-parameters that must be above zero
+
+    def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
+        raise NotImplementedError  # the formula stands in its place
+
+    def _check_values(self, hyper: Hyper) -> None:
+        for name, value in hyper.items():
+            if name in self._positive:
+                check_range(name, value, value > 0, "above 0", 1.0)
+            elif name in ("lr", "weight_decay", "eps"):
+                check_range(name, value, value >= 0, "0 or more", 0.0)
+            elif name == "betas":
+                for beta in value:
+                    check_range("each of betas", beta, 0 <= beta < 1, "from 0 to below 1", 0.9)
+
+
+class LeafFormula(Formula):
+    """An optimizer whose step is a formula of one leaf after the other."""
 
     @abstractmethod
     def _leaf(
@@ -35,8 +54,8 @@ class Formula(Optimizer):
             param: the leaf.
             grad: its gradient, to be descended.
             moments: its moments.
-            h: the hyper-parameters, as numbers and tensors.
-            once: what ``_once`` computed.
+            h: the hyper-parameters, as numbers and tensors that can be combined with the leaf.
+            once: what ``_once`` computed; likewise.
         """
 
     def _once(self, age: Tensor, h: Hyper) -> Hyper:
@@ -53,31 +72,17 @@ class Formula(Optimizer):
         at = self._full(at, h)
         ages = [(clock + 1).to(wide_for(clock)) for clock in at.clocks]
         once = {k: self._once(ages[k], h) for k in sorted(set(at.clock_of))}
-        params, moments = (
-            list(at.params),
-            {name: list(column) for name, column in at.moments.items()},
-        )
+        params = list(at.params)
+        moments = {name: list(column) for name, column in at.moments.items()}
         for k, (param, grad) in enumerate(zip(at.params, at.grads, strict=True)):
             held = {name: opened(column[k]) for name, column in at.moments.items()}
             down = -opened(grad) if h["maximize"] else opened(grad)
-            made, after = self._leaf(opened(param), down, held, h, once[at.clock_of[k]])
+            shared = beside(once[at.clock_of[k]], param)
+            made, after = self._leaf(opened(param), down, held, beside(h, param), shared)
             params[k] = closed(made, param)
             for name, moment in after.items():
                 moments[name][k] = closed(moment, at.moments[name][k])
         return written(at, params, moments, donate)
-
-    def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
-        raise NotImplementedError  # the formula stands in its place
-
-    def _check_values(self, hyper: Hyper) -> None:
-        for name, value in hyper.items():
-            if name in self._positive:
-                check_range(name, value, value > 0, "above 0", 1.0)
-            elif name in ("lr", "weight_decay", "eps"):
-                check_range(name, value, value >= 0, "0 or more", 0.0)
-            elif name == "betas":
-                for beta in value:
-                    check_range("each of betas", beta, 0 <= beta < 1, "from 0 to below 1", 0.9)
 
 
 def check_range(name: str, value: Any, within: bool, bounds: str, example: Any) -> None:

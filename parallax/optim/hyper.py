@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch
 
-__all__ = ["Hyper", "Number", "by_name", "plain", "refuse_several", "resolved", "sample"]
+__all__ = [
+    "Hyper", "Number", "beside", "by_name", "number_like", "plain", "refuse_several", "resolved",
+    "sample",
+]  # fmt: skip
 
 Number = float | Tensor | Callable[[Any], Any]
 """A hyper-parameter: a number, a tensor of no dimension, or a function of the number of steps."""
@@ -61,6 +65,31 @@ def resolved(h: Hyper, step: Any) -> Hyper:
 def _readable(step: Tensor) -> bool:
     """Whether the number of steps can be read: not while tracing nor under vmap."""
     return not dynamo.is_compiling() and not functorch.transform_active()
+
+
+def beside(h: Hyper, leaf: Tensor) -> Hyper:
+    """The numbers, as they can be combined with a leaf.
+
+    A tensor of no dimension on the CPU goes with leaves on all devices. Within ``vmap`` it is one
+    number per member, a vector, which must be where the leaf is.
+    """
+    if not (dynamo.is_compiling() or functorch.transform_active()):
+        return h
+    return {name: _beside(value, leaf) for name, value in h.items()}
+
+
+def _beside(value: Any, leaf: Tensor) -> Any:
+    if type(value) is tuple:
+        return tuple([_beside(item, leaf) for item in value])
+    if not isinstance(value, Tensor) or value.device == leaf.device:
+        return value
+    single = leaf.device.type == "mps" and value.dtype is torch.float64  # which it has not
+    return value.to(leaf.device, torch.float32 if single else value.dtype)
+
+
+def number_like(value: Any, like: Tensor) -> Tensor:
+    """A number as a tensor of the dtype and on the device of another."""
+    return value.to(like) if isinstance(value, Tensor) else torch.full_like(like, value)
 
 
 def refuse_several(what: str, hypers: Iterable[Hyper]) -> None:

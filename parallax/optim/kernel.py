@@ -11,7 +11,7 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch
 from parallax.optim import operator, vmapped
-from parallax.optim.hyper import Hyper, plain, resolved
+from parallax.optim.hyper import Hyper, beside, plain, resolved
 from parallax.optim.lists import How, Lists
 from parallax.optim.scalars import Multiplied, Unread, spread
 from parallax.optim.value import Value
@@ -42,6 +42,10 @@ class Kernel(Value, ABC):
     def _fresh(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
         """A moment of a leaf that was never stepped."""
         return torch.zeros_like(param)
+
+    def _first(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
+        """As ``_fresh``; in differentiable steps with the graph of the leaf."""
+        return self._fresh(name, param if self._differentiable else param.detach(), h)
 
     def _check_leaf(self, path: str, param: Tensor) -> None:
         """Raises if this optimizer cannot step a leaf."""
@@ -95,7 +99,7 @@ class Kernel(Value, ABC):
         """The lists, with new moments for leaves that were never stepped."""
         if at.full():
             return at
-        return at.filled(lambda name, param: self._fresh(name, param.detach(), h))
+        return at.filled(lambda name, param: self._first(name, param, h))
 
     def _run(self, at: Lists, h: Hyper, how: How, donate: bool = False) -> Lists:
         """Fills in missing moments and calls the kernel."""
@@ -132,8 +136,23 @@ class Kernel(Value, ABC):
 
     def _with_graph(self, at: Lists, h: Hyper) -> Lists:
         at = at.private()
-        if functorch.vmap_active():
-            at = self._spread(at, h)
+        if not functorch.vmap_active():
+            return self._recorded(at, h)
+        for device in dict.fromkeys([param.device for param in at.params]):
+            members = [k for k, param in enumerate(at.params) if param.device == device]
+            part = at.pick(members)
+            near = beside(h, part.params[0])
+            part.clocks = [clock.to(device) for clock in part.clocks]
+            before = part.moments
+            part.moments = {name: _on(column, device) for name, column in before.items()}
+            done = self._recorded(self._spread(part, near), near)
+            for name, column in before.items():
+                if device.type != "meta":  # whose numbers are nowhere
+                    done.moments[name] = _like(done.moments[name], column)
+            at.put(done, members)
+        return at
+
+    def _recorded(self, at: Lists, h: Hyper) -> Lists:
         params: list[Any] = [param.as_subclass(Multiplied) for param in at.params]
         at.params = params
         # A decay that requires grad is added to the gradients in place.
@@ -169,3 +188,14 @@ class Kernel(Value, ABC):
         columns = {name: spread(column, over) for name, column in at.moments.items()}
         params, grads = spread(at.params, over), spread(at.grads, over)
         return Lists(params, grads, columns, at.clocks, at.clock_of)
+
+
+def _on(column: list[Any], device: Any) -> list[Any]:
+    return [None if moment is None else moment.to(device) for moment in column]
+
+
+def _like(column: list[Any], before: list[Any]) -> list[Any]:
+    """Moments where they were before, such as numbers on the CPU; new ones where they are."""
+    return [
+        m if m is None or b is None else m.to(b.device) for m, b in zip(column, before, strict=True)
+    ]

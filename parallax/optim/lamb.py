@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.optim.formula import Formula, Moments
+from parallax.optim.formula import LeafFormula, Moments
 from parallax.optim.hyper import Hyper, Number
 
 __all__ = ["LAMB"]
 
 
-class LAMB(Formula):
+class LAMB(LeafFormula):
     """Adam's step, scaled for each parameter to its own norm; for large batches.
 
     You et al. 2020, algorithm 2: the update and the decay together have ``lr`` times the norm of

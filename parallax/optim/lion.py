@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax.optim.formula import Formula, Moments
+from parallax.optim.formula import LeafFormula, Moments
 from parallax.optim.hyper import Hyper, Number
 
 __all__ = ["Lion"]
 
 
-class Lion(Formula):
+class Lion(LeafFormula):
     """Steps of one size, in the direction of the sign of a running average of the gradient.
 
     Chen et al. 2023, algorithm 2, with its decoupled weight decay. A tenth of AdamW's learning

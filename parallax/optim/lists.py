@@ -158,6 +158,10 @@ class Lists:
         """Whether all parameters are of one dtype and on one device."""
         return self._once("uniform", lambda: len({(p.dtype, p.device) for p in self.params}) == 1)
 
+    def on_meta(self) -> bool:
+        """Whether a parameter has no numbers, so that a kernel cannot read any."""
+        return self._once("meta", lambda: any([p.is_meta for p in self.params]))
+
     def fusable(self, devices: tuple[str, ...]) -> bool:
         """Whether torch has a fused kernel for all parameters, given the devices that have one."""
         return self.plain() and self._once(devices, lambda: self._is_fusable(devices))

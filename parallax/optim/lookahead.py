@@ -43,7 +43,8 @@ class Lookahead:
     """Every ``k`` steps the model goes back a part of the way, to slow weights that follow it.
 
     A part of ``chain``, to stand after the optimizer. As Zhang et al. 2019: the slow weights move
-    by ``alpha`` times the way from them to the model, and the model goes on from there.
+    by ``alpha`` times the way from them to the model, and the model goes on from there. Those of a
+    leaf that is trained only later begin where it is before its first step.
 
     Args:
         k: how many steps of the optimizer make one of the slow weights.
@@ -89,7 +90,7 @@ class Lookahead:
         """
         leaves, part = open_initialized("optim.Lookahead.init", model)
         rows = zip(leaves, part.trainable, strict=True)
-        slow = [p.detach().clone() if t and p is not None else None for p, t in rows]
+        slow = [p.clone() if t and p is not None else None for p, t in rows]
         return SlowWeights(around(model, slow), torch.zeros((), dtype=torch.int32))
 
     def update(self, updates: T, state: SlowWeights, model: Any) -> tuple[T, SlowWeights]:
@@ -111,11 +112,14 @@ class Lookahead:
         count = state.count + 1
         back = count % self.k == 0
         traced = dynamo.is_compiling() or functorch.transform_active()
+        later = [k for k in chosen if slow[k] is None]
+        for k in later:
+            slow[k] = leaves[k].clone()
         if not traced and not bool(back):
-            return updates, SlowWeights(state.model, count)
+            kept = around(model, slow) if later else state.model
+            return updates, SlowWeights(kept, count)
         for k in chosen:
-            param, move = leaves[k], moves[k]
-            old = param.detach() if slow[k] is None else slow[k]
+            param, move, old = leaves[k], moves[k], slow[k]
             new = old + self.alpha * (param + move - old)
             there = new - param
             if traced:

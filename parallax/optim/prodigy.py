@@ -19,7 +19,7 @@ from parallax.optim.formula import (
     wide_for,
     written,
 )
-from parallax.optim.hyper import Hyper, Number, resolved
+from parallax.optim.hyper import Hyper, Number, beside, number_like, resolved
 from parallax.optim.lists import Lists
 
 __all__ = ["Prodigy"]
@@ -122,34 +122,29 @@ class Prodigy(Formula):
             for k, (param, grad) in enumerate(zip(at.params, at.grads, strict=True)):
                 held = {name: opened(column[k]) for name, column in at.moments.items()}
                 down = -opened(grad) if shared["maximize"] else opened(grad)
-                columns.append(found.average(opened(param), down, held, h))
+                columns.append(found.average(opened(param), down, held, beside(h, param)))
             averaged.append(columns)
         found.estimate()
         made = []
         for at, h, columns in zip(rows, groups, averaged, strict=True):
             params, moments = list(at.params), {n: list(c) for n, c in at.moments.items()}
             for k, (param, held) in enumerate(zip(at.params, columns, strict=True)):
-                params[k] = closed(found.moved(opened(param), held, h), param)
+                params[k] = closed(found.moved(opened(param), held, beside(h, param)), param)
                 for name, moment in held.items():
                     moments[name][k] = closed(moment, at.moments[name][k])
             made.append(written(at, params, moments, donate))
         return made, found.numbers()
-
-    def _leaf(
-        self, param: Tensor, grad: Tensor, moments: Moments, h: Hyper, once: Hyper
-    ) -> tuple[Tensor, Moments]:
-        raise NotImplementedError  # leaves are not stepped one by one
 
 
 class _Found:
     """The estimate of ``d`` in one step, as the leaves are gone through."""
 
     def __init__(self, h: Hyper, step: Tensor, numbers: Mapping[str, Tensor]) -> None:
-        self.h = h
         self.d, self.d_max = numbers["d"], numbers["d_max"]
+        self.h = h = beside(h, self.d)
         self.beta1, self.beta2 = h["betas"]
         self.beta3 = self.beta2**0.5 if h["beta3"] is None else h["beta3"]
-        self.rate = torch.as_tensor(h["lr"], dtype=self.d.dtype, device=self.d.device)
+        self.rate = number_like(h["lr"], self.d)
         correction: Any = 1.0
         if h["use_bias_correction"]:
             age = (step + 1).to(self.d)
@@ -163,12 +158,12 @@ class _Found:
         if not self.h["decoupled_weight_decay"]:
             grad = grad + param * h["weight_decay"]
         d, d_rate = self.d.to(param.device), self.d_rate.to(param.device)
-        squared = grad * grad * (d * d * (1 - self.beta2))
-        weight = d / self.h["d0"] * (d if self.h["safeguard_warmup"] else d_rate)
+        (beta1, beta2), beta3 = h["betas"], beside({"beta3": self.beta3}, param)["beta3"]
+        weight = d / h["d0"] * (d if self.h["safeguard_warmup"] else d_rate)
         made = {
-            "exp_avg": held["exp_avg"] * self.beta1 + grad * (d * (1 - self.beta1)),
-            "exp_avg_sq": held["exp_avg_sq"] * self.beta2 + squared,
-            "s": held["s"] * self.beta3 + grad * weight,
+            "exp_avg": held["exp_avg"] * beta1 + grad * (d * (1 - beta1)),
+            "exp_avg_sq": held["exp_avg_sq"] * beta2 + grad * grad * (d * d * (1 - beta2)),
+            "s": held["s"] * beta3 + grad * weight,
         }
         moves = self.rate.to(param.device) > 0  # a rate of zero changes nothing
         made = {name: torch.where(moves, made[name], held[name]) for name in made}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.rprop import rprop
 
 from parallax.optim.direct import Direct
-from parallax.optim.hyper import Hyper, Number
+from parallax.optim.hyper import Hyper, Number, beside
 from parallax.optim.lists import How, Lists
 
 __all__ = ["Rprop"]
@@ -54,10 +54,9 @@ class Rprop(Direct):
     def _fresh(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
         if name == "prev":
             return torch.zeros_like(param)
-        if param.is_complex():  # two real numbers, of one size each
-            start = torch.full_like(param, complex(1, 1))
-            return start.mul(h["lr"])
-        return torch.ones_like(param).mul(h["lr"])
+        # Two real numbers, of one size each, if it is complex.
+        start = torch.full_like(param, complex(1, 1) if param.is_complex() else 1.0)
+        return start.mul(beside(h, param)["lr"])
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         # The kernel takes no lr: it is the initial size of the steps, see _fresh.

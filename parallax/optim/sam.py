@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from parallax import random
+from parallax._compat import dynamo
 from parallax.core.arguments import shown
 from parallax.core.module import Module
 from parallax.core.nodes import is_module
 from parallax.core.registry import unflatten_module
 from parallax.optim.arguments import check_at_least, check_kind, check_optimizer
-from parallax.optim.checks import gather, open_model
-from parallax.optim.donate import check_donation, is_differentiable
+from parallax.optim.checks import check_layouts, gather, open_model
+from parallax.optim.derivatives import is_differentiable, recorded
+from parallax.optim.donate import check_donation
 from parallax.optim.formula import closed, opened
 from parallax.optim.habits import check_given, hint_at_habits
 
@@ -96,8 +98,10 @@ class SAM:
         what = f"optim.{self._name}.ascend"
         leaves, part = open_model(what, model)
         chosen, given = gather(what, model, leaves, part, grads)
+        if not dynamo.is_compiling():  # where there are none
+            check_layouts(what, model, chosen, given, takes_sparse=False)
         made = list(leaves)
-        with torch.set_grad_enabled(self._differentiable and torch.is_grad_enabled()):
+        with recorded(self._differentiable):
             scales = [self._scale(opened(leaves[k])) for k in chosen]
             slopes = [opened(given[k]) * s for k, s in zip(chosen, scales, strict=True)]
             if slopes:

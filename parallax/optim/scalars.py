@@ -61,11 +61,12 @@ def spread(tensors: list[Any], over: list[Any]) -> list[Any]:
 
     A tensor written in place needs the mapped dimensions of every tensor that is written into it.
     """
-    zero: Any = 0
-    for tensor in over:
-        if isinstance(tensor, Tensor) and tensor.numel():
-            zero = zero + torch.zeros_like(tensor.detach().reshape(-1)[0], dtype=torch.float32)
-    return [None if t is None else t + zero.to(t.dtype).to(t.device) for t in tensors]
+    zeros: dict[torch.device, Any] = {t.device: 0 for t in tensors if t is not None}
+    ones = [t.detach().reshape(-1)[0] for t in over if isinstance(t, Tensor) and t.numel()]
+    for device, zero in zeros.items():
+        like = [torch.zeros_like(one, dtype=torch.float32, device=device) for one in ones]
+        zeros[device] = sum(like, zero)
+    return [None if t is None else t + zeros[t.device].to(t.dtype) for t in tensors]
 
 
 # -- operators in place, made of those that vmap has rules for -------------------------------------

@@ -14,7 +14,8 @@ from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.optim.arguments import check_at_least, check_fields, check_optimizer
 from parallax.optim.checks import check_state
-from parallax.optim.choose import choose
+from parallax.optim.choose import choose, without_nonfinite
+from parallax.optim.derivatives import is_differentiable, recorded
 from parallax.tree import core
 from parallax.tree.arguments import check_tree
 
@@ -116,7 +117,7 @@ class LossScaler:
         check_state("optim.LossScaler.unscale", scale, Scale, "scaler.init()")
         check_tree("optim.LossScaler.unscale", grads, "grads")
         inverse = scale.scale.double().reciprocal().float()
-        made = core.map(lambda g: g * inverse.to(g.device), grads)
+        made = core.map(lambda g: (g * inverse.to(g.device)).to(g.dtype), grads)
         parts = [leaf.isfinite().all() for leaf in core.leaves(made)]
         if not parts:
             return made, torch.tensor(True)
@@ -163,8 +164,11 @@ class LossScaler:
             if not bool(finite):
                 return model, state, after
             return *opt.step(model, unscaled, state), after
-        stepped = opt.step(model, unscaled, state)
-        return *choose("optim.LossScaler.step", finite, stepped, (model, state)), after
+        with recorded(is_differentiable(opt)):
+            if is_differentiable(opt):
+                unscaled = without_nonfinite(finite, unscaled)
+            stepped = opt.step(model, unscaled, state)
+            return *choose("optim.LossScaler.step", finite, stepped, (model, state)), after
 
 
 def _check_tensor(verb: str, name: str, value: Any, example: str) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from parallax.core.registry import unflatten_module
 from parallax.optim.checks import open_model
-from parallax.optim.formula import Formula, Moments, check_range, closed, opened
-from parallax.optim.hyper import Hyper, Number, resolved
+from parallax.optim.derivatives import recorded
+from parallax.optim.formula import LeafFormula, Moments, check_range, closed, opened, wide_for
+from parallax.optim.hyper import Hyper, Number, beside, number_like
 from parallax.optim.state import State
 
 __all__ = ["AdamWScheduleFree", "SGDScheduleFree"]
@@ -19,7 +20,7 @@ __all__ = ["AdamWScheduleFree", "SGDScheduleFree"]
 M = TypeVar("M")
 
 
-class _ScheduleFree(Formula):
+class _ScheduleFree(LeafFormula):
     """What both have in common: ``z``, which steps, and the weights of the average."""
 
     def averaged(self, model: M, state: State) -> M:
@@ -44,18 +45,19 @@ class _ScheduleFree(Formula):
         leaves, part = open_model(what, model)
         held = self._contents(state, part, what)
         made = list(leaves)
-        for k, (param, z) in enumerate(zip(leaves, held.moments["z"], strict=True)):
-            if z is not None and part.trainable[k]:
-                h = resolved(self._hypers[state.labels[k]], held.step)
-                here, weight = opened(param.detach()), 1 - 1 / _momentum(h)
-                made[k] = closed(here + weight * (opened(z) - here), param)
+        with recorded(self._differentiable):
+            for k, (param, z) in enumerate(zip(leaves, held.moments["z"], strict=True)):
+                if z is not None and part.trainable[k]:
+                    momentum = _momentum(beside(self._hypers[state.labels[k]], param))
+                    here = opened(param)
+                    made[k] = closed(here + (1 - 1 / momentum) * (opened(z) - here), param)
         return unflatten_module(part, made, model._rng)  # type: ignore[attr-defined,no-any-return]  # a module
 
     def _fresh(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
         if name == "z":
             return param.clone()
         if name in ("weight_sum", "lr_max"):
-            return torch.zeros((), dtype=torch.float64, device="cpu")
+            return torch.zeros((), dtype=wide_for(param), device=param.device)
         return torch.zeros_like(param)
 
     def _check_values(self, hyper: Hyper) -> None:
@@ -63,6 +65,16 @@ class _ScheduleFree(Formula):
         name = "momentum" if "momentum" in hyper else "the first of betas"
         momentum = _momentum(hyper)
         check_range(name, momentum, 0 < momentum < 1, "between 0 and 1", 0.9)
+
+    def _validate(self) -> None:
+        super()._validate()
+        for h in self._hypers:
+            if callable(_momentum(h)):
+                raise ValueError(
+                    f"optim.{type(self).__name__}: momentum must be one number for all steps: the "
+                    f"average is computed back from the model, which the last step made with it. "
+                    f"Got a function of the step. Write momentum=0.9; a warm-up is a schedule of lr"
+                )
 
 
 def _momentum(h: Hyper) -> Any:
@@ -73,17 +85,13 @@ def _moved(
     y: Tensor, update: Tensor, moments: Moments, h: Hyper, once: Hyper
 ) -> tuple[Tensor, Moments]:
     """The next point at which a gradient is taken, and the iterate and weights behind it."""
-    largest = torch.maximum(moments["lr_max"], _number_like(h["lr"], moments["lr_max"]))
+    largest = torch.maximum(moments["lr_max"], number_like(h["lr"], moments["lr_max"]))
     weight = once["age"] ** h["r"] * largest ** h["weight_lr_power"]
     total = moments["weight_sum"] + weight
     share = torch.where(total > 0, weight / torch.where(total > 0, total, 1.0), 0.0)
     z = moments["z"]
     y = y + share * (z - y) + h["lr"] * (_momentum(h) * (1 - share) - 1) * update
     return y, {"z": z - h["lr"] * update, "weight_sum": total, "lr_max": largest}
-
-
-def _number_like(value: Any, like: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
 
 
 class SGDScheduleFree(_ScheduleFree):

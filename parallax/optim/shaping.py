@@ -35,7 +35,8 @@ class ClipAdaptive:
 
     Adaptive gradient clipping, as Brock et al. 2021: the norm of each row of a gradient is at most
     ``clipping`` times that of the row of its parameter. A row is what belongs to one index of the
-    first dimension, the weights of one output say; a vector is a row as a whole.
+    first dimension, the weights of one output say; a vector is a row as a whole. In ``nn.Stack``
+    a row is what one block holds of a leaf, a whole matrix say.
 
     Args:
         clipping: the largest ratio of the norms.
@@ -77,7 +78,7 @@ class ClipAdaptive:
         refuse_sparse(what, grads)
         made = list(given)
         for k in chosen:
-            size, most = _row_norms(given[k]), _row_norms(leaves[k].detach())
+            size, most = _row_norms(given[k]), _row_norms(leaves[k])
             most = most.clamp(min=self.eps) * self.clipping
             factor = torch.where(size > most, most / size.clamp(min=_TINY), 1.0)
             made[k] = (given[k] * factor).to(given[k].dtype)
@@ -104,7 +105,8 @@ class Centralize:
     """Gradients whose rows have a mean of zero; a part of ``chain``.
 
     Gradient centralisation, as Yong et al. 2020. A row is what belongs to one index of the first
-    dimension; vectors and numbers stay as they are.
+    dimension; vectors and numbers stay as they are. In ``nn.Stack`` a row is what one block holds
+    of a leaf, so that a matrix has one mean, and so has a bias.
 
     Example:
         >>> import torch

@@ -12,8 +12,9 @@ from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.optim.arguments import check_optimizer
 from parallax.optim.checks import check_state, gather, open_model
-from parallax.optim.choose import choose
-from parallax.optim.donate import check_donation, is_differentiable
+from parallax.optim.choose import choose, without_nonfinite
+from parallax.optim.derivatives import is_differentiable, recorded
+from parallax.optim.donate import check_donation
 from parallax.optim.habits import hint_at_habits
 
 __all__ = ["SkipNonfinite", "Skipped"]
@@ -59,6 +60,8 @@ class SkipNonfinite:
         (tensor([-2.]), tensor(1, dtype=torch.int32), tensor(0, dtype=torch.int32))
     """
 
+    _leaves_out_steps = True  # which parts of a chain must not stand after
+
     def __init__(self, opt: Any) -> None:
         check_optimizer("SkipNonfinite", "opt", opt)
         self.opt = opt
@@ -97,7 +100,7 @@ class SkipNonfinite:
             ValueError: if something does not fit the model.
         """
         what = "optim.SkipNonfinite.step"
-        check_donation(what, donate)
+        check_donation(what, donate, self._differentiable)
         check_state(what, state, Skipped)
         leaves, part = open_model(what, model)
         chosen, given = gather(what, model, leaves, part, grads)
@@ -107,8 +110,11 @@ class SkipNonfinite:
                 return model, Skipped(state.inner, state.total + 1, state.in_a_row + 1)
             model, inner = self.opt.step(model, grads, state.inner, donate=donate)
             return model, Skipped(inner, state.total, torch.zeros_like(state.in_a_row))
-        stepped = self.opt.step(model, grads, state.inner, donate=donate)
-        model, inner = choose(what, finite, stepped, (model, state.inner))
+        with recorded(self._differentiable):
+            if self._differentiable:
+                grads = without_nonfinite(finite, grads)
+            stepped = self.opt.step(model, grads, state.inner, donate=donate)
+            model, inner = choose(what, finite, stepped, (model, state.inner))
         bad = (~finite).to(state.total.device, torch.int32)
         return model, Skipped(inner, state.total + bad, (state.in_a_row + 1) * bad)
 

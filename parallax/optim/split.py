@@ -10,6 +10,8 @@ from parallax.core.registry import unflatten_module
 from parallax.optim import groups as grouping
 from parallax.optim.arguments import check_optimizer
 from parallax.optim.checks import check_state, gather, open_model
+from parallax.optim.choose import leaves_out_steps
+from parallax.optim.derivatives import is_differentiable
 from parallax.optim.donate import check_donation
 from parallax.optim.habits import hint_at_habits
 
@@ -65,6 +67,14 @@ class Split:
         self.conditions = tuple([grouping.Group(grouping.settled(c), (), ()) for c in optimizers])
         self.optimizers: tuple[Any, ...] = (rest, *optimizers.values())
 
+    @property
+    def _leaves_out_steps(self) -> bool:
+        return any([leaves_out_steps(opt) for opt in self.optimizers])
+
+    @property
+    def _differentiable(self) -> bool:
+        return any([is_differentiable(opt) for opt in self.optimizers])
+
     def init(self, model: Any) -> Splits:
         """The state before the first step.
 
@@ -105,7 +115,7 @@ class Split:
         Raises:
             ValueError: if something does not fit the model.
         """
-        check_donation("optim.Split.step", donate)
+        check_donation("optim.Split.step", donate, self._differentiable)
         check_state("optim.Split.step", state, Splits)
         leaves, part = open_model("optim.Split.step", model)
         given = gather("optim.Split.step", model, leaves, part, grads)[1]

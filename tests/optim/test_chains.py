@@ -306,6 +306,26 @@ def test_the_norm_of_sparse_gradients_is_clipped_and_others_refuse_them() -> Non
             opt.step(point, Point(twice), opt.init(point))
 
 
+def test_slow_weights_of_a_leaf_that_is_trained_later_begin_before_its_first_step() -> None:
+    def run(step: Any, opt: Any) -> Any:
+        net: Any = tree.zeros_like(Net().initialize(0))
+        grads = ones(net)
+        state = opt.init(tree.select(net, "first").freeze())
+        net = tree.select(net, "first").freeze()
+        for k in range(6):
+            net, state = step(net if k == 0 else tree.select(net, "first").unfreeze(), grads, state)
+        return net
+
+    opt = optim.chain(optim.SGD(lr=1.0), optim.Lookahead(k=3, alpha=0.5))
+    eager = run(opt.step, opt)
+    assert eager.bias.tolist() == [-3.0] * 4
+    # Two steps from 0, then half of the way back to where it began; three more, and half of those.
+    assert eager.first.unique().tolist() == [-2.5]
+    compiled = run(parallax.compile(opt.step, backend="eager"), opt)
+    assert same_leaves(compiled, eager)
+    torch._dynamo.reset()
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 
@@ -324,6 +344,35 @@ def test_bad_chains_are_refused() -> None:
     opt = optim.chain(optim.SGD(), lambda update: {"first": update.first})
     with pytest.raises(ValueError, match=r"chain\(...\).step: the updates: the trees do not fit"):
         opt.step(model, ones(model), opt.init(model))
+
+
+def test_parts_do_not_stand_after_an_optimizer_that_leaves_out_steps() -> None:
+    skip, every = optim.SkipNonfinite(optim.SGD()), optim.Accumulate(optim.SGD(), 2)
+    inside = r"Put the chain inside: optim.SkipNonfinite\(optim.chain\(SGD\(...\), Lookahead"
+    for opt in (skip, optim.chain(optim.ClipNorm(1.0), skip), optim.Split({"at": skip})):
+        with pytest.raises(ValueError, match=r"Lookahead stands after .*, which leaves out steps"):
+            optim.chain(opt, optim.Lookahead())
+    with pytest.raises(ValueError, match=inside):
+        optim.chain(skip, optim.Lookahead())
+    with pytest.raises(
+        ValueError, match=r"optim.Accumulate\(optim.chain\(SGD\(...\), halved\), ev"
+    ):
+        optim.chain(every, halved)
+    optim.chain(optim.ClipNorm(1.0), every)  # which clips each gradient
+
+
+def halved(update: Any) -> Any:
+    return tree.scale(update, 0.5)
+
+
+def test_a_state_of_a_chain_of_other_parts_is_refused() -> None:
+    short = optim.chain(optim.ClipNorm(1.0), optim.SGD())
+    long = optim.chain(optim.ClipNorm(1.0), optim.SGD(), optim.Lookahead())
+    point = Point(torch.ones(1))
+    with pytest.raises(ValueError, match=r"made for a chain of 2 parts, and this one has 3\. Make"):
+        long.step(point, point, short.init(point))
+    with pytest.raises(ValueError, match=r"made for a chain of 3 parts, and this one has 2\. Make"):
+        short.step(point, point, long.init(point))
 
 
 def test_bad_options_are_refused() -> None:

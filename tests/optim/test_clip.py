@@ -98,3 +98,18 @@ def test_under_vmap_and_compile() -> None:
         for a, b in zip(tree.leaves(compiled), tree.leaves(clip(first)), strict=True)
     )
     torch._dynamo.reset()
+
+
+def test_numbers_keep_their_dtype_beside_wider_leaves_and_bounds() -> None:
+    half = torch.tensor(3.0, dtype=torch.bfloat16)
+    grads = {"a": half, "b": torch.tensor([4.0])}
+    clipped, norm = optim.clip_grad_norm(grads, 1.0)
+    assert norm.item() == 5 and clipped["a"].item() == half.mul(0.2).item()
+    wide = torch.tensor(1.0, dtype=torch.float64)
+    scaler = optim.LossScaler(2.0)
+    made = [
+        clipped, optim.clip_grad_norm(grads, wide)[0], optim.clip_grad_value(grads, wide),
+        scaler.unscale(grads, scaler.init())[0],
+    ]  # fmt: skip
+    for one in made:
+        assert [leaf.dtype for leaf in one.values()] == [torch.bfloat16, torch.float32]

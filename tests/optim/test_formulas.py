@@ -285,6 +285,10 @@ WRONG: list[tuple[str, Options, type[Exception], str]] = [
     ("Prodigy", {"d0": 0.0}, ValueError, "d0 must be above 0, got 0.0"),
     ("Prodigy", {"beta3": 1.0}, ValueError, "beta3 must be from 0 to below 1, got 1.0"),
     ("Prodigy", {"groups": {"bias": {"lr": 0.1}}}, ValueError, "lr holds for all leaves"),
+    ("SGDScheduleFree", {"momentum": schedules.StepLR(0.9, 3)}, ValueError,
+     "momentum must be one number for all steps.*Write momentum=0.9"),
+    ("AdamWScheduleFree", {"betas": (schedules.StepLR(0.9, 3), 0.99)}, TypeError,
+     r"betas must be numbers .* Write optim.AdamWScheduleFree\(betas=\(0.9, 0.999\)\)"),
 ]  # fmt: skip
 
 

@@ -138,6 +138,9 @@ def test_bad_calls_of_sharpness_aware_optimizers_are_refused() -> None:
         opt.step(model, lambda m: func.grad_and_value(loss)(m), state)
     with pytest.raises(ValueError, match=r"optim.SAM.ascend: the gradients: .*the other has a int"):
         opt.step(model, lambda m: 3, state)
+    sparse = tree.select(ones(model), "bias").apply(Tensor.to_sparse)
+    with pytest.raises(ValueError, match=r"ascend: the gradient of Net.bias is torch.sparse_coo"):
+        opt.step(model, lambda m: sparse, state)
     with pytest.raises(ValueError, match="ASAM: rho must be 0 or more, got -1"):
         optim.ASAM(optim.SGD(), rho=-1)
     with pytest.raises(TypeError, match="SAM: opt must be an optimizer"):

@@ -99,6 +99,30 @@ def test_derivatives_of_steps_of_members_of_different_ages(name: str) -> None:
         torch.testing.assert_close(one, two)
 
 
+ALL = [
+    *[name for name, _ in FIRST],
+    *("Lion", "LAMB", "SGDScheduleFree", "AdamWScheduleFree", "Prodigy"),
+]
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("name", ALL)
+def test_members_step_on_a_device_where_their_rates_are_not(
+    name: str, differentiable: bool
+) -> None:
+    # A vector of rates on the CPU goes with leaves on the CPU alone; "meta" is another device.
+    options = {"differentiable": True} if differentiable else {}
+    if differentiable and name in ("Muon", "Adafactor"):
+        return
+    rates = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    opt = tree.stack([make(name, {**options, "lr": rate}) for rate in rates])
+    model = Point(torch.zeros(2, 3, 2, device="meta"))
+    state = torch.vmap(lambda o, m: o.init(m))(opt, model)
+    for _ in range(2):
+        model, state = torch.vmap(lambda o, m, s: o.step(m, m, s))(opt, model, state)
+    assert model.at.is_meta and model.at.shape == (2, 3, 2) and model.at.dtype is torch.float32
+
+
 def test_vmap_in_vmap() -> None:
     rates = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
     model = model_for("Adam")

@@ -1,0 +1,106 @@
+"""Derivatives through what stands around an optimizer, against finite differences."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import parallax
+from parallax import optim, tree
+from tests.optim.cases import Point
+
+WHOLE = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64)
+NAN = float("nan")
+
+
+def sgd(**settings: Any) -> Any:
+    return optim.SGD(lr=0.1, momentum=0.5, differentiable=True, **settings)
+
+
+AROUND: dict[str, Any] = {
+    "accumulated": lambda: optim.Accumulate(sgd(), 2),
+    "accumulated chain": lambda: optim.Accumulate(optim.chain(sgd(), optim.Lookahead(2)), 2),
+    "split": lambda: optim.Split({"at": sgd()}),
+    "split in a chain": lambda: optim.chain(optim.Split({"at": sgd()}), optim.Lookahead(2)),
+    "chain in a chain": lambda: optim.chain(optim.chain(sgd(), optim.Lookahead(2)), halved),
+    "skipping": lambda: optim.SkipNonfinite(optim.Adam(lr=0.1, differentiable=True)),
+    "sharpness": lambda: optim.ASAM(sgd()),
+    "adaptive clipping": lambda: optim.chain(optim.ClipAdaptive(0.1), sgd()),
+    "adaptive clipping after": lambda: optim.chain(sgd(), optim.ClipAdaptive(0.1)),
+    "slow weights": lambda: optim.chain(sgd(), optim.Lookahead(2)),
+    "an average": lambda: optim.SGDScheduleFree(lr=0.1, differentiable=True),
+    "a distance": lambda: optim.Prodigy(d0=1e-2, differentiable=True),
+}
+
+
+def halved(update: Any) -> Any:
+    return tree.scale(update, 0.5)
+
+
+def end_of(make: Any, scale: Tensor) -> Tensor:
+    """A number that depends on a scale through the model, the gradients and the state."""
+    point, opt = Point(scale * WHOLE), make()
+    state: Any = opt.init(point)
+    for k in range(4):
+
+        def grads(point: Any, k: int = k) -> Any:
+            return tree.map(lambda at: (at.sin() + k) * scale, point)
+
+        bad = isinstance(opt, optim.SkipNonfinite) and k in (0, 2)
+        given = grads if isinstance(opt, optim.SAM) else grads(point)
+        given = Point(torch.full_like(WHOLE, NAN)) if bad else given
+        point, state = opt.step(point, given, state)
+    end = opt.averaged(point, state) if isinstance(opt, optim.SGDScheduleFree) else point
+    total: Tensor = (end.at * WHOLE.T).sum()
+    return total
+
+
+@pytest.mark.parametrize("make", AROUND.values(), ids=list(AROUND))
+def test_meta_gradients_through_what_stands_around_an_optimizer_are_exact(make: Any) -> None:
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: end_of(make, s), scale)
+    expected = torch.autograd.grad(end_of(make, scale), scale)[0]
+    by_transform = torch.func.grad(lambda s: end_of(make, s))(scale.detach())
+    torch.testing.assert_close(by_transform, expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    "opt",
+    [
+        optim.chain(optim.ClipAdaptive(0.1), optim.SGD(), optim.Lookahead(2)),
+        optim.Accumulate(optim.SGD(), 2),
+        optim.SGDScheduleFree(),
+    ],
+    ids=["chain", "accumulate", "schedule-free"],
+)
+def test_a_loop_whose_leaves_require_grad_grows_no_graph(opt: Any) -> None:
+    point = after = Point(WHOLE.clone().requires_grad_())
+    state = opt.init(point)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no gradient carries a graph
+        for _ in range(3):
+            after, state = opt.step(point, Point(WHOLE), state)
+    seen = (after, state) if isinstance(opt, optim.SGDScheduleFree) else state
+    assert not any(leaf.requires_grad for leaf in tree.leaves(seen))
+    if isinstance(opt, optim.SGDScheduleFree):
+        assert not opt.averaged(point, state).at.requires_grad
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_compiled_step_that_may_be_left_out_grows_no_graph() -> None:
+    opt = optim.SkipNonfinite(optim.SGD())
+    point = Point(WHOLE.clone().requires_grad_())
+    step: Any = parallax.compile(opt.step, backend="eager")
+    after, state = step(point, Point(WHOLE), opt.init(point))
+    assert not any(leaf.requires_grad for leaf in tree.leaves((after, state)))
+
+
+def test_a_chain_says_that_it_records_no_graph() -> None:
+    opt, scale = optim.chain(optim.ClipNorm(1.0), optim.SGD()), torch.ones((), requires_grad=True)
+    point = Point(torch.ones(2))
+    with pytest.warns(UserWarning, match=r"chain\(...\).step: .*optim.SGD\(..., differentiable"):
+        opt.step(point, Point(torch.ones(2) * scale), opt.init(point))
