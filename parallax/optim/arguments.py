@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 import re
 from collections.abc import Mapping
@@ -15,7 +17,7 @@ from parallax._compat import dynamo
 from parallax.core.arguments import shown
 from parallax.core.nodes import is_module
 
-__all__ = ["check_at_least", "check_fields", "check_kind", "check_optimizer"]
+__all__ = ["check_at_least", "check_fields", "check_kind", "check_names", "check_optimizer"]
 
 _KINDS: dict[str, str] = {
     "Number": "a number, a tensor of no dimension, or a function of the step",
@@ -149,3 +151,23 @@ def check_optimizer(what: str, name: str, value: Any) -> None:
             f"{what}: {name} must be an optimizer, got {shown(value)}. "
             f"Pass an instance: optim.AdamW(lr=1e-3)"
         )
+
+
+def check_names(cls: type, hyper: dict[str, Any]) -> None:
+    """Checks the names of what a class of optimizers is given; it checks the values itself.
+
+    Raises:
+        TypeError: naming what it has.
+    """
+    parameters = inspect.signature(cls).parameters
+    if any([p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()]):
+        return
+    names = list(parameters)[1:]
+    for name in hyper:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            mean = f"Did you mean {near[0]!r}? " if near else ""
+            raise TypeError(
+                f"from_torch: {cls.__name__} has no hyper-parameter {name!r}. {mean}"
+                f"It has {', '.join(names)}"
+            )

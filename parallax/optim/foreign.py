@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -17,11 +15,13 @@ from parallax.core.fields import Buffer, Lazy
 from parallax.core.module import Module
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module, unflatten_module
-from parallax.optim.arguments import check_kind
+from parallax.optim.arguments import check_kind, check_names
 from parallax.optim.attributes import changed, look
 from parallax.optim.carry import cast, pack, unpack
 from parallax.optim.checks import check_sizes, gather, open_model, size_of
 from parallax.optim.donate import check_donation
+from parallax.optim.foreign_operator import Known
+from parallax.optim.foreign_operator import step as step_in_a_graph
 from parallax.optim.habits import check_given, hint_at_habits
 from parallax.optim.saved import Constants, Tensors, below, constant, shaped
 from parallax.optim.state import NEVER, State, around
@@ -73,6 +73,7 @@ class Foreign:
         self.closure = closure
         self.hyper = hyper
         self.name = cls.__name__
+        self._known = Known(f"from_torch({self.name}).step", self._stepped)
 
     def __repr__(self) -> str:
         inner = "".join(f", {name}={value!r}" for name, value in self.hyper.items())
@@ -92,6 +93,11 @@ class Foreign:
             ValueError: if there is nothing to train, or the class refuses an argument.
         """
         what = f"from_torch({self.name}).init"
+        if dynamo.is_compiling():
+            raise RuntimeError(
+                f"{what} makes a stateful optimizer, which torch.compile cannot. Call it before: "
+                f"state = opt.init(model); then compiled(model, state, x)"
+            )
         if not is_module(model):
             raise TypeError(f"{what} takes a module, got a {type(model).__name__}")
         leaves, part = flatten_module(model)
@@ -124,22 +130,37 @@ class Foreign:
 
         Raises:
             ValueError: if something does not fit the model, or ``donate`` is asked for.
-            RuntimeError: under ``torch.compile`` or a ``torch.func`` transform.
+            RuntimeError: within a ``torch.func`` transform; with a closure, in compiled code.
         """
         what = f"from_torch({self.name}).step"
         check_given(what, state, "closure" if self.closure else "grads")
         check_donation(what, donate)
         if donate:
             raise ValueError(f"{what}: an optimizer of torch's works on copies; leave donate out")
-        if dynamo.is_compiling() or functorch.transform_active():
+        traced = dynamo.is_compiling()
+        if functorch.traced_level() if traced else functorch.transform_active():
             raise RuntimeError(
-                f"{what} runs a stateful optimizer, which torch.compile and torch.func cannot. "
-                f"The optimizers in parallax.optim can be compiled, vmapped and differentiated"
+                f"{what} runs a stateful optimizer, which transforms of torch.func cannot. "
+                f"The optimizers in parallax.optim can be vmapped and differentiated"
+            )
+        if self.closure and traced:
+            raise RuntimeError(
+                f"{what} calls a function again and again, as long as the numbers ask for it, "
+                f"which a graph cannot. Compile that function, and step in eager code"
             )
         if self.closure != (callable(grads) and not is_module(grads)):
             form = "lambda model: func.grad_and_value(loss)(model, x, y)"
             expected = f"a function of the model: {form}" if self.closure else "a tree of gradients"
             raise TypeError(f"{what} takes {expected}; got a {type(grads).__name__}")
+        if traced:
+            leaves, part = open_model(what, model)
+            given = gather(what, model, leaves, part, grads)[1]
+            return step_in_a_graph(self._known, model, given, state)
+        return self._stepped(model, grads, state)
+
+    def _stepped(self, model: Any, grads: Any, state: State) -> tuple[Any, State]:
+        """One step, in eager code or in the operator of a graph."""
+        what = self._known.what
         leaves, part = open_model(what, model)
         with torch.no_grad():
             params = {
@@ -155,7 +176,7 @@ class Foreign:
                 self._give(what, model, grads, params)
                 optimizer.step()
         made = [params[k].detach() if k in params else leaf for k, leaf in enumerate(leaves)]
-        next_model = unflatten_module(part, made, model._rng)  # type: ignore[attr-defined]  # a module
+        next_model = unflatten_module(part, made, model._rng)
         step = state.step + 1
         return next_model, self._closed(model, step, optimizer, params, fresh, idle)
 
@@ -332,8 +353,12 @@ def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyp
 
     The class is constructed and run on private copies at every step. What it keeps per parameter,
     in its groups, beside them in its state and in attributes of its own is carried as a tree:
-    tensors, numbers and strings, in lists and dicts. It works in eager code only, and takes the
-    time of the class and the copies. What it draws comes from torch's global generator.
+    tensors, numbers and strings, in lists and dicts. It takes the time of the class and the copies.
+    What it draws comes from torch's global generator.
+
+    In ``parallax.compile``, a step is one operator, which runs the class as eager code does, with
+    the very bits. The first state and the later ones, which hold more, make a graph each. A state
+    must not change what it holds by its numbers, and ``init`` stands outside.
 
     Args:
         cls: a subclass of ``torch.optim.Optimizer``.
@@ -363,21 +388,5 @@ def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyp
             f"Write optim.from_torch(torch.optim.SGD, lr=0.1)"
         )
     check_kind("from_torch", "closure", closure, "bool", True)
-    _check_hyper(cls, hyper)
+    check_names(cls, hyper)
     return Foreign(cls, closure, hyper)
-
-
-def _check_hyper(cls: type[torch.optim.Optimizer], hyper: dict[str, Any]) -> None:
-    """Raises for an argument that the class does not take; its values it checks itself."""
-    parameters = inspect.signature(cls).parameters
-    if any([p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()]):
-        return
-    names = list(parameters)[1:]
-    for name in hyper:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            mean = f"Did you mean {near[0]!r}? " if near else ""
-            raise TypeError(
-                f"from_torch: {cls.__name__} has no hyper-parameter {name!r}. {mean}"
-                f"It has {', '.join(names)}"
-            )

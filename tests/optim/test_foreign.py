@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallax import Module, func, optim, random, tree
+import parallax
+from parallax import Module, debug, func, optim, random, tree
 from tests.corpus import MLP, TiedParameter, example_input
 from tests.optim.cases import FIRST, Net, Options, Point, Twin, gradients, label, model_for
 
@@ -252,6 +253,93 @@ def test_the_closure_may_read_its_keys_again_within_a_step_and_not_after() -> No
         opt.step(after, closure, state)
 
 
+# -- in compiled code ------------------------------------------------------------------------------
+
+
+class Noisy(torch.optim.Optimizer):
+    """Draws from torch's generator, and keeps a list that grows until it is full."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # as torch's are
+        del closure
+        for param in self.param_groups[0]["params"]:
+            if param.grad is not None:
+                recent = self.state[param].setdefault("recent", [])
+                recent[:] = [*recent, param.grad + 0.01 * torch.randn_like(param)][-2:]
+                param.data.sub_(torch.stack(recent).mean(0), alpha=0.1)
+
+
+def square(model: Any, x: Tensor) -> Tensor:
+    return model(x).square().mean()  # type: ignore[no-any-return]  # a tensor
+
+
+def steps(run: Any, model: Any, state: Any, count: int) -> Any:
+    torch.manual_seed(0)
+    for k in range(count):
+        model, state = run(model, state, example_input(k))
+    return model, state
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize(
+    ("cls", "options", "graphs"),
+    [(torch.optim.AdamW, {"amsgrad": True}, 2), (Odd, {}, 4), (Noisy, {}, 3)],
+)
+def test_compiled_it_has_the_bits_of_eager_code(cls: Any, options: Any, graphs: int) -> None:
+    model = MLP().initialize(0)
+    opt = optim.from_torch(cls, **options)
+
+    def step(model: Any, state: Any, x: Tensor) -> Any:
+        return opt.step(model, func.grad(square)(model, x), state)
+
+    compiled: Any = parallax.compile(step, backend="aot_eager")
+    with debug.trace_counts() as counts:
+        found, found_state = steps(compiled, model, opt.init(model), 4)
+    expected, expected_state = steps(step, model, opt.init(model), 4)
+    assert counts[compiled] == graphs  # one for each set of what the class keeps
+    assert tree.equal((found, found_state), (expected, expected_state))
+    assert tree.structure(found_state) == tree.structure(expected_state)
+
+
+class Fickle(torch.optim.Optimizer):
+    """Keeps something of large gradients alone."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # as torch's are
+        for param in self.param_groups[0]["params"]:
+            if param.grad.abs().max() > 100:
+                self.state[param]["large"] = param.grad.clone()
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_what_a_graph_cannot_hold_is_named() -> None:
+    point, opt = Point(torch.ones(2)), optim.from_torch(Fickle)
+    step: Any = parallax.compile(opt.step, backend="aot_eager")
+    step(point, point, opt.init(point))
+    with pytest.raises(RuntimeError, match=r"from_torch\(Fickle\).*keeps something else than when"):
+        step(point, Point(torch.full((2,), 1e3)), opt.init(point))
+    init: Any = parallax.compile(opt.init, backend="aot_eager")
+    with pytest.raises(Exception, match=r"Call it before: state = opt.init\(model\)"):
+        init(point)
+    lbfgs = optim.from_torch(torch.optim.LBFGS, closure=True)
+    searched: Any = parallax.compile(
+        lambda p, s: lbfgs.step(p, func.grad_and_value(lambda p: p.at.sum()), s),
+        backend="aot_eager",
+    )
+    with pytest.raises(Exception, match=r"calls a function again and again"):
+        searched(point, lbfgs.init(point))
+    mapped: Any = parallax.compile(
+        lambda at, s: func.vmap(lambda at: opt.step(Point(at), Point(at), s)[0].at)(at),
+        backend="aot_eager",
+    )
+    with pytest.raises(Exception, match=r"which transforms of torch.func cannot"):
+        mapped(torch.ones(3, 2), opt.init(point))
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 
@@ -273,7 +361,7 @@ def test_bad_input_is_refused() -> None:
         sgd.step(point, point, optim.from_torch(torch.optim.Adam).init(point))
     with pytest.raises(ValueError, match="leave donate out"):
         sgd.step(point, point, state, donate=True)
-    with pytest.raises(RuntimeError, match=r"which torch.compile and torch.func cannot"):
+    with pytest.raises(RuntimeError, match=r"which transforms of torch.func cannot"):
         torch.vmap(lambda p: sgd.step(point, Point(p), state)[0].at)(torch.ones(2, 1))
     adam = optim.from_torch(torch.optim.Adam)
     other = Net().initialize(0)
