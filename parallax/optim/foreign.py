@@ -20,6 +20,7 @@ from parallax.optim.attributes import changed, look
 from parallax.optim.carry import cast, pack, unpack
 from parallax.optim.checks import check_sizes, gather, open_model, size_of
 from parallax.optim.donate import check_donation
+from parallax.optim.foreign_groups import Group, changes
 from parallax.optim.foreign_operator import Known
 from parallax.optim.foreign_operator import step as step_in_a_graph
 from parallax.optim.habits import check_given, hint_at_habits
@@ -183,7 +184,10 @@ class Foreign:
     # -- into the optimizer -----------------------------------------------------------------------
 
     def _made(self, params: dict[int, Tensor]) -> torch.optim.Optimizer:
-        return self.cls(list(params.values()), **self.hyper)
+        optimizer = self.cls(list(params.values()), **self.hyper)
+        groups: list[Any] = optimizer.param_groups
+        groups[:] = [Group(group) for group in groups]
+        return optimizer
 
     def _give(self, what: str, model: Any, grads: Any, params: dict[int, Tensor]) -> None:
         leaves, part = flatten_module(model)
@@ -262,17 +266,11 @@ class Foreign:
             elif ordered:
                 optimizer.state[params[k]] = ordered
         optimizer.state.update(held["shared"])
-        for group, changes in zip(optimizer.param_groups, held["groups"], strict=True):
-            group.update(changes)
+        for group, written in zip(optimizer.param_groups, held["groups"], strict=True):
+            group.update(written)
         return idle
 
     # -- out of the optimizer ---------------------------------------------------------------------
-
-    def _groups(self, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-        return [
-            {name: value for name, value in group.items() if name != "params"}
-            for group in optimizer.param_groups
-        ]
 
     def _closed(
         self,
@@ -303,10 +301,8 @@ class Foreign:
                     others.setdefault(k, {})[name] = value
                     continue
                 columns.setdefault(name, [None] * count)[k] = leaf
-        groups = [
-            {name: value for name, value in now.items() if not _same(value, old.get(name, _NEW))}
-            for now, old in zip(self._groups(optimizer), self._groups(fresh), strict=True)
-        ]
+        pairs = zip(optimizer.param_groups, fresh.param_groups, strict=True)
+        groups = [changes(now, old) for now, old in pairs]
         what = f"from_torch({self.name})"
         attributes = changed(optimizer, look(fresh, params), params, what)
         known = set(map(id, params.values()))
@@ -334,14 +330,7 @@ def _copy(leaf: Tensor, param: Tensor | None) -> Tensor:
     return leaf.detach().to(param.device, copy=True)
 
 
-_NEW = object()
 _WIDE = {float: torch.float64}
-
-
-def _same(one: Any, two: Any) -> bool:
-    if isinstance(one, Tensor) or isinstance(two, Tensor):
-        return one is two or (type(one) is type(two) and bool(torch.equal(one, two)))
-    return type(one) is type(two) and bool(one == two)
 
 
 def _is_optimizer(cls: Any) -> bool:
@@ -370,8 +359,8 @@ def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyp
         The optimizer.
 
     Raises:
-        TypeError: if ``cls`` is not an optimizer class; by ``step``, if it keeps anything else,
-            such as another optimizer.
+        TypeError: if ``cls`` is not an optimizer class, or has modes; by ``step``, if it keeps
+            anything else, such as another optimizer.
 
     Example:
         >>> import torch
@@ -386,6 +375,12 @@ def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyp
         raise TypeError(
             f"from_torch takes a subclass of torch.optim.Optimizer, got {cls!r}. "
             f"Write optim.from_torch(torch.optim.SGD, lr=0.1)"
+        )
+    if callable(getattr(cls, "train", None)) and callable(getattr(cls, "eval", None)):
+        raise TypeError(
+            f"from_torch: {cls.__name__} has modes, train() and eval(), which change the weights, "
+            f"and a pure step has none. Use optim.AdamWScheduleFree or optim.SGDScheduleFree, "
+            f"whose averaged(model, state) is the model to evaluate"
         )
     check_kind("from_torch", "closure", closure, "bool", True)
     check_names(cls, hyper)

@@ -303,6 +303,33 @@ def test_compiled_it_has_the_bits_of_eager_code(cls: Any, options: Any, graphs: 
     assert tree.structure(found_state) == tree.structure(expected_state)
 
 
+class Stepwise(torch.optim.Optimizer):
+    """Keeps a step size in its group, which is another only after large gradients, as Prodigy."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr, "d": 1.0})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # as torch's are
+        (group,) = self.param_groups
+        for param in group["params"]:
+            group["d"] = max(group["d"], param.grad.abs().max().item())
+            param.data.sub_(param.grad, alpha=group["lr"] * group["d"])
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_a_number_may_stay_or_change() -> None:
+    opt = optim.from_torch(Stepwise)
+    step: Any = parallax.compile(opt.step, backend="aot_eager")
+    point = other = Point(torch.ones(2))
+    state = other_state = opt.init(point)
+    for size in (0.5, 0.25, 7.0, 0.5):
+        grads = Point(torch.full((2,), size))
+        point, state = step(point, grads, state)
+        other, other_state = opt.step(other, grads, other_state)
+        assert tree.equal((point, state), (other, other_state))
+        assert tree.structure(state) == tree.structure(other_state)
+
+
 class Fickle(torch.optim.Optimizer):
     """Keeps something of large gradients alone."""
 
@@ -374,6 +401,19 @@ def test_bad_input_is_refused() -> None:
 
     with pytest.raises(ValueError, match="Empty has nothing to train"):
         sgd.init(Empty())
+
+
+class Modes(torch.optim.SGD):
+    """Has modes, as the package schedulefree has."""
+
+    def train(self) -> None: ...
+
+    def eval(self) -> None: ...
+
+
+def test_a_class_with_modes_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Modes has modes.*Use optim\.AdamWScheduleFree"):
+        optim.from_torch(Modes)
 
 
 def test_what_cannot_be_carried_is_named() -> None:
