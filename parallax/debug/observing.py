@@ -8,6 +8,7 @@ does it.
 
 from __future__ import annotations
 
+import dis
 import sys
 from collections.abc import Callable, Sequence
 from types import FunctionType, MethodType
@@ -115,7 +116,9 @@ class _Profile:
                 self.given[id(frame)] = module, forward, given
                 self.by.begins(module, forward, given)
         elif event == "return" and id(frame) in self.given:
-            self.by.returns(*self.given.pop(id(frame)), result)
+            given = self.given.pop(id(frame))
+            if dis.opname[code.co_code[frame.f_lasti]].startswith("RETURN"):  # and not by raising
+                self.by.returns(*given, result)
 
 
 def _forward_of(module: Any, code: Any) -> FunctionType | None:

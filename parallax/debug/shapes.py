@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
+from operator import index
 from types import FunctionType, GenericAlias
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -43,9 +44,9 @@ def shapes(fn: Callable[P, R]) -> Callable[P, R]:
     A field is annotated ``weight: Float[Parameter, "out in"]``, an argument or a result
     ``x: Float[Tensor, "*batch in"]``. Within one call of a module a name stands for one size, in
     its fields, arguments and result. Unions and tuples, lists and dicts of such annotations are
-    understood, others are left alone. Within ``vmap`` shapes are those of one sample. While code is
-    compiled it is checked once, as the shapes of a graph stay; there, modules are looked at that
-    are among the arguments.
+    understood, others are left alone; defaults are checked as arguments are. Within ``vmap`` shapes
+    are those of one sample. While code is compiled it is checked once for each graph, and each size
+    has its own graph; there, modules are looked at that are among the arguments.
 
     Needs the package jaxtyping: ``pip install 'parallax-torch[jaxtyping]'``.
 
@@ -105,9 +106,8 @@ class _Shapes:
         _check(forward, *_described(module, given))
 
     def returns(self, module: Any, forward: FunctionType, given: Any, out: Any) -> None:
-        """The result fits them; none is seen of a call that raised."""
-        if out is not None:
-            _check(forward, *_described(module, given), _sizes(out))
+        """The result fits them."""
+        _check(forward, *_described(module, given), _sizes(out))
 
 
 def _described(module: Any, given: Any) -> tuple[Any, str, Any, Any, Any]:
@@ -136,7 +136,8 @@ def _sizes(value: Any) -> Any:
     Pairs of a word and more: of a tensor, of nothing, of items, of a dictionary, of another.
     """
     if isinstance(value, Tensor):
-        return ("tensor", tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        shape = tuple([index(size) for size in value.shape])  # numbers, in a trace too
+        return ("tensor", shape, str(value.dtype).removeprefix("torch."))
     if value is None:
         return ("none",)
     if isinstance(value, (tuple, list)):
@@ -216,11 +217,11 @@ def _check(
             bound = signature.bind(None, *args, **dict(kwargs)).arguments
         except TypeError:  # forward refuses these arguments itself
             return
-        for name, value in bound.items():
-            if name in hints:
-                entries.append(
-                    (name, *_widened(signature.parameters[name].kind, value, hints[name]))
-                )
+        for name, parameter in signature.parameters.items():
+            default = parameter.default is not inspect.Parameter.empty
+            if name in hints and (name in bound or default):
+                value = bound[name] if name in bound else _sizes(parameter.default)
+                entries.append((name, *_widened(parameter.kind, value, hints[name])))
         if out is not None and "return" in hints:
             entries.append(("the result", out, hints["return"]))
     with _jaxtyping().jaxtyped("context"):

@@ -21,6 +21,7 @@ T = TypeVar("T")
 _NAME = re.compile(r"step-(0|[1-9]\d*)\.(pt|safetensors)")
 _FAMILY = "step-*"
 _SUFFIXES = (".pt", ".safetensors")
+_TRIES = 8  # a process that saves may remove the latest between its being found and being opened
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ class Checkpoints:
 
         Args:
             like: as of ``io.load``.
-            step: which checkpoint.
+            step: which checkpoint. The latest is looked for again if another process has just
+                removed it.
             strict: as of ``io.load``.
             cast: as of ``io.load``.
 
@@ -178,6 +180,13 @@ class Checkpoints:
             RuntimeError: as ``io.load``.
             ValueError: as ``io.load``.
         """
+        for _ in range(_TRIES if step is None else 0):
+            path = self.file()
+            try:
+                return files.load(path, like=like, strict=strict, cast=cast)
+            except FileNotFoundError:
+                if path.exists():  # then it is another file that is missing
+                    raise
         return files.load(self.file(step), like=like, strict=strict, cast=cast)
 
     def resume(self, run: T, *, strict: bool = True, cast: bool = False) -> T:

@@ -221,7 +221,10 @@ def filled(
                 made.append(value)
             problems += [] if problem is None else [problem]
         elif path in values:
-            made.append(_constant(path, value, values[path]))
+            problem = constant_misfit(path, value, values[path])
+            if problem is not None:
+                raise ValueError(problem)
+            made.append(complex(*values[path]) if type(value) is complex else values[path])
         else:
             problems += [f"{path} is not in the checkpoint."] if strict else []
             made.append(value)
@@ -232,15 +235,14 @@ def filled(
     return made
 
 
-def _constant(path: str, like: Any, value: Any) -> Any:
+def constant_misfit(path: str, like: Any, value: Any) -> str | None:
+    """Why a constant of a file cannot take the place of another; ``None`` if it can."""
     kind = type(like)
     if kind is complex and isinstance(value, list) and list(map(type, value)) == [float, float]:
-        return complex(*value)
-    if type(value) is not kind:
-        raise ValueError(
-            f"{path} is {value!r} in the checkpoint, where this tree has a {kind.__name__}"
-        )
-    return value
+        return None
+    if type(value) is kind:
+        return None
+    return f"{path} is {value!r} in the checkpoint, where this tree has a {kind.__name__}"
 
 
 def placed(value: Tensor, leaf: Any) -> Tensor:

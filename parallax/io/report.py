@@ -14,7 +14,7 @@ from parallax.core.fields import Lazy
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
 from parallax.io.header import below, difference
-from parallax.io.parts import Part, nodes_of_tree, take_apart
+from parallax.io.parts import Part, constant_misfit, nodes_of_tree, take_apart
 from parallax.io.reading import named, read_file
 from parallax.io.resuming import as_saved
 
@@ -34,7 +34,8 @@ class Report:
         loaded: the names that are in the file and in the tree, and fit.
         missing: the names of the tree that are not in the file.
         unexpected: the names of the file that are not in the tree.
-        misfits: why a value does not fit, by name: another shape or dtype.
+        misfits: why a value does not fit, by name: another shape or dtype, or a constant of another
+            class.
         renamed: by name in the file, what ``convert`` called it.
         left_out: the names in the file for which ``convert`` returned ``None``.
         structure: where the structure that was saved is another one; ``None`` where it is the same,
@@ -135,7 +136,12 @@ def report(path: Any, *, like: Any, convert: Convert | None = None, cast: bool =
             if not there:
                 missing.append(names[0])
                 continue
-            wrong = {} if constant else {n: misfit(n, found[n], leaf, cast) for n in there}
+            wrong = {
+                n: constant_misfit(n, part.value, values[n])
+                if constant
+                else misfit(n, found[n], leaf, cast)
+                for n in there
+            }
             misfits |= {name: why.strip() for name, why in wrong.items() if why is not None}
             loaded += [name for name in there if name not in misfits]
     others = [name for name in (*found, *values) if name not in known]

@@ -1,12 +1,14 @@
 """Where everything stands in the trees of one structure: paths, roles, ties, frozen marks.
 
 A ``Chart`` holds no leaves, so one is made for many trees, and what follows from it is remembered
-with it. It is a constant to dynamo, as structures are.
+with it. It is a constant to dynamo, as structures are. Of tied trees it knows where holes are: two
+holes are no tie by themselves, and a module that stands in two places has its holes in both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -100,13 +102,17 @@ class Chart:
         frozen: the indices of the unique leaves that are frozen.
     """
 
-    def __init__(self, parts: tuple[Structure | None, ...], prefixes: tuple[str, ...]) -> None:
+    def __init__(
+        self, parts: tuple[Structure | None, ...], prefixes: tuple[str, ...], holes: tuple[int, ...]
+    ) -> None:
         self.parts = parts
         self.entries: list[Entry] = []
         self.expand: list[int] = []
         self.owners: list[Entry | None] = []
         self.first: list[Entry] = []
         self.frozen: set[int] = set()
+        self._holes = frozenset(holes)
+        self._lone_holes: frozenset[int] = frozenset()  # those that are not tied
         self._over: dict[tuple[int, ...], list[Entry]] = {}
         self._remembered: dict[Any, Any] = {}
         for item, prefix in enumerate(prefixes):
@@ -155,21 +161,45 @@ class Chart:
 
     def twins(self, entry: Entry) -> list[Entry]:
         """All entries that are one thing with this one, by a tie; itself among them, in order."""
-        unique = self.unique(entry)
-        if not unique or not self.tied:
+        if not self.tied:
             return [entry]
         if not self._over:
-            over: dict[tuple[int, ...], list[Entry]] = {}
-            for other in self.entries:
-                over.setdefault(self.unique(other), []).append(other)
-            self._over = over
-        return [other for other in self._over[unique] if _same(other, entry)]
+            self._over = self._by_leaves()
+        if entry.leaf in self._lone_holes:
+            return self._beside(entry)
+        held = self._held(entry)
+        if not held or max(held) < 0:  # nothing in it says what it is
+            return [entry]
+        return [other for other in self._over[held] if _same(other, entry)]
+
+    def _by_leaves(self) -> dict[tuple[int, ...], list[Entry]]:
+        count = Counter(self.expand)
+        self._lone_holes = frozenset([hole for hole in self._holes if count[hole] == 1])
+        over: dict[tuple[int, ...], list[Entry]] = {}
+        for entry in self.entries:
+            over.setdefault(self._held(entry), []).append(entry)
+        return over
+
+    def _held(self, entry: Entry) -> tuple[int, ...]:
+        """The unique leaves at or below an entry; all holes that are not tied are alike."""
+        lone = self._lone_holes
+        return tuple([-1 if index in lone else index for index in self.unique(entry)])
+
+    def _beside(self, hole: Entry) -> list[Entry]:
+        """The entries of a hole in all places of the module around it."""
+        owner = self.owners[hole.start]
+        if owner is None:
+            return [hole]
+        at = hole.start - owner.start
+        places = {twin.start + at for twin in self.twins(owner)}
+        return [e for e in self.entries if e.cls is None and e.start in places]
 
     def distinct(self, entries: Iterable[Entry]) -> list[Entry]:
         """The entries, one for each thing: that which comes first."""
         found: dict[Any, Entry] = {}
         for entry in entries:
-            found.setdefault(entry.leaf if entry.cls is None else self._identity(entry), entry)
+            leaf = entry.cls is None and entry.leaf not in self._holes
+            found.setdefault(entry.leaf if leaf else self._identity(entry), entry)
         return list(found.values())
 
     def _identity(self, node: Entry) -> Any:
@@ -192,14 +222,18 @@ class Chart:
 _known = lru_cache(maxsize=_CHARTS)(Chart)
 
 
-def chart_of(spec: core.TreeSpec) -> Chart:
-    """The chart of all trees of a structure."""
-    return _chart(tuple(spec.parts), tuple(item_paths(spec.outer)))
+def chart_of(spec: core.TreeSpec, leaves: Sequence[Any]) -> Chart:
+    """The chart of all trees of a structure with holes where these leaves have them."""
+    tied = any([part is not None and part.expand is not None for part in spec.parts])
+    holes = tuple([k for k, leaf in enumerate(leaves) if leaf is None]) if tied else ()
+    return _chart(tuple(spec.parts), tuple(item_paths(spec.outer)), holes)
 
 
 @real
-def _chart(parts: tuple[Structure | None, ...], prefixes: tuple[str, ...]) -> Chart:
-    return _known(parts, prefixes)
+def _chart(
+    parts: tuple[Structure | None, ...], prefixes: tuple[str, ...], holes: tuple[int, ...]
+) -> Chart:
+    return _known(parts, prefixes, holes)
 
 
 def _walk(part: Structure | None) -> Iterable[tuple[tuple[Any, ...], Any]]:

@@ -11,17 +11,18 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch
 from parallax.core.arguments import check_flags
+from parallax.core.display import shape_text
 from parallax.core.fields import Lazy
 from parallax.tree import core
 from parallax.tree.arguments import check_number, refuse_torch_module
 from parallax.tree.leaves import is_inexact
 from parallax.tree.mixing import refuse_mixed_trees
 
-__all__ = ["allclose", "equal", "same_other"]
+__all__ = ["allclose", "equal", "near_arrays", "same_other"]
 
 
 def equal(one: Any, two: Any) -> Any:
-    """Whether two trees have one skeleton and equal leaves: shape, dtype, device and numbers.
+    """Whether two trees have one skeleton and equal leaves: shape, dtype, device, layout, numbers.
 
     NumPy arrays and numbers are compared so, too, and equal no tensor; other leaves by ``==``.
     Modes, frozen marks and random states are not compared. As in ``torch.equal``, a ``nan``
@@ -82,17 +83,25 @@ def allclose(
     def close(a: Tensor, b: Tensor) -> Tensor:
         if not is_inexact(a):
             return a == b
+        if a.itemsize == 1:  # torch has no arithmetic for these
+            a, b = a.float(), b.float()
         # The formula of torch.isclose, which vmap has no rule for.
         distance = (a - b).abs()
         near = (a == b) | (distance.isfinite() & (distance <= atol + (rtol * b).abs()))
         return near | (a.isnan() & b.isnan()) if equal_nan else near
 
-    def close_arrays(a: Any, b: Any) -> Any:
+    return _compare("tree.allclose", one, two, close, near_arrays(rtol, atol, equal_nan))
+
+
+def near_arrays(rtol: float, atol: float, equal_nan: bool) -> Callable[[Any, Any], Any]:
+    """Says where two arrays of NumPy are near; of integers, where they are equal."""
+
+    def near(a: Any, b: Any) -> Any:
         if a.dtype.kind not in "fc":
             return a == b
         return sys.modules["numpy"].isclose(a, b, rtol=rtol, atol=atol, equal_nan=equal_nan)
 
-    return _compare("tree.allclose", one, two, close, close_arrays)
+    return near
 
 
 def _compare(
@@ -115,27 +124,51 @@ def _compare(
         return False  # equal, but not tied alike
     unknown = dynamo.is_compiling() or functorch.transform_active()
     verdicts: list[Tensor] = []
-    for a, b in zip(found, others, strict=True):
+    for k, (a, b) in enumerate(zip(found, others, strict=True)):
         if type(a) in (float, complex) and type(a) is type(b):
             dtype = torch.float64 if type(a) is float else torch.complex128
             a, b = torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype)  # noqa: PLW2901
         elif unknown and _is_array(a) and _is_array(b):
             a, b = torch.tensor(a), torch.tensor(b)  # noqa: PLW2901  # dynamo has tensors for them
         if isinstance(a, Tensor) and isinstance(b, Tensor):
-            if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+            if any([getattr(a, fact) != getattr(b, fact) for fact in _FACTS]):
                 return False
             try:
-                verdict = same(a, b).all()
+                verdict = same(*_dense(a, b)).all()
+                if not (unknown or verdict):
+                    return False
             except RuntimeError as error:
                 refuse_mixed_trees(error, what, one, two)
-                raise
+                raise TypeError(_incomparable(what, one, k, a, error)) from error
             if unknown:
                 verdicts.append(verdict)
-            elif not verdict:
-                return False
         elif not same_other(a, b, same_arrays):
             return False
     return torch.stack([v.to(verdicts[0].device) for v in verdicts]).all() if verdicts else True
+
+
+_FACTS = ("shape", "dtype", "device", "layout")
+
+
+def _dense(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two tensors of one layout as dense ones; the entries alone of sparse ones where they can."""
+    if a.layout in (torch.strided, torch.jagged):
+        return a, b
+    if a.layout is torch.sparse_coo:
+        a, b = a.coalesce(), b.coalesce()
+        if a.indices().shape == b.indices().shape and bool((a.indices() == b.indices()).all()):
+            return a.values(), b.values()
+    return a.to_dense(), b.to_dense()
+
+
+def _incomparable(what: str, tree: Any, k: int, leaf: Tensor, error: RuntimeError) -> str:
+    path = core.with_paths(tree)[k][0] or "the tensor"
+    if leaf.is_meta:
+        told = "is on the device meta, and has no values. Compare what is known: tree.diff"
+    else:
+        reason = str(error).split(". ", maxsplit=1)[0].splitlines()[0]
+        told = f"is {shape_text(leaf)}, of which torch compares no values: {reason}"
+    return f"{what}: {path} {told}"
 
 
 def same_other(a: Any, b: Any, same_arrays: Callable[[Any, Any], Any]) -> bool:

@@ -19,7 +19,8 @@ from parallax.core.fields import Lazy
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE
 from parallax.tree.arguments import check_number, refuse_torch_module
-from parallax.tree.compare import same_other
+from parallax.tree.compare import near_arrays, same_other
+from parallax.tree.leaves import is_inexact
 from parallax.tree.mixing import refuse_mixed
 from parallax.tree.outside import is_leaf, join
 
@@ -36,7 +37,7 @@ class Difference(NamedTuple):
     kind: str  # "class", "only one", "constant", "mode", "frozen", "tie", "shape", "dtype", ...
     first: str
     second: str
-    distance: float | None = None  # of values: the largest absolute difference
+    distance: float | None = None  # of values: the largest difference; of integers it is exact
 
     def __str__(self) -> str:
         told = f"{self.first} and {self.second}" if self.second else self.first
@@ -81,8 +82,8 @@ def diff(
     Args:
         one: a module, or any pytree that holds modules and tensors.
         two: another.
-        rtol: the relative tolerance of values, of the leaves of ``two``.
-        atol: the absolute tolerance.
+        rtol: the relative tolerance of values, of the leaves of ``two``; integers must be equal.
+        atol: the absolute tolerance, of such values, too.
         equal_nan: whether a ``nan`` equals a ``nan``.
 
     Returns:
@@ -220,7 +221,12 @@ class _Walk:
             self.compare_tensors(path, one, two)
             return
         apart = one is None or two is None or isinstance(one, Tensor) or isinstance(two, Tensor)
-        if apart or not same_other(one, two, lambda a, b: a == b):
+        if type(one) in _NUMBERS and type(one) is type(two):
+            wide = _NUMBERS[type(one)]
+            apart = bool(self.apart(torch.tensor(one, dtype=wide), torch.tensor(two, dtype=wide)))
+        elif not apart:
+            apart = not same_other(one, two, near_arrays(*self.tolerance))
+        if apart:
             self.tell(path, "leaf", _kind(one), _kind(two))
 
     def compare_tensors(self, path: str, one: Tensor, two: Tensor) -> None:
@@ -237,7 +243,7 @@ class _Walk:
         if one.is_meta or two.is_meta or not one.numel():
             return
         try:
-            one, two = (t if t.layout is torch.strided else t.to_dense() for t in (one, two))
+            one, two = (_dense(t) for t in (one, two))
             apart = self.apart(one.detach(), two.detach().to(one.device))
         except RuntimeError as error:
             leaves = {"the first tree": [one], "the second": [two]}
@@ -248,15 +254,12 @@ class _Walk:
         places = apart.nonzero()
         flat = apart.reshape(-1).nonzero()[:, 0].cpu()
         ours, theirs = (t.detach().cpu().reshape(-1)[flat] for t in (one, two))
-        wide = torch.complex128 if ours.is_complex() or theirs.is_complex() else torch.float64
-        distances = (ours.to(wide) - theirs.to(wide)).abs()
-        # A nan is farthest of all.
-        worst = int(distances.nan_to_num(nan=float("inf")).argmax())
+        worst, distance = _farthest(ours, theirs)
         at = places[worst].tolist()
-        told = f"{len(places)} of {one.numel()} differ, by at most {float(distances[worst]):.6g}"
+        size = distance if isinstance(distance, int) else f"{distance:.6g}"
+        told = f"{len(places)} of {one.numel()} differ, by at most {size}"
         told += f" at {at}" if at else ""
         values = [_number(tensor[worst].item()) for tensor in (ours, theirs)]
-        distance = float(distances[worst])
         self.rows.append(Difference(path, "values", f"{told}: {values[0]}", values[1], distance))
 
     def apart(self, one: Tensor, two: Tensor) -> Tensor:
@@ -265,12 +268,43 @@ class _Walk:
         differ = one != two
         if equal_nan:
             differ &= ~((one != one) & (two != two))  # noqa: PLR0124  # where they are nan
-        if rtol or atol:
+        if (rtol or atol) and (is_inexact(one) or is_inexact(two)):
             wide = torch.complex128 if one.is_complex() or two.is_complex() else torch.float64
             distance = (one.to(wide) - two.to(wide)).abs()
             near = distance.isfinite() & (distance <= atol + rtol * two.to(wide).abs())
             differ &= ~near
         return differ
+
+
+_NUMBERS = {float: torch.float64, complex: torch.complex128}
+_LEAST = -(2**63)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    if tensor.layout is torch.jagged:
+        return tensor.values()  # type: ignore[no-any-return]  # torch's stubs do not say
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+def _farthest(ours: Tensor, theirs: Tensor) -> tuple[int, float]:
+    """Where two vectors differ most, and by how much; a nan is farthest of all."""
+    if is_inexact(ours) or is_inexact(theirs):
+        wide = torch.complex128 if ours.is_complex() or theirs.is_complex() else torch.float64
+        distances = (ours.to(wide) - theirs.to(wide)).abs()
+        worst = int(distances.nan_to_num(nan=float("inf")).argmax())
+        return worst, float(distances[worst])
+    one, two = _ordered(ours), _ordered(theirs)
+    # The difference of the larger and the smaller one is exact as an unsigned number of 64 bits.
+    distances = torch.maximum(one, two) - torch.minimum(one, two)
+    worst = int((distances ^ _LEAST).argmax())
+    return worst, int(distances[worst]) % 2**64
+
+
+def _ordered(numbers: Tensor) -> Tensor:
+    """Integers as int64 with the same order and distances."""
+    if numbers.dtype is torch.uint64:
+        return numbers.view(torch.int64) ^ _LEAST
+    return numbers.to(torch.int64)
 
 
 def _mode_of(note: Note) -> str:

@@ -72,6 +72,7 @@ def masks(labels: T) -> dict[Hashable, T]:
 
     Raises:
         TypeError: if a leaf is a tensor or does not hash.
+        ValueError: if a label is nan, which equals no label, itself included.
 
     Example:
         >>> from parallax import nn, optim, tree
@@ -89,6 +90,11 @@ def masks(labels: T) -> dict[Hashable, T]:
                 f"tree.masks(labels=): {path or 'the tree'} is {shown(leaf)}, and a label is a "
                 f"string or another value that hashes. Make labels of a tree: "
                 f"tree.map(lambda leaf: 'matrix' if leaf.ndim == 2 else 'other', model)"
+            )
+        if leaf is not None and leaf != leaf:  # noqa: PLR0124  # only nan does not equal itself
+            raise ValueError(
+                f"tree.masks(labels=): {path or 'the tree'} is {shown(leaf)}, which equals no "
+                f"label. Give it a name: tree.map(lambda x: 'none' if x != x else x, labels)"
             )
     made: dict[Hashable, T] = {}
     for label in dict.fromkeys([leaf for leaf in found if leaf is not None]):

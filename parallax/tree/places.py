@@ -35,7 +35,7 @@ class Survey:
     def chart(self) -> Chart:
         """Where everything stands."""
         if self._chart is None:
-            self._chart = chart_of(self.spec)
+            self._chart = chart_of(self.spec, self.leaves)
         return self._chart
 
     @property

@@ -330,13 +330,13 @@ class Selection(Generic[T]):
         """Whether tensors replace leaves, so that no annotation has to be checked."""
         if not all([isinstance(value, Tensor) for value in values]):
             return False
-        held = self._survey.leaves
-        return all(
-            [
-                entry.cls is None and (entry.role != "slot" or held[entry.leaf] is not None)
-                for entry in self._entries
-            ]
-        )
+        return all([entry.cls is None and self._is_lone(entry) for entry in self._entries])
+
+    def _is_lone(self, entry: Entry) -> bool:
+        """Whether a leaf is its entry among the leaves, and nothing else."""
+        if self._survey.leaves[entry.leaf] is not None:
+            return True
+        return entry.role != "slot" and len(self._survey.chart.twins(entry)) == 1
 
 
 def _check_apart(entries: list[Entry]) -> None:

@@ -117,6 +117,16 @@ def test_a_report_of_what_fits_and_of_other_files(tmp_path: Path) -> None:
     assert io.report(tmp_path / "torch.pt", like=bridge.lift(twin)).fits
 
 
+def test_constants_of_another_class_are_misfits(tmp_path: Path) -> None:
+    io.save({"a": 3, "b": 1 + 2j, "c": "x", "d": 0.5}, tmp_path / "old.pt")
+    like = {"a": 0.0, "b": 0j, "c": "", "d": 1}
+    found = io.report(tmp_path / "old.pt", like=like)
+    assert found.loaded == ("b", "c") and list(found.misfits) == ["a", "d"] and not found.fits
+    assert found.misfits["a"] == "a is 3 in the checkpoint, where this tree has a float"
+    with pytest.raises(ValueError, match="a is 3 in the checkpoint, where this tree has a float"):
+        io.load(tmp_path / "old.pt", like=like)
+
+
 def test_tied_leaves_need_one_of_their_names(tmp_path: Path) -> None:
     layer = nn.Linear(2, 2)
     tied = nn.Sequential(layer, layer).initialize(0)

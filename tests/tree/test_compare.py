@@ -125,3 +125,26 @@ def test_arrays_of_other_dtypes_shapes_and_libraries_differ() -> None:
     ones = np.ones(2)
     for other in (np.ones(2, np.float32), np.ones((1, 2)), torch.ones(2, dtype=torch.float64), 1.0):
         assert tree.equal([ones], [other]) is tree.allclose([other], [ones]) is False
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
+def test_layouts_and_dtypes_for_which_torch_has_no_comparison() -> None:
+    eye = torch.eye(3)
+    halves = torch.tensor([[0, 0, 1, 2], [0, 0, 1, 2]]), torch.tensor([0.5, 0.5, 1.0, 1.0])
+    twice = torch.sparse_coo_tensor(*halves, (3, 3), check_invariants=True)  # two in one place
+    zeros = torch.sparse_coo_tensor(
+        torch.tensor([[0, 0, 1, 2], [0, 1, 1, 2]]), torch.tensor([1.0, 0.0, 1.0, 1.0]), (3, 3),
+        check_invariants=True,
+    )  # fmt: skip
+    float8 = torch.float8_e4m3fn
+    for same in (tree.equal, tree.allclose):
+        assert same(eye.to_sparse(), twice) is True and same(eye.to_sparse(), zeros) is True
+        assert same(eye.to_sparse_csr(), eye.to_sparse_csr()) is True
+        assert same(eye.to_sparse(), eye) is False  # as tree.diff says
+        assert same(eye.to_sparse(), (2 * eye).to_sparse()) is False
+        assert same(eye.to_sparse_csr(), (2 * eye).to_sparse_csr()) is False
+        assert same(eye.to(float8), eye.to(float8)) is True
+        assert same(eye.to(float8), (2 * eye).to(float8)) is False
+        with pytest.raises(TypeError, match=r"tree\..*: a.1 is on the device meta, and has no val"):
+            same({"a": [eye, eye.to("meta")]}, {"a": [eye, eye.to("meta")]})
+    assert tree.allclose(eye.to(float8), (1.125 * eye).to(float8), rtol=0.2) is True

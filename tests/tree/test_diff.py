@@ -140,6 +140,35 @@ def test_tolerances_are_those_of_allclose(distance: float) -> None:
     assert tree.diff(nan, nan) and not tree.diff(nan, nan, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ([2**62, 0], [2**62 + 1, 3]),
+        ([2**63 - 1, 1], [-(2**63), 5]),
+        ([-(2**63), 2**63 - 1], [-(2**63) + 7, 2**63 - 2]),
+    ],
+)
+def test_distances_of_integers_are_exact_and_no_tolerance_is_for_them(one: Any, two: Any) -> None:
+    row = tree.diff(torch.tensor(one), torch.tensor(two), atol=1e30, rtol=1.0).rows[0]
+    assert row.distance == max(abs(a - b) for a, b in zip(one, two, strict=True))
+    assert f"by at most {row.distance} at" in row.first
+    largest = torch.tensor([2**64 - 1, 1], dtype=torch.uint64)
+    row = tree.diff(largest, torch.tensor([1, 0], dtype=torch.uint64)).rows[0]
+    assert row.distance == 2**64 - 2
+    assert tree.diff(torch.tensor([True]), torch.tensor([False]), atol=2.0).rows[0].distance == 1
+
+
+def test_tolerances_are_for_numbers_and_arrays_outside_of_tensors() -> None:
+    near = {"f": 1.0, "c": 1 + 1j, "a": np.ones(2), "n": np.float64(1.0)}
+    far = {"f": 1.0 + 1e-9, "c": 1 + 1j + 1e-9, "a": np.ones(2) + 1e-9, "n": np.float64(1 + 1e-9)}
+    assert [row.path for row in tree.diff(near, far)] == [*near]
+    assert not tree.diff(near, far, rtol=1e-8) and not tree.diff(near, far, atol=1e-8)
+    nans = {"f": float("nan"), "a": np.array([1.0, np.nan]), "inf": float("inf")}
+    assert [row.path for row in tree.diff(nans, dict(nans))] == ["f", "a"]
+    assert not tree.diff(nans, dict(nans), equal_nan=True)
+    assert len(tree.diff({"i": 1, "a": np.array([1])}, {"i": 2, "a": np.array([2])}, atol=3)) == 2
+
+
 def test_it_prints_a_list_and_not_too_long_a_one() -> None:
     one, two = Many(40).initialize(0), Many(40).initialize(1)
     found = tree.diff(one, two)

@@ -220,3 +220,8 @@ def test_labels_that_are_none() -> None:
         tree.masks(nn.Linear(1, 1).initialize(0))
     with pytest.raises(TypeError, match="a is a set"):
         tree.masks({"a": set()})
+
+
+def test_a_label_that_equals_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"labels=\): b is nan, which equals no label"):
+        tree.masks({"a": "x", "b": float("nan")})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -293,3 +293,41 @@ def test_names_in_compiled_code() -> None:
 def test_a_module_in_several_fields_is_refined_to_one() -> None:
     module = TiedModule().initialize(0)
     assert tree.select(module, Dense).refine("weight").count() == 3
+
+
+class Affine(Module):
+    """A layer that may have no bias, as a hole."""
+
+    weight: Parameter
+    bias: Parameter | None
+
+
+class Pair(Module):
+    one: Affine
+    two: Affine
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_module_in_two_places_is_one_thing_with_holes_too(compiled: bool) -> None:
+    def run(fn: Any, *args: Any) -> Any:
+        return torch.compile(fn, backend="eager", fullgraph=True)(*args) if compiled else fn(*args)
+
+    shared = Affine(torch.ones(2), None)
+    pair, bias = Pair(shared, shared), cast("Any", torch.full((2,), 3.0))
+    assert run(lambda p: tree.select(p, Affine).paths, pair) == ("one",)
+    assert run(lambda p: tree.select(p, "*").paths, pair) == ("one",)
+    for change in (
+        lambda p, n: tree.select(p, "one").set(n),
+        lambda p, n: tree.select(p, "two").apply(lambda _: n),
+        lambda p, n: tree.select(p, "two.bias").set(n.bias),
+        lambda p, n: tree.select(p, "one").refine("bias").set(n.bias),
+    ):
+        made = run(change, pair, Affine(torch.zeros(2), bias))
+        assert made.one.bias is made.two.bias and torch.equal(made.one.bias, bias)
+        assert made.one.weight is made.two.weight
+    stays = tree.select(pair, "two").eval().train(0)
+    assert (stays.one.mode, stays.two.mode) == ("eval", "eval")
+    others = Affine(torch.zeros(2), bias), Affine(shared.weight, bias), Affine(torch.ones(2), None)
+    for other in others:
+        assert run(lambda p: tree.select(p, Affine).paths, Pair(shared, other)) == ("one", "two")
