@@ -1,6 +1,7 @@
 """Checks of arguments that all rooms share, and how errors show a wrong value.
 
-Each error names the function and the argument, what was expected and given, and what to write.
+Each error names the function and the argument, what was expected and given, and what to write. In
+each check ``what`` is the function or class as users call it, and ``name`` the argument.
 """
 
 from __future__ import annotations
@@ -20,15 +21,7 @@ _MOST = 6  # items
 
 
 def check_dtype(what: str, dtype: Any) -> None:
-    """Raises unless an argument is a dtype, or ``None`` for a default.
-
-    Args:
-        what: the function or class that was given it.
-        dtype: the argument.
-
-    Raises:
-        TypeError: if it is anything else.
-    """
+    """Raises a ``TypeError`` unless ``dtype`` is one, or ``None`` for a default."""
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(
             f"{what}(dtype=): expected a torch.dtype or None, got {shown(dtype)}. "
@@ -37,15 +30,7 @@ def check_dtype(what: str, dtype: Any) -> None:
 
 
 def device_of(what: str, device: Any) -> torch.device:
-    """A device, checked to exist.
-
-    Args:
-        what: the function that was given it.
-        device: a device, or its name or number.
-
-    Raises:
-        ValueError: if it does not exist on this machine.
-    """
+    """The device of a device, name or number; a ``ValueError`` if it is not on this machine."""
     try:
         found = torch.device(device)
         if found.type not in ("cpu", "meta"):
@@ -60,16 +45,7 @@ def device_of(what: str, device: Any) -> torch.device:
 
 
 def check_flags(what: str, **flags: Any) -> None:
-    """Raises unless each value is a bool.
-
-    Args:
-        what: the function or class that was given them, as users call it.
-        **flags: by the name of the argument.
-
-    Raises:
-        TypeError: if one is something else. A number or a string would count as true or false,
-            and ``"no"`` as true.
-    """
+    """Raises a ``TypeError`` unless each value is a bool: ``"no"`` would count as true."""
     for name, value in flags.items():
         if type(value) is not bool:
             raise TypeError(
@@ -79,17 +55,7 @@ def check_flags(what: str, **flags: Any) -> None:
 
 
 def check_function(what: str, fn: Any, write: str, name: str = "fn") -> None:
-    """Raises unless an argument can be called.
-
-    Args:
-        what: the function that was given it.
-        fn: the argument.
-        write: a correct call, for the error.
-        name: the name of the argument.
-
-    Raises:
-        TypeError: if it cannot be called.
-    """
+    """Raises a ``TypeError`` unless ``fn`` can be called; ``write`` is a call that is right."""
     if not callable(fn):
         raise TypeError(
             f"{what}({name}=): expected a function, got {shown(fn)}. Give one, such as {write}"
@@ -97,16 +63,7 @@ def check_function(what: str, fn: Any, write: str, name: str = "fn") -> None:
 
 
 def check_module(what: str, module: Any, name: str = "module") -> None:
-    """Raises unless an argument is a module of Parallax.
-
-    Args:
-        what: the function or class that was given it.
-        module: the argument.
-        name: the name of the argument.
-
-    Raises:
-        TypeError: if it is anything else.
-    """
+    """Raises a ``TypeError`` unless ``module`` is one of Parallax."""
     if not is_module(module):
         lift = isinstance(module, torch.nn.Module)
         remedy = "Lift it first: bridge.lift(module)" if lift else "Give one: nn.Linear(2, 3)"

@@ -50,10 +50,10 @@ _set = object.__setattr__
 
 def spec_of(module: Any) -> Structure:
     """The structure of a module; one that raw optree or a trace made is described here first."""
-    spec = module._spec
-    if type(spec) is not Structure:
+    structure = module._spec
+    if type(structure) is not Structure:
         return describe(module)
-    return spec.itself() if is_compiling() else spec  # type: ignore[attr-defined]  # of every constant of a trace
+    return structure.itself() if is_compiling() else structure  # type: ignore[attr-defined]  # of every constant of a trace
 
 
 def leaves_of(module: Any) -> tuple[Any, ...]:
@@ -71,10 +71,10 @@ def leaves_of(module: Any) -> tuple[Any, ...]:
 
 def note_of(module: Any) -> Note:
     """The note of a module, however it was made."""
-    spec = module._spec
-    if type(spec) is not Structure:
-        return spec or PLAIN
-    return spec.itself().note if is_compiling() else spec.note  # type: ignore[attr-defined]  # as above
+    structure = module._spec
+    if type(structure) is not Structure:
+        return structure or PLAIN
+    return structure.itself().note if is_compiling() else structure.note  # type: ignore[attr-defined]  # as above
 
 
 def describe(module: Any) -> Structure:

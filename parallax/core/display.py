@@ -66,18 +66,18 @@ _STAYS = " (stays in eval)"
 
 
 def _mode_mark(module: Any) -> str:
-    spec = module._spec
-    if type(spec) is not Structure or not spec.note.stays_eval:
+    structure = module._spec
+    if type(structure) is not Structure or not structure.note.stays_eval:
         return ""
-    return _STAYS if spec.stays_eval else " (stays in eval, not all below)"
+    return _STAYS if structure.stays_eval else " (stays in eval, not all below)"
 
 
 def _is_frozen(module: Any) -> bool:
     """Whether it has parameters, and all are frozen."""
-    spec = module._spec
-    if type(spec) is not Structure:
+    structure = module._spec
+    if type(structure) is not Structure:
         return False
-    pairs = zip(spec.roles, spec.frozen, strict=True)
+    pairs = zip(structure.roles, structure.frozen, strict=True)
     marks = [frozen for role, frozen in pairs if role == "parameter"]
     return bool(marks) and all(marks)
 

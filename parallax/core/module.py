@@ -140,10 +140,10 @@ class Module(Instance, metaclass=ModuleMeta):
                 made = notes.carry_note(spec_of(self), spec_of(module), tuple(fields))
                 object.__setattr__(module, "_spec", made)
         else:
-            spec = spec_of(self)
-            entries = dict(zip(layout.children, spec.children, strict=True))
+            structure = spec_of(self)
+            entries = dict(zip(layout.children, structure.children, strict=True))
             seal(layout, module, {n: entries.get(n) for n in layout.fields if n not in fields})
-            made = notes.carry_note(spec, module._spec, tuple(fields))
+            made = notes.carry_note(structure, module._spec, tuple(fields))
             object.__setattr__(module, "_spec", made)
         if self._rng is not None:
             object.__setattr__(module, "_rng", self._rng)

@@ -56,10 +56,10 @@ def flatten_module(module: Any) -> tuple[tuple[Any, ...], Structure]:
         >>> structure.paths, [None if leaf is None else leaf.shape for leaf in leaves]
         (('weight', 'bias'), [torch.Size([2, 3]), None])
     """
-    spec = module._spec
-    if type(spec) is not Structure or dynamo.is_compiling():
-        spec = spec_of(module)
-    return leaves_of(module), spec
+    structure = module._spec
+    if type(structure) is not Structure or dynamo.is_compiling():
+        structure = spec_of(module)
+    return leaves_of(module), structure
 
 
 def unflatten_module(structure: Structure, leaves: Iterable[Any], rng: Any = None) -> Any:

@@ -57,29 +57,27 @@ def opened(tree: Any) -> tuple[Sequence[Any], TreeSpec]:
     if isinstance(tree, Tensor):
         return (tree,), LONE
     items, outer = opened_outside(tree)
-    if len(items) == 1 and items[0] is tree:
-        if isinstance(tree, torch.nn.Module):
-            refuse_torch_module(tree)
-        return items, LONE
     if not any([is_module_class(cls) for cls in {type(item) for item in items}]):
+        if len(items) == 1 and items[0] is tree:
+            return items, LONE
         holes = (None,) * len(items)
         return items, TreeSpec(outer, holes, holes)
-    out: list[Any] = []
+    leaves: list[Any] = []
     parts: list[Structure | None] = []
     rngs: list[Any] = []
     for item in items:
+        if isinstance(item, torch.nn.Module):
+            refuse_torch_module(item)
         if is_module(item):
             found, part = flatten_module(item)
-            out.extend(found)
+            leaves.extend(found)
             parts.append(part)
             rngs.append(item._rng)
         else:
-            if isinstance(item, torch.nn.Module):
-                refuse_torch_module(item)
-            out.append(item)
+            leaves.append(item)
             parts.append(None)
             rngs.append(None)
-    return out, TreeSpec(outer, tuple(parts), tuple(rngs))
+    return leaves, TreeSpec(outer, tuple(parts), tuple(rngs))
 
 
 def is_module_class(cls: type) -> bool:
@@ -183,31 +181,37 @@ def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:  # noqa: A001  # name
         {'a': tensor([2.])}
     """
     check_function("tree.map", fn, "tree.map(torch.neg, model)")
-    try:
-        if is_module(tree):
-            found, part = flatten_module(tree)
-            made = _apply(fn, found, [align(part, other) for other in rest])
-            return unflatten_module(part, made, tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
-        return cast(T, _map_outer(fn, tree, rest))
-    except RuntimeError as error:
-        if rest:
-            refuse_mixed_trees(error, "tree.map", tree, *rest)
-        raise
+    if not is_module(tree):
+        spec, found, others = columns(tree, rest)
+        return cast(T, spec.build(_apply(fn, found, others, "tree.map", tree, rest)))
+    found, part = flatten_module(tree)
+    made = _apply(fn, found, [align(part, other) for other in rest], "tree.map", tree, rest)
+    return unflatten_module(part, made, tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
 
 
 def _apply(
-    fn: Callable[..., Any], first: Sequence[Any], others: Sequence[Sequence[Any]]
+    fn: Callable[..., Any],
+    first: Sequence[Any],
+    others: Sequence[Sequence[Any]],
+    what: str,
+    tree: Any,
+    rest: tuple[Any, ...],
 ) -> list[Any]:
-    if not others:
-        return [None if a is None else fn(a) for a in first]
-    if len(others) == 1:
+    """``fn`` of the leaves beside each other; what and which trees are told to an error."""
+    try:
+        if not others:
+            return [None if a is None else fn(a) for a in first]
+        if len(others) == 1:
+            rows = zip(first, others[0], strict=True)
+            return [a if a is None or b is None else fn(a, b) for a, b in rows]
         return [
-            a if a is None or b is None else fn(a, b) for a, b in zip(first, others[0], strict=True)
+            a if a is None or any(b is None for b in bs) else fn(a, *bs)
+            for a, *bs in zip(first, *others, strict=True)
         ]
-    return [
-        a if a is None or any(b is None for b in bs) else fn(a, *bs)
-        for a, *bs in zip(first, *others, strict=True)
-    ]
+    except RuntimeError as error:
+        if rest:
+            refuse_mixed_trees(error, what, tree, *rest)
+        raise
 
 
 def columns(tree: Any, rest: Sequence[Any]) -> tuple[TreeSpec, Sequence[Any], list[Sequence[Any]]]:
@@ -258,11 +262,6 @@ def beside(spec: TreeSpec, tree: Any, other: Any) -> list[tuple[Any, str, Any]]:
     return triples
 
 
-def _map_outer(fn: Callable[..., Any], tree: Any, rest: tuple[Any, ...]) -> Any:
-    spec, found, others = columns(tree, rest)
-    return spec.build(_apply(fn, found, others))
-
-
 def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     """As ``map``, with the dotted path of each leaf as ``fn``'s first argument.
 
@@ -286,10 +285,9 @@ def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     check_function("tree.map_with_path", fn, "tree.map_with_path(lambda path, leaf: leaf, model)")
     spec, found, others = columns(tree, rest)
     paths = [path for path, _ in with_paths(tree)]
-    try:
-        made = _apply(lambda leaf, path, *row: fn(path, leaf, *row), found, [paths, *others])
-    except RuntimeError as error:
-        if rest:
-            refuse_mixed_trees(error, "tree.map_with_path", tree, *rest)
-        raise
+
+    def placed(leaf: Any, path: str, *row: Any) -> Any:
+        return fn(path, leaf, *row)
+
+    made = _apply(placed, found, [paths, *others], "tree.map_with_path", tree, rest)
     return cast(T, spec.build(made))
