@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 import torch
@@ -22,6 +23,7 @@ __all__ = ["MISSING", "Buffer", "Field", "Lazy", "Parameter", "UninitializedErro
 
 T = TypeVar("T")
 Initializer = Callable[..., Any]
+Sizes = int | Sequence[int]
 
 
 class UninitializedError(RuntimeError):
@@ -79,7 +81,7 @@ class Lazy:
 
     def __init__(
         self,
-        shape: int | Sequence[int],
+        shape: Sizes,
         init: Initializer = MISSING,  # checkers require it; left out, it is an error below
         *,
         dtype: torch.dtype | None = None,
@@ -162,9 +164,7 @@ class Lazy:
         return _restore_lazy, (type(self), tuple(self._shape), self.init, self._dtype, self.owner)
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in (*args, *(kwargs or {}).values()):
             for leaf in value if isinstance(value, (tuple, list)) else (value,):
                 if isinstance(leaf, Lazy):
@@ -215,11 +215,7 @@ if TYPE_CHECKING:
         """A trained leaf: annotate a field with it; declare it as ``Parameter(shape, init)``."""
 
         def __init__(
-            self,
-            shape: int | Sequence[int],
-            init: Initializer,
-            *,
-            dtype: torch.dtype | None = None,
+            self, shape: Sizes, init: Initializer, *, dtype: torch.dtype | None = None
         ) -> None: ...
 
     class Buffer(_LeafField):
@@ -227,7 +223,7 @@ if TYPE_CHECKING:
 
         def __init__(
             self,
-            shape: int | Sequence[int],
+            shape: Sizes,
             init: Initializer = torch.nn.init.zeros_,
             *,
             dtype: torch.dtype | None = None,
@@ -284,35 +280,25 @@ else:
             super().__init__(shape, init, dtype=dtype)
 
 
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class Field:
     """How one field was declared: its default, converter and place in the constructor."""
 
-    __slots__ = ("annotation", "converter", "default", "default_factory", "hint", "init", "kind",
-                 "kw_only", "name", "owner", "static")  # fmt: skip
+    default: Any = MISSING
+    default_factory: Any = MISSING
+    init: bool = True
+    kw_only: bool | None = None
+    converter: Callable[[Any], Any] | None = None
+    static: bool = False
+    name: str = ""
+    owner: type = object
+    annotation: Any = None
+    hint: Any = None  # the annotation, evaluated
+    kind: Any = None
 
-    def __init__(
-        self,
-        *,
-        default: Any = MISSING,
-        default_factory: Any = MISSING,
-        init: bool = True,
-        kw_only: bool | None = None,
-        converter: Callable[[Any], Any] | None = None,
-        static: bool = False,
-    ) -> None:
-        if default is not MISSING and default_factory is not MISSING:
+    def __post_init__(self) -> None:
+        if self.default is not MISSING and self.default_factory is not MISSING:
             raise TypeError("field(): give either default or default_factory, not both")
-        self.default = default
-        self.default_factory = default_factory
-        self.init = init
-        self.kw_only = kw_only
-        self.converter = converter
-        self.static = static
-        self.name = ""
-        self.owner: type = object
-        self.annotation: Any = None
-        self.hint: Any = None  # the annotation, evaluated
-        self.kind: Any = None
 
     @property
     def has_default(self) -> bool:
@@ -337,9 +323,9 @@ def _fresh(value: Any) -> Any:
 
 
 @overload
-def field(  # a leaf: what checkers see a Parameter or Buffer as is more than a Tensor
+def field(  # a leaf, of which checkers see more than a Tensor; or without a default
     *,
-    default: Tensor,
+    default: Tensor = ...,
     init: bool = True,
     kw_only: bool = ...,
     converter: Callable[[Any], Any] | None = None,
@@ -363,14 +349,6 @@ def field(
     converter: Callable[[Any], Any] | None = None,
     static: bool = False,
 ) -> T: ...
-@overload
-def field(
-    *,
-    init: bool = True,
-    kw_only: bool = ...,
-    converter: Callable[[Any], Any] | None = None,
-    static: bool = False,
-) -> Any: ...
 def field(
     *,
     default: Any = MISSING,
