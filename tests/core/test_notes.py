@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -42,6 +43,16 @@ def test_the_marks_of_a_changed_field_are_dropped() -> None:
     assert frozen_paths(module) == ["before.1", "middle"]
     assert frozen_paths(module.replace(middle=torch.zeros(1))) == ["before.1"]
     assert frozen_paths(module.replace(before=(torch.zeros(1),))) == ["middle"]
+
+
+def test_a_constant_in_a_child_s_place_keeps_no_mark_of_the_leaf_after_it() -> None:
+    class Activated(Module):
+        activation: Module | Callable[..., Any]
+        weight: Parameter
+
+    frozen = tree.select(Activated(torch.relu, torch.ones(1)), "weight").freeze()
+    assert frozen_paths(frozen.replace(activation=torch.tanh)) == ["weight"]
+    assert frozen_paths(frozen.replace(weight=torch.zeros(1))) == []
 
 
 def test_marks_stay_on_their_leaves_in_compiled_code() -> None:
