@@ -134,10 +134,7 @@ class ModuleMeta(_ProtocolMeta):
 
     def __setattr__(cls, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "__init__":
-            place_init(cls)
-        CLASS_CLOCK.tick()
-        _realias(cls, name)
+        _follow(cls, name)
 
     def __surround__(cls, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Has all calls of this class's own instances go through what ``around`` makes of them."""
@@ -155,9 +152,7 @@ class ModuleMeta(_ProtocolMeta):
         super().__delattr__(name)
         if name == "__init__":
             type.__delattr__(cls, "__bare_init__")
-            place_init(cls)
-        CLASS_CLOCK.tick()
-        _realias(cls, name)
+        _follow(cls, name)
 
 
 def place_init(cls: Any) -> None:
@@ -258,8 +253,11 @@ def writes_call(cls: Any) -> bool:
     return own is not None and "__aliased__" not in vars(cls) and not promised
 
 
-def _realias(cls: Any, changed: str) -> None:
-    """Updates ``__call__`` when ``forward`` or ``__call__`` is set or deleted on a class."""
+def _follow(cls: Any, changed: str) -> None:
+    """Updates what depends on an attribute of a class that was set or deleted."""
+    if changed == "__init__":
+        place_init(cls)
+    CLASS_CLOCK.tick()
     if changed == "__call__" and "__aliased__" in vars(cls):
         type.__delattr__(cls, "__aliased__")
     if changed in ("forward", "__call__"):

@@ -15,11 +15,11 @@ from parallax._compat import dynamo, sharding_rules
 from parallax._compat.collectives import gradients_placed
 from parallax.core import notes
 from parallax.core.arguments import shown
+from parallax.core.containers import opened
 from parallax.core.description import spec_of
 from parallax.core.display import html_of, repr_of
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.habits import hint_at_habits, without_habits
-from parallax.core.holders import nodes_below
 from parallax.core.layout import Layout
 from parallax.core.metaclass import ModuleMeta, immutable, undeclared
 from parallax.core.nodes import Instance
@@ -178,9 +178,7 @@ class Module(Instance, metaclass=ModuleMeta):
             dtype: the dtype of floating leaves, in place of each one's own.
             plan: a ``distributed.Plan``: each process of its mesh makes its part of each leaf, and
                 all of them call this together. Beside its parts a process holds one leaf at a
-                time, while that is drawn; of a leaf of more than 2**20 numbers a piece of so many,
-                if its initializer fills it element by element, as those of ``torch.nn.init`` do
-                that draw uniform or normal numbers.
+                time; of a large one that ``torch.nn.init`` draws uniform or normal, only a piece.
 
         Returns:
             The module with tensors in place of declarations; leaves that had a value keep it.
@@ -199,8 +197,7 @@ class Module(Instance, metaclass=ModuleMeta):
             >>> Bias(Parameter((2,), torch.nn.init.ones_)).initialize(0).value
             tensor([1., 1.])
         """
-        made = initialize.initialize(self, rng, device=device, dtype=dtype, plan=plan)
-        return cast(Self, made)
+        return cast(Self, initialize.initialize(self, rng, device, dtype, plan))
 
     def reset(self, rng: random.Rng, mode: str = "train") -> Self:
         """Prepares one step on autograd's tape.
@@ -277,9 +274,9 @@ class Module(Instance, metaclass=ModuleMeta):
         return cast(Self, unflatten_module(structure, leaves, rng))
 
     def _in_mode(self, mode: str, source: sources.Source | None) -> Self:
-        rng, root = collection.with_source(self._rng, source), collection.root_of(self)
         leaves, structure = flatten_module(self)
-        return self._built(notes.addressed(structure, root, mode), leaves, rng)
+        structure = notes.addressed(structure, collection.root_of(self), mode)
+        return self._built(structure, leaves, collection.with_source(self._rng, source))
 
     def split(self, n: int) -> tuple[Self, ...]:
         """Copies that share every leaf and differ in their random numbers.
@@ -371,7 +368,17 @@ class Module(Instance, metaclass=ModuleMeta):
         Returns:
             An iterator over modules.
         """
-        return (value for _, value in nodes_below(self) if isinstance(value, Module))
+        seen: set[int] = set()
+        stack: list[Any] = [self]
+        while stack:
+            value = stack.pop()
+            if not isinstance(value, Module):
+                stack += reversed((opened(value) or ((), ()))[1])
+            elif id(value) not in seen:
+                seen.add(id(value))
+                yield value
+                layout: Layout = type(value).__layout__
+                stack += [getattr(value, name) for name in reversed(layout.children)]
 
     def extra_repr(self) -> str:
         """The text between the parentheses of this module's line in ``repr``.
@@ -454,8 +461,7 @@ class Module(Instance, metaclass=ModuleMeta):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         leaves, structure = flatten_module(self)
-        copies = [copy.deepcopy(leaf, memo) for leaf in leaves]
-        return self._built(structure, copies, self._rng)
+        return self._built(structure, [copy.deepcopy(leaf, memo) for leaf in leaves], self._rng)
 
 
 hint_at_habits(Module)

@@ -91,9 +91,7 @@ class Following:
         return type(lazy)(lazy.shape, fill_, dtype=lazy.dtype)
 
 
-def initialize(
-    module: Any, rng: Any, *, device: Any = None, dtype: Any = None, plan: Spreading | None = None
-) -> Any:
+def initialize(module: Any, rng: Any, device: Any, dtype: Any, plan: Spreading | None) -> Any:
     """The implementation of ``Module.initialize``."""
     leaves, structure = flatten_module(module)
     if type(rng) is random.Key and functorch.is_mapped(rng.data):
@@ -165,7 +163,7 @@ def _of_each_member(module: Any, keys: Tensor, device: Any, dtype: Any) -> Any:
     declared = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Lazy)]
 
     def drawn(key: Tensor) -> list[Tensor]:
-        one = initialize(module, random.Key(key), device=device, dtype=dtype)
+        one = initialize(module, random.Key(key), device, dtype, None)
         found = flatten_module(one)[0]
         return [found[k] for k in declared]
 
