@@ -35,6 +35,15 @@ def test_modules_goes_through_every_container() -> None:
     assert len(list(Twig(Twig(), Twig(Twig())).modules())) == 4
 
 
+def test_modules_are_counted_in_a_traced_function() -> None:
+    def counted(module: Module, x: torch.Tensor) -> torch.Tensor:
+        return x + len(list(module.modules()))
+
+    module = Nested()
+    run = torch.compile(counted, backend="eager", fullgraph=True)
+    assert run(module, torch.zeros(())) == counted(module, torch.zeros(())) == 5
+
+
 def test_extra_repr_is_the_constants_unless_overridden() -> None:
     class Plain(Module):
         rate: float
