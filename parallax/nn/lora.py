@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import init
 
 from parallax._compat import dynamo, modes
+from parallax._compat.shards import is_mixing
 from parallax.bridge.blueprint import Blueprint
 from parallax.bridge.lifted import Lifted
 from parallax.bridge.pointers import ATOMS
@@ -26,6 +27,7 @@ from parallax.nn.conv import Conv1d, Conv2d, Conv3d
 from parallax.nn.dropout import Dropout
 from parallax.nn.embedding import Embedding
 from parallax.nn.linear import Linear
+from parallax.nn.refusal import name_in
 
 __all__ = ["LoRA"]
 
@@ -116,6 +118,14 @@ class LoRA(Computed):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer returns with the changed weight."""
+        try:
+            return self._changed(args, kwargs)
+        except RuntimeError as error:
+            if is_mixing(error) and not hasattr(error, "__notes__"):
+                name_in(error, self)
+            raise
+
+    def _changed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.form == "weight":
             return self._call(self._weight(), args, kwargs)
         (x,) = (*args, *kwargs.values())

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.tensor import Replicate
 
 from parallax import distributed as dist
 from parallax import func, nn, optim, tree
-from tests.meshes import ranks, whole
+from tests.meshes import ranks, spread, whole
 
 
 def models(mesh: Any) -> tuple[Any, Any]:
@@ -113,3 +114,20 @@ def test_a_layer() -> None:
             assert "Sequential.layers.0" in place
             assert "weight: Shard(0) on dp, bias: Shard(0) on dp" in advice
             assert "plan.apply(model)" in advice and "plan.batches(loader)" in advice
+
+
+def test_adapters() -> None:
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    with ranks(2, names=("dp",)) as mesh:
+        plain = models(mesh)[1]
+        plan = dist.Plan(mesh, dp={"**": 0})
+        late = nn.lora(plan.apply(plain), nn.Linear, rank=2).initialize(1)
+        given = spread(x, mesh, Replicate())
+        with pytest.raises(RuntimeError, match="mixed") as caught:
+            late(given)
+        place, advice = caught.value.__notes__[:2]
+        assert "layers.0 (LoRA)" in place
+        assert "layer.weight: Shard(0) on dp" in advice and "plan.apply(model)" in advice
+        adapted = nn.lora(plain, nn.Linear, rank=2).initialize(1)
+        adapted = tree.select(adapted, "**.lora_B").apply(lambda leaf: leaf + 0.5)
+        assert torch.allclose(whole(plan.apply(adapted)(given)), adapted(x))
