@@ -72,7 +72,7 @@ def test_a_graph_that_fails_in_no_grad_leaves_the_grad_mode() -> None:
         with torch.no_grad():
             return torch.linalg.cholesky(x)
 
-    with pytest.raises(torch.linalg.LinAlgError):
+    with pytest.raises(RuntimeError, match="cholesky"):
         make_compiled(fn, backend="eager")(-torch.eye(2))
     assert torch.is_grad_enabled()
 
