@@ -60,6 +60,11 @@ def restart_trace(reason: str) -> NoReturn:
     raise UnspecializeRestartAnalysis(restart_reason=reason)
 
 
+def end_graph(reason: str) -> None:
+    """Ends the graph that dynamo traces; where there may be only one, an error with the reason."""
+    torch._dynamo.graph_break(msg=reason)
+
+
 def hides_own_error(error: BaseException) -> bool:
     """Whether dynamo raised an error of its own in place of one that the function raises.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._higher_order_ops.cond import cond_op
 from torch._higher_order_ops.while_loop import while_loop_op
 
-from parallax._compat import functorch
+from parallax._compat import functorch, modes
 from parallax._compat.flow_programs import (
     Function,
     called,
@@ -25,6 +25,16 @@ from parallax._compat.flow_programs import (
 from parallax._compat.operands import apart, unaliased
 
 __all__ = ["Cond", "While"]
+
+
+def _is_recorded(value: Any) -> bool:
+    """Whether autograd's tape, outside of all transforms, records what is done with a tensor."""
+    recorded = isinstance(value, Tensor) and functorch.innermost(value).requires_grad
+    return recorded and torch.is_grad_enabled()
+
+
+def _reverse_runs() -> bool:
+    return functorch.derivatives_running()[0] > 0
 
 
 class Cond(NamedTuple):
@@ -45,7 +55,16 @@ class Cond(NamedTuple):
     def run(self, operands: Sequence[Any]) -> Sequence[Tensor]:
         pred, *given = operands
         if not functorch.is_mapped_within(pred):
-            return self.true(*given) if pred else self.false(*given)
+            if modes.tracing_mode() is None:
+                return self.true(*given) if pred else self.false(*given)
+            # Derivatives of a graph's choice between results are those of the branch that is taken
+            # in forward mode only: in reverse, an infinity of the other would become nan.
+            if any(map(_is_recorded, given)) or _reverse_runs():
+                raise NotImplementedError(
+                    "func.cond: a compiled branch has no forward derivative of a gradient, and no "
+                    "gradient of a forward derivative. Use func.grad of func.grad, such as "
+                    "func.hvp; or take the forward derivative outside of compiled code"
+                )
         pairs = zip(self.true(*given), self.false(*given), strict=True)
         return [torch.where(pred, one, two) for one, two in pairs]
 
@@ -107,6 +126,12 @@ class While(NamedTuple):
 
     def run(self, operands: Sequence[Any]) -> Sequence[Tensor]:
         carry, shared = operands[: self.carried], operands[self.carried :]
+        if modes.tracing_mode() is not None:
+            raise NotImplementedError(
+                "func.while_loop: a compiled loop has no forward derivative, as the number of its "
+                "passes is not known. Use func.fori_loop or func.scan; or take the derivative "
+                "outside of compiled code"
+            )
         while True:
             (again,) = self.goes_on(*carry, *shared)
             if not functorch.innermost(again).any():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from parallax import random
-from parallax._compat import functorch, shards
+from parallax._compat import dynamo, functorch, shards
 from parallax.core.arguments import device_of, shown
 from parallax.core.fields import Lazy
 from parallax.core.registry import flatten_module, unflatten_module
@@ -93,6 +93,17 @@ class Following:
 
 def initialize(module: Any, rng: Any, device: Any, dtype: Any, plan: Spreading | None) -> Any:
     """The implementation of ``Module.initialize``."""
+    if dynamo.is_compiling():
+        dynamo.end_graph(
+            "initialize: values are drawn outside of compiled code. Write model = "
+            "model.initialize(rng) before, and give the model to the compiled function"
+        )
+    return _initialized(module, rng, device, dtype, plan)
+
+
+def _initialized(
+    module: Any, rng: Any, device: Any, dtype: Any, plan: Spreading | None = None
+) -> Any:
     leaves, structure = flatten_module(module)
     if type(rng) is random.Key and functorch.is_mapped(rng.data):
         if plan is not None:
@@ -134,6 +145,9 @@ def initialize(module: Any, rng: Any, device: Any, dtype: Any, plan: Spreading |
             values.append(leaf)
     made = unflatten_module(structure, values, module._rng)
     return made if plan is None else plan.marked(made)
+
+
+dynamo.run_as_it_is(_initialized)
 
 
 def _shares(

@@ -67,6 +67,11 @@ def test_a_failed_call_leaves_nothing_behind() -> None:
 FLAG = [False]
 
 
+def test_modules_are_initialized_outside_of_compiled_code() -> None:
+    with pytest.raises(Exception, match=r"Write model = model.initialize\(rng\) before"):
+        make_compiled(lambda x: nn.Linear(2, 2).initialize(0)(x), backend="eager")(torch.ones(2))
+
+
 def test_a_graph_that_fails_in_no_grad_leaves_the_grad_mode() -> None:
     def fn(x: Tensor) -> Any:
         with torch.no_grad():

@@ -240,6 +240,37 @@ def test_the_tape_around_compiled_code() -> None:
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
+def choice(x: Tensor) -> Any:
+    return func.cond(x.sum() > 0, lambda x: x.sin() * x, lambda x: x.cos(), (x,))
+
+
+def test_forward_derivatives_of_compiled_branches() -> None:
+    def derivatives(x: Tensor) -> Any:
+        return func.jvp(choice, (x,), (ROWS[1],)), func.jacfwd(choice)(x)
+
+    compiled = parallax.compile(derivatives, backend=eager_and_aot)
+    for x, slope in ((X, X.cos() * X + X.sin()), (-X, X.sin())):
+        (value, along), jacobian = compiled(x)
+        torch.testing.assert_close(value, choice(x))
+        torch.testing.assert_close(along, slope * ROWS[1])
+        torch.testing.assert_close(jacobian, slope.diag())
+
+
+def test_forward_derivatives_that_compiled_code_has_not_say_what_to_write() -> None:
+    def doubled(x: Tensor) -> Any:
+        return func.while_loop(lambda x: x.sum() < 9, lambda x: (x + 1,), (x,))[0]
+
+    def slope(x: Tensor) -> Any:
+        return func.grad(lambda x: choice(x).sum())(x)
+
+    def along(call: Any, x: Tensor) -> Any:
+        return func.jvp(call, (x,), (x,))
+
+    for call, text in ((doubled, "Use func.fori_loop or func.scan"), (slope, "such as func.hvp")):
+        with pytest.raises(Exception, match=text):
+            parallax.compile(along, backend="aot_eager")(call, X)
+
+
 def test_a_compiled_while_loop_says_that_it_has_no_gradient() -> None:
     def slope(model: Any) -> Any:
         return func.grad(lambda m: squares(halved(Ours, m, X)))(model)
