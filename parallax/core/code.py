@@ -1,8 +1,8 @@
 """The one place where generated code becomes functions.
 
-The callers write the text; see ``shape`` (building and collecting a tree), ``sealing``,
-``declare`` (``__init__``), ``registry`` (optree's functions), ``tree.outside`` and
-``compiler.opening`` (containers around modules) and ``bridge.signatures``.
+The callers write the text: ``shape`` (building and collecting a tree), ``sealing``, ``declare``
+(``__init__``), ``optree_nodes``, ``tree.outside`` and ``compiler.opening`` (containers around
+modules), ``bridge.signatures``.
 """
 
 from __future__ import annotations

@@ -74,12 +74,8 @@ def _mode_mark(module: Any) -> str:
 
 def _is_frozen(module: Any) -> bool:
     """Whether it has parameters, and all are frozen."""
-    structure = module._spec
-    if type(structure) is not Structure:
-        return False
-    pairs = zip(structure.roles, structure.frozen, strict=True)
-    marks = [frozen for role, frozen in pairs if role == "parameter"]
-    return bool(marks) and all(marks)
+    held = module._spec
+    return type(held) is Structure and "parameter" in held.roles and not held.trained
 
 
 def _mark(module: Any) -> str:

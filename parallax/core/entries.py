@@ -71,9 +71,7 @@ class Note(NamedTuple):
     frozen: tuple[int, ...] = ()  # offsets of the module's own leaves among all leaves in it
     path: str | None = None  # the module's path in its tree, for its rng and its effects
     copy: str = ""  # which of the copies that split() made
-    watched: bool = (
-        False  # whether its calls are reported to what the tree holds as rng: see watching
-    )
+    watched: bool = False  # whether what the tree holds as rng is told of its calls
     gathered: str = ""  # the dimension of a mesh along which a call puts the leaves together
     stays_eval: bool = False  # whether it stays in mode "eval", whatever train and reset are told
     # Those along which sums are computed where a call ends, each with the dimension of activations
