@@ -34,7 +34,7 @@ class Clocks:
         self.before = [step, *clocks]
         self.clock_of = clock_of
         followers, count = clock_of.count(0), len(clock_of)
-        same = followers == len(chosen) and not clocks
+        same = followers == len(chosen) and len(clocks) == 0  # dynamo does not trace not of a tuple
         if same and (followers == count or all([clock_of[k] == 0 for k in chosen])):
             self.index = [0] * count
             self._rule: list[tuple[int, bool]] = []

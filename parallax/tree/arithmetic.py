@@ -264,8 +264,18 @@ def norm(tree: Any, p: float = 2) -> Tensor:
     try:
         return _norm_of(parts, p)
     except RuntimeError as error:
+        if p > 0 and any([leaf.layout is torch.sparse_coo for leaf in parts]):
+            return _norm_of([_entries(leaf) for leaf in parts], p)
         refuse_mixed_trees(error, "tree.norm", tree)
         raise
+
+
+def _entries(leaf: Tensor) -> Tensor:
+    """The numbers of a leaf, of a sparse one those that are not zero, and at least one."""
+    if leaf.layout is not torch.sparse_coo:
+        return leaf
+    values = leaf.coalesce().values()
+    return values if values.numel() else values.new_zeros(1)
 
 
 def _norm_of(parts: list[Tensor], p: float) -> Tensor:

@@ -1,10 +1,11 @@
-"""The error of plain and distributed leaves in one operation: which leaves, and what to do."""
+"""Leaves that torch does not compute with, mixed or sparse ones: which, and what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from parallax._compat import shards
@@ -55,9 +56,15 @@ def refuse_mixed_trees(error: BaseException, what: str, *trees: Any) -> None:
     """As ``refuse_mixed``, of whole trees that fit together; they are taken apart in an error only.
 
     Raises:
-        ValueError: if plain and distributed leaves met.
+        ValueError: if plain and distributed leaves met, or a leaf is sparse.
     """
     if not shards.is_mixing(error):
+        for path, leaf in [pair for tree in trees for pair in with_paths(tree)]:
+            if isinstance(leaf, Tensor) and leaf.layout not in (torch.strided, torch.jagged):
+                raise ValueError(
+                    f"{what}: {path or 'the tensor'} is {leaf.layout}, with which torch does not "
+                    f"compute this. Make it dense first: tree.map(torch.Tensor.to_dense, tree)"
+                ) from error
         return
     names = ["the tree"] if len(trees) == 1 else ["the first tree"]
     names += [f"tree {number}" for number in range(2, len(trees) + 1)]

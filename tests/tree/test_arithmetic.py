@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -218,3 +219,21 @@ def test_a_leaf_requires_grad_where_torchs_does(
                 found = torch.autograd.grad(made[key].sum(), inputs, allow_unused=True)
                 slopes = torch.autograd.grad(expected.sum(), inputs, allow_unused=True)
                 torch.testing.assert_close(found, slopes)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3.5, math.inf])
+def test_sparse_leaves_have_a_norm_and_are_named_elsewhere(p: float) -> None:
+    places = torch.tensor([[0, 0, 1], [0, 0, 1]])
+    twice = torch.sparse_coo_tensor(  # two entries in one place
+        places, torch.tensor([1.0, 2.0, 4.0]), (3, 3), check_invariants=True
+    )
+    held = {"a": torch.ones(2), "s": twice}
+    flat = torch.cat([torch.ones(2), twice.to_dense().reshape(-1)])
+    torch.testing.assert_close(tree.norm(held, p), torch.linalg.vector_norm(flat, p))
+    assert tree.norm(torch.zeros(3).to_sparse(), p).item() == 0
+    calls: list[Any] = [tree.ravel, lambda t: tree.vdot(t, t), lambda t: tree.lerp(t, t, 0.5)]
+    for call in calls:
+        with pytest.raises(
+            ValueError, match=r"tree\..*: s is torch.sparse_coo.*Make it dense first"
+        ):
+            call(held)
