@@ -8,7 +8,7 @@ What is called by ``at_trace()`` runs once, while dynamo traces, and leaves noth
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -239,8 +239,33 @@ def constant(context: Any, name: str) -> Any:
 
 def items(context: Any, name: str) -> list[Any]:
     """What a local list holds: stand-ins of tensors, constants, and ``NOT_FIXED``."""
+    return [_item(item.realize()) for item in _list(context, name).items]
+
+
+def pick(context: Any, name: str, indices: Iterable[int]) -> None:
+    """Leaves only the items at some indices in a local list that the trace has made."""
+    found = _list(context, name).items
+    found[:] = [found[k] for k in indices]
+
+
+def replace(context: Any, name: str, other: str, pairs: Iterable[tuple[int, int]]) -> None:
+    """Puts items of another list into a local list that the trace has made.
+
+    Args:
+        context: the trace's.
+        name: of the list.
+        other: the name of the other one.
+        pairs: an index there, and one in the list.
+    """
+    found, source = _list(context, name).items, _list(context, other).items
+    for there, here in pairs:
+        found[here] = source[there]
+
+
+def _list(context: Any, name: str) -> Any:
+    """What stands for a local list or tuple in the trace."""
     variable = context.get_local(name)._i_will_not_complain_if_bc_breaks_VariableTracker()
-    return [_item(item.realize()) for item in variable.realize().items]
+    return variable.realize()
 
 
 def _item(variable: Any) -> Any:
@@ -253,20 +278,18 @@ def _item(variable: Any) -> Any:
 
 def seen(context: Any, name: str) -> list[Seen | None]:
     """The tensors in a local list or tuple, with ``None`` for what is none."""
-    variable = context.get_local(name)._i_will_not_complain_if_bc_breaks_VariableTracker()
     nodes = [
         getattr(getattr(item.realize(), "proxy", None), "node", None)
-        for item in variable.realize().items
+        for item in _list(context, name).items
     ]
     return [None if node is None or not _is_tensor(node) else _seen(node) for node in nodes]
 
 
 def is_opaque(context: Any, name: str) -> bool:
     """Whether a local list holds anything but tensors, numbers and constants."""
-    variable = context.get_local(name)._i_will_not_complain_if_bc_breaks_VariableTracker()
     return not all(
         [item.is_python_constant() or hasattr(item, "proxy")
-         for item in [item.realize() for item in variable.realize().items]]
+         for item in [item.realize() for item in _list(context, name).items]]
     )  # fmt: skip
 
 

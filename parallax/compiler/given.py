@@ -93,17 +93,21 @@ class Given:
     def pairing(self) -> Callable[[Any], None]:
         """What a trace calls last, with its context, to be told which result goes where.
 
-        It replies with pairs of a leaf and a result, by their indices.
+        Of the lists ``into`` and ``made`` it leaves the leaves that are written, and what is
+        written there; ``done`` are the results, with those leaves in their places.
         """
 
-        def reply(context: Any) -> None:  # dynamo calls no method here
+        def arrange(context: Any) -> None:  # dynamo calls no method here
             pairs = self._pairs(context)
             if not self._traced:
                 self._leaves, self._traced = sorted({leaf for leaf, _ in pairs}), True
                 self._name_positions()
-            in_trace.reply(context, tuple(pairs))
+            written = dict(pairs)
+            in_trace.pick(context, "into", written)
+            in_trace.pick(context, "made", written.values())
+            in_trace.replace(context, "done", "parallax_leaves", pairs)
 
-        return reply
+        return arrange
 
     def _pairs(self, context: Any) -> list[tuple[int, int]]:
         """Which leaf's memory each result gets.

@@ -19,7 +19,7 @@ from parallax._compat.dynamo import (
     tensor_check,
     trace_reporter,
 )
-from parallax._compat.in_trace import give, replied
+from parallax._compat.in_trace import give
 from parallax._compat.inductor import is_cpp_wrapper_failure
 from parallax._compat.modes import leave_transforms
 from parallax._compat.opaque import real
@@ -54,7 +54,6 @@ parallax_note: Any = None
 parallax_written: Any = None
 parallax_given: Any = None
 parallax_give: Any = None
-parallax_pairs: Any = None
 parallax_copy: Any = None
 parallax_traced: Any = None
 
@@ -267,7 +266,6 @@ class Graph:
             "parallax_written": spell_written,
             "parallax_given": None if self.given is None else self.given.pairing(),
             "parallax_give": give,
-            "parallax_pairs": replied,
             "parallax_copy": overwrite,
             "parallax_traced": is_compiling,
         }
@@ -381,13 +379,11 @@ def _flat(fn: Callable[..., Any]) -> FunctionType:
         indices, same = parallax_written(noted, spell_one)
         parallax_comptime(parallax_report)
         if gives:
+            into, made, done = list(parallax_leaves), list(results), list(results)
             parallax_comptime(parallax_given)
-            pairs = parallax_pairs()
-            made = {leaf: results[place] for leaf, place in pairs}
-            if made:  # the last thing of all, so nothing reads what was there
-                parallax_copy([parallax_leaves[leaf] for leaf in made], list(made.values()))
-            for leaf, place in pairs:
-                results[place] = parallax_leaves[leaf]
+            if into:  # the last thing of all, so nothing reads what was there
+                parallax_copy(into, made)
+            results = done
         return parallax_record(tuple(tokens), indices, same), results
 
     return flat  # type: ignore[return-value]  # a def is one

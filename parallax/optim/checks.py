@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from parallax._compat import dynamo, in_trace
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
@@ -79,11 +80,38 @@ def gather(
         given = align(part, grads)
     except ValueError as error:
         raise ValueError(f"{what}: {name}: {error}") from None
-    rows = enumerate(zip(leaves, given, part.trainable, strict=True))
+    trainable = part.trainable
+    if dynamo.is_compiling():
+        in_trace.at_trace()(_choose)
+        found = in_trace.replied()
+        if found is not None:
+            return found, given
+    rows = enumerate(zip(leaves, given, trainable, strict=True))
     chosen = [k for k, (a, b, t) in rows if t and a is not None and b is not None]
     for k in chosen:
         _check_pair(what, model, k, leaves[k], given[k])
     return chosen, given
+
+
+def _choose(context: Any) -> None:
+    """Answers ``gather`` from its locals: which leaves are stepped; ``None`` in doubt.
+
+    To trace the questions to each leaf takes many times as long.
+    """
+    leaves, given = in_trace.items(context, "leaves"), in_trace.items(context, "given")
+    trainable = in_trace.constant(context, "trainable")
+    rows = enumerate(zip(leaves, given, trainable, strict=True))
+    chosen = [k for k, (a, b, t) in rows if t and a is not None and b is not None]
+    fit = all([_fit(leaves[k], given[k]) for k in chosen])
+    in_trace.reply(context, tuple(chosen) if fit else None)
+
+
+def _fit(leaf: Any, grad: Any) -> bool:
+    """Whether a leaf and its gradient are known to be of the same sizes and dtype."""
+    if not (isinstance(leaf, Tensor) and isinstance(grad, Tensor)):
+        return False
+    fixed = all([type(size) is int for size in (*leaf.shape, *grad.shape)])
+    return fixed and leaf.shape == grad.shape and leaf.dtype is grad.dtype
 
 
 def check_sizes(

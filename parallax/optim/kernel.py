@@ -85,9 +85,12 @@ class Kernel(Value, ABC):
 
     def _traced(self, at: Lists, h: Hyper) -> Lists:
         if not self._differentiable:
-            at = self._full(at, h)
             if operator.fits(self, at, h):
                 return operator.step(self, at, h)
+            full = self._full(at, h)  # asked for late: a trace takes long to look at each moment
+            if full is not at and operator.fits(self, full, h):
+                return operator.step(self, full, h)
+            at = full
         # Inductor forgets alpha where it meets add(product of matrices, other, alpha=alpha), or the
         # two the other way round (torch 2.13, 2.14). The kernels write such sums of gradients; two
         # signs between hide the product, and cost no pass over memory.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch, kernels
 from parallax.tree.memory import PLAIN
 
-__all__ = ["How", "Lists", "put", "some"]
+__all__ = ["How", "Lists", "joined", "put", "some"]
 
 
 class How(NamedTuple):
@@ -127,10 +127,7 @@ class Lists:
         columns = [self.params, *self.moments.values()]
         n = len(self.params)
         if self.full():
-            flat: list[Tensor] = []
-            for column in columns:
-                flat += column
-            copies = self._clone(flat)
+            copies = self._clone(joined(columns))
             made: list[Any] = [copies[k * n : k * n + n] for k in range(len(columns))]
         else:
             left = iter(self._clone([t for column in columns for t in column if t is not None]))
@@ -241,6 +238,14 @@ def _like(param: Tensor, tensor: Tensor) -> Tensor:
     if tensor.stride() == param.stride():
         return tensor
     return torch.empty_like(param).copy_(tensor)
+
+
+def joined(columns: Iterable[Iterable[Any]]) -> list[Any]:
+    """All entries of several columns. A trace takes no longer for a long one."""
+    found: list[Any] = []
+    for column in columns:
+        found += column
+    return found
 
 
 def some(column: Sequence[Any], members: Sequence[int]) -> list[Any]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from parallax._compat import functorch, in_trace, kernels
 from parallax._compat.opaque import real
 from parallax.optim.hyper import Hyper
-from parallax.optim.lists import How, Lists
+from parallax.optim.lists import How, Lists, joined
 
 __all__ = ["fits", "step"]
 
@@ -49,7 +49,7 @@ def fits(opt: Any, at: Lists, h: Hyper) -> bool:
 
     Args:
         opt: an optimizer.
-        at: the lists, with no moment missing.
+        at: the lists; they do not fit if a moment is missing.
         h: its hyper-parameters, as numbers and tensors.
     """
     if not opt._fused_on or len(at.params) <= _FEW or h["fused"] is False:
@@ -60,7 +60,7 @@ def fits(opt: Any, at: Lists, h: Hyper) -> bool:
     values = [
         part for value in h.values() for part in (value if type(value) is tuple else (value,))
     ]
-    tensors = [*at.params, *at.grads, *[t for column in at.moments.values() for t in column]]
+    tensors = joined([at.params, at.grads, *at.moments.values()])
     count, halves = len(at.params), opt._fused_halves
     in_trace.at_trace()(_look)
     del count, halves, tensors, values
@@ -123,7 +123,7 @@ def step(opt: Any, at: Lists, h: Hyper) -> Lists:
                 parts.append(part)
         values.append(parts if whole else parts[0])
     recipe = _recipe(type(opt).__name__, names, tuple(h), tuple(values))
-    moments = [moment for column in at.moments.values() for moment in column]
+    moments = joined(at.moments.values())
     made = torch.ops.parallax.step(
         at.params, moments, at.grads, at.clocks, at.clock_of, numbers, recipe, in_trace.gives()
     )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes
+from parallax._compat.opaque import real
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
 from parallax.optim.checks import check_sizes, gather
@@ -68,11 +69,8 @@ class Plan:
         self.chosen = chosen
         self.kept = False
         self._groups = groups
-        own = [labels[k] if groups else 0 for k in chosen]
-        self.rows = [
-            Row(group, [k for k, label in zip(chosen, own, strict=True) if label == group], {})
-            for group in sorted(set(own))
-        ]
+        members = _members(tuple(chosen), labels if groups else None)
+        self.rows = [Row(group, found, {}) for group, found in members]
 
     def keep(self, model: Any, grads: Any) -> None:
         """Keeps what is needed to recognise such arguments, if they can be recognised."""
@@ -122,6 +120,18 @@ class Plan:
         if any([leaves[k] is not None and given[k] is not None for k in self._holes]):
             return None
         return given
+
+
+@real
+def _members(
+    chosen: tuple[int, ...], labels: Sequence[int] | None
+) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """The groups that are stepped, and which of the chosen leaves each has."""
+    own = [0 if labels is None else labels[k] for k in chosen]
+    return tuple([
+        (group, tuple([k for k, label in zip(chosen, own, strict=True) if label == group]))
+        for group in sorted(set(own))
+    ])  # fmt: skip
 
 
 def _picker(chosen: Sequence[int], count: int) -> Callable[[Any], Sequence[Any]]:
