@@ -19,6 +19,7 @@ from parallax.compiler.donation import Donate, Donation, donation_of
 from parallax.compiler.graph import Graph
 from parallax.compiler.lowering import Compiled, Compiler, Lowered, Method
 from parallax.compiler.packing import pack_call, paths_of, positions_in_modules
+from parallax.compiler.progress import told
 from parallax.compiler.reasons import family_of, reason
 from parallax.core.arguments import check_function
 from parallax.core.fields import Lazy, UninitializedError
@@ -73,6 +74,8 @@ def compile(fn: Any = None, *, donate: Any = (), **options: Any) -> Any:  # noqa
     to compile for a few lines; ``options={"cpp_wrapper": False}`` asks for Python. And its code
     does not check the sizes of inputs again, unless ``size_asserts`` is among your options. After
     an error in a graph ``fn`` itself is called, so that its own error is raised.
+
+    At a terminal a line tells what is compiled, and for how long so far, if it takes seconds.
 
     Where a ``torch.func`` transform, a dispatch mode or another trace is active, ``fn`` itself is
     called, and becomes part of that.
@@ -235,7 +238,8 @@ class CompiledFunction:
                 return self._refuse(reason(before, tokens, items, self._names()), args, kwargs)
             graph = self._graph(tokens, items)
             why = self._why(before, tokens, items)
-            result = graph(items, args, kwargs)
+            with told(_name(self.fn), lambda: graph.compiled):
+                result = graph(items, args, kwargs)
             self.made.append(Made(graph.name, why))
             self._keep(graph, before)
             return result
@@ -254,7 +258,7 @@ class CompiledFunction:
 
     def _lower(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowered:
         """Compiles for arguments, runs nothing, and keeps the graph where there was none."""
-        name = getattr(self.fn, "__name__", type(self.fn).__name__)
+        name = _name(self.fn)
         if is_compiling() or is_transforming():
             raise RuntimeError(f"lower: call {name}.lower outside of transforms and compiled code")
         if self.settings["backend"] not in BACKENDS:
@@ -268,7 +272,8 @@ class CompiledFunction:
             _require_values(items, paths_of(tokens, names)[0])
             keeper, sizes = Keeper(), bool(self.settings.get("dynamic"))
             graph = self._new(tokens, items, every_size=sizes, keeper=keeper)
-            graph.trace(items)
+            with told(name, lambda: graph.compiled):
+                graph.trace(items)
             keeper.running = True
             if self._find(tokens, items) is None:
                 family = self.families.get(family_of(tokens), [])
@@ -306,6 +311,10 @@ class CompiledFunction:
             raise RuntimeError(message)
         warnings.warn(f"{message} It is called as it is.", RuntimeWarning, stacklevel=4)
         return self.fn(*args, **kwargs)
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    return str(getattr(fn, "__name__", type(fn).__name__))
 
 
 def _require_values(items: list[Any], paths: list[str]) -> None:

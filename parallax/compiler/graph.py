@@ -122,6 +122,11 @@ class Graph:
         self._run = self._compile(fn, chosen)
 
     @property
+    def compiled(self) -> bool:
+        """Whether it was traced and compiled; it may not have run yet."""
+        return self._outside.traced
+
+    @property
     def writes(self) -> bool:
         """Whether it writes into tensors that it is given, and does not own."""
         return self._writes

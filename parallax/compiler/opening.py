@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from parallax.compiler.packing import ITEM, RNG, build, pack
+from parallax.compiler.packing import ITEM, RNG, Items, build, pack
 from parallax.core.code import define
 from parallax.core.frozendict import FrozenDict
 from parallax.core.registry import unflatten_module
@@ -205,7 +205,8 @@ class _Builder(_Writer):
         self.at = _end(self.tokens, start)
         spanned, first = self.tokens[start : self.at], self.item
         self.item += _count(spanned)
-        return f"{self.bound(build)}(iter({self.bound(spanned)}), iter(items[{first}:{self.item}]))"
+        taken = f"{self.bound(Items)}(items[{first}:{self.item}])"
+        return f"{self.bound(build)}(iter({self.bound(spanned)}), {taken})"
 
 
 def _end(tokens: Sequence[Any], start: int) -> int:

@@ -12,7 +12,6 @@ of other libraries. Those are handed through; dynamo looks at them as it looks a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
 
 __all__ = [
-    "ITEM", "build", "build_call", "pack", "pack_call", "paths_of", "placed",
+    "ITEM", "Items", "build", "build_call", "pack", "pack_call", "paths_of", "placed",
     "positions_in_modules", "spans", "spell",
 ]  # fmt: skip
 
@@ -164,27 +163,43 @@ def _paths(tokens: Iterator[Any], path: str, paths: list[str], modules: dict[str
 
 def build_call(tokens: Any, items: Any) -> tuple[list[Any], dict[str, Any]]:
     """The arguments of a call: the inverse of ``pack_call``."""
-    left, given = iter(tokens), iter(items)
+    left, given = iter(tokens), Items(items)
     n_args, keywords = next(left), next(left)
     args = [build(left, given) for _ in range(n_args)]
     return args, {name: build(left, given) for name in keywords}
 
 
-def build(tokens: Iterator[Any], items: Iterator[Any]) -> Any:
+class Items:
+    """Items that are taken from the front; a trace takes many at once, which no iterator allows."""
+
+    __slots__ = ("_items", "_start")
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = items
+        self._start = 0
+
+    def take(self, count: int) -> Sequence[Any]:
+        """The next ones."""
+        start = self._start
+        self._start = start + count
+        return self._items[start : start + count]
+
+
+def build(tokens: Iterator[Any], items: Items) -> Any:
     """The next value of ``tokens``, from the next ``items``."""
     token = next(tokens)
     if token is ITEM:
-        return next(items)
+        return items.take(1)[0]
     rng = None
     if token is RNG:
-        rng = next(items)
+        rng = items.take(1)[0]
         token = next(tokens)
     if type(token) is Structure:
-        return unflatten_module(token, islice(items, len(token.first)), rng)
+        return unflatten_module(token, items.take(len(token.first)), rng)
     return _build_container(token, tokens, items)
 
 
-def _build_container(token: Any, tokens: Iterator[Any], items: Iterator[Any]) -> Any:
+def _build_container(token: Any, tokens: Iterator[Any], items: Items) -> Any:
     cls, keys = token[0], token[1]
     if cls is dict:
         return {key: build(tokens, items) for key in keys}
