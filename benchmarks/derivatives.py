@@ -19,7 +19,8 @@ class _Cube(torch.autograd.Function):
         return x * x * x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (grad,) = grad_outputs
         (x,) = ctx.saved_tensors
         return grad * (3 * x * x)
 
@@ -31,7 +32,8 @@ class _Wave(torch.autograd.Function):
         return torch.sin(x) * y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        (grad,) = grad_outputs
         x, y = ctx.saved_tensors
         return grad * torch.cos(x) * y, grad * torch.sin(x)
 
@@ -43,7 +45,8 @@ class _Affine(torch.autograd.Function):
         return torch.addmm(bias, x, weight.t())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (grad,) = grad_outputs
         weight, x = ctx.saved_tensors
         return grad.t() @ x, grad.sum(0), grad @ weight
 
