@@ -34,6 +34,12 @@ def vmap_active() -> bool:
     return any(entry.key() == torch._C._functorch.TransformType.Vmap for entry in stack)
 
 
+@constant_in_traces
+def vmap_in_trace() -> bool:
+    """As ``vmap_active``, of the transforms that dynamo traces."""
+    return vmap_active()
+
+
 def chunk_of_vmap() -> tuple[int, int] | None:
     """Which ``vmap(chunk_size=)`` runs, and which of its chunks; ``None`` for none.
 

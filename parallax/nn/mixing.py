@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax._compat import dynamo, functorch
+from parallax._compat import functorch
 from parallax._compat.gradients import WhereRecorded
 from parallax._compat.kernels import attention_by_operators
 from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
@@ -31,7 +31,7 @@ def mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool 
     grouped = k.shape[1] != q.shape[1]
     plain = in_plain_eager_code()
     # The kernels have one derivative, and no rule for vmap, which would loop over the examples.
-    mapped = not plain and not dynamo.is_compiling() and functorch.vmap_active()
+    mapped = not plain and functorch.vmap_in_trace()
     if not plain and (mapped or not one_derivative_at_most(q, k, v, mask, forward=False)):
         return _by_operators(q, k, v, mask, is_causal)
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=grouped)

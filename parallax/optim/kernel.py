@@ -13,7 +13,7 @@ from parallax._compat import dynamo, functorch
 from parallax.optim import operator, vmapped
 from parallax.optim.hyper import Hyper, beside, plain, resolved
 from parallax.optim.lists import How, Lists
-from parallax.optim.scalars import Multiplied, Unread, spread
+from parallax.optim.scalars import Composed, Multiplied, Unread, spread
 from parallax.optim.value import Value
 
 __all__ = ["Kernel"]
@@ -96,7 +96,11 @@ class Kernel(Value, ABC):
         # signs between hide the product, and cost no pass over memory.
         if self._scales_sums:
             at.grads = [grad.neg().neg() for grad in at.grads]
-        return self._run(at, h, How(False, False, "capturable" in h, self._differentiable))
+        how = How(False, False, "capturable" in h, self._differentiable)
+        if functorch.vmap_in_trace():
+            with Composed():
+                return self._run(at, h, how)
+        return self._run(at, h, how)
 
     def _full(self, at: Lists, h: Hyper) -> Lists:
         """The lists, with new moments for leaves that were never stepped."""

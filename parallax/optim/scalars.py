@@ -9,7 +9,7 @@ Torch's kernels step one tensor after the other in place. Three things in them f
 - vmap has no rule for ``addcmul_``, ``lerp_`` and others. Within ``Unread`` they are computed by
   operators that have one.
 
-``torch.compile`` does the same to these kernels.
+``torch.compile`` does the first two itself. Under ``vmap`` in a trace there is ``Composed``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from parallax._compat import functorch, kernels
 
-__all__ = ["Multiplied", "Unread", "spread"]
+__all__ = ["Composed", "Multiplied", "Unread", "spread"]
 
 
 class Multiplied(Tensor):
@@ -54,6 +54,16 @@ class Unread(TorchFunctionMode):
             return args[0]
         composed = _COMPOSED.get(func) if functorch.vmap_active() else None
         return (composed or func)(*args, **(kwargs or {}))
+
+
+class Composed(TorchFunctionMode):
+    """Within it, vmap has a rule for every operator in place that kernels use, in a trace."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Calls ``func``, or operators that compute the same."""
+        return _COMPOSED.get(func, func)(*args, **(kwargs or {}))
 
 
 def spread(tensors: list[Any], over: list[Any]) -> list[Any]:
@@ -92,10 +102,16 @@ def _setitem(self: Tensor, mask: Any, value: Any) -> None:
     self.copy_(torch.where(mask, value, self))  # kernels set by masks alone
 
 
+def _maximum(self: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
+    found = torch.maximum(self, other)
+    return found if out is None else out.copy_(found)
+
+
 _COMPOSED: dict[Any, Any] = {
     Tensor.addcmul_: _addcmul_,
     Tensor.addcdiv_: _addcdiv_,
     Tensor.lerp_: _lerp_,
     Tensor.clamp_: _clamp_,
     Tensor.__setitem__: _setitem,
+    torch.maximum: _maximum,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch import nn as torch_nn
 
 import parallax
-from parallax import Module, bridge, func, nn, random
+from parallax import Module, bridge, func, nn, random, tree
 from tests.nn.parity import assert_parity, assert_same, assert_same_start
 
 L, S, N, E, H = 5, 7, 3, 8, 2
@@ -295,6 +296,21 @@ def test_caches_vmap() -> None:
     looped = [layer.decode(one, cache) for one in x]
     torch.testing.assert_close(out, torch.stack([out for out, _ in looped]))
     assert caches.key.shape == (5, *cache.key.shape)
+
+
+def test_compiled_vmap_has_no_loop_over_the_members() -> None:
+    layer = nn.MultiheadAttention(8, 2, batch_first=True).initialize(0, dtype=torch.float64)
+    x = torch.randn(3, 2, 4, 8, dtype=torch.float64)
+
+    def loss(layer: nn.MultiheadAttention, x: Tensor) -> Tensor:
+        return layer(x, x, x, need_weights=False)[0].square().sum()
+
+    step = parallax.compile(func.vmap(func.grad(loss), in_dims=(None, 0)), backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns of such loops
+        found = step(layer, x)
+    looped = tree.stack([func.grad(loss)(layer, one) for one in x])
+    assert tree.allclose(found, looped, rtol=1e-9, atol=1e-12)
 
 
 def test_a_full_cache_and_another_batch_are_refused() -> None:
