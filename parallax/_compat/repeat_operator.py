@@ -31,6 +31,7 @@ from torch._dynamo.variables import higher_order_ops as variables
 from torch._dynamo.variables.base import VariableTracker
 from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
 from torch._ops import HigherOrderOperator
+from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from parallax._compat import functorch, in_trace, shards
@@ -87,8 +88,9 @@ class _Variable(variables.BaseHOPVariable):
         constants = {name: value.as_proxy() for name, value in kwargs.items()}
         with tx.fake_mode:
             drawn = draws(module, [x.node.meta["example_value"] for x in proxies[1:]])
-        # Drawn again for a derivative, the numbers would be others.
-        if drawn or not _are_alike(args[1], body):
+        # Drawn again for a derivative, the numbers would be others. What is written into an operand
+        # reaches the others in its memory, of which the graph of a call knows nothing.
+        if drawn or _writes(module.graph) or not _are_alike(args[1], body):
             return self._unrolled(tx, args, constants["members"], constants["times"])
         return variables._call_function_with_auto_output_flattening(
             tx, self.value, proxies, constants, example, body, outputs
@@ -105,6 +107,13 @@ class _Variable(variables.BaseHOPVariable):
                 rows = [stack.call_method(tx, "__getitem__", [number], {}) for stack in stacks]
                 value = body.call_function(tx, [value, *rows, *rest], {})
         return value
+
+
+def _writes(graph: Graph) -> bool:
+    """Whether a traced body writes into what it is given."""
+    values = [place.meta.get("example_value") for place in graph.find_nodes(op="placeholder")]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return any([x.is_inference() or functorch.version_of(x) for x in tensors])
 
 
 def _are_alike(given: Any, returned: Any) -> bool:

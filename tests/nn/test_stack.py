@@ -357,6 +357,28 @@ def test_one_tensor_in_two_places_in_compiled_code() -> None:
             torch.testing.assert_close(found, right)
 
 
+class Doubling(Module):
+    """Writes into its first input."""
+
+    weight: Parameter
+
+    def forward(self, x: Tensor, shift: Tensor) -> Any:
+        x.mul_(2)
+        return x * self.weight + shift
+
+
+def test_a_write_reaches_what_shares_its_memory_in_compiled_code() -> None:
+    stack = nn.Stack(Doubling(Parameter((4,), torch.nn.init.ones_)), 2).initialize(0)
+
+    def run(blocks: Any, x: Tensor) -> Any:
+        own = x * 1
+        return blocks(own, own[:2])
+
+    x = torch.randn(2, 4)
+    found = parallax.compile(run, backend="aot_eager")(stack, x)
+    torch.testing.assert_close(found, run(Tuple(tuple(stack)), x))
+
+
 def test_blocks_that_change_the_shape_or_dtype_are_compiled_one_by_one() -> None:
     stack = nn.Stack(Mean(torch.tensor([3.0])), 2)
     gradient: Any = parallax.compile(func.grad_and_value(loss), backend="aot_eager")
