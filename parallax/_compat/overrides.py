@@ -4,24 +4,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["functions_named", "is_ordinary", "without_memory"]
+__all__ = ["calls_through", "functions_named", "is_ordinary", "set_grad_enabled",
+           "without_memory"]  # fmt: skip
 
 T = TypeVar("T", bound=Tensor)
 
-_EMPTY = torch.empty(0)
 _OWNERS: tuple[Any, ...] = (torch, Tensor, torch.special, F, torch._C._nn)
 _ordinary: Any = Tensor.__torch_function__
 
 
-def without_memory(cls: type[T]) -> T:
-    """A tensor of a class that answers every function of torch itself; a third of a view's time."""
-    made: T = Tensor._make_subclass(cls, _EMPTY)
+def without_memory(cls: type[T], like: Tensor) -> T:
+    """A tensor of a class that answers every function of torch itself, for one with numbers.
+
+    It has the shape of that one, so that what looks at it without a function of torch, as the
+    transforms of ``torch.func`` do, goes on until it meets a function.
+    """
+    made: T = Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=like.device)
     return made
 
 
@@ -37,3 +43,24 @@ def functions_named(name: str) -> list[Any]:
     """The functions and methods of torch of a name, as ``__torch_function__`` gets them."""
     found = [getattr(owner, name, None) for owner in _OWNERS]
     return [function for function in found if function is not None]
+
+
+set_grad_enabled: Any = torch._C._set_grad_enabled
+"""What ``torch.no_grad`` and its like call."""
+
+
+class calls_through(TorchFunctionMode):  # noqa: N801  # a context manager, named as a function
+    """Within it a function is called in place of each of torch's.
+
+    Args:
+        function: takes that of torch, its arguments and its keyword arguments to the result.
+    """
+
+    def __init__(self, function: Callable[[Any, Sequence[Any], dict[str, Any]], Any]) -> None:
+        super().__init__()
+        self._function = function
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        return self._function(func, args, kwargs or {})

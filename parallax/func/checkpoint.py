@@ -19,6 +19,7 @@ from parallax.effects.collection import apart, root_of
 from parallax.effects.selecting import lifted_among, paths_of
 from parallax.effects.watches import Watch
 from parallax.func.arguments import called, short
+from parallax.func.expanding import jets_around
 from parallax.func.moving import filled
 from parallax.func.nesting import Nesting
 from parallax.func.repeatable import NowAndLater, Parts, Repeatable
@@ -99,7 +100,7 @@ def _checkpointed(
         transformed = functorch.traced_level() if traced else functorch.transform_active()
         if not (transformed or traced or modes.tape_is_exact()):
             return func(*args, **kwargs)  # forward mode of torch's own, or inference
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or jets_around():
             return func(*args, **kwargs)
         if not transformed:
             return _on_tape(func, args, kwargs, options)

@@ -15,6 +15,7 @@ from torch import Tensor
 from parallax import random
 from parallax._compat import autograd, dynamo, functorch
 from parallax.func.arguments import called, check_flags, check_randomness
+from parallax.func.as_forward import CutError, as_forward
 from parallax.func.call import Call, call_at
 from parallax.func.engines import on_tape
 from parallax.func.jacobians import along, jacobian
@@ -192,7 +193,11 @@ def _recorded(call: Call, what: str) -> Push:
     again = _pushed(call, what)
     with RUNNING, torch.enable_grad(), random.reuse():
         leaves = [value.detach().requires_grad_() for value in call.values]
-        outs = Result(call.nested()[0].at(leaves), what).values
+        try:
+            with as_forward():
+                outs = Result(call.nested()[0].at(leaves), what).values
+        except CutError:
+            return again
         cotangents = [torch.zeros_like(out).requires_grad_() for out in outs]
         reached = [k for k, out in enumerate(outs) if autograd.connected(out)]
         ends, weights = [outs[k] for k in reached], [cotangents[k] for k in reached]

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from parallax.func.jets import Expansion, Rule
 
-__all__ = ["COMPOSED"]
+__all__ = ["COMPOSED", "NORMS"]
 
 
 def _softmax(
@@ -30,6 +31,15 @@ def _log_softmax(
     return x - torch.logsumexp(x, dim, keepdim=True)
 
 
+def _logcumsumexp(expansion: Expansion, function: Any, x: Any, dim: Any) -> Any:
+    """Of each sum a row, from which later entries are left out."""
+    row = x.movedim(dim, -1)
+    count = row.shape[-1]
+    later = torch.ones(count, count, dtype=torch.bool, device=x.device).triu(1)
+    rows = torch.where(later, -math.inf, row.unsqueeze(-2))
+    return torch.logsumexp(rows, -1).movedim(-1, dim)
+
+
 def _logsumexp(expansion: Expansion, function: Any, x: Any, dim: Any, keepdim: bool = False) -> Any:
     most = expansion.value(x).amax(dim, keepdim=True)
     most = torch.where(most.isinf(), 0, most)
@@ -43,13 +53,14 @@ def _standardised(x: Any, dims: Sequence[int], eps: float) -> Any:
 
 
 def _scaled(x: Any, weight: Any, bias: Any) -> Any:
-    x = x if weight is None else x * weight
-    return x if bias is None else x + bias
+    scaled = x if weight is None else x * weight
+    scaled = scaled if bias is None else scaled + bias
+    return scaled if scaled.dtype is x.dtype else scaled.to(x.dtype)
 
 
 def _layer_norm(
     expansion: Expansion, function: Any, x: Any, normalized_shape: Any, weight: Any = None,
-    bias: Any = None, eps: float = 1e-5,
+    bias: Any = None, eps: float = 1e-5, cudnn: Any = None,
 ) -> Any:  # fmt: skip
     dims = list(range(-len(normalized_shape), 0))
     if tuple(x.shape[dims[0] :]) != tuple(normalized_shape):
@@ -69,24 +80,81 @@ def _rms_norm(
 
 def _group_norm(
     expansion: Expansion, function: Any, x: Any, num_groups: int, weight: Any = None,
-    bias: Any = None, eps: float = 1e-5,
+    bias: Any = None, eps: float = 1e-5, cudnn: Any = None,
 ) -> Any:  # fmt: skip
     count, channels, *rest = x.shape
     grouped = x.reshape(count, num_groups, -1)
     flat = _standardised(grouped, [-1], eps).reshape(count, channels, *rest)
-    column = (1, channels, *[1] * len(rest))
+    return _affine(flat, weight, bias, (1, channels, *[1] * len(rest)))
+
+
+def _batch_norm(
+    expansion: Expansion, function: Any, x: Any, running_mean: Any, running_var: Any,
+    weight: Any = None, bias: Any = None, training: bool = False, momentum: Any = 0.1,
+    eps: float = 1e-5, cudnn: Any = None,
+) -> Any:  # fmt: skip
+    column = (1, -1, *[1] * (x.dim() - 2))
+    if not training:
+        scale = torch.rsqrt(running_var + eps).reshape(column)
+        return _affine((x - running_mean.reshape(column)) * scale, weight, bias, column)
+    dims = [0, *range(2, x.dim())]
+    _update(expansion, function, x, running_mean, running_var, momentum, dims)
+    return _affine(_standardised(x, dims, eps), weight, bias, column)
+
+
+def _instance_norm(
+    expansion: Expansion, function: Any, x: Any, running_mean: Any = None, running_var: Any = None,
+    weight: Any = None, bias: Any = None, use_input_stats: bool = True, momentum: Any = 0.1,
+    eps: float = 1e-5, cudnn: Any = None,
+) -> Any:  # fmt: skip
+    if not use_input_stats:
+        raise expansion.refuse(function)
+    dims = list(range(2, x.dim()))
+    _update(expansion, function, x, running_mean, running_var, momentum, dims)
+    return _affine(_standardised(x, dims, eps), weight, bias, (1, -1, *[1] * len(dims)))
+
+
+def _in_other_order(rule: Rule) -> Rule:
+    def positional(expansion: Expansion, function: Any, *given: Any) -> Any:
+        x, weight, bias, running_mean, running_var, *options = given
+        return rule(expansion, function, x, running_mean, running_var, weight, bias, *options)
+
+    return positional
+
+
+def _update(
+    expansion: Expansion, function: Any, x: Any, running_mean: Any, running_var: Any,
+    momentum: Any, dims: Sequence[int],
+) -> Any:  # fmt: skip
+    """What the function does to running statistics, where that is no attempt that may end."""
+    if _count(x, dims) == 1:  # torch refuses one number
+        raise expansion.refuse(function)
+    if running_mean is not None or running_var is not None:
+        if expansion.order:
+            raise expansion.refuse(function)
+        options = None, None, running_mean, running_var, True, momentum, 1.0, False
+        kernel = torch.batch_norm if dims[0] == 0 else torch.instance_norm
+        kernel(x.detach(), *options)
+
+
+def _count(x: Any, dims: Sequence[int]) -> int:
+    return math.prod([x.shape[d] for d in dims])
+
+
+def _affine(x: Any, weight: Any, bias: Any, column: Sequence[int]) -> Any:
+    """Scaled and shifted channel by channel."""
     weight = None if weight is None else weight.reshape(column)
-    return _scaled(flat, weight, None if bias is None else bias.reshape(column))
+    return _scaled(x, weight, None if bias is None else bias.reshape(column))
 
 
 def _variance(
     expansion: Expansion, function: Any, x: Any, dim: Any = None, *, correction: Any = 1,
     keepdim: bool = False,
 ) -> Any:  # fmt: skip
-    if isinstance(dim, bool):
+    if isinstance(dim, bool) or x.is_complex():
         raise expansion.refuse(function)
     dims = list(range(x.dim())) if dim is None else [dim] if isinstance(dim, int) else list(dim)
-    count = math.prod([x.shape[d] for d in dims])
+    count = _count(x, dims)
     if count <= correction:
         raise expansion.refuse(function)
     centred = x - x.mean(dims, keepdim=True)
@@ -98,9 +166,8 @@ def _deviation(expansion: Expansion, function: Any, x: Any, *args: Any, **kwargs
 
 
 COMPOSED: dict[str, Rule] = {
-    "group_norm": _group_norm,
-    "layer_norm": _layer_norm,
     "log_softmax": _log_softmax,
+    "logcumsumexp": _logcumsumexp,
     "logsumexp": _logsumexp,
     "rms_norm": _rms_norm,
     "softmax": _softmax,
@@ -108,3 +175,13 @@ COMPOSED: dict[str, Rule] = {
     "var": _variance,
 }
 """The rules by the names of the functions."""
+
+NORMS: dict[Any, Rule] = {
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    torch.batch_norm: _in_other_order(_batch_norm),
+    torch.instance_norm: _in_other_order(_instance_norm),
+    **dict.fromkeys([F.group_norm, torch.group_norm], _group_norm),
+    **dict.fromkeys([F.layer_norm, torch.layer_norm], _layer_norm),
+}
+"""Those of norms, by the functions. Of torch's kernels the third derivatives are wrong."""

@@ -315,6 +315,8 @@ def by_differentiation(
     if not expansion.has(x) or any([expansion.has(option) for option in options]):
         raise expansion.refuse(function)
     at = expansion.value(x)
+    if at.is_complex():  # such as abs, which is not complex differentiable
+        raise expansion.refuse(function)
     apply: Any = partial(_applied, function, args, kwargs)
     value = apply(at)
     if value.shape != at.shape:

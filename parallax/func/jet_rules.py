@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax._compat import overrides
-from parallax.func.jet_composed import COMPOSED
+from parallax.func.jet_composed import COMPOSED, NORMS
 from parallax.func.jet_elementwise import (
     ANY,
     KNOWN,
@@ -359,7 +359,7 @@ def _table() -> Mapping[Any, Rule]:
         found[getattr(Tensor, name).__get__] = _constant
     for name in ("T", "mT", "real"):
         found[getattr(Tensor, name).__get__] = _attribute
-    return found
+    return found | NORMS
 
 
 RULES = _table()

@@ -123,7 +123,7 @@ class Expansion:
         """A jet, or its value alone where all derivatives are zero."""
         if all([term is None for term in terms]):
             return value
-        made = overrides.without_memory(Jet)
+        made = overrides.without_memory(Jet, value)
         made.expansion, made.value, made.terms = self, value, terms
         return made
 

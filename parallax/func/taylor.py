@@ -15,21 +15,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from parallax import random
 from parallax._compat import dynamo, flow, modes
+from parallax.func.as_forward import CutError, as_forward
 from parallax.func.call import Call
-from parallax.func.jacobians import forward_or_not
+from parallax.func.expanding import Flat, Make, Series, basis, by_jets_or, count_of, run, whole
+from parallax.func.jacobians import forward_or_twice
 from parallax.func.jet_rules import RULES
-from parallax.func.jets import Expansion, NoRuleError, Term, plain
+from parallax.func.jets import Expansion, Term
 from parallax.func.moving import path_of
 from parallax.func.results import Result, Taking
 from parallax.func.transforms import applied, through
 
 __all__ = ["expand", "refuse_complex"]
 
-Flat = Callable[..., tuple[Sequence[Tensor], Sequence[Tensor]]]
-Make = Callable[[int], tuple[Flat, Callable[[Sequence[Tensor]], Any]]]
-Series = Sequence[Sequence[Term]]
 Found = tuple[Sequence[Tensor], Any]
 
 
@@ -72,7 +70,9 @@ def expand(
     if dynamo.is_compiling():
         return _traced(kind, call, series, order, check)
     taking = _Checked(call.what, check)
-    found, (others, _) = _either(kind, _making(call, taking), call.values, series, order)
+    found, (others, _) = _either(
+        kind, lambda levels: through(call, taking, levels), call.values, series, order
+    )
     return found, taking.result, others
 
 
@@ -90,28 +90,6 @@ class _Checked(Taking):
         if self._check is not None:
             self._check(self.result)
         return found
-
-
-def _making(call: Call, taking: Taking) -> Make:
-    """What makes the function of the leaves that move."""
-
-    def make(levels: int) -> tuple[Flat, Callable[[Sequence[Tensor]], Any]]:
-        if levels:
-            return through(call, taking, levels)
-        inner, nesting = call.nested(0)
-
-        def flat(*values: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-            outs, (others, _) = taking(inner.at(values))
-            return outs, [*others, *nesting.emitted()]
-
-        def after(tensors: Sequence[Tensor]) -> Any:
-            count = len(taking.result.others)
-            nesting.relay(tensors[count:])
-            return tensors[:count], None
-
-        return flat, after
-
-    return make
 
 
 def _traced(
@@ -156,78 +134,31 @@ def _either(
 ) -> Found:  # fmt: skip
     """By jets, and by nested derivatives where a function has no rule."""
     chosen = _KINDS[kind]
-    begun = Expansion({}, 0).serial
-    try:
-        return chosen.by_jets(make, values, series, order)
-    except NoRuleError as error:
-        if error.expansion.serial < begun:  # an expansion around this one ends
-            raise
-    with random.reuse():
-        return chosen.by_nesting(make, values, series, order)
+    return by_jets_or(
+        lambda: chosen.by_jets(make, values, series, order),
+        lambda: chosen.by_nesting(make, values, series, order),
+    )
 
 
 # -- by jets ------------------------------------------------------------------------------------
 
 
-def _run(
-    expansion: Expansion, make: Make, values: Sequence[Tensor], series: Series
-) -> tuple[Sequence[Tensor], Series, Any]:
-    """Results, of each its derivatives, and what came beside.
-
-    Grad mode is on: where it is off, a function has a derivative of its own.
-    """
-    flat, after = make(0)
-    enabled = torch.is_grad_enabled()
-    with torch.enable_grad():
-        try:
-            jets = [expansion.jet(x, terms) for x, terms in zip(values, series, strict=True)]
-            outs, beside = flat(*jets)
-        finally:
-            expansion.over = True
-    if expansion.refused is not None:
-        raise expansion.refused
-    found = plain(expansion, outs)
-    columns = [expansion.terms(x) for x in outs]
-    if not enabled and modes.tape_is_exact():
-        found = [x.detach() for x in found]
-        columns = [[None if t is None else t.detach() for t in terms] for terms in columns]
-    return found, columns, after(plain(expansion, beside))
-
-
-def _whole(value: Tensor, term: Term) -> Tensor:
-    return torch.zeros_like(value) if term is None else term
-
-
 def _curve(make: Make, values: Sequence[Tensor], series: Series, order: int) -> Found:
-    outs, columns, beside = _run(Expansion(RULES, order), make, values, series)
+    outs, columns, beside = run(Expansion(RULES, order), make, values, series)
     pairs = list(zip(outs, columns, strict=True))
-    return [*outs, *[_whole(x, t[k]) for k in range(order) for x, t in pairs]], beside
+    return [*outs, *[whole(x, t[k]) for k in range(order) for x, t in pairs]], beside
 
 
 def _laplacian(make: Make, values: Sequence[Tensor], series: Series, order: int) -> Found:
-    expansion = Expansion(RULES, 2, _count(values), collapsed=True)
-    outs, columns, beside = _run(expansion, make, values, [(x, None) for x in _basis(values)])
-    return [_whole(x, t[1]) for x, t in zip(outs, columns, strict=True)], beside
+    expansion = Expansion(RULES, 2, count_of(values), collapsed=True)
+    outs, columns, beside = run(expansion, make, values, [(x, None) for x in basis(values)])
+    return [whole(x, t[1]) for x, t in zip(outs, columns, strict=True)], beside
 
 
 def _trace(make: Make, values: Sequence[Tensor], series: Series, order: int) -> Found:
-    expansion = Expansion(RULES, 1, _count(values))
-    outs, columns, beside = _run(expansion, make, values, [(x,) for x in _basis(values)])
+    expansion = Expansion(RULES, 1, count_of(values))
+    outs, columns, beside = run(expansion, make, values, [(x,) for x in basis(values)])
     return [_of_own(outs, [row for (row,) in columns])], beside
-
-
-def _count(values: Sequence[Tensor]) -> int:
-    return sum([value.numel() for value in values])
-
-
-def _basis(values: Sequence[Tensor]) -> list[Tensor]:
-    """The directions of all entries, for each tensor in dimension 0."""
-    count, start, rows = _count(values), 0, []
-    for value in values:
-        eye = torch.eye(count, dtype=value.dtype, device=value.device)
-        rows.append(eye[:, start : start + value.numel()].reshape(count, *value.shape))
-        start += value.numel()
-    return rows
 
 
 def _of_own(outs: Sequence[Tensor], columns: Sequence[Term]) -> Tensor:
@@ -282,9 +213,15 @@ def _nested_curve(make: Make, values: Sequence[Tensor], series: Series, order: i
     def by(push: Push) -> Found:
         return _pushed(make, values, series, order, push)
 
-    if modes.dispatch_mode_active():  # a graph that is traced has no room for zeros of torch's
-        return by(_along_twice)
-    return forward_or_not(lambda: by(_along), lambda: by(_along_twice))
+    # Derivatives of forward derivatives are wrong in torch; and a graph that is traced has no room
+    # for its zeros.
+    if order > 1 or modes.dispatch_mode_active():
+        try:
+            return by(_along_twice)
+        except CutError:
+            return by(_along)
+    terms = [term for row in series for term in row if term is not None]
+    return forward_or_twice(lambda: by(_along), lambda: by(_along_twice), [*values, *terms])
 
 
 def _pushed(
@@ -329,7 +266,8 @@ def _along(function: Any, t: Tensor) -> Any:
 
 def _along_twice(function: Any, t: Tensor) -> Any:
     """By reverse mode: the pullback is linear, and its own pullback is wanted."""
-    rows, pull, beside = applied(torch.func.vjp, function, t, has_aux=True)
+    with as_forward():
+        rows, pull, beside = applied(torch.func.vjp, function, t, has_aux=True)
     zeros = [[torch.zeros_like(x) for x in row] for row in rows]
     _, push = applied(torch.func.vjp, pull, zeros)
     return rows, push((torch.ones_like(t),))[0], beside

@@ -27,14 +27,14 @@ def through(
     Args:
         call: what is called.
         finish: takes what the function returned to what is transformed, and something beside it.
-        levels: how many transforms there are, one in the other.
+        levels: how many transforms there are, one in the other; 0 for an expansion.
 
     Returns:
         A function of the leaves that move to ``(transformed, tensors)``; and one of these tensors,
         as they come out of the transform, to what came beside.
     """
     inner, nesting = call.nested(levels)
-    still = [] if dynamo.is_compiling() else inner.still()
+    still = inner.still() if levels and not dynamo.is_compiling() else []
     closes: list[Any] = []
 
     def flat(*values: Tensor) -> tuple[Any, list[Tensor]]:

@@ -172,3 +172,67 @@ def test_forward_derivatives_of_forward_ones_compile() -> None:
     run = parallax.compile(everything, backend="aot_eager")  # inductor has nothing to do with it
     for ours, one in zip(run(X), expected, strict=True):
         torch.testing.assert_close(ours, one, rtol=1e-6, atol=1e-9)
+
+
+NESTS: dict[str, Any] = {
+    "jvp of jvp": lambda f: lambda x: along(lambda x: along(f, x), x),
+    "jacfwd of jacfwd": lambda f: lambda x: B @ func.jacfwd(func.jacfwd(f))(x) @ B,
+    "grad of jvp": lambda f: lambda x: func.grad(lambda x: along(f, x))(x) @ B,
+    "jet": lambda f: lambda x: func.jet(f, (x,), ((B, None),))[1][1],
+    "vmap of jvp of jvp": lambda f: lambda x: func.vmap(NESTS["jvp of jvp"](f))(x[None])[0],
+}
+FORWARD_LOSSES: dict[str, Any] = {
+    "solve": lambda x: torch.linalg.solve(matrix(x) + 3 * torch.eye(4, dtype=DOUBLE), x).sum(),
+    "batch norm": lambda x: F.batch_norm(matrix(x), None, None, Y, training=True).sin().sum(),
+    "layer norm and no rule": lambda x: torch.linalg.norm(F.layer_norm(x.sin(), (4,)) + Y),
+    "logcumsumexp": lambda x: (torch.logcumsumexp(x.sin(), 0) * Y).sum(),
+}
+
+
+def along(f: Any, x: Tensor) -> Tensor:
+    slope: Tensor = func.jvp(f, (x,), (B,))[1]
+    return slope
+
+
+@pytest.mark.parametrize("way", NESTS)
+@pytest.mark.parametrize("name", FORWARD_LOSSES)
+def test_derivatives_of_forward_derivatives(name: str, way: str) -> None:
+    f, step = FORWARD_LOSSES[name], 1e-3
+    with torch.no_grad():
+        around = [f(X[0] + k * step * B) for k in (-2, -1, 0, 1, 2)]
+    weights = torch.tensor([-1, 16, -30, 16, -1], dtype=DOUBLE) / (12 * step**2)
+    expected = (torch.stack(around) * weights).sum()
+    torch.testing.assert_close(NESTS[way](f)(X[0]), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_backward_through_a_forward_derivative_that_captures() -> None:
+    weight = SCALE.clone().requires_grad_()
+    norm: Any = lambda x: F.layer_norm(x, (4,), weight).pow(3).sum()  # noqa: E731  # short
+    along(norm, X[0]).backward()
+    x = X[0].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(norm(x), x, create_graph=True)
+    torch.testing.assert_close(weight.grad, torch.autograd.grad(slope @ B, weight)[0])
+
+
+def test_what_runs_without_gradients_is_passed_as_torch_passes_it() -> None:
+    def f(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = x * x
+        out: Tensor = (x.square() * y).sum()
+        return out
+
+    first, second = 4 * X[0] ** 3 @ B, 12 * X[0] ** 2 @ (B * B)
+    for found in (along(f, X[0]), func.linearize(f, X[0])[1](B)):
+        torch.testing.assert_close(found, first)
+    torch.testing.assert_close(func.jet(f, (X[0],), ((B, None),))[1], (first, second))
+    torch.testing.assert_close(along(lambda x: along(f, x), X[0]), second)
+
+
+def test_jets_through_complex_numbers() -> None:
+    def f(x: Tensor) -> Tensor:
+        out: Tensor = (x * (1 + 2j) + 1j).abs().sum() + (x * (2 - 1j)).var()
+        return out
+
+    x = X[0]
+    hessian: Any = torch.autograd.functional.hessian
+    torch.testing.assert_close(func.laplacian(f)(x), hessian(f, x).trace())
