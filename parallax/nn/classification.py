@@ -15,7 +15,8 @@ from parallax.core.arguments import shown
 from parallax.core.fields import Buffer
 from parallax.nn.arguments import between, integer
 from parallax.nn.exactness import in_plain_eager_code, kernel_has_derivatives
-from parallax.nn.loss import Loss, reduced, refuse_target, weights_given
+from parallax.nn.loss import Loss, reduced, refuse_target, require_floating, weights_given
+from parallax.nn.precision import widened
 from parallax.nn.refusal import name_in, refuse, require_tensor
 
 __all__ = ["CrossEntropyLoss", "MultiMarginLoss", "NLLLoss"]
@@ -189,16 +190,20 @@ class MultiMarginLoss(_OfClasses):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of the scores against the target."""
         try:
-            if input.dim() not in (1, 2) or input.shape[:-1] != target.shape:
+            if input.dim() > 2 or input.shape[:-1] != target.shape:
                 raise RuntimeError("shapes")
+            require_floating(self, input)
+            scores = widened(input[None] if input.dim() == 0 else input)
             if not kernel_has_derivatives(input):
-                return reduced(self._by_operators(input, target), self.reduction)
-            losses = F.multi_margin_loss(
-                input, target, self.p, self.margin, self.weight, reduction="none"
-            )
-            if in_plain_eager_code() and losses.requires_grad:
-                _multi_margin_watched(self)(losses)
-            return reduced(losses, self.reduction)
+                losses = self._by_operators(scores, target)
+            else:
+                weight = None if self.weight is None else self.weight.to(scores.dtype)
+                losses = F.multi_margin_loss(
+                    scores, target, self.p, self.margin, weight, reduction="none"
+                )
+                if in_plain_eager_code() and losses.requires_grad:
+                    _multi_margin_watched(self)(losses)
+            return reduced(losses, self.reduction).to(input.dtype)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             self._refuse(error, input, target, 2)
             raise
@@ -209,7 +214,7 @@ class MultiMarginLoss(_OfClasses):
         lacking = (self.margin - input.gather(-1, own) + input).clamp(min=0)
         others = torch.ones_like(input).scatter(-1, own, 0.0)
         losses = (lacking**self.p * others).sum(-1) / input.shape[-1]
-        return losses if self.weight is None else losses * self.weight[target]
+        return losses if self.weight is None else losses * self.weight.to(losses.dtype)[target]
 
 
 def _multi_margin_watched(layer: MultiMarginLoss) -> Callable[[Tensor], Tensor]:

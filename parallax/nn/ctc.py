@@ -12,9 +12,10 @@ from parallax._compat import dynamo, kernels
 from parallax._compat.gradients import WhereRecorded
 from parallax.core.arguments import check_flags, shown
 from parallax.func.scan import scan
-from parallax.nn.arguments import at_least
-from parallax.nn.exactness import in_plain_eager_code, kernel_has_derivatives
-from parallax.nn.loss import Loss, reduced
+from parallax.nn.arguments import at_least, is_int
+from parallax.nn.exactness import can_be_read, in_plain_eager_code, kernel_has_derivatives
+from parallax.nn.loss import Loss, reduced, require_floating
+from parallax.nn.precision import widened
 from parallax.nn.refusal import name_in, refuse, require_tensor, where
 
 __all__ = ["CTCLoss"]
@@ -75,16 +76,23 @@ class CTCLoss(Loss):
         count = given.shape[1]
         steps = self._lengths("input_lengths", input_lengths, count)
         labels = self._lengths("target_lengths", target_lengths, count)
+        if isinstance(steps, Tensor) != isinstance(
+            labels, Tensor
+        ):  # the kernel takes two of a kind
+            steps, labels = _tensor(steps, targets), _tensor(labels, targets)
         if one and targets.dim() == 1:
             targets = targets[None]
+        self._check_values(given, targets, steps, labels)
         try:
-            losses = self._losses(given, targets, steps, labels)
+            losses = self._losses(widened(given), targets, steps, labels)
         except (IndexError, RuntimeError, TypeError) as error:
             name_in(error, self)
             raise
         if self.reduction == "mean":
-            return (losses / _tensor(labels, losses).clamp(min=1)).mean()
-        return reduced(losses[0] if one else losses, self.reduction)
+            found = (losses / _tensor(labels, losses).clamp(min=1)).mean()
+        else:
+            found = reduced(losses[0] if one else losses, self.reduction)
+        return found.to(log_probs.dtype)
 
     def _losses(self, log_probs: Tensor, targets: Tensor, steps: Any, labels: Any) -> Tensor:
         """The loss of each sequence."""
@@ -92,6 +100,8 @@ class CTCLoss(Loss):
         if dynamo.is_compiling() or not kernel_has_derivatives(log_probs):
             found = self._by_operators(log_probs, targets, steps, labels)
             return self._without_infinity(found)
+        if targets.dtype not in (torch.int32, torch.int64):
+            targets = targets.long()
         losses: Tensor = kernels.ctc_loss(
             log_probs, targets, steps, labels, self.blank, self.zero_infinity
         )[0]
@@ -158,12 +168,24 @@ class CTCLoss(Loss):
             state = scan(step, state, (scores[1:], counted[1:, :, None]))[0]
         last = 2 * labels[:, None] - torch.tensor([0, 1], device=labels.device)
         ends = torch.where(last < 0, floor, state.gather(1, last.clamp(min=0)))
-        losses = -ends.logsumexp(1)
-        return torch.where(losses > -_LOWEST / 2, inf, losses)
+        none = torch.eq(steps, 0)
+        losses = torch.where(none, 0.0, -ends.logsumexp(1))
+        impossible = torch.where(none, labels > 0, losses > -_LOWEST / 2)
+        if self.zero_infinity:
+            return torch.where(impossible, inf, losses)
+        # The gradient is NaN, as the kernel's: that of the root of zero times anything.
+        zero = torch.where(impossible, 0 * self._sums(log_probs, steps), 1.0).sqrt()
+        return torch.where(impossible, inf + zero, losses)
 
     def _check(self, log_probs: Any, targets: Any) -> None:
         if not isinstance(log_probs, Tensor) or log_probs.dim() not in (2, 3):
             refuse(self, "(T, N, C) or (T, C)", log_probs, "log_probs")
+        require_floating(self, log_probs, "log_probs")
+        if 0 in log_probs.shape:
+            raise ValueError(
+                f"{where(self)}: expected log_probs of a step, a sequence and a class at least, "
+                f"got {tuple(log_probs.shape)}. Leave empty batches out"
+            )
         require_tensor(self, targets, "targets")
         if (
             targets.is_floating_point()
@@ -186,16 +208,66 @@ class CTCLoss(Loss):
             given = (given,)
         if isinstance(given, Tensor):
             given = given.reshape(1) if given.dim() == 0 else given
-            fits = not given.is_floating_point() and tuple(given.shape) == (count,)
+            whole = not (given.is_floating_point() or given.is_complex())
+            whole = whole and given.dtype is not torch.bool
+            fits = whole and tuple(given.shape) == (count,)
         else:
             several: Any = given if isinstance(given, (tuple, list)) else ()
-            fits = len(several) == count and all([isinstance(n, int) for n in several])
+            fits = len(several) == count and all([is_int(n) for n in several])
         if not fits:
             raise TypeError(
                 f"{where(self)}: {name} must be {count} ints, one for each sequence, got "
-                f"{shown(given)}. Give a tensor of shape ({count},), or a tuple"
+                f"{_described(given)}. Give a tensor of ints of shape ({count},), or a tuple"
             )
         return given
+
+    def _check_values(self, log_probs: Tensor, targets: Tensor, steps: Any, labels: Any) -> None:
+        """Raises if lengths or labels are out of range, where they can be read."""
+        flat = targets.dim() == 1
+        if not flat and len(targets) != log_probs.shape[1]:
+            raise ValueError(
+                f"{where(self)}: expected targets of {log_probs.shape[1]} sequences, got "
+                f"{tuple(targets.shape)}. Give a row for each"
+            )
+        most = targets.shape[-1]
+        self._check_range("input_lengths", steps, len(log_probs), "steps of log_probs")
+        read = self._check_range("target_lengths", labels, most, "labels of targets")
+        if read is None:
+            return
+        if flat and sum(read) != most:
+            raise ValueError(
+                f"{where(self)}: the target_lengths of targets one after the other must add up to "
+                f"their {most} labels, got {sum(read)}. Give lengths that do"
+            )
+        if not can_be_read(targets) or not targets.numel():
+            return
+        wrong = torch.lt(targets, 0) | torch.ge(targets, log_probs.shape[-1])
+        if not flat:
+            places = torch.arange(most, device=targets.device)
+            wrong = wrong & (places < torch.tensor(read, device=targets.device)[:, None])
+        if bool(wrong.any()):
+            raise ValueError(
+                f"{where(self)}: expected labels from 0 to {log_probs.shape[-1] - 1}, got "
+                f"{int(targets[wrong][0])}. Give log_probs of more classes, or other targets"
+            )
+
+    def _check_range(self, name: str, lengths: Any, most: int, what: str) -> list[int] | None:
+        """Lengths that can be read; raises if one is out of range."""
+        if isinstance(lengths, Tensor) and not can_be_read(lengths):
+            return None
+        read: list[int] = lengths.tolist() if isinstance(lengths, Tensor) else list(lengths)
+        for length in read:
+            if not 0 <= length <= most:
+                raise ValueError(
+                    f"{where(self)}: {name} must be from 0 to {most}, the number of {what}, got "
+                    f"{length}. Give lengths that fit"
+                )
+        return read
+
+
+def _described(given: Any) -> str:
+    of = f" of {given.dtype}" if isinstance(given, Tensor) else ""
+    return shown(given) + of
 
 
 def _tensor(lengths: Any, like: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes
 
-__all__ = ["derived_forward", "has_no_derivative", "in_plain_eager_code", "kernel_has_derivatives",
-           "one_derivative_at_most", "traced_forward"]  # fmt: skip
+__all__ = ["can_be_read", "derived_forward", "has_no_derivative", "in_plain_eager_code",
+           "kernel_has_derivatives", "one_derivative_at_most", "traced_forward"]  # fmt: skip
 
 
 def in_plain_eager_code() -> bool:
@@ -22,6 +22,12 @@ def in_plain_eager_code() -> bool:
     return not (
         dynamo.is_compiling() or functorch.transform_active() or modes.forward_level_active()
     )
+
+
+def can_be_read(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor can be looked at."""
+    traced = dynamo.is_compiling() or modes.dispatch_mode_active()
+    return not (traced or tensor.is_meta or functorch.is_mapped_within(tensor))
 
 
 def derived_forward() -> bool:

@@ -11,9 +11,23 @@ from torch import Tensor
 from parallax._compat import dynamo
 from parallax._compat.gradients import WhereRecorded
 from parallax.core.fields import Buffer
-from parallax.nn.exactness import has_no_derivative, in_plain_eager_code, kernel_has_derivatives
-from parallax.nn.loss import Loss, Pointwise, reduced, refuse_shapes, refuse_target, weights_given
-from parallax.nn.refusal import name_in, refuse, require_tensor
+from parallax.nn.exactness import (
+    can_be_read,
+    has_no_derivative,
+    in_plain_eager_code,
+    kernel_has_derivatives,
+)
+from parallax.nn.loss import (
+    Loss,
+    Pointwise,
+    reduced,
+    refuse_shapes,
+    refuse_target,
+    require_floating,
+    weights_given,
+)
+from parallax.nn.precision import widened
+from parallax.nn.refusal import name_in, refuse, require_tensor, where
 
 __all__ = ["BCELoss", "BCEWithLogitsLoss", "MultiLabelMarginLoss", "MultiLabelSoftMarginLoss"]
 
@@ -127,6 +141,8 @@ class MultiLabelSoftMarginLoss(Loss):
         except (AttributeError, IndexError, RuntimeError, TypeError) as error:
             require_tensor(self, input)
             require_tensor(self, target, "target")
+            if input.dim() == 0:
+                refuse(self, "(N, C) or (C)", input)
             if self.weight is not None and input.shape[-1:] != self.weight.shape:
                 refuse(self, f"(N, {len(self.weight)}) or ({len(self.weight)})", input)
             name_in(error, self)
@@ -152,28 +168,48 @@ class MultiLabelMarginLoss(Loss, init=False):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of the scores against the labels that hold."""
         try:
-            if input.dim() not in (1, 2) or input.shape != target.shape:
+            if input.dim() > 2 or input.shape != target.shape or not input.is_floating_point():
                 raise RuntimeError("shapes")
+            scores = widened(input)
+            if input.dim() == 0:
+                scores, target = scores[None], target[None]
+            self._check_labels(scores, target)
             # Inductor's gradient of the kernel is wrong (2.13).
             if dynamo.is_compiling() or not kernel_has_derivatives(input):
-                return reduced(_labels_by_operators(input, target), self.reduction)
-            losses = F.multilabel_margin_loss(input, target, reduction="none")
-            if in_plain_eager_code():
-                _labels_watched(losses)
-            return reduced(losses, self.reduction)
+                losses = _labels_by_operators(scores, target)
+            else:
+                losses = F.multilabel_margin_loss(scores, target, reduction="none")
+                if in_plain_eager_code():
+                    _labels_watched(losses)
+            return reduced(losses, self.reduction).to(input.dtype)
         except (AttributeError, IndexError, RuntimeError, TypeError) as error:
             require_tensor(self, input)
             require_tensor(self, target, "target")
-            if input.dim() not in (1, 2):
+            if input.dim() > 2:
                 refuse(self, "(N, C) or (C)", input)
+            require_floating(self, input)
             refuse_target(self, input, target, tuple(input.shape))
             name_in(error, self)
             raise
 
+    def _check_labels(self, input: Tensor, target: Tensor) -> None:
+        """Raises if there are no classes, or if labels that can be read are not among them."""
+        count = input.shape[-1]
+        if count == 0:
+            refuse(self, "(N, C) or (C), with one class at least", input)
+        if not can_be_read(target) or not target.numel():
+            return
+        least, most = [int(x) for x in target.aminmax()]
+        if least < -1 or most >= count:
+            raise ValueError(
+                f"{where(self)}: expected labels from 0 to {count - 1}, and -1 after the last, got "
+                f"{least if least < -1 else most}. Give -1 in its place"
+            )
+
 
 def _labels_by_operators(input: Tensor, target: Tensor) -> Tensor:
     """The loss of each example, in operators whose derivatives are right at every order."""
-    first = (target < 0).cumsum(-1) == 0  # before the first -1
+    first = torch.eq(target, -1).cumsum(-1) == 0
     places = torch.where(first, target, 0)
     holds = torch.zeros_like(input).scatter_add(-1, places, first.to(input.dtype)) > 0
     wanted = input.gather(-1, places)

@@ -128,7 +128,10 @@ class LoRA(Computed):
     def _changed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.form == "weight":
             return self._call(self._weight(), args, kwargs)
-        (x,) = (*args, *kwargs.values())
+        given = (*args, *kwargs.values())
+        if len(given) != 1:
+            return self.layer(*args, **kwargs)  # which says what it takes
+        (x,) = given
         if self.form == "linear" and _is_plain(self.layer):
             layer: Any = self.layer
             out = F.linear(x, layer.weight, layer.bias)

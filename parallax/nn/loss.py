@@ -20,6 +20,7 @@ __all__ = [
     "reduced",
     "refuse_shapes",
     "refuse_target",
+    "require_floating",
     "weights_given",
 ]
 
@@ -62,9 +63,6 @@ class Pointwise(Loss, init=False):
         """The loss of the input against the target."""
         return compared(self, input, target)
 
-    def _of(self, input: Tensor, target: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 def compared(layer: Any, input: Tensor, target: Tensor) -> Tensor:
     """What ``layer._of(input, target)`` gives, of two tensors of one shape."""
@@ -96,6 +94,14 @@ def refuse_shapes(layer: Any, input: Tensor, target: Tensor) -> NoReturn:
         f"{where(layer)}: expected input and target of one shape, got {one} and {two}. "
         f"Give {remedy}"
     )
+
+
+def require_floating(layer: Any, given: Tensor, name: str = "input") -> None:
+    """Raises a ``TypeError`` unless a tensor is of a floating dtype."""
+    if not given.is_floating_point():
+        raise TypeError(
+            f"{where(layer)}: {name} must be floating, got {given.dtype}. Write {name}.float()"
+        )
 
 
 def weights_given(layer: str, name: str, weight: Any, dim: int | None = 1) -> Tensor | None:

@@ -21,7 +21,8 @@ from parallax.nn.exactness import in_plain_eager_code
 from parallax.nn.families import shown_as
 from parallax.nn.linear import Linear
 from parallax.nn.loss import Loss, refuse_target, weights_given
-from parallax.nn.refusal import ends_with, refuse, require_tensor, where
+from parallax.nn.precision import HALF, widened
+from parallax.nn.refusal import ends_with, name_in, refuse, require_tensor, where
 
 __all__ = ["AdaptiveLogSoftmaxWithLoss", "LinearCrossEntropyLoss"]
 
@@ -153,9 +154,10 @@ class AdaptiveLogSoftmaxWithLoss(Module):
         """The log-probabilities of targets; each cluster is computed for the rows it is in."""
         least, most = (int(x) for x in target.aminmax()) if target.numel() else (0, 0)
         if least < 0 or most >= self.n_classes:
+            remedy = "Leave negative ones out" if least < 0 else f"Give n_classes={most + 1}"
             raise ValueError(
                 f"{where(self)}: expected targets from 0 to {self.n_classes - 1}, got some from "
-                f"{least} to {most}. Give n_classes={most + 1}"
+                f"{least} to {most}. {remedy}"
             )
         first = self.cutoffs[0]
         place, found = target, torch.zeros_like(input[:, 0])
@@ -280,17 +282,27 @@ class LinearCrossEntropyLoss(Loss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The cross-entropy of the mapped input against the target."""
         self._check(input, target)
+        try:
+            return self._loss(input, target)
+        except (IndexError, RuntimeError) as error:
+            name_in(error, self)
+            raise
+
+    def _loss(self, input: Tensor, target: Tensor) -> Tensor:
         size, how = self.chunk_size, self.reduction
         if size is None or input.dim() == 1 or len(input) <= size:
             return self._of_rows(self.linear, input, target, how)
         rows = checkpoint(self._of_rows)
         pairs = zip(input.split(size), target.split(size), strict=True)
-        each = "none" if how == "none" else "sum"
+        low = self.linear.weight.dtype in HALF  # the sums of chunks would be rounded
+        each = "none" if how == "none" or low else "sum"
         parts = [rows(self.linear, some, wanted, each) for some, wanted in pairs]
         if how == "none":
             return torch.cat(parts)
-        total = torch.stack(parts).sum()
-        return total if how == "sum" else total / self._count(target)
+        total = torch.stack([widened(part).sum() for part in parts]).sum()
+        if how == "mean":
+            total = total / self._count(target)
+        return total.to(parts[0].dtype)
 
     def _of_rows(self, linear: Any, input: Tensor, target: Tensor, how: str) -> Tensor:
         scores = linear(input)
@@ -311,7 +323,7 @@ class LinearCrossEntropyLoss(Loss):
         counted = target != self._ignored()
         if self.weight is None:
             return counted.sum()
-        return (self.weight[torch.where(counted, target, 0)] * counted).sum()
+        return (widened(self.weight)[torch.where(counted, target, 0)] * counted).sum()
 
     def _check(self, input: Any, target: Any) -> None:
         size, further = self.linear.in_features, self.out_features

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from parallax._compat.gradients import WhereRecorded
+from parallax.nn.precision import widened
 
 __all__ = ["channels_watched", "normalised", "root_mean_divided", "trailing_watched"]
-
-_LOW = frozenset([torch.bfloat16, torch.float16])
 
 
 def normalised(
@@ -32,7 +31,7 @@ def normalised(
         The output in the dtype of the input; mean and variance in the dtype that the kernels
         compute in, with dimensions of one number for ``dims``.
     """
-    wide = input.float() if input.dtype in _LOW else input
+    wide = widened(input)
     var, mean = torch.var_mean(wide, dims, correction=0, keepdim=True)
     out = (wide - mean) * (var + eps).rsqrt()
     if weight is not None:

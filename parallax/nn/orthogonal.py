@@ -14,6 +14,7 @@ from parallax.core.fields import Buffer, Lazy
 from parallax.core.module import Module
 from parallax.nn.arguments import one_of
 from parallax.nn.computed import Computed, with_leaf
+from parallax.nn.precision import widened
 
 __all__ = ["Orthogonal"]
 
@@ -88,14 +89,15 @@ class Orthogonal(Computed):
     @property
     def weight(self) -> Tensor:
         """The matrix that the layer is called with, whatever its name."""
-        given = self.original()
+        whole = self.original()
+        given = widened(whole)  # torch has no linear algebra in half precision
         wide = given.shape[-2] < given.shape[-1]
         tall = given.mT if wide else given
         reflect = self.orthogonal_map == "householder"
         found = _reflected(tall) if reflect else _rotated(tall, self.orthogonal_map)
         if self.base is not None:
-            found = self.base @ found
-        return found.mT if wide else found
+            found = widened(self.base) @ found
+        return (found.mT if wide else found).to(whole.dtype)
 
     @staticmethod
     def __state_name__(name: str, constants: dict[str, Any]) -> str:
@@ -166,12 +168,12 @@ def _base_of(weight: Any) -> Any:
 
 
 def _completed(weight: Tensor) -> Tensor:
-    tall = weight.mT if weight.shape[-2] < weight.shape[-1] else weight
+    tall = widened(weight.mT if weight.shape[-2] < weight.shape[-1] else weight)
     square, upper = torch.linalg.qr(tall, mode="complete")
     signs = upper.diagonal(dim1=-2, dim2=-1).sgn()
     signs = torch.where(signs == 0, torch.ones_like(signs), signs).unsqueeze(-2)
     count = tall.shape[-1]
-    return torch.cat([square[..., :count] * signs, square[..., count:]], -1)
+    return torch.cat([square[..., :count] * signs, square[..., count:]], -1).to(weight.dtype)
 
 
 def _fill_base_(tensor: Tensor, *, own: Callable[..., Any], shape: tuple[int, ...]) -> None:
@@ -193,7 +195,7 @@ def _minus_identity_(tensor: Tensor) -> None:
 def _reflections_(tensor: Tensor) -> None:
     """The reflections whose product a matrix is, once it is made orthogonal."""
     wide = tensor.shape[-2] < tensor.shape[-1]
-    found, factors = torch.geqrf(tensor.mT if wide else tensor)
+    found, factors = torch.geqrf(widened(tensor.mT if wide else tensor))
     signs = found.diagonal(dim1=-2, dim2=-1)
     signs.copy_(torch.where(factors == 0, -signs.sign(), signs.sign()))
     tensor.copy_(found.mT if wide else found)

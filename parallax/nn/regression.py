@@ -241,7 +241,8 @@ class GaussianNLLLoss(Loss):
     def _variance(self, input: Tensor, given: Any) -> Tensor:
         """The variances, in a shape that broadcasts with the input."""
         if isinstance(given, (int, float)) and not isinstance(given, bool):
-            given = input.new_tensor(given).expand(input.shape)
+            dtype = input.dtype if input.is_floating_point() else torch.get_default_dtype()
+            given = torch.full((), given, dtype=dtype, device=input.device).expand(input.shape)
         require_tensor(self, given, "var")
         var: Any = given
         if in_plain_eager_code() and bool((var < 0).any()):
@@ -251,10 +252,10 @@ class GaussianNLLLoss(Loss):
             )
         pairs = list(zip(input.shape, var.shape, strict=False))
         spread = var.dim() == input.dim() and [two for one, two in pairs if one != two] == [1]
-        if var.shape == input.shape[:-1]:
+        if var.shape != input.shape and not spread:
+            if var.shape != input.shape[:-1] or not input.dim():
+                self._refuse_variance(input, var)
             var = var.unsqueeze(-1)
-        elif not (spread or var.shape == input.shape):
-            self._refuse_variance(input, var)
         checked: Tensor = var
         return checked
 
