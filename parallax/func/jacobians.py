@@ -10,6 +10,7 @@ would take more time there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -129,8 +130,8 @@ def forward_or_twice(
         values: all that it is a function of, as far as it is known.
     """
     if dynamo.is_compiling():  # dynamo meets refusals later, in a graph
-        again = any(functorch.derivatives_running()) or dynamo.differentiated_outside()
-        return twice() if again else forward()
+        # Nor can it take a second forward derivative of a product with a constant.
+        return twice() if functorch.derivatives_running()[1] else forward()
     if _differentiated_again(values):
         return _or(twice, forward, _is_no_second)
     found = _or(forward, twice, autograd.is_forward_refusal)
@@ -203,7 +204,7 @@ def along(
     if not strict:
         return forward_or_twice(forward, again, [*values, *tangents])
     found = forward()  # raises if the result does not depend on the values
-    if not _differentiated_again([*values, *tangents]):
+    if dynamo.is_compiling() or not _differentiated_again([*values, *tangents]):
         return found
     with random.reuse():
         return _or(again, lambda: found, _is_no_second)
@@ -238,6 +239,6 @@ def _twice(make: Make, values: Sequence[Tensor], tangents: Sequence[Tensor]) -> 
 def _pulled(make: Make, values: Sequence[Tensor]) -> tuple[Sequence[Tensor], Any, Any]:
     """What a function returns, its pullback, and what came beside."""
     flat, after = make(1)
-    with as_forward():
+    with nullcontext() if dynamo.is_compiling() else as_forward():
         outs, pull, beside = applied(torch.func.vjp, flat, *values, has_aux=True)
     return outs, pull, after(beside)

@@ -43,7 +43,7 @@ def normalised(
 
 def root_mean_divided(input: Tensor, dims: tuple[int, ...], eps: float | None) -> Tensor:
     """The input divided by the root of its mean square, as ``torch.rms_norm`` without a weight."""
-    wide = input.float() if input.dtype in _LOW else input
+    wide = widened(input)
     least = torch.finfo(wide.dtype).eps if eps is None else eps
     return (wide * (wide.square().mean(dims, keepdim=True) + least).rsqrt()).to(input.dtype)
 
