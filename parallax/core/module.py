@@ -15,11 +15,11 @@ from parallax._compat import dynamo, sharding_rules
 from parallax._compat.collectives import gradients_placed
 from parallax.core import notes
 from parallax.core.arguments import shown
+from parallax.core.containers import opened
 from parallax.core.description import spec_of
 from parallax.core.display import html_of, repr_of
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.habits import hint_at_habits, without_habits
-from parallax.core.holders import nodes_below
 from parallax.core.layout import Layout
 from parallax.core.metaclass import ModuleMeta, immutable, undeclared
 from parallax.core.nodes import Instance, is_module
@@ -368,7 +368,17 @@ class Module(Instance, metaclass=ModuleMeta):
         Returns:
             An iterator over modules.
         """
-        return (value for _, value in nodes_below(self) if is_module(value))
+        seen: set[int] = set()
+        stack: list[Any] = [self]
+        while stack:
+            value = stack.pop()
+            if not is_module(value):
+                stack += reversed((opened(value) or ((), ()))[1])
+            elif id(value) not in seen:
+                seen.add(id(value))
+                yield value
+                layout: Layout = type(value).__layout__
+                stack += [getattr(value, name) for name in reversed(layout.children)]
 
     def extra_repr(self) -> str:
         """The text between the parentheses of this module's line in ``repr``.
