@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+import parallax
 from parallax import optim, tree
 from tests.comparing import same_leaves
 from tests.corpus import MLP, Norm, TiedParameter, example_input
@@ -110,3 +113,16 @@ def test_what_reset_and_backward_leave_can_be_stepped() -> None:
         losses.append(loss.item())
         model, state = opt.step(model, model.grad(), state)
     assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_steps_go_on_after_a_leaf_has_missed_one() -> None:
+    opt, model = optim.SGD(lr=0.5), Net().initialize(0)
+    whole = tree.map(torch.ones_like, model)
+    part = tree.partition(whole, "bias")[1]
+    step: Any = parallax.compile(opt.step, backend="eager")
+    start, state = model, opt.init(model)
+    for grads in (part, whole, part):
+        model, state = step(model, grads, state)
+    assert torch.allclose(model.first, start.first - 1.5)
+    assert torch.allclose(model.bias, start.bias - 0.5)
