@@ -98,7 +98,7 @@ def _check_row(what: str, name: str, value: Any, annotation: str, example: Any) 
         )
     kinds = inner[:1] * len(value) if several else inner
     for item, kind in zip(value, kinds, strict=True):
-        check_kind(what, name, item, "Fixed" if kind == "Any" else kind, example)
+        check_kind(what, name, item, "Fixed" if kind == "Any" and not several else kind, example)
 
 
 def _is(value: Any, kind: str) -> bool:
