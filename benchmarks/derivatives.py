@@ -21,7 +21,7 @@ class _Cube(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         (grad,) = grad_outputs
-        (x,) = ctx.saved_tensors
+        x: Tensor = ctx.saved_tensors[0]
         return grad * (3 * x * x)
 
 
@@ -92,12 +92,12 @@ def questions(quick: bool) -> Iterator[Question]:
     size = 8 if quick else 64
     x, y = (torch.randn(size, size, requires_grad=True) for _ in range(2))
     layer = nn.Linear(size, size).initialize(0).reset(0)
-    yield _backward("one tensor", [x], lambda: _Cube.apply(x), lambda: _cube(x))
-    yield _backward("two tensors", [x, y], lambda: _Wave.apply(x, y), lambda: _wave(x, y))
+    yield _backward("one tensor", [x], lambda: _Cube.apply(x), lambda: _cube(x))  # type: ignore[no-untyped-call]  # torch's
+    yield _backward("two tensors", [x, y], lambda: _Wave.apply(x, y), lambda: _wave(x, y))  # type: ignore[no-untyped-call]  # torch's
     leaves = [layer.weight, layer.bias]
     yield _backward(
         "a module and a tensor", [*leaves, x],
-        lambda: _Affine.apply(*leaves, x), lambda: _affine(layer, x),
+        lambda: _Affine.apply(*leaves, x), lambda: _affine(layer, x),  # type: ignore[no-untyped-call]  # torch's
     )  # fmt: skip
 
 

@@ -16,7 +16,8 @@ import parallax
 
 def make_compiled(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """``parallax.compile``, of functions without types, too."""
-    return parallax.compile(fn, **options)
+    compiled: Callable[..., Any] = parallax.compile(fn, **options)
+    return compiled
 
 
 def graphs() -> int:

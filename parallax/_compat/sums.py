@@ -52,7 +52,8 @@ def entering(value: Any, along: Along) -> Any:
     if not shards.is_distributed(value):  # of a transform, or plain
         return _entering(value, along)
     wanted = _to_enter(value, along)
-    if _toward(value, wanted) != value.placements:
+    placed: Any = value
+    if _toward(value, wanted) != placed.placements:
         return _gathered_once(value, wanted)
     if value.grad_fn is None:  # a user's own, on which no hook is left
         return _entering(value, along)
@@ -106,10 +107,12 @@ def _to_leave(value: Any, along: Along) -> _Wanted:
     told, mesh = _named(value), value.device_mesh
     found: list[tuple[str, Any]] = []
     for name, at in along:
-        free = at is not None and name in told and at < value.ndim - 1
-        free = free and not any([one.is_shard(at) for one in told.values()])
-        even = free and value.shape[at] % mesh[name].size() == 0
-        found.append((name, Shard(at) if even and told[name].is_partial("sum") else None))
+        cut = None
+        if at is not None and name in told and at < value.ndim - 1:
+            free = not any([one.is_shard(at) for one in told.values()])
+            even = value.shape[at] % mesh[name].size() == 0
+            cut = Shard(at) if free and even and told[name].is_partial("sum") else None
+        found.append((name, cut))
     return tuple(found)
 
 

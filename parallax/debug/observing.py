@@ -116,9 +116,9 @@ class _Profile:
                 self.given[id(frame)] = module, forward, given
                 self.by.begins(module, forward, given)
         elif event == "return" and id(frame) in self.given:
-            given = self.given.pop(id(frame))
+            call = self.given.pop(id(frame))
             if dis.opname[code.co_code[frame.f_lasti]].startswith("RETURN"):  # and not by raising
-                self.by.returns(*given, result)
+                self.by.returns(*call, result)
 
 
 def _forward_of(module: Any, code: Any) -> FunctionType | None:

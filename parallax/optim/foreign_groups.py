@@ -35,7 +35,7 @@ class Group(dict[str, Any]):
             self[name] = default
         return self[name]
 
-    def update(self, *args: Any, **values: Any) -> None:  # type: ignore[override]  # has overloads
+    def update(self, *args: Any, **values: Any) -> None:
         """Writes several values."""
         for name, value in dict(*args, **values).items():
             self[name] = value

@@ -73,7 +73,8 @@ def check_training(train: Callable[..., Any]) -> None:
 
 
 def lowered(fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    return parallax.compile(fn, **{"backend": "eager", **options}).lower(*args)
+    compiled: Any = parallax.compile(fn, **{"backend": "eager", **options})
+    return compiled.lower(*args)
 
 
 def reloaded(path: Path, fn: Callable[..., Any], *args: Any, **options: Any) -> Callable[..., Any]:

@@ -20,7 +20,8 @@ def test_gradients_of_impossible_sequences_under_vmap(zero_infinity: bool) -> No
     loss = nn.CTCLoss(reduction="sum", zero_infinity=zero_infinity)
 
     def slope(scores: Tensor) -> Tensor:
-        return func.grad(lambda s: loss(s, TARGETS, (2, 5), (3, 2)))(scores)
+        found: Tensor = func.grad(lambda s: loss(s, TARGETS, (2, 5), (3, 2)))(scores)
+        return found
 
     torch.testing.assert_close(func.vmap(slope)(SCORES[None])[0], slope(SCORES), equal_nan=True)
 

@@ -105,7 +105,7 @@ def test_numbers_keep_their_dtype_beside_wider_leaves_and_bounds() -> None:
     grads = {"a": half, "b": torch.tensor([4.0])}
     clipped, norm = optim.clip_grad_norm(grads, 1.0)
     assert norm.item() == 5 and clipped["a"].item() == half.mul(0.2).item()
-    wide = torch.tensor(1.0, dtype=torch.float64)
+    wide: Any = torch.tensor(1.0, dtype=torch.float64)
     scaler = optim.LossScaler(2.0)
     made = [
         clipped, optim.clip_grad_norm(grads, wide)[0], optim.clip_grad_value(grads, wide),

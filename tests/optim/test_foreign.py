@@ -353,10 +353,12 @@ def test_compiled_what_a_graph_cannot_hold_is_named() -> None:
     with pytest.raises(Exception, match=r"Call it before: state = opt.init\(model\)"):
         init(point)
     lbfgs = optim.from_torch(torch.optim.LBFGS, closure=True)
-    searched: Any = parallax.compile(
-        lambda p, s: lbfgs.step(p, func.grad_and_value(lambda p: p.at.sum()), s),
-        backend="aot_eager",
-    )
+
+    def search(p: Any, s: Any) -> Any:
+        loss: Any = lambda p: p.at.sum()  # noqa: E731  # with a type
+        return lbfgs.step(p, func.grad_and_value(loss), s)
+
+    searched: Any = parallax.compile(search, backend="aot_eager")
     with pytest.raises(Exception, match=r"calls a function again and again"):
         searched(point, lbfgs.init(point))
     mapped: Any = parallax.compile(

@@ -24,11 +24,12 @@ def test_no_optimizer_takes_a_model(name: str) -> None:
     cls: Any = getattr(optim, name)
     line = rf"optim\.{cls.__name__}\(lr=0\.25\); state = opt\.init\(model\)"
     for given in (model, tree.leaves(model), iter(tree.leaves(model)), torch.nn.Linear(2, 1)):
-        for call in (
+        calls: tuple[Callable[[Any], object], ...] = (
             lambda g: cls(g, lr=0.25),
             lambda g: cls(g, 0.25),
             lambda g: cls(params=g, lr=0.25),
-        ):
+        )
+        for call in calls:
             with pytest.raises(TypeError, match=rf"optim\.{cls.__name__} takes no model.*{line}"):
                 call(given)
     with pytest.raises(TypeError, match="takes no model and no parameters"):
@@ -46,7 +47,7 @@ def test_subclasses_are_hinted_at_and_keep_their_own_constructor() -> None:
             super().__init__(lr=float(table[0]))
 
     with pytest.raises(TypeError, match=r"optim\.Mine takes no model"):
-        Mine(model)  # type: ignore[arg-type]  # what is refused
+        Mine(model)
     assert Own([torch.tensor(0.5)]).lr == 0.5
     assert str(inspect.signature(Mine)) == str(inspect.signature(optim.SGD))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -311,18 +312,20 @@ class Pair(Module):
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_a_module_in_two_places_is_one_thing_with_holes_too(compiled: bool) -> None:
     def run(fn: Any, *args: Any) -> Any:
-        return torch.compile(fn, backend="eager", fullgraph=True)(*args) if compiled else fn(*args)
+        call: Any = torch.compile(fn, backend="eager", fullgraph=True) if compiled else fn
+        return call(*args)
 
     shared = Affine(torch.ones(2), None)
     pair, bias = Pair(shared, shared), cast("Any", torch.full((2,), 3.0))
     assert run(lambda p: tree.select(p, Affine).paths, pair) == ("one",)
     assert run(lambda p: tree.select(p, "*").paths, pair) == ("one",)
-    for change in (
+    changes: tuple[Callable[[Any, Any], Any], ...] = (
         lambda p, n: tree.select(p, "one").set(n),
         lambda p, n: tree.select(p, "two").apply(lambda _: n),
         lambda p, n: tree.select(p, "two.bias").set(n.bias),
         lambda p, n: tree.select(p, "one").refine("bias").set(n.bias),
-    ):
+    )
+    for change in changes:
         made = run(change, pair, Affine(torch.zeros(2), bias))
         assert made.one.bias is made.two.bias and torch.equal(made.one.bias, bias)
         assert made.one.weight is made.two.weight
