@@ -266,7 +266,10 @@ else:
     class Buffer(Lazy):
         """A tensor leaf that is never trained, such as a running mean.
 
-        It takes, and raises, what ``Parameter`` does; ``init`` is zeros by default.
+        Args:
+            shape: as in ``Parameter``, which raises the same errors.
+            init: as in ``Parameter``; zeros by default.
+            dtype: as in ``Parameter``.
 
         Example:
             >>> from parallax import Buffer
