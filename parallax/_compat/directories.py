@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["read", "write"]
+__all__ = ["is_alone", "read", "write"]
 
 
 def write(tensors: dict[str, Tensor], writer: Any, group: Any = None) -> None:
@@ -26,7 +26,7 @@ def write(tensors: dict[str, Tensor], writer: Any, group: Any = None) -> None:
     from torch.distributed.checkpoint import state_dict_saver
 
     # ``save`` is this and a warning. Warnings cannot be silenced in one thread alone.
-    state_dict_saver._save_state_dict(tensors, writer, process_group=group, no_dist=_is_alone())
+    state_dict_saver._save_state_dict(tensors, writer, process_group=group, no_dist=is_alone())
 
 
 def read(path: str, targets: dict[str, Tensor]) -> None:
@@ -39,8 +39,9 @@ def read(path: str, targets: dict[str, Tensor]) -> None:
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     ordered = {name: targets[name] for name in sorted(targets)}
-    state_dict_loader._load_state_dict(ordered, FileSystemReader(path), no_dist=_is_alone())
+    state_dict_loader._load_state_dict(ordered, FileSystemReader(path), no_dist=is_alone())
 
 
-def _is_alone() -> bool:
+def is_alone() -> bool:
+    """Whether there is no group of processes."""
     return not (dist.is_available() and dist.is_initialized())

@@ -14,7 +14,12 @@ from torch import Tensor
 __all__ = ["agree"]
 
 
-def agree(what: str, lines: Callable[[], Sequence[str]], mesh: Any) -> None:
+def agree(
+    what: str,
+    lines: Callable[[], Sequence[str]],
+    mesh: Any,
+    remedy: str = "Give every process the same plan, tree and seed",
+) -> None:
     """Raises in every process if they differ, or if one of them raises.
 
     Every process of the mesh calls it. They exchange sixteen bytes each, and the lines themselves
@@ -25,6 +30,7 @@ def agree(what: str, lines: Callable[[], Sequence[str]], mesh: Any) -> None:
         lines: says what must be alike, a line per fact. Its own error is raised in this process;
             the others are told.
         mesh: the processes; ``None`` for those of the default group.
+        remedy: what to do about a difference, for the error.
 
     Raises:
         ValueError: if the processes differ, naming the first difference.
@@ -50,7 +56,7 @@ def agree(what: str, lines: Callable[[], Sequence[str]], mesh: Any) -> None:
     first, second = next((one, two) for one, two in pairs if one != two)
     raise ValueError(
         f"{what}: the processes differ. In process 0 of {len(told)} {first}; in process {rank} "
-        f"{second}. Give every process the same plan, tree and seed"
+        f"{second}. {remedy}"
     )
 
 

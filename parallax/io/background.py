@@ -10,6 +10,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from parallax._compat import directories
+
 __all__ = ["copied", "finished", "group", "start"]
 
 _threads = [ThreadPoolExecutor(1, "parallax.io.save")]
@@ -44,7 +46,7 @@ def group() -> Any:
     What a program does in the default group meanwhile would be taken for messages of a checkpoint.
     Every process calls it.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if directories.is_alone():
         return None
     world = dist.group.WORLD
     if world not in _groups:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from parallax._compat import directories, shards
 from parallax.bridge.states import names_of
 from parallax.core.arguments import check_flags
-from parallax.core.fields import Lazy
+from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
 from parallax.io import background
 from parallax.io.directory import saved_tensors, unreadable
-from parallax.io.header import below, dump_header, load_header
+from parallax.io.header import below, dump_header, load_header, show
 from parallax.io.parts import (
     Part,
     filled,
@@ -34,6 +35,7 @@ from parallax.io.resuming import as_saved
 __all__ = ["load_distributed", "save_distributed"]
 
 T = TypeVar("T")
+M = TypeVar("M")
 
 # Among the tensors, as bytes; no field is called so. An entry that is not a tensor, torch would
 # unpickle, which could run any code.
@@ -57,8 +59,9 @@ def save_distributed(
 ) -> Future[None] | None:
     """Saves a module or tree with ``torch.distributed.checkpoint``.
 
-    Every process of the default group calls it; without one, this process alone. Of a distributed
-    leaf (``DTensor``) each process writes its part. If the directory holds a checkpoint already,
+    Every process of the default group calls it, with the same path and tree; without one, this
+    process alone. Of a distributed leaf (``DTensor``) each process writes its part; any other leaf
+    has one value, which one of them writes. If the directory holds a checkpoint already,
     the new data are written beside the old, and one rename switches to them: at any moment the
     directory holds the old checkpoint or the new one.
 
@@ -81,7 +84,8 @@ def save_distributed(
         OSError: if a file cannot be written; the checkpoint before is intact.
         TypeError: if it holds anything else, or a leaf is sparse.
         UninitializedError: if a leaf has no value yet.
-        ValueError: if two leaves would have one name.
+        ValueError: if two leaves would have one name; or, in every process, if the processes give
+            different paths or trees, or another one raises.
 
     Example:
         >>> import tempfile
@@ -100,37 +104,84 @@ def save_distributed(
     """
     from parallax.io.switching import SwitchingWriter
 
-    check_path(path)
-    check_flags("io.save_distributed", blocking=blocking)
-    if Path(path).is_file():
-        raise NotADirectoryError(f"{os.fspath(path)} is a file; name a directory")
-    tensors = _tensors(module)
+    def prepare() -> tuple[dict[str, Tensor], list[str]]:
+        check_path(path)
+        check_flags("io.save_distributed", blocking=blocking)
+        if Path(path).is_file():
+            raise NotADirectoryError(f"{os.fspath(path)} is a file; name a directory")
+        tensors, facts = _tensors(module)
+        facts = [_place(path), f"it is called with {blocking=}", *facts]
+        return tensors if blocking else background.copied(tensors), facts
+
+    tensors = _together("io.save_distributed", prepare)
     writer = SwitchingWriter(Path(path))
     if blocking:
         background.finished()
         _write(Path(path), tensors, writer)
         return None
-    copies, group = background.copied(tensors), background.group()
-    return background.start(lambda: _write(Path(path), copies, writer, group))
+    group = background.group()
+    return background.start(lambda: _write(Path(path), tensors, writer, group))
 
 
-def _tensors(module: Any) -> dict[str, Tensor]:
-    """What a directory holds of a tree: its tensors by name, and the header."""
+def _together(what: str, prepare: Callable[[], tuple[M, list[str]]]) -> M:
+    """Calls a function that can fail; if it fails in one process, there is an error in each.
+
+    What it returns beside its result must be alike in all processes, too. What comes after are
+    collectives, in which the others would wait for a process that has failed.
+    """
+    if directories.is_alone():
+        return prepare()[0]
+    from parallax.distributed.agreement import agree
+
+    made: list[M] = []
+
+    def lines() -> list[str]:
+        result, facts = prepare()
+        made.append(result)
+        return facts
+
+    agree(what, lines, None, "Give every process the same path and tree")
+    return made[0]
+
+
+def _place(path: str | os.PathLike[str]) -> str:
+    return f"the path is {os.path.abspath(path)}"
+
+
+def _tensors(module: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors that this process gives a directory, and what is alike in all processes.
+
+    The header goes along in the first process alone, for it has the numbers and strings.
+    """
     parts, _ = take_apart(module, "save_distributed()")
     tensors, constants = named_tensors(parts)
     for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise UninitializedError(
+                f"save_distributed: {name} is on the meta device and has no value. "
+                f"Initialize the model first: model.initialize(0)"
+            )
         if tensor.layout != torch.strided:
             raise TypeError(
                 f"save_distributed: {name} has the layout {tensor.layout}, which torch cannot "
                 f"write in pieces. Save it in one file: io.save(module, 'name.pt')"
             )
-    header = dump_header(nodes_of_tree(parts), None, constants).encode()
-    tensors[_HEADER] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
-    return tensors
+    nodes = nodes_of_tree(parts)
+    facts = [f"{node[0] or 'the tree'} is {show(node)}" for node in nodes]
+    for name, tensor in tensors.items():
+        placement = shards.shown(tensor)
+        facts.append(f"{name} is {tensor.dtype}{list(tensor.shape)} ({placement})")
+    if directories.is_alone() or dist.get_rank() == 0:
+        header = dump_header(nodes, None, constants).encode()
+        tensors[_HEADER] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
+    return tensors, facts
 
 
 def load_distributed(path: str | os.PathLike[str], *, like: T, cast: bool = False) -> T:
     """Loads what ``save_distributed`` saved into a module or tree of the structure of ``like``.
+
+    Every process of the default group calls it, with the same path; without one, this process
+    alone.
 
     Args:
         path: the directory.
@@ -146,7 +197,8 @@ def load_distributed(path: str | os.PathLike[str], *, like: T, cast: bool = Fals
         FileNotFoundError: if the directory holds no checkpoint.
         RuntimeError: if names, shapes or dtypes do not fit; all of them are listed.
         ValueError: if a file is truncated or not a checkpoint, or a leaf has a value neither in it
-            nor in ``like``.
+            nor in ``like``; or, in every process, if the processes give different paths, or
+            another one raises.
 
     Example:
         >>> import tempfile, torch
@@ -160,25 +212,42 @@ def load_distributed(path: str | os.PathLike[str], *, like: T, cast: bool = Fals
         >>> torch.equal(again.weight, model.weight)
         True
     """
-    check_path(path)
-    check_flags("io.load_distributed", cast=cast)
-    parts, spec = take_apart(like, "load_distributed(like=)")
-    background.finished()
-    saved = saved_tensors(Path(path))
+    what = "io.load_distributed"
+
+    def find() -> tuple[tuple[list[Part], Any, dict[str, Tensor]], list[str]]:
+        check_path(path)
+        check_flags(what, cast=cast)
+        parts, spec = take_apart(like, "load_distributed(like=)")
+        background.finished()
+        saved = saved_tensors(Path(path))
+        held = [f"it holds {name}, {t.dtype}{list(t.shape)}" for name, t in saved.items()]
+        return (parts, spec, saved), [_place(path), *held]
+
+    parts, spec, saved = _together(what, find)
     header: dict[str, Any] = {"metadata": {}}
     if _HEADER in saved:
         text = {_HEADER: torch.empty_like(saved.pop(_HEADER), device="cpu")}
         _read(path, text)
         header = _header(bytes(text[_HEADER].tolist()), path)
-    targets = _targets(parts, header, saved)
-    _check(saved, targets, cast, path)
+
+    def fit() -> tuple[dict[str, Tensor], list[str]]:
+        targets = _targets(parts, header, saved)
+        _check(saved, targets, cast, path)
+        return targets, ["the tree fits the checkpoint"]
+
+    targets = _together(what, fit)
     _read(path, targets)
-    try:
-        made = filled(parts, header, targets, True, cast)
-    except RuntimeError as error:
-        raise RuntimeError(f"{os.fspath(path)}: {error}") from None
-    for value in made:
-        require_complete(value, path)
+
+    def fill() -> tuple[list[Any], list[str]]:
+        try:
+            made = filled(parts, header, targets, True, cast)
+        except RuntimeError as error:
+            raise RuntimeError(f"{os.fspath(path)}: {error}") from None
+        for value in made:
+            require_complete(value, path)
+        return made, ["the tree is loaded"]
+
+    made = _together(what, fill)
     return made[0] if spec is None else spec.unflatten(made)  # type: ignore[no-any-return]  # as like
 
 

@@ -11,7 +11,7 @@ from parallax.bridge.blueprint import Blueprint
 from parallax.core.encoding import dump_constant
 from parallax.core.structure import Structure
 
-__all__ = ["Node", "below", "difference", "dump_header", "load_header", "nodes_of"]
+__all__ = ["Node", "below", "difference", "dump_header", "load_header", "nodes_of", "show"]
 
 Node = list[Any]
 """A node of a tree: its dotted path, the name of its class, and its constants as JSON."""
@@ -113,11 +113,12 @@ def difference(header: dict[str, Any], mine: list[Node]) -> str | None:
             where = f"at {saved[0]!r}" if saved[0] else "at the root"
             if saved[0] != known[0]:
                 where = f"after that, where it has {saved[0]!r} and this module {known[0]!r}"
-            return f"{where} the file has {_show(saved)}, this module {_show(known)}"
+            return f"{where} the file has {show(saved)}, this module {show(known)}"
     return f"the file has {len(header['nodes'])} nodes, this module {len(mine)}"
 
 
-def _show(node: list[Any]) -> str:
+def show(node: Node) -> str:
+    """A node in an error message: its class and its constants."""
     constants = ", ".join(f"{name}={value}" for name, value in node[2].items())
     return f"{node[1]}({constants})"
 

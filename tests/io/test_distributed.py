@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import threading
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ import torch
 from torch import nn
 from torch.distributed import checkpoint
 
-from parallax import bridge, io, optim, random, tree
+from parallax import UninitializedError, bridge, io, optim, random, tree
 from parallax import nn as layers
 from parallax.io import background
 from parallax.io.directory import _Unpickler
+from tests.meshes import run
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
 
@@ -137,6 +140,8 @@ def test_any_tree(tmp_path: Path) -> None:
         io.load_distributed(tmp_path, like={**held, "parts": [], "more": torch.ones(1)})
     with pytest.raises(ValueError, match="step is 3 in the checkpoint, where this tree has a str"):
         io.load_distributed(tmp_path, like={**held, "step": "0"})
+    with pytest.raises(UninitializedError, match=r"model.layers.0.weight is on the meta device"):
+        io.save_distributed(tree.to(held, "meta"), tmp_path)
     with pytest.raises(TypeError, match=r"got .*function.* at 'act'"):
         io.save_distributed({**held, "act": torch.relu}, tmp_path)
 
@@ -199,3 +204,69 @@ def test_members_of_enumerations_are_read_as_python_before_3_11_4_pickles_them()
     assert read(metadata, "TORCH_CONTIGUOUS_FORMAT").name == "TORCH_CONTIGUOUS_FORMAT"
     with pytest.raises(pickle.UnpicklingError, match=r"reads 'count' of .*could run any code"):
         read("torch\nSize", "count")
+
+
+# -- several processes ----------------------------------------------------------------------------
+
+
+def _savings_differ(save: Callable[[Any, str], Any], first: bool, folder: str) -> None:
+    path, model = f"{folder}/it", layers.Linear(2, 3).initialize(0)
+    # One fails by itself: it says why, and the other is told.
+    bad: Any = model if first else layers.Linear(2, 3)
+    said = "in process 1 it raised UninitializedError: Linear.weight is not init"
+    with pytest.raises(
+        ValueError if first else UninitializedError,
+        match=said if first else r"Linear.weight is not initialized",
+    ):
+        save(bad, path)
+    with pytest.raises(
+        ValueError,
+        match=r"io.save_distributed: the processes differ. In process 0 of 2 the path is .*/it; in "
+        r"process 1 the path is .*/other. Give every process the same path and tree",
+    ):
+        save(model, path if first else f"{folder}/other")
+    said = r"In process 0 of 2 the tree is Linear\(in_features=2, .*; in process 1 the tree is MLP"
+    with pytest.raises(ValueError, match=said):
+        save(model if first else layers.MLP([2, 3]).initialize(0), path)
+    wide: Any = layers.Linear(2, 3).initialize(0, dtype=torch.float64)
+    said = r"0 of 2 weight is torch.float32\[3, 2\] \(plain\); in process 1 weight is torch.float64"
+    with pytest.raises(ValueError, match=said):
+        save(model if first else wide, path)
+
+
+def _differ(rank: int, folder: str) -> None:
+    first, model, path = rank == 0, layers.Linear(2, 3).initialize(0), f"{folder}/it"
+    like: Any = {"model": model, "step": 0}
+    # The numbers are those of the first process, whoever writes which tensor.
+    for steps in ((1, 2), (9, 10), (10, 9)):
+        io.save_distributed({"model": model, "step": steps[rank]}, path)
+        assert io.load_distributed(path, like=like)["step"] == steps[0]
+    _savings_differ(io.save_distributed, first, folder)
+    _savings_differ(functools.partial(io.save_distributed, blocking=False), first, folder)
+    with pytest.raises(ValueError, match="called with blocking=True; in process 1 it is called"):
+        io.save_distributed(model, path, blocking=first)
+    # Nothing was written, and no process waits for another.
+    assert os.listdir(folder).count("other") == 0
+    assert io.load_distributed(path, like=like)["step"] == 10
+    said = r"0 of 2 the path is .*; in process 1 it raised FileNotFoundError: .*none holds no"
+    with pytest.raises(
+        ValueError if first else FileNotFoundError,
+        match=said if first else "none holds no distributed checkpoint",
+    ):
+        io.load_distributed(path if first else f"{folder}/none", like=like)
+    said = r"0 of 2 the tree fits the checkpoint; in process 1 it raised RuntimeError: Error"
+    with pytest.raises(
+        ValueError if first else RuntimeError,
+        match=said if first else r"Unexpected key.*model.weight",
+    ):
+        io.load_distributed(path, like=like if first else {"step": 0})
+    said = "in process 1 it raised ValueError: step is 10 in" if first else "^step is 10 in the"
+    with pytest.raises(ValueError, match=said):
+        io.load_distributed(path, like={**like, "step": 0 if first else "0"})
+    # The checkpoint of another model: the same error in each.
+    with pytest.raises(RuntimeError, match=r"^Error(.|\n)*size mismatch for model.weight"):
+        io.load_distributed(path, like={**like, "model": layers.Linear(2, 4).initialize(0)})
+
+
+def test_processes_that_differ_are_told_and_none_waits(tmp_path: Path) -> None:
+    run(_differ, tmp_path, 2)
