@@ -103,12 +103,6 @@ def is_forward_refusal(error: RuntimeError) -> bool:
     )
 
 
-def is_second_refusal(error: RuntimeError) -> bool:
-    """Whether an operator, or the backward of one, has no derivative in reverse mode."""
-    texts = ("derivative for", "trying to differentiate twice")
-    return isinstance(error, NotImplementedError) or any([text in str(error) for text in texts])
-
-
 def is_cut_refusal(error: RuntimeError) -> bool:
     """Whether ``torch.func`` refused an operation that detaches tensors silently on the tape."""
     return str(error).startswith(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -33,8 +34,9 @@ def told(name: str, done: Callable[[], bool]) -> Iterator[None]:
     ended = threading.Event()
     given = sys.stderr, name, done, ended
     thread = threading.Thread(target=_tell, args=given, name="parallax-compiling", daemon=True)
-    try:
+    with contextlib.suppress(RuntimeError):  # no more threads can be made: there is no line then
         thread.start()
+    try:
         yield
     finally:
         ended.set()

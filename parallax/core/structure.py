@@ -389,7 +389,11 @@ def decode(flat: tuple[Any, ...]) -> Structure:
         if layout is not None:  # a class may have got dicts of leaves since then
             children += (_EMPTY,) * (len(layout.children) - len(children))
         key = tuple(constant_key(value, cls.__name__) for value in constants)
-        rebuilt.append(structure_of(local_of(cls, constants, key, Note(*note)), children, expand))
+        noted = Note(*note)
+        summed: Any = noted.summed
+        pairs = [(s, None) if isinstance(s, str) else s for s in summed]  # names alone before 0.2
+        noted = noted._replace(summed=tuple(pairs))
+        rebuilt.append(structure_of(local_of(cls, constants, key, noted), children, expand))
     return rebuilt.pop()
 
 

@@ -47,6 +47,12 @@ def _logsumexp(expansion: Expansion, function: Any, x: Any, dim: Any, keepdim: b
     return total if keepdim else total.squeeze(dim)
 
 
+def _refuse_low(expansion: Expansion, function: Any, x: Any) -> None:
+    """Kernels compute means and squares of half precision in single precision; no jet does."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        raise expansion.refuse(function)
+
+
 def _standardised(x: Any, dims: Sequence[int], eps: float) -> Any:
     centred = x - x.mean(dims, keepdim=True)
     return centred * torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
@@ -62,6 +68,7 @@ def _layer_norm(
     expansion: Expansion, function: Any, x: Any, normalized_shape: Any, weight: Any = None,
     bias: Any = None, eps: float = 1e-5, cudnn: Any = None,
 ) -> Any:  # fmt: skip
+    _refuse_low(expansion, function, x)
     dims = list(range(-len(normalized_shape), 0))
     if tuple(x.shape[dims[0] :]) != tuple(normalized_shape):
         raise expansion.refuse(function)
@@ -72,6 +79,7 @@ def _rms_norm(
     expansion: Expansion, function: Any, x: Any, normalized_shape: Any, weight: Any = None,
     eps: Any = None,
 ) -> Any:  # fmt: skip
+    _refuse_low(expansion, function, x)
     dims = list(range(-len(normalized_shape), 0))
     if eps is None or tuple(x.shape[dims[0] :]) != tuple(normalized_shape):
         raise expansion.refuse(function)
@@ -82,6 +90,7 @@ def _group_norm(
     expansion: Expansion, function: Any, x: Any, num_groups: int, weight: Any = None,
     bias: Any = None, eps: float = 1e-5, cudnn: Any = None,
 ) -> Any:  # fmt: skip
+    _refuse_low(expansion, function, x)
     count, channels, *rest = x.shape
     grouped = x.reshape(count, num_groups, -1)
     flat = _standardised(grouped, [-1], eps).reshape(count, channels, *rest)
@@ -93,6 +102,7 @@ def _batch_norm(
     weight: Any = None, bias: Any = None, training: bool = False, momentum: Any = 0.1,
     eps: float = 1e-5, cudnn: Any = None,
 ) -> Any:  # fmt: skip
+    _refuse_low(expansion, function, x)
     column = (1, -1, *[1] * (x.dim() - 2))
     if not training:
         scale = torch.rsqrt(running_var + eps).reshape(column)
@@ -107,6 +117,7 @@ def _instance_norm(
     weight: Any = None, bias: Any = None, use_input_stats: bool = True, momentum: Any = 0.1,
     eps: float = 1e-5, cudnn: Any = None,
 ) -> Any:  # fmt: skip
+    _refuse_low(expansion, function, x)
     if not use_input_stats:
         raise expansion.refuse(function)
     dims = list(range(2, x.dim()))
@@ -151,6 +162,7 @@ def _variance(
     expansion: Expansion, function: Any, x: Any, dim: Any = None, *, correction: Any = 1,
     keepdim: bool = False,
 ) -> Any:  # fmt: skip
+    _refuse_low(expansion, function, x)
     if isinstance(dim, bool) or x.is_complex():
         raise expansion.refuse(function)
     dims = list(range(x.dim())) if dim is None else [dim] if isinstance(dim, int) else list(dim)

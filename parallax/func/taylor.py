@@ -19,7 +19,7 @@ from parallax._compat import dynamo, flow, modes
 from parallax.func.as_forward import CutError, as_forward
 from parallax.func.call import Call
 from parallax.func.expanding import Flat, Make, Series, basis, by_jets_or, count_of, run, whole
-from parallax.func.jacobians import forward_or_twice
+from parallax.func.jacobians import forward_or_not
 from parallax.func.jet_rules import RULES
 from parallax.func.jets import Expansion, Term
 from parallax.func.moving import path_of
@@ -220,8 +220,7 @@ def _nested_curve(make: Make, values: Sequence[Tensor], series: Series, order: i
             return by(_along_twice)
         except CutError:
             return by(_along)
-    terms = [term for row in series for term in row if term is not None]
-    return forward_or_twice(lambda: by(_along), lambda: by(_along_twice), [*values, *terms])
+    return forward_or_not(lambda: by(_along), lambda: by(_along_twice))
 
 
 def _pushed(

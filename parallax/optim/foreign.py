@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as torch_pytree
 
 from parallax import random
 from parallax._compat import dynamo, functorch
@@ -75,6 +76,11 @@ class Foreign:
         self.hyper = hyper
         self.name = cls.__name__
         self._known = Known(f"from_torch({self.name}).step", self._stepped)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As it was pickled, also before there were steps in graphs."""
+        self.__dict__.update(state)
+        self.__dict__.setdefault("_known", Known(f"from_torch({self.name}).step", self._stepped))
 
     def __repr__(self) -> str:
         inner = "".join(f", {name}={value!r}" for name, value in self.hyper.items())
@@ -184,7 +190,9 @@ class Foreign:
     # -- into the optimizer -----------------------------------------------------------------------
 
     def _made(self, params: dict[int, Tensor]) -> torch.optim.Optimizer:
-        optimizer = self.cls(list(params.values()), **self.hyper)
+        # Some classes write into the tensors that they are given for hyper-parameters.
+        hyper = torch_pytree.tree_map_only(Tensor, Tensor.clone, self.hyper)
+        optimizer = self.cls(list(params.values()), **hyper)
         groups: list[Any] = optimizer.param_groups
         groups[:] = [Group(group) for group in groups]
         return optimizer

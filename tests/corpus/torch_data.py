@@ -1,4 +1,4 @@
-"""Torch's databases of modules, operators and optimizers and their inputs, from its wheel."""
+"""Torch's databases of modules and optimizers and their inputs, from its wheel."""
 
 from __future__ import annotations
 
@@ -13,17 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as torch_pytree
 
-__all__ = ["Sample", "modules", "operators", "optimizers", "samples", "seeded"]
+__all__ = ["Sample", "modules", "optimizers", "samples", "seeded"]
 
 
 def modules() -> list[Any]:
     """What torch knows of each of its module classes."""
     return list(_testing("common_modules").module_db)
-
-
-def operators() -> list[Any]:
-    """What torch knows of each of its operators."""
-    return list(_testing("common_methods_invocations").op_db)
 
 
 def optimizers() -> list[Any]:

@@ -430,3 +430,34 @@ def test_what_cannot_be_carried_is_named() -> None:
     point, opt = Point(torch.ones(1)), optim.from_torch(Strange)
     with pytest.raises(TypeError, match=r"from_torch\(Strange\) keeps a object, which"):
         opt.step(point, point, opt.init(point))
+
+
+class Cooling(torch.optim.Optimizer):
+    """Halves its rate in place."""
+
+    def __init__(self, params: Any, lr: Any) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # as torch's are
+        group = self.param_groups[0]
+        for param in group["params"]:
+            param.sub_(group["lr"] * param.grad)
+        group["lr"].mul_(0.5)
+
+
+def test_a_tensor_that_is_a_hyper_parameter_is_not_written() -> None:
+    lr = torch.tensor(1.0)
+    opt, point = optim.from_torch(Cooling, lr=lr), Point(torch.ones(2))
+    one, state = opt.step(point, point, opt.init(point))
+    two, _ = opt.step(one, point, state)
+    assert lr == 1
+    again = opt.step(point, point, opt.init(point))[0]
+    assert tree.equal(again, one)
+    assert two.at.tolist() == [-0.5, -0.5]
+
+
+def test_pickles_of_before_steps_in_graphs_step() -> None:
+    opt, point = optim.from_torch(torch.optim.SGD, lr=0.5), Point(torch.ones(2))
+    old = object.__new__(type(opt))
+    old.__setstate__({name: value for name, value in vars(opt).items() if name != "_known"})
+    assert tree.equal(old.step(point, point, old.init(point))[0], Point(torch.full((2,), 0.5)))
