@@ -15,8 +15,8 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch
 
 __all__ = [
-    "any_distributed", "beside", "is_distributed", "is_mixing", "local_of", "placed_as",
-    "placement_of", "shown", "whole", "with_spec",
+    "any_distributed", "beside", "is_distributed", "is_mixing", "local_of", "part_beside",
+    "placed_as", "placement_of", "shown", "whole", "with_part", "with_spec",
 ]  # fmt: skip
 
 
@@ -71,6 +71,50 @@ def with_spec(local: Tensor, spec: Any) -> Tensor:
     """What this process holds as a distributed tensor without a graph, by torch's description."""
     kind: Any = _kind()  # of which __init__ does nothing, slowly
     return kind.__new__(kind, local, spec, requires_grad=False)  # type: ignore[no-any-return]  # a DTensor
+
+
+def part_beside(tensor: Any, like: Any) -> Tensor | None:
+    """What this process holds of a tensor; ``None`` unless another one is cut in the same way.
+
+    Both may be plain. Sums that wait are no values yet, and there is no such part of them.
+    """
+    if not (is_distributed(tensor) and is_distributed(like)):
+        return None if is_distributed(tensor) or is_distributed(like) else tensor
+    one, two = tensor._spec, like._spec
+    here: Tensor = tensor._local_tensor
+    if one is not two and (
+        one.mesh != two.mesh or one.placements != two.placements or one.shape != two.shape
+    ):
+        return None
+    if here.shape != like._local_tensor.shape or any([p.is_partial() for p in one.placements]):
+        return None
+    return here
+
+
+def with_part(tensor: Any, part: Tensor, like: Any) -> Tensor:
+    """A tensor of which this process holds another part: the tensor itself if it is the same one.
+
+    Args:
+        tensor: plain or distributed.
+        part: what this process holds of the result; without a graph.
+        like: a tensor that is cut in the same way, for the order of the result in memory.
+    """
+    if not is_distributed(tensor) or part is tensor._local_tensor:
+        return part if not is_distributed(tensor) else tensor
+    for known in (tensor, like):
+        here = known._local_tensor
+        if part.stride() == here.stride() and part.dtype is here.dtype:
+            return with_spec(part, known._spec)
+    return with_spec(part, _contiguous(tensor._spec, part.dtype))
+
+
+def _contiguous(spec: Any, dtype: Any) -> Any:
+    """A description of a tensor of another dtype that is contiguous, cut in the same way."""
+    from torch._prims_common import make_contiguous_strides_for
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+    meta = TensorMeta(spec.shape, make_contiguous_strides_for(spec.shape), dtype)
+    return DTensorSpec(spec.mesh, spec.placements, tensor_meta=meta)
 
 
 def placement_of(tensor: Any) -> str:

@@ -34,6 +34,7 @@ class Adadelta(Direct):
     """
 
     _torch = torch.optim.Adadelta
+    _elementwise = True
     _function = staticmethod(adadelta)
     _columns = ("square_avg", "acc_delta")
 

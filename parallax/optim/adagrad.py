@@ -39,6 +39,7 @@ class Adagrad(Optimizer):
     """
 
     _torch = torch.optim.Adagrad
+    _elementwise = True
     _fused_on = ("cpu",)
     _takes_sparse = True
 

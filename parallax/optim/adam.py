@@ -35,6 +35,7 @@ class Adam(Optimizer):
     """
 
     _torch = torch.optim.Adam
+    _elementwise = True
     _fused_on = ("cpu", "cuda", "mps", "xpu")
 
     lr: Number = 1e-3
@@ -78,6 +79,7 @@ class AdamW(Optimizer):
     """
 
     _torch = torch.optim.AdamW
+    _elementwise = True
     _scales_sums = False
     _fused_on = ("cpu", "cuda", "mps", "xpu")
 

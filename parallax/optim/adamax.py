@@ -33,6 +33,7 @@ class Adamax(Direct):
     """
 
     _torch = torch.optim.Adamax
+    _elementwise = True
     _function = staticmethod(adamax)
     _columns = ("exp_avg", "exp_inf")
 

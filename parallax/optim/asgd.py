@@ -40,6 +40,7 @@ class ASGD(Direct):
     """
 
     _torch = torch.optim.ASGD
+    _elementwise = True
     _function = staticmethod(asgd)
     _columns = ("ax", "mu", "eta")
 

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, functorch
+from parallax._compat import dynamo, functorch, shards
 from parallax.optim import operator, vmapped
 from parallax.optim.hyper import Hyper, beside, plain, resolved
 from parallax.optim.lists import How, Lists
+from parallax.optim.parts import parts_of, put_parts
 from parallax.optim.scalars import Composed, Multiplied, Unread, spread
 from parallax.optim.value import Value
 
@@ -26,6 +27,7 @@ class Kernel(Value, ABC):
     _fused_halves: ClassVar[bool] = True  # whether that is right for float16 and bfloat16
     _scales_sums: ClassVar[bool] = True  # adds multiples of gradients, by alpha
     _takes_sparse: ClassVar[bool] = False  # gradients, where all is eager and nothing donated
+    _elementwise: ClassVar[bool] = False  # steps each entry of a leaf by itself
 
     @abstractmethod
     def _moments(self, h: Hyper) -> tuple[str, ...]:
@@ -69,7 +71,19 @@ class Kernel(Value, ABC):
     ) -> tuple[list[Lists], Mapping[str, Tensor]]:
         """Steps the lists of all groups; returns them, and what is kept for all leaves together."""
         pairs = zip(rows, hypers, strict=True)
-        return [self._advance(at, h, step, donate) for at, h in pairs], numbers
+        return [self._advance_parts(at, h, step, donate) for at, h in pairs], numbers
+
+    def _advance_parts(self, at: Lists, h: Hyper, step: Tensor, donate: bool) -> Lists:
+        """As ``_advance``; of distributed leaves each process steps what it holds, if it can."""
+        parts = parts_of(at) if self._elementwise and self._is_alone() else None
+        if parts is None or shards.any_distributed(self._leaves):
+            return self._advance(at, h, step, donate)
+        return put_parts(at, parts, self._advance(parts, h, step, donate), donate)
+
+    def _is_alone(self) -> bool:
+        """Whether a step is neither traced, transformed nor recorded."""
+        transformed = dynamo.is_compiling() or functorch.transform_active()
+        return not (transformed or self._differentiable)
 
     def _advance(self, at: Lists, h: Hyper, step: Tensor, donate: bool) -> Lists:
         """Steps lists, in private memory unless ``donate``."""

@@ -35,6 +35,8 @@ class Lion(LeafFormula):
         tensor([-0.1000,  0.1000])
     """
 
+    _elementwise = True
+
     lr: Number = 1e-4
     betas: tuple[Any, Any] = (0.9, 0.99)
     weight_decay: Number = 0.0

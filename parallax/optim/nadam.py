@@ -39,6 +39,7 @@ class NAdam(Direct):
     """
 
     _torch = torch.optim.NAdam
+    _elementwise = True
     _function = staticmethod(nadam)
     _columns = ("exp_avg", "exp_avg_sq", "mu_product")
 

@@ -35,6 +35,7 @@ class RAdam(Direct):
     """
 
     _torch = torch.optim.RAdam
+    _elementwise = True
     _function = staticmethod(radam)
     _columns = ("exp_avg", "exp_avg_sq")
 

@@ -33,6 +33,7 @@ class RMSprop(Direct):
     """
 
     _torch = torch.optim.RMSprop
+    _elementwise = True
     _function = staticmethod(rmsprop)
     _columns = ("square_avg", "grad_avg", "momentum_buffer")
 

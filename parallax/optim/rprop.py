@@ -39,6 +39,7 @@ class Rprop(Direct):
     """
 
     _torch = torch.optim.Rprop
+    _elementwise = True
     _function = staticmethod(rprop)
     _columns = ("prev", "step_size")
 

@@ -23,6 +23,8 @@ M = TypeVar("M")
 class _ScheduleFree(LeafFormula):
     """What both have in common: ``z``, which steps, and the weights of the average."""
 
+    _elementwise = True
+
     def averaged(self, model: M, state: State) -> M:
         """The model to evaluate and to keep: the average of the iterates.
 

@@ -37,6 +37,7 @@ class SGD(Optimizer):
     """
 
     _torch = torch.optim.SGD
+    _elementwise = True
     _fused_on = ("cpu", "cuda", "mps", "xpu")
     _fused_halves = False  # torch's kernel for the CPU steps in the wrong direction there
     _takes_sparse = True
