@@ -75,12 +75,12 @@ class Kernel(Value, ABC):
 
     def _advance_parts(self, at: Lists, h: Hyper, step: Tensor, donate: bool) -> Lists:
         """As ``_advance``; of distributed leaves each process steps what it holds, if it can."""
-        parts = parts_of(at) if self._elementwise and self._is_alone() else None
+        parts = parts_of(at) if self._elementwise and self._is_plain_eager() else None
         if parts is None or shards.any_distributed(self._leaves):
             return self._advance(at, h, step, donate)
         return put_parts(at, parts, self._advance(parts, h, step, donate), donate)
 
-    def _is_alone(self) -> bool:
+    def _is_plain_eager(self) -> bool:
         """Whether a step is neither traced, transformed nor recorded."""
         transformed = dynamo.is_compiling() or functorch.transform_active()
         return not (transformed or self._differentiable)
