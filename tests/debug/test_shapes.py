@@ -157,7 +157,7 @@ def test_in_compiled_code(models: Any) -> None:
         return func.grad(lambda model: model(x).sum())(model).layers[0].weight
 
     compiled = make_compiled(debug.shapes(grads), backend="eager")
-    for size in (5, 7, 9):  # from the second on dynamo takes sizes for symbols
+    for size in (5, 7):  # from the second on dynamo takes sizes for symbols
         x = torch.ones(size, 2)
         torch.testing.assert_close(compiled(net(models), x), grads(net(models), x))
     with pytest.raises(Exception, match=r"ShapeError: Absent: y is None"):
