@@ -18,6 +18,7 @@ from parallax.bridge.lifted import Lifted
 from parallax.bridge.pointers import ATOMS
 from parallax.bridge.states import names_of
 from parallax.core.fields import Parameter
+from parallax.core.metaclass import writes_call
 from parallax.core.module import Module
 from parallax.core.notes import note_of
 from parallax.core.registry import flatten_module, unflatten_module
@@ -198,7 +199,7 @@ def _form_of(layer: Any, name: str) -> str:
         return "weight"
     if not issubclass(structure.cls, Lifted):
         cls: Any = structure.cls
-        if cls.__call__ is not cls.forward:
+        if any([writes_call(base) for base in cls.__mro__]):
             return "weight"
         if cls.forward is Embedding.forward:
             return "weight" if layer.max_norm or layer.scale_grad_by_freq else "embedding"
