@@ -1,5 +1,7 @@
 """From ``torch.nn`` and back: lift an ``nn.Module`` to a tree, lower a tree, state dicts."""
 
+from typing import TYPE_CHECKING, Any
+
 from parallax.bridge.lift import lift
 from parallax.bridge.lifted import Lifted, lifted_type
 from parallax.bridge.lower import lower
@@ -15,6 +17,14 @@ __all__ = [
     "lower",
     "state_dict",
 ]
+
+
+if not TYPE_CHECKING:  # checkers would accept every name otherwise
+
+    def __getattr__(name: str) -> Any:
+        from parallax.core.absent import no_such_name
+
+        raise no_such_name(__name__, name)
 
 
 def __dir__() -> list[str]:

@@ -37,7 +37,7 @@ HABITS = {
     "children": _BELOW,
     "named_children": _BELOW,
     "named_modules": _BELOW,
-    "state_dict": "bridge.state_dict(module); io.save(module, path) for a file",
+    "state_dict": "bridge.state_dict(module); for a file, io.save(module, path)",
     "load_state_dict": "module = bridge.load_state_dict(module, mapping)",
     "to": "module = tree.to(module, device=..., dtype=...)",
     "cuda": _MOVE,
@@ -108,12 +108,11 @@ class Habit:
 def hint_at_habits(cls: type) -> None:
     """Adds these attributes to a class.
 
-    ``load_state_dict`` is not among them: ``torch.distributed.checkpoint`` takes an object whose
-    class has both this name and ``state_dict`` for a ``Stateful``, without reading them.
+    By ``state_dict`` and ``load_state_dict``, ``torch.distributed.checkpoint`` takes a module for a
+    ``Stateful``. It then asks for the state dict, and the error says what to save instead.
     """
     for name, instead in (HABITS | DECLARATIONS | ELSEWHERE).items():
-        if name != "load_state_dict":
-            type.__setattr__(cls, name, Habit(name, instead))
+        type.__setattr__(cls, name, Habit(name, instead))
     type.__setattr__(cls, "__setitem__", _refuse_item)
     type.__setattr__(cls, "__delitem__", _refuse_item)
 

@@ -8,6 +8,8 @@
 - ``trace_counts``: how often functions were compiled, and why.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from parallax.debug.check import CheckError, check
 from parallax.debug.deterministic import deterministic
 from parallax.debug.nans import NonFiniteError, nans
@@ -27,6 +29,14 @@ __all__ = [
     "shapes",
     "trace_counts",
 ]
+
+
+if not TYPE_CHECKING:  # checkers would accept every name otherwise
+
+    def __getattr__(name: str) -> Any:
+        from parallax.core.absent import no_such_name
+
+        raise no_such_name(__name__, name)
 
 
 def __dir__() -> list[str]:

@@ -13,6 +13,8 @@ instance that a transform rebuilds has it and other threads do not. An emission 
 module's path.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from parallax.effects.capturing import capture
 from parallax.effects.collecting import collect
 from parallax.effects.collection import EffectError
@@ -22,6 +24,14 @@ from parallax.effects.perturbing import perturb
 from parallax.effects.watches import Call
 
 __all__ = ["Call", "EffectError", "capture", "collect", "emit", "intervene", "perturb", "sow"]
+
+
+if not TYPE_CHECKING:  # checkers would accept every name otherwise
+
+    def __getattr__(name: str) -> Any:
+        from parallax.core.absent import no_such_name
+
+        raise no_such_name(__name__, name)
 
 
 def __dir__() -> list[str]:

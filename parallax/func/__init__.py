@@ -8,6 +8,7 @@ in each of its places.
 
 from typing import TYPE_CHECKING, Any
 
+from parallax.core.absent import hide_files
 from parallax.func.associative_scan import associative_scan
 from parallax.func.checkpoint import checkpoint
 from parallax.func.clipped import clipped_grad, per_sample_norms
@@ -69,11 +70,13 @@ __all__ = [
 if not TYPE_CHECKING:  # checkers would accept every name otherwise
 
     def __getattr__(name: str) -> Any:
-        from parallax.func.absent import INSTEAD
+        from parallax.core.absent import no_such_name
 
-        line = f". Write: {INSTEAD[name]}" if name in INSTEAD else ""
-        raise AttributeError(f"module 'parallax.func' has no attribute {name!r}{line}")
+        raise no_such_name(__name__, name)
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+hide_files(__name__, globals())

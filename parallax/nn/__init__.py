@@ -7,6 +7,7 @@ decides on which device the parameters are, or the checkpoint that ``bridge.load
 
 from typing import TYPE_CHECKING, Any
 
+from parallax.core.absent import hide_files
 from parallax.nn.activation import (
     GELU,
     Hardsigmoid,
@@ -158,13 +159,12 @@ __all__ = [
     "merge_lora",
 ]  # fmt: skip
 
-
 if not TYPE_CHECKING:  # checkers would accept every name otherwise
 
     def __getattr__(name: str) -> Any:
-        from parallax.nn.absent import instead_of
+        from parallax.core.absent import no_such_name
 
-        raise AttributeError(f"module 'parallax.nn' has no attribute {name!r}{instead_of(name)}")
+        raise no_such_name(__name__, name)
 
 
 def __dir__() -> list[str]:
@@ -174,3 +174,6 @@ def __dir__() -> list[str]:
 for _name in __all__:
     if isinstance(globals()[_name], type):
         complete(globals()[_name])
+
+
+hide_files(__name__, globals())

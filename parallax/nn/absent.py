@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["instead_of"]
+__all__ = ["ELSEWHERE", "INSTEAD", "instead_of"]
 
 _SIZE = (
     "nn.{name} with its input size, which func.eval_shape(before, x).shape tells; "
     "bridge.lift(module, sample=x) takes a lazy one of torch's"
 )
 
-_INSTEAD = {
+INSTEAD = {
     "Module": "from parallax import Module",
     "Parameter": "from parallax import Parameter, then Parameter(shape, init)",
     "Buffer": "from parallax import Buffer, then Buffer(shape, init)",
@@ -40,22 +40,58 @@ _INSTEAD = {
         for name in ("intrinsic", "qat", "quantizable", "quantized")
     },
 }
+"""What to write instead of a name of ``torch.nn``."""
+
+ELSEWHERE = {
+    "BatchNorm": "nn.BatchNorm1d, nn.BatchNorm2d or nn.BatchNorm3d",
+    "Conv": "nn.Conv1d, nn.Conv2d or nn.Conv3d",
+    "ConvTranspose": "nn.ConvTranspose1d, nn.ConvTranspose2d or nn.ConvTranspose3d",
+    "Dense": "nn.Linear(n_in, n_out)",
+    "Embed": "nn.Embedding(number, width)",
+    "F": "import torch.nn.functional as F",
+    "MultiHeadAttention": "nn.MultiheadAttention(width, heads)",
+    "MultiHeadDotProductAttention": "nn.MultiheadAttention(width, heads)",
+    "RotaryPositionalEmbedding": "nn.RotaryEmbedding(width)",
+    "SelfAttention": "nn.MultiheadAttention(width, heads), called with (x, x, x)",
+    "Shared": "one module in two fields; what is shared stays shared",
+    "StatefulLayer": "Module, from parallax, with 'mean: Buffer' and self.emit(mean=...)",
+    "initializers": "from torch.nn import init; Parameter(shape, init.zeros_) takes it",
+    "inference": "model.eval()",
+    "parametrizations": "nn.Orthogonal, nn.WeightNorm or nn.SpectralNorm",
+    "remove_weight_norm": "tree.select(model, nn.WeightNorm).apply(fn)",
+    "spectral_norm": "nn.SpectralNorm(layer)",
+    "weight_norm": "nn.WeightNorm(layer)",
+}
+"""What to write instead of a name of ``torch.nn.utils``, Equinox or Flax."""
+
 _LIFT = "bridge.lift(torch.nn.{name}(...))"
 
 
-def instead_of(name: str) -> str:
-    """What to write instead of a name of ``torch.nn``; empty if torch has no such name.
+def instead_of(name: str) -> str | None:
+    """What to write instead of a name of ``torch.nn``, Equinox or Flax; ``None`` for any other.
 
     Example:
         >>> instead_of("ModuleList")
-        ". Write: in the class body, 'layers: Sequence[Module]', and a list in __init__"
+        "in the class body, 'layers: Sequence[Module]', and a list in __init__"
+        >>> instead_of("relu")
+        'F.relu(x), with torch.nn.functional as F, or the layer nn.ReLU'
         >>> instead_of("Linaer")
-        ''
     """
     import torch.nn
+    import torch.nn.functional as F
 
-    line = _INSTEAD.get(name)
+    from parallax import nn  # which asks this file for names that it does not have
+
+    line = INSTEAD.get(name) or ELSEWHERE.get(name)
     there = getattr(torch.nn, name, None)
     if line is None and isinstance(there, type):
         line = _SIZE if name.startswith("Lazy") else _LIFT
-    return "" if line is None else f". Write: {line.format(name=name.removeprefix('Lazy'))}"
+    if line is not None:
+        return line.format(name=name.removeprefix("Lazy"))
+    plain = name.replace("_", "")
+    layers = [mine for mine in nn.__all__ if name.islower() and mine.lower() == plain]
+    as_layer = f"nn.{layers[0]}" if layers else ""
+    if name in F.__dict__ and callable(F.__dict__[name]):
+        also = f", or the layer {as_layer}" if layers else ""
+        return f"F.{name}(x), with torch.nn.functional as F{also}"
+    return as_layer or None

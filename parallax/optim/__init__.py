@@ -12,6 +12,7 @@ Example:
 
 from typing import TYPE_CHECKING, Any
 
+from parallax.core.absent import hide_files
 from parallax.optim import schedules
 from parallax.optim.accumulate import Accumulate
 from parallax.optim.adadelta import Adadelta
@@ -64,13 +65,12 @@ __all__ = [
     "layerwise_lr", "schedules",
 ]  # fmt: skip
 
-
 if not TYPE_CHECKING:  # checkers would accept every name otherwise
 
     def __getattr__(name: str) -> Any:
-        from parallax.optim.absent import instead_of
+        from parallax.core.absent import no_such_name
 
-        raise AttributeError(f"module 'parallax.optim' has no attribute {name!r}{instead_of(name)}")
+        raise no_such_name(__name__, name)
 
 
 def __dir__() -> list[str]:
@@ -80,3 +80,6 @@ def __dir__() -> list[str]:
 for _value in [globals()[name] for name in __all__]:
     if isinstance(_value, type) and issubclass(_value, Optimizer) and _value is not Optimizer:
         complete(_value)
+
+
+hide_files(__name__, globals())

@@ -3,6 +3,8 @@
 The names are those of ``torch``; every function takes a key first and touches no global state.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from parallax.random.discrete import bits, categorical, choice, permutation, randint
 from parallax.random.draws import (
     bernoulli,
@@ -42,6 +44,14 @@ __all__ = [
     "truncated_normal",
     "uniform",
 ]
+
+
+if not TYPE_CHECKING:  # checkers would accept every name otherwise
+
+    def __getattr__(name: str) -> Any:
+        from parallax.core.absent import no_such_name
+
+        raise no_such_name(__name__, name)
 
 
 def __dir__() -> list[str]:

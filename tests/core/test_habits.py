@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.stateful import Stateful
+from torch.distributed.checkpoint import save
 
 import parallax
 from parallax import Module, Parameter, nn
@@ -18,10 +19,9 @@ from parallax.core.habits import DECLARATIONS, ELSEWHERE, HABITS
 from tests.corpus import MLP
 
 HINTS = HABITS | DECLARATIONS | ELSEWHERE
-HINTED = sorted(HINTS.keys() - {"load_state_dict"})
 
 
-@pytest.mark.parametrize("name", HINTED)
+@pytest.mark.parametrize("name", sorted(HINTS))
 def test_an_absent_name_says_what_to_write(name: str) -> None:
     module: Any = MLP().initialize(0)
     for holder in (module, MLP):
@@ -72,8 +72,10 @@ def test_dir_and_help_do_not_show_them() -> None:
     assert not HINTS.keys() & {found.name for found in inspect.classify_class_attrs(MLP)}
 
 
-def test_it_is_not_taken_for_what_it_is_not() -> None:
-    assert not isinstance(MLP(), Stateful)
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_where_torch_takes_it_for_its_own_the_error_says_what_to_save(tmp_path: Path) -> None:
+    with pytest.raises(AttributeError, match=r"Write: bridge\.state_dict\(module\)"):
+        save({"model": MLP().initialize(0)}, checkpoint_id=tmp_path)
 
 
 class Free(Module):

@@ -39,14 +39,12 @@ __all__ = [
     "StepLR", "WarmupCosineLR",
 ]  # fmt: skip
 
-
 if not TYPE_CHECKING:  # checkers would accept every name otherwise
 
     def __getattr__(name: str) -> Any:
-        from parallax.optim.absent import instead_of
+        from parallax.core.absent import no_such_name
 
-        where = "module 'parallax.optim.schedules' has no attribute"
-        raise AttributeError(f"{where} {name!r}{instead_of(name)}")
+        raise no_such_name(__name__, name)
 
 
 def __dir__() -> list[str]:
