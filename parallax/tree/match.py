@@ -119,6 +119,7 @@ def _by_text(survey: Survey, text: str) -> tuple[list[Entry], bool]:
         if around and not _only_leaves(text):
             meant = matching(text, tuple([container.path for container in around]))
             found = _in_order([*[around[k] for k in meant], *found])
+        found = found or survey.present(survey.chart.remember(_of_glob_of_names, text))
     if not found:
         _nothing(survey, text)
     return found, False
@@ -142,6 +143,13 @@ def _of_glob(chart: Chart, glob: str) -> list[Entry]:
     entries = [e for e in chart.entries if e.cls is None or not _only_leaves(glob)]
     meant = matching(glob, tuple([entry.path for entry in entries]))
     return chart.distinct([entries[k] for k in meant])
+
+
+def _of_glob_of_names(chart: Chart, glob: str) -> list[Entry]:
+    """What a glob matches by the names of the state dict, ``*.weight`` of a ``Sequential`` say."""
+    named = chart.remember(state_names)
+    names = [name for name in named if named[name].cls is None or not _only_leaves(glob)]
+    return chart.distinct(_in_order([named[names[k]] for k in matching(glob, tuple(names))]))
 
 
 def _only_leaves(glob: str) -> bool:
@@ -191,8 +199,8 @@ def _piece(match: re.Match[str]) -> str:
 def _nothing(survey: Survey, text: str) -> NoReturn:
     entries = [*containers(survey.tree, survey), *survey.chart.entries]
     paths = [entry.path for entry in entries if entry.path]
-    near = list(survey.chart.remember(_near_by_state_names, text))
-    near += [path for path in _close(text, paths) if path not in near]
+    near = _close(text, paths)
+    near += [path for path in survey.chart.remember(_close_names, text) if path not in near]
     last = text.rsplit(".", maxsplit=1)[-1]
     near += [p for p in paths if p.split(".")[-1] == last and p not in near][:3]
     listed = ", ".join(near or paths[:5]) or "nothing, the tree is empty"
@@ -206,11 +214,10 @@ def _close(text: str, paths: list[str]) -> list[str]:
     return difflib.get_close_matches(text, paths, n=5, cutoff=0.4)
 
 
-def _near_by_state_names(chart: Chart, glob: str) -> tuple[str, ...]:
-    """The paths of what a glob matches by the names of a state dict, ``*.weight`` say; a few."""
+def _close_names(chart: Chart, text: str) -> tuple[str, ...]:
+    """The paths of what has a name in the state dict that is written alike."""
     named = chart.remember(state_names)
-    meant = matching(glob, tuple(named))
-    return tuple([list(named.values())[k].path for k in meant[:3]])
+    return tuple([named[name].path for name in _close(text, list(named))])
 
 
 # -- types and functions --------------------------------------------------------------------------

@@ -24,7 +24,8 @@ def select(tree: T, *what: Any) -> Selection[T]:
               name in the state dict does, too, ``"0.weight"`` of a ``Sequential``;
             - a glob over the segments of paths, ``"**.bias"`` or ``"blocks.*.norm"``: ``*`` is
               any text in one segment, ``?`` one character, ``[qkv]`` one of some (``[!qkv]`` any
-              other), ``**`` any number of segments (at the end, any *leaf* below);
+              other), ``**`` any number of segments (at the end, any *leaf* below); where it matches
+              no path, it is for names in the state dict, ``"*.weight"`` of a ``Sequential``;
             - a role: ``"parameter"``, ``"buffer"``, ``"trainable"`` or ``"frozen"``;
             - a class: modules of it; ``Parameter``, ``Buffer`` and ``Tensor`` select leaves;
             - a mask, which is a tree of bools: ``tree.map(lambda leaf: leaf.ndim == 2, model)``; a

@@ -271,11 +271,29 @@ def test_the_names_of_a_state_dict_select_the_same_leaves(make: Any) -> None:
         assert tree.leaves(tree.partition(model, "0.0.weight")[0]) == [model[0][0].weight]
 
 
-def test_a_path_goes_before_a_name_and_globs_are_over_paths() -> None:
+def test_a_path_goes_before_a_name() -> None:
+    assert tree.select(net(), "layers.0").paths == ("layers.0",)
+    assert tree.select(net(), "layers.*.layers.0").paths == (
+        "layers.0.layers.0",
+        "layers.2.layers.0",
+    )
+
+
+def test_a_glob_that_matches_no_path_is_for_names_of_the_state_dict() -> None:
     model = net()
-    assert tree.select(model, "layers.0").paths == ("layers.0",)
-    with pytest.raises(LookupError, match=r"at '\?.0.bias'. Near misses: layers.0.layers.0.b"):
-        tree.select(model, "?.0.bias")
+    assert tree.select(model, "?.0.bias").paths == (
+        "layers.0.layers.0.bias",
+        "layers.2.layers.0.bias",
+    )
+    below = [f"layers.0.layers.{k}.{name}" for k in (0, 1) for name in ("weight", "bias")]
+    assert tree.select(model, "0.**").paths == tuple(below)
+    assert tree.select(model, "0.?").paths == ("layers.0.layers.0", "layers.0.layers.1")
+    halved = tree.select({"net": model}, "net.0.*.weight").apply(lambda w: w / 2)
+    assert torch.equal(halved["net"][0][1].weight, model[0][1].weight / 2)
+    weights, _ = tree.partition(model, "*.0.weight")
+    assert len([w for w in tree.leaves(weights) if w is not None]) == 2
+    with pytest.raises(LookupError, match=r"at '0\.wieght'. Near misses: .*layers\.0\.weight"):
+        tree.select(nn.Sequential(nn.Linear(1, 1)).initialize(0), "0.wieght")
 
 
 def test_the_original_names_of_a_lifted_module_are_its_paths() -> None:
