@@ -13,14 +13,15 @@ every derivative, and that gradient put in the place of the kernel's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-__all__ = ["Rule", "WhereRecorded"]
+__all__ = ["Rule", "WhereRecorded", "read"]
 
+T = TypeVar("T")
 Rule = Callable[[Any], tuple[Sequence[Tensor | None], Callable[..., Tensor]]]
 """Takes the node of a kernel to the inputs of its gradients, in their order, and a function of
 these that computes the output. An input that the node does not keep may be any tensor of its
@@ -88,7 +89,7 @@ def _replace_once(node: Any, rule: Rule) -> None:
         wanted = [k for k, grad in enumerate(grads) if grad is not None]
         if not wanted:
             return None
-        given, function = _read(node, rule)
+        given, function = read(node, rule)
         inputs = [None if x is None else x.view_as(x) for x in given]
         sources = [_tracked(inputs[k]) for k in wanted]
         for k, source in zip(wanted, sources, strict=True):
@@ -111,12 +112,12 @@ def _tracked(tensor: Tensor | None) -> Tensor:
     return tensor if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
-def _read(node: Any, rule: Rule) -> Any:
-    """What a rule makes of a node; a checkpoint gives its saved tensors once in a backward."""
+def read(node: Any, rule: Callable[[Any], T]) -> T:
+    """What a function makes of a node; a checkpoint gives its saved tensors once in a backward."""
     try:
         return rule(node)
     except CheckpointError:
-        found: list[Any] = []
+        found: list[T] = []
         start = torch.zeros((), requires_grad=True)
         end: Tensor = _InBackward.apply(start, lambda: found.append(rule(node)))  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.autograd.grad(end, start)

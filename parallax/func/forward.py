@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from parallax import random
-from parallax._compat import autograd, dynamo, functorch
+from parallax._compat import autograd, dynamo, functorch, once
 from parallax.func.arguments import called, check_flags, check_randomness
 from parallax.func.as_forward import CutError, as_forward
 from parallax.func.call import Call, call_at
@@ -197,6 +197,8 @@ def _recorded(call: Call, what: str) -> Push:
             with as_forward():
                 outs = Result(call.nested()[0].at(leaves), what).values
         except CutError:
+            return again
+        if once.marked(autograd.nodes_of(outs)):
             return again
         cotangents = [torch.zeros_like(out).requires_grad_() for out in outs]
         reached = [k for k, out in enumerate(outs) if autograd.connected(out)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from parallax._compat import checkpoints
 from parallax._compat.autograd import AccumulateGrad
 
-__all__ = ["escaping", "outside", "refuse_reentrant", "retire"]
+__all__ = ["escaping", "made_since", "outside", "retire"]
 
 _RETIRED = "_parallax_retired"
 
@@ -64,27 +64,25 @@ def outside(
     return False, others
 
 
-def refuse_reentrant(tensors: Sequence[Tensor], since: int) -> None:
-    """Raises if a reentrant checkpoint was recorded whose parameters autograd does not see.
-
-    Args:
-        tensors: where to start from.
-        since: the number of the first node that counts.
+def made_since(tensors: Sequence[Tensor], since: int) -> set[Any]:
+    """The nodes of the graph of these tensors from the one with this number on.
 
     Raises:
-        RuntimeError: if one was; the message says what to write.
+        RuntimeError: if one is a reentrant checkpoint, whose parameters autograd does not see; the
+            message says what to write.
     """
     starts: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
     stack = [node for node in starts if node._sequence_nr() >= since]
-    seen = {None, *stack}
+    seen = set(stack)
     while stack:
         node = stack.pop()
         if type(node) is checkpoints.REENTRANT:
             raise RuntimeError(checkpoints.NO_REENTRANT)
         for below, _ in node.next_functions:
-            if below not in seen and below._sequence_nr() >= since:
+            if below is not None and below not in seen and below._sequence_nr() >= since:
                 seen.add(below)
                 stack.append(below)
+    return seen
 
 
 def escaping(tensors: Sequence[Tensor], own: Container[int]) -> list[bool]:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from parallax import random
-from parallax._compat import autograd, collectives, functorch, modes
+from parallax._compat import autograd, collectives, functorch, modes, once
 from parallax.func.call import Call
 from parallax.func.captured import are_held, take_graphs_off, written_by
-from parallax.func.graph import escaping, outside, refuse_reentrant, retire
+from parallax.func.graph import escaping, made_since, outside, retire
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
 from parallax.func.transforms import Finish, Pullback, pullback_by_functorch, through
@@ -98,7 +98,7 @@ class Tape:
             keep, others = outside(tensors, self.own, self.nodes)
             self.alone = not others
         if not self.alone:
-            refuse_reentrant(tensors, self.since)
+            once.refuse_second(made_since(tensors, self.since))
         if keep:
             self.retire()
         return keep
@@ -253,6 +253,8 @@ def pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback
         outs, aux = tape.run(call, finish)
     beside, close = open_tensors(aux, call.what)
     keep = tape.reaches_out([*outs, *beside])
+    if tape.alone:
+        once.refuse_second(tape.nodes)  # a cotangent may be differentiated
     reached = [k for k, out in enumerate(outs) if autograd.connected(out)]
     if tape.left_others():  # the graph of the result is kept, so its leaves are held anyway
         results = set(map(id, [*outs, *beside]))

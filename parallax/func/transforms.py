@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import autograd, checkpoints, collectives, dynamo, functorch, modes
+from parallax._compat import autograd, checkpoints, collectives, dynamo, functorch, modes, once
 from parallax.func.call import Call
 from parallax.func.results import open_tensors
 
@@ -46,6 +46,9 @@ def through(
             checkpoints.refuse_traced_checkpoint()
         elif isinstance(out, Tensor) and out.requires_grad and not autograd.connected(out):
             out = out.detach()
+        elif levels:
+            ends = [out] if isinstance(out, Tensor) else out
+            once.refuse_second(autograd.nodes_of([x for x in ends if isinstance(x, Tensor)]))
         beside, close = open_tensors(aux, call.what)
         closes.append((close, len(beside)))
         return out, [*beside, *nesting.emitted()]

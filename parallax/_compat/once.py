@@ -1,0 +1,114 @@
+"""Functions with a first derivative only: ``torch.autograd.function.once_differentiable``.
+
+torch cannot tell what the gradient of such a function was computed from. It gives the gradient no
+graph, or one that leads nowhere, so a second derivative comes without their part, and nobody is
+told. What it was computed from is what the function saved: a gradient that is recorded gets a graph
+that leads there, and raises where it is followed.
+"""
+
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from parallax._compat.gradients import read
+
+__all__ = ["marked", "refuse_second"]
+
+
+def marked(nodes: Collection[Any]) -> list[Any]:
+    """Those of some nodes of autograd's graph that have a first derivative only."""
+    kinds = {kind for kind in set(map(type, nodes)) if _is_marked(kind)}
+    return [node for node in nodes if type(node) in kinds] if kinds else []
+
+
+def refuse_second(nodes: Collection[Any]) -> None:
+    """Has second derivatives through these nodes raise, if they have none.
+
+    Args:
+        nodes: of autograd's graph of a function, before it goes backward.
+    """
+    for node in marked(nodes):
+        node.register_hook(_lead_back)
+
+
+_MARKED = once_differentiable(lambda ctx: None).__code__
+
+
+def _is_marked(kind: type) -> bool:
+    """Whether the nodes of this kind have a backward that is differentiable once."""
+    backward = getattr(_function_of(kind), "backward", None)
+    while backward is not None:
+        if getattr(backward, "__code__", None) is _MARKED:
+            return True
+        backward = getattr(backward, "__wrapped__", None)
+    return False
+
+
+def _function_of(kind: type) -> Any:
+    """The user's ``autograd.Function`` behind nodes of this kind, or ``None``.
+
+    ``torch.func`` makes a function of its own for each level, around the user's.
+    """
+    function = getattr(kind, "_forward_cls", None)
+    while function is not None:
+        code = getattr(function.backward, "__code__", None)
+        if code is None or "autograd_function" not in code.co_freevars:
+            break
+        place = code.co_freevars.index("autograd_function")
+        function = function.backward.__closure__[place].cell_contents
+    return function
+
+
+def _lead_back(
+    grads: tuple[Tensor | None, ...], cotangents: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...] | None:
+    """Runs after a marked function's backward."""
+    if not torch.is_grad_enabled():
+        return None
+    node: Any = torch._C._current_autograd_node()  # held by this function, it would hold itself
+    sources = [x for x in [*read(node, _saved), *cotangents] if x is not None and x.requires_grad]
+    found = [grad for grad in grads if grad is not None]
+    if not sources or not found:
+        return None
+    name = _function_of(type(node)).__name__
+    led = iter(_Led.apply(name, len(found), *found, *sources))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return tuple([None if grad is None else next(led) for grad in grads])
+
+
+def _saved(node: Any) -> list[Tensor]:
+    """The tensors that a function kept for its backward, as torch says to or as attributes."""
+    kept = [*node.saved_tensors, *vars(node).values()]
+    return [x for x in kept if isinstance(x, Tensor)]
+
+
+class _Led(torch.autograd.Function):
+    """Gradients as they are, which refuse to be differentiated."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple([x.view_as(x) for x in tensors[:count]])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.name, ctx.count = inputs[:2]
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError(
+            f"a second derivative of {ctx.name} was asked for, whose backward is marked with "
+            f"once_differentiable, so torch has the first only. Write its backward with operators "
+            f"that are differentiable and without that mark, or detach what it is given"
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return tangents[2 : 2 + ctx.count]
