@@ -94,7 +94,7 @@ def _named(module: Any, given: Any) -> dict[str, Any]:
         if is_module(part):
             if is_module(module):
                 core.columns(module, (part,))  # raises where the skeletons differ
-            part = _by_place(part)  # noqa: PLW2901  # in the form of the others
+            part = core.named_leaves(part)  # noqa: PLW2901  # in the form of the others
         if not isinstance(part, Mapping):
             raise TypeError(
                 f"functional_call: expected a dict of tensors by dotted name, a module, or a tuple "
@@ -105,11 +105,6 @@ def _named(module: Any, given: Any) -> dict[str, Any]:
             raise ValueError(f"functional_call: {sorted(twice)} came in two of the dicts")
         named.update(part)
     return named
-
-
-def _by_place(module: Any) -> dict[str, Any]:
-    """The leaves of a module by the path where each stands first, holes left out."""
-    return {path: leaf for path, leaf in core.with_paths(module) if leaf is not None}
 
 
 def _check_names(

@@ -145,7 +145,7 @@ class Moving(Opened):
 
 def paths_of(tree: Any) -> list[str]:
     """The dotted path of every leaf and hole, in the order of ``core.flatten``."""
-    return [path for path, _ in core.with_paths(tree)]
+    return core.structure(tree).paths
 
 
 def path_of(tree: Any, place: int) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax.core.nodes import is_module
 from parallax.func.moving import Opened, filled, is_inexact
 from parallax.func.unfolding import Unfolded
 from parallax.tree import core
@@ -109,7 +108,7 @@ def describe(value: Any) -> str:
 
 def _inside_module(tree: Any) -> bool:
     return not isinstance(tree, Tensor) and any(
-        [is_module(t) for _, t in core.items_with_paths(tree)]
+        [part is not None for part in core.structure(tree).parts]
     )
 
 

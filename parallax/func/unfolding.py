@@ -134,7 +134,7 @@ class _Tree:
         return list(core.columns(self.tree, (other,))[2][0])
 
     def path(self, place: int) -> str:
-        return core.with_paths(self.tree)[place][0]
+        return self.spec.paths[place]
 
 
 # -- dataclasses ----------------------------------------------------------------------------------

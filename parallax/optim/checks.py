@@ -155,9 +155,10 @@ def check_layouts(
 
 def refuse_sparse(what: str, grads: Any) -> None:
     """Raises for a tree with a sparse gradient."""
-    if any([isinstance(g, Tensor) and g.layout is torch.sparse_coo for g in core.leaves(grads)]):
-        named = [(path, g) for path, g in core.with_paths(grads) if isinstance(g, Tensor)]
-        path = next(path for path, g in named if g.layout is torch.sparse_coo)
+    found, spec = core.opened(grads)
+    sparse = [isinstance(g, Tensor) and g.layout is torch.sparse_coo for g in found]
+    if any(sparse):
+        path = spec.paths[sparse.index(True)]
         raise ValueError(
             f"{what}: the gradient of {path or 'the tensor'} is sparse, and would not stay so. "
             f"Make it dense first: grads = tree.map(Tensor.to_dense, grads). Or give its leaf to "

@@ -110,7 +110,8 @@ def _check_bound(what: str, name: str, value: Any) -> None:
 
 
 def _nonfinite(grads: Any, norm: Tensor) -> str:
-    for path, leaf in core.with_paths(grads):
+    found, spec = core.opened(grads)
+    for path, leaf in zip(spec.paths, found, strict=True):
         if leaf is not None and not bool(leaf.isfinite().all()):
             kind = "nan" if bool(leaf.isnan().any()) else "infinite"
             return (

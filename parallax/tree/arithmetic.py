@@ -21,7 +21,7 @@ from parallax._compat import dynamo, functorch, kernels, shards
 from parallax.tree import core
 from parallax.tree.arguments import check_number, check_order, check_tree
 from parallax.tree.leaves import all_floating, is_inexact
-from parallax.tree.mixing import refuse_mixed_trees
+from parallax.tree.mixing import refuse_rows
 
 __all__ = ["add", "lerp", "norm", "scale", "sub", "vdot"]
 
@@ -222,7 +222,7 @@ def vdot(one: Any, two: Any) -> Tensor:
         tensor(6.)
     """
     check_tree("tree.vdot", one, "one")
-    _, found, (others,) = core.columns(one, [two])
+    spec, found, (others,) = core.columns(one, [two])
     pairs = [(a, b) for a, b in zip(found, others, strict=True) if is_inexact(a) and b is not None]
     left, right = [a for a, _ in pairs], [b for _, b in pairs]
     try:
@@ -230,7 +230,7 @@ def vdot(one: Any, two: Any) -> Tensor:
             return torch.vdot(kernels.flatten_dense(left), kernels.flatten_dense(right))
         return _total([_inner(a, b) for a, b in pairs])
     except RuntimeError as error:
-        refuse_mixed_trees(error, "tree.vdot", one, two)
+        refuse_rows(error, "tree.vdot", spec.paths, found, others)
         raise
 
 
@@ -260,13 +260,14 @@ def norm(tree: Any, p: float = 2) -> Tensor:
     """
     check_tree("tree.norm", tree)
     check_order("tree.norm", p)
-    parts = [leaf for leaf in core.leaves(tree) if is_inexact(leaf) and leaf.numel()]
+    found, spec = core.opened(tree)
+    parts = [leaf for leaf in found if is_inexact(leaf) and leaf.numel()]
     try:
         return _norm_of(parts, p)
     except RuntimeError as error:
         if p > 0 and any([leaf.layout is torch.sparse_coo for leaf in parts]):
             return _norm_of([_entries(leaf) for leaf in parts], p)
-        refuse_mixed_trees(error, "tree.norm", tree)
+        refuse_rows(error, "tree.norm", spec.paths, found)
         raise
 
 
@@ -332,7 +333,7 @@ def _pairwise(
     try:
         return cast(T, _paired(spec, found, others, single, many))
     except RuntimeError as error:
-        refuse_mixed_trees(error, what, one, two)
+        refuse_rows(error, what, spec.paths, found, others)
         raise
 
 

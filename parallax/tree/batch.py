@@ -53,10 +53,10 @@ def stack(trees: Iterable[T]) -> T:
         raise TypeError(f"tree.stack(trees=): give at least one tree: {example}")
     for member in members:
         check_tree("tree.stack", member, "trees")
-    spec, _, others = core.columns(members[0], members[1:])
+    spec, found, others = core.columns(members[0], members[1:])
     _check_notes(members)
-    columns = zip(core.with_paths(members[0]), *others, strict=True)
-    leaves = [_stacked(path or "the root", [leaf, *column]) for (path, leaf), *column in columns]
+    columns = zip(spec.paths, found, *others, strict=True)
+    leaves = [_stacked(path or "the root", column) for path, *column in columns]
     all_rngs = zip(*[core.structure(member).rngs for member in members], strict=True)
     rngs = tuple([sources.stack_sources(rngs) for rngs in all_rngs])
     return cast(T, core.unflatten(core.TreeSpec(spec.outer, spec.parts, rngs), leaves))
@@ -135,10 +135,10 @@ def unstack(tree: T) -> tuple[T, ...]:
         [0, 1, 2]
     """
     check_tree("tree.unstack", tree)
-    spec = core.structure(tree)
+    found, spec = core.opened(tree)
     size, first = 0, ""
     columns: list[Any] = []
-    for path, leaf in core.with_paths(tree):
+    for path, leaf in zip(spec.paths, found, strict=True):
         if leaf is not None:
             where = path or "the root"
             if not isinstance(leaf, Tensor):

@@ -16,7 +16,7 @@ from parallax.core.fields import Lazy
 from parallax.tree import core
 from parallax.tree.arguments import check_number, refuse_torch_module
 from parallax.tree.leaves import is_inexact
-from parallax.tree.mixing import refuse_mixed_trees
+from parallax.tree.mixing import refuse_rows
 
 __all__ = ["allclose", "equal", "near_arrays", "same_other"]
 
@@ -138,8 +138,10 @@ def _compare(
                 if not (unknown or verdict):
                     return False
             except RuntimeError as error:
-                refuse_mixed_trees(error, what, one, two)
-                raise TypeError(_incomparable(what, one, k, a, error)) from error
+                refuse_rows(error, what, spec.paths, found, others)
+                raise TypeError(
+                    _incomparable(what, spec.paths[k] or "the tensor", a, error)
+                ) from error
             if unknown:
                 verdicts.append(verdict)
         elif not same_other(a, b, same_arrays):
@@ -161,8 +163,7 @@ def _dense(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.to_dense(), b.to_dense()
 
 
-def _incomparable(what: str, tree: Any, k: int, leaf: Tensor, error: RuntimeError) -> str:
-    path = core.with_paths(tree)[k][0] or "the tensor"
+def _incomparable(what: str, path: str, leaf: Tensor, error: RuntimeError) -> str:
     if leaf.is_meta:
         told = "is on the device meta, and has no values. Compare what is known: tree.diff"
     else:

@@ -14,14 +14,13 @@ from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
 from parallax.tree.align import align, misfit
 from parallax.tree.arguments import check_trees, refuse_torch_module
-from parallax.tree.mixing import refuse_mixed_trees
+from parallax.tree.mixing import refuse_rows
 from parallax.tree.outside import close, is_leaf, item_paths, opened_outside, up_to
-from parallax.tree.paths import items_with_paths, named_leaves, with_paths
 from parallax.tree.treespec import LONE, TreeSpec, expand_of
 
-__all__ = ["LONE", "TreeSpec", "beside", "columns", "expand_of", "flatten", "items_with_paths",
-           "leaves", "map", "map_with_path", "named_leaves", "opened", "structure", "unflatten",
-           "with_items", "with_paths"]  # fmt: skip
+__all__ = ["LONE", "TreeSpec", "beside", "columns", "expand_of", "flatten", "leaves", "map",
+           "map_with_path", "named_leaves", "opened", "structure", "unflatten",
+           "with_items"]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -141,6 +140,25 @@ def leaves(tree: Any) -> list[Any]:
     return [leaf for leaf in found if leaf is not None]
 
 
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by dotted path, as ``named_parameters`` and ``named_buffers`` name them.
+
+    Args:
+        tree: a module, or any pytree that holds modules and tensors.
+
+    Returns:
+        Paths to leaves, holes left out; a tied leaf under its first path.
+
+    Example:
+        >>> import torch
+        >>> from parallax import tree
+        >>> tree.named_leaves({"a": [torch.zeros(())]})
+        {'a.0': tensor(0.)}
+    """
+    found, spec = opened(tree)
+    return {path: leaf for path, leaf in zip(spec.paths, found, strict=True) if leaf is not None}
+
+
 def structure(tree: Any) -> TreeSpec:
     """The structure of a tree.
 
@@ -181,23 +199,26 @@ def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:  # noqa: A001  # name
         {'a': tensor([2.])}
     """
     check_function("tree.map", fn, "tree.map(torch.neg, model)")
+    spec: TreeSpec | Structure
     if not is_module(tree):
         spec, found, others = columns(tree, rest)
-        return cast(T, spec.build(_apply(fn, found, others, "tree.map", tree, rest)))
-    found, part = flatten_module(tree)
-    made = _apply(fn, found, [align(part, other) for other in rest], "tree.map", tree, rest)
-    return unflatten_module(part, made, tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
+    else:  # the usual case, with less
+        found, spec = flatten_module(tree)
+        others = [align(spec, other) for other in rest]
+    made = _apply(fn, spec, found, others, "tree.map")
+    if type(spec) is TreeSpec:
+        return cast(T, spec.build(made))
+    return unflatten_module(spec, made, tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
 
 
 def _apply(
     fn: Callable[..., Any],
+    spec: TreeSpec | Structure,
     first: Sequence[Any],
     others: Sequence[Sequence[Any]],
     what: str,
-    tree: Any,
-    rest: tuple[Any, ...],
 ) -> list[Any]:
-    """``fn`` of the leaves beside each other; what and which trees are told to an error."""
+    """``fn`` of the leaves beside each other."""
     try:
         if not others:
             return [None if a is None else fn(a) for a in first]
@@ -209,8 +230,8 @@ def _apply(
             for a, *bs in zip(first, *others, strict=True)
         ]
     except RuntimeError as error:
-        if rest:
-            refuse_mixed_trees(error, what, tree, *rest)
+        if others:
+            refuse_rows(error, what, spec.paths, first, *others)
         raise
 
 
@@ -284,10 +305,9 @@ def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     """
     check_function("tree.map_with_path", fn, "tree.map_with_path(lambda path, leaf: leaf, model)")
     spec, found, others = columns(tree, rest)
-    paths = [path for path, _ in with_paths(tree)]
 
     def placed(leaf: Any, path: str, *row: Any) -> Any:
         return fn(path, leaf, *row)
 
-    made = _apply(placed, found, [paths, *others], "tree.map_with_path", tree, rest)
+    made = _apply(placed, spec, found, [spec.paths, *others], "tree.map_with_path")
     return cast(T, spec.build(made))

@@ -12,7 +12,7 @@ from parallax.core.arguments import shown
 from parallax.tree import core
 from parallax.tree.arguments import check_tree
 from parallax.tree.leaves import is_inexact
-from parallax.tree.mixing import refuse_mixed_trees
+from parallax.tree.mixing import refuse_rows
 
 __all__ = ["ravel"]
 
@@ -62,7 +62,7 @@ def ravel(tree: T) -> tuple[Tensor, Callable[[Tensor], T]]:
     try:
         flat = torch.cat([p.reshape(-1).to(dtype) for p in parts]) if parts else torch.zeros(0)
     except RuntimeError as error:
-        refuse_mixed_trees(error, "tree.ravel", tree)
+        refuse_rows(error, "tree.ravel", spec.paths, found)
         raise
 
     def unravel(vector: Any) -> T:

@@ -84,7 +84,7 @@ def masks(labels: T) -> dict[Hashable, T]:
         >>> opt = optim.Split({masks["matrix"]: optim.Muon(), masks["other"]: optim.AdamW()})
     """
     found, spec = core.opened(labels)
-    for path, leaf in core.with_paths(labels):
+    for path, leaf in zip(spec.paths, found, strict=True):
         if isinstance(leaf, (Tensor, Lazy)) or not _hashes(leaf):
             raise TypeError(
                 f"tree.masks(labels=): {path or 'the tree'} is {shown(leaf)}, and a label is a "
@@ -124,7 +124,7 @@ def as_mask(what: Any) -> Mask | None:
     found, spec = core.opened(what)
     wrong = [k for k, leaf in enumerate(found) if leaf is not None and not _is_flag(leaf)]
     if wrong:
-        raise TypeError(_no_mask(what, *core.with_paths(what)[wrong[0]]))
+        raise TypeError(_no_mask(what, spec.paths[wrong[0]], found[wrong[0]]))
     flags = tuple([leaf is not None and bool(leaf) for leaf in found])
     return _mask(tuple(spec.parts), tuple(item_paths(spec.outer)), flags)
 

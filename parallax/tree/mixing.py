@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from parallax._compat import shards
-from parallax.tree.paths import with_paths
 
-__all__ = ["refuse_mixed", "refuse_mixed_trees"]
+__all__ = ["refuse_mixed", "refuse_rows"]
 
 
 def refuse_mixed(
@@ -52,24 +51,24 @@ def refuse_mixed(
     ) from error
 
 
-def refuse_mixed_trees(error: BaseException, what: str, *trees: Any) -> None:
-    """As ``refuse_mixed``, of whole trees that fit together; they are taken apart in an error only.
+def refuse_rows(
+    error: BaseException, what: str, paths: Sequence[str], *rows: Sequence[Any]
+) -> None:
+    """As ``refuse_mixed``, of the leaves of a first tree, of ``tree 2`` and so on; or sparse ones.
 
     Raises:
         ValueError: if plain and distributed leaves met, or a leaf is sparse.
     """
     if not shards.is_mixing(error):
-        for path, leaf in [pair for tree in trees for pair in with_paths(tree)]:
+        for path, leaf in [pair for row in rows for pair in zip(paths, row, strict=True)]:
             if isinstance(leaf, Tensor) and leaf.layout not in (torch.strided, torch.jagged):
                 raise ValueError(
                     f"{what}: {path or 'the tensor'} is {leaf.layout}, with which torch does not "
                     f"compute this. Make it dense first: tree.map(torch.Tensor.to_dense, tree)"
                 ) from error
         return
-    names = ["the tree"] if len(trees) == 1 else ["the first tree"]
-    names += [f"tree {number}" for number in range(2, len(trees) + 1)]
-    held = [dict(with_paths(tree)) for tree in trees]
-    # By path, for they may be tied otherwise.
-    lists = [[leaves.get(path) for path in held[0]] for leaves in held]
-    paths = [path or "the root" for path in held[0]]
-    refuse_mixed(error, what, paths, dict(zip(names, lists, strict=True)))
+    names = ["the tree"] if len(rows) == 1 else ["the first tree"]
+    names += [f"tree {number}" for number in range(2, len(rows) + 1)]
+    refuse_mixed(
+        error, what, [path or "the root" for path in paths], dict(zip(names, rows, strict=True))
+    )

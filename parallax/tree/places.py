@@ -11,7 +11,7 @@ from parallax.core.nodes import is_module
 from parallax.core.structure import Structure
 from parallax.tree import core
 from parallax.tree.chart import Chart, Entry, chart_of
-from parallax.tree.outside import item_paths
+from parallax.tree.outside import item_paths, opened_outside
 
 __all__ = ["Survey", "follow"]
 
@@ -48,7 +48,8 @@ class Survey:
     def items(self) -> list[Any]:
         """The outermost modules and leaves."""
         if self._items is None:
-            self._items = [item for _, item in core.items_with_paths(self.tree)]
+            lone = self.spec.outer is None
+            self._items = [self.tree] if lone else opened_outside(self.tree)[0]
         return self._items
 
     def values(self, entries: Iterable[Entry]) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from parallax.core.registry import unflatten_module
 from parallax.core.structure import Structure
-from parallax.tree.outside import close
+from parallax.tree.outside import close, item_paths, join
 
 __all__ = ["LONE", "TreeSpec", "expand_of"]
 
@@ -45,8 +45,10 @@ class TreeSpec:
             The tree.
         """
         if self.outer is None:
-            part, rng = self.parts[0], None if bare else self.rngs[0]
-            return leaves[0] if part is None else unflatten_module(part, leaves, rng)
+            part = self.parts[0]
+            if part is None:
+                return leaves[0]
+            return unflatten_module(part, leaves, None if bare else self.rngs[0])
         if self.parts.count(None) == len(self.parts):
             return close(self.outer, leaves)
         items, start = [], 0
@@ -83,6 +85,16 @@ class TreeSpec:
         if self.outer is not None:
             return f"TreeSpec({self.outer}, {self.parts})"
         return "TreeSpec(*)" if self.parts[0] is None else repr(self.parts[0])
+
+    @property
+    def paths(self) -> list[str]:
+        """The dotted path of each leaf; of a tied one the first, and "" of a lone leaf."""
+        outer = item_paths(self.outer)
+        return [
+            join(path, below)
+            for path, part in zip(outer, self.parts, strict=True)
+            for below in (("",) if part is None else part.paths)
+        ]
 
     @property
     def num_leaves(self) -> int:

@@ -286,3 +286,22 @@ def test_a_module_that_optree_rebuilt_is_a_tree_like_any_other() -> None:
     assert len(tree.leaves(rebuilt)) == 4
     tied = optree.tree_map(lambda leaf: leaf, module)
     assert tree.structure(tied) == tree.structure(module)
+
+
+def test_a_structure_has_the_path_of_each_leaf_that_flatten_gives() -> None:
+    """Read off the containers by hand: a hole has a path, too, and a tied leaf its first."""
+    lone, dense, tied = torch.zeros(2), Dense(bias=False), TiedParameter()
+    leaves, spec = tree.flatten({"a": [lone, dense], "b": (3.0, tied)})
+    expected = {
+        "a.0": lone,
+        "a.1.weight": dense.weight,
+        "a.1.bias": None,
+        "b.0": 3.0,
+        "b.1.encoder.weight": tied.encoder.weight,
+        "b.1.encoder.bias": tied.encoder.bias,
+        "b.1.decoder.bias": tied.decoder.bias,
+    }
+    assert spec.paths == list(expected)
+    assert all(one is two for one, two in zip(leaves, expected.values(), strict=True))
+    assert tree.structure(lone).paths == [""]
+    assert tree.structure(dense).paths == ["weight", "bias"]
