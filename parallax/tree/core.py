@@ -205,7 +205,7 @@ def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:  # noqa: A001  # name
     else:  # the usual case, with less
         found, spec = flatten_module(tree)
         others = [align(spec, other) for other in rest]
-    made = _apply(fn, spec, found, others, "tree.map")
+    made = _apply(fn, spec, found, others)
     if type(spec) is TreeSpec:
         return cast(T, spec.build(made))
     return unflatten_module(spec, made, tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
@@ -216,7 +216,6 @@ def _apply(
     spec: TreeSpec | Structure,
     first: Sequence[Any],
     others: Sequence[Sequence[Any]],
-    what: str,
 ) -> list[Any]:
     """``fn`` of the leaves beside each other."""
     try:
@@ -231,7 +230,7 @@ def _apply(
         ]
     except RuntimeError as error:
         if others:
-            refuse_rows(error, what, spec.paths, first, *others)
+            refuse_rows(error, "tree.map", spec.paths, first, *others)
         raise
 
 
@@ -305,9 +304,13 @@ def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     """
     check_function("tree.map_with_path", fn, "tree.map_with_path(lambda path, leaf: leaf, model)")
     spec, found, others = columns(tree, rest)
-
-    def placed(leaf: Any, path: str, *row: Any) -> Any:
-        return fn(path, leaf, *row)
-
-    made = _apply(placed, spec, found, [spec.paths, *others], "tree.map_with_path")
+    try:
+        made = [
+            leaf if leaf is None or any(b is None for b in row) else fn(path, leaf, *row)
+            for path, leaf, *row in zip(spec.paths, found, *others, strict=True)
+        ]
+    except RuntimeError as error:
+        if rest:
+            refuse_rows(error, "tree.map_with_path", spec.paths, found, *others)
+        raise
     return cast(T, spec.build(made))
