@@ -36,8 +36,11 @@ def _logcumsumexp(expansion: Expansion, function: Any, x: Any, dim: Any) -> Any:
     row = x.movedim(dim, -1)
     count = row.shape[-1]
     later = torch.ones(count, count, dtype=torch.bool, device=x.device).triu(1)
+    # A sum of nothing but exp(-inf) is constant, as torch has it; its logarithm has no slope.
+    none = (expansion.value(row) == -math.inf).cumprod(-1).bool()
     rows = torch.where(later, -math.inf, row.unsqueeze(-2))
-    return torch.logsumexp(rows, -1).movedim(-1, dim)
+    sums = torch.logsumexp(torch.where(none.unsqueeze(-1), 0, rows), -1)
+    return torch.where(none, -math.inf, sums).movedim(-1, dim)
 
 
 def _logsumexp(expansion: Expansion, function: Any, x: Any, dim: Any, keepdim: bool = False) -> Any:

@@ -184,16 +184,19 @@ def _cosh(x: Tensor, y: Tensor, order: int) -> Slopes:
     return None, [y if k % 2 else other for k in range(order)]
 
 
-def power(exponent: float) -> Derivatives:
-    """Of a power, with a number as exponent."""
+def power(exponent: float | Tensor) -> Derivatives:
+    """Of a power, with a number or a constant of the argument's shape as exponent."""
 
     def slopes(x: Tensor, y: Tensor, order: int) -> Slopes:
         del y
         found: list[Slope] = []
-        scale, now = 1.0, exponent
+        scale: Any = 1.0
+        now = exponent
         for _ in range(order):
             scale, now = scale * now, now - 1
-            if scale == 0:
+            if isinstance(now, Tensor):  # zero, not zero times an infinite power
+                found.append(torch.where(scale == 0, 0, scale * x.pow(now)))
+            elif scale == 0:
                 found.append(None)
             elif now == 0:
                 found.append(scale)

@@ -229,11 +229,17 @@ def _rdiv(expansion: Expansion, function: Any, x: Any, y: Any) -> Any:
 
 
 def _pow(expansion: Expansion, function: Any, x: Any, exponent: Any) -> Any:
-    if not expansion.has(x) or not isinstance(exponent, (int, float)):
+    if not expansion.has(x) or expansion.has(exponent) or isinstance(exponent, complex):
         raise expansion.refuse(function)
-    at = expansion.value(x)
-    value = function(at, exponent)
-    return composed(expansion, x, value, power(float(exponent))(at, value, expansion.order))
+    value = function(expansion.value(x), exponent)
+    if isinstance(exponent, Tensor):
+        if value.dtype is not x.dtype or exponent.is_complex():
+            raise expansion.refuse(function)
+        x, exponent = x.expand(value.shape), exponent.expand(value.shape)
+    else:
+        exponent = float(exponent)
+    slopes = power(exponent)(expansion.value(x), value, expansion.order)
+    return composed(expansion, x, value, slopes)
 
 
 def _addcmul(expansion: Expansion, function: Any, x: Any, a: Any, b: Any, *, value: Any = 1) -> Any:

@@ -146,3 +146,29 @@ def test_a_rule_gives_what_nested_derivatives_give(name: str, refused: list[str]
     trace = hessian.diagonal(dim1=-2, dim2=-1).sum(-1)
     torch.testing.assert_close(func.laplacian(program)(X), trace)
     assert not refused
+
+
+def test_constant_tensors_as_exponents(refused: list[str]) -> None:
+    x = torch.tensor([0.0, 2.0, 0.0, -1.0, 0.0], dtype=torch.float64)
+    one = torch.ones_like(x)
+    exponents = torch.tensor([0, 0, 1, 2, 3])
+    slopes = [[0, 0, 1, -2, 0], [0, 0, 0, 2, 0], [0, 0, 0, 0, 6]]
+    for given in (exponents, exponents.double()):
+        _, series = func.jet(lambda x, e=given: x**e, (x,), ((one, None, None),))
+        torch.testing.assert_close(torch.stack(series), torch.tensor(slopes).double())
+    _, (slope,) = func.jet(lambda x: x[2] ** exponents, (x,), ((one,),))
+    torch.testing.assert_close(slope, torch.tensor([0, 0, 1, 0, 0]).double())
+    assert not refused
+
+
+@pytest.mark.parametrize("low", [[0, 1], [1], [0, 3]])
+def test_sums_that_begin_with_nothing(low: list[int], refused: list[str]) -> None:
+    x = torch.tensor([-0.5, 1.0, 2.0, 0.3], dtype=torch.float64)
+    x[low] = -torch.inf
+    rest, along = x > -torch.inf, torch.tensor([1.0, 0.5, 2.0, -1.0], dtype=torch.float64)
+    series = func.jet(lambda x: x.logcumsumexp(0), (x,), ((along, None),))[1]
+    known = func.jet(lambda x: x.logcumsumexp(0), (x[rest],), ((along[rest], None),))[1]
+    for ours, theirs in zip(series, known, strict=True):
+        torch.testing.assert_close(ours[rest], theirs)
+        assert not ours[: int(rest.nonzero()[0])].any()
+    assert not refused
