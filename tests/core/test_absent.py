@@ -78,7 +78,6 @@ def test_a_name_of_another_room_or_library(room: ModuleType, name: str, line: st
         (nn, "linear", "F.linear(x)"),
         (nn, "stack", "nn.Stack"),
         (tree, "freeze", "tree.select(model, path).freeze()"),
-        (tree, "paths", "list(tree.named_leaves(model))"),
     ],
 )
 def test_a_file_is_no_name_of_its_room(room: ModuleType, name: str, line: str) -> None:
