@@ -46,7 +46,8 @@ def capture(
     Args:
         fn: takes a module first, such as the ``forward`` of its class.
         *what: which modules' outputs are returned, each a dotted path, a glob over the segments of
-            paths (``"encoder.layers.*.attention"``; ``**`` is any number of segments), or a class.
+            paths (``"encoder.layers.*.attention"``; ``**`` is any number of segments), or a class;
+            what is no path may be a name in the state dict, ``"0"`` of a ``Sequential``.
             A module that stands in several places is selected in each for itself; a lifted one
             gets the calls of all. Without any, what the modules sowed is returned.
         inputs: whether to return an ``effects.Call``, with ``args``, ``kwargs`` and ``output``,

@@ -59,6 +59,7 @@ def _by_text(structure: Structure, text: str, by: str) -> tuple[str, ...]:
     if found is None:
         paths = tuple(_modules(structure))
         found = (text,) if text in paths else _by_glob(text, paths)
+        found = found or _by_state_name(structure, text, paths)
         if not found:
             raise LookupError(f"{by}: {_nothing(structure, text, paths)}")
         structure.variants["modules", text] = found
@@ -72,6 +73,21 @@ def _by_glob(text: str, paths: tuple[str, ...]) -> tuple[str, ...]:
         return ()
     # The root has no segment that a glob could match.
     return tuple([paths[k] for k in matching(text, paths) if paths[k]])
+
+
+def _by_state_name(structure: Structure, text: str, paths: tuple[str, ...]) -> tuple[str, ...]:
+    """The modules that a state dict calls so: ``"0"`` for ``"layers.0"`` of a ``Sequential``."""
+    from parallax.tree.state_names import names_within
+
+    nodes = [path for path, node in structure.walk() if type(node) is Structure]
+    begins = names_within(structure)[1]
+    named: dict[str, str] = {}
+    for node, begin in zip(nodes, begins, strict=True):
+        path, name = ".".join(map(str, node)), begin.removesuffix(".")
+        if name and name != path and path in paths:
+            named.setdefault(name, path)
+    meant = (text,) if text in named else _by_glob(text, tuple(named))
+    return tuple([named[name] for name in meant])
 
 
 def _nothing(structure: Structure, text: str, paths: tuple[str, ...]) -> str:

@@ -160,7 +160,7 @@ class Checkpoints:
         return None
 
     def load(
-        self, *, like: T, step: int | None = None, strict: bool = True, cast: bool = False
+        self, like: T, *, step: int | None = None, strict: bool = True, cast: bool = False
     ) -> T:
         """Loads a checkpoint, by default the latest, into the structure of ``like``.
 

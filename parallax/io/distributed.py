@@ -177,7 +177,7 @@ def _tensors(module: Any) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, facts
 
 
-def load_distributed(path: str | os.PathLike[str], *, like: T, cast: bool = False) -> T:
+def load_distributed(path: str | os.PathLike[str], like: T, *, cast: bool = False) -> T:
     """Loads what ``save_distributed`` saved into a module or tree of the structure of ``like``.
 
     Every process of the default group calls it, with the same path; without one, this process

@@ -207,10 +207,17 @@ def _not_written(target: Path, error: Exception) -> OSError:
     return OSError(f"{target} could not be written: {error}. What was there before is intact")
 
 
+_FITTING = (
+    "io.report(path, model) lists what fits. To load that alone, write io.load(path, model, "
+    "convert=fn, strict=False), where fn(name, value) returns (name, value), or None for what is "
+    "left out"
+)
+
+
 def load(
     path: File,
-    *,
     like: T,
+    *,
     convert: Convert | None = None,
     strict: bool = True,
     cast: bool = False,
@@ -267,7 +274,7 @@ def load(
     except RecursionError as error:  # a constant in the header that is nested too deeply
         raise unreadable(named(path), error) from error
     except RuntimeError as error:
-        raise RuntimeError(f"{named(path)}: {error}") from None
+        raise RuntimeError(f"{named(path)}: {error}\n\t{_FITTING}") from None
     after = [part._replace(value=value) for part, value in zip(parts, made, strict=True)]
     other = difference(header, nodes_of_tree(after)) if strict and convert is None else None
     if other is not None:

@@ -86,7 +86,7 @@ def _listed(heading: str, names: tuple[str, ...]) -> list[str]:
     return [f"  {heading} ({len(names)}):", *[f"    {name}" for name in names[:_MOST]], *more]
 
 
-def report(path: Any, *, like: Any, convert: Convert | None = None, cast: bool = False) -> Report:
+def report(path: Any, like: Any, *, convert: Convert | None = None, cast: bool = False) -> Report:
     """What of a file would be loaded into a tree, and what does not fit. Nothing is loaded.
 
     ``io.load`` with the same arguments loads it; with ``strict=False`` it keeps what is missing,

@@ -122,8 +122,8 @@ class Parametrized(Computed):
     def __init__(
         self, layer: Module, function: Callable[[Tensor], Tensor], name: str = "weight"
     ) -> None:
+        check_function("Parametrized", function, "nn.Parametrized(layer, torch.exp)", "function")
         super().__init__(layer, name)
-        check_function("Parametrized", function, "torch.exp", "function")
         if isinstance(function, (torch.nn.Module, type)):
             raise TypeError(
                 f"Parametrized(function=): got {shown(function)}. "

@@ -48,7 +48,8 @@ INSTEAD = {
     "freeze": _FREEZE,
     "fromage": _PACKAGE,
     "global_norm": "tree.norm(grads)",
-    "GradientTransformation": "a class with init(model) and step(model, grads, state)",
+    "GradientTransformation": "an object with update(grads, state, model) and init(model), or a "
+    "function of the gradients, in optim.chain",
     "incremental_update": "optim.EMA(0.999)",
     "inject_hyperparams": "opt.replace(lr=...), or a tensor as lr, which a compiled step takes",
     "join_schedules": _SCHEDULE.format("SequentialLR(...)"),

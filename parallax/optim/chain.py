@@ -156,7 +156,8 @@ def chain(*parts: Any) -> Chain:
         first, second = [type(parts[k]).__name__ for k in places[:2]]
         raise TypeError(
             f"chain: {first} and {second} are both optimizers, and one steps. For other parts of "
-            f"the model write optim.Split({{condition: optim.{second}()}}, rest=optim.{first}())"
+            f"the model write optim.Split({{condition: optim.{second}()}}, rest=optim.{first}()). "
+            f"A transformation of yours has update(tree, state, model) in place of step"
         )
     for k, part in enumerate(parts):
         if k != places[0] and (isinstance(part, type) or not _is_transformation(part)):

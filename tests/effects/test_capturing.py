@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallax import Module, effects
+from parallax import Module, effects, nn
 from tests.effects.models import (
     Twice,
     forward,
@@ -43,3 +43,21 @@ def test_sow_does_nothing_unless_somebody_captures(x: Tensor) -> None:
     assert Sows()("anything") == "anything"
     with pytest.raises(TypeError, match=r"Sows\.sow\(x=\).*'anything'"):
         effects.capture(Sows.forward)(Sows(), "anything")
+
+
+def test_a_name_of_the_state_dict_is_a_path_where_there_is_no_such_path() -> None:
+    inner = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    net = nn.Sequential(inner, nn.Linear(2, 1)).initialize(0)
+    x = torch.ones(1, 2)
+    for what, paths in (
+        ("0.1", ["layers.0.layers.1"]),
+        ("?", ["layers.0", "layers.1"]),
+        ("0.*", ["layers.0.layers.0", "layers.0.layers.1"]),
+        ("layers.1", ["layers.1"]),
+    ):
+        out, found = effects.capture(nn.Sequential.forward, what)(net, x)
+        assert sorted(found) == paths and torch.equal(out, net(x))
+    ablated = effects.intervene(nn.Sequential.forward, {"0": torch.zeros_like})
+    assert torch.equal(ablated(net, x), net[1](torch.zeros(1, 2)))
+    with pytest.raises(LookupError, match=r"no module of Sequential is at '2'\. "):
+        effects.capture(nn.Sequential.forward, "2")(net, x)
