@@ -62,13 +62,16 @@ def whole(value: Any) -> Tensor:
 
 _ROOMS = [f"parallax.{room}" for room in ("distributed", "func", "io", "nn", "optim")]
 
+# What imports for seconds, and most files of tests need it in the end.
+_OTHERS = ["pytest", "torch._functorch.aot_autograd", "torch.distributed.checkpoint"]
+
 
 def run(work: Callable[[int, str], None], folder: Path, processes: int) -> None:
     """Calls ``work(rank, folder)`` in processes that form a gloo group; none waits for ever."""
     # Forks of this process could wait for threads that it has started. Those of a server that has
     # done nothing but import do not, and start as fast.
     method = "spawn" if sys.platform == "win32" else "forkserver"
-    multiprocessing.set_forkserver_preload([*_ROOMS, __name__])
+    multiprocessing.set_forkserver_preload([*_ROOMS, *_OTHERS, __name__])
     mp.start_processes(  # type: ignore[attr-defined, no-untyped-call]  # torch does not say
         _join, args=(work, str(folder), processes), nprocs=processes, start_method=method
     )

@@ -18,7 +18,6 @@ MASKS: dict[str, Tensor | None] = {
     "one for all": torch.ones(6, 6).tril().bool(),
     "one for each example": torch.arange(144.0).view(4, 1, 6, 6).sin(),
     "one for each head": torch.arange(144.0).view(1, 4, 6, 6).sin(),
-    "three dimensions": torch.arange(144.0).view(4, 6, 6).sin(),
 }
 
 
@@ -39,6 +38,14 @@ def test_attention_by_batch_and_head(mask: Tensor | None) -> None:
         placed = None if mask is None else spread(mask, mesh, Replicate(), Replicate())
         found = func.grad(attended)(cut, placed)
         torch.testing.assert_close(whole(found), expected)
+
+
+def test_a_mask_without_heads() -> None:
+    mask = torch.arange(144.0).view(4, 6, 6).sin()
+    expected = func.grad(attended)(query(), mask)
+    with ranks(2) as mesh:  # torch looks for placements on larger ones for seconds
+        cut, placed = spread(query(), mesh, Shard(0)), spread(mask, mesh, Replicate())
+        torch.testing.assert_close(whole(func.grad(attended)(cut, placed)), expected)
 
 
 def test_a_mask_that_is_cut_is_refused() -> None:

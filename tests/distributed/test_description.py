@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from parallax import Module, func, nn, optim, tree
 from parallax import distributed as dist
 from tests.distributed.transformer import ROWS, small
-from tests.meshes import ranks, run
+from tests.meshes import alone, ranks
 
 RULES: Any = {"dp": dist.fsdp("blocks.*"), "tp": ROWS}
 
@@ -180,26 +179,24 @@ DATA_PARALLEL: list[tuple[dict[str, int], Any]] = [
 ]
 
 
-def _count(rank: int, folder: str) -> None:
+@pytest.mark.parametrize(("sizes", "rules"), DATA_PARALLEL)
+def test_data_parallelism_communicates_as_often_as_is_told(
+    sizes: dict[str, int], rules: Any
+) -> None:
     def mean(model: Any, x: Tensor) -> Tensor:
         return model(x).square().mean()  # type: ignore[no-any-return]  # a Tensor
 
-    mesh_of: Any = dist.mesh
     first = nn.Linear(8, 8)
     blocks = nn.Sequential(first, Block(), Block())
     stack = nn.Sequential(first, nn.Stack(Block(), 2), nn.Linear(8, 8))
     for model in (blocks, stack):
-        for sizes, rules in DATA_PARALLEL:
-            plan = dist.Plan(mesh_of(**sizes), **rules)
+        with alone(*sizes.values(), names=tuple(sizes)) as mesh:
+            plan = dist.Plan(mesh, **rules)
             spread = model.initialize(0, plan=plan)
             (rows,) = plan.batches([torch.ones(8, 8)])
             with CommDebugMode() as mode:
                 func.grad(mean)(spread, rows)
-            assert issued(mode) == counts(plan.describe(model)), (sizes, model)
-
-
-def test_data_parallelism_communicates_as_often_as_is_told(tmp_path: Path) -> None:
-    run(_count, tmp_path, 4)
+            assert issued(mode) == counts(plan.describe(model))
 
 
 # -- paper scale ----------------------------------------------------------------------------------
