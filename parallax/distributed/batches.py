@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -32,33 +32,60 @@ def batches(loader: Iterable[Any], mesh: DeviceMesh, cuts: Mapping[str, int]) ->
         mesh: the processes.
         cuts: for each dimension of the mesh that a batch is cut over, that of its tensors.
     """
-    for number, batch in enumerate(loader):
-        if number == 0:
-            facts = functools.partial(_facts, loader, batch)
-            agree("Plan.batches", facts, mesh)
-        yield core.map_with_path(lambda path, leaf: _cut(path, leaf, mesh, cuts), batch)
+    given = iter(loader)
+    for number in itertools.count():
+        taken = _next(given, number, loader, mesh)
+        if not taken:
+            return
+        yield core.map_with_path(lambda path, leaf: _cut(path, leaf, mesh, cuts), taken[0])
+
+
+def _next(given: Iterator[Any], number: int, loader: Any, mesh: DeviceMesh) -> list[Any]:
+    """The next batch in a list, which is empty at the end; in all processes or in none.
+
+    One that went on alone would wait for the others, and unequal parts would count alike in a mean.
+    """
+    taken: list[Any] = []
+
+    def facts() -> list[str]:
+        taken.extend(itertools.islice(given, 1))
+        if not taken:
+            return [f"the loader ends after {number} batches"]
+        shapes = _shapes(number, taken[0])
+        return shapes if number else [_length(loader), *shapes, _values(taken[0])]
+
+    agree("Plan.batches", facts, mesh, "Give every process the same batches")
+    return taken
 
 
 def _length(loader: Any) -> str:
-    """How many batches there will be: the processes with more would wait for the others."""
+    """How many batches there will be."""
     try:
         return f"the loader has {len(loader)} batches"
     except (TypeError, NotImplementedError):  # of a stream
         return "the loader has no length"
 
 
-def _facts(loader: Any, batch: Any) -> list[str]:
-    """How many batches there will be, and what the first is."""
+def _values(batch: Any) -> str:
+    """What a batch holds; on an accelerator that is waited for, so only of the first."""
     digest = hashlib.blake2b(digest_size=8)
     for leaf in core.leaves(batch):
         if isinstance(leaf, Tensor):
-            digest.update(repr((leaf.shape, leaf.dtype)).encode())
             held = leaf.detach().cpu().contiguous()
             if type(held) is Tensor:  # others may have no memory of their own
                 digest.update(ctypes.string_at(held.data_ptr(), held.nbytes))
         else:
             digest.update(repr(leaf).encode())
-    return [_length(loader), f"the first batch is {digest.hexdigest()} (shuffle with one seed)"]
+    return f"the first batch is {digest.hexdigest()} (shuffle with one seed)"
+
+
+def _shapes(number: int, batch: Any) -> list[str]:
+    """What the tensors of a batch are."""
+    return [
+        f"batch {number} has {path or 'a tensor'} of {leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in core.named_leaves(batch).items()
+        if isinstance(leaf, Tensor)
+    ]
 
 
 def _cut(path: str, leaf: Any, mesh: DeviceMesh, cuts: Mapping[str, int]) -> Any:

@@ -209,8 +209,8 @@ class Plan:
         Raises:
             RuntimeError: if the plan has sizes alone.
             TypeError: if the loader cannot be iterated over.
-            ValueError: while iterating, if the rows of a batch do not divide, or the first batches
-                of the processes or the numbers of them differ.
+            ValueError: while iterating, if the rows of a batch do not divide, or the processes have
+                other first batches, shapes of a batch, or numbers of batches.
 
         Example:
             >>> import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def _differ(rank: int, folder: str) -> None:
         lambda: next(plan.batches([torch.ones(4, 2)] * (3 + rank))),
     )
     assert len(list(plan.batches([torch.ones(4, 2)]))) == 1
+    _check_later_batches(rank, plan)
     _refused(
         r"In process 0 of 2 head.weight is .*replicated, trained\); in process 1 head.weight is .*"
         r"replicated\)",
@@ -74,6 +75,34 @@ def _differ(rank: int, folder: str) -> None:
     assert torch.equal(model.blocks[0].up.weight, small().initialize(0).blocks[0].up.weight)
     half = plan.apply(small().initialize(rank, dtype=torch.bfloat16))
     assert plan.gather(half).head.weight.dtype is torch.bfloat16
+
+
+def _check_later_batches(rank: int, plan: dist.Plan) -> None:
+    sizes = ((4, 4), (4, 6))[rank]
+    given = plan.batches([{"x": torch.ones(size, 2)} for size in sizes])
+    next(given)
+    _refused(
+        r"In process 0 of 2 batch 1 has x of torch.float32\[4, 2\]; in process 1 batch 1 has x of "
+        r"torch.float32\[6, 2\]. Give every process the same batches",
+        lambda: next(given),
+    )
+    stream = plan.batches(torch.ones(4, 2) for _ in range(1 + rank))
+    next(stream)
+    _refused(
+        r"In process 0 of 2 the loader ends after 1 batches; in process 1 batch 1 has a tensor of",
+        lambda: next(stream),
+    )
+
+    def broken() -> Iterator[Any]:
+        yield torch.ones(4, 2)
+        raise OSError("no such image")
+
+    read = plan.batches(broken() if rank else (torch.ones(4, 2) for _ in range(2)))
+    next(read)
+    _refused(
+        "no such image" if rank else r"in process 1 it raised OSError: no such image",
+        lambda: next(read), OSError if rank else ValueError,
+    )  # fmt: skip
 
 
 def test_differences_are_named_in_every_process(tmp_path: Path) -> None:
