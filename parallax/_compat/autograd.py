@@ -9,11 +9,15 @@ have no classes of their own, so they are recognised by their messages.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from parallax._compat.dynamo import constant_in_traces
 
 graph_task: Callable[[], int] = torch._C._current_graph_task_id
 """The number of the backward that this code runs within; -1 outside of any."""
@@ -29,6 +33,18 @@ next_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
 def in_backward() -> bool:
     """Whether this code runs within autograd's backward, as recomputation does."""
     return graph_task() != -1
+
+
+@constant_in_traces
+def load_forward_rules() -> None:
+    """Loads torch's derivatives in forward mode without a warning.
+
+    The first derivative in forward mode loads them, with a compiler that torch says not to use.
+    """
+    if "torch._decomp.decompositions_for_jvp" not in sys.modules:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.autograd.forward_ad._maybe_load_decompositions()
 
 
 _run_backward: Callable[..., Any] = torch.autograd.Variable._execution_engine.run_backward

@@ -6,6 +6,7 @@ By power iteration on Hessian-vector products.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,6 +76,8 @@ def compare(seed: int = 0, images: int = 256) -> list[Way]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the eigenvalue, the time and the lines of code."""
     asked = command_line(__file__, __doc__).parse_args(arguments)
+    # torch.func.jvp uses it itself when it is first called.
+    warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated")
     found = compare(asked.seed, images=64 if asked.quick else 256)
     print(f"the largest eigenvalue of the Hessian is {found[0].result:.4f}")
     print(*found, sep="\n")

@@ -69,6 +69,7 @@ def forward_or_not(forward: Callable[[], T], reverse: Callable[[], T]) -> T:
     Of many operators torch has the derivative in forward mode, but not that of their backward:
     ``huber_loss``, ``soft_margin_loss``, ``grid_sample``, and ``mse_loss`` by a fault.
     """
+    autograd.load_forward_rules()
     if dynamo.is_compiling():  # dynamo meets the same refusal later, in a graph
         return forward()
     try:
@@ -104,6 +105,7 @@ def along(
         return found[0], found[1], after(found[2])
 
     if strict:
+        autograd.load_forward_rules()
         return forward()
     if dynamo.is_compiling() and functorch.derivatives_running()[1]:
         # Dynamo cannot take a second forward derivative of a product with a constant.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from functools import partial
 from typing import Any
 
@@ -407,3 +409,20 @@ def test_buffers_do_not_move() -> None:
     assert matrix.shape == (3, 3)
     assert func.vjp(lambda m: m.w * m.shift, only)[1](X[0])[0].shift is None
     assert isinstance(Net, type)
+
+
+def test_the_first_derivative_in_forward_mode_does_not_warn(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """torch loads its rules then, with a compiler whose use it warns of."""
+    texts = ["`torch.jit.script` is deprecated"]
+    rules = "torch._decomp.decompositions_for_jvp"
+    monkeypatch.delitem(sys.modules, rules, raising=False)
+
+    def load() -> None:
+        if texts:
+            warnings.warn(texts.pop(), FutureWarning, stacklevel=1)
+
+    monkeypatch.setattr(torch.autograd.forward_ad, "_maybe_load_decompositions", load)
+    func.jvp(torch.sin, (torch.ones(2),), (torch.ones(2),))
+    assert not texts and not recwarn.list
