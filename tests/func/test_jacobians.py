@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from parallax import Buffer, Module, Parameter, func, random, tree
-from parallax.tree import core
 from tests.func.nets import Net, Twice, X, loss, net
 
 
@@ -45,7 +44,7 @@ def like(weights: dict[str, Tensor]) -> Any:
     """The tree of gradients' shape that holds these tensors."""
     hollow = func.grad(loss)(MODEL)
     spec = tree.structure(hollow)
-    names = [path for path, _ in core.with_paths(hollow)]
+    names = spec.paths
     return tree.unflatten(spec, [weights.get(name) for name in names])
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from parallax import Buffer, Module, Parameter, UninitializedError, effects, func, random, tree
-from parallax.tree import core
 from tests.func.nets import Twice, X, loss, net
 
 MEMBERS = [Twice(net(k), net(k + 10)) for k in range(4)]
@@ -48,7 +47,7 @@ def test_a_module_shaped_in_dims_maps_some_leaves_only() -> None:
     shared = MEMBERS[0]
     mixed = shared.replace(first=STACK.first)
     dims = tree.unflatten(tree.structure(mixed), [
-        0 if path.startswith("first") else None for path, _ in core.with_paths(mixed)
+        0 if path.startswith("first") else None for path in tree.structure(mixed).paths
     ])  # fmt: skip
     found = func.vmap(Twice.forward, (dims, None))(mixed, X)
     torch.testing.assert_close(found, looped(lambda m: shared.replace(first=m.first)(X), MEMBERS))
