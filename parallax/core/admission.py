@@ -21,19 +21,9 @@ __all__ = ["annotation_of", "enter", "freeze"]
 
 
 def enter(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
-    """Admits a value to a child field.
+    """A value that its field allows, with its containers frozen, and its entry in the structure.
 
-    Args:
-        value: what was assigned.
-        kind: what the annotation allows.
-        where: the field, for error messages, as ``Class.field``.
-
-    Returns:
-        The value with its containers frozen, and its entry in the structure.
-
-    Raises:
-        TypeError: if the annotation does not allow the value.
-        ValueError: if the value is a module that is still being constructed, hence a cycle.
+    ``where`` is the field in error messages, as ``Class.field``.
     """
     if kind.leaf is not None and isinstance(value, (Tensor, Lazy)):
         return _enter_leaf(value, kind, where)

@@ -14,14 +14,11 @@ __all__ = ["define", "function_of"]
 
 
 def define(source: str, names: dict[str, Any], defined: Sequence[str]) -> list[Any]:
-    """The objects that Python source code defines.
+    """The objects of the names ``defined``, which source code defines.
 
-    Args:
-        source: statements.
-        names: the globals of the text, which its functions keep. They do not contain the defined
-            objects themselves: a function in its own globals is a reference cycle, which would keep
-            everything in them alive.
-        defined: the names of the objects to return.
+    ``names`` are its globals, which its functions keep. They do not contain the defined objects
+    themselves: a function in its own globals is a reference cycle, which would keep everything in
+    them alive.
     """
     exec(source, names)
     return [names.pop(name) for name in defined]

@@ -22,17 +22,9 @@ def constant_key(value: Any, where: str) -> Any:
     """A hashable key that two constants share if and only if they are the same constant.
 
     Floats compare by their bits (``nan`` equals itself, ``0.0`` and ``-0.0`` differ), partials
-    and frozen dataclasses by their parts, functions and other objects by their own ``==``.
-
-    Args:
-        value: the constant.
-        where: the field, for error messages, as ``Class.field``.
-
-    Returns:
-        The key.
-
-    Raises:
-        TypeError: if the value is or holds a tensor, module or array, or does not hash.
+    and frozen dataclasses by their parts, functions and other objects by their own ``==``. What is
+    or holds a tensor, module or array, or does not hash, is refused; ``where`` is the field in
+    error messages, as ``Class.field``.
     """
     cls = type(value)
     if cls in _PLAIN:
@@ -100,39 +92,34 @@ def _is_array_scalar(value: Any) -> bool:
 
 def _refuse_hidden(value: Any, where: str, via: str = "") -> None:
     """Raises if a constant is, or visibly wraps, an object with tensors, which would be lost."""
-    name = _field_of(where)
+    name, cls = _field_of(where), type(value).__name__
+    given = f"{where} is declared as a constant and was given {via}"
     if isinstance(value, Tensor):
         raise TypeError(
-            f"{where} is declared as a constant and was given {via}a tensor. "
-            f"Write '{name}: Parameter' (trained) or '{name}: Buffer' (never trained)."
+            f"{given}a tensor. Write '{name}: Parameter' (trained) or '{name}: Buffer' (never "
+            f"trained)."
         )
     if isinstance(value, torch.nn.Module):
         raise TypeError(
-            f"{where} was given {via}{type(value).__name__}, a mutable torch.nn.Module, whose "
-            f"parameters no tree would see. Write '{name}: Module' and assign bridge.lift(...) of "
-            f"it, or a parallax.Module."
+            f"{where} was given {via}{cls}, a mutable torch.nn.Module, whose parameters no tree "
+            f"would see. Write '{name}: Module' and assign bridge.lift(...) of it, or a "
+            f"parallax.Module."
         )
     if is_module(value):
         raise TypeError(
-            f"{where} is declared as a constant and was given {via}the module "
-            f"{type(value).__name__}. Write '{name}: Module' "
-            f"(or '{name}: {type(value).__name__}'; 'tuple[Module, ...]' for several)."
+            f"{given}the module {cls}. Write '{name}: Module' (or '{name}: {cls}'; "
+            f"'tuple[Module, ...]' for several)."
         )
     if isinstance(value, Lazy):
-        raise TypeError(
-            f"{where} is declared as a constant and was given {via}a {type(value).__name__} "
-            f"declaration. Write '{name}: {type(value).__name__}'."
-        )
+        raise TypeError(f"{given}a {cls} declaration. Write '{name}: {cls}'.")
     if type(value) in NODES:
         raise TypeError(
-            f"{where} is declared as a constant and was given {via}{type(value).__name__}, a "
-            f"registered node. Write '{name}: {type(value).__name__}', and register the class "
+            f"{given}{cls}, a registered node. Write '{name}: {cls}', and register the class "
             f"before the module class that names it."
         )
     if not isinstance(value, type) and hasattr(value, "__array__") and not _is_array_scalar(value):
         raise TypeError(
-            f"{where} is declared as a constant and was given {via}{type(value).__name__}, an "
-            f"array. Write '{name}: Buffer' and assign torch.as_tensor(value)."
+            f"{given}{cls}, an array. Write '{name}: Buffer' and assign torch.as_tensor(value)."
         )
     if isinstance(value, (types.MethodType, types.BuiltinMethodType)):
         _refuse_hidden(value.__self__, where, f"{via}a method of ")

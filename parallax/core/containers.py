@@ -66,13 +66,10 @@ def changed(container: Any, children: dict[Any, Any]) -> Any:
 
 
 def write_built(cls: type, bound: Callable[[Any], str], constant: str, children: str) -> str:
-    """An expression for ``built``.
+    """An expression for ``built``, of expressions for its first constant and its children.
 
-    Args:
-        cls: the class of the container.
-        bound: gives a name in the generated code to an object.
-        constant: an expression for the first constant, where there is one.
-        children: expressions for the children, each with a comma after it; some may be starred.
+    ``bound`` gives a name in the generated code to an object. Each child has a comma after it; some
+    may be starred.
     """
     if cls in NODES:
         return f"{bound(NODES[cls].unflatten)}({constant}, ({children}))"

@@ -61,11 +61,7 @@ def collect_fields(
     reserved: frozenset[str],
     kw_only: bool,
 ) -> dict[str, Field]:
-    """The fields that a class body annotates; their defaults are removed from the namespace.
-
-    Raises:
-        TypeError: if a field has the name of a verb of ``Module``.
-    """
+    """The fields that a class body annotates; their defaults are removed from the namespace."""
     own: dict[str, Field] = {}
     for key, annotation in _annotations_in(name, namespace).items():
         if annotation is dataclasses.KW_ONLY or str(annotation).endswith("KW_ONLY"):
@@ -166,12 +162,7 @@ def fields_of(mro: tuple[type, ...]) -> dict[str, Field]:
 
 
 def resolve(cls: type) -> Layout:
-    """The layout of a class, every annotation evaluated.
-
-    Raises:
-        NameError: if an annotation names something that does not exist; the message says which.
-        TypeError: if a module cannot hold what an annotation allows.
-    """
+    """The layout of a class, every annotation evaluated; a ``NameError`` if one cannot be yet."""
     fields = fields_of(cls.__mro__)
     for key, declared in fields.items():
         if declared.kind is not None:

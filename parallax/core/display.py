@@ -21,12 +21,7 @@ _MAX_LINES = 400
 
 
 def repr_of(module: Any, *, shapes: bool = False) -> str:
-    """The text of ``repr(module)``: nested like torch's, equal neighbours written once.
-
-    Args:
-        module: the module.
-        shapes: whether each leaf has a line with its dtype and shape.
-    """
+    """The text of ``repr(module)``: nested like torch's, equal neighbours written once."""
     lines = _lines(module, Look(shapes))
     if len(lines) > _MAX_LINES:
         left = len(lines) - _MAX_LINES + 2
@@ -35,17 +30,11 @@ def repr_of(module: Any, *, shapes: bool = False) -> str:
 
 
 class Look(NamedTuple):
-    """How the lines of a module look.
+    """How the lines of a module look."""
 
-    Attributes:
-        shapes: whether leaves have lines.
-        stays: whether a module around it is marked to stay in eval.
-        frozen: whether a module around it is marked as frozen.
-    """
-
-    shapes: bool
-    stays: bool = False
-    frozen: bool = False
+    shapes: bool  # whether leaves have lines, with dtype and shape
+    stays: bool = False  # whether a module around it is marked to stay in eval
+    frozen: bool = False  # whether a module around it is marked as frozen
 
 
 def _lines(module: Any, look: Look) -> list[str]:

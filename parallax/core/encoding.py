@@ -25,11 +25,7 @@ _HOMES = ("torch:", "torch.nn.functional:", "torch._C._nn:", "torch:Tensor.", "b
 
 
 def dump(structure: Structure) -> Any:
-    """JSON-able data that ``load`` turns back into ``structure``.
-
-    Raises:
-        TypeError: if a constant has no JSON form; the message names its class and value.
-    """
+    """JSON-able data that ``load`` turns back into ``structure``."""
     return dump_constant(structure.encode())
 
 

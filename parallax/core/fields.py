@@ -138,7 +138,7 @@ class Lazy:
         """A copy of the declaration, so that two fields with one default are not tied."""
         return type(self)(self._shape, self.init, dtype=self._dtype)
 
-    def refuse(self) -> NoReturn:
+    def refuse(self, *_: Any) -> NoReturn:
         """Raises the error of every computation with a declaration."""
         name = self.owner or f"a {type(self).__name__} of shape {tuple(self._shape)}"
         module = name.split(".")[0] if self.owner else "the module"
@@ -186,17 +186,13 @@ def _restore_lazy(
     return lazy
 
 
-def _refuse(self: Lazy, *_: Any) -> NoReturn:
-    self.refuse()
-
-
 _BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift divmod"
 _OTHERS = """
     lt le gt ge len iter getitem setitem contains neg pos abs invert bool float int complex index
     round array
 """
 for _name in (*_BINARY.split(), *("r" + _name for _name in _BINARY.split()), *_OTHERS.split()):
-    setattr(Lazy, f"__{_name}__", _refuse)
+    setattr(Lazy, f"__{_name}__", Lazy.refuse)
 
 
 if TYPE_CHECKING:

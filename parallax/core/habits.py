@@ -132,12 +132,7 @@ def _refuse_item(module: Any, key: Any, *_: Any) -> NoReturn:
 
 
 def without_habits(names: Iterable[str], owners: Iterable[Any]) -> list[str]:
-    """The names that ``dir`` shows: all but those that only raise.
-
-    Args:
-        names: what ``dir`` would show.
-        owners: where they are looked up, in this order: dicts of attributes.
-    """
+    """The names without those that only raise, as the first of the owners has them: dicts."""
     first: dict[str, Any] = {}
     for owner in owners:
         for name in (HABITS.keys() | DECLARATIONS.keys() | ELSEWHERE.keys()) & owner.keys():

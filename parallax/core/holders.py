@@ -43,12 +43,7 @@ def path_to(module: Any, root: Any) -> str | None:
 
 
 def held_as(module: Any) -> tuple[str, str] | None:
-    """Finds the variable of the nearest caller whose value holds a module.
-
-    Returns:
-        The name of the variable and the dotted path, which is not empty; ``None`` where no caller
-        has such a variable.
-    """
+    """The variable of the nearest caller whose value holds a module, and the dotted path in it."""
     frame: Any = None if is_compiling() else sys._getframe(1)
     while frame is not None:
         for name, value in list(frame.f_locals.items()):

@@ -91,12 +91,7 @@ def is_class_variable(annotation: Any) -> bool:
 
 
 def evaluate(annotation: Any, owner: type, names: dict[str, Any], where: str) -> Any:
-    """Evaluates the text of an annotation.
-
-    Raises:
-        NameError: if a name in it cannot be resolved.
-        TypeError: if it is no type.
-    """
+    """Evaluates the text of an annotation; a ``NameError`` if a name in it has no value yet."""
     parameters = {param.__name__: param for param in getattr(owner, "__type_params__", ())}
     scope, body = {**names, **parameters, owner.__name__: owner}, dict(vars(owner))
     while isinstance(annotation, (str, typing.ForwardRef)):
@@ -115,10 +110,7 @@ def evaluate(annotation: Any, owner: type, names: dict[str, Any], where: str) ->
 
 
 def array_of(hint: Any) -> Any:
-    """What an annotation of jaxtyping is about, ``Parameter`` for ``Float[Parameter, "out in"]``.
-
-    ``None`` for any other annotation.
-    """
+    """``Parameter`` for ``Float[Parameter, "out in"]`` of jaxtyping; ``None`` for any other."""
     jaxtyping = sys.modules.get("jaxtyping")  # whose annotations nobody has without it
     if jaxtyping is None or not isinstance(hint, type):
         return None
@@ -127,20 +119,9 @@ def array_of(hint: Any) -> Any:
 
 
 def kind_of(annotation: Any, owner: type, names: dict[str, Any], where: str) -> Kind:
-    """The kind that an annotation declares.
+    """The kind that an annotation, or its text, declares.
 
-    Args:
-        annotation: the annotation, or its text.
-        owner: the class it was written in; ``Self`` and its own name mean this class.
-        names: what is visible where it was written.
-        where: the field, for error messages, as ``Class.field``.
-
-    Returns:
-        The kind.
-
-    Raises:
-        NameError: if a name in the annotation cannot be resolved.
-        TypeError: if a module cannot hold what the annotation allows.
+    ``Self`` and the name of ``owner`` mean that class; ``names`` are visible where it was written.
     """
 
     def resolve(hint: Any) -> Kind:

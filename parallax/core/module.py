@@ -8,32 +8,26 @@ from dataclasses import FrozenInstanceError
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, cast
 
 import torch
-from torch import Tensor
 
 from parallax import effects, random
-from parallax._compat import dynamo, sharding_rules
-from parallax._compat.collectives import gradients_placed
 from parallax.core import notes
 from parallax.core.arguments import shown
-from parallax.core.containers import opened
-from parallax.core.description import spec_of
 from parallax.core.display import html_of, repr_of
-from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.habits import hint_at_habits, without_habits
+from parallax.core.holders import nodes_below
 from parallax.core.layout import Layout
 from parallax.core.metaclass import ModuleMeta, immutable, undeclared
 from parallax.core.nodes import Instance, is_module
 from parallax.core.registry import flatten_module, unflatten_module
-from parallax.core.sealing import check_set, seal
+from parallax.core.sealing import seal_copy
 from parallax.core.structure import Structure
 from parallax.effects import collection
 from parallax.random import initialize, sources
 from parallax.random.shares import Spreading
-from parallax.tree import recording
+from parallax.tree import recording, tape
 
 __all__ = ["Module"]
 
-_set = object.__setattr__
 _P = ParamSpec("_P")
 _R_co = TypeVar("_R_co", covariant=True)
 
@@ -123,30 +117,10 @@ class Module(Instance, metaclass=ModuleMeta):
             0.1
         """
         cls: Any = type(self)
-        layout: Layout = cls.__layout__
         for name, value in fields.items():
-            if name not in layout.fields:
+            if name not in cls.__layout__.fields:
                 raise AttributeError(undeclared(cls, name, value))
-        module = object.__new__(cls)
-        # Spelled out, not as _set: dynamo takes an alias for the __setattr__ of the class.
-        for name in layout.fields:
-            value = fields[name] if name in fields else getattr(self, name)
-            object.__setattr__(module, name, value)
-        if dynamo.is_compiling():
-            check_set(layout, module, [name for name in layout.fields if name not in fields])
-            note = notes.note_of(self)
-            object.__setattr__(module, "_spec", note._replace(frozen=()))
-            if note.frozen:
-                made = notes.carry_note(spec_of(self), spec_of(module), tuple(fields))
-                object.__setattr__(module, "_spec", made)
-        else:
-            structure = spec_of(self)
-            entries = dict(zip(layout.children, structure.children, strict=True))
-            seal(layout, module, {n: entries.get(n) for n in layout.fields if n not in fields})
-            made = notes.carry_note(structure, module._spec, tuple(fields))
-            object.__setattr__(module, "_spec", made)
-        if self._rng is not None:
-            object.__setattr__(module, "_rng", self._rng)
+        module = seal_copy(self, fields)
         for check in cls.__ready__[2]:
             check(module)
         return cast(Self, module)
@@ -230,24 +204,7 @@ class Module(Instance, metaclass=ModuleMeta):
             >>> scale.grad().by
             tensor([1., 2.])
         """
-        if mode not in ("train", "eval"):
-            raise ValueError(
-                f"reset(mode=): mode must be 'train' or 'eval', got {shown(mode)}. "
-                f"Write module.reset(rng, 'train')"
-            )
-        leaves, structure = flatten_module(self)
-        _require_values(leaves, structure, "reset")
-        sharding_rules.complete()
-        structure = notes.addressed(structure, collection.root_of(self), mode)
-        source = sources.source_of(rng)
-        sources.warn_if_same(source, collection.source_of(self._rng))
-        fresh = [
-            leaf if leaf is None
-            else leaf.detach().requires_grad_() if train and _differentiable(leaf)
-            else leaf.detach()
-            for leaf, train in zip(leaves, structure.trainable, strict=True)
-        ]  # fmt: skip
-        return self._built(structure, fresh, collection.with_source(self._rng, source))
+        return tape.reset(self, rng, mode)
 
     def train(self, rng: random.Rng | None = None) -> Self:
         """The module in mode ``"train"``, its leaves untouched; belongs with ``func.grad``.
@@ -322,17 +279,7 @@ class Module(Instance, metaclass=ModuleMeta):
         Raises:
             RuntimeError: if no leaf has a gradient.
         """
-        leaves, structure = flatten_module(self)
-        grads = [
-            leaf.grad if isinstance(leaf, Tensor) and leaf.is_leaf else None for leaf in leaves
-        ]
-        if all(grad is None for grad in grads):
-            raise RuntimeError(
-                f"{type(self).__name__} has no gradients. Prepare the leaves, run backward on "
-                f"what this very module computed, then ask: "
-                f"module = module.reset(rng); module(x).sum().backward(); module.grad()"
-            )
-        return self._built(structure, gradients_placed(grads, leaves))
+        return tape.grad(self)
 
     def update(self, fn: Callable[..., Any], *trees: Any) -> Self:
         """``fn`` of each leaf and the leaves in the same place of ``trees``.
@@ -368,17 +315,7 @@ class Module(Instance, metaclass=ModuleMeta):
         Returns:
             An iterator over modules.
         """
-        seen: set[int] = set()
-        stack: list[Any] = [self]
-        while stack:
-            value = stack.pop()
-            if not is_module(value):
-                stack += reversed((opened(value) or ((), ()))[1])
-            elif id(value) not in seen:
-                seen.add(id(value))
-                yield value
-                layout: Layout = type(value).__layout__
-                stack += [getattr(value, name) for name in reversed(layout.children)]
+        return (value for _, value in nodes_below(self) if is_module(value))
 
     def extra_repr(self) -> str:
         """The text between the parentheses of this module's line in ``repr``.
@@ -465,19 +402,6 @@ class Module(Instance, metaclass=ModuleMeta):
 
 
 hint_at_habits(Module)
-
-
-def _differentiable(leaf: Tensor) -> bool:
-    return leaf.is_floating_point() or leaf.is_complex()
-
-
-def _require_values(leaves: tuple[Any, ...], structure: Structure, verb: str) -> None:
-    for leaf, path in zip(leaves, structure.paths, strict=True):
-        if isinstance(leaf, Lazy):
-            raise UninitializedError(
-                f"{structure.cls.__name__}.{path} is not initialized, so {verb}() has nothing to "
-                f"work on. Initialize first: module = module.initialize(rng)"
-            )
 
 
 def _restore(structure: Structure, leaves: tuple[Any, ...], rng: Any) -> Any:

@@ -14,12 +14,9 @@ __all__ = ["addressed", "carry_note", "joined", "note_of", "split_copy"]
 
 @real
 def addressed(structure: Structure, root: str = "", mode: str | None = None) -> Structure:
-    """The structure with every module's path, which begins at ``root``, and its mode.
+    """The structure with every module's path, below that of the root, and its mode.
 
-    Args:
-        structure: of a module.
-        root: the path of the module itself.
-        mode: of all modules but those that stay in eval; ``None`` leaves each its own.
+    The mode is that of all modules but those that stay in eval; ``None`` leaves each its own.
     """
     found = structure.variants.get(("addressed", root, mode))
     if found is None:

@@ -84,20 +84,14 @@ def unflatten_module(structure: Structure, leaves: Iterable[Any], rng: Any = Non
         True
     """
     kept = tuple(leaves)
-    if dynamo.is_compiling():
-        return _unflatten_in_trace(structure, kept, rng)
-    module = structure.build(kept, rng)
-    _set(module, "_leaves", kept)
-    return module
-
-
-def _unflatten_in_trace(structure: Any, leaves: tuple[Any, ...], rng: Any) -> Any:
-    if rng is None:
-        module = structure.itself().traced("build")(leaves)
-    else:
-        module = structure.itself().traced("build_with_rng")(leaves, rng)
-    # Spelled out, not as _set: dynamo takes an alias for the __setattr__ of the class.
-    object.__setattr__(module, "_leaves", leaves)
+    if not dynamo.is_compiling():
+        module = structure.build(kept, rng)
+        _set(module, "_leaves", kept)
+        return module
+    traced = structure.itself().traced  # type: ignore[attr-defined]  # of every constant of a trace
+    module = traced("build")(kept) if rng is None else traced("build_with_rng")(kept, rng)
+    # Spelled out: dynamo takes an alias of it for the __setattr__ of the class.
+    object.__setattr__(module, "_leaves", kept)
     return module
 
 
@@ -106,19 +100,12 @@ def _unflatten_in_trace(structure: Any, leaves: tuple[Any, ...], rng: Any) -> An
 
 @dataclass(slots=True, repr=False, unsafe_hash=True)
 class Context:
-    """The context of a module in torch's registry: everything but its present leaves.
-
-    Attributes:
-        structure: that of the module.
-        present: the indices of the leaves that are there; ``None`` for all.
-        rng: what the module holds as rng.
-        keyed: whether the last child is the key of that.
-    """
+    """The context of a module in torch's registry: everything but its present leaves."""
 
     structure: Structure
-    present: tuple[int, ...] | None
-    rng: Any = field(compare=False)
-    keyed: bool
+    present: tuple[int, ...] | None  # the indices of the leaves that are there; None for all
+    rng: Any = field(compare=False)  # what the module holds as rng
+    keyed: bool  # whether the last child is the key of that
 
     def __repr__(self) -> str:
         return repr(self.structure)
@@ -153,7 +140,7 @@ def _torch_unflatten(children: Iterable[Any], context: Any) -> Any:
         rng = context.rng_with(key)
     if context.present is None:
         return unflatten_module(structure, children, rng)
-    leaves: list[Any] = [None] * len(structure.first)
+    leaves: list[Any] = [None] * structure.n_leaves
     for index, leaf in zip(context.present, children, strict=True):
         leaves[index] = leaf
     return unflatten_module(structure, leaves, rng)
@@ -209,10 +196,8 @@ def register_module(layout: Layout) -> None:
 def register_subclass(cls: Any, what: str, built: type | None = None) -> None:
     """Registers a class whose instances have the fields of a module class above it.
 
-    Args:
-        cls: the class.
-        what: distinguishes its name from that of the module class.
-        built: the class of what optree builds; by default the module class.
+    ``what`` distinguishes its name; optree builds instances of ``built``, by default of the module
+    class.
     """
     _register_class(cls, cls.__layout__, f" ({what})", built)
 

@@ -19,17 +19,19 @@ from typing import Any
 
 from torch import Tensor
 
+from parallax._compat.dynamo import is_compiling
 from parallax.core.admission import enter, freeze
 from parallax.core.code import function_of
-from parallax.core.description import gather, leaves_of, structure_with
+from parallax.core.description import gather, leaves_of, note_of, spec_of, structure_with
 from parallax.core.entries import PLAIN
 from parallax.core.fields import MISSING, Buffer, Field, Lazy, Parameter
 from parallax.core.layout import Layout
 from parallax.core.nodes import reading
+from parallax.core.notes import carry_note
 from parallax.core.structure import Structure
 from parallax.core.ties import find_ties
 
-__all__ = ["check_set", "seal", "write_seal"]
+__all__ = ["check_set", "seal", "seal_copy", "write_seal"]
 
 _KNOWN_LIMIT = 1024
 # Types whose values are equal only if they are the same constant, given their type. Not float:
@@ -46,14 +48,8 @@ def seal(
 ) -> None:
     """Checks a constructed module and attaches its structure; then it is frozen.
 
-    Args:
-        layout: that of its class.
-        module: an instance whose fields are set.
-        admitted: the fields that were checked and converted before, and may hold holes since then,
-            with their entries; constants with ``None``.
-
-    Raises:
-        TypeError: if a field was never set, or holds a value its annotation does not allow.
+    Fields that are ``admitted`` were checked and converted before, and may hold holes since then;
+    they come with their entries, constants with ``None``.
     """
     constants, children = [], []
     leaves: list[Any] = []
@@ -63,7 +59,10 @@ def seal(
         if name in layout.kinds:
             entry = admitted.get(name)
             if entry is None:
-                value, entry = _enter_field(layout, module, name, value, where)
+                given = value
+                value, entry = enter(given, layout.kinds[name], where)
+                if value is not given:  # its containers are frozen now
+                    object.__setattr__(module, name, value)
             children.append(entry)
             gather(value, entry, leaves)
         else:
@@ -72,14 +71,6 @@ def seal(
     structure = structure_with(layout, tuple(constants), tuple(children), expand, PLAIN)
     object.__setattr__(module, "_spec", structure)
     object.__setattr__(module, "_leaves", unique)
-
-
-def _enter_field(layout: Layout, module: Any, name: str, value: Any, where: str) -> tuple[Any, Any]:
-    """Admits the value of a child field, its containers frozen on the module."""
-    frozen, entry = enter(value, layout.kinds[name], where)
-    if frozen is not value:
-        object.__setattr__(module, name, frozen)
-    return frozen, entry
 
 
 def check_set(layout: Layout, module: Any, admitted: Container[str] = ()) -> None:
@@ -93,6 +84,31 @@ def check_set(layout: Layout, module: Any, admitted: Container[str] = ()) -> Non
             object.__setattr__(module, name, freeze(value, kind))
 
 
+def seal_copy(old: Any, fields: Mapping[str, Any]) -> Any:
+    """A copy of a module with other values in some fields, and with its note and rng."""
+    layout: Layout = type(old).__layout__
+    module: Any = object.__new__(type(old))
+    # Spelled out: dynamo takes an alias of it for the __setattr__ of the class.
+    for name in layout.fields:
+        value = fields[name] if name in fields else getattr(old, name)
+        object.__setattr__(module, name, value)
+    if is_compiling():
+        check_set(layout, module, [name for name in layout.fields if name not in fields])
+        note = note_of(old)
+        object.__setattr__(module, "_spec", note._replace(frozen=()))
+        carried = bool(note.frozen)
+    else:
+        entries = dict(zip(layout.children, spec_of(old).children, strict=True))
+        seal(layout, module, {n: entries.get(n) for n in layout.fields if n not in fields})
+        carried = True
+    if carried:
+        made = carry_note(spec_of(old), spec_of(module), tuple(fields))
+        object.__setattr__(module, "_spec", made)
+    if old._rng is not None:
+        object.__setattr__(module, "_rng", old._rng)
+    return module
+
+
 def _final(layout: Layout, module: Any, name: str, field: Field) -> Any:
     """The field's value with its default and converter applied, set on the module."""
     value = old = getattr(module, name, MISSING)
@@ -103,7 +119,7 @@ def _final(layout: Layout, module: Any, name: str, field: Field) -> Any:
     if field.converter is not None:
         value = field.converter(value)
     if old is MISSING or field.converter is not None:
-        # Not _set: dynamo takes an alias for the __setattr__ of the class.
+        # Spelled out: dynamo takes an alias of it for the __setattr__ of the class.
         object.__setattr__(module, name, value)
     return value
 
@@ -123,14 +139,7 @@ def _unset(layout: Layout, module: Any) -> str:
 
 
 def write_seal(layout: Layout) -> Callable[[Any], None]:
-    """A function that seals a constructed instance of the layout's class.
-
-    Args:
-        layout: the resolved fields.
-
-    Returns:
-        The generated function, or the general ``seal`` for a class that it does not cover.
-    """
+    """A generated function that seals an instance; ``seal`` for a class that it does not cover."""
     kinds = layout.kinds
     simple = all(kind.flat and kind.leaf in (Parameter, Buffer, None) for kind in kinds.values())
     if not simple or any(field.converter for field in layout.fields.values()):

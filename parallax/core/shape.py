@@ -47,16 +47,7 @@ _shapes: WeakValueDictionary[Any, Shape] = WeakValueDictionary()
 
 
 def shape_of(cls: type, keys: tuple[Any, ...] | None, children: tuple[Any, ...]) -> Shape:
-    """The interned shape of these parts.
-
-    Args:
-        cls: the class of the node.
-        keys: the keys of a ``FrozenDict``; ``None`` for every other class.
-        children: per child ``LEAF``, ``STATIC`` or a ``Shape``.
-
-    Returns:
-        The shape; the same parts give the same object, as long as it lives.
-    """
+    """The interned shape of a class, the keys of a ``FrozenDict``, and the shapes of children."""
     name = (cls, identity_key(keys), tuple(map(id, children)))
     found = _shapes.get(name)
     if found is None:

@@ -114,7 +114,7 @@ class Structure:
     @cached_property
     def plan(self) -> tuple[Any, ...]:
         """What the generated ``build`` needs per node, in preorder: see ``Shape``."""
-        return tuple(structure._given for structure in self.nodes())
+        return tuple(node._given for node in self.nodes())
 
     @cached_property
     def _given(self) -> Any:
@@ -150,12 +150,7 @@ class Structure:
 
     def nodes(self) -> list[Structure]:
         """All nodes in preorder, this one first."""
-        found, stack = [], [self]
-        while stack:
-            node = stack.pop()
-            found.append(node)
-            stack += [child for child in reversed(node.children) if type(child) is Structure]
-        return found
+        return [node for _, node in self.nodes_with_start()]
 
     def keys(self) -> tuple[Any, ...]:
         """The key of each child: an attribute name, a dict key or an index."""
@@ -238,10 +233,9 @@ class Structure:
     @cached_property
     def frozen(self) -> tuple[bool, ...]:
         """Which unique leaves are frozen; a tied leaf is when any of its places is."""
-        marks = [False] * len(self.first)
+        marks = [False] * self.n_leaves
         for start, node in self.nodes_with_start():
-            for offset in node.local.note.frozen:
-                place = start + offset
+            for place in [start + offset for offset in node.note.frozen]:
                 marks[place if self.expand is None else self.expand[place]] = True
         return tuple(marks)
 
@@ -272,15 +266,7 @@ class Structure:
     # -- changing the notes ------------------------------------------------------------------
 
     def renote(self, change: Callable[[int, Structure], Note]) -> Structure:
-        """This structure with other notes.
-
-        Args:
-            change: given a node's index in preorder and the node, returns its new note. Only
-                modules have notes.
-
-        Returns:
-            A structure of the same skeleton.
-        """
+        """This structure with other notes: ``change`` of each module and its index in preorder."""
         nodes = self.nodes()
         rebuilt: list[Structure] = []
         # Children come after their parent in preorder, so going backwards meets them first.
@@ -297,7 +283,7 @@ class Structure:
     @cached_property
     def skeleton(self) -> Structure:
         """This structure without notes: what is compared when trees are combined."""
-        if all(node.local.note is PLAIN or node.local.note == PLAIN for node in self.nodes()):
+        if all(node.note == PLAIN for node in self.nodes()):
             return self
         return self.renote(lambda index, node: PLAIN)
 
@@ -309,7 +295,7 @@ class Structure:
     @cached_property
     def watched(self) -> bool:
         """Whether calls of a module here are watched."""
-        return any(node.local.note.watched for node in self.nodes())
+        return any(node.note.watched for node in self.nodes())
 
     @cached_property
     def variants(self) -> dict[Any, Any]:
@@ -345,9 +331,8 @@ class Structure:
         return self.expand, tuple(nodes)
 
     def __repr__(self) -> str:
-        leaves = len(self.first)
-        nodes = self.shape.n_nodes
-        return f"Structure({self.cls.__name__}, {nodes} nodes, {leaves} leaves)"
+        size = f"{self.shape.n_nodes} nodes, {self.n_leaves} leaves"
+        return f"Structure({self.cls.__name__}, {size})"
 
     def __deepcopy__(self, memo: Any) -> Structure:
         return self  # it never changes
@@ -361,7 +346,7 @@ class Structure:
             (
                 node.cls,
                 node.local.constants,
-                tuple(node.local.note._replace(watched=False)),
+                tuple(node.note._replace(watched=False)),
                 tuple(
                     None if type(c) is Structure else c.role if type(c) is Leaf else (c.value,)
                     for c in node.children

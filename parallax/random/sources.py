@@ -277,5 +277,5 @@ def warn_if_same(new: Source, before: Any) -> None:
             "Give each step its own: rng = torch.random.get_rng_state(), a seed that counts, or "
             "random.fold_in(key, step).",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,  # who calls Module.reset
         )
