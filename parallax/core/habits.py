@@ -29,6 +29,8 @@ _LONGER = (
 )
 _FIELD = "in the class body, '{name}: {kind}', and self.{name} = ... in __init__"
 
+_GRADS_FIRST = "grads, value = func.grad_and_value(loss)(module, x); the gradients come first"
+
 HABITS = {
     "parameters": _LEAVES,
     "named_parameters": _NAMED,
@@ -68,6 +70,8 @@ HABITS = {
 ELSEWHERE = {
     "save": "io.save(module, path)",
     "load": "module = io.load(path, like=module)",
+    "item": _GRADS_FIRST,
+    "backward": _GRADS_FIRST,
     "append": _LONGER,
     "extend": _LONGER,
     "insert": _LONGER,

@@ -27,7 +27,7 @@ from parallax.core.declare import (
     write_init,
 )
 from parallax.core.entries import PLAIN
-from parallax.core.fields import field
+from parallax.core.fields import Buffer, field
 from parallax.core.habits import Habit, without_habits
 from parallax.core.holders import held_as
 from parallax.core.layout import Layout
@@ -296,6 +296,9 @@ def immutable(verb: str, module: Any, name: str) -> str:
     if held is not None:
         model, path = held
         of_model = f"; in {model}: {model} = tree.select({model}, '{path}.{name}').set(...)"
+    field = type(module).__layout__.fields.get(name)
+    if field is not None and field.kind.leaf is Buffer:
+        of_model += f"; in forward: self.emit({name}=...)"
     return (
         f"cannot {verb} {type(module).__name__}.{name}: modules are immutable. "
         f"Make a changed copy: module = module.replace({name}=...){of_model}"

@@ -200,9 +200,12 @@ class Batch:
         other = next((entry for entry in found if entry[1] != first[1]), None)
         if other is None:
             return f"{what}: the stack of keys of a module has another size than its leaves"
+        lists = [arg for arg in self.args if isinstance(arg, (list, tuple))]
+        several = any([is_module(item) for arg in lists for item in arg])
+        stacked = "Map several modules as one: tree.stack(models). " if several else ""
         return (
             f"{what}: {first[0]} has {first[1]} members in the mapped dimension and {other[0]} "
-            f"has {other[1]}. Give None in in_dims for what every member shares"
+            f"has {other[1]}. {stacked}Give None in in_dims for what every member shares"
         )
 
 

@@ -214,5 +214,12 @@ def _require_layer(owner: str, name: str, layer: Any) -> None:
     if isinstance(layer, (type, torch.nn.Module)) or not callable(layer):
         raise TypeError(
             f"{owner}: {name} is {shown(layer)}; expected a parallax.Module or a function of a "
-            f"tensor. Write, for example, torch.relu"
+            f"tensor. Write {_meant(layer)}"
         )
+
+
+def _meant(layer: Any) -> str:
+    """What to write for a layer that is none of ours."""
+    if isinstance(layer, torch.nn.Module):
+        return f"bridge.lift({type(layer).__name__}(...)), or a layer of parallax.nn"
+    return f"{layer.__name__}(...)" if isinstance(layer, type) else "torch.relu, for example"

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import save
 
 import parallax
-from parallax import Module, Parameter, nn
+from parallax import Buffer, Module, Parameter, nn
 from parallax.core.habits import DECLARATIONS, ELSEWHERE, HABITS
 from tests.corpus import MLP
 
@@ -105,3 +105,20 @@ def test_fields_and_methods_may_have_these_names(cls: type[Free]) -> None:
     assert {"to", "training", "half", "cuda"} == HABITS.keys() & set(dir(module))
     with pytest.raises(AttributeError, match="no attribute 'parameters'"):
         _ = module.parameters  # type: ignore[attr-defined]  # what is refused
+
+
+class Count(Module):
+    """A buffer that forward assigns, as a module of torch would."""
+
+    seen: Buffer
+
+    def forward(self) -> None:
+        self.seen = self.seen + 1
+
+
+def test_assigning_a_buffer_in_forward_says_to_emit_it() -> None:
+    with pytest.raises(FrozenInstanceError, match=r"in forward: self\.emit\(seen=\.\.\.\)$"):
+        Count(torch.zeros(()))()
+    net: Any = MLP().initialize(0)
+    with pytest.raises(FrozenInstanceError, match=r"first\.weight'\)\.set\(\.\.\.\)$"):
+        net.first.weight = torch.zeros(())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from parallax import Buffer, Module, Parameter, UninitializedError, effects, func, random, tree
+from parallax import Buffer, Module, Parameter, UninitializedError, effects, func, nn, random, tree
 from tests.func.nets import Twice, X, loss, net
 
 MEMBERS = [Twice(net(k), net(k + 10)) for k in range(4)]
@@ -396,3 +396,9 @@ def test_saved_tensor_hooks_around_a_transform(around: Any, name: str) -> None:
     with pytest.raises(ZeroDivisionError):
         around(lambda w: ours(lambda w, x: 1 / 0, w), w)
     under_a_checkpoint(torch.sin, w).sum().backward()
+
+
+def test_a_list_of_models_is_told_to_be_stacked() -> None:
+    models = [nn.MLP([3, 4, 2]).initialize(seed) for seed in range(2)]
+    with pytest.raises(ValueError, match=r"as one: tree\.stack\(models\)"):
+        func.vmap(lambda models, x: models[0](x), (0, None))(models, X)

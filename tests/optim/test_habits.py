@@ -96,8 +96,18 @@ def test_an_absent_name_says_what_to_write(name: str) -> None:
     [
         (lambda: optim.schedules.StepLR(SGD, 30), "optim.SGD(lr=optim.schedules.StepLR(...))"),  # type: ignore[arg-type]
         (lambda: model.train(False), "module.eval()"),
+        (lambda: nn.Sequential(torch.nn.ReLU()), "Write bridge.lift(ReLU(...))"),  # type: ignore[arg-type]
+        (lambda: nn.Sequential(nn.ReLU), "Write ReLU(...)"),  # type: ignore[arg-type]  # a class
     ],
 )
 def test_other_calls(call: Callable[[], Any], line: str) -> None:
     with pytest.raises(TypeError, match=re.escape(line)):
         call()
+
+
+@pytest.mark.parametrize("name", ["step", "get_last_lr", "state_dict"])
+def test_a_schedule_has_no_state(name: str) -> None:
+    schedule: Any = optim.schedules.StepLR(0.1, 30)
+    assert not hasattr(schedule, name)
+    with pytest.raises(AttributeError, match=rf"no attribute '{name}': a schedule is a function"):
+        getattr(schedule, name)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax.core.habits import Habit
 from parallax.optim.arguments import check_at_least, check_fields
 from parallax.tree.arguments import check_number
 
@@ -83,6 +84,14 @@ class Schedule(ABC):
     @abstractmethod
     def at(self, t: Step) -> Any:
         """The rate after ``t`` steps, an int or a tensor of double precision."""
+
+
+for _name, _line in {
+    "step": "model, state = opt.step(model, grads, state), whose state counts the steps",
+    "get_last_lr": "schedule(step)",
+    "state_dict": "io.save({'model': model, 'state': state}, path); the state counts the steps",
+}.items():
+    setattr(Schedule, _name, Habit(_name, _line, "a schedule is a function of the step"))
 
 
 def _first(value: Any) -> Any:
