@@ -25,9 +25,7 @@ def retire(leaves: Sequence[Tensor]) -> None:
         setattr(leaf, _RETIRED, True)
 
 
-def outside(
-    tensors: Sequence[Tensor], own: Container[int], nodes: list[Any] | None = None
-) -> tuple[bool, bool]:
+def outside(tensors: Sequence[Tensor], own: Container[int], nodes: list[Any]) -> tuple[bool, bool]:
     """Whether the graph of any tensor reaches a leaf that is not one of ``own``.
 
     Args:
@@ -39,7 +37,6 @@ def outside(
         Whether it reaches a leaf that was made elsewhere; the walk ends as soon as one is found.
         And whether it reaches any other leaf, retired ones included.
     """
-    nodes = [] if nodes is None else nodes
     others = False
     for tensor in tensors:
         if tensor.grad_fn is not None:

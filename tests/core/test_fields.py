@@ -173,6 +173,7 @@ def test_numpy_cannot_read_it(lazy: Any) -> None:
 def test_declarations_compare_and_hash_by_identity(lazy: Any) -> None:
     other = Parameter((3,), init.ones_)
     assert lazy in [other, lazy] and lazy != other
+    assert (lazy == lazy) is True and (lazy == other) is False  # noqa: PLR0124  # with itself
     assert len({lazy, other, lazy}) == 2
 
 

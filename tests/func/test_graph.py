@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from parallax.func.graph import escaping
+from parallax.func.graph import escaping, outside
 
 
 def test_a_view_of_an_own_leaf_is_own_and_of_another_is_not() -> None:
@@ -24,3 +24,16 @@ def test_results_that_reach_a_foreign_leaf_are_told_apart() -> None:
     mixed, alone = own * foreign, own * 2
     assert escaping([mixed, alone, mixed + alone], {id(own)}) == [True, False, True]
     assert escaping([mixed, alone], {id(own), id(foreign)}) == [False, False]
+
+
+def test_a_walk_tells_of_leaves_and_lists_the_nodes_that_it_met() -> None:
+    own, foreign = (torch.ones(1, requires_grad=True) for _ in range(2))
+    sine = own.sin()
+    product = sine * own
+    nodes: list[object] = []
+    assert outside([product], {id(own)}, nodes) == (False, False)
+    assert set(nodes) == {product.grad_fn, sine.grad_fn}
+    assert outside([product], set(), []) == (True, True)
+    assert outside([sine * foreign], {id(own)}, []) == (True, True)
+    assert outside([own], set(), []) == (True, True)
+    assert outside([own], {id(own)}, []) == (False, False)

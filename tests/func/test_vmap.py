@@ -101,6 +101,15 @@ def test_effects_come_out_of_chunks(chunk_size: int | None) -> None:
     torch.testing.assert_close(after.total, BATCH.sum())
 
 
+@pytest.mark.parametrize("chunk_size", [1, 2])
+def test_what_is_captured_comes_out_of_chunks(chunk_size: int) -> None:
+    module = MEMBERS[0]
+    mapped = func.vmap(lambda m, x: m(x), (None, 0), chunk_size=chunk_size)
+    out, found = effects.capture(mapped, "first")(module, BATCH)
+    torch.testing.assert_close(found["first"], torch.stack([module.first(x) for x in BATCH]))
+    torch.testing.assert_close(out, torch.stack([module(x) for x in BATCH]))
+
+
 def test_randomness_flags_are_torchs() -> None:
     fn = lambda x: x + torch.randn(())  # noqa: E731  # short
     with pytest.raises(RuntimeError, match="randomness"):
