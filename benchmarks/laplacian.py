@@ -32,12 +32,14 @@ def questions(quick: bool) -> Iterator[Question]:
     leaves, points = tree.leaves(net), torch.rand(POINTS, 2)
 
     def loss(net: Any) -> Tensor:
-        found: Tensor = func.vmap(func.laplacian(_at, argnums=1), in_dims=(None, 0))(net, points)
+        found: Tensor = func.vmap(func.laplacian(value_at, argnums=1), in_dims=(None, 0))(
+            net, points
+        )
         return (found - 1).square().mean()
 
     def by_hessian(net: Any) -> Tensor:
         def trace(net: Any, x: Tensor) -> Tensor:
-            found: Tensor = func.hessian(_at, argnums=1)(net, x)
+            found: Tensor = func.hessian(value_at, argnums=1)(net, x)
             return found.trace()
 
         found: Tensor = func.vmap(trace, in_dims=(None, 0))(net, points)
@@ -45,12 +47,12 @@ def questions(quick: bool) -> Iterator[Question]:
 
     yield Question(
         f"gradient of a Laplacian's loss, {POINTS} points",
-        Candidate("autograd.grad three times, by hand", lambda: _by_hand(leaves, points)),
+        Candidate("autograd.grad three times, by hand", lambda: by_hand(leaves, points)),
         [
             Candidate("parallax func.laplacian", lambda: _of(loss, net), limit=0.9),
             Candidate("parallax func.hessian", lambda: _of(by_hessian, net)),
         ],
-        [Candidate("torch.func, reverse mode twice", lambda: _functional(leaves, points))],
+        [Candidate("torch.func, reverse mode twice", lambda: reverse_twice(leaves, points))],
         check=_same,
         floor=Candidate("floor: its rules on a flat list", lambda: _rules(leaves, points)),
         remains="Each operator costs a call of vmap's and one of the rule's",
@@ -58,7 +60,7 @@ def questions(quick: bool) -> Iterator[Question]:
     if quick:
         return
     absent: dict[str, str] = {}
-    functional: Any = torch.compile(_functional, fullgraph=True)
+    functional: Any = torch.compile(reverse_twice, fullgraph=True)
     ours: Any = parallax.compile(lambda net: _of(loss, net))
     yield Question(
         f"compiled gradient of a Laplacian's loss, {POINTS} points",
@@ -70,7 +72,7 @@ def questions(quick: bool) -> Iterator[Question]:
     )
 
 
-def _at(net: nn.MLP, x: Tensor) -> Tensor:
+def value_at(net: nn.MLP, x: Tensor) -> Tensor:
     out: Tensor = net(x)
     return out[0]
 
@@ -86,7 +88,7 @@ def _line(leaves: Sequence[Tensor], x: Tensor) -> Tensor:
     return F.linear(x, leaves[-2], leaves[-1])
 
 
-def _by_hand(flat: Sequence[Tensor], points: Tensor) -> Found:
+def by_hand(flat: Sequence[Tensor], points: Tensor) -> Found:
     leaves = [value.detach().requires_grad_() for value in flat]
     x = points.detach().requires_grad_()
     (slopes,) = torch.autograd.grad(_line(leaves, x).sum(), x, create_graph=True)
@@ -117,7 +119,7 @@ def _finished(leaves: Sequence[Tensor], found: Tensor) -> Found:
     return torch.autograd.grad(loss, leaves, materialize_grads=True), loss.detach()
 
 
-def _functional(leaves: Sequence[Tensor], points: Tensor) -> Found:
+def reverse_twice(leaves: Sequence[Tensor], points: Tensor) -> Found:
     def loss(leaves: Sequence[Tensor]) -> Tensor:
         twice = torch.func.jacrev(torch.func.jacrev(lambda x: _line(leaves, x)[0]))
         found: Tensor = torch.func.vmap(lambda x: twice(x).trace())(points)

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.harness import Row
 
-PEERS = ("tensordict", "torchopt", "structional", "jax", "equinox")
+PEERS = ("tensordict", "torchopt", "structional", "jax", "equinox", "opacus")
 
 
 @dataclass(frozen=True)

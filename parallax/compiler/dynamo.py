@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from parallax._compat import dynamo, inductor, inductor_faults, regathering
+from parallax._compat import dynamo, inductor, inductor_faults, inductor_scalars, regathering
 from parallax._compat.artifacts import Keeper
 from parallax.compiler.guards import Guards
 from parallax.compiler.outside import Outside
@@ -101,7 +101,7 @@ def compile_flat(
     """
     options = dict(settings["options"])
     if settings["backend"] == "inductor":
-        options = inductor_faults.mended(options)
+        options = inductor_scalars.with_kept_numbers(inductor_faults.mended(options))
     theirs = options.pop("guard_filter_fn", None)
 
     def keep(entries: Sequence[Any]) -> list[bool]:

@@ -1,0 +1,68 @@
+"""One way to take a job's steps: built once, checked by its first losses, then timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Candidate, Question
+from benchmarks.memory import peak_bytes
+
+Step = Callable[[], Tensor]
+
+CHECKED = 3
+
+
+def race(
+    name: str,
+    ways: Mapping[str, Callable[[], Step]],
+    limits: Mapping[str, float] | None = None,
+    *,
+    rtol: float = 2e-3,
+    absent: Mapping[str, str] | None = None,
+    remains: str = "",
+) -> Sequence[Question]:
+    """The questions of one job at one size: time and peak memory of a step.
+
+    Args:
+        name: what the steps do.
+        ways: how to make the step of each way; the first is the reference, and those of this
+            library begin with "parallax".
+        limits: the ratio to the reference that a way must not exceed.
+        rtol: how far losses may be from those of the reference.
+        absent: peers that are not installed, with the reason.
+        remains: why a way stays behind.
+
+    Raises:
+        AssertionError: if the first losses of a way differ.
+    """
+    steps = {way: make() for way, make in ways.items()}
+    losses = {way: [float(step()) for _ in range(CHECKED)] for way, step in steps.items()}
+    first, *others = steps
+    for way in others:
+        torch.testing.assert_close(
+            losses[way], losses[first], rtol=rtol, atol=1e-4, msg=lambda m, way=way: f"{way}: {m}"
+        )
+    limits = limits or {}
+
+    def question(name: str, made: Callable[[str, Step], Candidate], **more: Any) -> Question:
+        ours = [made(way, steps[way]) for way in others if way.startswith("parallax")]
+        theirs = [made(way, steps[way]) for way in others if not way.startswith("parallax")]
+        return Question(name, made(first, steps[first]), ours, theirs, **more)
+
+    return [
+        question(
+            name,
+            lambda way, step: Candidate(way, step, limit=limits.get(way)),
+            absent=absent or {},
+            remains=remains,
+        ),
+        question(f"peak memory (1 MB as 1 ms): {name}", _peak, most_rounds=5),
+    ]
+
+
+def _peak(way: str, step: Step) -> Candidate:
+    return Candidate(way, lambda: peak_bytes(step) * 1e-9, self_timed=True)
