@@ -262,6 +262,19 @@ def replace(context: Any, name: str, other: str, pairs: Iterable[tuple[int, int]
         found[here] = source[there]
 
 
+def fix_numbers(context: Any) -> None:
+    """Makes constants of the numbers in the local tuple ``args`` that dynamo has symbols for."""
+    from torch._dynamo.utils import specialize_symnode
+    from torch._dynamo.variables import TupleVariable
+
+    todo = [_list(context, "args").items]
+    for found in todo:  # the list grows
+        for k, item in enumerate(found):
+            found[k] = specialize_symnode(item.realize())
+            if isinstance(found[k], TupleVariable):
+                todo.append(found[k].items)
+
+
 def _list(context: Any, name: str) -> Any:
     """What stands for a local list or tuple in the trace."""
     variable = context.get_local(name)._i_will_not_complain_if_bc_breaks_VariableTracker()

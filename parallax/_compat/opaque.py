@@ -17,6 +17,9 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from torch._library import opaque_object
 
+from parallax._compat import in_trace
+from parallax._compat.dynamo import is_compiling
+
 __all__ = ["constant_while_tracing", "real"]
 
 C = TypeVar("C", bound=type)
@@ -82,12 +85,15 @@ def real(function: Callable[P, R]) -> Callable[P, R]:
     """Has a function of constants be called as it is while dynamo traces, as a decorator.
 
     Arguments, by position, and results are constants: structures, numbers, strings, classes,
-    functions, and tuples, lists and dicts of them.
+    functions, and tuples, lists and dicts of them. A number for which dynamo has a symbol, as it
+    differed between two calls, becomes a constant of the trace.
     """
     constant = _Function(function)
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
+        if is_compiling():
+            in_trace.at_trace()(in_trace.fix_numbers)
         return constant.run(*args)
 
     return cast(Callable[P, R], call)

@@ -167,7 +167,7 @@ class Optimizer(Kernel):
             check_layouts(what, model, plan.chosen, given, self._takes_sparse and not donate)
             if not self._differentiable:
                 warn_of_graph(what, [given[k] for k in plan.chosen], what.removesuffix(".step"))
-        clocks = Clocks(old.step, old.clocks, state.clock_of, plan.chosen)
+        clocks = Clocks(old.step, old.clocks, old.clock_of, plan.chosen)
         made = list(leaves)
         moments = {name: list(column) for name, column in old.moments.items()}
         columns = [made, *moments.values()]

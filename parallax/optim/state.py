@@ -83,6 +83,9 @@ def _device(tree: Any, step: Tensor) -> torch.device:
     return leaves[0].device if leaves else step.device
 
 
+_CLOCK_OF = State.__layout__.constants.index("clock_of")
+
+
 class Contents:
     """The contents of a state, in the order of the model's leaves.
 
@@ -90,16 +93,20 @@ class Contents:
         step: how many steps were made.
         moments: per name one tensor or hole per unique leaf of the model.
         clocks: the step counts of the leaves that missed a step.
+        clock_of: per leaf which of these, as in the state.
         numbers: per name what is kept for all leaves together.
     """
 
-    __slots__ = ("_part", "_whole", "clocks", "moments", "numbers", "state", "step")
+    __slots__ = ("_part", "_whole", "clock_of", "clocks", "moments", "numbers", "state", "step")
 
     def __init__(self, state: State, part: Any, what: str) -> None:
         self.state = state
         self._part = part
         self._whole: Any = None
-        if self._read_whole(state, part):
+        leaves, spec = flatten_module(state)
+        # As the structure has it: of a field's numbers dynamo may make symbols.
+        self.clock_of: tuple[int, ...] = spec.local.constants[_CLOCK_OF]
+        if self._read_whole(state, part, leaves, spec):
             return
         self.step: Tensor = state.step
         self.clocks: Sequence[Tensor] = state.clocks
@@ -114,19 +121,18 @@ class Contents:
                     f"Make one for this model: state = opt.init(model)"
                 ) from None
         count = part.n_leaves
-        if len(state.clock_of) != count:
+        if len(self.clock_of) != count:
             raise ValueError(
-                f"{what}: the state was made for another model, of {len(state.clock_of)} leaves; "
+                f"{what}: the state was made for another model, of {len(self.clock_of)} leaves; "
                 f"this one has {count}. Make one for this model: state = opt.init(model)"
             )
 
-    def _read_whole(self, state: State, part: Any) -> bool:
+    def _read_whole(self, state: State, part: Any, leaves: Sequence[Any], spec: Any) -> bool:
         """Reads the leaves kept on the state, by three slices; false if they do not fit."""
-        leaves, spec = flatten_module(state)
         trees, n = spec.children[1], part.n_leaves
         skeleton = part.skeleton
         clocks, first = len(state.clocks), 1 + n * len(trees.children)
-        if len(leaves) != first + clocks + len(state.numbers) or len(state.clock_of) != n:
+        if len(leaves) != first + clocks + len(state.numbers) or len(self.clock_of) != n:
             return False
         if not all([tree is skeleton or tree.skeleton == skeleton for tree in trees.children]):
             return False
@@ -149,7 +155,7 @@ class Contents:
     ) -> State:
         """A state like this one with other contents."""
         state = self.state
-        if self._whole is not None and clock_of is state.clock_of:
+        if self._whole is not None and clock_of is self.clock_of:
             leaves = [step]
             for column in moments.values():
                 leaves += column

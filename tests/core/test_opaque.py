@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from parallax import Module, Parameter
 from parallax._compat.opaque import constant_while_tracing, real
 
 calls: list[int] = []
@@ -52,3 +54,29 @@ def test_methods_and_functions_run_while_tracing_and_not_after() -> None:
     out, step = compiled(Step(4), torch.zeros(1))
     assert out.item() == 10 and step == Step(9)
     assert calls == [3, 0, 4, 0]
+
+
+class Scaled(Module):
+    weight: Parameter
+    times: int
+    sizes: tuple[tuple[int, ...], ...]
+
+    def __init__(self, weight: Tensor, times: int, *sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight, self.times, self.sizes = weight, times, sizes
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_numbers_that_differ_between_calls_are_constants_of_a_module(dynamic: bool | None) -> None:
+    def onward(model: Scaled, count: int) -> Scaled:
+        sizes = [(model.times, count), *model.sizes]
+        return Scaled(model.weight * model.times, model.times + count, *sizes)
+
+    compiled = torch.compile(onward, backend="eager", dynamic=dynamic)
+    expected = model = Scaled(torch.ones(2), 1)
+    for count in (1, 2, 4):
+        expected, model = onward(expected, count), compiled(model, count)
+        assert torch.equal(model.weight, expected.weight)
+        assert (model.times, model.sizes) == (expected.times, expected.sizes)
+    assert type(model.times) is int
