@@ -84,9 +84,9 @@ def _entry(value: Any, look: Look) -> list[str]:
         return _lines(value, look)
     parts = _parts(value)
     if parts is None:
-        if look.shapes and isinstance(value, (Tensor, Lazy)):
-            return [shape_text(value)]
-        return [] if _is_leaf(value) else [_constant_text(value)]
+        if value is None or isinstance(value, (Tensor, Lazy)):
+            return [shape_text(value)] if look.shapes and value is not None else []
+        return [_constant_text(value)]
     inner = _collapse(parts, look, numbered=type(value) is tuple)
     if not (look.shapes or any(is_module(p) or _parts(p) is not None for _, p in parts)):
         return []
@@ -144,10 +144,6 @@ def shape_text(leaf: Any) -> str:
     return f"{text} {shards.shown(leaf)}" if shards.is_distributed(leaf) else text
 
 
-def _is_leaf(value: Any) -> bool:
-    return value is None or isinstance(value, (Tensor, Lazy))
-
-
 def _constant_text(value: Any) -> str:
     """A constant in the place of a child: a function by its name."""
     return str(getattr(value, "__name__", None) or repr(value))
@@ -190,20 +186,16 @@ def _html(name: str, value: Any, budget: list[int], *, is_open: bool = False) ->
     if budget[0] < 0:
         return "" if budget[0] < -1 else "<div>...</div>"
     label = f"{html.escape(name)}: " if name else ""
+    parts = _parts(value)
+    if parts is None:
+        return f"<div>{label}{html.escape(_leaf_text(value))}</div>"
+    title = f"{_class_name(value)} of {len(parts)}"
     if is_module(value):
         leaves = [leaf for leaf in leaves_of(value) if isinstance(leaf, (Tensor, Lazy))]
-        count = sum(leaf.numel() for leaf in leaves)
-        title = (
-            f"{label}<b>{html.escape(type(value).__name__)}</b>({html.escape(value.extra_repr())})"
-        )
-        inner = "".join(_html(key, item, budget) for key, item in _parts(value) or [])
-        note = f' <span style="opacity:.6">{count:,} numbers{_mode_mark(value)}</span>'
-        return _fold(f"{title}{note}", inner, is_open)
-    parts = _parts(value)
-    if parts is not None:
-        inner = "".join(_html(key, item, budget) for key, item in parts)
-        return _fold(f"{label}{_class_name(value)} of {len(parts)}", inner, is_open=False)
-    return f"<div>{label}{html.escape(_leaf_text(value))}</div>"
+        count = f"{sum(leaf.numel() for leaf in leaves):,} numbers{_mode_mark(value)}"
+        name, shown = html.escape(type(value).__name__), html.escape(value.extra_repr())
+        title = f'<b>{name}</b>({shown}) <span style="opacity:.6">{count}</span>'
+    return _fold(label + title, "".join(_html(k, item, budget) for k, item in parts), is_open)
 
 
 def _fold(title: str, inner: str, is_open: bool) -> str:

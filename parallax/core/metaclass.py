@@ -143,7 +143,7 @@ class ModuleMeta(_ProtocolMeta):
             type.__setattr__(cls, "__call__", around(vars(cls)["__call__"]))
         else:
             _alias_call(cls)
-        CLASS_CLOCK.tick()
+        CLASS_CLOCK.time += 1
 
     def __dir__(cls) -> list[str]:
         return without_habits(super().__dir__(), map(vars, cls.__mro__))
@@ -257,7 +257,7 @@ def _follow(cls: Any, changed: str) -> None:
     """Updates what depends on an attribute of a class that was set or deleted."""
     if changed == "__init__":
         place_init(cls)
-    CLASS_CLOCK.tick()
+    CLASS_CLOCK.time += 1
     if changed == "__call__" and "__aliased__" in vars(cls):
         type.__delattr__(cls, "__aliased__")
     if changed in ("forward", "__call__"):

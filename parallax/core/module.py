@@ -85,11 +85,8 @@ class Module(Instance, metaclass=ModuleMeta):
             """The result of ``forward``; at run time both are the same function."""
             ...
 
-    # -- frozen -------------------------------------------------------------------------------
-
-    if (
-        not TYPE_CHECKING
-    ):  # type checkers know of it by dataclass_transform; these methods would hide typos
+    # Type checkers know by dataclass_transform that it is frozen; this method would hide typos.
+    if not TYPE_CHECKING:
 
         def __delattr__(self, name: str) -> None:
             if self._spec is not None:
@@ -326,12 +323,8 @@ class Module(Instance, metaclass=ModuleMeta):
         layout: Layout = type(self).__layout__
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in layout.constants)
 
-    # -- effects --------------------------------------------------------------------------------
-
     emit = effects.emit
     sow = effects.sow
-
-    # -- what a module knows --------------------------------------------------------------------
 
     @property
     def mode(self) -> str:
@@ -352,10 +345,7 @@ class Module(Instance, metaclass=ModuleMeta):
                 f"Hand one out first: module = module.reset(rng) or module.train(rng)"
             )
         note = notes.note_of(self)
-        path = note.path or ""
-        return source.of(path + note.copy if note.copy else path)
-
-    # -- Python's protocols ----------------------------------------------------------------------
+        return source.of((note.path or "") + note.copy)
 
     def __dir__(self) -> list[str]:
         return without_habits(super().__dir__(), [vars(self), *map(vars, type(self).__mro__)])

@@ -50,21 +50,12 @@ def new_with_dict(cls: type[Instance]) -> Instance:
     return module
 
 
-class Clock:
-    """A counter of events, to find out whether one happened since."""
-
-    __slots__ = ("time",)
-
-    def __init__(self) -> None:
-        self.time = 0
-
-    def tick(self) -> None:
-        """Counts one event."""
-        self.time += 1
+class _Clock:
+    time = 0
 
 
-CLASS_CLOCK = Clock()
-"""Moves when an attribute of a module class is set or deleted."""
+CLASS_CLOCK = _Clock()
+"""Its ``time`` moves when an attribute of a module class is set or deleted."""
 
 NODES: dict[type, Node] = {}
 """Classes that users registered; modules are recognised by their layout instead."""
