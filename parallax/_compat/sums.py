@@ -53,9 +53,8 @@ def entering(value: Any, along: Along) -> Any:
         return _entering(value, along)
     wanted = _to_enter(value, along)
     placed: Any = value
-    if _toward(value, wanted) != placed.placements:
-        return _gathered_once(value, wanted)
-    if value.grad_fn is None:  # a user's own, on which no hook is left
+    # A user's own tensor is left without a hook.
+    if value.grad_fn is None or _toward(value, wanted) != placed.placements:
         return _entering(value, along)
     if value.requires_grad and torch.is_grad_enabled():
         # On the whole gradient: that of all layers which take this tensor, by one collective.
@@ -163,7 +162,14 @@ def _moved(value: Tensor, wanted: _Wanted) -> Tensor:
 
 def _entering(value: Tensor, along: Along) -> Tensor:
     inner: Any = functorch.innermost(value)
-    return _moved(value, _to_enter(inner, along)) if shards.is_distributed(inner) else value
+    if not shards.is_distributed(inner):
+        return value
+    wanted = _to_enter(inner, along)
+    # What an inner transform makes of an outer one's tensor is over when that transform ends.
+    lives = functorch.level_of(value) == functorch.current_level()
+    if lives and _toward(inner, wanted) != inner.placements:
+        return _gathered_once(value, wanted)
+    return _moved(value, wanted)
 
 
 def _leaving(value: Tensor, along: Along) -> Tensor:
@@ -176,7 +182,7 @@ def _leaving(value: Tensor, along: Along) -> Tensor:
 
 def _gathered_once(value: Any, wanted: _Wanted) -> Tensor:
     """What all layers that take a tensor compute with; their gradients are scattered together."""
-    made_for = wanted, value._version, torch.is_grad_enabled()
+    made_for = wanted, functorch.version_of(value), torch.is_grad_enabled()
     known, whole = _gathered.get(value, (None, None))
     if known != made_for:
         whole = _moved(value, wanted)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
@@ -20,6 +21,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+import parallax
 from parallax import Module, func, nn
 from parallax import distributed as dist
 from tests.distributed.transformer import ROWS, Transformer, batch, loss
@@ -116,6 +118,27 @@ def test_no_more_collectives_than_torch_with_a_sequence() -> None:
         with CommDebugMode() as mode:
             theirs.blocks(theirs.embed(batch()[0])).square().mean().backward()
     assert ours.get_total_counts() <= mode.get_total_counts()
+
+
+def test_a_compiled_gradient_has_no_more_collectives() -> None:
+    found: list[str] = []
+
+    def compiler(module: Any, _: Any) -> Any:
+        found.extend([str(node.target) for node in module.graph.nodes])
+        return module
+
+    model = nn.Sequential(nn.LayerNorm(4), Pair()).initialize(0)
+    with alone(2, names=("tp",)) as mesh:
+        plan = dist.Plan(mesh, tp=dist.tensor_parallel(CUT, sequence=1))
+        placed, (rows,) = plan.apply(model), plan.batches([torch.ones(2, 4, 4)])
+        with CommDebugMode() as mode:
+            func.grad(size)(placed, rows)
+        backend: Any = aot_autograd(fw_compiler=compiler)
+        parallax.compile(func.grad(size), backend=backend)(placed, rows)
+    counts = {str(op).rpartition(".")[2]: n for op, n in mode.get_comm_counts().items()}
+    assert counts["all_gather_into_tensor"] == 2
+    for name, count in counts.items():
+        assert found.count(f"_c10d_functional.{name}.default") == count
 
 
 # -- numbers --------------------------------------------------------------------------------------
