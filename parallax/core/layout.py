@@ -9,7 +9,7 @@ from parallax._compat import registries
 from parallax._compat.opaque import constant_while_tracing
 from parallax.core.constants import constant_key
 from parallax.core.entries import Local, Note, local_of
-from parallax.core.fields import Field
+from parallax.core.fields import Buffer, Field, Parameter
 from parallax.core.structure import Structure
 
 __all__ = ["Layout"]
@@ -24,6 +24,7 @@ class Layout:
         fields: all fields by name, inherited ones first.
         children: the names whose values are leaves, modules or containers of them.
         constants: the names whose values belong to the structure.
+        lone_leaves: those of ``children`` that are one leaf each, and taken as they are given.
         nested: those of ``children`` under which modules may be found.
         latest: the latest structures, kept for the next module with the same one.
         sealed: structures by the key that the generated seal computes.
@@ -38,6 +39,11 @@ class Layout:
         self.constants = tuple(n for n in fields if n not in self.children)
         self.kinds = {name: fields[name].kind for name in self.children}
         self.nested = tuple(n for n, k in self.kinds.items() if k.child or not k.flat)
+        self.lone_leaves = frozenset(
+            name
+            for name, kind in self.kinds.items()
+            if kind.flat and kind.leaf in (Parameter, Buffer) and fields[name].converter is None
+        )
         self.latest: deque[Structure] = deque(maxlen=16)
         self.sealed: dict[Any, Structure] = {}
         self.proxy: type | None = None

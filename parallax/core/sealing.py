@@ -97,6 +97,10 @@ def seal_copy(old: Any, fields: Mapping[str, Any]) -> Any:
         note = note_of(old)
         object.__setattr__(module, "_spec", note._replace(frozen=()))
         carried = bool(note.frozen)
+    elif (leaves := _exchanged(layout, old, fields)) is not None:
+        object.__setattr__(module, "_spec", spec_of(old))
+        object.__setattr__(module, "_leaves", leaves)
+        carried = False
     else:
         entries = dict(zip(layout.children, spec_of(old).children, strict=True))
         seal(layout, module, {n: entries.get(n) for n in layout.fields if n not in fields})
@@ -107,6 +111,25 @@ def seal_copy(old: Any, fields: Mapping[str, Any]) -> Any:
     if old._rng is not None:
         object.__setattr__(module, "_rng", old._rng)
     return module
+
+
+def _exchanged(layout: Layout, old: Any, fields: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """The leaves of a copy that has the structure of ``old``, as only tensors are exchanged.
+
+    ``None`` if something else may change: a hole, a constant, a tie, or which leaves are frozen.
+    """
+    structure = spec_of(old)
+    if structure.expand is not None or structure.note.frozen:
+        return None
+    leaves = list(leaves_of(old))
+    for name, value in fields.items():
+        if type(value) is not Tensor or name not in layout.lone_leaves:
+            return None
+        place = structure.named[name][2]
+        if type(leaves[place]) is not Tensor:
+            return None
+        leaves[place] = value
+    return tuple(leaves) if len({*map(id, leaves)}) == len(leaves) else None
 
 
 def _final(layout: Layout, module: Any, name: str, field: Field) -> Any:

@@ -8,6 +8,7 @@ operator puts the derivative in the place of the recorded one.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -108,19 +109,20 @@ class Rule:
     ) -> list[Tensor]:
         """The tensors of what is kept; an argument in it is not taken apart again."""
         kept: list[Tensor] = []
-        frames: list[tuple[int, Frame]] = []
+        frames: list[tuple[int, Frame | _Given]] = []
         for index, item in enumerate(residuals):
             if type(item) is Tensor:
                 kept.append(item)
                 frames.append(_ONE)
                 continue
             start = 0
-            for arg, known in zip(args, self.frames, strict=True):
+            for arg, (count, frame) in zip(args, self.frames, strict=True):
                 if item is arg:
-                    kept += tensors[start : start + known[0]]
-                    frames.append(known)
+                    own = tensors[start : start + count]
+                    kept += own
+                    frames.append((count, _Given(arg, own, frame) if args is self.args else frame))
                     break
-                start += known[0]
+                start += count
             else:
                 found, frame = framed(item, self.what, f"the residuals: {index}")
                 kept += found
@@ -184,7 +186,6 @@ class Rule:
         count, frame = self.frames[index]
         if grad is None:
             return [None] * count
-        where = f"{self.what}: the cotangent of argument {index}"
         leaves: Sequence[Any] = [arg]
         column: Sequence[Any] = [grad]
         if not isinstance(arg, Tensor):
@@ -192,21 +193,40 @@ class Rule:
                 _, leaves, (column,) = core.columns(arg, (grad,))
             except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"{where}: {error}. Return a tree like the argument, with None for what has "
-                    f"none"
+                    f"{self.what}: the cotangent of argument {index}: {error}. Return a tree like "
+                    f"the argument, with None for what has none"
                 ) from None
         row: list[Tensor | None] = []
         for place in frame.places:
             leaf, value = leaves[place], column[place]
             if value is not None and (not isinstance(value, Tensor) or value.shape != leaf.shape):
-                path = path_of(arg, place)
-                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(
-                    f"{where}{f': {path}' if path else ''} has shape {tuple(leaf.shape)} and was "
-                    f"given {got}. Return a tensor of the same shape, or None"
-                )
+                raise ValueError(self._misfit(index, path_of(arg, place), leaf, value))
             row.append(value if is_inexact(leaf) else None)
         return row + [None] * (count - len(row))
+
+    def _misfit(self, index: int, path: str, leaf: Tensor, value: Any) -> str:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        return (
+            f"{self.what}: the cotangent of argument {index}{f': {path}' if path else ''} has "
+            f"shape {tuple(leaf.shape)} and was given {got}. Return a tensor of the same shape, "
+            f"or None"
+        )
+
+
+class _Given:
+    """An argument that is kept as it is: itself, around the very tensors that it had."""
+
+    __slots__ = ("frame", "tensors", "tree")
+
+    def __init__(self, tree: Any, tensors: Sequence[Tensor], frame: Frame) -> None:
+        self.tree = tree
+        self.tensors = tensors
+        self.frame = frame
+
+    def build(self, tensors: Sequence[Tensor | None]) -> Any:
+        """The tree around these tensors."""
+        same = all(map(operator.is_, tensors, self.tensors))
+        return self.tree if same else self.frame.build(tensors)
 
 
 class _Row:
@@ -214,7 +234,7 @@ class _Row:
 
     __slots__ = ("frames",)
 
-    def __init__(self, frames: list[tuple[int, Frame]]) -> None:
+    def __init__(self, frames: list[tuple[int, Frame | _Given]]) -> None:
         self.frames = frames
 
     def build(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
@@ -225,7 +245,9 @@ class _Row:
 _ONE = (1, LONE)
 
 
-def _built(frames: list[tuple[int, Frame]], tensors: Sequence[Tensor | None]) -> list[Any]:
+def _built(
+    frames: Sequence[tuple[int, Frame | _Given]], tensors: Sequence[Tensor | None]
+) -> list[Any]:
     """Trees around tensors."""
     if len(frames) == len(tensors) and all([frame is LONE for _, frame in frames]):
         return list(tensors)

@@ -307,3 +307,28 @@ def test_what_is_refused_says_what_to_write(call: Any, error: Any, parts: tuple[
 def test_compiled_forward_mode_is_refused() -> None:
     with pytest.raises(Exception, match="no forward mode in compiled code"):
         parallax.compile(lambda x: func.jvp(loss_of_double, (x,), (x,)), backend="aot_eager")(X)
+
+
+def test_a_module_that_is_kept_is_the_argument_unless_its_tensors_came_back_changed() -> None:
+    """Saved tensors may be packed: what the rule gets is what was unpacked."""
+    seen: list[Any] = []
+
+    @func.custom_vjp
+    def product(layer: nn.Linear, x: Tensor) -> Tensor:
+        return x @ layer.weight.t()
+
+    def pull(kept: Any, grad: Tensor) -> Any:
+        layer, x = kept
+        seen.append(layer)
+        return layer.replace(weight=grad.t() @ x), grad @ layer.weight
+
+    product.defvjp(lambda layer, x: (x @ layer.weight.t(), (layer, x)), pull)
+    layer = nn.Linear(3, 2, bias=False).initialize(0).reset(0)
+    x = torch.ones(4, 3, requires_grad=True)
+    (plain,) = torch.autograd.grad(product(layer, x).sum(), [x])
+    assert seen[0] is layer
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach() * 2, lambda t: t):
+        (doubled,) = torch.autograd.grad(product(layer, x).sum(), [x])
+    assert seen[1] is not layer and torch.equal(seen[1].weight, 2 * layer.weight)
+    torch.testing.assert_close(doubled, 2 * plain)
+    torch.testing.assert_close(plain, layer.weight.sum(0).expand(4, 3))

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from parallax import Buffer, Module, Parameter, tree
+from parallax.core import sealing
 from tests.corpus import MLP, SIZE, Dense, Norm, TiedParameter
 
 
@@ -88,3 +90,42 @@ def test_a_tree_with_holes_takes_replacements() -> None:
     doubled = tree.named_leaves(grads.replace(weight=2 * grads.weight))
     assert list(doubled) == ["weight"]
     assert torch.equal(doubled["weight"], torch.full((2,), 2.0))
+
+
+class Mixed(Module):
+    """Leaves of both roles, a hole, a child and a constant."""
+
+    weight: Parameter
+    scale: Parameter | None
+    mean: Buffer
+    below: Module
+    rate: float = 0.5
+
+
+@pytest.mark.parametrize("scale", [None, torch.ones(1)])
+def test_tensors_in_place_of_tensors_are_replaced_as_everything_is(
+    scale: Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way with less work gives what the general way gives: structure, leaves, rng, child."""
+    module = Mixed(torch.ones(2), scale, torch.zeros(2), Dense().initialize(0)).train(0)
+    frozen = tree.select(module, "weight").freeze()
+    shared = torch.zeros(2)
+    holes = tree.map(lambda leaf: leaf if leaf.ndim == 2 else None, module)
+    for old in (module, module.eval(), frozen, holes):
+        changes: tuple[dict[str, Any], ...] = (
+            {"weight": shared},
+            {"weight": shared, "mean": shared},  # a tie is made
+            {"scale": shared},
+            {"weight": shared, "scale": None},
+            {"mean": torch.ones(2), "rate": 0.1},
+            {"below": Dense().initialize(1)},
+            {},
+        )
+        for fields in changes:
+            found = old.replace(**fields)
+            with monkeypatch.context() as patch:
+                patch.setattr(sealing, "_exchanged", lambda *_: None)
+                expected = old.replace(**fields)
+            assert found._spec is expected._spec and found._rng is expected._rng
+            mine, theirs = tree.leaves(found), tree.leaves(expected)
+            assert [*map(id, mine)] == [*map(id, theirs)] and found.below is expected.below
