@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._dynamo.exc import Unsupported
 from torch.utils.checkpoint import checkpoint
 
-from parallax import effects, random
+from parallax import Module, Parameter, effects, random, tree
 from tests.effects.models import (
     Twice,
     assert_stats,
@@ -112,3 +112,30 @@ def test_a_compiled_checkpoint_still_refuses_other_side_effects(x: Tensor) -> No
 
     with pytest.raises(Unsupported, match="side effect"):
         torch.compile(effects.collect(step), backend="eager", fullgraph=True)(net().reset(0), x)
+
+
+class Doubled(Module):
+    """Computes with another instance of its class."""
+
+    weight: Parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = type(self)(self.weight * 2)
+        return tree.map(torch.neg, other).weight * x
+
+
+class Holder(Module):
+    inner: Doubled
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def test_a_watched_module_makes_others_of_its_class_in_compiled_code(x: Tensor) -> None:
+    def run(module: Holder, x: Tensor) -> Any:
+        return effects.capture(Holder.forward, "inner")(module, x)
+
+    module = Holder(Doubled(torch.full_like(x, 3.0)))
+    out, found = torch.compile(run, backend="eager", fullgraph=True)(module, x)
+    torch.testing.assert_close(out, -6 * x)
+    torch.testing.assert_close(found["inner"], -6 * x)

@@ -435,3 +435,17 @@ def test_selecting_writes_to_nothing(case: Case) -> None:
     tree.select(module, "**").freeze()
     assert all(a is b for a, b in zip(before, tree.leaves(module), strict=True))
     assert tree.leaves(tree.partition(module, "frozen")[0]) == []
+
+
+class TwoRows(Module):
+    one: tuple[Parameter | None, ...]
+    two: tuple[Parameter | None, ...]
+
+
+def test_one_tuple_in_two_fields_is_told_apart() -> None:
+    row = (None, torch.ones(1), None)
+    module = TwoRows(row, row)
+    assert module.one is module.two
+    assert tree.select(module, lambda m: m.two).paths == ("two",)
+    assert tree.select(module, lambda m: [m.two, m.one]).paths == ("two", "one")
+    assert tree.select(module, lambda m: m.two[2]).paths == ("two.2",)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from parallax import Module, Parameter, tree
+from parallax.core.frozendict import FrozenDict
 from tests.comparing import assert_close_trees
 from tests.compiling import compiled
 from tests.corpus import MLP, SIZE, TiedParameter
@@ -84,6 +85,32 @@ def test_a_step_that_makes_its_module_anew() -> None:
     for _ in range(5):
         module, expected = fn(module, INPUT), remake(expected, INPUT)
         assert_close_trees(module, expected)
+    assert counter.frame_count == 1
+
+
+class Row(NamedTuple):
+    one: Point
+    two: Point
+
+
+class Held(Module):
+    several: list[Point]
+    row: Row
+    named: dict[str, list[Point]]
+
+
+def test_containers_given_inside_are_frozen_as_outside() -> None:
+    def make(x: Tensor) -> Any:
+        row = Row(Point(x), Point(x + 1))
+        return Held([Point(x), Point(2 * x)], row, {"a": [Point(3 * x)]})
+
+    fn, counter = compiled(make)
+    got, expected = fn(torch.ones(2)), make(torch.ones(2))
+    for held in (got, expected):
+        assert type(held.several) is tuple and type(held.row) is Row
+        assert type(held.named) is FrozenDict and type(held.named["a"]) is tuple
+    assert_close_trees(got, expected)
+    assert tree.structure(got) == tree.structure(expected)
     assert counter.frame_count == 1
 
 
