@@ -152,3 +152,25 @@ def test_names_in_user_code_do_not_meet_those_of_generated_code() -> None:
     mapped = tree.map(lambda x: x + 1, module.train(0))
     assert all(x.item() == 2 for x in tree.leaves(mapped))
     assert mapped.o2.set_dict.item() == 2
+
+
+class Plain(Module):
+    number: int
+    ratio: float
+    flag: bool
+    name: str
+    absent: None
+    several: tuple[tuple[int, ...], str]
+    unbounded: float
+
+
+def test_plain_constants_are_literals_of_traced_code_and_others_its_globals() -> None:
+    """Dynamo would take an integer among the globals for a size that may change."""
+    module = Plain(3, 0.5, True, "a", None, ((1, 2), "b"), float("inf"))
+    build = shape.write_traced(spec_of(module), "build")
+    held = [value for name, value in build.__globals__.items() if not name.startswith("__")]
+    assert [value for value in held if type(value) in (int, float, bool, str, tuple)] == [
+        module.unbounded
+    ]
+    made = build(())
+    assert tree.structure(made) == tree.structure(module) and made.several == ((1, 2), "b")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from parallax.func.graph import escaping, outside
+from parallax.func.graph import escaping, outside, retire
 
 
 def test_a_view_of_an_own_leaf_is_own_and_of_another_is_not() -> None:
@@ -37,3 +37,6 @@ def test_a_walk_tells_of_leaves_and_lists_the_nodes_that_it_met() -> None:
     assert outside([sine * foreign], {id(own)}, []) == (True, True)
     assert outside([own], set(), []) == (True, True)
     assert outside([own], {id(own)}, []) == (False, False)
+    retire([foreign])  # nobody can ask for its derivative any more
+    for reached in (foreign, foreign.sin()):
+        assert outside([own, reached], {id(own)}, []) == (False, True)
