@@ -171,7 +171,7 @@ def _own_leaves(module: Any) -> list[Any]:
 
 # -- HTML ---------------------------------------------------------------------------------------
 
-_STYLE = "font-family:monospace;white-space:pre"
+_STYLE = "font-family:monospace;white-space:pre;overflow-x:auto"
 _MAX_HTML_NODES = 2000
 
 
@@ -181,7 +181,9 @@ def html_of(module: Any) -> str:
     return f'<div style="{_STYLE}">{_html("", module, budget, is_open=True)}</div>'
 
 
-def _html(name: str, value: Any, budget: list[int], *, is_open: bool = False) -> str:
+def _html(
+    name: str, value: Any, budget: list[int], *, is_open: bool = False, frozen: bool = False
+) -> str:
     budget[0] -= 1
     if budget[0] < 0:
         return "" if budget[0] < -1 else "<div>...</div>"
@@ -192,10 +194,16 @@ def _html(name: str, value: Any, budget: list[int], *, is_open: bool = False) ->
     title = f"{_class_name(value)} of {len(parts)}"
     if is_module(value):
         leaves = [leaf for leaf in leaves_of(value) if isinstance(leaf, (Tensor, Lazy))]
-        count = f"{sum(leaf.numel() for leaf in leaves):,} numbers{_mode_mark(value)}"
+        count = f"{sum(leaf.numel() for leaf in leaves):,} numbers" if leaves else ""
+        told = " (frozen)" if _is_frozen(value) and not frozen else ""
+        frozen = frozen or bool(told)
+        marks = f"{count}{told}{_mode_mark(value)}".lstrip()
         name, shown = html.escape(type(value).__name__), html.escape(value.extra_repr())
-        title = f'<b>{name}</b>({shown}) <span style="opacity:.6">{count}</span>'
-    return _fold(label + title, "".join(_html(k, item, budget) for k, item in parts), is_open)
+        title = f"<b>{name}</b>({shown})" + f' <span style="opacity:.6">{marks}</span>' * bool(
+            marks
+        )
+    inner = "".join(_html(k, item, budget, frozen=frozen) for k, item in parts)
+    return _fold(label + title, inner, is_open)
 
 
 def _fold(title: str, inner: str, is_open: bool) -> str:

@@ -269,3 +269,11 @@ def test_shapes_are_shown_where_asked_for() -> None:
 )  # fmt: skip
 def test_dtypes_in_short(dtype: torch.dtype, text: str) -> None:
     assert shape_text(torch.empty((), dtype=dtype)) == text
+
+
+def test_html_says_what_is_frozen_and_counts_nothing_where_nothing_is_held() -> None:
+    net = layers.Sequential(layers.Linear(2, 3), layers.ReLU()).initialize(0)
+    both = layers.Sequential(net, layers.Linear(3, 1)).initialize(0)
+    made = tree.select(both, "layers.0").freeze()._repr_html_()
+    assert "9 numbers (frozen)</span>" in made and "<b>ReLU</b>()</div>" in made
+    assert made.count("(frozen)") == 1 and " 0 numbers" not in made
