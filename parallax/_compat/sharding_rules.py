@@ -5,6 +5,8 @@
   given. Of distributed tensors that is the part of one process, so the gradient is multiplied by
   the number of parts (seen in torch 2.13 and 2.14). Here it is computed by operators that are
   right. The losses that are not named are right anyway: their means are operators of their own.
+- A number that is read of a tensor in parts is that of one process, another in each, where no more
+  was computed than the term of a sum. Here that is refused.
 """
 
 # pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 
-from parallax._compat import dynamo
+from parallax._compat import dynamo, shards
 
 __all__ = ["complete"]
 
@@ -47,6 +49,7 @@ def _tell(kind: Any) -> None:
     handlers = kind._op_dispatcher._custom_op_handlers
     for loss in _LOSSES:
         handlers.setdefault(loss, _decomposed)
+    handlers.setdefault(_aten._local_scalar_dense.default, _number)
     propagator = kind._op_dispatcher.sharding_propagator
     for op, rule in _ATTENTION.items():
         register_sharding(op)(rule)
@@ -59,6 +62,18 @@ def _decomposed(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     from torch._decomp import decomposition_table
 
     return decomposition_table[op](*args, **kwargs)
+
+
+def _number(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The number in a tensor that is the same in all processes."""
+    (tensor,) = args
+    if not all([placement.is_replicate() for placement in tensor.placements]):
+        raise RuntimeError(
+            f"item(), float() or bool() of a distributed tensor in parts ({shards.shown(tensor)}): "
+            f"each process holds another number. Put it together, in every process: "
+            f"plan.gather(loss).item(), or loss.full_tensor().item()"
+        )
+    return op(tensor._local_tensor)
 
 
 _Rules = Sequence[tuple[list[Any], list[Any]]]

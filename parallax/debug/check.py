@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo
+from parallax._compat import dynamo, shards
 from parallax.core.arguments import shown
 from parallax.debug.messages import check_message, filled, rendered
 from parallax.debug.operator import checking, numbers_are_hidden
@@ -78,6 +78,9 @@ def check(condition: Tensor | bool, message: str, /, **values: Any) -> None:
     elif condition.dtype is not torch.bool:
         raise TypeError(_no_condition(f"a tensor of {condition.dtype}"))
     hidden = numbers_are_hidden()
+    if not hidden:
+        condition = shards.whole(condition)
+        values = {name: shards.whole(value) for name, value in values.items()}
     if not hidden and (condition.device.type == "meta" or condition.all()):
         return
     tensors, others = _apart(values)

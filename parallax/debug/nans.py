@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, functorch
+from parallax._compat import dynamo, functorch, shards
 from parallax.core import notes
 from parallax.core.arguments import check_function
 from parallax.debug.calls import arguments, leaves_of, name_of, tensors_in
@@ -115,7 +115,7 @@ def _finite(value: Tensor, who: str, verb: str) -> None:
     """Raises unless all numbers, of all members, are finite."""
     if value.device.type == "meta":
         return
-    bad = int((~torch.isfinite(value)).sum())
+    bad = int(shards.whole((~torch.isfinite(value)).sum()))
     if bad:
         raise NonFiniteError(f"{who} {verb} {bad} of {value.numel()} numbers that are not finite")
 

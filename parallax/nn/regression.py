@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallax._compat import shards
 from parallax.core.arguments import check_flags
 from parallax.nn.arguments import between, one_of
 from parallax.nn.exactness import in_plain_eager_code
@@ -245,10 +246,11 @@ class GaussianNLLLoss(Loss):
             given = torch.full((), given, dtype=dtype, device=input.device).expand(input.shape)
         require_tensor(self, given, "var")
         var: Any = given
-        if in_plain_eager_code() and bool((var < 0).any()):
+        negative = int(shards.whole((var < 0).sum())) if in_plain_eager_code() else 0
+        if negative:
             raise ValueError(
-                f"{where(self)}: var must not be negative, and {int((var < 0).sum())} of "
-                f"{var.numel()} variances are. Give F.softplus(var), or var.exp()"
+                f"{where(self)}: var must not be negative, and {negative} of {var.numel()} "
+                f"variances are. Give F.softplus(var), or var.exp()"
             )
         pairs = list(zip(input.shape, var.shape, strict=False))
         spread = var.dim() == input.dim() and [two for one, two in pairs if one != two] == [1]

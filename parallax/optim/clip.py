@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, functorch
+from parallax._compat import dynamo, functorch, shards
 from parallax.optim.arguments import check_at_least, check_kind
 from parallax.optim.checks import refuse_sparse
 from parallax.tree import core
@@ -50,7 +50,7 @@ def clip_grad_norm(
     _check_norm("clip_grad_norm", max_norm, norm_type, error_if_nonfinite)
     leaves = [_values(leaf) for leaf in _tensors("clip_grad_norm", grads)]
     norm = _total_norm(leaves, norm_type)
-    if error_if_nonfinite and not bool(norm.isfinite()):
+    if error_if_nonfinite and not bool(shards.whole(norm).isfinite()):
         raise FloatingPointError(_nonfinite(grads, norm))
     factor = torch.clamp(max_norm / (norm + _TINY), max=1.0)
     wider = any([leaf.ndim == 0 and leaf.dtype is not factor.dtype for leaf in leaves])
@@ -112,14 +112,16 @@ def _check_bound(what: str, name: str, value: Any) -> None:
 def _nonfinite(grads: Any, norm: Tensor) -> str:
     found, spec = core.opened(grads)
     for path, leaf in zip(spec.paths, found, strict=True):
-        if leaf is not None and not bool(leaf.isfinite().all()):
-            kind = "nan" if bool(leaf.isnan().any()) else "infinite"
+        if leaf is not None and not bool(shards.whole(leaf.isfinite().all())):
+            kind = "nan" if bool(shards.whole(leaf.isnan().any())) else "infinite"
             return (
                 f"clip_grad_norm: the gradient of {path or 'the tensor'} has {kind} entries. "
                 f"Lower the learning rate or scale the loss; to clip regardless, leave out "
                 f"error_if_nonfinite"
             )
-    return f"clip_grad_norm: the norm is {norm.item()}, though every gradient is finite"
+    return (
+        f"clip_grad_norm: the norm is {shards.whole(norm).item()}, though every gradient is finite"
+    )
 
 
 def clip_grad_value(grads: T, clip_value: float) -> T:

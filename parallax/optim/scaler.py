@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, functorch
+from parallax._compat import dynamo, functorch, shards
 from parallax.core.arguments import shown
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
@@ -161,7 +161,7 @@ class LossScaler:
         unscaled, finite = self.unscale(grads, scale)
         after = self.update(scale, finite)
         if not (dynamo.is_compiling() or functorch.transform_active()):
-            if not bool(finite):
+            if not bool(shards.whole(finite)):
                 return model, state, after
             return *opt.step(model, unscaled, state), after
         with recorded(is_differentiable(opt)):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, functorch
+from parallax._compat import dynamo, functorch, shards
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.optim.arguments import check_optimizer
@@ -106,7 +106,7 @@ class SkipNonfinite:
         chosen, given = gather(what, model, leaves, part, grads)
         finite = _all_finite([given[k] for k in chosen])
         if not (dynamo.is_compiling() or functorch.transform_active()):
-            if not bool(finite):
+            if not bool(shards.whole(finite)):
                 return model, Skipped(state.inner, state.total + 1, state.in_a_row + 1)
             model, inner = self.opt.step(model, grads, state.inner, donate=donate)
             return model, Skipped(inner, state.total, torch.zeros_like(state.in_a_row))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, functorch
+from parallax._compat import dynamo, functorch, shards
 from parallax.core.arguments import check_flags
 from parallax.core.display import shape_text
 from parallax.core.fields import Lazy
@@ -135,7 +135,7 @@ def _compare(
                 return False
             try:
                 verdict = same(*_dense(a, b)).all()
-                if not (unknown or verdict):
+                if not (unknown or shards.whole(verdict)):
                     return False
             except RuntimeError as error:
                 refuse_rows(error, what, spec.paths, found, others)

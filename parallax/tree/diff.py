@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, functorch
+from parallax._compat import dynamo, functorch, shards
 from parallax.core.arguments import check_flags
 from parallax.core.containers import keys_of, opened
 from parallax.core.description import spec_of
@@ -249,8 +249,9 @@ class _Walk:
             leaves = {"the first tree": [one], "the second": [two]}
             refuse_mixed(error, "tree.diff", [path or "the root"], leaves)
             raise
-        if not bool(apart.any()):
+        if not bool(shards.whole(apart.any())):
             return
+        one, two, apart = (shards.whole(tensor) for tensor in (one, two, apart))
         places = apart.nonzero()
         flat = apart.reshape(-1).nonzero()[:, 0].cpu()
         ours, theirs = (t.detach().cpu().reshape(-1)[flat] for t in (one, two))
