@@ -221,15 +221,14 @@ def _reserved(root: Any) -> frozenset[str]:
 
 def _inherits_init(cls: Any, root: Any) -> bool:
     """Whether a class above this one and below ``Module`` has an ``__init__`` that a user wrote."""
-    for base in cls.__mro__[1:]:
-        if base is root:
-            return False
+    above = cls.__mro__[1:]
+    for base in above if root is None else above[: above.index(root)]:
         if isinstance(base, ModuleMeta):
             return bool(base.__dict__["__written_init__"])
         # The __init__ of a protocol comes from typing, and only raises.
         if "__init__" in vars(base) and not getattr(base, "_is_protocol", False):
             return True
-    return True
+    return False
 
 
 def _alias_call(cls: Any) -> None:

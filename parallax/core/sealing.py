@@ -232,19 +232,12 @@ def _module_checks(modules: list[str]) -> list[str]:
 
 def _tie_check(leaves: list[str], modules: list[str]) -> list[str]:
     """Lines that call the general path for a module with one tensor in two places."""
-    if modules:
-        ids = ", ".join(
-            [*(f"*map(id, l{v})" for v in modules), *(f"id({leaf})" for leaf in leaves)]
-        )
-        total = " + ".join([*(f"len(l{v})" for v in modules), str(len(leaves))])
-        return [f"if len({{{ids}}}) < {total}: return slow(module)"]
-    if len(leaves) < 2:  # one leaf cannot be tied
-        return []
-    if len(leaves) <= 3:  # at most three comparisons
+    if not modules and len(leaves) <= 3:  # at most three comparisons, a tenth of construction
         pairs = [f"{a} is {b}" for k, a in enumerate(leaves) for b in leaves[k + 1 :]]
-        return [f"if {' or '.join(pairs)}: return slow(module)"]
-    ids = ", ".join(f"id({leaf})" for leaf in leaves)
-    return [f"if len({{{ids}}}) < {len(leaves)}: return slow(module)"]
+        return [f"if {' or '.join(pairs)}: return slow(module)"] if pairs else []
+    ids = ", ".join([*(f"*map(id, l{v})" for v in modules), *(f"id({leaf})" for leaf in leaves)])
+    total = " + ".join([*(f"len(l{v})" for v in modules), str(len(leaves))])
+    return [f"if len({{{ids}}}) < {total}: return slow(module)"]
 
 
 def _learn(layout: Layout, known: dict[Any, Structure], key: Any, n: int, module: Any) -> None:

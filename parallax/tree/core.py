@@ -206,7 +206,7 @@ def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:  # noqa: A001  # name
         found, spec = flatten_module(tree)
         others = [align(spec, other) for other in rest]
     made = _apply(fn, spec, found, others)
-    if type(spec) is TreeSpec:
+    if isinstance(spec, TreeSpec):
         return cast(T, spec.build(made))
     return unflatten_module(spec, made, tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
 

@@ -34,8 +34,9 @@ def test_it_is_computed_when_it_is_first_read_and_kept() -> None:
 
 
 def test_of_the_class_it_is_the_property_itself() -> None:
-    held: Any = vars(Square)["area"]
-    assert type(held) is Cached and Square.area is held  # as functools gives itself
+    cls: Any = Square
+    held = vars(cls)["area"]
+    assert type(held) is Cached and cls.area is held  # as functools gives itself
     assert held.func.__name__ == "area"
 
 

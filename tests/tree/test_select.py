@@ -443,7 +443,7 @@ class TwoRows(Module):
 
 
 def test_one_tuple_in_two_fields_is_told_apart() -> None:
-    row = (None, torch.ones(1), None)
+    row: Any = (None, torch.ones(1), None)
     module = TwoRows(row, row)
     assert module.one is module.two
     assert tree.select(module, lambda m: m.two).paths == ("two",)

@@ -11,7 +11,7 @@ from torch import nn
 from parallax import Module, tree
 from tests.comparing import same_tree
 from tests.core.module.verbs import sum_of
-from tests.corpus import TWINS, Case, Dense, Nested, Twig, chain, example_input
+from tests.corpus import TWINS, Case, Dense, Nested, TiedModule, Twig, chain, example_input
 from tests.saving import pickled, saved
 
 # -- modules, extra_repr ---------------------------------------------------------------------------
@@ -33,6 +33,12 @@ def test_modules_goes_through_every_container() -> None:
     module = Nested()
     assert [type(m).__name__ for m in module.modules()] == ["Nested", *["Dense"] * 4]
     assert len(list(Twig(Twig(), Twig(Twig())).modules())) == 4
+
+
+def test_modules_go_on_after_one_that_came_before() -> None:
+    module = TiedModule()  # the first of its children stands in three places
+    expected = [module, module.one, module.several[1], module.apart]
+    assert [id(m) for m in module.modules()] == [id(m) for m in expected]
 
 
 def test_modules_are_counted_in_a_traced_function() -> None:
