@@ -17,6 +17,8 @@ from parallax.optim.derivatives import is_differentiable, recorded
 from parallax.optim.donate import check_donation
 from parallax.optim.habits import hint_at_habits
 from parallax.tree import core
+from parallax.tree.donated import mark
+from parallax.tree.memory import PLAIN, make_private
 
 __all__ = ["Accumulate", "Accumulated"]
 
@@ -102,7 +104,9 @@ class Accumulate:
             model: a module.
             grads: gradients; a leaf that has a hole in the last of them is not stepped.
             state: what ``init`` or the last ``step`` returned.
-            donate: let the optimizer reuse the memory of model and state when it steps.
+            donate: add the gradients in the memory of ``state``, which is gone afterwards, and let
+                the optimizer reuse the memory of the model when it steps; as in other optimizers'
+                ``step``. No more is held than by gradients that add up in ``.grad``.
 
         Returns:
             The model, and the state.
@@ -111,16 +115,16 @@ class Accumulate:
             ValueError: if something does not fit the model.
         """
         what = "optim.Accumulate.step"
-        check_donation(what, donate, self._differentiable)
+        in_place = check_donation(what, donate, self._differentiable)
         check_state(what, state, Accumulated)
         leaves, part = open_model(what, model)
         gather(what, model, leaves, part, grads)
         with recorded(self._differentiable):
-            return self._added(what, model, grads, state, donate)
+            if in_place:
+                return self._added_in_place(model, grads, state)
+            return self._added(what, model, grads, state)
 
-    def _added(
-        self, what: str, model: M, grads: Any, state: Accumulated, donate: bool
-    ) -> tuple[M, Accumulated]:
+    def _added(self, what: str, model: M, grads: Any, state: Accumulated) -> tuple[M, Accumulated]:
         total = core.map(torch.add, state.sum, grads)
         count = state.count + 1
         traced = dynamo.is_compiling() or functorch.transform_active()
@@ -129,7 +133,7 @@ class Accumulate:
         mean = core.map(lambda g, s: (s / self.every).to(g.dtype), grads, total)
         zeros = core.map(torch.zeros_like, total)
         if not traced:
-            model, inner = self.opt.step(model, mean, state.inner, donate=donate)
+            model, inner = self.opt.step(model, mean, state.inner)
             return model, Accumulated(inner, zeros, torch.zeros_like(count))
         done = count == self.every
         stepped = self.opt.step(model, mean, state.inner)
@@ -137,9 +141,64 @@ class Accumulate:
         kept = choose(what, done, zeros, total)
         return model, Accumulated(inner, kept, torch.where(done, torch.zeros_like(count), count))
 
+    def _added_in_place(self, model: M, grads: Any, state: Accumulated) -> tuple[M, Accumulated]:
+        """As ``_added`` in eager code. The state is gone, whatever happens from the sum on."""
+        old, inner, count = state.sum, state.inner, state.count + 1
+        total = _sum_in_place(old, grads)
+        vars(state)["sum"] = None  # else the caller's variable would hold it during the step
+        mark(None, state)
+        mark(old)
+        del old
+        if int(count) < self.every:
+            return model, Accumulated(inner, total, count)
+        mean = core.map(self._mean_in_place, grads, total)
+        empty = core.map(_without_memory, total)
+        del total
+        model, inner = self.opt.step(model, mean, inner, donate=True)
+        del mean  # the optimizer may have kept it, so it is not set to zero
+        zeros = core.map(torch.zeros_like, empty)
+        return model, Accumulated(inner, zeros, torch.zeros_like(count))
+
+    def _mean_in_place(self, grad: Tensor, total: Tensor) -> Tensor:
+        if total.dtype == grad.dtype:
+            return total.div_(self.every)
+        return (total / self.every).to(grad.dtype)
+
     def __repr__(self) -> str:
         return f"Accumulate({self.opt!r}, every={self.every})"
 
 
 def _zero(leaf: Any) -> Any:
     return torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf
+
+
+def _sum_in_place(sums: Any, grads: Any) -> Any:
+    """The sums with the gradients added, written where a sum is alone in its memory."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def note(total: Tensor, grad: Tensor) -> Tensor:
+        pairs.append((total, grad))
+        return total
+
+    core.map(note, sums, grads)
+    if not all([_adds_in_place(total, grad) for total, grad in pairs]):
+        return core.map(torch.add, sums, grads)
+    totals, given = [total for total, _ in pairs], [grad for _, grad in pairs]
+    make_private(range(len(totals)), [totals], given)
+    for total, grad in zip(totals, given, strict=True):
+        total.add_(grad)
+    done = iter(totals)
+    return core.map(lambda *_: next(done), sums, grads)
+
+
+def _adds_in_place(total: Tensor, grad: Tensor) -> bool:
+    """Whether ``total.add_(grad)`` is ``total + grad``, of tensors of torch's own classes."""
+    plain = type(total) in PLAIN and type(grad) in PLAIN and total.layout is torch.strided
+    return plain and (total.shape, total.dtype) == (grad.shape, grad.dtype)
+
+
+def _without_memory(leaf: Tensor) -> Tensor:
+    """A tensor of the same shape, dtype and device that holds one number."""
+    if type(leaf) not in PLAIN or leaf.layout is not torch.strided:
+        return leaf
+    return leaf.new_zeros(()).expand(leaf.shape)

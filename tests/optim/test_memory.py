@@ -62,3 +62,16 @@ def test_other_kernels_add_the_temporaries_of_one_leaf(name: str) -> None:
     returned = tree.nbytes((model, state))
     temporaries = 5 * SIZE * 4
     assert peak(lambda: opt.step(model, model, state)) <= returned + temporaries
+
+
+def test_donated_accumulation_holds_no_second_sum() -> None:
+    opt, model = optim.Accumulate(optim.AdamW(), every=2), wide()
+    grads, state = tree.map(torch.ones_like, model), opt.init(model)
+    size = tree.nbytes(model)
+
+    def step() -> None:
+        nonlocal model, state
+        model, state = opt.step(model, grads, state, donate=True)
+
+    assert peak(step) <= 4096
+    assert peak(step) <= size + 4096  # the next sum

@@ -136,6 +136,50 @@ def test_accumulated_steps_are_steps_with_the_mean() -> None:
         optim.Accumulate(inner, 0)
 
 
+def test_donated_accumulation_is_the_same_to_the_bit_and_writes_into_its_state_only() -> None:
+    opt = optim.Accumulate(optim.AdamW(lr=0.1), every=3)
+    model = plain = Net().initialize(0)
+    state, plain_state = opt.init(model), opt.init(model)
+    window = tree.leaves(state.sum)[0].view(-1)[:1]  # it shares memory with the first sum
+    model = tree.map(torch.clone, model)
+    for k, grads in enumerate(list(gradients(model, 7))):
+        given = grads if k != 5 else tree.partition(grads, "first")[1]
+        before = tree.map(torch.clone, given)
+        last, (model, state) = state, opt.step(model, given, state, donate=True)
+        plain, plain_state = opt.step(plain, given, plain_state)
+        assert_close((model, state), (plain, plain_state))
+        assert_close(given, before)
+        with pytest.raises(optim.DonatedError):
+            _ = last.sum
+    assert window.item() == 0.0
+
+
+def test_a_gradient_that_is_the_sum_itself_is_added_to_a_copy() -> None:
+    opt, point = optim.Accumulate(optim.SGD(lr=1.0), every=4), Point(torch.zeros(2))
+    _, state = opt.step(point, Point(torch.ones(2)), opt.init(point))
+    taken = state.sum.at
+    _, state = opt.step(point, Point(taken), state, donate=True)
+    assert state.sum.at.tolist() == [2.0, 2.0] and taken.tolist() == [1.0, 1.0]
+
+
+def test_what_an_optimizer_keeps_of_the_mean_is_not_written_again() -> None:
+    class Keeps:
+        """Its state is the last gradient."""
+
+        def init(self, model: Any) -> Any:
+            return tree.map(torch.zeros_like, model)
+
+        def step(self, model: Any, grads: Any, state: Any, *, donate: bool = False) -> Any:
+            del state, donate
+            return model, grads
+
+    opt, point = optim.Accumulate(Keeps(), every=2), Point(torch.zeros(1))
+    state = opt.init(point)
+    for grad in (1.0, 3.0, 7.0):
+        point, state = opt.step(point, Point(torch.tensor([grad])), state, donate=True)
+    assert state.inner.at.item() == 2.0 and state.sum.at.item() == 7.0
+
+
 def test_accumulation_compiles_to_one_graph() -> None:
     counter = torch._dynamo.testing.CompileCounter()
     opt, model = optim.Accumulate(optim.Adam(lr=0.1), every=2), Net().initialize(0)
