@@ -116,6 +116,21 @@ def test_a_layer() -> None:
             assert "plan.apply(model)" in advice and "plan.batches(loader)" in advice
 
 
+def test_a_function_that_is_differentiated() -> None:
+    def loss(model: Any, x: Any, y: Any) -> Any:
+        return (model(x) - y).square().sum()
+
+    with ranks(2, names=("dp",)) as mesh:
+        model = dist.Plan(mesh, dp={"**": 0}).apply(models(mesh)[1])
+        x, y = spread(torch.ones(2, 4), mesh, Replicate()), torch.ones(2, 4)
+        for call in (func.grad(loss), lambda *args: func.vjp(loss, *args)):
+            with pytest.raises(RuntimeError, match="mixed") as caught:
+                call(model, x, y)
+            (note,) = caught.value.__notes__
+            assert "layers.0.weight of argument 0 is distributed, and argument 2 is a" in note
+            assert "plan.batches(loader)" in note
+
+
 def test_adapters() -> None:
     x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
     with ranks(2, names=("dp",)) as mesh:
