@@ -76,7 +76,7 @@ class ModuleMeta(_ProtocolMeta):
     ) -> Any:
         root = _root(bases)
         # A lifted class may have any names, as its nn.Module has.
-        reserved = frozenset() if any_name else _reserved(root)
+        reserved = frozenset() if any_name or root is None else _reserved(root)
         own = collect_fields(name, bases, namespace, reserved, kw_only)
         scope = Scope(namespace.get("__module__", ""))
         without_locks(namespace)
@@ -213,7 +213,7 @@ def _root(bases: tuple[type, ...]) -> Any:
 
 def _reserved(root: Any) -> frozenset[str]:
     """The methods and attributes of every module, whose names no field may have."""
-    named = vars(root).items() if root else ()
+    named = [pair for base in root.__mro__ for pair in vars(base).items()]
     return frozenset(
         name for name, value in named if not name.startswith("__") and type(value) is not Habit
     )

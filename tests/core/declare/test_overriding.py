@@ -99,3 +99,26 @@ def test_class_and_static_methods_and_cached_values_of_the_class() -> None:
 
     assert (Table.small().size, Bigger.small().size, type(Bigger.small())) == (3, 4, Bigger)
     assert Table.small().twice(4) == Table.twice(4) == 8
+
+
+def declaring(name: str) -> Any:
+    """A class with one field."""
+    meta: Any = type(Module)
+    return meta("Made", (Module,), {"__module__": __name__, "__annotations__": {name: "float"}})
+
+
+@pytest.mark.parametrize("name", ["replace", "mode", "emit", "_spec", "_leaves", "_rng"])
+def test_what_every_module_has_is_no_name_of_a_field(name: str) -> None:
+    text = rf"Made\.{name}: '{name}' is a verb or attribute.*another name, such as '{name}_'"
+    with pytest.raises(TypeError, match=text):
+        declaring(name)
+
+
+def test_names_with_two_underscores_are_for_python() -> None:
+    with pytest.raises(TypeError, match=r"Made\.__x: .* must not start with two underscores"):
+        declaring("__x")
+
+
+def test_names_of_torchs_modules_are_free() -> None:
+    assert declaring("parameters")(0.5).parameters == 0.5
+    assert declaring("replace_")(0.5).replace_ == 0.5
