@@ -3,11 +3,13 @@
 Dynamo makes modules anew while it traces, so it does not guard their methods. A change of a module
 class (``Net.forward = ...``) increases a counter, and only then are these classes compared. A
 change of a plain base class does not, nor does one of what a function holds (its defaults, its
-closure). Of these, what a user wrote and a trace has run is compared at every call.
+closure). Of these, what a user wrote and a trace has run is compared at every call. Nor does dynamo
+guard the methods of plain objects, and what it finds in the class of a class.
 """
 
 from __future__ import annotations
 
+import sys
 from operator import is_
 from types import CodeType
 from typing import Any
@@ -23,7 +25,7 @@ _OWN = ("__layout__", "__ready__", "_abc_impl", "__abstractmethods__")  # writte
 
 
 class ClassGuard:
-    """What the classes of the modules in ``tokens`` hold now."""
+    """What the classes of the modules in ``tokens``, and those a trace has met, hold now."""
 
     def __init__(self, tokens: tuple[Any, ...]) -> None:
         self._time = CLASS_CLOCK.time
@@ -31,12 +33,31 @@ class ClassGuard:
         classes = {node.cls for structure in structures for node in structure.nodes()}
         bases = {base for cls in classes for base in cls.__mro__ if base is not object}
         self._held = {base: dict(vars(base)) for base in bases}
-        self._plain = [base for base in bases if _is_users(base)]
+        self._plain = {base: self._held[base] for base in bases if _is_users(base)}
         self._functions = Held()
+        self._codes: frozenset[CodeType] = frozenset()
+        self._metaclasses: dict[type, dict[str, Any]] = {}
 
     def add(self, codes: frozenset[CodeType]) -> None:
         """Notes what the functions of the classes hold that a trace has run."""
+        self._codes |= codes
         self._functions.add(functions_in(self._held, codes), codes)
+
+    def watch(self, classes: set[type]) -> None:
+        """Notes what other classes hold: of modules, and those of which a function has run."""
+        for cls in classes:
+            metaclass: type = type(cls)
+            above = [base for base in metaclass.__mro__ if _is_users(base)]
+            self._metaclasses = {base: dict(vars(base)) for base in above} | self._metaclasses
+            module = hasattr(cls, "__layout__")
+            bases = [base for base in cls.__mro__ if base is not object and base not in self._held]
+            plain = [base for base in bases if _is_users(base)]
+            functions = list(functions_in(bases if module else plain, self._codes))
+            self._functions.add(functions, self._codes)
+            if module:
+                self._held |= {base: dict(vars(base)) for base in bases}
+            if module or functions:
+                self._plain = {base: dict(vars(base)) for base in plain} | self._plain
 
     def unchanged(self) -> bool:
         """Whether no class holds anything else than at the start."""
@@ -45,15 +66,19 @@ class ClassGuard:
             if not all(_same(vars(cls), held) for cls, held in self._held.items()):
                 return False
             self._time = time
-        for base in self._plain:
-            if not _same_methods(vars(base), self._held[base]):
+        for cls, held in self._plain.items():
+            if not _same_methods(vars(cls), held):
+                return False
+        for cls, held in self._metaclasses.items():
+            if not _same(vars(cls), held):
                 return False
         return self._functions.unchanged()
 
 
 def _is_users(base: type) -> bool:
+    name = base.__module__.partition(".")[0]
     plain = not hasattr(base, "__layout__") and not is_library(base)
-    return plain and base.__module__ not in ("abc", "builtins", "typing", "typing_extensions")
+    return plain and name not in sys.stdlib_module_names and name != "typing_extensions"
 
 
 def _same(now: Any, held: dict[str, Any]) -> bool:

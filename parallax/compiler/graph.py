@@ -279,7 +279,10 @@ class Graph:
         code = _flat(fn).__code__.replace(co_name=self.name, co_qualname=self.name)
         flat = FunctionType(code, namespace, self.name, None, (CellType(fn),))
         self._outside = Outside(namespace)
-        guards = Guards(namespace, tuple(namespace), lambda k: self._writes or k in self.loose)
+        watch = self.classes.watch
+        guards = Guards(
+            namespace, tuple(namespace), lambda k: self._writes or k in self.loose, watch
+        )
         self.code, self.space = code, namespace
         return compile_flat(flat, settings, guards, self._outside, self._keeper)
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from types import BuiltinFunctionType, FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
@@ -51,17 +52,22 @@ class Guards:
         space: the globals of the flat function.
         given: the names in it that never change.
         is_loose: whether dynamo shall guard a leaf itself; asked after tracing.
+        watch: is told the classes of all values that a trace has met, and those that it met.
     """
 
     def __init__(
-        self, space: dict[str, Any], given: Sequence[str], is_loose: Callable[[int], bool]
-    ) -> None:
+        self, space: dict[str, Any], given: Sequence[str], is_loose: Callable[[int], bool],
+        watch: Callable[[set[type]], None],
+    ) -> None:  # fmt: skip
         self._space = space
         self._given = frozenset(given)
         self._is_loose = is_loose
+        self._watch = watch
 
     def keep(self, entries: Sequence[Any]) -> list[bool]:
         """For each guard of a trace, whether dynamo shall check it."""
+        values = [entry.value for entry in entries if entry.has_value]
+        self._watch(set(_classes_of(values)))
         chain = _Chain(self._space, self._given)
         return [self._keeps(entry, chain) for entry in entries]
 
@@ -79,6 +85,17 @@ class Guards:
             return True
         sealed = entry.guard_type in _IDENTITY or _is_sealed(entry.value)
         return not (sealed or chain.is_part_of_library(source))
+
+
+def _classes_of(values: Iterable[Any]) -> Iterator[type]:
+    """The classes of some values, those that are classes, and those that functions close over."""
+    for value in values:
+        yield value if isinstance(value, type) else type(value)
+        cells = value.__closure__ if isinstance(value, FunctionType) else None
+        for cell in cells or ():
+            with suppress(ValueError):  # not filled yet
+                if isinstance(cell.cell_contents, type):
+                    yield cell.cell_contents
 
 
 class _Chain:

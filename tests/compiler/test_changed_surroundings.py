@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallax import Module, Parameter, tree
+from parallax import Module, Parameter, func, tree
 from tests.compiling import eager_and_aot, graphs, make_compiled
 from tests.corpus import Scale
 
@@ -158,6 +158,63 @@ def test_a_class_that_changes() -> None:
     Unrelated.other = 1
     compiled(outer, x)
     assert graphs() == made
+
+
+class Times:
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def factor(self) -> float:
+        return self.by
+
+
+class Meta(type):
+    by = 2.0
+
+
+class Scaled(Module):
+    by: Parameter
+
+    def factor(self) -> float:
+        return 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.by * x * self.factor()
+
+
+def met() -> dict[str, tuple[Callable[[Tensor], Any], type, str, Any]]:
+    """Functions, and an attribute of a class to change that is no argument's."""
+
+    class Own(Times): ...
+
+    class Other(metaclass=Meta): ...
+
+    one, held, scaled = Own(2.0), {"it": Own(2.0)}, Scaled(torch.ones(2))
+    listed = [scaled]
+    five: Any = lambda self: 5.0  # noqa: E731
+    return {
+        "an object": (lambda x: x * one.factor(), Times, "factor", five),
+        "an object in a dict": (lambda x: x * held["it"].factor(), Own, "factor", five),
+        "an object that is made": (lambda x: x * Own(2.0).factor(), Own, "factor", five),
+        "the class of a class": (lambda x: x * Other.by, Meta, "by", 5.0),
+        "a module": (lambda x: scaled(x), Scaled, "factor", five),
+        "a module in a list": (lambda x: listed[0](x), Scaled, "factor", five),
+        "a module that is made": (lambda x: Scaled(x * 0 + 1)(x), Scaled, "factor", five),
+        "a module in a gradient": (
+            lambda x: x * func.grad(lambda m: m(x).sum())(scaled).by, Scaled, "factor", five,
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", met())
+def test_classes_that_change_of_what_is_no_argument(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fn, cls, attribute, value = met()[name]
+    compiled, x = make_compiled(fn, backend="eager"), torch.ones(2)
+    assert torch.equal(compiled(x), 2 * x)
+    monkeypatch.setattr(cls, attribute, value, raising=False)
+    assert torch.equal(compiled(x), 5 * x)
 
 
 def test_a_global_module_read_beside_the_argument() -> None:
