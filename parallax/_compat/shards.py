@@ -16,7 +16,7 @@ from parallax._compat import dynamo, functorch
 
 __all__ = [
     "any_distributed", "beside", "is_distributed", "is_mixing", "local_of", "part_beside",
-    "placed_as", "placement_of", "shown", "whole", "with_part", "with_spec",
+    "placed_as", "placement_of", "shown", "summed", "whole", "with_part", "with_spec",
 ]  # fmt: skip
 
 
@@ -71,6 +71,20 @@ def with_spec(local: Tensor, spec: Any) -> Tensor:
     """What this process holds as a distributed tensor without a graph, by torch's description."""
     kind: Any = _kind()  # of which __init__ does nothing, slowly
     return kind.__new__(kind, local, spec, requires_grad=False)  # type: ignore[no-any-return]  # a DTensor
+
+
+def summed(value: Any) -> Any:
+    """A tensor in which no sum waits: as a number it is the same in every process.
+
+    Every process of the mesh calls it; what is cut stays cut.
+    """
+    if not is_distributed(value) or not any([at.is_partial() for at in value.placements]):
+        return value
+    from torch.distributed.tensor import Replicate
+
+    return value.redistribute(
+        placements=[Replicate() if at.is_partial() else at for at in value.placements]
+    )
 
 
 def part_beside(tensor: Any, like: Any) -> Tensor | None:

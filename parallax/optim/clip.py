@@ -49,8 +49,8 @@ def clip_grad_norm(
     """
     _check_norm("clip_grad_norm", max_norm, norm_type, error_if_nonfinite)
     leaves = [_values(leaf) for leaf in _tensors("clip_grad_norm", grads)]
-    norm = _total_norm(leaves, norm_type)
-    if error_if_nonfinite and not bool(shards.whole(norm).isfinite()):
+    norm = shards.summed(_total_norm(leaves, norm_type))
+    if error_if_nonfinite and not bool(norm.isfinite()):
         raise FloatingPointError(_nonfinite(grads, norm))
     factor = torch.clamp(max_norm / (norm + _TINY), max=1.0)
     wider = any([leaf.ndim == 0 and leaf.dtype is not factor.dtype for leaf in leaves])
@@ -119,9 +119,7 @@ def _nonfinite(grads: Any, norm: Tensor) -> str:
                 f"Lower the learning rate or scale the loss; to clip regardless, leave out "
                 f"error_if_nonfinite"
             )
-    return (
-        f"clip_grad_norm: the norm is {shards.whole(norm).item()}, though every gradient is finite"
-    )
+    return f"clip_grad_norm: the norm is {norm.item()}, though every gradient is finite"
 
 
 def clip_grad_value(grads: T, clip_value: float) -> T:

@@ -227,8 +227,10 @@ def vdot(one: Any, two: Any) -> Tensor:
     left, right = [a for a, _ in pairs], [b for _, b in pairs]
     try:
         if _small(left) and _small(right) and _matching(left, right):
-            return torch.vdot(kernels.flatten_dense(left), kernels.flatten_dense(right))
-        return _total([_inner(a, b) for a, b in pairs])
+            product = torch.vdot(kernels.flatten_dense(left), kernels.flatten_dense(right))
+        else:
+            product = _total([_inner(a, b) for a, b in pairs])
+        return shards.summed(product)  # type: ignore[no-any-return]  # a Tensor
     except RuntimeError as error:
         refuse_rows(error, "tree.vdot", spec.paths, found, others)
         raise
@@ -263,7 +265,7 @@ def norm(tree: Any, p: float = 2) -> Tensor:
     found, spec = core.opened(tree)
     parts = [leaf for leaf in found if is_inexact(leaf) and leaf.numel()]
     try:
-        return _norm_of(parts, p)
+        return shards.summed(_norm_of(parts, p))  # type: ignore[no-any-return]  # a Tensor
     except RuntimeError as error:
         if p > 0 and any([leaf.layout is torch.sparse_coo for leaf in parts]):
             return _norm_of([_entries(leaf) for leaf in parts], p)

@@ -54,6 +54,18 @@ def test_trees_are_compared_in_all_parts(plan: Any) -> None:
     assert str(tree.diff(one, other)) == str(tree.diff(rows(), rows(2.0)))
 
 
+@pytest.mark.parametrize("p", [1, 2, 3, float("inf")])
+def test_norms_are_numbers(plan: Any, p: float) -> None:
+    one, other = rows(2.0), rows(3.0)
+    first, second = plan.apply(one), plan.apply(other)
+    assert tree.norm(second, p).item() == pytest.approx(tree.norm(other, p).item())
+    assert tree.vdot(first, second).item() == 21
+    clipped, norm = optim.clip_grad_norm(second, 1.0, p)
+    expected = optim.clip_grad_norm(other, 1.0, p)
+    assert norm.item() == pytest.approx(expected[1].item())
+    assert torch.allclose(plan.gather(clipped).weight, expected[0].weight)
+
+
 @pytest.mark.parametrize("last", [float("nan"), 1.0])
 def test_a_step_is_left_out_by_all(plan: Any, last: float) -> None:
     expected = torch.zeros(4, 4) if last == 1.0 else torch.ones(4, 4)
