@@ -68,4 +68,5 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # the network is small: threads would mostly wait for each other
     sys.exit(run_quietly(main))

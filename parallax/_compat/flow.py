@@ -1,7 +1,7 @@
 """Loops, branches, checkpoints that dynamo traces into operators: ``func.scan`` and the others.
 
 This file is what eager code may import; ``flow_operator``, which loads dynamo, is how it is done.
-What a body returns is ``(tensors, said)``: tensors that are no argument and none twice, and
+What a body returns is ``(tensors, constants)``: tensors that are no argument and none twice, and
 constants about them, such as the structure of the tree that they come from.
 """
 
@@ -25,7 +25,7 @@ def _operators() -> Any:
     return operators.scan, operators.cond, operators.while_loop, operators.recompute
 
 
-def scanned(
+def scan(
     body: Body, carry: Sequence[Tensor], stacks: Sequence[Tensor]
 ) -> tuple[Sequence[Tensor], Any]:
     """Calls ``body(*carry, *rows)`` for each row of the stacks; only while dynamo traces.
@@ -36,7 +36,7 @@ def scanned(
         stacks: what is looped over, in dimension 0.
 
     Returns:
-        The last carry and the stacks; and what the body said.
+        The last carry and the stacks; and the constants of the body.
     """
     firsts = [stack[0] for stack in stacks]
     return _operators()[0](  # type: ignore[no-any-return]  # dynamo knows what it is
@@ -44,29 +44,31 @@ def scanned(
     )
 
 
-def branched(pred: Tensor, true_body: Body, false_body: Body) -> tuple[Sequence[Tensor], Any, Any]:
+def cond(pred: Tensor, true_body: Body, false_body: Body) -> tuple[Sequence[Tensor], Any, Any]:
     """Calls one of two bodies; only while dynamo traces.
 
     Returns:
-        What it returned; and what both said.
+        What it returned; and the constants of both.
     """
     return _operators()[1](true_body, false_body, pred)  # type: ignore[no-any-return]  # as above
 
 
-def looped(goes_on: Body, body: Body, carry: Sequence[Tensor]) -> tuple[Sequence[Tensor], Any, Any]:
+def while_loop(
+    goes_on: Body, body: Body, carry: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], Any, Any]:
     """Calls ``body(*carry)`` as long as ``goes_on(*carry)``; only while dynamo traces.
 
     Returns:
-        The last carry; and what both said.
+        The last carry; and the constants of both.
     """
     return _operators()[2](goes_on, body, *carry)  # type: ignore[no-any-return]  # as above
 
 
-def recomputed(body: Body, operands: Sequence[Tensor]) -> tuple[Sequence[Tensor], Any]:
+def checkpoint(body: Body, operands: Sequence[Tensor]) -> tuple[Sequence[Tensor], Any]:
     """Calls ``body(*operands)``, and once more for a derivative; only while dynamo traces.
 
     Returns:
-        What it returned; and what it said.
+        What it returned; and its constants.
     """
     return _operators()[3](body, *operands)  # type: ignore[no-any-return]  # as above
 
@@ -78,7 +80,7 @@ def _rule() -> Any:
     return rule
 
 
-def ruled(
+def custom_derivative(
     body: Body, arguments: Sequence[Tensor], results: Sequence[Tensor], kept: Sequence[Tensor]
 ) -> Sequence[Tensor]:
     """The results, with a derivative by the arguments; only while dynamo traces.
@@ -118,7 +120,7 @@ def _expand() -> Any:
     return expand
 
 
-def expanded(
+def taylor_expansion(
     body: Body, values: Sequence[Tensor], series: Sequence[Tensor], **constants: Any
 ) -> tuple[Sequence[Tensor], Any]:
     """The Taylor expansion of ``body(*values)``; only while dynamo traces.
@@ -130,7 +132,7 @@ def expanded(
         **constants: ``engine``, its name; ``order``; and ``present``, which series are given.
 
     Returns:
-        The tensors of the engine; and what the body said.
+        The tensors of the engine; and the constants of the body.
     """
     counts = {"given": len(values), "series": len(series)}
     return _expand()(body, *values, *series, **counts, **constants)  # type: ignore[no-any-return]  # as above

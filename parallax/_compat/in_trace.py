@@ -242,7 +242,7 @@ def items(context: Any, name: str) -> list[Any]:
     return [_item(item.realize()) for item in _list(context, name).items]
 
 
-def pick(context: Any, name: str, indices: Iterable[int]) -> None:
+def keep_items(context: Any, name: str, indices: Iterable[int]) -> None:
     """Leaves only the items at some indices in a local list that the trace has made."""
     found = _list(context, name).items
     found[:] = [found[k] for k in indices]
@@ -289,7 +289,7 @@ def _item(variable: Any) -> Any:
     return value if isinstance(value, Tensor) else NOT_FIXED
 
 
-def seen(context: Any, name: str) -> list[Seen | None]:
+def tensors_of(context: Any, name: str) -> list[Seen | None]:
     """The tensors in a local list or tuple, with ``None`` for what is none."""
     nodes = [
         getattr(getattr(item.realize(), "proxy", None), "node", None)
@@ -338,21 +338,21 @@ def replied() -> Any:
 
 def reply_views(context: Any) -> None:
     """Replies which tensors of the local list ``values`` are views."""
-    found = [None if one is None else innermost(one.value) for one in seen(context, "values")]
+    found = [None if one is None else innermost(one.value) for one in tensors_of(context, "values")]
     reply(context, tuple([k for k, x in enumerate(found) if x is not None and x._is_view()]))
 
 
 # -- what a trace may write into ----------------------------------------------------------------
 
 
-def give(context: Any) -> None:
-    """Notes that the results of this trace may be written into the memory of its arguments."""
-    _output(context).parallax_gives = True
+def allow_donation(context: Any) -> None:
+    """Notes that results of this trace may be written into the memory of its arguments."""
+    _output(context).parallax_allows_donation = True
 
 
 @constant_in_traces
-def gives() -> bool:
-    """Whether ``give`` was called in this trace."""
+def allows_donation() -> bool:
+    """Whether ``allow_donation`` was called in this trace."""
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
-    return getattr(InstructionTranslator.current_tx().output, "parallax_gives", False)
+    return getattr(InstructionTranslator.current_tx().output, "parallax_allows_donation", False)

@@ -1,8 +1,8 @@
 """A higher-order operator that puts a written derivative in the place of a recorded one.
 
-Only compiled custom derivatives load this file, which loads dynamo; ``flow.ruled`` is the way to
-it. Dynamo traces the forward of an ``autograd.Function`` within a transform as if it had no
-backward, and the gradients are those of the forward, without a word.
+Only compiled custom derivatives load this file, which loads dynamo; ``flow.custom_derivative`` is
+the way to it. Dynamo traces the forward of an ``autograd.Function`` within a transform as if it had
+no backward, and the gradients are those of the forward, without a word.
 """
 
 # pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false

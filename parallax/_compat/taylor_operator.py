@@ -1,8 +1,8 @@
 """A higher-order operator that expands a traced function when its graph runs.
 
-Only compiled Taylor expansions load this file, which loads dynamo; ``flow.expanded`` is the way to
-it. Dynamo, which cannot follow jets, traces the function once, as for ``wrap``. While AOTAutograd
-traces the graph, the function runs on jets, and what they compute is in the graph.
+Only compiled Taylor expansions load this file, which loads dynamo; ``flow.taylor_expansion`` is the
+way to it. Dynamo, which cannot follow jets, traces the function once, as for ``wrap``. While
+AOTAutograd traces the graph, the function runs on jets, and what they compute is in the graph.
 """
 
 # pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false

@@ -103,8 +103,8 @@ class Given:
                 self._leaves, self._traced = sorted({leaf for leaf, _ in pairs}), True
                 self._name_positions()
             written = dict(pairs)
-            in_trace.pick(context, "into", written)
-            in_trace.pick(context, "made", written.values())
+            in_trace.keep_items(context, "into", written)
+            in_trace.keep_items(context, "made", written.values())
             in_trace.replace(context, "done", "parallax_leaves", pairs)
 
         return arrange
@@ -114,8 +114,8 @@ class Given:
 
         A leaf in whose memory any result lies is left alone; all are, if one cannot be looked into.
         """
-        leaves = in_trace.seen(context, "parallax_leaves")
-        results = in_trace.seen(context, "results")
+        leaves = in_trace.tensors_of(context, "parallax_leaves")
+        results = in_trace.tensors_of(context, "results")
         plain = all([in_trace.is_plain(seen.value) for seen in results if seen is not None])
         if not plain or in_trace.is_opaque(context, "results"):
             return []

@@ -19,7 +19,7 @@ from parallax._compat.dynamo import (
     tensor_check,
     trace_reporter,
 )
-from parallax._compat.in_trace import give
+from parallax._compat.in_trace import allow_donation
 from parallax._compat.inductor import is_cpp_wrapper_failure
 from parallax._compat.modes import leave_transforms
 from parallax._compat.opaque import real
@@ -52,8 +52,8 @@ parallax_tokens: Any = None
 parallax_report: Any = None
 parallax_note: Any = None
 parallax_written: Any = None
-parallax_given: Any = None
-parallax_give: Any = None
+parallax_allow_donationn: Any = None
+parallax_allow_donation: Any = None
 parallax_copy: Any = None
 parallax_traced: Any = None
 
@@ -269,8 +269,8 @@ class Graph:
             "parallax_tokens": self.tokens,
             "parallax_note": note if has_containers(self.tokens) else None,
             "parallax_written": spell_written,
-            "parallax_given": None if self.given is None else self.given.pairing(),
-            "parallax_give": give,
+            "parallax_allow_donationn": None if self.given is None else self.given.pairing(),
+            "parallax_allow_donation": allow_donation,
             "parallax_copy": overwrite,
             "parallax_traced": is_compiling,
         }
@@ -368,9 +368,9 @@ def _flat(fn: Callable[..., Any]) -> FunctionType:
     """What is compiled: leaves in, leaves out; the globals it reads are given by each graph."""
 
     def flat(parallax_leaves: Any, parallax_others: Any) -> Any:
-        gives = parallax_given is not None and parallax_traced()
+        gives = parallax_allow_donationn is not None and parallax_traced()
         if gives:
-            parallax_comptime(parallax_give)
+            parallax_comptime(parallax_allow_donation)
         items = parallax_leaves
         if parallax_places is not None:
             given = parallax_leaves, parallax_others
@@ -388,7 +388,7 @@ def _flat(fn: Callable[..., Any]) -> FunctionType:
         parallax_comptime(parallax_report)
         if gives:
             into, made, done = list(parallax_leaves), list(results), list(results)
-            parallax_comptime(parallax_given)
+            parallax_comptime(parallax_allow_donationn)
             if into:  # the last thing of all, so nothing reads what was there
                 parallax_copy(into, made)
             results = done

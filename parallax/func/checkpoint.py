@@ -244,7 +244,7 @@ def _traced(call: Repeatable, what: str) -> Any:
         found = [*out.tensors, *nesting.emitted()]
         return tuple([tensor.clone() for tensor in found]), (out, nesting)
 
-    found, (out, nesting) = flow.recomputed(body, call.tensors)
+    found, (out, nesting) = flow.checkpoint(body, call.tensors)
     count = len(out.tensors)
     nesting.relay(found[count:])
     return out.build(found[:count])

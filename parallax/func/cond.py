@@ -124,7 +124,7 @@ def _traced(pred: Tensor, true_fn: Any, false_fn: Any, operands: Sequence[Any], 
         return body
 
     bodies = body_of(true_fn, "the result of true_fn"), body_of(false_fn, "the result of false_fn")
-    found, (frame, shapes), (other, others) = flow.branched(pred, *bodies)
+    found, (frame, shapes), (other, others) = flow.cond(pred, *bodies)
     if not frame.is_like(other):
         raise ValueError(
             f"{what}: true_fn and false_fn return different structures. Return the same classes, "

@@ -364,4 +364,4 @@ def _traced(rule: Rule, tensors: Sequence[Tensor]) -> Any:
         found = [grad for grad in grads if grad is not None]
         return tuple([x.clone() for x in found]), [grad is not None for grad in grads]
 
-    return rule.outs.build(flow.ruled(body, tensors, [x.detach() for x in outs], kept))
+    return rule.outs.build(flow.custom_derivative(body, tensors, [x.detach() for x in outs], kept))

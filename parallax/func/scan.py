@@ -131,6 +131,6 @@ class _Loop:
             return tuple([tensor.clone() for tensor in [*carry, *results]]), frame
 
         stacks = [x.flip(0) for x in self.rows.stacks] if reverse else self.rows.stacks
-        found, frame = flow.scanned(body, self.carry, stacks)
+        found, frame = flow.scan(body, self.carry, stacks)
         results = [self.rows.beside(stack, reverse) for stack in found[count:]]
         return self.frame.build(found[:count]), frame.build(results)

@@ -107,7 +107,7 @@ def _traced(
         return tuple([tensor.clone() for tensor in found]), said
 
     terms = [term for row in series for term in row]
-    found, (result, nesting) = flow.expanded(
+    found, (result, nesting) = flow.taylor_expansion(
         body, call.values, [term for term in terms if term is not None],
         engine=kind, order=order, present=tuple([term is not None for term in terms]),
     )  # fmt: skip

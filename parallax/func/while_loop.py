@@ -133,7 +133,7 @@ class _Loop:
             carry_on(tensors, found)
             return tuple([tensor.clone() for tensor in found]), None
 
-        found, _, _ = flow.looped(goes_on, body, self.tensors)
+        found, _, _ = flow.while_loop(goes_on, body, self.tensors)
         if any([tensor.requires_grad for tensor in found]):
             raise NotImplementedError(
                 f"{self.what}: a compiled loop cannot be differentiated, as the number of its "

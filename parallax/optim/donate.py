@@ -28,7 +28,7 @@ def check_donation(what: str, donate: Any, differentiable: bool = False) -> bool
     traced, reason = dynamo.is_compiling(), ""
     if differentiable:
         reason = "a differentiable step keeps its inputs for the gradient"
-    elif traced and not in_trace.gives():
+    elif traced and not in_trace.allows_donation():
         reason = (
             "a compiled function keeps what it is given. To give it away write "
             "parallax.compile(train, donate=('model', 'state')), with the names of its arguments"

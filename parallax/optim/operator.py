@@ -125,7 +125,14 @@ def step(opt: Any, at: Lists, h: Hyper) -> Lists:
     recipe = _recipe(type(opt).__name__, names, tuple(h), tuple(values))
     moments = joined(at.moments.values())
     made = torch.ops.parallax.step(
-        at.params, moments, at.grads, at.clocks, at.clock_of, numbers, recipe, in_trace.gives()
+        at.params,
+        moments,
+        at.grads,
+        at.clocks,
+        at.clock_of,
+        numbers,
+        recipe,
+        in_trace.allows_donation(),
     )
     n = len(at.params)
     columns = {name: made[k * n + n : k * n + 2 * n] for k, name in enumerate(names)}
