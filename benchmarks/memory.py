@@ -5,6 +5,7 @@ What is measured is bytes, told as time: 1 MB reads as 1 ms.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -141,3 +142,13 @@ def peak_bytes(run: Callable[[], Any], before: Callable[[], Any] | None = None) 
             held += event.nbytes()
             most = max(most, held)
     return most
+
+
+def live_bytes() -> int:
+    """The memory of all tensors that Python reaches, and of their gradients."""
+    gc.collect()
+    found = [value for value in gc.get_objects() if isinstance(value, Tensor)]
+    found += [value.grad for value in found if value.is_leaf and value.grad is not None]
+    dense = [value.untyped_storage() for value in found if value.layout is torch.strided]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in dense}
+    return sum(sizes.values())

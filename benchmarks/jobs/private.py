@@ -23,7 +23,7 @@ from parallax import bridge, func, optim, random, tree
 
 RATE, LARGEST, NOISE = 0.05, 1.0, 1.0
 OPT = optim.SGD(RATE)
-OURS = "parallax func.clipped_grad"
+OURS = "parallax func.clipped_grad, donated"
 
 
 def questions(quick: bool) -> Iterator[Question]:
@@ -45,9 +45,9 @@ def questions(quick: bool) -> Iterator[Question]:
             if not quick:
                 compiled = {
                     "torch.func, compiled": partial(_functional, *data, torch.compile),
-                    "parallax.compile": partial(_compiled, *data),
+                    "parallax.compile, donated": partial(_compiled, *data),
                 }
-                limits = {"parallax.compile": limit}
+                limits = {"parallax.compile, donated": limit}
                 made += race(f"{job}, compiled", best | compiled, limits, absent=absent)
             noise.fill_(NOISE)
             yield from made
@@ -132,19 +132,24 @@ def _functional(
     return step
 
 
-def _train(opt: Any, model: Any, state: Any, x: Tensor, y: Tensor, noise: Tensor, key: Any) -> Any:
+def _train(
+    model: Any, state: Any, x: Tensor, y: Tensor, noise: Tensor, key: Any, donate: bool = False
+) -> Any:
     grads, losses = func.clipped_grad(_loss, LARGEST, has_aux=True)(model, x, y)
-    vector, unravel = tree.ravel(grads)
-    vector = (vector + noise * random.normal(key, vector.shape)) / len(x)
-    return *opt.step(model, unravel(vector), state), losses.mean()
+    keys = iter(random.split(key, len(tree.leaves(grads))))
+
+    def noised(grad: Tensor) -> Tensor:
+        return (grad + noise * random.normal(next(keys), grad.shape)) / len(x)
+
+    return *OPT.step(model, tree.map(noised, grads), state, donate=donate), losses.mean()
 
 
 def _eager(template: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> Step:
-    return _stepping(partial(_train, OPT), template, x, y, noise)
+    return _stepping(partial(_train, donate=True), template, x, y, noise)
 
 
 def _compiled(template: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> Step:
-    return _stepping(parallax.compile(partial(_train, OPT)), template, x, y, noise)
+    return _stepping(parallax.compile(_train, donate=(0, 1)), template, x, y, noise)
 
 
 def _stepping(train: Any, template: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> Step:
