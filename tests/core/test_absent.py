@@ -81,7 +81,8 @@ def test_a_name_of_another_room_or_library(room: ModuleType, name: str, line: st
     ],
 )
 def test_a_file_is_no_name_of_its_room(room: ModuleType, name: str, line: str) -> None:
-    assert importlib.import_module(f"{room.__name__}.{name}")  # there is a file, and it is found
+    path = f"{room.__name__}.{name}"
+    assert importlib.import_module(path).__name__ == path  # there is a file, and it is found
     with pytest.raises(AttributeError, match=rf"'{name}'\. Write: {re.escape(line)}"):
         getattr(room, name)
 

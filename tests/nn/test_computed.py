@@ -146,11 +146,7 @@ def test_pruning_by_a_mask() -> None:
 
 CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: nn.Parametrized(nn.Linear(3, 3), 3), TypeError, "Parametrized(function=): expected a"),  # type: ignore[arg-type]  # wrong
-    (
-        lambda: nn.Parametrized(nn.Linear(3, 3), "weight", torch.exp),
-        TypeError,
-        "(layer, torch.exp)",
-    ),  # type: ignore[arg-type]  # torch's order
+    (lambda: nn.Parametrized(nn.Linear(3, 3), "weight"), TypeError, "(layer, torch.exp)"),  # type: ignore[arg-type]  # a name
     (lambda: nn.Parametrized(nn.Linear(3, 3), Symmetric()), TypeError, "or bridge.lift(module)"),
     (lambda: nn.Parametrized(nn.Linear(3, 3), symmetric, "w"), ValueError, "Linear has no param"),
     (lambda: nn.Masked(nn.Linear(3, 3), torch.ones(3)), ValueError, "expected shape (3, 3), as"),

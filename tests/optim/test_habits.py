@@ -96,8 +96,8 @@ def test_an_absent_name_says_what_to_write(name: str) -> None:
     [
         (lambda: optim.schedules.StepLR(SGD, 30), "optim.SGD(lr=optim.schedules.StepLR(...))"),  # type: ignore[arg-type]
         (lambda: model.train(False), "module.eval()"),
-        (lambda: nn.Sequential(torch.nn.ReLU()), "Write bridge.lift(ReLU(...))"),  # type: ignore[arg-type]
-        (lambda: nn.Sequential(nn.ReLU), "Write ReLU(...)"),  # type: ignore[arg-type]  # a class
+        (lambda: nn.Sequential(torch.nn.ReLU()), "Write bridge.lift(ReLU(...))"),
+        (lambda: nn.Sequential(nn.ReLU), "Write ReLU(...)"),
     ],
 )
 def test_other_calls(call: Callable[[], Any], line: str) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from parallax import Buffer, Module, Parameter, tree
 from parallax.core import sealing
@@ -104,7 +103,7 @@ class Mixed(Module):
 
 @pytest.mark.parametrize("scale", [None, torch.ones(1)])
 def test_tensors_in_place_of_tensors_are_replaced_as_everything_is(
-    scale: Tensor | None, monkeypatch: pytest.MonkeyPatch
+    scale: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way with less work gives what the general way gives: structure, leaves, rng, child."""
     module = Mixed(torch.ones(2), scale, torch.zeros(2), Dense().initialize(0)).train(0)
