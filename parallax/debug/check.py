@@ -79,7 +79,8 @@ def check(condition: Tensor | bool, message: str, /, **values: Any) -> None:
         raise TypeError(_no_condition(f"a tensor of {condition.dtype}"))
     hidden = numbers_are_hidden()
     if not hidden:
-        condition = shards.whole(condition)
+        whole: Tensor = shards.whole(condition)
+        condition = whole
         values = {name: shards.whole(value) for name, value in values.items()}
     if not hidden and (condition.device.type == "meta" or condition.all()):
         return
