@@ -13,9 +13,10 @@ from typing import Any
 import optree as _optree
 import pytest
 import torch
+from torch import Tensor
 from torch.utils import _pytree as _torch_pytree
 
-from parallax import Module, Parameter, registry, tree
+from parallax import Module, Parameter, effects, nn, random, registry, tree
 from parallax._compat import registries
 from tests.corpus import MLP, MODULES, Case, Dense, TiedParameter
 
@@ -335,3 +336,18 @@ def test_a_module_is_freed_without_the_collector() -> None:
         assert watched[0]() is None and watched[1]() is None
     finally:
         gc.enable()
+
+
+def test_what_a_module_holds_beside_its_key_goes_through_torchs_pytree() -> None:
+    """A collection stays under way, and a context that was read from a file has the key alone."""
+    norm = nn.BatchNorm1d(2).initialize(0).train(random.key(0))
+
+    def rebuilt(norm: Any, x: Tensor) -> Any:
+        return torch_pytree.tree_map(lambda leaf: leaf, norm)(x)
+
+    _, after = effects.collect(rebuilt)(norm, torch.ones(4, 2))
+    assert after.num_batches_tracked == 1
+    leaves, spec = torch_pytree.tree_flatten(norm)
+    read = torch_pytree.treespec_loads(torch_pytree.treespec_dumps(spec))
+    made = torch_pytree.tree_unflatten(leaves, read)
+    assert torch.equal(made.rng.data, norm.rng.data)
