@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax import effects, random
-from parallax._compat import dynamo, flow, functorch
+from parallax._compat import dynamo, flow, functorch, in_trace
 from parallax.func.arguments import name_of, short
 from parallax.func.framed import check_functions, fitted, framed
 from parallax.func.nesting import Nesting
@@ -118,8 +118,8 @@ def _traced(pred: Tensor, true_fn: Any, false_fn: Any, operands: Sequence[Any], 
     def body_of(function: Any, role: str) -> Any:
         def body() -> tuple[Any, Any]:
             tensors, frame = framed(function(*operands), what, role)
-            shapes = [(x.shape, x.dtype) for x in tensors]
-            return tuple([x.clone() for x in tensors]), (frame, shapes)
+            in_trace.at_trace()(_reply_kinds)
+            return tuple([x.clone() for x in tensors]), (frame, in_trace.replied())
 
         return body
 
@@ -133,8 +133,18 @@ def _traced(pred: Tensor, true_fn: Any, false_fn: Any, operands: Sequence[Any], 
     for one, two in zip(shapes, others, strict=True):
         if one != two:
             raise ValueError(
-                f"{what}: true_fn returns a tensor of shape {tuple(one[0])} and dtype {one[1]}, "
-                f"and false_fn one of {tuple(two[0])} and {two[1]} in its place. Return the same "
+                f"{what}: true_fn returns a tensor of shape {one[0]} and dtype {one[1]}, "
+                f"and false_fn one of {two[0]} and {two[1]} in its place. Return the same "
                 f"shapes and dtypes from both"
             )
     return frame.build(found)
+
+
+def _reply_kinds(context: Any) -> None:
+    """Replies the shapes and dtypes of the local ``tensors``, as texts.
+
+    A size may be a symbol of a branch's graph, with which nothing can be computed outside.
+    """
+    found: Any = in_trace.seen(context, "tensors")
+    kinds = [(str(tuple(one.value.shape)), str(one.value.dtype)) for one in found]
+    in_trace.reply(context, tuple(kinds))

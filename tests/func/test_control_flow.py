@@ -465,3 +465,13 @@ def test_compiled_branches_that_torch_draws_in_have_no_derivative() -> None:
     assert parallax.compile(run, backend="aot_eager")(w) > 0
     with pytest.raises(Exception, match=r"a branch draws from torch's own .* Draw with a key"):
         parallax.compile(lambda w: func.grad(run)(w), backend="aot_eager")(w)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_branches_of_other_sizes() -> None:
+    def choose(x: Tensor) -> Any:
+        return func.cond(x.sum() > 3, lambda x: x.sin(), lambda x: x.cos(), (x,))
+
+    compiled: Any = parallax.compile(choose, backend="eager")
+    for x in (torch.ones(2, 3), torch.ones(3, 2), torch.ones(5, 4) / 9, torch.ones(4)):
+        assert torch.equal(compiled(x), x.sin() if x.sum() > 3 else x.cos())
