@@ -49,7 +49,7 @@ class ClassGuard:
             metaclass: type = type(cls)
             above = [base for base in metaclass.__mro__ if _is_users(base)]
             self._metaclasses = {base: dict(vars(base)) for base in above} | self._metaclasses
-            module = hasattr(cls, "__layout__")
+            module = _is_module(cls)
             bases = [base for base in cls.__mro__ if base is not object and base not in self._held]
             plain = [base for base in bases if _is_users(base)]
             functions = list(functions_in(bases if module else plain, self._codes))
@@ -75,9 +75,14 @@ class ClassGuard:
         return self._functions.unchanged()
 
 
+def _is_module(cls: type) -> bool:
+    """As ``hasattr(cls, "__layout__")``, which raises for what stands for a donated module."""
+    return any(["__layout__" in vars(base) for base in cls.__mro__])
+
+
 def _is_users(base: type) -> bool:
     name = base.__module__.partition(".")[0]
-    plain = not hasattr(base, "__layout__") and not is_library(base)
+    plain = not _is_module(base) and not is_library(base)
     return plain and name not in sys.stdlib_module_names and name != "typing_extensions"
 
 

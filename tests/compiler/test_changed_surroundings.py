@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallax import Module, Parameter, func, tree
+from parallax import Module, Parameter, func, random, tree
 from tests.compiling import eager_and_aot, graphs, make_compiled
 from tests.corpus import Scale
 
@@ -215,6 +215,15 @@ def test_classes_that_change_of_what_is_no_argument(
     assert torch.equal(compiled(x), 2 * x)
     monkeypatch.setattr(cls, attribute, value, raising=False)
     assert torch.equal(compiled(x), 5 * x)
+
+
+def test_keys_that_are_made_and_mapped() -> None:
+    def drawn(x: Tensor) -> Tensor:
+        keys: Any = random.split(random.key(5), 4)
+        return func.vmap(lambda key: random.normal(key, (3,)))(keys) + x
+
+    compiled, x = make_compiled(drawn, backend="eager"), torch.ones(3)
+    assert torch.equal(compiled(x), drawn(x))
 
 
 def test_a_global_module_read_beside_the_argument() -> None:
