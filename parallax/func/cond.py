@@ -145,6 +145,6 @@ def _reply_kinds(context: Any) -> None:
 
     A size may be a symbol of a branch's graph, with which nothing can be computed outside.
     """
-    found: Any = in_trace.seen(context, "tensors")
+    found: Any = in_trace.tensors_of(context, "tensors")
     kinds = [(str(tuple(one.value.shape)), str(one.value.dtype)) for one in found]
     in_trace.reply(context, tuple(kinds))
