@@ -4,15 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["calls_through", "functions_named", "is_ordinary", "set_grad_enabled",
+__all__ = ["calls_through", "functions_named", "is_ordinary", "replacing", "set_grad_enabled",
            "without_memory"]  # fmt: skip
 
 T = TypeVar("T", bound=Tensor)
@@ -33,6 +34,8 @@ def without_memory(cls: type[T], like: Tensor) -> T:
 
 def is_ordinary(cls: Any) -> bool:
     """Whether functions of torch do with a class of tensors what they do with all."""
+    if cls is Tensor or cls is torch.nn.Parameter:  # dynamo cannot ask what they do
+        return True
     own = cls.__torch_function__
     if own is torch._C._disabled_torch_function_impl:
         return True
@@ -64,3 +67,31 @@ class calls_through(TorchFunctionMode):  # noqa: N801  # a context manager, name
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         return self._function(func, args, kwargs or {})
+
+
+class replacing(TorchFunctionMode):  # noqa: N801  # as above
+    """Within it some of torch's functions are replaced; also while dynamo traces.
+
+    Args:
+        functions: which ones.
+        replacement: takes that of torch, its arguments and its keyword arguments to the result.
+    """
+
+    def __init__(
+        self, functions: Container[Any],
+        replacement: Callable[[Any, Sequence[Any], dict[str, Any]], Any],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self._functions = functions
+        self._replacement = replacement
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        # Dynamo traces this too: its operators have no hash there, and within a mode it does not
+        # follow a method that calls that of the class below.
+        if func is Tensor.unflatten:
+            func = torch.unflatten
+        elif not isinstance(func, HigherOrderOperator) and func in self._functions:
+            return self._replacement(func, args, kwargs or {})
+        return func(*args, **kwargs) if kwargs else func(*args)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from parallax._compat import dynamo, overrides
-from parallax.func.jet_composed import NORMS
-from parallax.func.jets import Expansion, NoRuleError
+from parallax.func.forward_again import OTHERS
+from parallax.func.jets import NoRuleError
 
 __all__ = ["CutError", "as_forward"]
 
@@ -24,7 +24,7 @@ def as_forward() -> Iterator[None]:
     """While a function runs whose forward derivative is taken by reverse mode twice.
 
     What would be a second derivative is a third one then, and those of torch's norms are wrong:
-    they are computed by operators. Dynamo does not trace it.
+    they, and others whose derivatives are, are computed by what is right. Dynamo does not trace it.
 
     Raises:
         CutError: at the end, if the function disabled gradients.
@@ -56,14 +56,10 @@ class _Calls:
     ) -> Any:
         if function is overrides.set_grad_enabled and args == (False,):
             self.cut = self.cut or torch.is_grad_enabled()
-        rule = NORMS.get(function)
-        if rule is not None:
+        other = OTHERS.get(function)
+        if other is not None:
             try:
-                return rule(_NOTHING, function, *args, **kwargs)
+                return other(function, args, kwargs)
             except NoRuleError:
                 pass
         return function(*args, **kwargs)
-
-
-_NOTHING = Expansion({}, 0)
-"""Of no order: its rules compute the value."""

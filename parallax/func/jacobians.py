@@ -11,6 +11,7 @@ from torch import Tensor
 from parallax import random
 from parallax._compat import autograd, dynamo, functorch, in_trace
 from parallax.func.call import Call
+from parallax.func.forward_again import differentiable_again
 from parallax.func.results import Result, Taking
 from parallax.func.transforms import applied, through
 
@@ -51,6 +52,7 @@ def jacobian_rows(
 
     def by_columns() -> Any:
         flat, after = through(call, taking, levels=2)
+        flat = differentiable_again(flat)
         transform = torch.func.jacfwd(flat, places, has_aux=True, randomness=randomness)
         return applied(transform, *call.values), after
 
@@ -59,6 +61,8 @@ def jacobian_rows(
         transform: Any = torch.func.jacrev(flat, places, has_aux=True, chunk_size=chunk_size)
         return applied(transform, *call.values), after
 
+    if dynamo.is_compiling() and functorch.derivatives_running()[1]:
+        forward = False  # as in ``along``
     (rows, beside), after = forward_or_not(by_columns, by_rows) if forward else by_rows()
     return rows, taking.result, after(beside)[1]
 
@@ -101,6 +105,7 @@ def along(
     def forward() -> Along:
         flat, after = make(1)
         at = _own(values) if dynamo.is_compiling() else values
+        flat = differentiable_again(flat)
         found: Any = torch.func.jvp(flat, tuple(at), tuple(tangents), strict=strict, has_aux=True)
         return found[0], found[1], after(found[2])
 

@@ -19,6 +19,7 @@ from parallax._compat import dynamo, flow, modes
 from parallax.func.as_forward import CutError, as_forward
 from parallax.func.call import Call
 from parallax.func.expanding import Flat, Make, Series, basis, by_jets_or, count_of, run, whole
+from parallax.func.forward_again import differentiable_again
 from parallax.func.jacobians import forward_or_not
 from parallax.func.jet_rules import RULES
 from parallax.func.jets import Expansion, Term
@@ -260,6 +261,7 @@ def _deeper(function: Any, push: Push) -> Any:
 
 
 def _along(function: Any, t: Tensor) -> Any:
+    function = differentiable_again(function)
     return torch.func.jvp(function, (t,), (torch.ones_like(t),), has_aux=True)
 
 
