@@ -22,6 +22,7 @@ from parallax.optim.carry import cast, pack, unpack
 from parallax.optim.checks import check_sizes, gather, open_model, size_of
 from parallax.optim.donate import check_donation
 from parallax.optim.foreign_groups import Group, changes
+from parallax.optim.foreign_memory import check_apart
 from parallax.optim.foreign_operator import Known
 from parallax.optim.foreign_operator import step as step_in_a_graph
 from parallax.optim.habits import check_given, hint_at_habits
@@ -297,6 +298,8 @@ class Foreign:
         others: dict[int, dict[str, Any]] = {}
         order: dict[int, tuple[str, ...]] = {}
         kept = {k: optimizer.state.get(param, {}) for k, param in params.items()} | idle
+        what = f"from_torch({self.name})"
+        check_apart(what, model, params, kept)
         for k, values in kept.items():
             order[k] = tuple(values)
             for name, value in values.items():
@@ -311,7 +314,6 @@ class Foreign:
                 columns.setdefault(name, [None] * count)[k] = leaf
         pairs = zip(optimizer.param_groups, fresh.param_groups, strict=True)
         groups = [changes(now, old) for now, old in pairs]
-        what = f"from_torch({self.name})"
         attributes = changed(optimizer, look(fresh, params), params, what)
         known = set(map(id, params.values()))
         shared = {key: value for key, value in optimizer.state.items() if id(key) not in known}

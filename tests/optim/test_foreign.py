@@ -461,3 +461,44 @@ def test_pickles_of_before_steps_in_graphs_step() -> None:
     old = object.__new__(type(opt))
     old.__setstate__({name: value for name, value in vars(opt).items() if name != "_known"})
     assert tree.equal(old.step(point, point, old.init(point))[0], Point(torch.full((2,), 0.5)))
+
+
+class Doubled(torch.optim.Optimizer):
+    """Keeps what may be one tensor under two names, a part of another, or the parameter."""
+
+    def __init__(self, params: Any, kind: str = "apart") -> None:
+        super().__init__(params, {"kind": kind})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # as torch's are
+        group = self.param_groups[0]
+        for param in group["params"]:
+            state = self.state[param]
+            if not state:
+                both = torch.zeros(2 * len(param))
+                seen = torch.zeros_like(param)
+                state["one"], state["two"] = {
+                    "apart": (both[: len(param)], both[len(param) :]),
+                    "same": (seen, seen),
+                    "part": (both, both[1:]),
+                    "parameter": (seen, param),
+                    "list": (seen, [param, seen]),
+                }[group["kind"]]
+            state["one"].add_(1)
+
+
+def test_two_entries_that_share_memory_are_refused() -> None:
+    point = Point(torch.ones(2))
+    for kind, names in {
+        "same": r"state\['one'\] of at and state\['two'\] of at",
+        "part": r"state\['one'\] of at and state\['two'\] of at",
+        "parameter": r"the parameter at and state\['two'\] of at",
+        "list": r"state\['one'\] of at and state\['two'\] of at",
+    }.items():
+        opt = optim.from_torch(Doubled, kind=kind)
+        with pytest.raises(TypeError, match=rf"from_torch\(Doubled\): {names} share memory"):
+            opt.step(point, point, opt.init(point))
+    opt = optim.from_torch(Doubled)
+    _, state = opt.step(point, point, opt.init(point))
+    _, state = opt.step(point, point, state)
+    assert state.moments["one"].at.tolist() == [2, 2]
+    assert state.moments["two"].at.tolist() == [0, 0]
