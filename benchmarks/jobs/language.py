@@ -25,28 +25,28 @@ def questions(quick: bool) -> Iterator[Question]:
     for width in (64,) if quick else (64, 256):
         torch.manual_seed(0)
         model = NnGPT(1 if quick else LAYERS, width)
-        tokens = torch.randint(VOCABULARY, (2, BATCH, CONTEXT))
+        x, y = torch.randint(VOCABULARY, (2, BATCH, CONTEXT))
         name = f"a {len(model.blocks)}-layer language model of width {width}"
         ways = {
-            "nn.Module, fused AdamW": partial(_nn, model, *tokens),
-            "parallax": partial(_eager, model, *tokens, donate=False),
-            "parallax, donated": partial(_eager, model, *tokens, donate=True),
+            "nn.Module, fused AdamW": partial(_nn, model, x, y),
+            "parallax": partial(_eager, model, x, y, donate=False),
+            "parallax, donated": partial(_eager, model, x, y, donate=True),
         }
         limits = {64: (0.95, 0.90), 256: (1.02, 0.98)}[width]
         yield from race(f"{name}, eager", ways, dict(zip([*ways][1:], limits, strict=True)))
         ways = {
-            "nn.Module, accumulated": partial(_nn_accumulated, model, *tokens),
-            "parallax Accumulate, donated": partial(_accumulated, model, *tokens),
+            "nn.Module, accumulated": partial(_nn_accumulated, model, x, y),
+            "parallax Accumulate, donated": partial(_accumulated, model, x, y),
         }
         yield from race(f"{name}, {EVERY} gradients to a step", ways)
         if quick:
             continue
         ways = {
-            "nn.Module, compiled, fused AdamW": partial(_nn, model, *tokens, torch.compile),
-            "parallax.compile": partial(_whole, model, *tokens),
-            "parallax.compile, donated": partial(_whole, model, *tokens, donate=("m", "s")),
+            "nn.Module, compiled, fused AdamW": partial(_nn, model, x, y, wrap=torch.compile),
+            "parallax.compile": partial(_whole, model, x, y),
+            "parallax.compile, donated": partial(_whole, model, x, y, donate=("m", "s")),
             "parallax, gradient compiled, step donated": partial(
-                _eager, model, *tokens, donate=True, wrap=parallax.compile
+                _eager, model, x, y, donate=True, wrap=parallax.compile
             ),
         }
         limits = {64: (0.85, 0.80), 256: (0.97, 0.93)}[width]
@@ -115,6 +115,7 @@ def _nn_accumulated(template: NnGPT, x: Tensor, y: Tensor) -> Step:
 
     def step() -> Tensor:
         optimizer.zero_grad()
+        loss = torch.zeros(())
         for _ in range(EVERY):
             loss = loss_of(model, x, y)
             (loss / EVERY).backward()
@@ -131,6 +132,7 @@ def _accumulated(template: NnGPT, x: Tensor, y: Tensor) -> Step:
 
     def step() -> Tensor:
         nonlocal model, state
+        loss = torch.zeros(())
         for _ in range(EVERY):
             grads, loss = gradient(model, x, y)
             model, state = opt.step(model, grads, state, donate=True)

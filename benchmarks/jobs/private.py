@@ -77,8 +77,9 @@ def _opacus(template: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> Step:
     from opacus.optimizers import DPOptimizerFastGradientClipping
     from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 
+    largest: Any = LARGEST  # annotated int there
     model = GradSampleModuleFastGradientClipping(
-        copy.deepcopy(template), max_grad_norm=LARGEST, use_ghost_clipping=True
+        copy.deepcopy(template), max_grad_norm=largest, use_ghost_clipping=True
     )
     optimizer = DPOptimizerFastGradientClipping(
         torch.optim.SGD(model.parameters(), RATE),

@@ -49,9 +49,8 @@ def race(
         held[way] = live_bytes() - before
     first, *others = steps
     for way in others:
-        torch.testing.assert_close(
-            losses[way], losses[first], rtol=rtol, atol=1e-4, msg=lambda m, way=way: f"{way}: {m}"
-        )
+        message = f"the losses of {way} are {losses[way]}, and of {first} {losses[first]}"
+        torch.testing.assert_close(losses[way], losses[first], rtol=rtol, atol=1e-4, msg=message)
     limits = limits or {}
 
     def question(name: str, made: Callable[[str, Step], Candidate], **more: Any) -> Question:

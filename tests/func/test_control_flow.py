@@ -145,6 +145,10 @@ PROGRAMS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+SECOND = [name for name in PROGRAMS if name.startswith("second")]
+FIRST = [name for name in PROGRAMS if name not in SECOND]
+
+
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_it_is_pythons(program: Any) -> None:
     torch.testing.assert_close(tree.leaves(program(Ours)), tree.leaves(program(Plain)))
@@ -154,11 +158,14 @@ def test_it_is_pythons(program: Any) -> None:
 @pytest.mark.parametrize(
     ("backend", "names"),
     [
-        (eager_and_aot, list(PROGRAMS)),
-        ("inductor", ["while_loop", "gradient of cond", "gradient of cond in fori_loop"]),
+        pytest.param(eager_and_aot, [*FIRST, *SECOND[:2]], id="aot"),
+        pytest.param(eager_and_aot, SECOND[2:], id="aot, second", marks=pytest.mark.slow),
+        pytest.param(
+            "inductor", ["while_loop", "gradient of cond", "gradient of cond in fori_loop"],
+            id="default", marks=pytest.mark.slow,
+        ),
     ],
-    ids=["aot", "default"],
-)
+)  # fmt: skip
 def test_compiled_it_is_one_graph(backend: Any, names: list[str]) -> None:
     @torch.compile(backend=backend, fullgraph=True)
     def run() -> Any:

@@ -164,9 +164,9 @@ def test_it_is_when_compiled(where: str, prepared: str) -> None:
     weight = torch.tensor(0.7, dtype=torch.float64)
     function: Any
     if where == "outer":
-        function = parallax.compile(lambda m: outer(several, m))
+        function = parallax.compile(lambda m: outer(several, m), backend="aot_eager")
     else:
-        compiled = parallax.compile(several)
+        compiled = parallax.compile(several, backend="aot_eager")
         function = lambda m: outer(compiled, m)  # noqa: E731
 
     found = PREPARED[prepared](function, weight)

@@ -33,8 +33,8 @@ class Cube(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> Any:
-        return 3 * ctx.saved_tensors[0] ** 2 * slope
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return 3 * ctx.saved_tensors[0] ** 2 * grad_outputs[0]
 
 
 def mixed(x: Tensor) -> Tensor:
@@ -97,8 +97,8 @@ def test_first_derivatives_stay_as_they_are() -> None:
 def test_forward_mode_goes_through_the_operators_of_backward() -> None:
     class Tangent(Cube):
         @staticmethod
-        def jvp(ctx: Any, tangent: Tensor) -> Any:
-            return tangent
+        def jvp(ctx: Any, *grad_inputs: Any) -> Any:
+            return grad_inputs[0]
 
     slope = func.grad(lambda x: Tangent.apply(x).sum())  # type: ignore[no-untyped-call]  # as above
     assert torch.equal(func.jvp(slope, (X,), (ONE,))[1], 6 * X)
