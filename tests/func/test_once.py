@@ -33,7 +33,7 @@ class Cube(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides a name
         return 3 * ctx.saved_tensors[0] ** 2 * grad_outputs[0]
 
 
