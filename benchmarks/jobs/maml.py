@@ -1,5 +1,8 @@
 """MAML on sinusoids: the gradient through inner gradient steps on each task, and Adam."""
 
+# pyright: reportMissingImports=false
+# torchopt is a peer, which need not be installed.
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence

@@ -3,6 +3,9 @@
 The first losses, which are compared, are those of steps without noise.
 """
 
+# pyright: reportMissingImports=false
+# opacus is a peer, which need not be installed.
+
 from __future__ import annotations
 
 import copy

@@ -52,7 +52,7 @@ parallax_tokens: Any = None
 parallax_report: Any = None
 parallax_note: Any = None
 parallax_written: Any = None
-parallax_allow_donationn: Any = None
+parallax_pairing: Any = None
 parallax_allow_donation: Any = None
 parallax_copy: Any = None
 parallax_traced: Any = None
@@ -269,7 +269,7 @@ class Graph:
             "parallax_tokens": self.tokens,
             "parallax_note": note if has_containers(self.tokens) else None,
             "parallax_written": spell_written,
-            "parallax_allow_donationn": None if self.given is None else self.given.pairing(),
+            "parallax_pairing": None if self.given is None else self.given.pairing(),
             "parallax_allow_donation": allow_donation,
             "parallax_copy": overwrite,
             "parallax_traced": is_compiling,
@@ -368,8 +368,8 @@ def _flat(fn: Callable[..., Any]) -> FunctionType:
     """What is compiled: leaves in, leaves out; the globals it reads are given by each graph."""
 
     def flat(parallax_leaves: Any, parallax_others: Any) -> Any:
-        gives = parallax_allow_donationn is not None and parallax_traced()
-        if gives:
+        donates = parallax_pairing is not None and parallax_traced()
+        if donates:
             parallax_comptime(parallax_allow_donation)
         items = parallax_leaves
         if parallax_places is not None:
@@ -381,14 +381,14 @@ def _flat(fn: Callable[..., Any]) -> FunctionType:
         tokens: list[Any] = []
 
         def spell_one(value: Any) -> None:
-            parallax_spell(value, results, tokens, gives)
+            parallax_spell(value, results, tokens, donates)
 
         spell_one(fn(*args, **kwargs))
         indices, same = parallax_written(noted, spell_one)
         parallax_comptime(parallax_report)
-        if gives:
+        if donates:
             into, made, done = list(parallax_leaves), list(results), list(results)
-            parallax_comptime(parallax_allow_donationn)
+            parallax_comptime(parallax_pairing)
             if into:  # the last thing of all, so nothing reads what was there
                 parallax_copy(into, made)
             results = done

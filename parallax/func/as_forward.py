@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from parallax._compat import dynamo, overrides
-from parallax.func.forward_again import OTHERS
+from parallax.func.forward_formulas import OTHERS
 from parallax.func.jets import NoRuleError
 
 __all__ = ["CutError", "as_forward"]

@@ -106,7 +106,8 @@ class Accumulate:
             state: what ``init`` or the last ``step`` returned.
             donate: add the gradients in the memory of ``state``, which is gone afterwards, and let
                 the optimizer reuse the memory of the model when it steps; as in other optimizers'
-                ``step``. No more is held than by gradients that add up in ``.grad``.
+                ``step``. The state is gone, too, if the optimizer raises. No more is held than by
+                gradients that add up in ``.grad``.
 
         Returns:
             The model, and the state.

@@ -61,6 +61,10 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "cholesky_inverse, upper": lambda x: lower(x).mT.cholesky_inverse(upper=True),
     "householder_product": lambda x: torch.linalg.householder_product(matrix(x), x[:N]),
     "orgqr of two columns": lambda x: torch.orgqr(matrix(x)[:, :2], x[:2]),
+    "prod with a zero": lambda x: (x - 0.9).reshape(N, N).prod(0),
+    "prod of all with a zero": lambda x: torch.prod(x - 0.9),
+    "cumprod with a zero": lambda x: (x - 0.9).cumprod(0),
+    "sinc at zero": lambda x: torch.sinc(x - 0.9),
     "layer_norm": lambda x: F.layer_norm(x.reshape(N, N), (N,), x[:N]),
     "torch.layer_norm": lambda x: torch.layer_norm(x.reshape(N, N), (N,), bias=x[:N]),
     "batch_norm": lambda x: F.batch_norm(x.reshape(N, N), None, None, x[:N], training=True),
@@ -237,6 +241,18 @@ def test_derivatives_at_a_singular_matrix(along: Tensor) -> None:
     close(value, difference(det, x, along))
     expected = difference(lambda y: difference(det, y, along), x, along)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_third_derivative_of_a_product_with_a_zero() -> None:
+    x = torch.tensor([0.0, 1, -2], dtype=torch.float64)
+    along = torch.tensor([1.0, 0.5, 2], dtype=torch.float64)
+
+    def derivative(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: func.jvp(function, (x,), (along,))[1]
+
+    for product in (torch.prod, lambda x: x.cumprod(0)[-1]):
+        found = derivative(derivative(derivative(product)))(x)
+        close(found, 6 * along.prod())
 
 
 def test_wrong_calls_have_the_errors_of_torch(at: Tensor) -> None:
