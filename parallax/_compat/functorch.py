@@ -8,16 +8,17 @@ decides between autograd's tape and ``torch.func``, and keeps wrappers from esca
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from parallax._compat.dynamo import constant_in_traces
+from parallax._compat.dynamo import constant_in_traces, is_compiling
 
 innermost_transform: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 """The innermost ``torch.func`` transform (vmap, grad, jvp, functionalize), ``None`` for none."""
@@ -88,6 +89,20 @@ def tracing_an_expansion() -> Iterator[None]:
         yield
     finally:
         _tracing.expansions = before
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Lets one thread at a time take forward derivatives; the others wait.
+
+    torch keeps the level of a forward derivative for the whole process, so two threads end each
+    other's: an error, or wrong numbers without one.
+    """
+    return nullcontext() if is_compiling() else _forward_lock
+
+
+_forward_lock: Any = threading.RLock()
+if hasattr(os, "register_at_fork"):  # no thread of the parent is there to leave it
+    os.register_at_fork(after_in_child=_forward_lock._at_fork_reinit)
 
 
 def unwrapped_if_over(value: Any) -> Any:

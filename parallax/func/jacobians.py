@@ -54,7 +54,8 @@ def jacobian_rows(
         flat, after = through(call, taking, levels=2)
         flat = differentiable_again(flat)
         transform = torch.func.jacfwd(flat, places, has_aux=True, randomness=randomness)
-        return applied(transform, *call.values), after
+        with functorch.one_thread():
+            return applied(transform, *call.values), after
 
     def by_rows() -> Any:
         flat, after = through(call, taking)
@@ -106,7 +107,10 @@ def along(
         flat, after = make(1)
         at = _own(values) if dynamo.is_compiling() else values
         flat = differentiable_again(flat)
-        found: Any = torch.func.jvp(flat, tuple(at), tuple(tangents), strict=strict, has_aux=True)
+        with functorch.one_thread():
+            found: Any = torch.func.jvp(
+                flat, tuple(at), tuple(tangents), strict=strict, has_aux=True
+            )
         return found[0], found[1], after(found[2])
 
     if strict:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, flow, modes
+from parallax._compat import dynamo, flow, functorch, modes
 from parallax.func.as_forward import CutError, as_forward
 from parallax.func.call import Call
 from parallax.func.expanding import Flat, Make, Series, basis, by_jets_or, count_of, run, whole
@@ -262,7 +262,8 @@ def _deeper(function: Any, push: Push) -> Any:
 
 def _along(function: Any, t: Tensor) -> Any:
     function = differentiable_again(function)
-    return torch.func.jvp(function, (t,), (torch.ones_like(t),), has_aux=True)
+    with functorch.one_thread():
+        return torch.func.jvp(function, (t,), (torch.ones_like(t),), has_aux=True)
 
 
 def _along_twice(function: Any, t: Tensor) -> Any:

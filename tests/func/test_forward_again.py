@@ -5,7 +5,9 @@ https://github.com/pytorch/pytorch/issues/196700, https://github.com/pytorch/pyt
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -267,3 +269,22 @@ def test_wrong_calls_have_the_errors_of_torch(at: Tensor) -> None:
         along_one(lambda x: torch.linalg.det())
     with pytest.raises(RuntimeError, match="square"):
         along_one(lambda x: torch.linalg.det(x.reshape(1, -1)))
+
+
+def test_threads_do_not_end_the_derivatives_of_each_other(at: Tensor, along: Tensor) -> None:
+    """torch has one level for the whole process: torch.func raises in most of these calls."""
+
+    def derivatives() -> list[Tensor]:
+        twice = func.jvp(slope("det", along), (at,), (along,))[1]
+        return [twice, func.jacfwd(scalar("solve a vector"))(at)]
+
+    expected = derivatives()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: derivatives(), range(24)))
+    finally:
+        sys.setswitchinterval(interval)
+    for pair in found:
+        torch.testing.assert_close(pair, expected, rtol=1e-12, atol=1e-12)
