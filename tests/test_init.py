@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-LATER = ("torch._dynamo", "torch._inductor", "rich", "safetensors", "tqdm", "matplotlib")
+LATER = ("torch._dynamo", "torch._inductor", "sympy", "rich", "safetensors", "tqdm", "matplotlib")
 ROOMS = ("", ".nn", ".func", ".optim", ".bridge", ".io", ".debug")
 
 

@@ -12,19 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses import fake_tensor
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from parallax._compat.functorch import is_wrapped
 
-__all__ = ["NEEDS_NUMBERS", "Fakes", "Saved", "on_meta"]
+__all__ = ["Fakes", "Saved", "needs_numbers", "on_meta"]
 
-NEEDS_NUMBERS: tuple[type[Exception], ...] = (
-    fake_tensor.DataDependentOutputException,
-    fake_tensor.DynamicOutputShapeException,
-    fake_tensor.UnsupportedOperatorException,
-    GuardOnDataDependentSymNode,
-)
-"""What operators raise whose results depend on the numbers in their arguments."""
+
+def needs_numbers() -> tuple[type[Exception], ...]:
+    """What operators raise whose results depend on the numbers in their arguments.
+
+    Asked for when something was raised: one of these loads sympy, which takes longer than all of
+    Parallax (0.26 s).
+    """
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return (
+        fake_tensor.DataDependentOutputException,
+        fake_tensor.DynamicOutputShapeException,
+        fake_tensor.UnsupportedOperatorException,
+        GuardOnDataDependentSymNode,
+    )
 
 
 class Fakes:

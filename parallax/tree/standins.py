@@ -70,7 +70,7 @@ class StandIns:
         try:
             with self.fakes.mode:
                 yield
-        except fakes.NEEDS_NUMBERS as error:
+        except fakes.needs_numbers() as error:
             raise RuntimeError(
                 f"{what}: the function looks at numbers, or has results whose shapes depend on "
                 f"them: {_first_line(error)}. Shapes alone cannot tell; call the function itself"
