@@ -62,7 +62,7 @@ if not TYPE_CHECKING:  # checkers would take every name for one of these
         elif name in ("bridge", "debug", "distributed", "func", "io", "nn", "optim"):
             value = import_module(f"parallax.{name}")
         else:
-            from parallax.core.absent import no_such_name
+            from parallax._errors.absent import no_such_name
 
             raise no_such_name("parallax", name)
         globals()[name] = value

@@ -8,7 +8,7 @@ in each of its places.
 
 from typing import TYPE_CHECKING, Any
 
-from parallax.core.absent import hide_files
+from parallax._errors.absent import answer_calls
 from parallax.func.associative_scan import associative_scan
 from parallax.func.checkpoint import checkpoint
 from parallax.func.clipped import clipped_grad, per_sample_norms
@@ -70,7 +70,7 @@ __all__ = [
 if not TYPE_CHECKING:  # checkers would accept every name otherwise
 
     def __getattr__(name: str) -> Any:
-        from parallax.core.absent import no_such_name
+        from parallax._errors.absent import no_such_name
 
         raise no_such_name(__name__, name)
 
@@ -79,4 +79,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-hide_files(__name__, globals())
+answer_calls(__name__, globals())

@@ -7,7 +7,7 @@ decides on which device the parameters are, or the checkpoint that ``bridge.load
 
 from typing import TYPE_CHECKING, Any
 
-from parallax.core.absent import hide_files
+from parallax._errors.absent import answer_calls
 from parallax.nn.activation import (
     GELU,
     Hardsigmoid,
@@ -162,7 +162,7 @@ __all__ = [
 if not TYPE_CHECKING:  # checkers would accept every name otherwise
 
     def __getattr__(name: str) -> Any:
-        from parallax.core.absent import no_such_name
+        from parallax._errors.absent import no_such_name
 
         raise no_such_name(__name__, name)
 
@@ -176,4 +176,4 @@ for _name in __all__:
         complete(globals()[_name])
 
 
-hide_files(__name__, globals())
+answer_calls(__name__, globals())

@@ -58,7 +58,8 @@ ELSEWHERE = {
     "initializers": "from torch.nn import init; Parameter(shape, init.zeros_) takes it",
     "inference": "model.eval()",
     "parametrizations": "nn.Orthogonal, nn.WeightNorm or nn.SpectralNorm",
-    "remove_weight_norm": "tree.select(model, nn.WeightNorm).apply(fn)",
+    "remove_weight_norm": "tree.select(model, nn.WeightNorm).apply(lambda norm: "
+    "norm.layer.replace(weight=norm.weight))",
     "spectral_norm": "nn.SpectralNorm(layer)",
     "weight_norm": "nn.WeightNorm(layer)",
 }

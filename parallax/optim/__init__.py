@@ -12,7 +12,7 @@ Example:
 
 from typing import TYPE_CHECKING, Any
 
-from parallax.core.absent import hide_files
+from parallax._errors.absent import answer_calls
 from parallax.optim import schedules
 from parallax.optim.accumulate import Accumulate
 from parallax.optim.adadelta import Adadelta
@@ -68,7 +68,7 @@ __all__ = [
 if not TYPE_CHECKING:  # checkers would accept every name otherwise
 
     def __getattr__(name: str) -> Any:
-        from parallax.core.absent import no_such_name
+        from parallax._errors.absent import no_such_name
 
         raise no_such_name(__name__, name)
 
@@ -82,4 +82,4 @@ for _value in [globals()[name] for name in __all__]:
         complete(_value)
 
 
-hide_files(__name__, globals())
+answer_calls(__name__, globals())

@@ -33,7 +33,6 @@ INSTEAD = {
     "add_noise": "optim.AddNoise(...), in optim.chain",
     "amsgrad": "optim.Adam(amsgrad=True)",
     "apply_if_finite": "optim.SkipNonfinite(optim.Adam())",
-    "apply_updates": "model, state = opt.step(model, grads, state)",
     "centralize": "optim.Centralize(), in optim.chain",
     "clip": "optim.ClipValue(1.0), in optim.chain",
     "clip_by_block_rms": "tree.map(lambda g: g / g.square().mean().sqrt().clamp(min=1), grads)",
@@ -53,8 +52,9 @@ INSTEAD = {
     "incremental_update": "optim.EMA(0.999)",
     "inject_hyperparams": "opt.replace(lr=...), or a tensor as lr, which a compiled step takes",
     "join_schedules": _SCHEDULE.format("SequentialLR(...)"),
-    "keep_params_nonnegative": "tree.map(lambda p: p.clamp(min=0), model), after the step",
-    "l2_loss": "0.5 * F.mse_loss(y, target), with torch.nn.functional as F",
+    "keep_params_nonnegative": "tree.select(model, 'parameter').apply(lambda p: p.clamp(min=0)), "
+    "after the step",
+    "l2_loss": "0.5 * F.mse_loss(y, target, reduction='none'), with torch.nn.functional as F",
     "lars": _PACKAGE,
     "linear_schedule": _SCHEDULE.format("LinearLR(1e-3, total_iters=1000)"),
     "lookahead": "optim.chain(opt, optim.Lookahead(5, 0.5))",
@@ -77,13 +77,14 @@ INSTEAD = {
     "schedule_free_eval_params": "opt.averaged(model, state)",
     "schedule_free_sgd": "optim.SGDScheduleFree()",
     "set_to_zero": _FREEZE,
-    "sigmoid_binary_cross_entropy": "F.binary_cross_entropy_with_logits(logits, targets), with "
-    "torch.nn.functional as F",
+    "sigmoid_binary_cross_entropy": "F.binary_cross_entropy_with_logits(logits, targets, "
+    "reduction='none'), with torch.nn.functional as F",
     "sm3": _PACKAGE,
-    "softmax_cross_entropy": "F.cross_entropy(logits, targets), with torch.nn.functional as F",
-    "softmax_cross_entropy_with_integer_labels": "F.cross_entropy(logits, targets), with "
+    "softmax_cross_entropy": "F.cross_entropy(logits, targets, reduction='none'), with "
     "torch.nn.functional as F",
-    "squared_error": "F.mse_loss(y, target), with torch.nn.functional as F",
+    "softmax_cross_entropy_with_integer_labels": "F.cross_entropy(logits, targets, "
+    "reduction='none'), with torch.nn.functional as F",
+    "squared_error": "F.mse_loss(y, target, reduction='none'), with torch.nn.functional as F",
     "trace": "optim.SGD(momentum=0.9)",
     "tree": "tree, from parallax",
     "tree_utils": "tree, from parallax",

@@ -19,7 +19,7 @@ INSTEAD = {
     "multinomial": "random.choice(key, len(p), shape, replace=False, p=p)",
     "multivariate_normal": "mean + random.normal(key, (n, d)) @ torch.linalg.cholesky(cov).T",
     "PRNGKey": _KEY,
-    "rademacher": "2 * random.bernoulli(key, 0.5, shape) - 1",
+    "rademacher": "2 * random.bernoulli(key, shape) - 1",
     "rand": "random.uniform(key, shape)",
     "rand_like": "random.uniform(key, x.shape)",
     "randn": "random.normal(key, shape)",

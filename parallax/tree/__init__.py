@@ -5,7 +5,7 @@ Each takes the leaves of a tree, computes with them, and builds a tree of the sa
 
 from typing import TYPE_CHECKING, Any
 
-from parallax.core.absent import hide_files
+from parallax._errors.absent import answer_calls
 from parallax.tree.arithmetic import add, lerp, norm, scale, sub, vdot
 from parallax.tree.batch import stack, unstack
 from parallax.tree.compare import allclose, equal
@@ -69,7 +69,7 @@ __all__ = [
 if not TYPE_CHECKING:  # checkers would accept every name otherwise
 
     def __getattr__(name: str) -> Any:
-        from parallax.core.absent import no_such_name
+        from parallax._errors.absent import no_such_name
 
         raise no_such_name(__name__, name)
 
@@ -78,4 +78,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-hide_files(__name__, globals())
+answer_calls(__name__, globals())

@@ -42,10 +42,11 @@ INSTEAD = {
     "mul": "tree.scale(model, number), or tree.map(torch.mul, first, second)",
     "named_parameters": "tree.named_leaves(model)",
     "ones_like": "tree.map(torch.ones_like, model)",
-    "parameters": "tree.leaves(model)",
+    "parameters": "tree.leaves(tree.partition(model, 'parameter')[0])",
     "paths": "list(tree.named_leaves(model))",
     "pprint": "print(model), f'{model:shapes}' or tree.summary(model)",
-    "random_like": "tree.map(torch.randn_like, model), or model.initialize(key)",
+    "random_like": "tree.map_with_path(lambda path, g: random.normal(random.fold_in(key, path), "
+    "g.shape), grads)",
     "reduce": "functools.reduce(fn, tree.leaves(model))",
     "register": "registry.register(cls, flatten, unflatten), from parallax",
     "replace": "model.replace(field=...) or tree.select(model, path).set(new)",

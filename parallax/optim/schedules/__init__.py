@@ -42,7 +42,7 @@ __all__ = [
 if not TYPE_CHECKING:  # checkers would accept every name otherwise
 
     def __getattr__(name: str) -> Any:
-        from parallax.core.absent import no_such_name
+        from parallax._errors.absent import no_such_name
 
         raise no_such_name(__name__, name)
 

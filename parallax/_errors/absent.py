@@ -12,9 +12,9 @@ import dis
 import sys
 from importlib import import_module
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
-__all__ = ["ANYWHERE", "hide_files", "line_for", "no_such_name"]
+__all__ = ["ANYWHERE", "answer_calls", "line_for", "no_such_name"]
 
 _ROOMS = ("func", "tree", "nn", "optim", "random", "effects", "io", "bridge", "debug")
 _IMPORT_FROM = dis.opmap["IMPORT_FROM"]
@@ -59,7 +59,7 @@ ANYWHERE = {
     "make_with_state": _STATE,
     "named_parameters": "tree.named_leaves(model)",
     "numpy": "import torch",
-    "parameters": "tree.leaves(model)",
+    "parameters": "tree.leaves(tree.partition(model, 'parameter')[0])",
     "partial": "functools.partial(fn, model); its tensors are differentiated and compiled",
     "Partial": "functools.partial(fn, model); its tensors are differentiated and compiled",
     "pmap": _PROCESSES,
@@ -84,7 +84,8 @@ ANYWHERE = {
     "tree_serialise_leaves": "io.save(model, path)",
     "tree_util": "tree, from parallax",
     "value_and_grad": "grads, value = func.grad_and_value(loss)(model, x)",
-    # Flax's and TorchOpt's
+    # Flax's, optax's and TorchOpt's
+    "apply_updates": "model, state = opt.step(model, grads, state)",
     "compact": "children as fields, made in __init__",
     "linen": "nn, from parallax",
     "nnx": "Module, and nn for layers, from parallax",
@@ -112,16 +113,14 @@ def no_such_name(room: str, name: str) -> Exception:
         name: what it does not have.
 
     Example:
-        >>> no_such_name("parallax.optim", "sgd")
-        AttributeError("module 'parallax.optim' has no attribute 'sgd'. Write: optim.SGD")
+        >>> no_such_name("parallax.optim", "adamw")
+        AttributeError("module 'parallax.optim' has no attribute 'adamw'. Write: optim.AdamW")
     """
     text = f"module {room!r} has no attribute {name!r}"
     caller = sys._getframe(2)
-    if name.startswith("__") or caller.f_globals.get("__name__") == _IMPORTER:
-        return AttributeError(text)
-    line = line_for(room, name)
-    if line is None and f"{room}.{name}" not in sys.modules:
-        line = _elsewhere(name)
+    # While a file of that name is loaded, an import looks here first, and then finds the file.
+    loading = caller.f_globals.get("__name__") == _IMPORTER or f"{room}.{name}" in sys.modules
+    line = None if name.startswith("_") or loading else line_for(room, name) or _elsewhere(name)
     if line is None:
         return AttributeError(text)
     text += f". Write: {line}"
@@ -145,14 +144,12 @@ def line_for(room: str, name: str) -> str | None:
 
 
 def _elsewhere(name: str) -> str | None:
-    """What other rooms have: this name, ``map`` for ``tree_map``, ``jvp`` for ``filter_jvp``."""
+    """Where other rooms have a name: also ``map`` for ``tree_map``, ``jvp`` for ``filter_jvp``."""
     short = name.removeprefix("tree_").removeprefix("filter_")
-    rooms = [(room, import_module(f"parallax.{room}")) for room in _ROOMS]
-    places = [f"{room}.{short}" for room, holder in rooms if short in holder.__all__]
-    if places:
-        return " or ".join(places)
-    lines = [line_for(f"parallax.{room}", name) for room in _ROOMS]
-    return next(filter(None, lines), None)
+    places = [
+        f"{room}.{short}" for room in _ROOMS if short in import_module(f"parallax.{room}").__all__
+    ]
+    return " or ".join(places) or None
 
 
 def _imports(frame: FrameType) -> bool:
@@ -160,21 +157,28 @@ def _imports(frame: FrameType) -> bool:
     return frame.f_code.co_code[frame.f_lasti] == _IMPORT_FROM
 
 
-def hide_files(room: str, names: dict[str, Any]) -> None:
-    """Takes files such as ``optim.sgd`` out of a room's names, where there is a line to write.
+class _File(ModuleType):
+    """A file whose name is nearly that of a function or class, which is called by mistake."""
 
-    Otherwise ``optim.sgd(0.1)`` would find the file, and say that a module is not callable. Files
-    are imported as before: ``from parallax.optim.sgd import SGD``.
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        room, name = self.__name__.rsplit(".", 1)
+        line = line_for(room, name)
+        if line is None:
+            raise TypeError(f"{self.__name__} is a file, which cannot be called")
+        whole = f"{line}(...)" if line.replace(".", "").isidentifier() else line
+        raise TypeError(f"{self.__name__} is a file. Write: {whole}")
+
+
+def answer_calls(room: str, names: dict[str, Any]) -> None:
+    """Has files such as ``optim.sgd`` say what to write when they are called.
+
+    Otherwise ``optim.sgd(0.1)`` would say that a module is not callable. In all else they are the
+    files they were.
 
     Args:
         room: the full name of the package.
         names: its ``globals()``.
     """
-    files = [name for name, value in names.items() if isinstance(value, ModuleType)]
-    for name in files:
-        if (
-            name not in names["__all__"]
-            and f"{room}.{name}" in sys.modules
-            and line_for(room, name)
-        ):
-            del names[name]
+    for name, value in names.items():
+        if type(value) is ModuleType and value.__name__ == f"{room}.{name}":
+            value.__class__ = _File
