@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -10,15 +11,20 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
+from parallax.core.registry import flatten_module
 from parallax.optim.arguments import check_optimizer
 from parallax.optim.checks import check_state, gather, open_model
 from parallax.optim.choose import choose
 from parallax.optim.derivatives import is_differentiable, recorded
-from parallax.optim.donate import check_donation
+from parallax.optim.donate import check_donation, check_takes_donation
 from parallax.optim.habits import hint_at_habits
+from parallax.optim.saved import Constants, Tensors, below, shaped
+from parallax.optim.state import around
 from parallax.tree import core
+from parallax.tree.align import align
 from parallax.tree.donated import mark
 from parallax.tree.memory import PLAIN, make_private
+from parallax.tree.mixing import refuse_mixed
 
 __all__ = ["Accumulate", "Accumulated"]
 
@@ -30,13 +36,20 @@ class Accumulated(Module):
 
     Attributes:
         inner: the optimizer's own state.
-        sum: the gradients so far, a module of the model's skeleton.
+        sum: the gradients so far, a module of the model's skeleton with holes where there were
+            none and nothing is trained.
         count: how many there are, a tensor of no dimension.
     """
 
     inner: Module
     sum: Module
     count: Buffer
+
+    def __as_saved__(self, constants: Constants, tensors: Tensors) -> Accumulated:
+        del constants
+        return Accumulated(
+            self.inner, shaped(self.sum, below(tensors, "sum"), self.count.device), self.count
+        )
 
 
 @hint_at_habits
@@ -91,9 +104,11 @@ class Accumulate:
             The state.
         """
         inner = self.opt.init(model)
+        leaves, part = open_model("optim.Accumulate.init", model)
+        rows = zip(leaves, part.trainable, strict=True)
         with torch.no_grad():
-            zeros = core.map(_zero, model)
-        return Accumulated(inner, zeros, torch.zeros((), dtype=torch.int32))
+            zeros = [torch.zeros_like(p) if t and isinstance(p, Tensor) else None for p, t in rows]
+        return Accumulated(inner, around(model, zeros), torch.zeros((), dtype=torch.int32))
 
     def step(
         self, model: M, grads: Any, state: Accumulated, *, donate: bool = False
@@ -118,88 +133,134 @@ class Accumulate:
         what = "optim.Accumulate.step"
         in_place = check_donation(what, donate, self._differentiable)
         check_state(what, state, Accumulated)
+        if in_place:
+            check_takes_donation(what, self.opt)
         leaves, part = open_model(what, model)
-        gather(what, model, leaves, part, grads)
+        given = gather(what, model, leaves, part, grads)[1]
         with recorded(self._differentiable):
             if in_place:
-                return self._added_in_place(model, grads, state)
-            return self._added(what, model, grads, state)
+                return self._added_in_place(what, model, given, state)
+            return self._added(what, model, given, state)
 
-    def _added(self, what: str, model: M, grads: Any, state: Accumulated) -> tuple[M, Accumulated]:
-        total = core.map(torch.add, state.sum, grads)
-        count = state.count + 1
+    def _added(
+        self, what: str, model: M, given: Sequence[Any], state: Accumulated
+    ) -> tuple[M, Accumulated]:
+        total, count = _sums(what, model, given, state), state.count + 1
+        _add(what, model, total, given, range(len(total)))
         traced = dynamo.is_compiling() or functorch.transform_active()
         if not traced and int(count) < self.every:
-            return model, Accumulated(state.inner, total, count)
-        mean = core.map(lambda g, s: (s / self.every).to(g.dtype), grads, total)
-        zeros = core.map(torch.zeros_like, total)
+            return model, Accumulated(state.inner, around(model, total), count)
+        # By their number, which is larger if the state is of an optimizer with a larger ``every``.
+        rows = zip(total, given, strict=True)
+        if traced:
+            mean = [g if g is None else (s / count.to(s.device)).to(g.dtype) for s, g in rows]
+        else:
+            mean = [g if g is None else (s / int(count)).to(g.dtype) for s, g in rows]
+        zeros = [s if s is None else torch.zeros_like(s) for s in total]
+        stepped = self.opt.step(model, around(model, mean), state.inner)
         if not traced:
-            model, inner = self.opt.step(model, mean, state.inner)
-            return model, Accumulated(inner, zeros, torch.zeros_like(count))
-        done = count == self.every
-        stepped = self.opt.step(model, mean, state.inner)
-        model, inner = choose(what, done, stepped, (model, state.inner))
-        kept = choose(what, done, zeros, total)
+            model, inner = stepped
+            return model, Accumulated(inner, around(model, zeros), torch.zeros_like(count))
+        done = count >= self.every
+        before, (model, inner) = model, choose(what, done, stepped, (model, state.inner))
+        kept = choose(what, done, around(before, zeros), around(before, total))
         return model, Accumulated(inner, kept, torch.where(done, torch.zeros_like(count), count))
 
-    def _added_in_place(self, model: M, grads: Any, state: Accumulated) -> tuple[M, Accumulated]:
-        """As ``_added`` in eager code. The state is gone, whatever happens from the sum on."""
-        old, inner, count = state.sum, state.inner, state.count + 1
-        total = _sum_in_place(old, grads)
+    def _added_in_place(
+        self, what: str, model: M, given: Sequence[Any], state: Accumulated
+    ) -> tuple[M, Accumulated]:
+        """As ``_added`` in eager code. Nothing is written before the state is marked as gone."""
+        total = _sums(what, model, given, state)
+        inner, count = state.inner, state.count + 1
+        pairs = enumerate(zip(total, given, strict=True))
+        here = {k: g for k, (s, g) in pairs if g is not None and _adds_in_place(s, g)}
+        _add(what, model, total, given, [k for k in range(len(total)) if k not in here])
+        read = [t for t in (*given, *core.leaves((model, inner))) if isinstance(t, Tensor)]
+        make_private(list(here), [total], read)
+        old = state.sum
         vars(state)["sum"] = None  # else the caller's variable would hold it during the step
         mark(None, state)
         mark(old)
         del old
+        for k, grad in here.items():
+            total[k].add_(grad)
         if int(count) < self.every:
-            return model, Accumulated(inner, total, count)
-        mean = core.map(self._mean_in_place, grads, total)
-        empty = core.map(_without_memory, total)
+            return model, Accumulated(inner, around(model, total), count)
+        looks = [_look(s) for s in total]
+        for k, grad in enumerate(given):
+            if k in here:
+                total[k].div_(int(count))
+            else:
+                total[k] = None if grad is None else (total[k] / int(count)).to(grad.dtype)
+        mean = around(model, total)
         del total
         model, inner = self.opt.step(model, mean, inner, donate=True)
         del mean  # the optimizer may have kept it, so it is not set to zero
-        zeros = core.map(torch.zeros_like, empty)
+        zeros = around(model, [_zeros(look) for look in looks])
         return model, Accumulated(inner, zeros, torch.zeros_like(count))
-
-    def _mean_in_place(self, grad: Tensor, total: Tensor) -> Tensor:
-        if total.dtype == grad.dtype:
-            return total.div_(self.every)
-        return (total / self.every).to(grad.dtype)
 
     def __repr__(self) -> str:
         return f"Accumulate({self.opt!r}, every={self.every})"
 
 
-def _zero(leaf: Any) -> Any:
-    return torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf
+def _sums(what: str, model: Any, given: Sequence[Any], state: Accumulated) -> list[Any]:
+    """The gradients so far in the order of the model's leaves; zeros where there was none.
+
+    Raises:
+        ValueError: if the state was made for another model.
+    """
+    leaves, part = open_model(what, model)
+    try:
+        sums = list(align(part, state.sum))
+    except ValueError as error:
+        raise ValueError(
+            f"{what}: the state was made for another model: in its sum, {error}. "
+            f"Make one for this model: state = opt.init(model)"
+        ) from None
+    for k, grad in enumerate(given):
+        if grad is None:
+            continue
+        if sums[k] is None:  # it is trained only now
+            sums[k] = torch.zeros_like(leaves[k])
+        elif sums[k].shape != grad.shape:
+            raise ValueError(
+                f"{what}: the state was made for another model: there "
+                f"{type(model).__name__}.{part.paths[k]} has shape {tuple(sums[k].shape)}, here "
+                f"its gradient has {tuple(grad.shape)}. Make one for this model: "
+                f"state = opt.init(model)"
+            )
+    return sums
 
 
-def _sum_in_place(sums: Any, grads: Any) -> Any:
-    """The sums with the gradients added, written where a sum is alone in its memory."""
-    pairs: list[tuple[Tensor, Tensor]] = []
-
-    def note(total: Tensor, grad: Tensor) -> Tensor:
-        pairs.append((total, grad))
-        return total
-
-    core.map(note, sums, grads)
-    if not all([_adds_in_place(total, grad) for total, grad in pairs]):
-        return core.map(torch.add, sums, grads)
-    totals, given = [total for total, _ in pairs], [grad for _, grad in pairs]
-    make_private(range(len(totals)), [totals], given)
-    for total, grad in zip(totals, given, strict=True):
-        total.add_(grad)
-    done = iter(totals)
-    return core.map(lambda *_: next(done), sums, grads)
+def _add(
+    what: str, model: Any, sums: list[Any], given: Sequence[Any], members: Sequence[int]
+) -> None:
+    """Replaces some of the sums by those with the gradients added."""
+    try:
+        for k in members:
+            if given[k] is not None:
+                sums[k] = sums[k] + given[k]
+    except RuntimeError as error:
+        trees = {"the sum": sums, "the gradients": given}
+        refuse_mixed(error, what, flatten_module(model)[1].paths, trees)
+        raise
 
 
 def _adds_in_place(total: Tensor, grad: Tensor) -> bool:
     """Whether ``total.add_(grad)`` is ``total + grad``, of tensors of torch's own classes."""
     plain = type(total) in PLAIN and type(grad) in PLAIN and total.layout is torch.strided
-    return plain and (total.shape, total.dtype) == (grad.shape, grad.dtype)
+    return plain and (total.dtype, total.device) == (grad.dtype, grad.device)
 
 
-def _without_memory(leaf: Tensor) -> Tensor:
-    """A tensor of the same shape, dtype and device that holds one number."""
+def _look(leaf: Any) -> Any:
+    """What ``_zeros`` makes a tensor of the same kind from, without the memory of this one."""
     if type(leaf) not in PLAIN or leaf.layout is not torch.strided:
         return leaf
-    return leaf.new_zeros(()).expand(leaf.shape)
+    return torch.empty_like(leaf, device="meta"), leaf.device
+
+
+def _zeros(look: Any) -> Any:
+    if isinstance(look, tuple):
+        like, device = look
+        return torch.zeros_like(like, device=device)
+    return look if look is None else torch.zeros_like(look)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from parallax._compat import dynamo, functorch, in_trace
 
-__all__ = ["check_donation"]
+__all__ = ["check_donation", "check_takes_donation"]
 
 
 def check_donation(what: str, donate: Any, differentiable: bool = False) -> bool:
@@ -38,3 +39,17 @@ def check_donation(what: str, donate: Any, differentiable: bool = False) -> bool
     if reason:
         raise ValueError(f"{what}: donate=True cannot be used here: {reason}. Or leave it out")
     return not traced
+
+
+def check_takes_donation(what: str, opt: Any) -> None:
+    """Raises if the step of an optimizer inside of another takes no ``donate``.
+
+    Raises:
+        TypeError: with the line to write.
+    """
+    parameters = inspect.signature(opt.step).parameters.values()
+    if not any([p.name == "donate" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters]):
+        raise TypeError(
+            f"{what}: donate=True is given on to the step of {type(opt).__name__}, which takes no "
+            f"donate. Leave it out, or write: def step(self, model, grads, state, *, donate=False)"
+        )

@@ -29,6 +29,7 @@ from parallax.optim.habits import check_given, hint_at_habits
 from parallax.optim.saved import Constants, Tensors, below, constant, shaped
 from parallax.optim.state import NEVER, State, around
 from parallax.tree.align import align
+from parallax.tree.donated import mark
 
 __all__ = ["Foreign", "ForeignState", "from_torch"]
 
@@ -131,20 +132,19 @@ class Foreign:
                 closure, a function of a model to ``(grads, loss)``, as ``func.grad_and_value``
                 returns it.
             state: what ``init`` or the last ``step`` returned.
-            donate: must be false: there is no donation here.
+            donate: give away ``model`` and ``state``, as in other optimizers' ``step``. The class
+                works on copies all the same.
 
         Returns:
             The model and the state.
 
         Raises:
-            ValueError: if something does not fit the model, or ``donate`` is asked for.
+            ValueError: if something does not fit the model.
             RuntimeError: within a ``torch.func`` transform; with a closure, in compiled code.
         """
         what = f"from_torch({self.name}).step"
         check_given(what, state, "closure" if self.closure else "grads")
-        check_donation(what, donate)
-        if donate:
-            raise ValueError(f"{what}: an optimizer of torch's works on copies; leave donate out")
+        donated = check_donation(what, donate)
         traced = dynamo.is_compiling()
         if functorch.traced_level() if traced else functorch.transform_active():
             raise RuntimeError(
@@ -164,7 +164,11 @@ class Foreign:
             leaves, part = open_model(what, model)
             given = gather(what, model, leaves, part, grads)[1]
             return step_in_a_graph(self._known, model, given, state)
-        return self._stepped(model, grads, state)
+        made = self._stepped(model, grads, state)
+        if donated:
+            mark(model)
+            mark(state)
+        return made
 
     def _stepped(self, model: Any, grads: Any, state: State) -> tuple[Any, State]:
         """One step, in eager code or in the operator of a graph."""

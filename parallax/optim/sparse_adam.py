@@ -10,10 +10,12 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch, kernels
 from parallax.optim.base import Optimizer
+from parallax.optim.donate import check_donation
 from parallax.optim.habits import hint_at_habits
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
 from parallax.optim.state import State
+from parallax.tree.donated import mark
 
 __all__ = ["SparseAdam"]
 
@@ -55,7 +57,8 @@ class SparseAdam(Optimizer):
             model: a module.
             grads: sparse gradients and holes.
             state: what ``init`` or the last ``step`` returned.
-            donate: must be false: there is no donation here.
+            donate: give away ``model`` and ``state``, as in other optimizers' ``step``. It works on
+                copies all the same.
 
         Returns:
             The model and the state after the step.
@@ -65,14 +68,17 @@ class SparseAdam(Optimizer):
             RuntimeError: in compiled code or under a transform.
         """
         what = "optim.SparseAdam.step"
-        if donate:
-            raise ValueError(f"{what}: it works on copies. Leave donate out")
         if dynamo.is_compiling() or functorch.transform_active():
             raise RuntimeError(
                 f"{what}: torch has no sparse gradients in compiled code and under torch.func. "
                 f"Write nn.Embedding(..., sparse=False) and optim.Adam there"
             )
-        return super().step(model, grads, state)
+        donated = check_donation(what, donate)
+        made = super().step(model, grads, state)
+        if donated:
+            mark(model)
+            mark(state)
+        return made
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq")

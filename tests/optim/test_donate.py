@@ -13,7 +13,7 @@ import torch
 from torch._dynamo.exc import Unsupported
 from torch.utils import _pytree as torch_pytree
 
-from parallax import Module, func, optim, tree
+from parallax import Module, func, nn, optim, tree
 from parallax.optim import DonatedError
 from tests.corpus import MLP, MODULES, Case, example_input
 from tests.optim.cases import FIRST, Options, gradients, label, make, model_for, ones
@@ -99,6 +99,23 @@ def test_a_donated_state_is_gone_too() -> None:
             use()
     with pytest.raises(DonatedError):
         opt.step(model, ones(model), state)
+
+
+def test_what_works_on_copies_takes_what_is_given_away() -> None:
+    table = nn.Embedding(4, 2, sparse=True).initialize(0)
+    grads = func.grad(lambda table: table(torch.tensor([1, 3])).sum())(table)
+    dense = tree.map(torch.Tensor.to_dense, grads)
+    cases: Any = (
+        (optim.SparseAdam(), grads),
+        (optim.from_torch(torch.optim.Adam), dense),
+        (optim.Split({"weight": optim.from_torch(torch.optim.Adam)}, rest=optim.Adam()), dense),
+    )
+    for opt, given in cases:
+        expected = opt.step(table, given, opt.init(table))
+        model, state = tree.map(torch.clone, table), opt.init(table)
+        assert tree.equal(opt.step(model, given, state, donate=True), expected)
+        with pytest.raises(DonatedError):
+            _ = model.weight
 
 
 def test_a_refused_step_donates_nothing() -> None:

@@ -388,8 +388,6 @@ def test_bad_input_is_refused() -> None:
         optim.LBFGS().step(point, lambda m: m.at.sum(), optim.LBFGS().init(point))
     with pytest.raises(ValueError, match="the state was not made by this optimizer"):
         sgd.step(point, point, optim.from_torch(torch.optim.Adam).init(point))
-    with pytest.raises(ValueError, match="leave donate out"):
-        sgd.step(point, point, state, donate=True)
     with pytest.raises(RuntimeError, match=r"which transforms of torch.func cannot"):
         torch.vmap(lambda p: sgd.step(point, Point(p), state)[0].at)(torch.ones(2, 1))
     adam = optim.from_torch(torch.optim.Adam)

@@ -178,8 +178,6 @@ def test_what_sparse_adam_cannot_step_is_refused() -> None:
     opt.step(point, sparse, state)
     with pytest.raises(ValueError, match=r"a gradient is dense.*rest=optim.Adam\(\)"):
         opt.step(point, ones(point), state)
-    with pytest.raises(ValueError, match=r"works on copies. Leave donate out"):
-        opt.step(point, sparse, state, donate=True)
     with pytest.raises(RuntimeError, match=r"no sparse gradients in compiled code"):
         torch.vmap(lambda p: opt.step(Point(p), Point(p), state)[0].at)(torch.ones(2, 4, 2))
     with pytest.raises(TypeError, match=r"Point.at is complex"):

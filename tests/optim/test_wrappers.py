@@ -13,7 +13,7 @@ import torch._dynamo.testing
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 import parallax
-from parallax import optim, tree
+from parallax import Module, Parameter, optim, tree
 from tests.corpus import MLP, MODULES, Norm
 from tests.optim.cases import Matrices, Net, Point, distance, gradients, model_for
 
@@ -180,6 +180,100 @@ def test_what_an_optimizer_keeps_of_the_mean_is_not_written_again() -> None:
         point, state = opt.step(point, Point(torch.tensor([grad])), state, donate=True)
     assert tree.equal(state.inner, Point(torch.tensor([2.0])))
     assert tree.equal(state.sum, Point(torch.tensor([7.0])))
+
+
+class Pair(Module):
+    one: Parameter
+    two: Parameter
+
+
+def test_a_sum_in_the_memory_of_the_model_or_of_a_moment_is_written_as_a_copy() -> None:
+    opt = optim.Accumulate(optim.SGD(lr=1.0, momentum=0.9), every=4)
+    at, moment = torch.ones(2), torch.full((2,), 3.0)
+    start: Any = opt.init(Point(at))
+    for taken in (at, at[:], moment):
+        inner = start.inner.replace(moments={"momentum_buffer": Point(moment)})
+        state = start.replace(inner=inner, sum=Point(taken))
+        expected = taken + 5
+        _, after = opt.step(Point(at), Point(torch.full((2,), 5.0)), state, donate=True)
+        assert at.tolist() == [1.0, 1.0] and moment.tolist() == [3.0, 3.0]
+        assert tree.equal(after.sum, Point(expected))
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_gradients_that_have_a_tied_leaf_twice_are_added_and_divided_once(donate: bool) -> None:
+    weight = torch.ones(2)
+    model, opt = Pair(weight, weight), optim.Accumulate(optim.SGD(lr=1.0), every=2)
+    state, apart = opt.init(model), Pair(torch.ones(2), torch.ones(2))
+    for value in (2.0, 4.0):
+        grad = torch.full((2,), value)
+        model, state = opt.step(model, tree.map(lambda _: grad, apart), state, donate=donate)  # noqa: B023  # called at once
+    assert model.one.tolist() == [-2.0, -2.0] and model.one is model.two
+
+
+def test_a_gradient_that_cannot_be_added_leaves_the_donated_state_as_it_was() -> None:
+    model, opt = Pair(torch.zeros(2), torch.zeros(2)), optim.Accumulate(optim.SGD(), every=3)
+    _, state = opt.step(model, tree.map(torch.ones_like, model), opt.init(model))
+    with pytest.raises(RuntimeError, match="device"):
+        opt.step(model, Pair(torch.ones(2), torch.ones(2, device="meta")), state, donate=True)
+    assert tree.equal(state.sum, Pair(torch.ones(2), torch.ones(2)))
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_sums_keep_the_memory_format_of_the_model(donate: bool) -> None:
+    image = torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    model, opt = Point(image), optim.Accumulate(optim.SGD(), every=2)
+    state = opt.init(model)
+    for _ in range(3):
+        assert tree.leaves(state.sum)[0].is_contiguous(memory_format=torch.channels_last)
+        model, state = opt.step(model, tree.map(torch.ones_like, model), state, donate=donate)
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_a_leaf_without_a_sum_begins_at_zero(donate: bool) -> None:
+    whole = Pair(torch.zeros(2), torch.zeros(2))
+    opt = optim.Accumulate(optim.SGD(lr=1.0), every=2)
+    state = opt.init(tree.select(whole, "two").freeze())
+    assert tree.named_leaves(state.sum).keys() == {"one"}
+    for value in (2.0, 4.0):
+        grads = tree.map(lambda p: torch.full_like(p, value), whole)  # noqa: B023  # called at once
+        whole, state = opt.step(whole, grads, state, donate=donate)
+    assert whole.one.tolist() == whole.two.tolist() == [-3.0, -3.0]
+
+
+def test_a_mean_is_of_as_many_gradients_as_were_added() -> None:
+    more, fewer = optim.Accumulate(optim.SGD(lr=1.0), 5), optim.Accumulate(optim.SGD(lr=1.0), 2)
+    point = Point(torch.zeros(1))
+    state = more.init(point)
+    for value in (1.0, 2.0, 6.0):
+        _, state = more.step(point, Point(torch.tensor([value])), state)
+    compiled: Any = torch.compile(fewer.step, fullgraph=True, backend="eager")
+    for step in (fewer.step, compiled, partial(fewer.step, donate=True)):
+        after, later = step(Point(torch.zeros(1)), Point(torch.tensor([11.0])), state)
+        assert after.at.item() == -5.0 and later.count.item() == 0
+    torch._dynamo.reset()
+
+
+def test_donation_works_with_every_optimizer_inside_or_is_refused_at_once() -> None:
+    class Plain:
+        def init(self, model: Any) -> Any:
+            return model
+
+        def step(self, model: Any, grads: Any, state: Any) -> Any:
+            return tree.map(torch.sub, model, grads), state
+
+    opt, model = optim.Accumulate(optim.from_torch(torch.optim.Adam), every=2), Net().initialize(0)
+    plain, state, plain_state = model, opt.init(model), opt.init(model)
+    model = tree.map(torch.clone, model)
+    for grads in gradients(plain, 4):
+        plain, plain_state = opt.step(plain, grads, plain_state)
+        model, state = opt.step(model, grads, state, donate=True)
+    assert_close((model, state), (plain, plain_state))
+    other = optim.Accumulate(Plain(), every=2)
+    begun, ones = other.init(model), tree.map(torch.ones_like, model)
+    with pytest.raises(TypeError, match=r"the step of Plain, which takes no donate. Leave it out"):
+        other.step(model, ones, begun, donate=True)
+    assert other.step(model, ones, begun)[0] is model
 
 
 def test_accumulation_compiles_to_one_graph() -> None:
