@@ -12,7 +12,7 @@ from torch import Tensor
 
 from parallax.optim.carry import pack
 
-__all__ = ["changed", "look"]
+__all__ = ["Look", "attributes_of", "changed", "look"]
 
 Look = dict[str, tuple[Any, list[Tensor]]]
 
@@ -37,11 +37,14 @@ def look(optimizer: torch.optim.Optimizer, params: Mapping[int, Tensor]) -> Look
         Per name a recipe and tensors, which compare; what is neither tensors nor numbers is
         compared by what pickle makes of it.
     """
-    return {
-        name: _look(value, params)
-        for name, value in vars(optimizer).items()
-        if name not in _common() and not callable(value)
-    }
+    return {name: _look(value, params) for name, value in attributes_of(optimizer).items()}
+
+
+def attributes_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The attributes that a class has beside those of every optimizer."""
+    common = _common()
+    pairs = vars(optimizer).items()
+    return {name: value for name, value in pairs if name not in common and not callable(value)}
 
 
 def _look(value: Any, params: Mapping[int, Tensor]) -> tuple[Any, list[Tensor]]:

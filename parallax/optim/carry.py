@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["cast", "pack", "unpack"]
+__all__ = ["cast", "copied", "pack", "unpack"]
 
 _NONE: Mapping[int, Tensor] = MappingProxyType({})
 _NUMBERS: dict[type, torch.dtype] = {
@@ -63,6 +63,13 @@ def _pack(value: Any, tensors: list[Tensor], what: str, known: dict[int, int]) -
 def cast(kind: str, number: Tensor) -> Any:
     """The Python number in a tensor of no dimension."""
     return _KINDS[kind](number.item())
+
+
+def copied(leaf: Tensor, param: Tensor | None) -> Tensor:
+    """A copy of a moment; on its parameter's device if it is as large, wherever a file put it."""
+    if param is None or param.shape != leaf.shape:
+        return leaf.detach().clone()
+    return leaf.detach().to(param.device, copy=True)
 
 
 def _key(key: Any, what: str, known: dict[int, int]) -> tuple[str, Any]:

@@ -17,12 +17,12 @@ from parallax.core.module import Module
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim.arguments import check_kind, check_names
-from parallax.optim.attributes import changed, look
-from parallax.optim.carry import cast, pack, unpack
+from parallax.optim.attributes import Look, changed, look
+from parallax.optim.carry import cast, copied, pack, unpack
 from parallax.optim.checks import check_sizes, gather, open_model, size_of
 from parallax.optim.donate import check_donation
 from parallax.optim.foreign_groups import Group, changes
-from parallax.optim.foreign_memory import check_apart
+from parallax.optim.foreign_memory import beside, check_apart
 from parallax.optim.foreign_operator import Known
 from parallax.optim.foreign_operator import step as step_in_a_graph
 from parallax.optim.habits import check_given, hint_at_habits
@@ -121,7 +121,7 @@ class Foreign:
                 leaves[k].refuse()
         params = {k: leaves[k].detach().clone() for k in chosen}
         start = torch.zeros((), dtype=torch.float32)
-        return self._closed(model, start, self._made(params), params, self._made(params), {})
+        return self._closed(model, start, self._fresh(params), self._made(params), params, {})
 
     def step(self, model: M, grads: Any, state: State, *, donate: bool = False) -> tuple[M, State]:
         """One step.
@@ -180,7 +180,7 @@ class Foreign:
                 for k, (leaf, t) in enumerate(zip(leaves, part.trainable, strict=True))
                 if t and leaf is not None
             }
-            optimizer, fresh = self._made(params), self._made(params)
+            fresh, optimizer = self._fresh(params), self._made(params)
             idle = self._restore(optimizer, state, params, model, part, what)
             if self.closure:
                 optimizer.step(self._closure(what, grads, model, params))
@@ -190,7 +190,7 @@ class Foreign:
         made = [params[k].detach() if k in params else leaf for k, leaf in enumerate(leaves)]
         next_model = unflatten_module(part, made, model._rng)
         step = state.step + 1
-        return next_model, self._closed(model, step, optimizer, params, fresh, idle)
+        return next_model, self._closed(model, step, fresh, optimizer, params, idle)
 
     # -- into the optimizer -----------------------------------------------------------------------
 
@@ -201,6 +201,14 @@ class Foreign:
         groups: list[Any] = optimizer.param_groups
         groups[:] = [Group(group) for group in groups]
         return optimizer
+
+    def _fresh(self, params: dict[int, Tensor]) -> tuple[list[Any], Look]:
+        """The groups and attributes of a new optimizer.
+
+        It is made before the one that steps, as it may put parameters into memory of its own.
+        """
+        optimizer = self._made(params)
+        return list(optimizer.param_groups), look(optimizer, params)
 
     def _give(self, what: str, model: Any, grads: Any, params: dict[int, Tensor]) -> None:
         leaves, part = flatten_module(model)
@@ -265,7 +273,7 @@ class Foreign:
             for k, leaf in enumerate(column):
                 if leaf is not None:
                     kind = kinds.get((name, k))
-                    value = _copy(leaf, params.get(k)) if kind is None else cast(kind, leaf)
+                    value = copied(leaf, params.get(k)) if kind is None else cast(kind, leaf)
                     per_leaf.setdefault(k, {})[name] = value
         for k, others in held["others"].items():
             per_leaf.setdefault(k, {}).update(others)
@@ -289,9 +297,9 @@ class Foreign:
         self,
         model: Any,
         step: Tensor,
+        fresh: tuple[list[Any], Look],
         optimizer: torch.optim.Optimizer,
         params: dict[int, Tensor],
-        fresh: torch.optim.Optimizer,
         idle: dict[int, dict[str, Any]],
     ) -> ForeignState:
         """Takes what the optimizer keeps into a tree."""
@@ -303,7 +311,12 @@ class Foreign:
         order: dict[int, tuple[str, ...]] = {}
         kept = {k: optimizer.state.get(param, {}) for k, param in params.items()} | idle
         what = f"from_torch({self.name})"
-        check_apart(what, model, params, kept)
+        pairs = zip(optimizer.param_groups, fresh[0], strict=True)
+        groups = [changes(now, old) for now, old in pairs]
+        attributes = changed(optimizer, fresh[1], params, what)
+        own = set(map(id, params.values()))
+        shared = {key: value for key, value in optimizer.state.items() if id(key) not in own}
+        check_apart(what, model, params, kept, *beside(optimizer, groups, attributes, shared))
         for k, values in kept.items():
             order[k] = tuple(values)
             for name, value in values.items():
@@ -316,11 +329,6 @@ class Foreign:
                     others.setdefault(k, {})[name] = value
                     continue
                 columns.setdefault(name, [None] * count)[k] = leaf
-        pairs = zip(optimizer.param_groups, fresh.param_groups, strict=True)
-        groups = [changes(now, old) for now, old in pairs]
-        attributes = changed(optimizer, look(fresh, params), params, what)
-        known = set(map(id, params.values()))
-        shared = {key: value for key, value in optimizer.state.items() if id(key) not in known}
         held = {
             "kinds": kinds, "others": others, "groups": groups, "order": order,
             "attributes": attributes, "shared": shared,
@@ -337,18 +345,7 @@ class Foreign:
         )  # fmt: skip
 
 
-def _copy(leaf: Tensor, param: Tensor | None) -> Tensor:
-    """A copy of a moment; on its parameter's device if it is as large, wherever a file put it."""
-    if param is None or param.shape != leaf.shape:
-        return leaf.detach().clone()
-    return leaf.detach().to(param.device, copy=True)
-
-
 _WIDE = {float: torch.float64}
-
-
-def _is_optimizer(cls: Any) -> bool:
-    return isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
 
 
 def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyper: Any) -> Foreign:
@@ -385,7 +382,8 @@ def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyp
         >>> opt.step(point, Point(torch.ones(1)), opt.init(point))[0].at
         tensor([0.5000])
     """
-    if not (_is_optimizer(cls)):
+    given: Any = cls
+    if not isinstance(given, type) or not issubclass(given, torch.optim.Optimizer):
         raise TypeError(
             f"from_torch takes a subclass of torch.optim.Optimizer, got {cls!r}. "
             f"Write optim.from_torch(torch.optim.SGD, lr=0.1)"

@@ -500,3 +500,98 @@ def test_two_entries_that_share_memory_are_refused() -> None:
     _, state = opt.step(point, point, state)
     assert state.moments["one"].at.tolist() == [2, 2]
     assert state.moments["two"].at.tolist() == [0, 0]
+
+
+class Flat(torch.optim.Optimizer):
+    """Momentum in one flat buffer, which it keeps in one or several places."""
+
+    state: Any
+
+    def __init__(self, params: Any, kind: str) -> None:
+        super().__init__(params, {"kind": kind})
+        members = self.param_groups[0]["params"]
+        self.flat = torch.zeros(sum(p.numel() for p in members), 2)
+        if kind == "moved":  # the parameters themselves lie in it
+            self.flat = torch.cat([p.detach().reshape(-1) for p in members])
+        for param, part in zip(members, self._parts(), strict=True):
+            if kind == "moved":
+                param.data = part.view_as(param)
+            elif kind != "alone":
+                self.state[param]["first"] = part[:, 0].view_as(param)
+        if kind == "group":
+            self.param_groups[0]["flat"] = self.flat
+        if kind == "shared":
+            self.state["flat"]["all"] = self.flat
+        if kind in ("group", "shared"):
+            del self.flat
+
+    def _parts(self) -> Any:
+        return self.flat.split([p.numel() for p in self.param_groups[0]["params"]])
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # as torch's are
+        group = self.param_groups[0]
+        for k, param in enumerate(group["params"]):
+            if group["kind"] == "moved":
+                self._parts()[k].sub_(param.grad.reshape(-1))
+                continue
+            if group["kind"] == "alone":
+                part = self._parts()[k][:, 0].view_as(param)
+            else:
+                part = self.state[param]["first"]
+            param.sub_(part.mul_(0.5).add_(param.grad))
+
+
+class Columns(torch.optim.Optimizer):
+    """Keeps two views of one buffer, which overlap or do not."""
+
+    def __init__(self, params: Any, kind: str) -> None:
+        super().__init__(params, {"kind": kind})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # as torch's are
+        for param in self.param_groups[0]["params"]:
+            state, n = self.state[param], len(param)
+            if not state:
+                both = torch.zeros(2 * n)
+                state["one"] = both[:n] if self.param_groups[0]["kind"] == "windows" else both[::2]
+                state["two"] = {
+                    "columns": both[1::2],
+                    "windows": both[n - 1 : 2 * n - 1],
+                    "bytes": both.view(torch.uint8)[8:9],
+                    "other bytes": both.view(torch.uint8)[4:5],
+                }[self.param_groups[0]["kind"]]
+            state["one"].add_(1)
+
+
+def test_a_flat_buffer_is_carried_alone_and_refused_in_two_places() -> None:
+    model = Net().initialize(0)
+    opt = optim.from_torch(Flat, kind="alone")
+    twin, state = Twin(lambda params: Flat(params, "alone"), model), opt.init(model)
+    for grads in list(gradients(model, 4)):
+        model, state = opt.step(model, grads, state)
+        twin.step(grads)
+    for path, leaf in tree.named_leaves(model).items():
+        assert torch.equal(leaf, twin.params[path])
+    for kind, other in {
+        "attribute": "its attribute flat",
+        "group": r"group\['flat'\]",
+        "shared": r"state\['flat'\]",
+    }.items():
+        with pytest.raises(TypeError, match=rf"state\['first'\] of first and {other} share memory"):
+            optim.from_torch(Flat, kind=kind).init(model)
+    moved = optim.from_torch(Flat, kind="moved")
+    with pytest.raises(TypeError, match="the parameter first and its attribute flat share memory"):
+        moved.step(model, tree.map(torch.ones_like, model), moved.init(model))
+
+
+def test_views_of_one_buffer_are_kept_where_they_do_not_overlap() -> None:
+    point = Point(torch.ones(3))
+    for kind in ("columns", "other bytes"):
+        opt = optim.from_torch(Columns, kind=kind)
+        _, state = opt.step(point, point, opt.init(point))
+        _, state = opt.step(point, point, state)
+        assert state.moments["one"].at.tolist() == [2, 2, 2]
+    for kind in ("windows", "bytes"):
+        opt = optim.from_torch(Columns, kind=kind)
+        with pytest.raises(TypeError, match=r"state\['one'\] of at and state\['two'\] of at share"):
+            opt.step(point, point, opt.init(point))
