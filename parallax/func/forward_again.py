@@ -1,7 +1,7 @@
 """Functions of torch whose derivatives in forward mode have wrong derivatives.
 
 A ``jvp`` of a ``jvp`` and the gradient of a ``jvp`` through them come out wrong, without an error
-(by 20 % and more of finite differences); of ``cholesky_inverse`` already the first. Where a forward
+(by 20 % and more of finite differences); of some already the first. Where a forward
 derivative may be differentiated again, functions of the same value are computed in their place.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes, overrides
-from parallax.func.forward_formulas import OTHERS, Other
+from parallax.func.forward_formulas import OTHERS, Other, refuse_product
 from parallax.func.jets import NoRuleError
 
 __all__ = ["differentiable_again"]
@@ -29,7 +29,7 @@ def differentiable_again(function: Function) -> Function:
     """
     traced = dynamo.is_compiling()  # then the graph may be differentiated
     again = traced or functorch.differentiating() or modes.forward_level_active()
-    replacing = overrides.replacing(OTHERS, _Calls(again))
+    replacing = overrides.replacing(_REPLACED, _Calls(again))
 
     def replaced(*values: Any) -> Any:
         with replacing:
@@ -38,11 +38,18 @@ def differentiable_again(function: Function) -> Function:
     return cast(Function, replaced)
 
 
+_SCATTERED = frozenset([*overrides.functions_named("scatter_reduce"), Tensor.scatter_reduce_])
+"""Those of which the first forward derivative is wrong, and reverse mode is right."""
+
+_REPLACED = OTHERS.keys() | _SCATTERED
+
+
 class _Calls:
     """What happens in place of torch's functions.
 
     Attributes:
-        again: whether something around differentiates; if not, a tensor that requires grad may.
+        again: whether something around differentiates; if not, something within may, or a tensor
+            that requires grad.
     """
 
     __slots__ = ("again",)
@@ -53,6 +60,9 @@ class _Calls:
     def __call__(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
+        if function in _SCATTERED:
+            refuse_product(args, kwargs)
+            return function(*args, **kwargs)
         other = OTHERS[function]
         if self._concerns(other, [*args, *kwargs.values()]):
             try:
@@ -65,7 +75,7 @@ class _Calls:
         tensors = [x for x in given if isinstance(x, Tensor)]
         if not all([overrides.is_ordinary(type(x)) for x in tensors]):
             return False
-        if self.again or other.always:
+        if self.again or other.always or sum(functorch.derivatives_running()) > 1:
             return True
         return torch.is_grad_enabled() and any(
             [functorch.innermost(x).requires_grad for x in tensors]

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax._compat import overrides
-from parallax.func.jet_composed import NORMS
+from parallax.func.jet_composed import COMPOSED, NORMS
 from parallax.func.jets import Expansion, Rule
 
-__all__ = ["OTHERS", "Other"]
+__all__ = ["OTHERS", "Other", "refuse_product"]
 
 _TYPES: Any = torch.return_types
 
@@ -161,17 +161,36 @@ def _factors(function: Any, x: Tensor, dim: Any, dtype: Any) -> Tensor:
 
 
 def _sinc(function: Any, x: Tensor) -> Tensor:
-    """By its power series around zero, where torch knows the first derivative only."""
-    if not x.is_floating_point():
+    found: Tensor = COMPOSED["sinc"](_NOTHING, function, x)
+    return found
+
+
+def _vander(
+    function: Any,
+    x: Tensor,
+    N: int | None = None,  # noqa: N803  # torch's name
+    increasing: bool | None = None,
+) -> Tensor:
+    """Each row by repeated products, as torch has it, whose derivatives at zero are wrong."""
+    count = x.shape[-1] if N is None else N
+    if not x.is_floating_point() or count < 2 or (function is torch.vander and x.dim() != 1):
         raise _NOTHING.refuse(function)
-    y = math.pi * _single(x)
-    near = y.abs() < 1
-    square = torch.where(near, y * y, 0)
-    series = torch.ones_like(y)
-    for k in range(11, 0, -1):  # the first that is left out is less than 1e-25
-        series = 1 - square / (2 * k * (2 * k + 1)) * series
-    far = torch.where(near, 1, y)
-    return torch.where(near, series, far.sin() / far).to(x.dtype)
+    factors = x.unsqueeze(-1).expand(*x.shape, count - 1)
+    found = torch.cat([torch.ones_like(x).unsqueeze(-1), _cumprod(function, factors, -1)], -1)
+    rising = function is torch.linalg.vander if increasing is None else increasing
+    return found if rising else found.flip(-1)
+
+
+def refuse_product(args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Raises as for an operator without a forward derivative, if a scatter multiplies.
+
+    Of torch's own, factors of one target count as independent of each other, or end in an error.
+    """
+    if "prod" in args or kwargs.get("reduce") == "prod":
+        raise RuntimeError(
+            "Trying to use forward AD with scatter_reduce of products, which torch has wrong. "
+            "Use reverse mode, or index_reduce"
+        )
 
 
 # -- norms --------------------------------------------------------------------------------------
@@ -275,7 +294,9 @@ def _table() -> dict[Any, Other]:
             named("prod"), Other(_prod, ("input",), frozenset({"dim", "keepdim", "dtype"}))
         ),
         **dict.fromkeys(named("cumprod"), Other(_cumprod, ("input", "dim"), frozenset({"dtype"}))),
-        **dict.fromkeys(named("sinc"), Other(_sinc, ("input",))),
+        **dict.fromkeys(named("sinc"), Other(_sinc, ("input",), always=True)),
+        linalg.vander: Other(_vander, "x", frozenset({"N"})),
+        torch.vander: Other(_vander, "x", frozenset({"N", "increasing"})),
         **dict.fromkeys(named("orgqr"), Other(_householder_product, ("input", "tau"))),
         **dict.fromkeys(
             named("cholesky_inverse"),

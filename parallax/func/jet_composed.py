@@ -1,4 +1,4 @@
-"""Taylor rules of functions that are computed by others: softmax, norms, variances."""
+"""Taylor rules of functions that are computed by others: softmax, norms, variances, sinc."""
 
 from __future__ import annotations
 
@@ -161,6 +161,24 @@ def _affine(x: Any, weight: Any, bias: Any, column: Sequence[int]) -> Any:
     return _scaled(x, weight, None if bias is None else bias.reshape(column))
 
 
+def _sinc(expansion: Expansion, function: Any, x: Any) -> Any:
+    """By its power series around zero, where torch knows the first derivative only."""
+    if not x.is_floating_point():
+        raise expansion.refuse(function)
+    y = math.pi * (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+    near = expansion.value(y).abs() < 1
+    square = torch.where(near, y * y, 0)
+    series = 1 - square / (2 * _TERMS * (2 * _TERMS + 1))
+    for k in range(_TERMS - 1, 0, -1):
+        series = 1 - square / (2 * k * (2 * k + 1)) * series
+    far = torch.where(near, 1, y)
+    return torch.where(near, series, far.sin() / far).to(x.dtype)
+
+
+_TERMS = 11
+"""Of the series of sinc; the first that is left out is less than 1e-25."""
+
+
 def _variance(
     expansion: Expansion, function: Any, x: Any, dim: Any = None, *, correction: Any = 1,
     keepdim: bool = False,
@@ -185,6 +203,7 @@ COMPOSED: dict[str, Rule] = {
     "logcumsumexp": _logcumsumexp,
     "logsumexp": _logsumexp,
     "rms_norm": _rms_norm,
+    "sinc": _sinc,
     "softmax": _softmax,
     "std": _deviation,
     "var": _variance,

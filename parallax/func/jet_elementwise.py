@@ -289,8 +289,8 @@ ANY = (
     "arctanh", "asin", "asinh", "atan", "atanh", "celu", "clamp", "clamp_max", "clamp_min", "clip",
     "digamma", "elu", "erfc", "erfcx", "erfinv", "exp2", "expit", "hardshrink", "hardsigmoid",
     "hardswish", "hardtanh", "leaky_relu", "lgamma", "log_ndtr", "logit", "logsigmoid", "mish",
-    "nan_to_num", "ndtr", "ndtri", "prelu", "relu", "relu6", "selu", "sinc", "softplus",
-    "softshrink", "softsign", "tan", "tanhshrink", "threshold",
+    "nan_to_num", "ndtr", "ndtri", "prelu", "relu", "relu6", "selu", "softplus", "softshrink",
+    "softsign", "tan", "tanhshrink", "threshold",
 )  # fmt: skip
 """Functions of each entry whose derivatives are torch's, by name."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -38,6 +39,18 @@ def complex_of(x: Tensor) -> Tensor:
     return torch.complex(matrix(x), 0.5 * x.reshape(N, N).cos())
 
 
+def scattered(function: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """Products of several entries, two of them with a zero among the factors."""
+    index, moved = torch.tensor([0, 0, 1, 1, 1, 2, 2, 3, 3]), x - torch.tensor([0.9, *[0] * 7, 1.4])
+    return function(x[:4].cos(), 0, index, moved, reduce="prod")
+
+
+SCATTERED: dict[str, Callable[..., Tensor]] = {
+    "torch.scatter_reduce": torch.scatter_reduce,
+    "Tensor.scatter_reduce, itself left out": partial(Tensor.scatter_reduce, include_self=False),
+    "scatter_reduce in place": Tensor.scatter_reduce_,
+}
+
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "solve a matrix": lambda x: torch.linalg.solve(matrix(x), x.reshape(N, N).exp()),
     "solve a vector": lambda x: torch.linalg.solve(matrix(x), x[:N]),
@@ -67,11 +80,16 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "prod of all with a zero": lambda x: torch.prod(x - 0.9),
     "cumprod with a zero": lambda x: (x - 0.9).cumprod(0),
     "sinc at zero": lambda x: torch.sinc(x - 0.9),
+    "vander with a zero": lambda x: torch.linalg.vander((x - 0.9).reshape(N, N), N=4),
+    "torch.vander with a zero": lambda x: torch.vander(x[:3] - 0.9, 4),
+    **{f"{name} with zeros": partial(scattered, function) for name, function in SCATTERED.items()},
     "layer_norm": lambda x: F.layer_norm(x.reshape(N, N), (N,), x[:N]),
     "torch.layer_norm": lambda x: torch.layer_norm(x.reshape(N, N), (N,), bias=x[:N]),
     "batch_norm": lambda x: F.batch_norm(x.reshape(N, N), None, None, x[:N], training=True),
     "instance_norm": lambda x: F.instance_norm(x.reshape(1, N, N), weight=x[:N]),
 }
+
+COMPILED = tuple([name for name in FUNCTIONS if "scatter" not in name])
 
 every = pytest.mark.parametrize("name", FUNCTIONS)
 some = pytest.mark.parametrize(
@@ -134,6 +152,12 @@ def test_the_gradient_of_a_jvp(name: str, at: Tensor, along: Tensor) -> None:
 
 
 @every
+def test_a_jvp_of_a_gradient(name: str, at: Tensor, along: Tensor) -> None:
+    found = func.jvp(func.grad(scalar(name)), (at,), (along,))[1] @ along
+    close(found, second(name, at, along))
+
+
+@every
 def test_a_gradient_on_the_tape_of_a_jvp(name: str, at: Tensor, along: Tensor) -> None:
     """The point is captured by the function: nothing tells of it before the function runs."""
     leaf = at.clone().requires_grad_()
@@ -166,7 +190,7 @@ def test_values_and_first_derivatives(name: str, at: Tensor, along: Tensor) -> N
 
 
 @pytest.mark.parametrize(
-    "names", [("det", "layer_norm"), pytest.param(tuple(FUNCTIONS), marks=pytest.mark.slow)]
+    "names", [("det", "layer_norm"), pytest.param(COMPILED, marks=pytest.mark.slow)]
 )
 def test_compiled_they_are_right(names: Sequence[str], at: Tensor, along: Tensor) -> None:
     @parallax.compile(backend="aot_eager", fullgraph=True)
@@ -255,6 +279,14 @@ def test_a_third_derivative_of_a_product_with_a_zero() -> None:
     for product in (torch.prod, lambda x: x.cumprod(0)[-1]):
         found = derivative(derivative(derivative(product)))(x)
         close(found, 6 * along.prod())
+
+
+def test_a_compiled_forward_derivative_of_a_scattered_product_is_refused(at: Tensor) -> None:
+    """There reverse mode cannot take its place: what is wrong shows after the trace began."""
+    product = partial(scattered, torch.scatter_reduce)
+    compiled = parallax.compile(lambda x: func.jvp(product, (x,), (x,)), backend="eager")
+    with pytest.raises(RuntimeError, match="forward AD with scatter_reduce of products"):
+        compiled(at)
 
 
 def test_wrong_calls_have_the_errors_of_torch(at: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -171,4 +172,20 @@ def test_sums_that_begin_with_nothing(low: list[int], refused: list[str]) -> Non
     for ours, theirs in zip(series, known, strict=True):
         torch.testing.assert_close(ours[rest], theirs)
         assert not ours[: int(rest.nonzero()[0])].any()
+    assert not refused
+
+
+def test_sinc_has_all_derivatives_at_zero(refused: list[str]) -> None:
+    """They are those of the mean of ``cos(pi x t)`` over t from 0 to 1."""
+    x = torch.tensor([0.0, 0.2, -0.4, 1.0, -2.5], dtype=torch.float64)
+    along = torch.tensor([1.0, 0.5, 2.0, -1.0, 1.0], dtype=torch.float64)
+    value, series = func.jet(torch.sinc, (x,), ((along, None, None, None),))
+    steps = torch.linspace(0, 1, 401, dtype=torch.float64)
+    weights = torch.tensor([1.0, *[4, 2] * 199, 4, 1], dtype=torch.float64) / 1200  # Simpson's
+    for order, found in enumerate([value, *series]):
+        curve = torch.cos(math.pi * (x[:, None] * steps + order / 2))
+        expected = (curve * (math.pi * steps) ** order) @ weights * along**order
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+    half = func.jet(torch.sinc, (x[:2].half(),), ((along[:2].half(), None),))
+    assert half[0].dtype is half[1][1].dtype is torch.float16
     assert not refused
