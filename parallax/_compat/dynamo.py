@@ -9,8 +9,11 @@ it when it is called, not when this file is imported.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from types import CodeType
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -206,6 +209,40 @@ def plain_frames() -> Callable[[], bool]:
 
     callback = torch._C._dynamo.eval_frame.get_eval_frame_callback
     return lambda: callback() is None and eval_frame._stance.stance == "default"
+
+
+@contextlib.contextmanager
+def guarded_closures() -> Iterator[None]:
+    """Has dynamo guard the classes that its traces in this thread find in closures.
+
+    It guards a class that a global or an attribute leads to, but none that is reached through the
+    closure of a function, because of the cell ``__class__`` that ``super()`` reads (torch 2.13 and
+    2.14). Another class in such a place would go unseen.
+    """
+    _guard_closures()
+    before = getattr(_closures, "guarded", False)
+    _closures.guarded = True
+    try:
+        yield
+    finally:
+        _closures.guarded = before
+
+
+_closures = threading.local()
+
+
+@functools.cache
+def _guard_closures() -> None:
+    from torch._dynamo.variables import builder
+
+    unguarded = builder.is_from_closure_source
+
+    def is_unguarded(source: Any) -> bool:
+        if getattr(_closures, "guarded", False):
+            return getattr(source, "freevar_name", None) == "__class__"
+        return unguarded(source)
+
+    builder.is_from_closure_source = is_unguarded
 
 
 def trace_reporter(note: Callable[[bool, frozenset[CodeType]], None]) -> tuple[Any, Any]:

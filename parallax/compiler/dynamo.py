@@ -141,6 +141,7 @@ def _direct(flat: FunctionType, compiled: Callable[..., Any]) -> Callable[..., A
                         found = FunctionType(entry.code, space, code.co_name, None, closure)
                         made[id(entry.code)] = found
                     return found(leaves, others)
-        return compiled(leaves, others)
+        with dynamo.guarded_closures():
+            return compiled(leaves, others)
 
     return run
