@@ -24,6 +24,63 @@ __all__ = ["ClassGuard"]
 _OWN = ("__layout__", "__ready__", "_abc_impl", "__abstractmethods__")  # written by the metaclasses
 
 
+class _Body:
+    """What a class held, and a view of what it holds now."""
+
+    __slots__ = ("bases", "cls", "names", "now", "then", "values")
+
+    def __init__(self, cls: type) -> None:
+        self.cls = cls
+        self.now = vars(cls)
+        self.then = dict(self.now)
+        self.names, self.values = tuple(self.then), tuple(self.then.values())
+        self.bases = cls.__bases__
+
+    def is_same(self) -> bool:
+        """Whether the class holds the very same."""
+        if self.is_untouched():
+            return True
+        return self.cls.__bases__ == self.bases and not self._changed()
+
+    def has_same_methods(self) -> bool:
+        """As ``is_same``, for what is found on instances; dynamo guards plain values."""
+        if self.is_untouched():
+            return True
+        then, now = self.then, self.now
+        return self.cls.__bases__ == self.bases and not any(
+            _is_method(now.get(name)) or _is_method(then.get(name)) or self._hides(name)
+            for name in self._changed()
+        )
+
+    def is_untouched(self) -> bool:
+        """As ``is_same``, of which it is the quick part: false in doubt."""
+        now = self.now
+        return (
+            tuple(now) == self.names
+            and all(map(is_, now.values(), self.values))
+            and self.cls.__bases__ == self.bases
+        )
+
+    def _changed(self) -> list[str]:
+        then, now = self.then, self.now
+        names = then.keys() | now.keys()
+        return [name for name in names if now.get(name) is not then.get(name) and name not in _OWN]
+
+    def _hides(self, name: str) -> bool:
+        """Whether a name came into the class, in front of what bases or ``__getattr__`` gave.
+
+        Python itself writes names with underscores into classes, ``__annotations__`` for example.
+        """
+        if name in self.then:
+            return False
+        found = [vars(base)[name] for base in self.cls.__mro__[1:] if name in vars(base)]
+        return not name.startswith("__") or any(map(_is_method, found))
+
+
+def _is_method(value: Any) -> bool:
+    return hasattr(type(value), "__get__")
+
+
 class ClassGuard:
     """What the classes of the modules in ``tokens``, and those a trace has met, hold now."""
 
@@ -32,11 +89,11 @@ class ClassGuard:
         structures = [token for token in tokens if type(token) is Structure]
         classes = {node.cls for structure in structures for node in structure.nodes()}
         bases = {base for cls in classes for base in cls.__mro__ if base is not object}
-        self._held = {base: dict(vars(base)) for base in bases}
+        self._held = {base: _Body(base) for base in bases}
         self._plain = {base: self._held[base] for base in bases if _is_users(base)}
         self._functions = Held()
         self._codes: frozenset[CodeType] = frozenset()
-        self._metaclasses: dict[type, dict[str, Any]] = {}
+        self._metaclasses: dict[type, _Body] = {}
 
     def add(self, codes: frozenset[CodeType]) -> None:
         """Notes what the functions of the classes hold that a trace has run."""
@@ -48,29 +105,27 @@ class ClassGuard:
         for cls in classes:
             metaclass: type = type(cls)
             above = [base for base in metaclass.__mro__ if _is_users(base)]
-            self._metaclasses = {base: dict(vars(base)) for base in above} | self._metaclasses
+            self._metaclasses = {base: _Body(base) for base in above} | self._metaclasses
             module = _is_module(cls)
             bases = [base for base in cls.__mro__ if base is not object and base not in self._held]
             plain = [base for base in bases if _is_users(base)]
-            functions = list(functions_in(bases if module else plain, self._codes))
-            self._functions.add(functions, self._codes)
+            self._functions.add(functions_in(bases if module else plain, self._codes), self._codes)
             if module:
-                self._held |= {base: dict(vars(base)) for base in bases}
-            if module or functions:
-                self._plain = {base: dict(vars(base)) for base in plain} | self._plain
+                self._held |= {base: _Body(base) for base in bases}
+            self._plain = {base: _Body(base) for base in plain} | self._plain
 
     def unchanged(self) -> bool:
         """Whether no class holds anything else than at the start."""
         time = CLASS_CLOCK.time
         if self._time != time:
-            if not all(_same(vars(cls), held) for cls, held in self._held.items()):
+            if not all([body.is_same() for body in self._held.values()]):
                 return False
             self._time = time
-        for cls, held in self._plain.items():
-            if not _same_methods(vars(cls), held):
+        for body in self._plain.values():
+            if not body.has_same_methods():
                 return False
-        for cls, held in self._metaclasses.items():
-            if not _same(vars(cls), held):
+        for body in self._metaclasses.values():
+            if not body.is_same():
                 return False
         return self._functions.unchanged()
 
@@ -81,23 +136,7 @@ def _is_module(cls: type) -> bool:
 
 
 def _is_users(base: type) -> bool:
-    name = base.__module__.partition(".")[0]
+    home = base.__module__
+    name = home.partition(".")[0] if isinstance(home, str) else ""
     plain = not _is_module(base) and not is_library(base)
     return plain and name not in sys.stdlib_module_names and name != "typing_extensions"
-
-
-def _same(now: Any, held: dict[str, Any]) -> bool:
-    names = held.keys() | now.keys()
-    return all(now.get(name) is held.get(name) for name in names if name not in _OWN)
-
-
-def _same_methods(now: Any, held: dict[str, Any]) -> bool:
-    """As ``_same``, for what is found on instances as a method; dynamo guards plain values."""
-    if len(now) == len(held) and all(map(is_, now.values(), held.values())):
-        return True
-    names = [name for name in held.keys() | now.keys() if name not in _OWN]
-    changed = [(now.get(name), held.get(name)) for name in names]
-    return not any(
-        a is not b and (hasattr(type(a), "__get__") or hasattr(type(b), "__get__"))
-        for a, b in changed
-    )

@@ -17,6 +17,7 @@ from types import BuiltinFunctionType, FunctionType, MappingProxyType, ModuleTyp
 from typing import Any
 
 import torch
+from typing_extensions import TypeIs
 
 from parallax._compat import dynamo, registries
 from parallax.compiler.outside import LEAF
@@ -90,12 +91,17 @@ class Guards:
 def _classes_of(values: Iterable[Any]) -> Iterator[type]:
     """The classes of some values, those that are classes, and those that functions close over."""
     for value in values:
-        yield value if isinstance(value, type) else type(value)
-        cells = value.__closure__ if isinstance(value, FunctionType) else None
+        yield value if _is_class(value) else type(value)
+        cells = value.__closure__ if type(value) is FunctionType else None
         for cell in cells or ():
             with suppress(ValueError):  # not filled yet
-                if isinstance(cell.cell_contents, type):
+                if _is_class(cell.cell_contents):
                     yield cell.cell_contents
+
+
+def _is_class(value: Any) -> TypeIs[type]:
+    """As ``isinstance(value, type)``, which believes what an object says in ``__class__``."""
+    return issubclass(type(value), type)
 
 
 class _Chain:
@@ -158,15 +164,15 @@ def _holds(owner: Any, value: Any, source: Any) -> bool:
 def _is_sealed(value: Any) -> bool:
     """Whether a value is immutable by construction, or checked elsewhere."""
     cls = type(value)
-    if isinstance(value, type):
+    if _is_class(value):
         return hasattr(value, "__layout__") or is_library(value)
-    if isinstance(value, _CODE):
+    if issubclass(cls, _CODE):
         return isinstance(value, BuiltinFunctionType) or is_library(value)
-    if isinstance(value, enum.Enum):
+    if issubclass(cls, enum.Enum):
         return False
     if cls is MappingProxyType:  # the attributes of a class, which is watched if it stays
         return True
-    plain = isinstance(value, _SEALED) and not hasattr(value, "__dict__")
+    plain = issubclass(cls, _SEALED) and not hasattr(value, "__dict__")
     ours = cls in _SEALED or hasattr(cls, "__layout__")
     return plain or ours or _is_table(value)
 
@@ -177,15 +183,16 @@ def _is_table(value: Any) -> bool:
 
 def is_library(value: Any, kinds: tuple[type, ...] = _CODE) -> bool:
     """Whether a function, class or module is what torch, optree or Parallax are made of."""
-    if not isinstance(value, kinds):
+    cls: type = type(value)
+    if not issubclass(cls, kinds):
         return False
-    if isinstance(value, ModuleType):
+    if issubclass(cls, ModuleType):
         name, space = value.__name__, vars(value)
-    elif isinstance(value, FunctionType):
-        name, space = value.__globals__.get("__name__", ""), value.__globals__
+    elif issubclass(cls, FunctionType):
+        name, space = value.__globals__.get("__name__"), value.__globals__
     else:
-        name, space = getattr(value, "__module__", None) or "", None
-    if name.partition(".")[0] not in _LIBRARIES:
+        name, space = getattr(value, "__module__", None), None
+    if not isinstance(name, str) or name.partition(".")[0] not in _LIBRARIES:
         return False
     module = sys.modules.get(name)
     return module is not None and (space is None or vars(module) is space)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -215,6 +216,141 @@ def test_classes_that_change_of_what_is_no_argument(
     assert torch.equal(compiled(x), 2 * x)
     monkeypatch.setattr(cls, attribute, value, raising=False)
     assert torch.equal(compiled(x), 5 * x)
+
+
+def exchanges() -> dict[str, tuple[Callable[[Tensor], Any], Callable[[], Any]]]:
+    """Functions that give twice what they get, and what has them give five times that."""
+
+    class Two:
+        by = 2.0
+
+        def factor(self) -> float:
+            return 2.0
+
+    class Five:
+        def factor(self) -> float:
+            return 5.0
+
+    class Hidden(Two): ...
+
+    class Based(Two): ...
+
+    class Nameless(Two): ...
+
+    class Asked:
+        def __getattr__(self, name: str) -> float:
+            return 2.0
+
+    class Renamed(Five): ...
+
+    class Veiled(Two):
+        @property
+        def __class__(self) -> type:
+            return type
+
+        @__class__.setter
+        def __class__(self, value: type) -> None: ...
+
+    class Called:
+        def __call__(self) -> float:
+            return 5.0
+
+    cell: type[Two | Five] = Two
+
+    def rebind() -> None:
+        nonlocal cell
+        cell = Five
+
+    def rename() -> None:
+        part: Any = Renamed.factor
+        del Renamed.factor
+        Renamed.other = part  # type: ignore[attr-defined]  # the change in question
+
+    listed: list[type[Two | Five]] = [Two]
+    holder = SimpleNamespace(cls=Two)
+    Renamed.factor = Two.factor  # type: ignore[assignment]  # the last of its names
+    Nameless.__module__ = None  # type: ignore[assignment]  # as some generated classes have it
+    hidden, based, nameless, asked = Hidden(), Based(), Nameless(), Asked()
+    renamed, veiled, plain = Renamed(), Veiled(), Hidden()
+    five: Any = lambda self: 5.0  # noqa: E731
+    return {
+        "a class in a closure": (lambda x: x * cell().factor(), rebind),
+        "a class in a list": (
+            lambda x: x * listed[0]().factor(), lambda: listed.__setitem__(0, Five),
+        ),
+        "a class in an attribute": (
+            lambda x: x * holder.cls().factor(), lambda: setattr(holder, "cls", Five),
+        ),
+        "the bases of a class": (
+            lambda x: x * based.factor(), lambda: setattr(Based, "__bases__", (Five,)),
+        ),
+        "an object that hides a method": (
+            lambda x: x * hidden.factor(), lambda: setattr(Hidden, "factor", Called()),
+        ),
+        "a number that hides a number": (
+            lambda x: x * plain.by, lambda: setattr(Hidden, "by", 5.0),
+        ),
+        "a number in place of __getattr__": (
+            lambda x: x * asked.by, lambda: setattr(Asked, "by", 5.0),
+        ),
+        "a method under another name": (lambda x: x * renamed.factor(), rename),
+        "a class of no module": (
+            lambda x: x * nameless.factor(), lambda: setattr(Nameless, "factor", five),
+        ),
+        "an object that says it is a class": (
+            lambda x: x * veiled.factor(), lambda: setattr(Veiled, "factor", five),
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", exchanges())
+def test_classes_that_are_exchanged(name: str) -> None:
+    fn, change = exchanges()[name]
+    compiled, x = make_compiled(fn, backend="eager"), torch.ones(2)
+    assert torch.equal(compiled(x), 2 * x)
+    change()
+    assert torch.equal(fn(x), 5 * x)
+    assert torch.equal(compiled(x), 5 * x)
+
+
+def test_the_bases_of_a_module_class() -> None:
+    class Two:
+        def factor(self) -> float:
+            return 2.0
+
+    class Five:
+        def factor(self) -> float:
+            return 5.0
+
+    class Net(Module):
+        by: Parameter
+
+        def forward(self, x: Tensor) -> Tensor:
+            factor: float = self.factor()  # type: ignore[attr-defined]  # of the other base
+            return self.by * x * factor
+
+    class Mixed(Net, Two): ...
+
+    net, x = Mixed(torch.ones(2)), torch.ones(2)
+    compiled = make_compiled(lambda net, x: net(x), backend="eager")
+    assert torch.equal(compiled(net, x), 2 * x)
+    Mixed.__bases__ = (Net, Five)
+    assert torch.equal(compiled(net, x), 5 * x)
+
+
+def test_a_counter_of_a_class_costs_no_graph() -> None:
+    class Counted:
+        count = 0
+
+        def factor(self) -> float:
+            return 2.0
+
+    one = Counted()
+    compiled, x = make_compiled(lambda x: x * one.factor(), backend="eager"), torch.ones(2)
+    for _ in range(3):
+        Counted.count += 1
+        assert torch.equal(compiled(x), 2 * x)
+    assert graphs() == 1
 
 
 def test_keys_that_are_made_and_mapped() -> None:
