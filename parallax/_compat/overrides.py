@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["calls_through", "functions_named", "is_ordinary", "replacing", "set_grad_enabled",
-           "without_memory"]  # fmt: skip
+__all__ = ["attention_in_steps", "calls_through", "functions_named", "is_ordinary", "replacing",
+           "set_grad_enabled", "without_class", "without_memory"]  # fmt: skip
 
 T = TypeVar("T", bound=Tensor)
 
@@ -30,6 +31,12 @@ def without_memory(cls: type[T], like: Tensor) -> T:
     """
     made: T = Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=like.device)
     return made
+
+
+def without_class(tensor: Tensor) -> Tensor:
+    """A tensor of torch's own class; as it is if its class keeps more than the numbers of one."""
+    wraps: bool = is_traceable_wrapper_subclass(tensor)  # else mypy has no tensor left
+    return tensor if wraps else tensor.as_subclass(Tensor)
 
 
 def is_ordinary(cls: Any) -> bool:
@@ -95,3 +102,18 @@ class replacing(TorchFunctionMode):  # noqa: N801  # as above
         elif not isinstance(func, HigherOrderOperator) and func in self._functions:
             return self._replacement(func, args, kwargs or {})
         return func(*args, **kwargs) if kwargs else func(*args)
+
+
+def attention_in_steps() -> replacing:
+    """Within it attention layers of torch in eval mode compute as they do in training.
+
+    They have a fused way for tensors that, as far as they can see within a transform, do not
+    require grad. It has neither derivatives nor, with a padding mask, a rule for ``vmap``. They do
+    not take it where functions of torch are overridden, nor with a mask that hides other entries
+    than the last.
+    """
+    return replacing(frozenset([torch._nested_tensor_from_mask_left_aligned]), _false)
+
+
+def _false(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    return False

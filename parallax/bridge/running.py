@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, functorch, modes
+from parallax._compat import dynamo, functorch, modes, overrides
 from parallax.bridge.buffers import Change
 from parallax.bridge.skeleton import Skeleton, borrow, follow, put_back
 from parallax.core.module import Module
@@ -46,6 +46,8 @@ def call(module: Any, method: str | None, args: tuple[Any, ...], kwargs: dict[st
             _go_on(module, skeleton)
         source = collection.source_of(source)
     function = skeleton.root if method is None else getattr(skeleton.root, method)
+    if skeleton.fused and (functorch.transform_active() or modes.forward_level_active()):
+        function = _in_steps(function)
     if source is None or modes.without_numbers():  # where nothing is drawn
         out = function(*args, **kwargs)
     else:
@@ -59,6 +61,14 @@ def call(module: Any, method: str | None, args: tuple[Any, ...], kwargs: dict[st
     if changed:
         _emit(module, changed)
     return out
+
+
+def _in_steps(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with overrides.attention_in_steps():
+            return function(*args, **kwargs)
+
+    return run
 
 
 def read(module: Any, name: str) -> Any:

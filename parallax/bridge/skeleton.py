@@ -37,6 +37,10 @@ __all__ = ["Shell", "Skeleton", "borrow", "empty_node", "hook", "put_back"]
 Path = tuple[str, ...]
 
 
+_ATTENTION = nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer
+"""The layers of torch that have a fused way in eval mode."""
+
+
 class Shell(nn.Module):
     """Stands for a Parallax module among the modules of a skeleton."""
 
@@ -136,6 +140,7 @@ class Skeleton:
         shells: the Parallax modules in it, by path.
         links: the attributes that hold tensors of the model.
         told: the hooks of modules that are watched.
+        fused: whether a module computes attention, for which torch has a fused way.
     """
 
     def __init__(self, structure: Structure, quick: bool = False) -> None:
@@ -276,6 +281,7 @@ class Skeleton:
         self.classes: list[Any] = list({type(node) for node in nodes})
         self.forwards = [cls.forward for cls in self.classes]
         self.memory = Memory(nodes, own, self.foreign, self._touched, watched)
+        self.fused = any([isinstance(node, _ATTENTION) for node in nodes])
 
     def at(self, path: Path) -> Any:
         """The module at a path."""

@@ -231,8 +231,9 @@ def misfit(name: str, value: Any, leaf: Any, any_dtype: bool) -> str | None:
     """Why a value cannot take the place of a leaf; ``None`` if it can."""
     if not isinstance(value, Tensor):
         raise TypeError(f'load_state_dict: "{name}" is {type(value).__name__}, expected a tensor')
-    if isinstance(leaf, Tensor) and value.layout != leaf.layout:
-        return f"layout mismatch for {name}: {value.layout} in checkpoint, {leaf.layout} in module."
+    layout = leaf.layout if isinstance(leaf, Tensor) else torch.strided
+    if value.layout != layout:
+        return f"layout mismatch for {name}: {value.layout} in checkpoint, {layout} in module."
     if value.shape != leaf.shape:
         return (
             f"size mismatch for {name}: copying a param with shape {value.shape} from checkpoint, "

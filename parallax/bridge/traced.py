@@ -11,13 +11,13 @@ writes into, such as an object of a class of its own or a global, is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from parallax._compat import dynamo, writes
+from parallax._compat import dynamo, functorch, writes
 from parallax.bridge import running
 from parallax.bridge.blueprint import BY_NUMBER, stand_for_one
 from parallax.bridge.buffers import NORMS
@@ -41,7 +41,7 @@ class _Templates:
 
 
 _templates = _Templates()
-_names: dict[Signature, str] = {}
+_names: dict[tuple[Signature, bool], str] = {}
 
 
 def call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -228,14 +228,29 @@ def _template(signature: Signature) -> str:
     After it, one a line, come the paths of tensors that it holds elsewhere, those of a module that
     stands in several places.
     """
-    label = _names.setdefault(signature, f"template{len(_names)}")
+    in_steps = functorch.transform_active()
+    label = _names.setdefault((signature, in_steps), f"template{len(_names)}")
     name = f"{label}_{writes.use_number(label)}"
     if not hasattr(_templates, name):
         building = _Building(signature)
+        if in_steps:
+            _compute_in_steps(building.at.values())
         setattr(_templates, name, building.at[()])
         setattr(_templates, f"{name}_again", building.again)
         setattr(_templates, f"{name}_foreign", building.foreign)
     return "\n".join([name, *getattr(_templates, f"{name}_again")])
+
+
+def _compute_in_steps(nodes: Iterable[nn.Module]) -> None:
+    """Has layers of a transformer compute in eval mode as they do in training.
+
+    As ``overrides.attention_in_steps``, which dynamo does not see.
+    """
+    for node in nodes:
+        if isinstance(node, nn.TransformerEncoder):
+            node.use_nested_tensor = False
+        if isinstance(node, nn.TransformerEncoderLayer):
+            node.activation_relu_or_gelu = 0
 
 
 class _Building:

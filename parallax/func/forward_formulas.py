@@ -6,6 +6,7 @@ where that one is to be called, and its values are the same but for rounding.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,8 +14,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from parallax._compat import overrides
+from parallax._compat import functorch, overrides
+from parallax._compat.kernels import attention_by_operators
 from parallax.func.jet_composed import COMPOSED, NORMS
 from parallax.func.jets import Expansion, Rule
 
@@ -243,6 +246,35 @@ def _single(value: Any) -> Any:
     return value.float() if half else value
 
 
+# -- attention ----------------------------------------------------------------------------------
+
+
+def _attention(
+    function: Any, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, *, scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """By operators: the fused kernels have no derivative in forward mode."""
+    if dropout_p or q.is_nested or (is_causal and attn_mask is not None):
+        raise _NOTHING.refuse(function)
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        hidden = ~attn_mask
+        attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(hidden, -math.inf)
+    found: Tensor = attention_by_operators(
+        q, k, v, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+    )[0]
+    return found
+
+
+def _attention_layer(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """In whose code torch lets nobody replace the function above."""
+    with functorch.one_thread(), sdpa_kernel(SDPBackend.MATH):  # it is set for the process
+        return function(*args, **kwargs)
+
+
+_LAYER = inspect.signature(F.multi_head_attention_forward).parameters.values()
+
+
 # -- which are for which ------------------------------------------------------------------------
 
 
@@ -253,7 +285,7 @@ class Other(NamedTuple):
         compute: takes that of torch and its arguments.
         names: of the arguments that have no default, some others behind them.
         options: the names of others.
-        always: whether the first derivative is wrong, too.
+        always: whether the first derivative is wrong, too, or missing.
     """
 
     compute: Callable[..., Any]
@@ -301,6 +333,18 @@ def _table() -> dict[Any, Other]:
         **dict.fromkeys(
             named("cholesky_inverse"),
             Other(_cholesky_inverse, ("L",), frozenset({"upper"}), always=True),
+        ),
+        F.scaled_dot_product_attention: Other(
+            _attention,
+            ("query", "key", "value"),
+            frozenset({"attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"}),
+            always=True,
+        ),
+        F.multi_head_attention_forward: Other(
+            _attention_layer,
+            [x.name for x in _LAYER if x.default is x.empty],
+            frozenset([x.name for x in _LAYER if x.default is not x.empty]),
+            always=True,
         ),
         F.layer_norm: layer,
         F.group_norm: group,

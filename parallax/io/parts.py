@@ -11,7 +11,7 @@ import optree
 import torch
 from torch import Tensor
 
-from parallax._compat import shards
+from parallax._compat import overrides, shards
 from parallax.bridge.states import loaded, misfit, names_of, state_dict
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
@@ -170,6 +170,12 @@ def _compact(name: str, tensor: Tensor) -> Tensor:
         )
     if tensor.is_meta:
         raise ValueError("save: a leaf is on the meta device and has no value. Initialize first")
+    if tensor.is_nested:
+        raise TypeError(
+            f"save: {name} is a nested tensor, which has no shape to load it by. "
+            f"Save its parts: list({name}.unbind())"
+        )
+    tensor = overrides.without_class(tensor)  # a class is code, which is not loaded
     if tensor.layout != torch.strided:
         return tensor
     tensor = tensor.resolve_conj().resolve_neg()  # what is in memory is what is meant

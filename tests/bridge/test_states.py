@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from parallax import Module, Parameter, UninitializedError, bridge, tree
+from parallax import nn as layers
 
 
 class Pair(Module):
@@ -156,6 +157,8 @@ def test_names_are_strings_and_layouts_agree() -> None:
     sparse = {"weight": torch.ones(1, 1).to_sparse(), "bias": torch.ones(1)}
     with pytest.raises(RuntimeError, match=r"layout mismatch for weight: torch.sparse_coo in"):
         bridge.load_state_dict(lifted, sparse)
+    with pytest.raises(RuntimeError, match=r"layout mismatch for weight: torch.sparse_coo in"):
+        bridge.load_state_dict(layers.Linear(1, 1), sparse)
 
 
 def test_the_extra_state_of_a_module_is_named() -> None:

@@ -145,3 +145,29 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="on the meta device"):
         io.save({"x": torch.empty(1, device="meta")}, tmp_path / "it.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+class Measured(torch.Tensor):
+    """A tensor of a class of the user's."""
+
+
+@pytest.mark.parametrize("name", ["tree.pt", "tree.safetensors"])
+def test_a_leaf_of_a_subclass_is_saved_as_numbers_and_loads(tmp_path: Path, name: str) -> None:
+    numbers = torch.arange(6.0).reshape(2, 3)
+    tree_of = {"a": numbers.as_subclass(Measured), "b": torch.nn.Parameter(numbers.clone())}
+    io.save(tree_of, tmp_path / name)
+    loaded = io.load(tmp_path / name, like=tree_of)
+    assert all(
+        type(leaf) is torch.Tensor and torch.equal(leaf, numbers) for leaf in loaded.values()
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_is_refused_before_anything_is_written(
+    tmp_path: Path, layout: torch.layout
+) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
+    with pytest.raises(TypeError, match=r"save: a is a nested tensor.*unbind"):
+        io.save({"a": nested}, tmp_path / "tree.pt")
+    assert not (tmp_path / "tree.pt").exists()
