@@ -12,14 +12,17 @@ every derivative, and that gradient put in the place of the kernel's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-__all__ = ["Rule", "WhereRecorded", "read"]
+from parallax._compat import functorch
+
+__all__ = ["Rule", "WhereRecorded", "have_replaced", "read"]
 
 T = TypeVar("T")
 Rule = Callable[[Any], tuple[Sequence[Tensor | None], Callable[..., Tensor]]]
@@ -65,7 +68,7 @@ class WhereRecorded:
     def _before(self, _: Tensor) -> None:
         """Runs in backward, before the node whose output is watched."""
         if torch.is_grad_enabled():
-            node: Any = torch._C._current_autograd_node()
+            node = _running()
             while node is not None and node.name() in _AFTERWARDS:
                 node = node.next_functions[0][0]
             rule = None if node is None else self.rules.get(node.name())
@@ -76,6 +79,29 @@ class WhereRecorded:
     _before.__torch_unserializable__ = True  # type: ignore[attr-defined]  # what torch looks for
 
 
+def _running() -> Any:
+    """The node whose hooks run."""
+    return torch._C._current_autograd_node()
+
+
+def have_replaced(nodes: Collection[Any], rules: Mapping[str, Rule]) -> None:
+    """Has the gradients of some nodes computed by rules wherever a graph of them is recorded.
+
+    Args:
+        nodes: of autograd's graph, before it goes backward.
+        rules: by the names of nodes; those of another name keep their gradients.
+    """
+    kinds = {kind: rules[kind.__name__] for kind in set(map(type, nodes)) if kind.__name__ in rules}
+    for node in nodes if kinds else ():
+        rule = kinds.get(type(node))
+        if rule is not None and _LASTING not in node.metadata:
+            node.metadata[_LASTING] = True
+            node.register_hook(partial(_replaced, rule))
+
+
+_LASTING, _ONCE = "parallax_replaced", "parallax_replaced_once"
+
+
 def _replace_once(node: Any, rule: Rule) -> None:
     """Has the gradients of a node replaced when it runs next."""
 
@@ -83,28 +109,70 @@ def _replace_once(node: Any, rule: Rule) -> None:
         grads: tuple[Tensor | None, ...], cotangents: tuple[Tensor | None, ...]
     ) -> tuple[Tensor | None, ...] | None:
         handle.remove()
-        if not torch.is_grad_enabled() or cotangents[0] is None:
-            return None
-        node: Any = torch._C._current_autograd_node()  # held by this function, it would hold itself
-        wanted = [k for k, grad in enumerate(grads) if grad is not None]
-        if not wanted:
-            return None
-        given, function = read(node, rule)
-        inputs = [None if x is None else x.view_as(x) for x in given]
-        sources = [_tracked(inputs[k]) for k in wanted]
+        _running().metadata.pop(_ONCE, None)
+        return _replacement(rule, grads, cotangents)
+
+    node.metadata[_ONCE] = True
+    handle = node.register_hook(after)
+
+
+def _replaced(
+    rule: Rule, grads: tuple[Tensor | None, ...], cotangents: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...] | None:
+    """Runs after a node, in each backward."""
+    if _ONCE in _running().metadata:  # by the rule of a layer
+        return None
+    return _replacement(rule, grads, cotangents)
+
+
+def _replacement(
+    rule: Rule, grads: tuple[Tensor | None, ...], cotangents: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...] | None:
+    """Other gradients of the node that has just run, if a graph of them is recorded."""
+    cotangent = cotangents[0]
+    if not torch.is_grad_enabled() or cotangent is None:
+        return None
+    node = _running()  # held by this function, it would hold itself
+    wanted = [k for k, grad in enumerate(grads) if grad is not None]
+    if not wanted:
+        return None
+    given, function = read(node, rule)
+    with torch.autocast(cotangent.device.type, enabled=False):
+        pull = _by_transform if functorch.transform_active() else _by_tape
+        found = pull(function, given, wanted, cotangent)
+    replaced = list(grads)
+    for k, grad in zip(wanted, found, strict=True):
+        replaced[k] = grad
+    return tuple(replaced)
+
+
+def _by_tape(
+    function: Callable[..., Tensor], given: Sequence[Tensor | None], wanted: Sequence[int],
+    cotangent: Tensor,
+) -> Sequence[Tensor]:  # fmt: skip
+    inputs = [None if x is None else x.view_as(x) for x in given]
+    sources = [_tracked(inputs[k]) for k in wanted]
+    for k, source in zip(wanted, sources, strict=True):
+        inputs[k] = source
+    return torch.autograd.grad(
+        function(*inputs), sources, cotangent, create_graph=True, materialize_grads=True
+    )
+
+
+def _by_transform(
+    function: Callable[..., Tensor], given: Sequence[Tensor | None], wanted: Sequence[int],
+    cotangent: Tensor,
+) -> Sequence[Tensor]:  # fmt: skip
+    """Within transforms."""
+
+    def moved(*sources: Tensor) -> Tensor:
+        inputs = list(given)
         for k, source in zip(wanted, sources, strict=True):
             inputs[k] = source
-        with torch.autocast(cotangents[0].device.type, enabled=False):
-            out = function(*inputs)
-            found = torch.autograd.grad(
-                out, sources, cotangents[0], create_graph=True, materialize_grads=True
-            )
-        replaced = list(grads)
-        for k, grad in zip(wanted, found, strict=True):
-            replaced[k] = grad
-        return tuple(replaced)
+        return function(*inputs)
 
-    handle = node.register_hook(after)
+    found: Any = torch.func.vjp(moved, *[given[k] for k in wanted])
+    return found[1](functorch.unwrapped_if_over(cotangent))  # type: ignore[no-any-return]  # one for each
 
 
 def _tracked(tensor: Tensor | None) -> Tensor:

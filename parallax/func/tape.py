@@ -15,6 +15,7 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import autograd, collectives, functorch, modes, once
+from parallax.func.backward_formulas import gradients_again
 from parallax.func.call import Call
 from parallax.func.captured import are_held, take_graphs_off, written_by
 from parallax.func.graph import escaping, made_since, outside, retire
@@ -89,7 +90,7 @@ class Tape:
         """Whether somebody outside can ask for derivatives of these tensors.
 
         Afterwards ``alone`` says whether it is known that their graph ends at our leaves only; if
-        so, ``nodes`` are all of that graph.
+        so, ``nodes`` are all of that graph, and if not, those that were made since the tape began.
         """
         self.alone = False
         self.nodes: list[Any] = []
@@ -98,7 +99,8 @@ class Tape:
             keep, others = outside(tensors, self.own, self.nodes)
             self.alone = not others
         if not self.alone:
-            once.refuse_second(made_since(tensors, self.since))
+            self.nodes = list(made_since(tensors, self.since))
+            once.refuse_second(self.nodes)
         if keep:
             self.retire()
         return keep
@@ -229,6 +231,8 @@ def _record_gradient(
     loss, aux = tape.run(call, finish)
     beside, close = ([], None) if aux is None else open_tensors(aux, call.what)
     keep = tape.reaches_out([loss, *beside])
+    if keep:
+        gradients_again(tape.nodes)
     if not second and tape.differentiates_backward([loss]):
         raise SecondOrderError
     if tape.alone and loss.grad_fn is not None and tape.unaccumulated():
@@ -255,6 +259,7 @@ def pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback
     keep = tape.reaches_out([*outs, *beside])
     if tape.alone:
         once.refuse_second(tape.nodes)  # a cotangent may be differentiated
+    gradients_again(tape.nodes)  # a cotangent may be differentiated, or the arguments
     reached = [k for k, out in enumerate(outs) if autograd.connected(out)]
     if tape.left_others():  # the graph of the result is kept, so its leaves are held anyway
         results = set(map(id, [*outs, *beside]))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import autograd, checkpoints, collectives, dynamo, functorch, modes, once
+from parallax.func.backward_formulas import differentiable_within, gradients_again
 from parallax.func.call import Call
 from parallax.func.results import open_tensors
 
@@ -47,8 +48,11 @@ def through(
         elif isinstance(out, Tensor) and out.requires_grad and not autograd.connected(out):
             out = out.detach()
         elif levels:
-            ends = [out] if isinstance(out, Tensor) else out
-            once.refuse_second(autograd.nodes_of([x for x in ends if isinstance(x, Tensor)]))
+            ends = [x for x in ([out] if isinstance(out, Tensor) else out) if isinstance(x, Tensor)]
+            nodes = autograd.nodes_of(ends)
+            once.refuse_second(nodes)
+            if any([differentiable_within(x) for x in ends]):
+                gradients_again(nodes)
         beside, close = open_tensors(aux, call.what)
         closes.append((close, len(beside)))
         return out, [*beside, *nesting.emitted()]
