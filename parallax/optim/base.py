@@ -124,8 +124,9 @@ class Optimizer(Kernel):
         """One step: the next model and state, as new trees.
 
         Parameters that are frozen, buffers, and leaves with a hole in ``grads`` stay as they are,
-        and so do their moments. No graph is built unless the optimizer was made with
-        ``differentiable=True``.
+        and so do their moments. Within a derivative (``func.grad`` and its like) the step is
+        differentiated. Outside no graph is built, unless the optimizer was made with
+        ``differentiable=True``, which is for a ``backward()`` through the step.
 
         Args:
             model: a module.

@@ -125,7 +125,8 @@ def chain(*parts: Any) -> Chain:
     reads the model, or has a state, is an object with ``update(tree, state, model)``, which returns
     the new tree and the new state; ``model`` is the one before the step. If it has
     ``init(model)``, that returns its first state, a module; otherwise the state is ``None``. No
-    part records a graph unless the optimizer was made with ``differentiable=True``.
+    part records a graph, unless the optimizer was made with ``differentiable=True`` or a derivative
+    is being taken.
 
     Args:
         *parts: transformations and one optimizer.

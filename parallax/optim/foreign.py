@@ -20,6 +20,7 @@ from parallax.optim.arguments import check_kind, check_names
 from parallax.optim.attributes import Look, changed, look
 from parallax.optim.carry import cast, copied, pack, unpack
 from parallax.optim.checks import check_sizes, gather, open_model, size_of
+from parallax.optim.derivatives import being_taken
 from parallax.optim.donate import check_donation
 from parallax.optim.foreign_groups import Group, changes
 from parallax.optim.foreign_memory import beside, check_apart
@@ -140,13 +141,14 @@ class Foreign:
 
         Raises:
             ValueError: if something does not fit the model.
-            RuntimeError: within a ``torch.func`` transform; with a closure, in compiled code.
+            RuntimeError: within a transform or a derivative; with a closure, in compiled code.
         """
         what = f"from_torch({self.name}).step"
         check_given(what, state, "closure" if self.closure else "grads")
         donated = check_donation(what, donate)
         traced = dynamo.is_compiling()
-        if functorch.traced_level() if traced else functorch.transform_active():
+        transformed = functorch.traced_level() if traced else functorch.transform_active()
+        if transformed or being_taken():
             raise RuntimeError(
                 f"{what} runs a stateful optimizer, which transforms of torch.func cannot. "
                 f"The optimizers in parallax.optim can be vmapped and differentiated"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch, shards
 from parallax.optim import operator, vmapped
+from parallax.optim.derivatives import being_taken
 from parallax.optim.hyper import Hyper, beside, plain, resolved
 from parallax.optim.lists import How, Lists
 from parallax.optim.parts import parts_of, put_parts
@@ -54,7 +55,9 @@ class Kernel(Value, ABC):
 
     @property
     def _differentiable(self) -> bool:
-        return bool(self.hyper.get("differentiable"))
+        """Whether a step records its graph: if it was made so, or within a derivative."""
+        asked = self.hyper.get("differentiable")  # None: the class has no such steps
+        return bool(asked) or (asked is not None and being_taken())
 
     def _numbers(self, leaf: Any) -> dict[str, Tensor]:
         """The first values of what is kept for all leaves together, beside a leaf."""
@@ -111,7 +114,7 @@ class Kernel(Value, ABC):
         if self._scales_sums:
             at.grads = [grad.neg().neg() for grad in at.grads]
         how = How(False, False, "capturable" in h, self._differentiable)
-        if functorch.vmap_in_trace():
+        if functorch.vmap_in_trace() or (self._differentiable and functorch.traced_level()):
             with Composed():
                 return self._run(at, h, how)
         return self._run(at, h, how)

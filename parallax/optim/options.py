@@ -25,7 +25,7 @@ _OPTIONS = """
     foreach: torch's kernels over lists; ``None`` lets torch choose.
     maximize: climb instead of descending.
     capturable: for CUDA graphs: the count of steps lives on the device.
-    differentiable: let gradients flow through the step.
+    differentiable: record a graph outside of ``func.grad`` too, for ``backward()``.
     fused: torch's fused kernel; ``None`` takes it where there is one.
     groups: other hyper-parameters for some leaves: conditions of ``tree.select`` to dicts.
 """

@@ -9,7 +9,8 @@ Torch's kernels step one tensor after the other in place. Three things in them f
 - vmap has no rule for ``addcmul_``, ``lerp_`` and others. Within ``Unread`` they are computed by
   operators that have one.
 
-``torch.compile`` does the first two itself. Under ``vmap`` in a trace there is ``Composed``.
+``torch.compile`` does the first two itself, by an operator without a derivative in a trace (torch
+2.13, 2.14). Under ``vmap`` or in a derivative in a trace there is ``Composed``.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Unread(TorchFunctionMode):
 
 
 class Composed(TorchFunctionMode):
-    """Within it, vmap has a rule for every operator in place that kernels use, in a trace."""
+    """Within it, transforms have a rule for each operator in place of the kernels, in a trace."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -79,7 +80,13 @@ def spread(tensors: list[Any], over: list[Any]) -> list[Any]:
     return [None if t is None else t + zeros[t.device].to(t.dtype) for t in tensors]
 
 
-# -- operators in place, made of those that vmap has rules for -------------------------------------
+# -- operators in place, made of those that transforms have rules for -------------------------------
+
+
+def _add_(self: Tensor, other: Any, *, alpha: Any = 1) -> Tensor:
+    if isinstance(alpha, Tensor):
+        return self.add_(alpha * other)
+    return self.add_(other, alpha=alpha)
 
 
 def _addcmul_(self: Tensor, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Tensor:
@@ -108,6 +115,7 @@ def _maximum(self: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tenso
 
 
 _COMPOSED: dict[Any, Any] = {
+    Tensor.add_: _add_,
     Tensor.addcmul_: _addcmul_,
     Tensor.addcdiv_: _addcdiv_,
     Tensor.lerp_: _lerp_,

@@ -10,30 +10,36 @@ import torch
 from torch import Tensor
 
 import parallax
-from parallax import optim, tree
+from parallax import func, optim, tree
 from tests.optim.cases import Point
 
 WHOLE = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64)
 NAN = float("nan")
 
 
-def sgd(**settings: Any) -> Any:
-    return optim.SGD(lr=0.1, momentum=0.5, differentiable=True, **settings)
+def sgd(asked: bool) -> Any:
+    return optim.SGD(lr=0.1, momentum=0.5, differentiable=asked)
 
 
 AROUND: dict[str, Any] = {
-    "accumulated": lambda: optim.Accumulate(sgd(), 2),
-    "accumulated chain": lambda: optim.Accumulate(optim.chain(sgd(), optim.Lookahead(2)), 2),
-    "split": lambda: optim.Split({"at": sgd()}),
-    "split in a chain": lambda: optim.chain(optim.Split({"at": sgd()}), optim.Lookahead(2)),
-    "chain in a chain": lambda: optim.chain(optim.chain(sgd(), optim.Lookahead(2)), halved),
-    "skipping": lambda: optim.SkipNonfinite(optim.Adam(lr=0.1, differentiable=True)),
-    "sharpness": lambda: optim.ASAM(sgd()),
-    "adaptive clipping": lambda: optim.chain(optim.ClipAdaptive(0.1), sgd()),
-    "adaptive clipping after": lambda: optim.chain(sgd(), optim.ClipAdaptive(0.1)),
-    "slow weights": lambda: optim.chain(sgd(), optim.Lookahead(2)),
-    "an average": lambda: optim.SGDScheduleFree(lr=0.1, differentiable=True),
-    "a distance": lambda: optim.Prodigy(d0=1e-2, differentiable=True),
+    "accumulated": lambda asked: optim.Accumulate(sgd(asked), 2),
+    "accumulated chain": lambda asked: optim.Accumulate(
+        optim.chain(sgd(asked), optim.Lookahead(2)), 2
+    ),
+    "split": lambda asked: optim.Split({"at": sgd(asked)}),
+    "split in a chain": lambda asked: optim.chain(
+        optim.Split({"at": sgd(asked)}), optim.Lookahead(2)
+    ),
+    "chain in a chain": lambda asked: optim.chain(
+        optim.chain(sgd(asked), optim.Lookahead(2)), halved
+    ),
+    "skipping": lambda asked: optim.SkipNonfinite(optim.Adam(lr=0.1, differentiable=asked)),
+    "sharpness": lambda asked: optim.ASAM(sgd(asked)),
+    "adaptive clipping": lambda asked: optim.chain(optim.ClipAdaptive(0.1), sgd(asked)),
+    "adaptive clipping after": lambda asked: optim.chain(sgd(asked), optim.ClipAdaptive(0.1)),
+    "slow weights": lambda asked: optim.chain(sgd(asked), optim.Lookahead(2)),
+    "an average": lambda asked: optim.SGDScheduleFree(lr=0.1, differentiable=asked),
+    "a distance": lambda asked: optim.Prodigy(d0=1e-2, differentiable=asked),
 }
 
 
@@ -41,9 +47,9 @@ def halved(update: Any) -> Any:
     return tree.scale(update, 0.5)
 
 
-def end_of(make: Any, scale: Tensor) -> Tensor:
+def end_of(make: Any, scale: Tensor, asked: bool = True) -> Tensor:
     """A number that depends on a scale through the model, the gradients and the state."""
-    point, opt = Point(scale * WHOLE), make()
+    point, opt = Point(scale * WHOLE), make(asked)
     state: Any = opt.init(point)
     for k in range(4):
 
@@ -66,6 +72,59 @@ def test_meta_gradients_through_what_stands_around_an_optimizer_are_exact(make: 
     expected = torch.autograd.grad(end_of(make, scale), scale)[0]
     by_transform = torch.func.grad(lambda s: end_of(make, s))(scale.detach())
     torch.testing.assert_close(by_transform, expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("make", AROUND.values(), ids=list(AROUND))
+def test_a_step_within_a_derivative_is_differentiated_unasked(make: Any) -> None:
+    def end(scale: Tensor) -> Tensor:
+        return end_of(make, scale, asked=False)
+
+    one = torch.tensor(0.7, dtype=torch.float64)
+    step = 1e-6
+    expected = (end(one + step) - end(one - step)) / (2 * step)
+    plain, vmap = torch.func.grad(end), func.vmap(func.grad(end))
+    for found in (func.grad(end)(one), plain(one), vmap(one[None])[0]):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_compiled_step_within_a_derivative_is_differentiated_unasked() -> None:
+    def end(scale: Tensor) -> Tensor:
+        opt = optim.chain(optim.ClipNorm(3.0), optim.Adam(lr=0.05))
+        point: Any = Point(scale * WHOLE)
+        state: Any = opt.init(point)
+        for _ in range(3):
+            grads = func.grad(lambda point: point.at.sin().square().sum())(point)
+            point, state = opt.step(point, grads, state)
+        total: Tensor = point.at.sin().square().sum()
+        return total
+
+    one, step = torch.tensor(0.7, dtype=torch.float64), 1e-6
+    expected = (end(one + step) - end(one - step)) / (2 * step)
+    found = parallax.compile(func.grad(end), backend="eager")(one)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+    along = func.jvp(end, (one,), (torch.ones_like(one),))[1]
+    torch.testing.assert_close(along, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_step_that_cannot_be_differentiated_says_so_within_a_derivative() -> None:
+    start = Point(WHOLE.float())
+
+    def end(scale: Tensor, opt: Any) -> Tensor:
+        point = tree.map(lambda at: at * scale, start)
+        return opt.step(point, point, opt.init(start))[0].at.sum()
+
+    one = torch.ones(())
+    for taken, given in (
+        (func.grad(end), one),
+        (torch.func.grad(end), one),
+        (func.vmap(func.grad(end), (0, None)), one[None]),
+    ):
+        with pytest.warns(UserWarning, match="no derivative goes through"):
+            taken(given, optim.Muon())
+    foreign = optim.from_torch(torch.optim.Rprop, lr=0.1)
+    with pytest.raises(RuntimeError, match="can be vmapped and differentiated"):
+        func.grad(end)(one, foreign)
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,7 @@ def test_a_differentiable_step_has_the_numbers_of_one_that_is_not() -> None:
         assert distance(results[0], results[1]) <= 1e-6, name
 
 
-def test_a_step_inside_a_derivative_is_a_constant_unless_it_is_differentiable() -> None:
+def test_a_step_inside_a_derivative_is_differentiated_and_counts_as_a_constant_elsewhere() -> None:
     model = model_for("Adam")
     grads = next(gradients(model, 1))
 
@@ -267,8 +267,11 @@ def test_a_step_inside_a_derivative_is_a_constant_unless_it_is_differentiable() 
         return tree.leaves(stepped)[0].sum() + scale
 
     one = torch.tensor(1.0)
-    assert torch.func.grad(loss)(one, optim.Adam()).item() == 1
-    assert torch.func.grad(loss)(one, optim.Adam(differentiable=True)).item() != 1
+    asked = torch.func.grad(loss)(one, optim.Adam(differentiable=True))
+    assert torch.func.grad(loss)(one, optim.Adam()).item() == asked.item() != 1
+    scale = torch.ones((), requires_grad=True)
+    loss(scale, optim.Adam()).backward()
+    assert scale.grad is not None and scale.grad.item() == 1
 
 
 def test_the_gradients_a_user_holds_are_not_written_by_a_decay_that_requires_grad() -> None:
