@@ -119,9 +119,11 @@ def _compare(
         spec, found, (others,) = core.columns(one, [two])
     except ValueError:
         return False
-    pairs = zip(spec.parts, core.structure(two).parts, strict=True)
-    if any(core.expand_of(a) != core.expand_of(b) for a, b in pairs):
-        return False  # equal, but not tied alike
+    for part, _, item in core.beside(spec, one, two):
+        if part is not None and core.expand_of(part) != core.expand_of(
+            core.structure(item).parts[0]
+        ):
+            return False  # equal, but not tied alike
     unknown = dynamo.is_compiling() or functorch.transform_active()
     verdicts: list[Tensor] = []
     for k, (a, b) in enumerate(zip(found, others, strict=True)):

@@ -170,11 +170,11 @@ class _Walk:
             self.tell(path, "mode", *modes)
         if not above:
             self.compare_marks(path, *specs)
-        held: list[dict[str, Any]] = [{}, {}]
+        held: list[dict[_Key, Any]] = [{}, {}]
         for name, *entries in zip(layout.children, *[s.children for s in specs], strict=True):
             mine, theirs = getattr(one, name), getattr(two, name)
             if all([type(entry) is not Static for entry in entries]):
-                held[0][name], held[1][name] = mine, theirs
+                held[0][str, name], held[1][str, name] = mine, theirs
             elif entries[0] != entries[1]:
                 self.tell(join(path, name), "constant", _kind(mine), _kind(theirs))
         self.compare_children(path, held[0], held[1], modes)
@@ -197,19 +197,25 @@ class _Walk:
                 self.tell(join(path, name), "tie", words[0], words[1])
 
     def compare_children(
-        self, path: str, one: dict[str, Any], two: dict[str, Any], modes: Modes
+        self, path: str, one: dict[_Key, Any], two: dict[_Key, Any], modes: Modes
     ) -> None:
         below: list[Difference | tuple[str, Any, Any, Modes]] = []
+        alone = {key[1]: key[0] for key in two if key not in one}
         for key in [*one, *[key for key in two if key not in one]]:
-            where = join(path, key)
-            if key not in two:
-                below.append(Difference(where, "only the first has it", _kind(one[key]), ""))
-            elif key not in one:
-                below.append(Difference(where, "only the second has it", _kind(two[key]), ""))
-            else:
+            where = join(path, key[1])
+            if key in one and key in two:
                 below.append((where, one[key], two[key], modes))
+            elif key in one and key[1] in alone:  # equal in words
+                words = [f"a key of class {cls.__name__}" for cls in (key[0], alone[key[1]])]
+                below.append(Difference(where, "key", *words))
+            elif key in one:
+                below.append(Difference(where, "only the first has it", _kind(one[key]), ""))
+            elif not any([key[1] == name for _, name in one.keys() - two.keys()]):
+                below.append(Difference(where, "only the second has it", _kind(two[key]), ""))
         if [key for key in one if key in two] != [key for key in two if key in one]:
-            self.tell(path, "order", ", ".join(one), ", ".join(two))
+            self.tell(
+                path, "order", *[", ".join([name for _, name in keys]) for keys in (one, two)]
+            )
         self._ahead += reversed(below)
 
     def compare_leaves(self, path: str, one: Any, two: Any) -> None:
@@ -316,7 +322,11 @@ def _number(value: Any) -> str:
     return f"{value:.9g}" if isinstance(value, (float, complex)) else str(value)
 
 
-def _below(node: Any, inside: bool) -> tuple[dict[str, Any], Any]:
+_Key = tuple[type, str]
+"""The key of a child: its class, for ``1`` and ``True`` are two, and how it reads in a path."""
+
+
+def _below(node: Any, inside: bool) -> tuple[dict[_Key, Any], Any]:
     """The children of a container by their keys, and what it holds beside them.
 
     Inside of modules fields have their names.
@@ -325,9 +335,11 @@ def _below(node: Any, inside: bool) -> tuple[dict[str, Any], Any]:
     if held is not None:
         constants, children = held
         keys = keys_of(type(node), constants, len(children))
-        return {str(key): child for key, child in zip(keys, children, strict=True)}, constants
-    found = optree.tree_flatten_one_level(node, none_is_leaf=True, namespace=NAMESPACE)
-    return {str(key): child for key, child in zip(found[2], found[0], strict=True)}, found[1]
+    else:
+        found = optree.tree_flatten_one_level(node, none_is_leaf=True, namespace=NAMESPACE)
+        children, constants, keys = found[0], found[1], found[2]
+    pairs = zip(keys, children, strict=True)
+    return {(type(key), str(key)): child for key, child in pairs}, constants
 
 
 def _apart(one: Any, two: Any) -> tuple[str, str]:

@@ -231,14 +231,28 @@ def up_to(outer: Any, tree: Any, other: Any) -> list[Any]:
     """
     if type(outer) is Outside and dynamo.is_compiling():
         items, theirs = opened_outside(other)
-        if theirs != outer:
+        if theirs == outer:
+            return items
+        order = _order(outer, theirs) if type(theirs) is Outside else None
+        if order is None:
             raise ValueError(_outer_misfit(tree, other))
-        return items
+        return [items[place] for place in order]
     try:
         spec = outer.spec if type(outer) is Outside else outer
         return spec.flatten_up_to(other)  # type: ignore[no-any-return]  # a list of subtrees
     except ValueError:
         raise ValueError(_outer_misfit(tree, other)) from None
+
+
+@real
+def _order(outer: Outside, other: Outside) -> tuple[int, ...] | None:
+    """Where the items of a structure stand in another one, whose dicts may have another order."""
+    places = optree.tree_unflatten(other.spec, range(other.spec.num_leaves))
+    try:
+        found = outer.spec.flatten_up_to(places)
+    except ValueError:
+        return None
+    return tuple(found) if all([type(place) is int for place in found]) else None
 
 
 def is_leaf(item: Any) -> bool:

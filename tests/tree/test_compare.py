@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -148,3 +149,18 @@ def test_layouts_and_dtypes_for_which_torch_has_no_comparison() -> None:
         with pytest.raises(TypeError, match=r"tree\..*: a.1 is on the device meta, and has no val"):
             same({"a": [eye, eye.to("meta")]}, {"a": [eye, eye.to("meta")]})
     assert tree.allclose(eye.to(float8), (1.125 * eye).to(float8), rtol=0.2) is True
+
+
+def test_the_order_of_a_dict_around_modules_does_not_count() -> None:
+    def several(weight: float) -> dict[str, Any]:
+        tied = tree.map(lambda leaf: torch.full_like(leaf, weight), TiedParameter().initialize(0))
+        return {"dense": Dense().initialize(0), "tied": tied, "leaf": torch.ones(1)}
+
+    one, other = several(1.0), several(2.0)
+    turned = dict(reversed(one.items()))
+    assert tree.equal(one, turned) is True and tree.allclose(turned, one) is True
+    assert tree.equal(turned, other) is False
+    untied = copy.deepcopy(one["dense"]), one["dense"]
+    assert (
+        tree.equal({"a": untied[0], "b": one["tied"]}, {"b": one["tied"], "a": untied[1]}) is True
+    )

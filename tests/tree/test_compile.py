@@ -132,6 +132,21 @@ def test_compiled_equals_eager(name: str) -> None:
     same(compiled(m, o), CALLS[name](m, o))
 
 
+def test_dicts_may_have_another_order_as_in_eager() -> None:
+    one = {"model": make(0), "x": torch.ones(2), "l": [torch.zeros(1), torch.ones(1)]}
+    two = {"l": [torch.ones(1), torch.ones(1)], "x": torch.ones(2), "model": make(1)}
+
+    def both(a: Any, b: Any) -> Any:
+        return tree.add(a, b), tree.equal(a, b), tree.equal(a, dict(reversed(a.items())))
+
+    torch._dynamo.reset()
+    same(torch.compile(both, backend="eager", fullgraph=True)(one, two), both(one, two))
+    assert both(one, two)[1:] == (False, True)
+    for other in ({**two, "l": torch.ones(1)}, {**two, "l": [torch.ones(1)]}, {"x": torch.ones(2)}):
+        with pytest.raises((ValueError, torch._dynamo.exc.Unsupported), match="fit together"):
+            torch.compile(tree.add, backend="eager", fullgraph=True)(one, other)
+
+
 def same(a: Any, b: Any) -> None:
     """Equal in values, structure, ties, modes and frozen marks."""
     if isinstance(b, Module):

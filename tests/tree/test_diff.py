@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from parallax import nn, optim, tree
+from parallax import Module, Parameter, nn, optim, tree
 from parallax.core.structure import MAX_DEPTH
 from tests.corpus import MLP, MODULES, Case, Dense, Many, Norm, Residual, TiedParameter
 from tests.tree.strategies import trees
@@ -194,3 +195,28 @@ def test_bad_input() -> None:
         tree.diff(1, 2, rtol=-1.0)
     with pytest.raises(RuntimeError, match="not known inside a transform"):
         torch.vmap(lambda x: torch.ones(len(tree.diff(x, x))))(torch.ones(2))
+
+
+class Slot(enum.IntEnum):
+    FIRST = 1
+
+
+class Keyed(Module):
+    parts: dict[Any, Parameter]
+
+
+@pytest.mark.parametrize("make", [dict, Keyed], ids=["dict", "module"])
+def test_keys_that_read_alike_are_told_apart(make: Any) -> None:
+    start = "" if make is dict else "parts."
+    for other in ("1", Slot.FIRST):
+        (row,) = tree.diff(make({1: torch.ones(1)}), make({other: torch.ones(1)}))
+        words = f"a key of class {type(other).__name__}"
+        assert (row.path, row.kind) == (f"{start}1", "key")
+        assert (row.first, row.second) == ("a key of class int", words)
+
+
+def test_values_under_two_keys_that_read_alike_are_both_compared() -> None:
+    one = {1: torch.ones(1), "1": torch.ones(1)}
+    for key in one:
+        (row,) = tree.diff(one, {**one, key: torch.zeros(1)})
+        assert (row.path, row.kind) == ("1", "values")
