@@ -34,9 +34,13 @@ def without_memory(cls: type[T], like: Tensor) -> T:
 
 
 def without_class(tensor: Tensor) -> Tensor:
-    """A tensor of torch's own class; as it is if its class keeps more than the numbers of one."""
+    """A tensor of torch's own class; as it is if its class keeps more than the numbers of one.
+
+    A sparse tensor stays as it is, too: it has no single memory that another could share.
+    """
     wraps: bool = is_traceable_wrapper_subclass(tensor)  # else mypy has no tensor left
-    return tensor if wraps else tensor.as_subclass(Tensor)
+    keeps = wraps or type(tensor) is Tensor or tensor.layout is not torch.strided
+    return tensor if keeps else tensor.as_subclass(Tensor)
 
 
 def is_ordinary(cls: Any) -> bool:
