@@ -80,7 +80,7 @@ def spread(tensors: list[Any], over: list[Any]) -> list[Any]:
     return [None if t is None else t + zeros[t.device].to(t.dtype) for t in tensors]
 
 
-# -- operators in place, made of those that transforms have rules for -------------------------------
+# -- operators in place, made of those that transforms have rules for -----------------------------
 
 
 def _add_(self: Tensor, other: Any, *, alpha: Any = 1) -> Tensor:
