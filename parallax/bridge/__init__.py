@@ -6,7 +6,7 @@ from parallax.bridge.lift import lift
 from parallax.bridge.lifted import Lifted, lifted_type
 from parallax.bridge.lower import lower
 from parallax.bridge.lowered import Lowered
-from parallax.bridge.states import load_state_dict, state_dict
+from parallax.bridge.state_dict import load_state_dict, state_dict
 
 __all__ = [
     "Lifted",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from parallax._errors.arguments import check_flags, shown
 from parallax.bridge.blueprint import Blueprint, attributes_of
 from parallax.bridge.changes import require_same_modules
 from parallax.bridge.lazies import materialized
@@ -15,7 +16,6 @@ from parallax.bridge.lifted import Lifted, class_for
 from parallax.bridge.lowered import Lowered
 from parallax.bridge.places import flags_of, gathered, structure_in, with_modes
 from parallax.bridge.pointers import Detaching, ref_to
-from parallax.core.arguments import check_flags, shown
 from parallax.core.entries import BUFFER, PARAMETER, PLAIN, SLOT, Note, local_of
 from parallax.core.nodes import is_module
 from parallax.core.registry import unflatten_module

@@ -6,20 +6,20 @@ import copyreg
 import inspect
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, ClassVar
 
 from torch import nn
 
 from parallax._compat import dynamo
+from parallax._errors.arguments import shown
+from parallax._errors.habits import HABITS
 from parallax.bridge import running, traced
 from parallax.bridge.blueprint import Blueprint
 from parallax.bridge.pointers import Ref, resolved
 from parallax.bridge.skeleton import follow
 from parallax.core import notes
-from parallax.core.arguments import shown
 from parallax.core.fields import Buffer, Parameter
-from parallax.core.habits import HABITS
 from parallax.core.metaclass import ModuleMeta
 from parallax.core.module import Module
 from parallax.core.structure import Structure
@@ -64,6 +64,12 @@ class Lifted(Module, metaclass=_LiftedMeta):
             TypeError,
         ):  # of leaves that are no tensors, such as gradients' holes
             return ""
+
+    @staticmethod
+    def __unsaved__(constants: dict[str, Any]) -> Container[str]:
+        blueprint: Blueprint = constants["_blueprint"]
+        names: Container[str] = blueprint.attributes.get("_non_persistent_buffers_set", ())
+        return names
 
     def __getitem__(self, key: Any) -> Any:
         layout = type(self).__layout__

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from parallax._errors.arguments import check_flags, check_module
 from parallax.bridge.blueprint import STRUCTURE, Blueprint
 from parallax.bridge.holders import container_of, hold_functions
 from parallax.bridge.lowered import Lowered, lowered_as
@@ -14,12 +15,11 @@ from parallax.bridge.mirrors import layer_of, mirror_of, runs_our_code
 from parallax.bridge.places import parted
 from parallax.bridge.signatures import class_with_forward_of
 from parallax.bridge.skeleton import Skeleton
-from parallax.bridge.states import names_of, names_within, transient
-from parallax.core.arguments import check_flags, check_module
 from parallax.core.entries import Leaf
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.registry import flatten_module
 from parallax.core.structure import Structure
+from parallax.tree.state_names import names_of, names_within, unsaved
 
 __all__ = ["lower"]
 
@@ -104,7 +104,7 @@ def _lowered(structure: Structure, tensors: Tensors) -> nn.Module:
     if _is_lifted(structure):
         return _native(structure, tensors)
     names, begins = names_within(structure)
-    skipped = transient(structure)
+    skipped = unsaved(structure)
     made: dict[str, nn.Module] = {"": _made(structure, tensors, 0)}
     nodes = list(structure.nodes_with_start())
     index = 0

@@ -8,8 +8,8 @@ from torch import nn
 
 from parallax._compat.opaque import real
 from parallax.bridge.blueprint import STRUCTURE
-from parallax.bridge.states import names_within
 from parallax.core.structure import Structure
+from parallax.tree.state_names import names_within
 
 __all__ = [
     "Places", "flags_of", "gathered", "held", "modules_of", "parted", "places_of",

@@ -31,13 +31,13 @@ from parallax.bridge.places import (
     structure_in,
     with_modes,
 )
-from parallax.bridge.states import names_within
 from parallax.core import notes
 from parallax.core.entries import PLAIN, SLOT, Leaf, Static, local_of
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import Instance
 from parallax.core.registry import flatten_module, register_subclass, unflatten_module
 from parallax.core.structure import Structure, structure_of
+from parallax.tree.state_names import names_within
 
 if TYPE_CHECKING:
     from parallax.bridge.runs import Run

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax._errors.arguments import shown
 from parallax.compiler.packing import pack, paths_of, spans
-from parallax.core.arguments import shown
 from parallax.core.nodes import is_module
 from parallax.tree.donated import mark_all
 from parallax.tree.memory import Memory, make_private, memory_of

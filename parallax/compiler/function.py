@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from parallax._compat.artifacts import BACKENDS, Keeper
 from parallax._compat.dynamo import is_compiling, recompile_limit
 from parallax._compat.modes import is_transforming
+from parallax._errors.arguments import check_function
 from parallax.compiler import dynamo
 from parallax.compiler.donation import Donate, Donation, donation_of
 from parallax.compiler.graph import Graph
@@ -21,7 +22,6 @@ from parallax.compiler.lowering import Compiled, Compiler, Lowered, Method
 from parallax.compiler.packing import pack_call, paths_of, positions_in_modules
 from parallax.compiler.progress import told
 from parallax.compiler.reasons import family_of, reason
-from parallax.core.arguments import check_function
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 

@@ -14,13 +14,13 @@ from parallax._compat.artifacts import load_graph
 from parallax._compat.bytecode import load_code
 from parallax._compat.dynamo import global_state, is_compiling, state_check
 from parallax._compat.modes import is_transforming
+from parallax._errors.arguments import shown
 from parallax.compiler.donation import Donation
 from parallax.compiler.graph import Graph, Loaded
 from parallax.compiler.leaves import Leaves
 from parallax.compiler.lowering import MAGIC, Leaf, checked_path, leaf_of, other_of, system
 from parallax.compiler.packing import pack_call, paths_of
 from parallax.compiler.reasons import changed
-from parallax.core.arguments import shown
 
 __all__ = ["load_compiled"]
 

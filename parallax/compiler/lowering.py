@@ -23,10 +23,10 @@ from torch import Tensor
 from parallax._compat.artifacts import Keeper
 from parallax._compat.bytecode import ReadsOutsideError, dump_code
 from parallax._compat.dynamo import compiled_entries, global_state
+from parallax._errors.arguments import shown
 from parallax.compiler.donation import Donation
 from parallax.compiler.graph import Graph
 from parallax.compiler.guards import is_library
-from parallax.core.arguments import shown
 from parallax.random.sources import GlobalSource, KeySource, SeedSource
 
 __all__ = [

@@ -120,7 +120,7 @@ def local_of(cls: type, constants: tuple[Any, ...], key: Any, note: Note = PLAIN
     if found is None:
         found = _locals[name] = Local(cls, constants, key, note)
         if note.gathered or note.summed:
-            from parallax.core.parts import communicate_in_calls  # it imports this file
+            from parallax.distributed.calls import communicate_in_calls  # it imports this file
 
             communicate_in_calls(cls)
     return found

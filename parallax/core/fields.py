@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat.opaque import constant_while_tracing
-from parallax.core.arguments import check_dtype, check_flags, check_function, shown
+from parallax._errors.arguments import check_dtype, check_flags, check_function, shown
 from parallax.core.nodes import is_module
 
 __all__ = ["MISSING", "Buffer", "Field", "Lazy", "Parameter", "UninitializedError", "field"]

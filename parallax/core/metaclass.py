@@ -8,16 +8,15 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError
 from typing import TYPE_CHECKING, Any
 
 import typing_extensions
 from typing_extensions import dataclass_transform
 
+from parallax._compat.cached import without_locks
 from parallax._compat.dynamo import is_compiling
+from parallax._errors.habits import Habit, without_habits
 from parallax.core import registry, unreachable
-from parallax.core.admission import annotation_of
-from parallax.core.cached import without_locks
 from parallax.core.declare import (
     Scope,
     collect_fields,
@@ -27,14 +26,13 @@ from parallax.core.declare import (
     write_init,
 )
 from parallax.core.entries import PLAIN
-from parallax.core.fields import Buffer, field
-from parallax.core.habits import Habit, without_habits
-from parallax.core.holders import held_as
+from parallax.core.fields import field
+from parallax.core.frozen import setter_of
 from parallax.core.layout import Layout
 from parallax.core.nodes import CLASS_CLOCK, new_with_dict
 from parallax.core.sealing import check_set, write_seal
 
-__all__ = ["ModuleMeta", "immutable", "place_init", "undeclared", "writes_call"]
+__all__ = ["ModuleMeta", "place_init", "writes_call"]
 
 _finishing = threading.RLock()
 # What constructing an instance needs: ``__new__``, the seal, and every ``__check_init__``.
@@ -91,7 +89,7 @@ class ModuleMeta(_ProtocolMeta):
         type.__setattr__(cls, "__ready__", None)
         fields = fields_of(cls.__mro__)
         if not has_setattr:
-            type.__setattr__(cls, "__setattr__", _setter(frozenset(fields)))
+            type.__setattr__(cls, "__setattr__", setter_of(frozenset(fields)))
         # At run time a written __init__ is inherited; type checkers need init=False for that.
         written = has_init or not init or _inherits_init(cls, root)
         type.__setattr__(cls, "__written_init__", written)
@@ -180,29 +178,6 @@ def place_init(cls: Any) -> None:
     type.__setattr__(cls, "__init__", __init__)
 
 
-def _setter(names: frozenset[str]) -> Callable[[Any, str, Any], None]:
-    """The ``__setattr__`` of one class; a closure over the names makes it a fifth faster."""
-
-    def __setattr__(self: Any, name: str, value: Any) -> None:
-        # A module is under construction until it has a structure.
-        if name in names and self._spec is None:
-            object.__setattr__(self, name, value)
-        else:
-            _set_other(self, name, value)
-
-    return __setattr__
-
-
-def _set_other(module: Any, name: str, value: Any) -> None:
-    """Sets an attribute in the unusual cases: a user's ``__setattr__``, a property, an error."""
-    cls = type(module)
-    if module._spec is not None:
-        raise FrozenInstanceError(immutable("set", module, name))
-    if name not in cls.__layout__.fields and not hasattr(getattr(cls, name, None), "__set__"):
-        raise AttributeError(undeclared(cls, name, value))
-    object.__setattr__(module, name, value)
-
-
 def _root(bases: tuple[type, ...]) -> Any:
     """``Module`` itself, as seen from the bases of a class; ``None`` for ``Module``."""
     for base in bases:
@@ -286,31 +261,3 @@ def _finish(cls: Any) -> _Ready:
         ready = make, write_seal(layout), tuple(reversed(checks))
         type.__setattr__(cls, "__ready__", ready)
         return ready
-
-
-def immutable(verb: str, module: Any, name: str) -> str:
-    """The message for a change of a finished module, which names the model that holds it."""
-    held = held_as(module)
-    of_model = ""
-    if held is not None:
-        model, path = held
-        of_model = f"; in {model}: {model} = tree.select({model}, '{path}.{name}').set(...)"
-    field = type(module).__layout__.fields.get(name)
-    if field is not None and field.kind.leaf is Buffer:
-        of_model += f"; in forward: self.emit({name}=...)"
-    return (
-        f"cannot {verb} {type(module).__name__}.{name}: modules are immutable. "
-        f"Make a changed copy: module = module.replace({name}=...){of_model}"
-    )
-
-
-def undeclared(cls: type, name: str, value: Any) -> str:
-    """The message for an attribute that no annotation declares."""
-    import difflib
-
-    near = difflib.get_close_matches(name, cls.__layout__.fields, n=1)  # type: ignore[attr-defined]  # a module class
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return (
-        f"{cls.__name__} declares no field {name!r}.{hint} Declare it in the class body: "
-        f"'{name}: {annotation_of(value)}'"
-    )

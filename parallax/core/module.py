@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import FrozenInstanceError
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, cast
 
 import torch
 
 from parallax import effects, random
+from parallax._errors.arguments import shown
+from parallax._errors.habits import hint_at_habits, without_habits
 from parallax.core import notes
-from parallax.core.arguments import shown
-from parallax.core.display import html_of, repr_of
-from parallax.core.habits import hint_at_habits, without_habits
+from parallax.core.frozen import delete_attribute, refuse_item, undeclared
 from parallax.core.holders import nodes_below
 from parallax.core.layout import Layout
-from parallax.core.metaclass import ModuleMeta, immutable, undeclared
+from parallax.core.metaclass import ModuleMeta
 from parallax.core.nodes import Instance, is_module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.sealing import seal_copy
@@ -24,7 +23,8 @@ from parallax.core.structure import Structure
 from parallax.effects import collection
 from parallax.random import initialize, sources
 from parallax.random.shares import Spreading
-from parallax.tree import recording, tape
+from parallax.tree import modes, recording, tape
+from parallax.tree.display import html_of, repr_of
 
 __all__ = ["Module"]
 
@@ -85,13 +85,10 @@ class Module(Instance, metaclass=ModuleMeta):
             """The result of ``forward``; at run time both are the same function."""
             ...
 
-    # Type checkers know by dataclass_transform that it is frozen; this method would hide typos.
+    # Type checkers know by dataclass_transform that it is frozen; these would hide typos.
     if not TYPE_CHECKING:
-
-        def __delattr__(self, name: str) -> None:
-            if self._spec is not None:
-                raise FrozenInstanceError(immutable("delete", self, name))
-            object.__delattr__(self, name)
+        __delattr__ = delete_attribute
+        __setitem__ = __delitem__ = refuse_item
 
     def replace(self, **fields: Any) -> Self:
         """A copy with other values in some fields; ``__init__`` does not run, the checks do.
@@ -213,7 +210,7 @@ class Module(Instance, metaclass=ModuleMeta):
             The module in the new mode.
         """
         source = collection.source_of(self._rng) if rng is None else sources.source_of(rng)
-        return self._in_mode("train", source)
+        return modes.in_mode(self, "train", source)
 
     def eval(self) -> Self:
         """The module in mode ``"eval"``, its leaves untouched and without an rng.
@@ -221,16 +218,11 @@ class Module(Instance, metaclass=ModuleMeta):
         Returns:
             The module in the new mode.
         """
-        return self._in_mode("eval", None)
+        return modes.in_mode(self, "eval", None)
 
     def _built(self, structure: Structure, leaves: Iterable[Any], rng: Any = None) -> Self:
         """A module of this one's class."""
         return cast(Self, unflatten_module(structure, leaves, rng))
-
-    def _in_mode(self, mode: str, source: sources.Source | None) -> Self:
-        leaves, structure = flatten_module(self)
-        structure = notes.addressed(structure, collection.root_of(self), mode)
-        return self._built(structure, leaves, collection.with_source(self._rng, source))
 
     def split(self, n: int) -> tuple[Self, ...]:
         """Copies that share every leaf and differ in their random numbers.

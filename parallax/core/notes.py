@@ -1,4 +1,7 @@
-"""Changes notes, which travel with a tree and are not compared: modes, paths, frozen marks."""
+"""Changes notes, which travel with a tree and are not compared: paths, copies, frozen marks.
+
+Modes are distributed in ``tree.modes``, and leaves are frozen in ``tree.freeze``.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,21 @@ from typing import Any
 
 from parallax._compat.opaque import real
 from parallax.core.description import note_of
-from parallax.core.entries import Note, local_of
+from parallax.core.entries import local_of
 from parallax.core.structure import Structure, structure_of
 
 __all__ = ["addressed", "carry_note", "joined", "note_of", "split_copy"]
 
 
 @real
-def addressed(structure: Structure, root: str = "", mode: str | None = None) -> Structure:
-    """The structure with every module's path, below that of the root, and its mode.
-
-    The mode is that of all modules but those that stay in eval; ``None`` leaves each its own.
-    """
-    found = structure.variants.get(("addressed", root, mode))
+def addressed(structure: Structure, root: str = "") -> Structure:
+    """The structure with every module's path, below that of the root."""
+    found = structure.variants.get(("addressed", root))
     if found is None:
         paths = [path for path, node in structure.walk() if type(node) is Structure]
-
-        def change(index: int, node: Structure) -> Note:
-            note = node.note._replace(path=joined(root, *paths[index]))
-            return note if mode is None or note.stays_eval else note._replace(mode=mode)
-
-        found = structure.variants["addressed", root, mode] = structure.renote(change)
+        found = structure.variants["addressed", root] = structure.renote(
+            lambda index, node: node.note._replace(path=joined(root, *paths[index]))
+        )
     return found
 
 

@@ -19,9 +19,8 @@ from typing import Any
 import optree
 
 from parallax._compat import dynamo, registries
-from parallax.core.arguments import check_function, shown
+from parallax._errors.arguments import check_function, shown
 from parallax.core.description import leaves_of, spec_of
-from parallax.core.encoding import dump, dump_constant, load, load_constant
 from parallax.core.layout import Layout
 from parallax.core.nodes import NODES, Node, is_node
 from parallax.core.optree_nodes import optree_functions
@@ -157,14 +156,21 @@ def _torch_flatten_with_keys(module: Any) -> tuple[list[tuple[Any, Any]], Any]:
 
 def _dump_context(context: Context) -> str:
     present, keyed = context.present, context.keyed
-    return json.dumps({"structure": dump(context.structure), "present": present, "keyed": keyed})
+    structure = _encoding().dump(context.structure)
+    return json.dumps({"structure": structure, "present": present, "keyed": keyed})
 
 
 def _load_context(text: str) -> Context:
     data = json.loads(text)
     present = data["present"]
     present = None if present is None else tuple(present)
-    return Context(load(data["structure"]), present, None, data["keyed"])
+    return Context(_encoding().load(data["structure"]), present, None, data["keyed"])
+
+
+def _encoding() -> Any:
+    from parallax.tree import encoding  # when torch writes or reads an archive
+
+    return encoding
 
 
 # -- both ---------------------------------------------------------------------------------------
@@ -295,6 +301,6 @@ def _register_with_torch(cls: type, node: Node, name: str) -> None:
         lambda children, metadata: node.unflatten(metadata, tuple(children)),
         with_keys,
         name=name,
-        dump_context=lambda metadata: json.dumps(dump_constant(metadata)),
-        load_context=lambda text: load_constant(json.loads(text)),
+        dump_context=lambda metadata: json.dumps(_encoding().dump_constant(metadata)),
+        load_context=lambda text: _encoding().load_constant(json.loads(text)),
     )

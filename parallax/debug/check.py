@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, shards
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.debug.messages import check_message, filled, rendered
 from parallax.debug.operator import checking, numbers_are_hidden
 

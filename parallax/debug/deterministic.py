@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor
 
 from parallax import random
-from parallax.core.arguments import check_function
+from parallax._errors.arguments import check_function
 from parallax.debug.bits import same_bits
 from parallax.debug.calls import leaves_of, name_of
 from parallax.debug.pure import ImpureError

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, shards
+from parallax._errors.arguments import check_function
 from parallax.core import notes
-from parallax.core.arguments import check_function
 from parallax.debug.calls import arguments, leaves_of, name_of, tensors_in
 from parallax.debug.observing import observed
 from parallax.debug.operator import checking

@@ -10,8 +10,8 @@ import optree
 import torch
 from torch import Tensor
 
+from parallax._errors.arguments import check_function
 from parallax.core import notes
-from parallax.core.arguments import check_function
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE
 from parallax.debug.bits import same_bits

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 from torch import Tensor
 
 from parallax._compat.opaque import real
+from parallax._errors.arguments import check_function
 from parallax.core import notes
-from parallax.core.arguments import check_function
 from parallax.core.kinds import array_of
 from parallax.debug.observing import observed
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from parallax._compat.dynamo import Trace, TraceLog
+from parallax._errors.arguments import check_function
 from parallax.compiler.function import FUNCTIONS, CompiledFunction
-from parallax.core.arguments import check_function
 from parallax.debug.calls import name_of
 
 __all__ = ["trace_counts"]

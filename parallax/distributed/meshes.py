@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.distributed.agreement import agree
 
 __all__ = ["Sizes", "cutting", "mesh", "sizes_of"]

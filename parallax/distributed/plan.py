@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from parallax._compat import shards
-from parallax.core.arguments import check_module, shown
+from parallax._errors.arguments import check_module, shown
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.distributed.agreement import agree
 from parallax.distributed.batches import batches

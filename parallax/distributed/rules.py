@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 
 __all__ = [
     "FullyShard", "Replicated", "Rule", "TensorParallel", "checked_rule", "fsdp", "replicate",

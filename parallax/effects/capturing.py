@@ -9,8 +9,8 @@ from typing import Any, Concatenate, Literal, overload
 from torch import Tensor
 from typing_extensions import ParamSpec, TypeVar
 
+from parallax._errors.arguments import check_flags, check_function
 from parallax.core import notes
-from parallax.core.arguments import check_flags, check_function
 from parallax.effects.applying import below
 from parallax.effects.collection import Collecting, Collection, EffectError, root_of
 from parallax.effects.running import freed, rng_of, run

@@ -8,7 +8,7 @@ from typing import Any, Concatenate
 
 from typing_extensions import ParamSpec, TypeVar
 
-from parallax.core.arguments import check_function
+from parallax._errors.arguments import check_function
 from parallax.effects.applying import applied
 from parallax.effects.collection import Collecting, Collection
 from parallax.effects.running import rng_of, run

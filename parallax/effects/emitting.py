@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from parallax._compat import autograd, checkpoints, dynamo, functorch
+from parallax._errors.arguments import shown
 from parallax.core import notes
-from parallax.core.arguments import shown
 from parallax.core.fields import Buffer
 from parallax.effects.collection import Collecting, Collection, EffectError
 

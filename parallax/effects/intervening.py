@@ -9,8 +9,8 @@ from typing import Any, Concatenate
 from torch import Tensor
 from typing_extensions import ParamSpec, TypeVar
 
+from parallax._errors.arguments import check_function, shown
 from parallax.core import notes
-from parallax.core.arguments import check_function, shown
 from parallax.effects.capturing import each_called, watched
 from parallax.effects.collection import EffectError, root_of
 from parallax.effects.running import rng_of

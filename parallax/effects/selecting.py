@@ -6,7 +6,7 @@ import difflib
 from typing import Any
 
 from parallax._compat.opaque import real
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.core.description import spec_of
 from parallax.core.structure import Structure
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from parallax.func.arguments import called
 from parallax.func.framed import check_functions, fitted, framed
-from parallax.func.moving import is_inexact
+from parallax.func.holes import is_inexact
 from parallax.func.nondiff import Arguments, Given
 from parallax.func.results import describe
 from parallax.func.rules import Rule, apply

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from parallax._compat import dynamo
-from parallax.core.arguments import check_function
+from parallax._errors.arguments import check_function
 from parallax.core.nodes import is_module
 from parallax.func.signatures import P, R
 from parallax.tree.standins import StandIns, outlined

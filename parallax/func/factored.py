@@ -16,7 +16,7 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import dynamo, functorch
-from parallax.func.moving import filled
+from parallax.func.holes import filled
 from parallax.func.outer import Outer, PerSample
 from parallax.func.summed import Chunk, Summed
 from parallax.func.tape import Tape

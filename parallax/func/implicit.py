@@ -10,8 +10,8 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch
 from parallax.func.framed import Frame, fitted, framed
+from parallax.func.holes import is_inexact
 from parallax.func.linear_solves import LinearSolve, flattened, unflattened
-from parallax.func.moving import is_inexact
 from parallax.func.rules import Rule, apply, differentiable
 
 __all__ = ["implicit"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallax.func.arguments import short
 from parallax.func.framed import Frame, framed
-from parallax.func.moving import path_of
+from parallax.func.holes import path_of
 from parallax.random.keys import rows_of
 
 __all__ = ["Rows"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from parallax._compat import dynamo, flow, modes
 from parallax.func.framed import LONE, Frame, framed
-from parallax.func.moving import is_inexact, path_of
+from parallax.func.holes import is_inexact, path_of
 from parallax.func.results import describe
 from parallax.tree import core
 

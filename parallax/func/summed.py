@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallax.func.call import Argnums, Call
 from parallax.func.grad import scalar_and_aux
-from parallax.func.moving import filled, path_of
+from parallax.func.holes import filled, path_of
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
 from parallax.func.tape import gradient_by_tape

@@ -20,10 +20,10 @@ from parallax.func.as_forward import CutError, as_forward
 from parallax.func.call import Call
 from parallax.func.expanding import Flat, Make, Series, basis, by_jets_or, count_of, run, whole
 from parallax.func.forward_again import differentiable_again
+from parallax.func.holes import path_of
 from parallax.func.jacobians import forward_or_not
 from parallax.func.jet_rules import RULES
 from parallax.func.jets import Expansion, Term
-from parallax.func.moving import path_of
 from parallax.func.results import Result, Taking
 from parallax.func.transforms import applied, through
 

@@ -14,7 +14,7 @@ from parallax.core.nodes import is_module
 from parallax.func.arguments import called, check_chunk_size, check_in_dims, check_randomness, short
 from parallax.func.batches import Sizes, are_loaded, give_sizes, sizes_inside, sizes_outside
 from parallax.func.dims import checked_dim, rng_dim, spread
-from parallax.func.moving import Moving, filled, path_of
+from parallax.func.holes import Moving, filled, path_of
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
 from parallax.func.signatures import P, R

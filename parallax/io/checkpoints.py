@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
-from parallax.core.arguments import check_flags, shown
+from parallax._errors.arguments import check_flags, shown
 from parallax.io import background, files
 from parallax.io.reading import check_path
 

@@ -13,8 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from parallax._compat import directories, shards
-from parallax.bridge.states import names_of
-from parallax.core.arguments import check_flags
+from parallax._errors.arguments import check_flags
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
@@ -31,6 +30,7 @@ from parallax.io.parts import (
 )
 from parallax.io.reading import check_path
 from parallax.io.resuming import as_saved
+from parallax.tree.state_names import names_of
 
 __all__ = ["load_distributed", "save_distributed"]
 

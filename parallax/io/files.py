@@ -13,13 +13,13 @@ from typing import IO, Any, Literal, TypeVar, overload
 import torch
 from torch import Tensor
 
-from parallax.core.arguments import check_flags
-from parallax.io import background, streams
-from parallax.io.header import difference, dump_header
+from parallax._errors.arguments import check_flags
+from parallax.io import background, safetensors, streams
+from parallax.io.header import HEADER, difference, dump_header, unreadable
 from parallax.io.parts import filled, nodes_of_tree, require_complete, take_apart, tensors
-from parallax.io.reading import HEADER, checked, import_safetensors, named, read_file, unreadable
+from parallax.io.reading import checked, named, read_file
 from parallax.io.report import Convert, converted
-from parallax.io.writing import replacing
+from parallax.io.writing import not_written, replacing
 
 __all__ = ["load", "metadata", "read", "save"]
 
@@ -160,8 +160,8 @@ def _writer(path: Any, family: str | None) -> Callable[[dict[str, Tensor], str],
         raise ValueError(
             f"save: {target.name} has no known suffix. Name it *.safetensors, or *.pt for torch's"
         )
-    import_safetensors()
-    return partial(_write_safetensors, target, family)
+    safetensors.require()
+    return partial(safetensors.write, target, family)
 
 
 def _write_stream(file: Any, held: dict[str, Tensor], header: str) -> None:
@@ -175,36 +175,7 @@ def _write_torch(target: Path, family: str | None, held: dict[str, Tensor], head
         try:
             torch.save({HEADER: header, "state_dict": held}, temporary)
         except RuntimeError as error:
-            raise _not_written(target, error) from error
-
-
-def _write_safetensors(
-    target: Path, family: str | None, held: dict[str, Tensor], header: str
-) -> None:
-    safetensors = import_safetensors()
-    apart = _apart(held)
-    with replacing(target, family) as temporary:
-        try:
-            safetensors.torch.save_file(apart, temporary, {"format": "pt", HEADER: header})
-        except safetensors.SafetensorError as error:
-            raise _not_written(target, error) from error
-        except (KeyError, ValueError) as error:
-            raise TypeError(f"save: safetensors cannot hold it ({error}). Name it *.pt") from error
-
-
-def _apart(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, each in memory of its own, which safetensors insists on."""
-    seen: set[int] = set()
-    found = {}
-    for name, tensor in held.items():
-        place = tensor.data_ptr() if tensor.layout == torch.strided else 0
-        found[name] = tensor.clone() if place and place in seen else tensor
-        seen.add(place)
-    return found
-
-
-def _not_written(target: Path, error: Exception) -> OSError:
-    return OSError(f"{target} could not be written: {error}. What was there before is intact")
+            raise not_written(target, error) from error
 
 
 _FITTING = (

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from parallax.bridge.blueprint import Blueprint
-from parallax.core.encoding import dump_constant
 from parallax.core.structure import Structure
+from parallax.tree.encoding import dump_constant
 
-__all__ = ["Node", "below", "difference", "dump_header", "load_header", "nodes_of", "show"]
+__all__ = ["HEADER", "Node", "below", "difference", "dump_header", "load_header", "nodes_of",
+           "readable_header", "show", "unreadable"]  # fmt: skip
 
 Node = list[Any]
 """A node of a tree: its dotted path, the name of its class, and its constants as JSON."""
 _VERSION = 1
+HEADER = "parallax"
+"""Under which name a file keeps its header."""
 _PLAIN = (int, float, bool, str)
 
 
@@ -154,3 +158,16 @@ def _described(name: str, value: Any) -> dict[str, str]:
         return {name: json.dumps(dump_constant(value))}
     except TypeError:  # such as a lambda: then its kind must do
         return {name: type(value).__name__}
+
+
+def readable_header(text: Any, source: Path | str) -> dict[str, Any]:
+    """The header that a file holds; ``source`` is how errors call it."""
+    try:
+        return load_header(text)
+    except ValueError as error:
+        raise unreadable(source, error) from error
+
+
+def unreadable(source: Path | str, error: Exception | str) -> ValueError:
+    """The error for a file that is not a checkpoint."""
+    return ValueError(f"{source} is truncated or no checkpoint: {error}. Nothing was loaded")

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from parallax._compat import overrides, shards
-from parallax.bridge.states import loaded, misfit, names_of, state_dict
+from parallax.bridge.state_dict import loaded, misfit, state_dict
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE, flatten_module
 from parallax.io.header import Node, below, nodes_of
 from parallax.io.resuming import as_saved
 from parallax.tree.outside import adopt
+from parallax.tree.state_names import names_of
 
 __all__ = [
     "Part", "filled", "named_tensors", "nodes_of_tree", "placed", "require_complete", "take_apart",

@@ -15,16 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.io import background, streams
-from parallax.io.header import load_header
+from parallax.io import background, safetensors, streams
+from parallax.io.header import HEADER, load_header, readable_header, unreadable
 
-__all__ = [
-    "HEADER", "INDEX", "check_path", "checked", "import_safetensors", "named", "read_file",
-    "unreadable",
-]  # fmt: skip
+__all__ = ["INDEX", "check_path", "checked", "named", "read_file"]
 
-HEADER = "parallax"
-"""Under which name a file keeps its header."""
 INDEX = ".safetensors.index.json"
 """How the index of a sharded checkpoint ends."""
 
@@ -88,7 +83,7 @@ def _read_path(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if source.name.endswith(INDEX):
         return load_header(None), _read_shards(source)
     if source.suffix == ".safetensors":
-        return _read_safetensors(source)
+        return safetensors.read(source)
     return _read_torch(source, source)
 
 
@@ -97,23 +92,7 @@ def _read_stream(file: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     data, name = streams.content(file), streams.named(file)
     if data[8:9] != b"{":  # a file of safetensors begins with the length of its header
         return _read_torch(name, io.BytesIO(data))
-    safetensors = import_safetensors()
-    try:
-        found = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
-        raise unreadable(name, error) from error
-    about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-    return _header(about.get(HEADER), name), found
-
-
-def _read_safetensors(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    safetensors = import_safetensors()
-    try:
-        with safetensors.safe_open(source, framework="pt") as file:
-            header = _header((file.metadata() or {}).get(HEADER), source)
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
-    except safetensors.SafetensorError as error:
-        raise unreadable(source, error) from error
+    return safetensors.read_bytes(data, name)
 
 
 def _read_torch(source: Path | str, file: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -148,7 +127,7 @@ def _read_torch(source: Path | str, file: Any) -> tuple[dict[str, Any], dict[str
             f"{source} holds a {type(found).__name__}{keys}, no tensors by name. Take the part "
             f"that is a state dict: bridge.load_state_dict(module, torch.load(path)[key])"
         )
-    return _header(header, source), dict(found)
+    return readable_header(header, source), dict(found)
 
 
 def _can_be_mapped(source: Path) -> bool:
@@ -175,38 +154,9 @@ def _read_shards(source: Path) -> dict[str, Tensor]:
             raise ValueError(f"{source} names the shard {shard!r}, which is not beside it")
         if not file.exists():
             raise FileNotFoundError(f"{source} names the shard {shard}, which is not there")
-        _, found = _read_safetensors(file)
+        _, found = safetensors.read(file)
         for name in names:
             if name not in found:
                 raise ValueError(f"{file} lacks {name!r}, which {source.name} says it holds")
             tensors[name] = found[name]
     return tensors
-
-
-def _header(text: Any, source: Path | str) -> dict[str, Any]:
-    try:
-        return load_header(text)
-    except ValueError as error:
-        raise unreadable(source, error) from error
-
-
-def unreadable(source: Path | str, error: Exception | str) -> ValueError:
-    """The error for a file that is not a checkpoint."""
-    return ValueError(f"{source} is truncated or no checkpoint: {error}. Nothing was loaded")
-
-
-def import_safetensors() -> Any:
-    """The package safetensors.
-
-    Raises:
-        ImportError: if it is not installed; the message names the extra.
-    """
-    try:
-        import safetensors
-        import safetensors.torch
-    except ImportError:
-        raise ImportError(
-            "*.safetensors files need safetensors, which the extra 'io' installs: "
-            "pip install 'parallax-torch[io]'. Or name the file *.pt"
-        ) from None
-    return safetensors

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax.bridge.states import misfit, names_of
-from parallax.core.arguments import check_flags, check_function, shown
+from parallax._errors.arguments import check_flags, check_function, shown
+from parallax.bridge.state_dict import misfit
 from parallax.core.fields import Lazy
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
@@ -17,6 +17,7 @@ from parallax.io.header import below, difference
 from parallax.io.parts import Part, constant_misfit, nodes_of_tree, take_apart
 from parallax.io.reading import named, read_file
 from parallax.io.resuming import as_saved
+from parallax.tree.state_names import names_of
 
 __all__ = ["Convert", "Report", "converted", "report"]
 

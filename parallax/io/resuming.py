@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from parallax.bridge.states import names_within
 from parallax.core.registry import flatten_module
 from parallax.core.structure import Structure
 from parallax.tree.select import select
+from parallax.tree.state_names import names_within
 
 __all__ = ["as_saved"]
 

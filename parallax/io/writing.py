@@ -15,7 +15,7 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["replacing", "sync_folder"]
+__all__ = ["not_written", "replacing", "sync_folder"]
 
 _live: set[str] = set()
 """The temporary files that this process is writing."""
@@ -135,3 +135,8 @@ def _remove_unlocked(path: Path) -> None:
             path.unlink()
         finally:
             os.close(descriptor)
+
+
+def not_written(target: Path, error: Exception) -> OSError:
+    """The error for a file that could not be written."""
+    return OSError(f"{target} could not be written: {error}. What was there before is intact")

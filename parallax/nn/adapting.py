@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn, TypeVar, cast
 
-from parallax.bridge.states import names_of
-from parallax.core.arguments import check_module
+from parallax._errors.arguments import check_module
 from parallax.core.entries import Note
 from parallax.core.notes import note_of
 from parallax.core.registry import flatten_module, unflatten_module
@@ -16,6 +15,7 @@ from parallax.tree.chart import Chart, Entry
 from parallax.tree.match import find
 from parallax.tree.places import Survey
 from parallax.tree.selection import Selection
+from parallax.tree.state_names import names_of
 
 __all__ = ["lora", "merge_lora"]
 

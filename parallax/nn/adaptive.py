@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.core.arguments import check_flags, shown
+from parallax._errors.arguments import check_flags, shown
 from parallax.nn.arguments import is_int
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.nn import init
 
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 
 __all__ = ["Sizes", "as_given", "at_least", "between", "integer", "is_int", "one_of", "per_dim",
            "positive", "uniform_within"]  # fmt: skip

@@ -13,7 +13,7 @@ from torch.nn import init
 
 from parallax import random
 from parallax._compat import dynamo, functorch
-from parallax.core.arguments import check_dtype, check_flags, device_of
+from parallax._errors.arguments import check_dtype, check_flags, device_of
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import positive

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.nn.arguments import between, positive
 from parallax.nn.caching import KVCache
 from parallax.nn.refusal import refuse, where

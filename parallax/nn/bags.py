@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.core.arguments import check_flags
+from parallax._errors.arguments import check_flags
 from parallax.nn.arguments import one_of
 from parallax.nn.bagging import REDUCTIONS, bagged, bags_watched
 from parallax.nn.embedding import Table

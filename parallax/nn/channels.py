@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import init
 
-from parallax.core.arguments import check_dtype, check_flags
+from parallax._errors.arguments import check_dtype, check_flags
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import between, positive

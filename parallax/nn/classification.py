@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax._compat.gradients import WhereRecorded
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.core.fields import Buffer
 from parallax.nn.arguments import between, integer
 from parallax.nn.exactness import in_plain_eager_code, kernel_has_derivatives

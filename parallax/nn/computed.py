@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.bridge.states import names_of
-from parallax.core.arguments import check_function, check_module, shown
+from parallax._errors.arguments import check_function, check_module, shown
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.nn.refusal import where
+from parallax.tree.state_names import names_of
 
 __all__ = ["Computed", "Masked", "Parametrized", "path_of", "with_leaf"]
 

@@ -9,7 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from parallax.core.arguments import check_flags, shown
+from parallax._errors.arguments import check_flags, shown
 from parallax.core.module import Module
 from parallax.nn.arguments import positive
 from parallax.nn.linear import Linear

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
-from parallax.core.arguments import check_flags
+from parallax._errors.arguments import check_flags
 from parallax.core.fields import Parameter
 from parallax.nn.arguments import Sizes, at_least, one_of, per_dim, positive, uniform_within
 from parallax.nn.families import shown_as

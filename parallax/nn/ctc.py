@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallax._compat import dynamo, kernels
 from parallax._compat.gradients import WhereRecorded
-from parallax.core.arguments import check_flags, shown
+from parallax._errors.arguments import check_flags, shown
 from parallax.func.scan import scan
 from parallax.nn.arguments import at_least, is_int
 from parallax.nn.exactness import can_be_read, in_plain_eager_code, kernel_has_derivatives

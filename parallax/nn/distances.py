@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.core.arguments import check_flags
+from parallax._errors.arguments import check_flags
 from parallax.core.module import Module
 from parallax.nn.arguments import between, integer
 from parallax.nn.families import shown_as

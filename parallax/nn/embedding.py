@@ -13,7 +13,7 @@ from torch.nn import init
 
 from parallax import tree
 from parallax._compat import dynamo, functorch
-from parallax.core.arguments import check_flags, shown
+from parallax._errors.arguments import check_flags, shown
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import at_least, between, is_int

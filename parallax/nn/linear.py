@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
-from parallax.core.arguments import check_flags
+from parallax._errors.arguments import check_flags
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import at_least, positive, uniform_within

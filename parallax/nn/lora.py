@@ -16,7 +16,6 @@ from parallax._compat.shards import is_mixing
 from parallax.bridge.blueprint import Blueprint
 from parallax.bridge.lifted import Lifted
 from parallax.bridge.pointers import ATOMS
-from parallax.bridge.states import names_of
 from parallax.core.fields import Parameter
 from parallax.core.metaclass import writes_call
 from parallax.core.module import Module
@@ -29,6 +28,7 @@ from parallax.nn.dropout import Dropout
 from parallax.nn.embedding import Embedding
 from parallax.nn.linear import Linear
 from parallax.nn.refusal import name_in
+from parallax.tree.state_names import names_of
 
 __all__ = ["LoRA"]
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.core.module import Module
 from parallax.nn.arguments import one_of
 from parallax.nn.families import shown_as

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.core.arguments import check_flags, shown
+from parallax._errors.arguments import check_flags, shown
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.func.checkpoint import checkpoint

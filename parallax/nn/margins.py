@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.core.arguments import check_flags, check_function
+from parallax._errors.arguments import check_flags, check_function
 from parallax.core.module import Module
 from parallax.nn.arguments import between
 from parallax.nn.distances import PairwiseDistance

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.core.arguments import check_flags
+from parallax._errors.arguments import check_flags
 from parallax.core.fields import Buffer, Lazy
 from parallax.core.module import Module
 from parallax.nn.arguments import one_of

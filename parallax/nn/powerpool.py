@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.core.arguments import check_flags
+from parallax._errors.arguments import check_flags
 from parallax.nn.arguments import Sizes, as_given, between, is_int, per_dim
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in

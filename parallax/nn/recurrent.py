@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from parallax import random
-from parallax.core.arguments import check_flags
+from parallax._errors.arguments import check_flags
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import between, positive, uniform_within

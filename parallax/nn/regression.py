@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax._compat import shards
-from parallax.core.arguments import check_flags
+from parallax._errors.arguments import check_flags
 from parallax.nn.arguments import between, one_of
 from parallax.nn.exactness import in_plain_eager_code
 from parallax.nn.loss import Loss, Pointwise, compared, reduced, refuse_shapes

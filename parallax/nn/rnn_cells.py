@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.core.arguments import check_flags
+from parallax._errors.arguments import check_flags
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
 from parallax.nn.arguments import one_of, positive, uniform_within

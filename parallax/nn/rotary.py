@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat.shards import beside
-from parallax.core.arguments import check_flags
+from parallax._errors.arguments import check_flags
 from parallax.core.module import Module
 from parallax.nn.arguments import between, positive
 from parallax.nn.refusal import ends_with, refuse

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.core.module import Module
 from parallax.nn.arguments import integer, is_int, positive
 from parallax.nn.families import shown_as

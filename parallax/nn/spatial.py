@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.core.module import Module
 from parallax.nn.refusal import refuse, where
 

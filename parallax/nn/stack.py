@@ -11,8 +11,8 @@ from torch import Tensor
 
 from parallax import effects, tree
 from parallax._compat import dynamo, functorch, repeat
+from parallax._errors.arguments import check_flags, check_module
 from parallax.core import notes
-from parallax.core.arguments import check_flags, check_module
 from parallax.core.fields import Lazy
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module

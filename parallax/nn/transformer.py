@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.init import xavier_uniform_
 
-from parallax.core.arguments import check_flags, check_module
+from parallax._errors.arguments import check_flags, check_module
 from parallax.core.fields import Lazy
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.core.arguments import check_flags, shown
+from parallax._errors.arguments import check_flags, shown
 from parallax.core.module import Module
 from parallax.nn.arguments import between, positive
 from parallax.nn.attention import MultiheadAttention

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import init
 
 from parallax._compat.gradients import WhereRecorded
-from parallax.core.arguments import check_flags
+from parallax._errors.arguments import check_flags
 from parallax.core.fields import Parameter
 from parallax.nn.arguments import Sizes, one_of, per_dim, uniform_within
 from parallax.nn.conv import in_groups

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax import random
-from parallax.core.arguments import check_flags
+from parallax._errors.arguments import check_flags
 from parallax.nn.arguments import Sizes, per_dim
 from parallax.nn.families import shown_as
 from parallax.nn.refusal import name_in, refuse, where

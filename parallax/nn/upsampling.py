@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax.core.arguments import check_flags, shown
+from parallax._errors.arguments import check_flags, shown
 from parallax.core.module import Module
 from parallax.nn.arguments import is_int, one_of
 from parallax.nn.refusal import name_in, refuse

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.core.nodes import is_module
 
 __all__ = ["check_at_least", "check_fields", "check_kind", "check_names", "check_optimizer"]

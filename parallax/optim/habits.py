@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from parallax.core.arguments import shown
-from parallax.core.habits import Habit
+from parallax._errors.arguments import shown
+from parallax._errors.habits import Habit
 from parallax.core.nodes import is_module
 
 __all__ = ["HABITS", "MISSING", "check_given", "check_no_parameters", "hint_at_habits"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import dynamo
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.core.module import Module
 from parallax.core.nodes import is_module
 from parallax.core.registry import unflatten_module

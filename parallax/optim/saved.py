@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.core.encoding import load_constant
 from parallax.core.registry import flatten_module, unflatten_module
+from parallax.tree.encoding import load_constant
+from parallax.tree.state_names import names_of
 
 __all__ = ["Constants", "Tensors", "below", "constant", "shaped"]
 
@@ -49,8 +50,6 @@ def _tuples(data: Any, name: str) -> Any:
 
 def shaped(tree: Any, tensors: Tensors, device: torch.device) -> Any:
     """A module with leaves where there are tensors of their names, and holes elsewhere."""
-    from parallax.bridge.states import names_of  # imported late: only reading files needs it
-
     leaves, structure = flatten_module(tree)
     made: list[Any] = [None] * len(leaves)
     for name, k in names_of(structure):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, shards
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.optim.arguments import check_at_least, check_fields, check_optimizer

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat.shards import beside
-from parallax.core.arguments import check_flags, shown
+from parallax._errors.arguments import check_flags, shown
 from parallax.random import ops
 from parallax.random.given import Device, Shape, axis, dtype_of, given, probability, wide
 from parallax.random.keys import Key

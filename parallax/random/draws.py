@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat.shards import beside
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.random import ops
 from parallax.random.given import (
     Device,

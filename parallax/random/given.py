@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
-from parallax.core.arguments import device_of, shown
+from parallax._errors.arguments import device_of, shown
 from parallax.random import ops
 from parallax.random.keys import Key, data_of
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import dynamo, functorch, shards
-from parallax.core.arguments import device_of, shown
+from parallax._errors.arguments import device_of, shown
 from parallax.core.fields import Lazy
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.random import seeds, sources

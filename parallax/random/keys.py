@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes
+from parallax._errors.arguments import shown
 from parallax.core import registry
-from parallax.core.arguments import shown
 from parallax.random import marks, ops
 from parallax.random.marks import consume
 from parallax.random.seeds import digest

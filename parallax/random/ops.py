@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.random import philox
 from parallax.random.seeds import Twister
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.random.keys import Key, child_of, from_state, key, rows_of
 from parallax.random.marks import join
 from parallax.random.seeds import derive, digest, generator_of, state_of

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.core.fields import Lazy
 from parallax.core.nodes import is_module
 from parallax.tree.outside import is_leaf

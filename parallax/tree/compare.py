@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, shards
-from parallax.core.arguments import check_flags
-from parallax.core.display import shape_text
+from parallax._errors.arguments import check_flags
 from parallax.core.fields import Lazy
 from parallax.tree import core
 from parallax.tree.arguments import check_number, refuse_torch_module
+from parallax.tree.display import shape_text
 from parallax.tree.leaves import is_inexact
 from parallax.tree.mixing import refuse_rows
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
-from parallax.core.arguments import device_of, shown
+from parallax._errors.arguments import device_of, shown
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE

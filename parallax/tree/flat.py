@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.tree import core
 from parallax.tree.arguments import check_tree
 from parallax.tree.leaves import is_inexact

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from parallax._compat.opaque import constant_while_tracing, real
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.core.fields import Lazy
 from parallax.core.nodes import is_module
 from parallax.core.structure import Structure

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from parallax._compat import dynamo
 from parallax._compat.dynamo import constant_in_traces
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.nodes import is_module
 from parallax.tree.around import containers

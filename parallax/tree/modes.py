@@ -1,19 +1,50 @@
-"""Modules that stay in eval, as notes on them: a pretrained part in a model that is trained."""
+"""Modes: ``"train"`` and ``"eval"`` are handed to every module of a tree, as notes on them.
+
+A module may stay in eval, as a pretrained part does in a model that is trained.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from parallax._compat.opaque import real
 from parallax.core.entries import Note
+from parallax.core.notes import addressed
+from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
+from parallax.effects import collection
+from parallax.random.sources import Source
 from parallax.tree import core
 from parallax.tree.chart import Chart, Entry
 from parallax.tree.places import Survey
 
-__all__ = ["staying"]
+__all__ = ["in_mode", "staying", "with_mode"]
+
+T = TypeVar("T")
 
 Place = tuple[int, tuple[Any, ...]]
+
+
+def in_mode(module: T, mode: str, source: Source | None) -> T:
+    """The module in a mode and with an rng: ``Module.train`` and ``Module.eval``."""
+    leaves, structure = flatten_module(module)
+    held: Any = module._rng  # type: ignore[attr-defined]  # a module
+    structure = with_mode(addressed(structure, collection.root_of(module)), mode)
+    return cast(T, unflatten_module(structure, leaves, collection.with_source(held, source)))
+
+
+@real
+def with_mode(structure: Structure, mode: str) -> Structure:
+    """The structure with a mode in all modules but those that stay in eval."""
+    found = structure.variants.get(("mode", mode))
+    if found is None:
+
+        def change(_: int, node: Structure) -> Note:
+            return node.note if node.note.stays_eval else node.note._replace(mode=mode)
+
+        found = structure.variants["mode", mode] = structure.renote(change)
+    return found
 
 
 def staying(survey: Survey, entries: Iterable[Entry], stays: bool) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch
-from parallax.core.arguments import check_function
+from parallax._errors.arguments import check_function
 from parallax.tree.core import leaves, map  # noqa: A004  # named as in every tree library
 
 __all__ = ["RUNNING", "computed", "update"]

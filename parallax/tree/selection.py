@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 from torch import Tensor
 
 from parallax._compat import dynamo
-from parallax.core.arguments import check_function, shown
+from parallax._errors.arguments import check_function, shown
 from parallax.core.fields import Lazy
 from parallax.core.nodes import is_module
 from parallax.tree import core

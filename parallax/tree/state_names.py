@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from parallax.core.entries import Leaf
 from parallax.core.structure import Structure
 from parallax.tree.chart import Chart, Entry
 
-__all__ = ["names_within", "state_names"]
+__all__ = ["names_of", "names_within", "state_names", "unsaved"]
 
 
 def state_names(chart: Chart) -> dict[str, Entry]:
@@ -62,3 +63,46 @@ def names_within(node: Structure) -> tuple[list[str], list[str]]:
         [rename(name, constants) for name in places],
         ["", *(rename(name, constants) for name in begins[1:])],
     )
+
+
+def names_of(structure: Structure) -> tuple[tuple[str, int], ...]:
+    """The name of every place in a state dict, with the index of its unique leaf.
+
+    Raises:
+        ValueError: if two places have one name, of which a state dict would lose one.
+    """
+    variants: Any = structure.variants  # a cache of anything that follows from the structure
+    found = variants.get("state names")
+    if found is None:
+        skipped = unsaved(structure)
+        expand = structure.expand or range(structure.n_places)
+        pairs = zip(names_within(structure)[0], expand, strict=True)
+        found = tuple([pair for place, pair in enumerate(pairs) if place not in skipped])
+        _require_distinct([name for name, _ in found], structure)
+        variants["state names"] = found
+    return found  # type: ignore[no-any-return]  # pairs of a name and an index
+
+
+def _require_distinct(names: list[str], structure: Structure) -> None:
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"two leaves of {structure.cls.__name__} are called {twice!r}, and a state dict would "
+            f"lose one. Rename one: a key of a dict, or what __state_name__ returns"
+        )
+
+
+def unsaved(structure: Structure) -> set[int]:
+    """The places that a state dict leaves out: buffers of lifted modules that are not persistent.
+
+    Their class defines ``__unsaved__``, which takes its constants to the names of such fields.
+    """
+    places = set()
+    for start, node in structure.nodes_with_start():
+        cls: Any = node.cls
+        if hasattr(cls, "__unsaved__"):
+            constants = dict(zip(cls.__layout__.constants, node.local.constants, strict=True))
+            names = cls.__unsaved__(constants)
+            pairs = zip(node.keys(), node.starts(), strict=True)
+            places |= {start + offset for key, offset in pairs if key in names}
+    return places

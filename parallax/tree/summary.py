@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, overload
 from torch import Tensor
 
 from parallax._compat import shards
-from parallax.core.arguments import shown
+from parallax._errors.arguments import shown
 from parallax.core.description import leaves_of, spec_of
 from parallax.core.fields import Lazy
 from parallax.core.nodes import is_module

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from parallax import Module, Parameter
-from parallax.core.cached import Cached, without_locks
+from parallax._compat.cached import Cached, without_locks
 
 runs: list[str] = []
 

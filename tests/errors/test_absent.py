@@ -95,10 +95,10 @@ def test_a_file_is_found_and_says_what_to_write_when_it_is_called(
 ) -> None:
     path = f"{room.__name__}.{name}"
     file: Any = getattr(room, name)
-    assert isinstance(file, ModuleType) and file is importlib.import_module(path)
+    assert file is importlib.import_module(path)
     assert file is sys.modules[path] and inspect.getsourcefile(file)
     with pytest.raises(TypeError, match=rf"^{path} is a file\. Write: {re.escape(line)}$"):
-        file(0.1)
+        getattr(room, name)(0.1)
 
 
 def test_an_import_says_it_too_and_files_are_imported_as_before() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.core.habits import Habit
+from parallax._errors.habits import Habit
 from parallax.optim.arguments import check_at_least, check_fields
 from parallax.tree.arguments import check_number
 

@@ -3,17 +3,12 @@
 ``__getattr__`` on ``Module`` would slow every read of a field. So each name is an attribute of the
 class that only raises an error, which says what to write. A field or method of a user's class with
 such a name takes precedence. ``hasattr`` returns false, and ``dir`` omits these names.
-
-``module[0] = layer`` and ``del module[0]`` are refused in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import FrozenInstanceError
 from typing import Any, NoReturn
-
-from parallax.core.holders import held_as, path_to
 
 __all__ = ["DECLARATIONS", "ELSEWHERE", "HABITS", "Habit", "hint_at_habits", "without_habits"]
 
@@ -117,22 +112,6 @@ def hint_at_habits(cls: type) -> None:
     """
     for name, instead in (HABITS | DECLARATIONS | ELSEWHERE).items():
         type.__setattr__(cls, name, Habit(name, instead))
-    type.__setattr__(cls, "__setitem__", _refuse_item)
-    type.__setattr__(cls, "__delitem__", _refuse_item)
-
-
-def _refuse_item(module: Any, key: Any, *_: Any) -> NoReturn:
-    """Raises for ``module[key] = value`` and ``del module[key]``."""
-    try:
-        place = path_to(module[key], module)
-    except (LookupError, TypeError, AttributeError):  # there is no such item
-        place = None
-    name, path = held_as(module) or ("module", "")
-    path = ".".join([part for part in (path, place or "") if part]) or "path"
-    raise FrozenInstanceError(
-        f"cannot change {type(module).__name__}[{key!r}]: modules are immutable. Make a changed "
-        f"copy: {name} = tree.select({name}, {path!r}).set(...)"
-    )
 
 
 def without_habits(names: Iterable[str], owners: Iterable[Any]) -> list[str]:

@@ -12,7 +12,7 @@
 The marks change no path and no value, and a leaf that is read without a call of its part is what it
 always is, a distributed tensor. Calling is as it was for every class without such an instance: only
 the class of a module that is marked gets a ``__call__`` that looks at the marks. What other
-forms cost is in the README.
+forms cost is in the README of the core.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 import parallax
 from parallax import Buffer, Module, Parameter, nn
-from parallax.core.habits import DECLARATIONS, ELSEWHERE, HABITS
+from parallax._errors.habits import DECLARATIONS, ELSEWHERE, HABITS
 from tests.corpus import MLP
 
 HINTS = HABITS | DECLARATIONS | ELSEWHERE

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from parallax import nn
-from parallax.core.arguments import check_flags, check_function, check_module, shown
+from parallax._errors.arguments import check_flags, check_function, check_module, shown
 from tests.bad_input.errors import says
 
 

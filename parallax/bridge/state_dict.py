@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -11,16 +10,12 @@ import torch
 from torch import Tensor
 
 from parallax._compat import shards
-from parallax.bridge.blueprint import Blueprint
-from parallax.core.arguments import check_flags, check_module, shown
+from parallax._errors.arguments import check_flags, check_module, shown
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.registry import flatten_module, unflatten_module
-from parallax.core.structure import Structure
-from parallax.tree.state_names import names_within
+from parallax.tree.state_names import names_of
 
-__all__ = [
-    "load_state_dict", "loaded", "misfit", "names_of", "names_within", "state_dict", "transient",
-]  # fmt: skip
+__all__ = ["load_state_dict", "loaded", "misfit", "state_dict"]
 
 M = TypeVar("M")
 _MOST_LISTED = 20
@@ -62,46 +57,6 @@ def state_dict(module: Any) -> dict[str, Tensor]:
         if leaf is not None:
             found[name] = leaf.detach()
     return found
-
-
-def names_of(structure: Structure) -> tuple[tuple[str, int], ...]:
-    """The name of every place in a state dict, with the index of its unique leaf.
-
-    Raises:
-        ValueError: if two places have one name, of which a state dict would lose one.
-    """
-    variants: Any = structure.variants  # a cache of anything that follows from the structure
-    found = variants.get("state names")
-    if found is None:
-        skipped = transient(structure)
-        expand = structure.expand or range(structure.n_places)
-        pairs = zip(names_within(structure)[0], expand, strict=True)
-        found = tuple([pair for place, pair in enumerate(pairs) if place not in skipped])
-        _require_distinct([name for name, _ in found], structure)
-        variants["state names"] = found
-    return found  # type: ignore[no-any-return]  # pairs of a name and an index
-
-
-def _require_distinct(names: list[str], structure: Structure) -> None:
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    if twice is not None:
-        raise ValueError(
-            f"two leaves of {structure.cls.__name__} are called {twice!r}, and a state dict would "
-            f"lose one. Rename one: a key of a dict, or what __state_name__ returns"
-        )
-
-
-def transient(structure: Structure) -> set[int]:
-    """The places of a lifted module's buffers that are not persistent."""
-    places = set()
-    for start, node in structure.nodes_with_start():
-        blueprint = node.local.constants[0] if node.local.constants else None
-        if type(blueprint) is Blueprint:
-            names = blueprint.attributes.get("_non_persistent_buffers_set", ())
-            for key, offset in zip(node.keys(), node.starts(), strict=True):
-                if key in names:
-                    places.add(start + offset)
-    return places
 
 
 def load_state_dict(

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.core.nodes import is_module
-
 __all__ = ["check_dtype", "check_flags", "check_function", "check_module", "device_of", "shown"]
 
 _LONGEST = 60  # letters
@@ -64,7 +62,7 @@ def check_function(what: str, fn: Any, write: str, name: str = "fn") -> None:
 
 def check_module(what: str, module: Any, name: str = "module") -> None:
     """Raises a ``TypeError`` unless ``module`` is one of Parallax."""
-    if not is_module(module):
+    if not hasattr(type(module), "__layout__"):  # as ``nodes.is_module`` of the core
         lift = isinstance(module, torch.nn.Module)
         remedy = "Lift it first: bridge.lift(module)" if lift else "Give one: nn.Linear(2, 3)"
         raise TypeError(

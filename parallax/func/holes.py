@@ -2,7 +2,7 @@
 
 In a module these are the floating and complex ``Parameter`` leaves that are not frozen; outside of
 modules, every floating or complex tensor. They are said to *move*; all other leaves stay put: the
-rate in a pair of a model and a rate, or a key.
+rate in a pair of a model and a rate, or a key. Where a leaf stays put, the derivative has a hole.
 """
 
 from __future__ import annotations
