@@ -179,6 +179,7 @@ def answer_calls(room: str, names: dict[str, Any]) -> None:
         room: the full name of the package.
         names: its ``globals()``.
     """
-    for name, value in names.items():
+    for name in names.keys() - set(names["__all__"]):  # what is public is found as it is
+        value = names[name]
         if type(value) is ModuleType and value.__name__ == f"{room}.{name}":
             value.__class__ = _File

@@ -101,6 +101,10 @@ def test_a_file_is_found_and_says_what_to_write_when_it_is_called(
         getattr(room, name)(0.1)
 
 
+def test_what_is_public_stays_a_plain_module() -> None:
+    assert type(optim.schedules) is ModuleType and not callable(optim.schedules)
+
+
 def test_an_import_says_it_too_and_files_are_imported_as_before() -> None:
     for statement, line in (
         ("from parallax.nn import Linear, ModuleList", "'layers: Sequence[Module]'"),
