@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses import fake_tensor
 
 from parallax._compat.functorch import is_wrapped
+from parallax._compat.memory import storage_of
 
 __all__ = ["Fakes", "Saved", "needs_numbers", "on_meta"]
 
@@ -83,19 +84,15 @@ class Saved:
     def __init__(self, apart: list[Tensor]) -> None:
         self.nbytes = 0
         # The storages are held: else another one might come to have the number of one that is gone.
-        self._seen = {_number(tensor): tensor for tensor in apart}
+        self._seen = {storage_of(tensor): tensor for tensor in apart}
 
     def hooks(self) -> Any:
         """A context manager, within which what autograd keeps is counted."""
         return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        number = _number(tensor)
+        number = storage_of(tensor)
         if number not in self._seen:
             self._seen[number] = tensor
             self.nbytes += tensor.untyped_storage().nbytes()
         return tensor
-
-
-def _number(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

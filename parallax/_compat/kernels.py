@@ -36,8 +36,3 @@ attention_by_operators: Callable[..., tuple[Tensor, Tensor]] = (
 )
 ctc_loss: Callable[..., tuple[Tensor, Tensor]] = torch._ctc_loss
 flatten_dense: Callable[[list[Tensor]], Tensor] = torch._C._nn.flatten_dense_tensors
-
-
-def users_of(storage: torch.UntypedStorage) -> int:
-    """How many tensors have this memory, apart from the object asked about."""
-    return int(torch._C._storage_Use_Count(storage._cdata)) - 1

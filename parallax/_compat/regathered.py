@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from parallax._compat import buckets, checkpoints, collectives, dynamo, shards
+from parallax._compat.memory import storage_of
 
 __all__ = ["Regathered"]
 
@@ -234,7 +235,7 @@ class Regathered:
         self._wholes.append((whole, whole._version))  # torch counts no writes into what is local
         local = shards.local_of(whole)
         if type(local) is Tensor:  # of this process alone, as it is but in tests
-            memory = local.untyped_storage()._cdata
+            memory = storage_of(local)
             # In a mesh of one process all are views of one.
             self._table[memory] = None if memory in self._table else (again, k)
 
@@ -242,7 +243,7 @@ class Regathered:
         inner: Any = tensor
         local = inner._local_tensor if shards.is_distributed(tensor) else tensor
         if type(local) in (Tensor, torch.nn.Parameter):
-            found = self._table.get(local.untyped_storage()._cdata)
+            found = self._table.get(storage_of(local))
             if found is not None:
                 geometry = local.shape, local.stride(), local.storage_offset()
                 again, k = found

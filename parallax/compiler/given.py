@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import in_trace
+from parallax._compat.memory import storage_of
 from parallax.compiler.donation import Donation, may_be_written
 from parallax.compiler.packing import ITEM, placed
 from parallax.core.structure import Structure
@@ -119,17 +120,17 @@ class Given:
         plain = all([in_trace.is_plain(seen.value) for seen in results if seen is not None])
         if not plain or in_trace.is_opaque(context, "results"):
             return []
-        outside = {_memory(leaf.value) for leaf in leaves if leaf is not None}
-        used = {_memory(result.value) for result in results if result is not None}
+        outside = {storage_of(leaf.value) for leaf in leaves if leaf is not None}
+        used = {storage_of(result.value) for result in results if result is not None}
         free = {
             index: _kind(leaf.value)
             for index, leaf in enumerate(leaves)
-            if index in self._leaves and leaf is not None and _memory(leaf.value) not in used
+            if index in self._leaves and leaf is not None and storage_of(leaf.value) not in used
         }
         taken: dict[int, int] = {}  # by result, which may stand in several places
 
         def take(result: Any, options: Iterable[int]) -> None:
-            if result is None or id(result.node) in taken or _memory(result.value) in outside:
+            if result is None or id(result.node) in taken or storage_of(result.value) in outside:
                 return
             kind = _kind(result.value)
             leaf = next((k for k in options if kind is not None and free.get(k) == kind), None)
@@ -163,10 +164,6 @@ class Given:
                         if first + k in leaf_at:
                             yield start + k, leaf_at[first + k]
                     break
-
-
-def _memory(value: Tensor) -> int:
-    return int(value.untyped_storage()._cdata)
 
 
 def _kind(value: Tensor) -> Any:

@@ -21,6 +21,7 @@ from parallax._compat.dynamo import (
 )
 from parallax._compat.in_trace import allow_donation
 from parallax._compat.inductor import is_cpp_wrapper_failure
+from parallax._compat.memory import storage_of
 from parallax._compat.modes import leave_transforms
 from parallax._compat.opaque import real
 from parallax._compat.rerun import changing_nothing
@@ -354,7 +355,7 @@ def _sharing(leaves: Sequence[Tensor]) -> tuple[tuple[int, int], ...] | None:
     first: dict[int, int] = {}
     found = []
     for leaf in leaves:
-        storage = leaf.untyped_storage()._cdata
+        storage = storage_of(leaf)
         found.append((first.setdefault(storage, len(first)), int(leaf.storage_offset())))
     return None if len(first) == len(leaves) else tuple(found)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import overrides, shards
+from parallax._compat.memory import is_whole
 from parallax.bridge.state_dict import loaded, misfit, state_dict
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.core.nodes import is_module
@@ -180,7 +181,7 @@ def _compact(name: str, tensor: Tensor) -> Tensor:
     if tensor.layout != torch.strided:
         return tensor
     tensor = tensor.resolve_conj().resolve_neg()  # what is in memory is what is meant
-    if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:
+    if tensor.is_contiguous() and is_whole(tensor):
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as torch_pytree
 
+from parallax._compat import memory
 from parallax.optim.attributes import attributes_of
 from parallax.optim.checks import paths_of
 
@@ -95,40 +96,12 @@ def check_apart(
     for one in taken:
         if one.tensor.layout is not torch.strided or one.tensor.numel() == 0:
             continue
-        others = regions.setdefault(one.tensor.untyped_storage()._cdata, [])
+        others = regions.setdefault(memory.storage_of(one.tensor), [])
         for other in others:
-            if not (one.made and other.made) and _meet(one.tensor, other.tensor):
+            if not (one.made and other.made) and memory.meet(one.tensor, other.tensor):
                 raise TypeError(
                     f"{what}: {other.label} and {one.label} share memory, and a step of the class "
                     f"may write into both at once; a state holds each alone. Copy one where the "
                     f"class makes it: tensor.clone()"
                 )
         others.append(one)
-
-
-def _meet(one: Tensor, two: Tensor) -> bool:
-    """Whether two tensors over one storage have a byte in common; two columns have none."""
-    (start, end), (first, last) = _span(one), _span(two)
-    if end <= first or last <= start:
-        return False
-    begin = min(start, first)
-    if one.is_meta:  # whose bytes cannot be marked
-        return True
-    bytes_ = torch.zeros(max(end, last) - begin, dtype=torch.bool)
-    _bytes_of(one, bytes_, start - begin).fill_(True)
-    return bool(_bytes_of(two, bytes_, first - begin).any())
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor in its storage, and the one after its last."""
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    start = tensor.storage_offset() * tensor.itemsize
-    reach = 1 + sum([(size - 1) * step for size, step in steps])
-    return int(start), int(start + reach * tensor.itemsize)
-
-
-def _bytes_of(tensor: Tensor, memory: Tensor, start: int) -> Tensor:
-    """The same view of the bytes of a storage."""
-    item = tensor.itemsize
-    strides = [step * item for step in tensor.stride()]
-    return memory.as_strided((*tensor.shape, item), (*strides, 1), start)

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import functools
 import json
-from bisect import bisect_right
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from parallax._compat import functorch, in_trace, kernels
+from parallax._compat.memory import Addresses
 from parallax._compat.opaque import real
 from parallax.optim.hyper import Hyper
 from parallax.optim.lists import How, Lists, joined
@@ -188,15 +187,8 @@ def _apart(grads: list[Tensor], written: list[Tensor]) -> list[Tensor]:
     A gradient that is a copy of a parameter may be that very parameter here: inductor leaves out
     copies, and does not look at what else an operator reads.
     """
-    addresses: list[int] = []
-    for begin, tensor in sorted(
-        zip(map(Tensor.data_ptr, written), written, strict=True), key=itemgetter(0)
-    ):
-        addresses += (begin, begin + tensor.nbytes)
-    # Beginnings and ends in turn: before an address within a tensor there is an odd number.
-    return [
-        grad.clone() if bisect_right(addresses, grad.data_ptr()) % 2 else grad for grad in grads
-    ]
+    addresses = Addresses([(t.data_ptr(), t.data_ptr() + t.nbytes) for t in written])
+    return [grad.clone() if addresses.hold(grad.data_ptr()) else grad for grad in grads]
 
 
 @functools.lru_cache(256)

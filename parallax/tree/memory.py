@@ -9,7 +9,6 @@ moments are copied, and the copies are written.
 from __future__ import annotations
 
 import weakref
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from operator import is_
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import kernels, shards
+from parallax._compat import kernels, memory, shards
 
 __all__ = ["PLAIN", "Memory", "make_private", "memory_of"]
 
@@ -45,8 +44,7 @@ class Memory:
         for tensor in map(_local, written):
             storage = tensor.untyped_storage()
             spans.append((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
-        # Starts and ends alternate: an address within a span has an odd number of them before it.
-        self._addresses = [address for span in sorted(spans) for address in span]
+        self._addresses = memory.Addresses(spans)
         self._apart: set[int] = set()
 
     def is_of(self, leaves: Sequence[Any]) -> bool:
@@ -65,9 +63,9 @@ class Memory:
         if self._apart.issuperset(map(Tensor.data_ptr, tensors)):
             return True  # gradients come in the same few places
         places = set(map(Tensor.data_ptr, tensors))
-        if any([bisect_right(self._addresses, place) % 2 for place in places]):
+        if any(map(self._addresses.hold, places)):
             return False
-        if len(self._apart) > 8 * len(self._addresses):
+        if len(self._apart) > 16 * len(self._addresses):
             self._apart.clear()
         self._apart |= places
         return True
@@ -114,11 +112,11 @@ def _is_alone(tensor: Tensor) -> bool:
         return False
     storage = tensor.untyped_storage()
     return (
-        storage.nbytes() == tensor.nbytes
+        memory.is_whole(tensor)
         and (tensor.is_contiguous() or kernels.is_dense(tensor))
         and storage.resizable()  # if not it is of another library, or of a file
         and not (tensor.device.type == "cpu" and storage.is_shared())  # with other processes
-        and kernels.users_of(storage) == 1
+        and memory.users_of(storage) == 1
     )
 
 
