@@ -27,8 +27,8 @@ VIEWS = {
     "all": BASE, "first row": GRID[0], "last rows": GRID[2:], "a column": GRID[:, 1],
     "the next column": GRID[:, 2], "columns": GRID[:, 1:3], "every other": BASE[::2],
     "the others": BASE[1::2], "one": GRID[1, 1], "turned": GRID.T,
-    "as bytes": BASE.view(torch.uint8)[7:9], "as halves": BASE.view(torch.float16)[2:5], "expanded": BASE[3:4].expand(5),
-    "diagonal": GRID[:, :4].diagonal(),
+    "as bytes": BASE.view(torch.uint8)[7:9], "as halves": BASE.view(torch.float16)[2:5],
+    "expanded": BASE[3:4].expand(5), "diagonal": GRID[:, :4].diagonal(),
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from parallax import Module, tree
+from parallax import Buffer, Module, nn, tree
 from tests.core.module.verbs import every_module, sum_of
 from tests.corpus import MLP, Case, Dense, Scale
 from tests.saving import pickled
@@ -82,3 +82,44 @@ def test_a_given_tensor_is_the_leaf_itself_and_is_not_written_to() -> None:
     sum_of(stepped, torch.ones(2)).backward()
     assert weight.grad is None and weight.requires_grad
     assert stepped.by is not weight and stepped.by.data_ptr() == weight.data_ptr()
+
+
+class Indexed(Module):
+    """Items that are its field, and one that is not."""
+
+    layers: tuple[Module, ...]
+
+    def __getitem__(self, key: str) -> Module:
+        return self.layers[int(key)]
+
+
+def test_an_item_cannot_be_set_or_deleted() -> None:
+    net: Any = nn.Sequential(Indexed((MLP(), MLP())), MLP()).initialize(0)
+    line = r"module = tree\.select\(module, 'layers\.1'\)\.set\(\.\.\.\)"
+    with pytest.raises(FrozenInstanceError, match=rf"change Sequential\[1\].*{line}"):
+        net[1] = MLP()
+    with pytest.raises(FrozenInstanceError, match=line):
+        del net[1]
+    line = r"net = tree\.select\(net, 'layers\.0\.layers\.1'\)\.set"
+    with pytest.raises(FrozenInstanceError, match=rf"change Indexed\['1'\].*{line}"):
+        net[0]["1"] = MLP()
+    for wrong, key in ((net, 9), (net[0], "9"), (net[1], 0)):
+        with pytest.raises(FrozenInstanceError, match=r"'path'|'layers\.\d\.path'|'layers\.\d'"):
+            wrong[key] = MLP()
+
+
+class Count(Module):
+    """A buffer that forward assigns, as a module of torch would."""
+
+    seen: Buffer
+
+    def forward(self) -> None:
+        self.seen = self.seen + 1
+
+
+def test_assigning_a_buffer_in_forward_says_to_emit_it() -> None:
+    with pytest.raises(FrozenInstanceError, match=r"in forward: self\.emit\(seen=\.\.\.\)$"):
+        Count(torch.zeros(()))()
+    net: Any = MLP().initialize(0)
+    with pytest.raises(FrozenInstanceError, match=r"first\.weight'\)\.set\(\.\.\.\)$"):
+        net.first.weight = torch.zeros(())
