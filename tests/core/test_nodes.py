@@ -44,7 +44,7 @@ def test_a_module_before_its_init_has_no_structure_and_no_rng() -> None:
     made = new_with_dict(Instance)
     assert made._spec is None and made._rng is None and vars(made) == {}
     with pytest.raises(AttributeError):
-        _ = made._leaves
+        _ = made._leaves  # type: ignore[attr-defined]  # a slot without a value
     other = new_with_dict(Instance)
     vars(made)["_spec"] = 1
     assert vars(other) == {} and other._spec is None

@@ -15,7 +15,7 @@ def bytes_of(tensor: Tensor) -> set[int]:
     """The bytes of a tensor in its storage, one element at a time."""
     item, start = tensor.element_size(), tensor.storage_offset()
     places = [
-        start + sum(i * step for i, step in zip(index, tensor.stride(), strict=True))
+        int(start + sum(i * step for i, step in zip(index, tensor.stride(), strict=True)))
         for index in itertools.product(*map(range, tensor.shape))
     ]
     return {place * item + k for place in places for k in range(item)}
