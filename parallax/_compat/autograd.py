@@ -119,6 +119,11 @@ def is_forward_refusal(error: RuntimeError) -> bool:
     )
 
 
+def is_real_refusal(error: RuntimeError) -> bool:
+    """Whether a backward gave a real tensor a complex gradient, as that of ``eigvalsh`` does."""
+    return "isFloatingType(grad.scalar_type()) || (input_is_complex" in str(error)
+
+
 def is_cut_refusal(error: RuntimeError) -> bool:
     """Whether ``torch.func`` refused an operation that detaches tensors silently on the tape."""
     return str(error).startswith(

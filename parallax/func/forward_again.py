@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes, overrides
-from parallax.func.forward_formulas import OTHERS, Other, refuse_product
+from parallax.func.forward_formulas import OTHERS
+from parallax.func.forward_refusals import REFUSED
 from parallax.func.jets import NoRuleError
 
 __all__ = ["differentiable_again"]
@@ -38,10 +39,7 @@ def differentiable_again(function: Function) -> Function:
     return cast(Function, replaced)
 
 
-_SCATTERED = frozenset([*overrides.functions_named("scatter_reduce"), Tensor.scatter_reduce_])
-"""Those of which the first forward derivative is wrong, and reverse mode is right."""
-
-_REPLACED = OTHERS.keys() | _SCATTERED
+_REPLACED = OTHERS.keys() | REFUSED.keys()
 
 
 class _Calls:
@@ -60,23 +58,37 @@ class _Calls:
     def __call__(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
-        if function in _SCATTERED:
-            refuse_product(args, kwargs)
+        refused = REFUSED.get(function)
+        if refused is not None:
+            if refused.always or _in_a_gradient(_tensors_of(args, kwargs)):
+                refused.raise_for(args, kwargs)
             return function(*args, **kwargs)
         other = OTHERS[function]
-        if self._concerns(other, [*args, *kwargs.values()]):
+        if self._concerns(_tensors_of(args, kwargs), other.always):
             try:
                 return other(function, args, kwargs)
             except NoRuleError:
                 pass
         return function(*args, **kwargs)
 
-    def _concerns(self, other: Other, given: Sequence[Any]) -> bool:
-        tensors = [x for x in given if isinstance(x, Tensor)]
+    def _concerns(self, tensors: Sequence[Tensor], always: bool) -> bool:
         if not all([overrides.is_ordinary(type(x)) for x in tensors]):
             return False
-        if self.again or other.always or sum(functorch.derivatives_running()) > 1:
+        if always or self.again or sum(functorch.derivatives_running()) > 1:
             return True
-        return torch.is_grad_enabled() and any(
-            [functorch.innermost(x).requires_grad for x in tensors]
-        )
+        return _recorded(tensors)
+
+
+def _tensors_of(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    return [x for x in [*args, *kwargs.values()] if isinstance(x, Tensor)]
+
+
+def _recorded(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any([functorch.innermost(x).requires_grad for x in tensors])
+
+
+def _in_a_gradient(tensors: Sequence[Tensor]) -> bool:
+    """Whether a gradient may be taken of what is differentiated; not asked while dynamo traces."""
+    if dynamo.is_compiling():
+        return False
+    return functorch.derivatives_running()[0] > 0 or _recorded(tensors)

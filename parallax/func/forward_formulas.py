@@ -21,7 +21,7 @@ from parallax._compat.kernels import attention_by_operators
 from parallax.func.jet_composed import COMPOSED, NORMS
 from parallax.func.jets import Expansion, Rule
 
-__all__ = ["OTHERS", "Other", "refuse_product"]
+__all__ = ["OTHERS", "Other"]
 
 _TYPES: Any = torch.return_types
 
@@ -184,18 +184,6 @@ def _vander(
     return found if rising else found.flip(-1)
 
 
-def refuse_product(args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """Raises as for an operator without a forward derivative, if a scatter multiplies.
-
-    Of torch's own, factors of one target count as independent of each other, or end in an error.
-    """
-    if "prod" in args or kwargs.get("reduce") == "prod":
-        raise RuntimeError(
-            "Trying to use forward AD with scatter_reduce of products, which torch has wrong. "
-            "Use reverse mode, or index_reduce"
-        )
-
-
 # -- norms --------------------------------------------------------------------------------------
 
 
@@ -314,12 +302,14 @@ def _table() -> dict[Any, Other]:
         linalg.solve: Other(_solve, "AB", frozenset({"left"})),
         linalg.solve_ex: Other(_solve_ex, "AB", frozenset({"left", "check_errors"})),
         linalg.tensorsolve: Other(_tensorsolve, "AB", frozenset({"dims"})),
-        linalg.det: Other(_det, "A"),
+        linalg.det: Other(_det, "A", always=True),
         linalg.slogdet: Other(_slogdet, "A"),
         linalg.householder_product: Other(_householder_product, ("A", "tau")),
-        torch.triangular_solve: Other(_triangular_solve, "bA", frozenset(_TRIANGULAR)),
-        Tensor.triangular_solve: Other(_triangular_solve, ("", "A"), frozenset(_TRIANGULAR)),
-        **dict.fromkeys(named("det"), Other(_det, ("input",))),
+        torch.triangular_solve: Other(_triangular_solve, "bA", frozenset(_TRIANGULAR), always=True),
+        Tensor.triangular_solve: Other(
+            _triangular_solve, ("", "A"), frozenset(_TRIANGULAR), always=True
+        ),
+        **dict.fromkeys(named("det"), Other(_det, ("input",), always=True)),
         **dict.fromkeys(named("slogdet"), Other(_slogdet, ("input",))),
         **dict.fromkeys(named("logdet"), Other(_logdet, ("input",))),
         **dict.fromkeys(

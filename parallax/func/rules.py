@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, flow, modes
+from parallax._compat import dynamo, flow, functorch, modes
 from parallax.func.framed import LONE, Frame, framed
 from parallax.func.holes import is_inexact, path_of
 from parallax.func.results import describe
@@ -332,7 +332,10 @@ class _Ruled(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> Any:
         rule: Rule = ctx.rule
         count = sum([count for count, _ in rule.frames])
-        tensors, others = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        # Transforms that ``bwd`` enters take the wrappers of one that has ended for their own.
+        saved = [functorch.unwrapped_if_over(x) for x in ctx.saved_tensors]
+        cotangents = tuple([functorch.unwrapped_if_over(x) for x in cotangents])
+        tensors, others = saved[:count], saved[count:]
         if others and torch.is_grad_enabled() and any([x.requires_grad for x in tensors]):
             kept = rule.again(tensors)
         else:

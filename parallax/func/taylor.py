@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, flow, functorch, modes
+from parallax import random
+from parallax._compat import autograd, dynamo, flow, functorch, modes
 from parallax.func.as_forward import CutError, as_forward
 from parallax.func.call import Call
 from parallax.func.expanding import Flat, Make, Series, basis, by_jets_or, count_of, run, whole
@@ -221,6 +222,11 @@ def _nested_curve(make: Make, values: Sequence[Tensor], series: Series, order: i
             return by(_along_twice)
         except CutError:
             return by(_along)
+        except RuntimeError as error:
+            if not autograd.is_real_refusal(error):
+                raise
+            with random.reuse():
+                return by(_along)
     return forward_or_not(lambda: by(_along), lambda: by(_along_twice))
 
 

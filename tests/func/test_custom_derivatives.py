@@ -332,3 +332,30 @@ def test_a_module_that_is_kept_is_the_argument_unless_its_tensors_came_back_chan
     assert seen[1] is not layer and torch.equal(seen[1].weight, 2 * layer.weight)
     torch.testing.assert_close(doubled, 2 * plain)
     torch.testing.assert_close(plain, layer.weight.sum(0).expand(4, 3))
+
+
+def sines(y: Tensor) -> Tensor:
+    return (y.sin() * y.cumsum(0)).sum()
+
+
+@pytest.mark.parametrize(
+    "slope",
+    [lambda y: func.vjp(sines, y)[1](torch.ones((), dtype=y.dtype))[0],
+     lambda y: func.grad(sines)(y),
+     lambda y: torch.func.grad(sines)(y),
+     lambda y: func.jacfwd(sines)(y)],
+    ids=["vjp", "grad", "torch.func.grad", "jacfwd"],
+)  # fmt: skip
+def test_a_rule_that_takes_derivatives_itself(slope: Callable[[Tensor], Tensor]) -> None:
+    """In other transforms, too: what was kept for it has wrappers of one that has ended."""
+    ruled = func.custom_vjp(sines)
+    ruled.defvjp(lambda y: (sines(y), (y, y.cos())), lambda kept, g: (g * slope(kept[0]),))
+    rows = torch.tensor([[0.3, -1.0, 0.7], [1.2, 0.1, -0.4]], dtype=torch.float64)
+    slopes = torch.stack([torch.func.grad(sines)(row) for row in rows])
+    curves = torch.stack([torch.func.hessian(sines)(row) for row in rows])
+    torch.testing.assert_close(func.vmap(func.grad(ruled))(rows), slopes)
+    torch.testing.assert_close(func.grad(lambda x: func.vmap(ruled)(x).sum())(rows), slopes)
+    torch.testing.assert_close(func.jacrev(func.grad(ruled))(rows[0]), curves[0])
+    torch.testing.assert_close(func.vmap(func.jacrev(func.grad(ruled)))(rows), curves)
+    mapped = func.grad(lambda x: func.vmap(func.grad(ruled))(x).sum())(rows)
+    torch.testing.assert_close(mapped, curves.sum(-1))

@@ -83,13 +83,15 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "vander with a zero": lambda x: torch.linalg.vander((x - 0.9).reshape(N, N), N=4),
     "torch.vander with a zero": lambda x: torch.vander(x[:3] - 0.9, 4),
     **{f"{name} with zeros": partial(scattered, function) for name, function in SCATTERED.items()},
+    "vectors of eigh": lambda x: torch.linalg.eigh(matrix(x) + matrix(x).mT)[1] ** 2,
+    "vectors of eig": lambda x: torch.linalg.eig(matrix(x))[1].abs(),
     "layer_norm": lambda x: F.layer_norm(x.reshape(N, N), (N,), x[:N]),
     "torch.layer_norm": lambda x: torch.layer_norm(x.reshape(N, N), (N,), bias=x[:N]),
     "batch_norm": lambda x: F.batch_norm(x.reshape(N, N), None, None, x[:N], training=True),
     "instance_norm": lambda x: F.instance_norm(x.reshape(1, N, N), weight=x[:N]),
 }
 
-COMPILED = tuple([name for name in FUNCTIONS if "scatter" not in name])
+COMPILED = tuple([name for name in FUNCTIONS if "scatter" not in name and "eig" not in name])
 
 every = pytest.mark.parametrize("name", FUNCTIONS)
 some = pytest.mark.parametrize(
@@ -267,6 +269,42 @@ def test_derivatives_at_a_singular_matrix(along: Tensor) -> None:
     close(value, difference(det, x, along))
     expected = difference(lambda y: difference(det, y, along), x, along)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_first_derivative_at_a_matrix_of_zeros(size: int) -> None:
+    for det in (torch.det, torch.linalg.det):
+        zero = torch.zeros(size, size, dtype=torch.float64)
+        found = func.jvp(lambda x, det=det: det(x + x.mT), (zero,), (torch.ones_like(zero),))[1]
+        expected = torch.tensor(2.0 if size == 1 else 0.0, dtype=torch.float64)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
+
+
+def test_both_results_of_triangular_solve_in_forward_mode(at: Tensor, along: Tensor) -> None:
+    def both(x: Tensor) -> Tensor:
+        found, copy = torch.triangular_solve(x[:N, None], x.reshape(N, N), upper=False)
+        return found.sum() + (copy * WEIGHTS).sum()
+
+    close(func.jvp(both, (at,), (along,))[1], difference(both, at, along))
+
+
+def test_a_loss_in_chunks_is_refused(at: Tensor, along: Tensor) -> None:
+    """torch computes its gradient within its forward, which forward mode passes by."""
+    options = getattr(torch.nn, "LinearCrossEntropyOptions", None)
+    if options is None:
+        pytest.skip("this torch has no such loss")
+
+    def loss(x: Tensor) -> Tensor:
+        weight, target = torch.cat([x.cos(), x[:6].sin()]).reshape(5, N), torch.tensor([0, 4, 1])
+        losses: Any = F
+        found: Tensor = losses.linear_cross_entropy(
+            x.reshape(N, N), weight, target, options=options()
+        )
+        return found
+
+    with pytest.raises(RuntimeError, match="forward AD with linear_cross_entropy with options"):
+        func.jvp(loss, (at,), (along,))
+    close(func.grad(loss)(at) @ along, difference(loss, at, along))
 
 
 def test_a_third_derivative_of_a_product_with_a_zero() -> None:

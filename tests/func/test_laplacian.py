@@ -475,3 +475,19 @@ def test_a_tensor_that_leaves_the_function() -> None:
     with pytest.raises(RuntimeError, match=r"was used after the call\. Return it"):
         kept[0].sum()
     assert Expansion({}, 1).refused is None
+
+
+@pytest.mark.parametrize("values", [torch.linalg.eigvalsh, lambda a: torch.linalg.eigh(a)[0]])
+def test_a_jet_of_the_eigenvalues_of_complex_matrices(values: Any) -> None:
+    """torch has no second derivative by the cotangent of their gradient."""
+    x = torch.tensor([[0.5, -1.0, 0.3], [0.2, 2.0, -0.7], [1.1, 0.4, -1.5]], dtype=torch.float64)
+
+    def found(x: Tensor) -> Tensor:
+        a = torch.complex(x, x.mT.sin())
+        return values(a + a.mH)  # type: ignore[no-any-return]  # a tensor
+
+    _, (one, two) = func.jet(found, (x,), ((x.cos(), None),))
+    h, at = 1e-3, [found(x + k * 1e-3 * x.cos()) for k in (-2, -1, 0, 1, 2)]
+    torch.testing.assert_close(one, (at[0] - 8 * at[1] + 8 * at[3] - at[4]) / (12 * h))
+    second = (-at[0] + 16 * at[1] - 30 * at[2] + 16 * at[3] - at[4]) / (12 * h**2)
+    torch.testing.assert_close(two, second, rtol=1e-6, atol=1e-6)
