@@ -10,12 +10,14 @@ that leads there, and raises where it is followed.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_leaves
 
 from parallax._compat.gradients import read
 
@@ -28,14 +30,15 @@ def marked(nodes: Collection[Any]) -> list[Any]:
     return [node for node in nodes if type(node) in kinds] if kinds else []
 
 
-def refuse_second(nodes: Collection[Any]) -> None:
+def refuse_second(nodes: Collection[Any], inputs: Sequence[Tensor]) -> None:
     """Has second derivatives through these nodes raise, if they have none.
 
     Args:
         nodes: of autograd's graph of a function, before it goes backward.
+        inputs: those of the function, of which derivatives may be asked for.
     """
     for node in marked(nodes):
-        node.register_hook(_lead_back)
+        node.register_hook(functools.partial(_lead_back, inputs))
 
 
 _MARKED = once_differentiable(lambda ctx: None).__code__
@@ -43,11 +46,13 @@ _MARKED = once_differentiable(lambda ctx: None).__code__
 
 def _is_marked(kind: type) -> bool:
     """Whether the nodes of this kind have a backward that is differentiable once."""
-    backward = getattr(_function_of(kind), "backward", None)
-    while backward is not None:
-        if getattr(backward, "__code__", None) is _MARKED:
-            return True
-        backward = getattr(backward, "__wrapped__", None)
+    function = _function_of(kind)
+    for name in ("backward", "vjp"):  # two names for one method
+        backward = getattr(function, name, None)
+        while backward is not None:
+            if getattr(backward, "__code__", None) is _MARKED:
+                return True
+            backward = getattr(backward, "__wrapped__", None)
     return False
 
 
@@ -67,13 +72,21 @@ def _function_of(kind: type) -> Any:
 
 
 def _lead_back(
-    grads: tuple[Tensor | None, ...], cotangents: tuple[Tensor | None, ...]
+    inputs: Sequence[Tensor],
+    grads: tuple[Tensor | None, ...],
+    cotangents: tuple[Tensor | None, ...],
 ) -> tuple[Tensor | None, ...] | None:
     """Runs after a marked function's backward."""
     if not torch.is_grad_enabled():
         return None
     node: Any = torch._C._current_autograd_node()  # held by this function, it would hold itself
-    sources = [x for x in [*read(node, _saved), *cotangents] if x is not None and x.requires_grad]
+    saved = read(node, _saved)
+    sources = [x for x in [*saved, *cotangents] if x is not None and x.requires_grad]
+    if not all([x.requires_grad for x in saved if x.is_floating_point() or x.is_complex()]):
+        # What forward computed without a graph may come from every input.
+        below = _below(node)
+        sources += [leaf.variable for leaf in below if hasattr(leaf, "variable")]
+        sources += [x for x in inputs if x.grad_fn in below]
     found = [grad for grad in grads if grad is not None]
     if not sources or not found:
         return None
@@ -84,8 +97,19 @@ def _lead_back(
 
 def _saved(node: Any) -> list[Tensor]:
     """The tensors that a function kept for its backward, as torch says to or as attributes."""
-    kept = [*node.saved_tensors, *vars(node).values()]
+    kept = tree_leaves([*node.saved_tensors, *vars(node).values()])
     return [x for x in kept if isinstance(x, Tensor)]
+
+
+def _below(node: Any) -> set[Any]:
+    """The nodes that a node leads to."""
+    left: list[Any] = [node]
+    seen: set[Any] = set()
+    while left:
+        below = {inner for inner, _ in left.pop().next_functions if inner is not None} - seen
+        seen |= below
+        left += below
+    return seen
 
 
 class _Led(torch.autograd.Function):

@@ -100,7 +100,7 @@ class Tape:
             self.alone = not others
         if not self.alone:
             self.nodes = list(made_since(tensors, self.since))
-            once.refuse_second(self.nodes)
+            once.refuse_second(self.nodes, self.leaves)
         if keep:
             self.retire()
         return keep
@@ -258,7 +258,7 @@ def pullback_by_tape(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback
     beside, close = open_tensors(aux, call.what)
     keep = tape.reaches_out([*outs, *beside])
     if tape.alone:
-        once.refuse_second(tape.nodes)  # a cotangent may be differentiated
+        once.refuse_second(tape.nodes, tape.leaves)  # a cotangent may be differentiated
     gradients_again(tape.nodes)  # a cotangent may be differentiated, or the arguments
     reached = [k for k, out in enumerate(outs) if autograd.connected(out)]
     if tape.left_others():  # the graph of the result is kept, so its leaves are held anyway

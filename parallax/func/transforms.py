@@ -50,7 +50,7 @@ def through(
         elif levels:
             ends = [x for x in ([out] if isinstance(out, Tensor) else out) if isinstance(x, Tensor)]
             nodes = autograd.nodes_of(ends)
-            once.refuse_second(nodes)
+            once.refuse_second(nodes, values)
             if any([differentiable_within(x) for x in ends]):
                 gradients_again(nodes)
         beside, close = open_tensors(aux, call.what)

@@ -37,6 +37,38 @@ class Cube(torch.autograd.Function):
         return 3 * ctx.saved_tensors[0] ** 2 * grad_outputs[0]
 
 
+class Kept(Cube):
+    """Keeps what forward computed, which has no graph."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Any:
+        return x * x * x, 3 * x * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Any) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # as above
+        return ctx.saved_tensors[0] * grad_outputs[0]
+
+
+class Listed(torch.autograd.Function):
+    """Keeps it in a list, and its backward under the other name."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.slopes = [3 * x * x]
+        return x * x * x
+
+    @staticmethod
+    @once_differentiable
+    def vjp(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # as above
+        return ctx.slopes[0] * grad_outputs[0]
+
+
 def mixed(x: Tensor) -> Tensor:
     """A cube by the function and one by operators, so that a part of each derivative is known."""
     cubes: Tensor = Cube.apply(x)  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -78,6 +110,32 @@ SECOND: dict[str, Callable[[], Any]] = {
 def test_a_second_derivative_names_the_function(way: str) -> None:
     with pytest.raises(RuntimeError, match=r"second derivative of Cube was asked for.*detach"):
         SECOND[way]()
+
+
+def through(kind: Any, x: Tensor) -> Tensor:
+    out: Any = kind.apply(x)
+    cubes: Tensor = out[0] if kind is Kept else out
+    return (cubes + x**3).sum()
+
+
+@pytest.mark.parametrize("kind", [Kept, Listed])
+def test_what_forward_computed_leads_to_the_inputs(kind: Any) -> None:
+    def slope(x: Tensor) -> Tensor:
+        found: Tensor = func.grad(lambda x: through(kind, x))(x).sum()
+        return found
+
+    leaf = X.clone().requires_grad_()
+    assert torch.equal(func.grad(lambda x: through(kind, x))(X), 6 * X**2)
+    ways: list[Callable[[], Any]] = [
+        lambda: func.grad(slope)(X),
+        lambda: func.grad(slope)(2 * leaf),
+        lambda: torch.autograd.grad(slope(leaf), leaf),
+        lambda: torch.autograd.grad(slope(2 * leaf), leaf),
+        lambda: func.hvp(lambda x: through(kind, x), (2 * leaf,), (ONE,)),
+    ]
+    for way in ways:
+        with pytest.raises(RuntimeError, match=f"second derivative of {kind.__name__} was asked"):
+            way()
 
 
 def test_a_linear_approximation_is_not_silently_constant() -> None:
