@@ -73,7 +73,8 @@ def _keep_for_entries(graph: Graph, node: Node) -> None:
 
 def _is_number(node: Node) -> bool:
     value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu"
+    on_cpu = isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu"
+    return on_cpu and not value.is_complex()  # inductor writes no loops of complex numbers
 
 
 def _has_entries(node: Node) -> bool:

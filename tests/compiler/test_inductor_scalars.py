@@ -46,6 +46,13 @@ def test_what_is_kept(fn: Callable[[Tensor, Tensor], Tensor], kept: int) -> None
     torch.testing.assert_close(traced(x, t), fn(x, t), rtol=0, atol=0)
 
 
+def test_complex_numbers_are_left_alone() -> None:
+    x, t = torch.rand(3, 4, dtype=torch.complex64), torch.tensor(7.0 + 1j)
+    traced: Any = make_fx(lambda x, t: x * torch.exp(t), tracing_mode="fake")(x, t)
+    keep_numbers(traced.graph)
+    assert KEEP not in [node.target for node in traced.graph.nodes]
+
+
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_no_power_is_taken_in_the_loop_over_entries() -> None:
     x, t = torch.rand(64, 4), torch.tensor(7.0)
