@@ -233,14 +233,16 @@ _closures = threading.local()
 
 @functools.cache
 def _guard_closures() -> None:
-    from torch._dynamo.variables import builder
+    from torch._dynamo import variables
 
+    builder: Any = variables.builder
     unguarded = builder.is_from_closure_source
 
     def is_unguarded(source: Any) -> bool:
         if getattr(_closures, "guarded", False):
             return getattr(source, "freevar_name", None) == "__class__"
-        return unguarded(source)
+        found: bool = unguarded(source)
+        return found
 
     builder.is_from_closure_source = is_unguarded
 

@@ -73,8 +73,9 @@ def _keep_for_entries(graph: Graph, node: Node) -> None:
 
 def _is_number(node: Node) -> bool:
     value = node.meta.get("val")
-    on_cpu = isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu"
-    return on_cpu and not value.is_complex()  # inductor writes no loops of complex numbers
+    if not isinstance(value, Tensor) or value.is_complex():  # inductor writes no complex loops
+        return False
+    return value.dim() == 0 and value.device.type == "cpu"
 
 
 def _has_entries(node: Node) -> bool:

@@ -136,7 +136,7 @@ def _is_module(cls: type) -> bool:
 
 
 def _is_users(base: type) -> bool:
-    home = base.__module__
+    home: Any = base.__module__
     name = home.partition(".")[0] if isinstance(home, str) else ""
     plain = not _is_module(base) and not is_library(base)
     return plain and name not in sys.stdlib_module_names and name != "typing_extensions"
