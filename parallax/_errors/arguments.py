@@ -6,16 +6,44 @@ each check ``what`` is the function or class as users call it, and ``name`` the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_dtype", "check_flags", "check_function", "check_module", "device_of", "shown"]
+__all__ = ["answered", "check_dtype", "check_flags", "check_function", "check_module",
+           "device_of", "shown"]  # fmt: skip
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _LONGEST = 60  # letters
 _MOST = 6  # items
+
+
+def answered(what: str, write: str) -> Callable[[F], F]:
+    """Has a function say what to write when it is given too many or too few arguments.
+
+    For functions that are called a few times in a program: the wrapper is a further call.
+    """
+
+    def around(function: F) -> F:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except TypeError as error:
+                trace = error.__traceback__
+                if trace is not None and trace.tb_next is not None:
+                    raise  # from within, so that it was called as it should be
+                told = str(error).partition("() ")[2] or str(error)
+            raise TypeError(f"{what} {told}. Write {write}")
+
+        return cast(F, call)
+
+    return around
 
 
 def check_dtype(what: str, dtype: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor
 
 from parallax import random
-from parallax._errors.arguments import check_function
+from parallax._errors.arguments import answered, check_function
 from parallax.debug.bits import same_bits
 from parallax.debug.calls import leaves_of, name_of
 from parallax.debug.pure import ImpureError
@@ -21,6 +21,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@answered("debug.deterministic", "debug.deterministic(fn)(model, x)")
 def deterministic(fn: Callable[P, R]) -> Callable[P, R]:
     """Checks that a function returns the same bits when it is run twice.
 

@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from parallax._errors.arguments import check_function
+from parallax._errors.arguments import answered, check_function
 from parallax.core import notes
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE
@@ -53,6 +53,7 @@ class Before(NamedTuple):
     grad: tuple[Tensor, int] | None
 
 
+@answered("debug.pure", "debug.pure(fn)(model, x)")
 def pure(fn: Callable[P, R]) -> Callable[P, R]:
     """Checks that a function writes into none of its arguments and leaves the global RNG alone.
 

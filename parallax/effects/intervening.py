@@ -9,7 +9,7 @@ from typing import Any, Concatenate
 from torch import Tensor
 from typing_extensions import ParamSpec, TypeVar
 
-from parallax._errors.arguments import check_function, shown
+from parallax._errors.arguments import answered, check_function, shown
 from parallax.core import notes
 from parallax.effects.capturing import each_called, watched
 from parallax.effects.collection import EffectError, root_of
@@ -24,6 +24,7 @@ P = ParamSpec("P", default=...)
 R = TypeVar("R", default=Any)
 
 
+@answered("effects.intervene", "effects.intervene(fn, {'blocks.0': lambda output: value})")
 def intervene(
     fn: Callable[Concatenate[M, P], R], changes: Mapping[Any, Callable[[Any], Any]]
 ) -> Callable[Concatenate[M, P], R]:

@@ -9,7 +9,7 @@ from typing import Any, Concatenate
 from torch import Tensor
 from typing_extensions import ParamSpec, TypeVar
 
-from parallax._errors.arguments import check_function, shown
+from parallax._errors.arguments import answered, check_function, shown
 from parallax.core import notes
 from parallax.effects.capturing import each_called, watched
 from parallax.effects.collection import EffectError, root_of
@@ -24,6 +24,10 @@ P = ParamSpec("P", default=...)
 R = TypeVar("R", default=Any)
 
 
+@answered(
+    "effects.perturb",
+    "effects.perturb(fn)(model, {'blocks.0': zeros}, x), where fn takes model and x",
+)
 def perturb(
     fn: Callable[Concatenate[M, P], R],
 ) -> Callable[Concatenate[M, Mapping[str, object], P], R]:

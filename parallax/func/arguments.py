@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["called", "check_chunk_size", "check_flags", "check_in_dims", "check_randomness",
-           "name_of", "short"]  # fmt: skip
+__all__ = ["called", "check_argnums", "check_chunk_size", "check_flags", "check_in_dims",
+           "check_randomness", "name_of", "short"]  # fmt: skip
 
 RANDOMNESS = ("error", "same", "different")
 
@@ -37,6 +37,16 @@ def called(name: str, func: Any) -> str:
             f"Write func.{name}(f, ...), where f is the function itself: loss, not loss(x)"
         )
     return f"func.{name}({name_of(func)})"
+
+
+def check_argnums(what: str, argnums: Any) -> None:
+    """Raises a ``TypeError`` unless it is an int or a tuple, as an argument of the function is."""
+    if type(argnums) is not int and not isinstance(argnums, int | tuple):
+        raise TypeError(
+            f"{what}: argnums must be an int or a tuple of ints, got {short(argnums)}. "
+            f"Write argnums=0; the arguments of the function are given to what this returns: "
+            f"{what}(model, x)"
+        )
 
 
 def check_flags(what: str, **flags: Any) -> None:

@@ -143,6 +143,8 @@ def picked(what: str, argnums: Argnums, args: tuple[Any, ...]) -> list[int]:
             f"{what}: argnums must be an int or a tuple of ints, got {short(argnums)}. "
             f"Write argnums=0 for the first argument, argnums=(0, 1) for the first two"
         )
+    if not chosen and not args:
+        raise TypeError(f"{what}: no argument was given. Give those of the function: (f, x, ...)")
     if not chosen:
         raise ValueError(f"{what}: argnums is empty; name at least one positional argument")
     for k in chosen:

@@ -9,6 +9,7 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
+from parallax._errors.arguments import answered
 from parallax.func.arguments import called
 from parallax.func.framed import check_functions, fitted, framed
 from parallax.func.holes import is_inexact
@@ -49,13 +50,21 @@ class custom_jvp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
         tensor(1.)
     """
 
+    @answered("func.custom_jvp", "f = func.custom_jvp(f); f.defjvp(jvp)")
     def __init__(self, fun: Callable[..., R], nondiff_argnums: int | tuple[int, ...] = ()) -> None:
         self._what = called("custom_jvp", fun)
+        given: Any = nondiff_argnums
+        if callable(given):
+            raise TypeError(
+                f"{self._what}: takes one function, and its derivative comes after it. Write "
+                f"f = func.custom_jvp(f); f.defjvp(jvp)"
+            )
         self._arguments = Arguments(nondiff_argnums, self._what)
         self._fun = fun
         self._jvp: Callable[..., tuple[R, R]] | None = None
         update_wrapper(self, fun, updated=())
 
+    @answered("defjvp", "f.defjvp(jvp)")
     def defjvp(self, jvp: Callable[..., tuple[R, R]]) -> None:
         """Says what the derivative is.
 

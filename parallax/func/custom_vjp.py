@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import update_wrapper
 from typing import Any, Generic
 
+from parallax._errors.arguments import answered
 from parallax.func.arguments import called
 from parallax.func.framed import check_functions
 from parallax.func.nondiff import Arguments
@@ -45,13 +46,21 @@ class custom_vjp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
         tensor(1.)
     """
 
+    @answered("func.custom_vjp", "f = func.custom_vjp(f); f.defvjp(fwd, bwd)")
     def __init__(self, fun: Callable[..., R], nondiff_argnums: int | tuple[int, ...] = ()) -> None:
         self._what = called("custom_vjp", fun)
+        given: Any = nondiff_argnums
+        if callable(given):
+            raise TypeError(
+                f"{self._what}: takes one function, and its derivative comes after it. Write "
+                f"f = func.custom_vjp(f); f.defvjp(fwd, bwd)"
+            )
         self._arguments = Arguments(nondiff_argnums, self._what)
         self._fun = fun
         self._rule: tuple[Callable[..., tuple[R, Any]], Callable[..., Any]] | None = None
         update_wrapper(self, fun, updated=())
 
+    @answered("defvjp", "f.defvjp(fwd, bwd)")
     def defvjp(self, fwd: Callable[..., tuple[R, Any]], bwd: Callable[..., Any]) -> None:
         """Says what the derivative is.
 

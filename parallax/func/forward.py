@@ -14,7 +14,7 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import autograd, dynamo, functorch, once
-from parallax.func.arguments import called, check_flags, check_randomness
+from parallax.func.arguments import called, check_argnums, check_flags, check_randomness
 from parallax.func.as_forward import CutError, as_forward
 from parallax.func.call import Call, call_at
 from parallax.func.engines import on_tape
@@ -275,6 +275,7 @@ def jacfwd(
                 [0., 4.]])
     """
     what = called("jacfwd", func)
+    check_argnums(what, argnums)
     check_flags(what, has_aux=has_aux)
     check_randomness(what, randomness)
 

@@ -8,7 +8,7 @@ from typing import Any, Concatenate, Literal, overload
 
 from torch import Tensor
 
-from parallax.func.arguments import called, check_flags
+from parallax.func.arguments import called, check_argnums, check_flags
 from parallax.func.call import Argnums, Call
 from parallax.func.engines import gradient
 from parallax.func.results import describe, with_aux
@@ -71,7 +71,9 @@ def grad(
         >>> func.grad(lambda p: (p.at**2).sum())(Point(torch.tensor([1.0, 2.0]))).at
         tensor([2., 4.])
     """
-    return grad_as(called("grad", func), func, argnums, has_aux)
+    what = called("grad", func)
+    check_argnums(what, argnums)
+    return grad_as(what, func, argnums, has_aux)
 
 
 def grad_as(
@@ -125,6 +127,7 @@ def grad_and_value(
         (tensor(6.), tensor(9.))
     """
     what = called("grad_and_value", func)
+    check_argnums(what, argnums)
     check_flags(what, has_aux=has_aux)
 
     def finish(result: Any) -> tuple[Tensor, Any]:

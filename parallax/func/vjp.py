@@ -8,7 +8,7 @@ from typing import Any, Concatenate, Literal, overload
 
 from torch import Tensor
 
-from parallax.func.arguments import called, check_chunk_size, check_flags
+from parallax.func.arguments import called, check_argnums, check_chunk_size, check_flags
 from parallax.func.call import Argnums, Call
 from parallax.func.engines import pullback
 from parallax.func.jacobians import jacobian
@@ -123,6 +123,7 @@ def jacrev(
                 [0., 4.]])
     """
     what = called("jacrev", func)
+    check_argnums(what, argnums)
     check_flags(what, has_aux=has_aux)
     check_chunk_size(what, chunk_size)
     return _jacrev_as(what, func, argnums, has_aux=has_aux, chunk_size=chunk_size)
@@ -173,4 +174,5 @@ def hessian(func: Callable[P, Any], argnums: int | tuple[int, ...] = 0) -> Calla
                 [ 0., 12.]])
     """
     what = called("hessian", func)
+    check_argnums(what, argnums)
     return _jacrev_as(what, _jacrev_as(what, func, argnums), argnums)

@@ -13,7 +13,7 @@ from typing import IO, Any, Literal, TypeVar, overload
 import torch
 from torch import Tensor
 
-from parallax._errors.arguments import check_flags
+from parallax._errors.arguments import answered, check_flags
 from parallax.io import background, safetensors, streams
 from parallax.io.header import HEADER, difference, dump_header, unreadable
 from parallax.io.parts import filled, nodes_of_tree, require_complete, take_apart, tensors
@@ -49,6 +49,7 @@ def save(
 def save(
     module: Any, path: File, *, metadata: Mapping[str, Any] | None = None, blocking: bool
 ) -> Future[None] | None: ...
+@answered("io.save", "io.save(model, 'model.safetensors')")
 def save(
     module: Any,
     path: File,
@@ -185,6 +186,7 @@ _FITTING = (
 )
 
 
+@answered("io.load", "io.load('model.safetensors', like=model)")
 def load(
     path: File,
     like: T,

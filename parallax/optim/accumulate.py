@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch
+from parallax._errors.arguments import answered, shown
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module
@@ -80,13 +81,14 @@ class Accumulate:
 
     _leaves_out_steps = True  # which parts of a chain must not stand after
 
+    @answered("optim.Accumulate", "optim.Accumulate(opt, every=4)")
     def __init__(self, opt: Any, every: int) -> None:
+        check_optimizer("Accumulate", "opt", opt)
         if type(every) is not int or every < 1:
             raise ValueError(
-                f"Accumulate: every must be an int of at least 1, got {every!r}. "
+                f"Accumulate: every must be an int of at least 1, got {shown(every)}. "
                 f"Write optim.Accumulate(opt, every=4)"
             )
-        check_optimizer("Accumulate", "opt", opt)
         self.opt = opt
         self.every = every
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
+from parallax._errors.arguments import shown
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim.checks import check_state, gather, open_initialized, open_model
@@ -152,7 +153,10 @@ def chain(*parts: Any) -> Chain:
     """
     places = [k for k, part in enumerate(parts) if _is_optimizer(part)]
     if not places:
-        raise TypeError("chain: one part must be an optimizer. Write chain(ClipNorm(1.0), Adam())")
+        raise TypeError(
+            f"chain: one part must be an optimizer, got {shown(parts)}. "
+            f"Write optim.chain(optim.ClipNorm(1.0), optim.Adam())"
+        )
     if len(places) > 1:
         first, second = [type(parts[k]).__name__ for k in places[:2]]
         raise TypeError(
@@ -162,9 +166,10 @@ def chain(*parts: Any) -> Chain:
         )
     for k, part in enumerate(parts):
         if k != places[0] and (isinstance(part, type) or not _is_transformation(part)):
+            instance = f"an instance, {part.__name__}(...), " if isinstance(part, type) else ""
             raise TypeError(
-                f"chain: {part!r} is not a transformation. Give a function of a tree, or an "
-                f"object with update(tree, state, model) and, for a state, init(model)"
+                f"chain: {shown(part)} is not a transformation. Give {instance}a function of a "
+                f"tree, or an object with update(tree, state, model) and, for a state, init(model)"
             )
     place, opt = places[0], parts[places[0]]
     if place + 1 < len(parts) and leaves_out_steps(opt):

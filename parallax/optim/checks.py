@@ -134,8 +134,11 @@ def check_state(what: str, state: Any, cls: type, make: str = "opt.init(model)")
         is_module(state)  # which raises if it was donated
         check_given(what, state)
         kind = "None" if state is None else f"a {type(state).__name__}"
+        order = make == "opt.init(model)"
+        last = "; and give it last: opt.step(model, grads, state)" if order else ""
         raise TypeError(
             f"{what}: the state must be what init returned, got {kind}. Make one: state = {make}"
+            f"{last}"
         )
 
 

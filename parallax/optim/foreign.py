@@ -12,6 +12,7 @@ from torch.utils import _pytree as torch_pytree
 
 from parallax import random
 from parallax._compat import dynamo, functorch
+from parallax._errors.arguments import answered, shown
 from parallax.core.fields import Buffer, Lazy
 from parallax.core.module import Module
 from parallax.core.nodes import is_module
@@ -108,9 +109,7 @@ class Foreign:
                 f"{what} makes a stateful optimizer, which torch.compile cannot. Call it before: "
                 f"state = opt.init(model); then compiled(model, state, x)"
             )
-        if not is_module(model):
-            raise TypeError(f"{what} takes a module, got a {type(model).__name__}")
-        leaves, part = flatten_module(model)
+        leaves, part = open_model(what, model)
         chosen = [k for k, t in enumerate(part.trainable) if t and leaves[k] is not None]
         if not chosen:
             raise ValueError(
@@ -350,6 +349,7 @@ class Foreign:
 _WIDE = {float: torch.float64}
 
 
+@answered("optim.from_torch", "optim.from_torch(torch.optim.SGD, lr=0.1)")
 def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyper: Any) -> Foreign:
     """Any optimizer class of ``torch.optim``'s kind as ``init`` and a pure ``step``.
 
@@ -387,7 +387,7 @@ def from_torch(cls: type[torch.optim.Optimizer], *, closure: bool = False, **hyp
     given: Any = cls
     if not isinstance(given, type) or not issubclass(given, torch.optim.Optimizer):
         raise TypeError(
-            f"from_torch takes a subclass of torch.optim.Optimizer, got {cls!r}. "
+            f"from_torch takes a subclass of torch.optim.Optimizer, got {shown(cls)}. "
             f"Write optim.from_torch(torch.optim.SGD, lr=0.1)"
         )
     if callable(getattr(cls, "train", None)) and callable(getattr(cls, "eval", None)):

@@ -46,25 +46,29 @@ MISSING: Any = _Missing()
 def hint_at_habits(cls: C) -> C:
     """Has a class of optimizers say what to write for these names, and in calls of ``step()``.
 
-    Its ``step`` gets defaults, which are refused as models and states; ``inspect.signature`` and
-    type checkers show it without them.
+    Its ``step`` and ``init`` get defaults, which are refused as models and states;
+    ``inspect.signature`` and type checkers show them without.
     """
     for name, instead in HABITS.items():
         if not hasattr(cls, name):
             setattr(cls, name, Habit(name, instead, "optimizers are immutable values"))
-    step: Any = vars(cls)["step"]
-    step.__signature__ = inspect.signature(step)
-    kinds = [p.kind for p in step.__signature__.parameters.values()]
-    step.__defaults__ = (MISSING,) * (kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) - 1)
+    for verb in {"init", "step"} & vars(cls).keys():
+        method: Any = vars(cls)[verb]
+        method.__signature__ = inspect.signature(method)
+        kinds = [p.kind for p in method.__signature__.parameters.values()]
+        count = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) - 1
+        method.__defaults__ = (MISSING,) * count
     return cls
 
 
 def check_given(what: str, argument: Any, third: str = "grads") -> None:
-    """Raises if an argument of a ``step`` was not given.
+    """Raises if an argument of a ``step``, or of ``init``, was not given.
 
     Raises:
         TypeError: with the line to write.
     """
+    if argument is MISSING and what.endswith(".init"):
+        raise TypeError(f"{what} takes a model. Write: state = opt.init(model)")
     if argument is MISSING:
         raise TypeError(
             f"{what} takes a model, {_THIRD[third]} and the state that opt.init(model) or the last "

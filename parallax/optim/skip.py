@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, shards
+from parallax._errors.arguments import answered
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.optim.arguments import check_optimizer
@@ -62,6 +63,7 @@ class SkipNonfinite:
 
     _leaves_out_steps = True  # which parts of a chain must not stand after
 
+    @answered("optim.SkipNonfinite", "optim.SkipNonfinite(opt)")
     def __init__(self, opt: Any) -> None:
         check_optimizer("SkipNonfinite", "opt", opt)
         self.opt = opt

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from parallax._errors.arguments import answered, shown
 from parallax.core.module import Module
 from parallax.core.registry import unflatten_module
 from parallax.optim import groups as grouping
@@ -53,15 +54,16 @@ class Split:
         >>> dense, state = opt.step(dense, Dense(torch.ones(2, 3), torch.ones(2)), state)
     """
 
+    @answered("optim.Split", "optim.Split({'**.weight': optim.Muon()}, rest=optim.AdamW())")
     def __init__(self, optimizers: Mapping[Any, Any], rest: Any = None) -> None:
         given: Any = optimizers
         if not isinstance(given, Mapping) or not given:
             raise TypeError(
-                f"Split takes a dict of conditions to optimizers, got {optimizers!r}. "
+                f"Split takes a dict of conditions to optimizers, got {shown(optimizers)}. "
                 f"Write optim.Split({{'**.weight': optim.Muon()}}, rest=optim.AdamW())"
             )
         for condition, opt in given.items():
-            check_optimizer("Split", f"optimizers[{condition!r}]", opt)
+            check_optimizer("Split", f"optimizers[{shown(condition)}]", opt)
         if rest is not None:
             check_optimizer("Split", "rest", rest)
         self.conditions = tuple([grouping.Group(grouping.settled(c), (), ()) for c in optimizers])

@@ -331,7 +331,10 @@ def data_of(key: Any, by: str) -> Tensor:
         ValueError: if it is a stack.
     """
     if type(key) is not Key:
-        hint = "random.key(seed)" if isinstance(key, int) else "random.from_state(state)"
-        raise TypeError(f"{by}: expected a Key, got {shown(key)}. Make one: {hint}")
+        state = isinstance(key, Tensor | torch.Generator)
+        hint = "random.from_state(state)" if state else "random.key(seed)"
+        raise TypeError(
+            f"{by}: the first argument must be a Key, got {shown(key)}. Make one: {hint}"
+        )
     ops.check(key.data, by)
     return key.data

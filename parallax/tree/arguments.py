@@ -14,7 +14,8 @@ from parallax.core.fields import Lazy
 from parallax.core.nodes import is_module
 from parallax.tree.outside import is_leaf
 
-__all__ = ["check_number", "check_order", "check_tree", "check_trees", "refuse_torch_module"]
+__all__ = ["check_number", "check_order", "check_tree", "check_trees", "refuse_text",
+           "refuse_torch_module"]  # fmt: skip
 
 
 def check_tree(what: str, tree: Any, name: str = "tree") -> None:
@@ -35,6 +36,15 @@ def refuse_torch_module(module: torch.nn.Module) -> NoReturn:
         f"expected a tree of tensors, got one with {shown(module)}, whose parameters are no "
         f"leaves. {_remedy(module)}"
     )
+
+
+def refuse_text(what: str, tree: Any) -> None:
+    """Raises if the tree is text, which is what comes after it."""
+    if isinstance(tree, str):
+        raise TypeError(
+            f"tree.{what}: the tree comes first, got {shown(tree)}. "
+            f"Write tree.{what}(model, {tree!r})"
+        )
 
 
 _TREE = "a module, a tensor, or a container of them"

@@ -14,7 +14,7 @@ from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
 from parallax.tree.align import align, misfit
 from parallax.tree.arguments import check_trees, refuse_torch_module
-from parallax.tree.mixing import refuse_rows
+from parallax.tree.mixing import refuse_rows, refuse_unregistered
 from parallax.tree.outside import close, is_leaf, item_paths, opened_outside, up_to
 from parallax.tree.treespec import LONE, TreeSpec, expand_of
 
@@ -201,6 +201,8 @@ def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:  # noqa: A001  # name
     check_function("tree.map", fn, "tree.map(torch.neg, model)")
     spec: TreeSpec | Structure
     if not is_module(tree):
+        if is_module(fn) and callable(tree):
+            raise TypeError("tree.map: the function comes first. Write tree.map(fn, model)")
         spec, found, others = columns(tree, rest)
     else:  # the usual case, with less
         found, spec = flatten_module(tree)
@@ -231,6 +233,9 @@ def _apply(
     except RuntimeError as error:
         if others:
             refuse_rows(error, "tree.map", spec.paths, first, *others)
+        raise
+    except (TypeError, AttributeError) as error:
+        refuse_unregistered(error, "tree.map", spec.paths, first)
         raise
 
 
@@ -312,5 +317,8 @@ def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     except RuntimeError as error:
         if rest:
             refuse_rows(error, "tree.map_with_path", spec.paths, found, *others)
+        raise
+    except (TypeError, AttributeError) as error:
+        refuse_unregistered(error, "tree.map_with_path", spec.paths, found)
         raise
     return cast(T, spec.build(made))

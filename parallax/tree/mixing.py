@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from parallax._compat import shards
 
-__all__ = ["refuse_mixed", "refuse_rows"]
+__all__ = ["refuse_mixed", "refuse_rows", "refuse_unregistered"]
 
 
 def refuse_mixed(
@@ -72,3 +73,28 @@ def refuse_rows(
     refuse_mixed(
         error, what, [path or "the root" for path in paths], dict(zip(names, rows, strict=True))
     )
+
+
+def refuse_unregistered(
+    error: BaseException, what: str, paths: Sequence[str], leaves: Sequence[Any]
+) -> None:
+    """Raises an error that names a dataclass that counts as a leaf, if there is one; else returns.
+
+    Args:
+        error: what a function of leaves raised.
+        what: the function that the user called.
+        paths: of the leaves.
+        leaves: the leaves.
+
+    Raises:
+        TypeError: with the line to write.
+    """
+    for path, leaf in zip(paths, leaves, strict=True):
+        if is_dataclass(leaf) and not isinstance(leaf, type):
+            name = type(leaf).__name__
+            values = "".join([f"v.{field.name}, " for field in fields(leaf)])
+            raise TypeError(
+                f"{what}: {path or 'the tree'} is a {name}, a dataclass that is not registered, so "
+                f"that it is a leaf ({error}). Write registry.register({name}, "
+                f"lambda v: (({values.rstrip()}), None), lambda _, parts: {name}(*parts))"
+            ) from error

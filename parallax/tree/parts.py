@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from parallax.tree import core
-from parallax.tree.arguments import check_tree
+from parallax.tree.arguments import check_tree, refuse_text
 from parallax.tree.match import match
 from parallax.tree.places import Survey
 
@@ -45,6 +45,7 @@ def partition(tree: T, *conditions: Any) -> tuple[T, ...]:
         >>> tree.combine(trained, rest).mean
         tensor([0., 0.])
     """
+    refuse_text("partition", tree)
     survey = Survey(tree)
     found = [match(survey, condition)[0] for condition in conditions]
     rest = len(conditions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from parallax.tree.arguments import refuse_text
 from parallax.tree.match import find
 from parallax.tree.places import Survey
 from parallax.tree.selection import Selection
@@ -62,6 +63,7 @@ def select(tree: T, *what: Any) -> Selection[T]:
     """
     if not what:
         raise TypeError("select(tree, *what): say what to select, for example '**.bias'")
+    refuse_text("select", tree)
     survey = Survey(tree)
     if len(what) == 1:
         return Selection(survey, *find(survey, what[0]))

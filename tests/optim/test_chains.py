@@ -331,12 +331,12 @@ def test_slow_weights_of_a_leaf_that_is_trained_later_begin_before_its_first_ste
 
 
 def test_bad_chains_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"one part must be an optimizer. Write chain\(ClipNorm"):
+    with pytest.raises(TypeError, match=r"must be an optimizer, got .*Write optim.chain\("):
         optim.chain(optim.ClipNorm(1.0))
     with pytest.raises(TypeError, match=r"are both optimizers, and one steps.*optim\.Split"):
         optim.chain(optim.SGD(), optim.Adam())
     for part in (3, optim.Lookahead, optim.EMA):
-        with pytest.raises(TypeError, match=r"is not a transformation. Give a function of a tree"):
+        with pytest.raises(TypeError, match=r"not a transformation. Give .*a function of a tree"):
             optim.chain(part, optim.SGD())
     model = Net().initialize(0)
     opt = optim.chain(optim.SGD(), lambda update: tree.map(lambda u: u.sum(), update))

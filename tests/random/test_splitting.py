@@ -67,7 +67,7 @@ def test_fold_in_takes_ints_and_strings(data: Any) -> None:
 )
 @pytest.mark.parametrize("given", [0, torch.tensor(0), None])
 def test_only_keys_are_keys(use: Callable[[Any], Any], given: Any) -> None:
-    with pytest.raises(TypeError, match="expected a Key"):
+    with pytest.raises(TypeError, match="must be a Key"):
         use(given)
 
 
