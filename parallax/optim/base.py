@@ -175,7 +175,7 @@ class Optimizer(Kernel):
         memory = None
         if donate:
             read = [*some(given, plan.chosen), *self._leaves, *clocks.before]
-            memory = known_memory(state, model, leaves, read)
+            memory = known_memory(state, model, leaves, plan.chosen, read)
             if memory is None:
                 make_private(plan.chosen, columns, read)
         lists = [self._lists(row, given, made, moments, clocks) for row in plan.rows]

@@ -106,7 +106,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 def opened(tensor: Tensor) -> Tensor:
     """A tensor as its formula takes it: pairs for complex numbers, halves in single precision."""
     if tensor.is_complex():
-        return torch.view_as_real(tensor)
+        return torch.view_as_real(tensor.resolve_conj())
     return tensor.float() if tensor.dtype in _HALVES else tensor
 
 

@@ -127,7 +127,7 @@ class Kernel(Value, ABC):
 
     def _run(self, at: Lists, h: Hyper, how: How, donate: bool = False) -> Lists:
         """Fills in missing moments and calls the kernel."""
-        at = self._full(at, h)
+        at = self._full(at, h).resolved()
         return self._kernel(at if donate else at.private(), h, how)
 
     def _eager(self, at: Lists, h: Hyper, step: Tensor, donate: bool = False) -> Lists:

@@ -77,6 +77,12 @@ class Lists:
         """Whether any parameter is complex."""
         return self._once("complex", lambda: any([p.is_complex() for p in self.params]))
 
+    def resolved(self) -> Lists:
+        """The same lists without lazily conjugated gradients, which kernels do not take."""
+        if not self.complex:
+            return self
+        return self._with(self.params, [grad.resolve_conj() for grad in self.grads], self.moments)
+
     def full(self) -> bool:
         """Whether no moment is missing."""
         what = ("full", *self.moments)

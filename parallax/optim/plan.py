@@ -181,7 +181,11 @@ _MOST = 4  # a run may alternate: a part of the model may have a gradient in eve
 
 
 def known_memory(
-    state: State, model: Any, leaves: Sequence[Any], read: Sequence[Tensor]
+    state: State,
+    model: Any,
+    leaves: Sequence[Any],
+    chosen: Sequence[int],
+    read: Sequence[Tensor],
 ) -> Memory | None:
     """The memory that the last donated step wrote, if the next step may write it again.
 
@@ -189,10 +193,13 @@ def known_memory(
         state: the state before the step.
         model: the module before the step.
         leaves: its leaves.
+        chosen: the indices of those that are stepped.
         read: all other tensors that the step reads.
     """
     _, made, memory = vars(state).get(_MEMO, _NOTHING)
     if memory is None or not (made() is model or memory.is_of(leaves)):
+        return None
+    if not memory.covers(chosen):  # a leaf that had no gradient may be a view of another tensor
         return None
     return memory if memory.is_apart_from(read) else None
 

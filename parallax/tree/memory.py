@@ -33,12 +33,16 @@ class Memory:
 
     Args:
         leaves: of the model after the step.
-        written: those of them, and the moments, that are stepped.
+        chosen: the indices of those that were stepped.
+        written: these, and their moments.
     """
 
-    __slots__ = ("_addresses", "_apart", "_leaves")
+    __slots__ = ("_addresses", "_apart", "_chosen", "_leaves")
 
-    def __init__(self, leaves: Sequence[Any], written: Iterable[Tensor]) -> None:
+    def __init__(
+        self, leaves: Sequence[Any], chosen: Sequence[int], written: Iterable[Tensor]
+    ) -> None:
+        self._chosen = chosen
         self._leaves = [None if t is None else weakref.ref(t) for t in leaves]
         spans = []
         for tensor in map(_local, written):
@@ -46,6 +50,10 @@ class Memory:
             spans.append((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
         self._addresses = memory.Addresses(spans)
         self._apart: set[int] = set()
+
+    def covers(self, chosen: Sequence[int]) -> bool:
+        """Whether all leaves that are to be stepped were stepped before."""
+        return chosen is self._chosen or set(chosen).issubset(self._chosen)
 
     def is_of(self, leaves: Sequence[Any]) -> bool:
         """Whether these are the leaves of the last step, the very tensors."""
@@ -99,7 +107,7 @@ def memory_of(chosen: Sequence[int], columns: Sequence[list[Any]]) -> Memory | N
         columns: the leaves, and per name the moments.
     """
     written = [column[k] for column in columns for k in chosen if column[k] is not None]
-    return None if any(map(_is_unknown, written)) else Memory(columns[0], written)
+    return None if any(map(_is_unknown, written)) else Memory(columns[0], chosen, written)
 
 
 def _is_alone(tensor: Tensor) -> bool:

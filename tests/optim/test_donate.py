@@ -13,10 +13,10 @@ import torch
 from torch._dynamo.exc import Unsupported
 from torch.utils import _pytree as torch_pytree
 
-from parallax import Module, func, nn, optim, tree
+from parallax import Module, Parameter, func, nn, optim, tree
 from parallax.optim import DonatedError
 from tests.corpus import MLP, MODULES, Case, example_input
-from tests.optim.cases import FIRST, Options, gradients, label, make, model_for, ones
+from tests.optim.cases import FIRST, Options, Point, gradients, label, make, model_for, ones
 
 USES: dict[str, Callable[[Any], Any]] = {
     "call": lambda m: m(torch.ones(4)),
@@ -116,6 +116,40 @@ def test_what_works_on_copies_takes_what_is_given_away() -> None:
         assert tree.equal(opt.step(model, given, state, donate=True), expected)
         with pytest.raises(DonatedError):
             _ = model.weight
+
+
+class Pair(Module):
+    one: Parameter
+    two: Parameter
+
+
+def test_a_leaf_that_is_stepped_only_later_is_not_written_where_others_use_its_memory() -> None:
+    opt, held = optim.RMSprop(lr=0.1), torch.ones(4, 2)
+    for view in (held[1:3], held[:, 1], torch.ones(1).expand(3)):
+        model, ones = Pair(torch.ones(3), view), Pair(torch.ones(3), torch.ones(view.shape))
+        first = tree.partition(ones, "one")[0]
+        plain, state = model, opt.init(model)
+        plain_state = state
+        model = model.replace(one=torch.ones(3))
+        for grads in (first, first, ones, ones):
+            plain, plain_state = opt.step(plain, grads, plain_state)
+            model, state = opt.step(model, grads, state, donate=True)
+            assert tree.equal((model, state), (plain, plain_state))
+            assert tree.equal(held, torch.ones(4, 2))
+
+
+@pytest.mark.parametrize("name", ["SGD", "NAdam", "RAdam", "Adagrad", "ASGD", "LAMB"])
+@pytest.mark.parametrize("donate", [False, True])
+def test_lazily_conjugated_gradients_are_taken(name: str, donate: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    opt = getattr(optim, name)(lr=0.1)
+    model = Point(torch.randn(3, dtype=torch.complex64, generator=generator))
+    other, state, other_state = tree.map(torch.clone, model), opt.init(model), opt.init(model)
+    for _ in range(3):
+        lazy = Point(torch.randn(3, dtype=torch.complex64, generator=generator).conj())
+        model, state = opt.step(model, tree.map(torch.clone, lazy), state)
+        other, other_state = opt.step(other, lazy, other_state, donate=donate)
+        assert tree.equal((other, other_state), (model, state))
 
 
 def test_a_refused_step_donates_nothing() -> None:
