@@ -1,9 +1,9 @@
 """Gradients of torch's functions whose own gradients have wrong derivatives.
 
 The third derivatives of the norms are wrong, without an error, and so are derivatives at zero: the
-second of ``sinc``, the third of ``i1``. Where a gradient may be differentiated again, it is
-computed anew from the function in operators of which torch has the derivatives of every order.
-Where not, nothing changes.
+second of ``sinc``, the third of ``i1``. The second of ``mish`` overflows. Where a gradient may be
+differentiated again, it is computed anew from the function in operators of which torch has the
+derivatives of every order. Where not, nothing changes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from parallax._compat import functorch, gradients, modes
@@ -99,6 +100,10 @@ def _logit(node: Any) -> Any:
     return (_kept(node, "self"),), logit
 
 
+def _mish(node: Any) -> Any:
+    return (_kept(node, "self"),), lambda x: COMPOSED["mish"](Expansion({}, 0), F.mish, x)
+
+
 def _layer_norm(node: Any) -> Any:
     dims = (*range(-len(node._saved_normalized_shape), 0),)
     rstd = _kept(node, "result2")
@@ -170,6 +175,7 @@ def _bias(x: Tensor, weight: Tensor | None) -> Tensor:
 _RULES: dict[str, gradients.Rule] = {
     "I0Backward0": _i0,
     "LogitBackward0": _logit,
+    "MishBackward0": _mish,
     "SincBackward0": _sinc,
     "SpecialI1Backward0": _i1,
     "NativeLayerNormBackward0": _layer_norm,

@@ -19,6 +19,7 @@ from parallax.func.call import Call
 from parallax.func.mixing import note_mixed
 from parallax.func.tape import gradient_by_tape, pullback_by_tape
 from parallax.func.transforms import Finish, Pullback, gradient_by_functorch, pullback_by_functorch
+from parallax.func.underivable import refuse_what_has_no_derivative
 
 __all__ = ["gradient", "on_tape", "pullback"]
 
@@ -41,6 +42,7 @@ def gradient(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
     sharding_rules.complete()
     if not on_tape():
         return gradient_by_functorch(call, finish)
+    refuse_what_has_no_derivative()
     try:
         return gradient_by_tape(call, finish)
     except RuntimeError as error:
@@ -65,6 +67,7 @@ def pullback(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback, Any]:
     sharding_rules.complete()
     if not on_tape():
         return pullback_by_functorch(call, finish)
+    refuse_what_has_no_derivative()
     try:
         return pullback_by_tape(call, finish)
     except RuntimeError as error:

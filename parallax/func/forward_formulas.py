@@ -168,6 +168,11 @@ def _sinc(function: Any, x: Tensor) -> Tensor:
     return found
 
 
+def _mish(function: Any, x: Tensor, **options: Any) -> Tensor:
+    found: Tensor = COMPOSED["mish"](_NOTHING, function, x, **options)
+    return found
+
+
 def _vander(
     function: Any,
     x: Tensor,
@@ -317,6 +322,7 @@ def _table() -> dict[Any, Other]:
         ),
         **dict.fromkeys(named("cumprod"), Other(_cumprod, ("input", "dim"), frozenset({"dtype"}))),
         **dict.fromkeys(named("sinc"), Other(_sinc, ("input",), always=True)),
+        **dict.fromkeys(named("mish"), Other(_mish, ("input",), frozenset({"inplace"}))),
         linalg.vander: Other(_vander, "x", frozenset({"N"})),
         torch.vander: Other(_vander, "x", frozenset({"N", "increasing"})),
         **dict.fromkeys(named("orgqr"), Other(_householder_product, ("input", "tau"))),

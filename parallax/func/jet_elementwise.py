@@ -288,7 +288,7 @@ ANY = (
     "abs", "absolute", "acos", "acosh", "arccos", "arccosh", "arcsin", "arcsinh", "arctan",
     "arctanh", "asin", "asinh", "atan", "atanh", "celu", "clamp", "clamp_max", "clamp_min", "clip",
     "digamma", "elu", "erfc", "erfcx", "erfinv", "exp2", "expit", "hardshrink", "hardsigmoid",
-    "hardswish", "hardtanh", "leaky_relu", "lgamma", "log_ndtr", "logit", "logsigmoid", "mish",
+    "hardswish", "hardtanh", "leaky_relu", "lgamma", "log_ndtr", "logit", "logsigmoid",
     "nan_to_num", "ndtr", "ndtri", "prelu", "relu", "relu6", "selu", "softplus", "softshrink",
     "softsign", "tan", "tanhshrink", "threshold",
 )  # fmt: skip

@@ -12,6 +12,7 @@ from parallax._compat import autograd, checkpoints, collectives, dynamo, functor
 from parallax.func.backward_formulas import differentiable_within, gradients_again
 from parallax.func.call import Call
 from parallax.func.results import open_tensors
+from parallax.func.underivable import WITHIN, refuse_what_has_no_derivative
 
 __all__ = ["Finish", "Pullback", "applied", "gradient_by_functorch", "pullback_by_functorch",
            "through"]  # fmt: skip
@@ -34,6 +35,8 @@ def through(
         A function of the leaves that move to ``(transformed, tensors)``; and one of these tensors,
         as they come out of the transform, to what came beside.
     """
+    if not dynamo.is_compiling():
+        refuse_what_has_no_derivative()
     inner, nesting = call.nested(levels)
     still = inner.still() if levels and not dynamo.is_compiling() else []
     closes: list[Any] = []
@@ -42,7 +45,11 @@ def through(
         args = list(inner.args)
         for place, arg in still:  # as torch.func hands them over: the function may write into them
             args[place] = functorch.wrapped_here(arg)
-        out, aux = finish(inner.at(values, args))
+        if dynamo.is_compiling():
+            out, aux = finish(inner.at(values, args))
+        else:
+            with WITHIN:
+                out, aux = finish(inner.at(values, args))
         if dynamo.is_compiling():
             checkpoints.refuse_traced_checkpoint()
         elif isinstance(out, Tensor) and out.requires_grad and not autograd.connected(out):

@@ -57,6 +57,9 @@ class BCELoss(Pointwise):
 
     def _of(self, input: Tensor, target: Tensor) -> Tensor:
         how = self.reduction
+        if input.dtype is target.dtype is torch.float16:
+            # What keeps the kernel's gradient finite at 0 and 1 is zero in this precision.
+            return self._of(input.float(), target.float()).to(input.dtype)
         if has_no_derivative(target):
             return F.binary_cross_entropy(input, target, self.weight, reduction=how)
         # The kernel has no derivative by the target, in which the loss is linear.

@@ -130,3 +130,30 @@ def test_of_half_precision(dtype: torch.dtype) -> None:
     found = func.grad(twice)(half)
     assert found.dtype is dtype
     torch.testing.assert_close(found.double(), func.grad(twice)(half.double()), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_mish_does_not_overflow(dtype: torch.dtype) -> None:
+    x = torch.tensor([-300.0, -100, -20, 0, 20, 100, 300, 6e4], dtype=dtype)
+
+    def slope(x: Tensor) -> Tensor:
+        found: Tensor = func.grad(lambda x: F.mish(x).sum())(x)
+        return found
+
+    expected = [torch.tensor([0.0, 0, 0, 0.64, 0, 0, 0, 0], dtype=dtype)] * 4
+    found = [
+        func.grad(lambda x: slope(x).sum())(x),
+        func.jvp(slope, (x,), (torch.ones_like(x),))[1],
+        func.grad(lambda x: func.jvp(F.mish, (x,), (torch.ones_like(x),))[1].sum())(x),
+        func.jet(F.mish, (x,), ((torch.ones_like(x), None),))[1][1],
+    ]
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-5)
+
+
+def test_the_loss_of_labels_has_a_gradient_at_the_ends_in_half_precision() -> None:
+    x = torch.tensor([0.0, 1, 1, 0.5], dtype=torch.float16)
+    target = torch.tensor([0.0, 1, 1, 1], dtype=torch.float16)
+    loss = nn.BCELoss(reduction="sum")
+    found = func.grad(lambda x: loss(x, target))(x)
+    assert found.dtype is torch.float16
+    torch.testing.assert_close(found, torch.tensor([0.0, 0, 0, -2]).half())
