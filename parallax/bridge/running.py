@@ -18,6 +18,7 @@ from parallax.core.registry import flatten_module
 from parallax.effects import collection, emitting
 from parallax.effects.applying import below
 from parallax.random import sources
+from parallax.random.marks import consume
 from parallax.random.seeds import state_of
 
 __all__ = ["call", "read"]
@@ -110,19 +111,25 @@ def _seeded(module: Any) -> Iterator[None]:
     They belong to the whole process, so one seeded call runs at a time.
     """
     key = collection.source_of(module._rng).key
-    if key is not None and (functorch.is_wrapped(key) or key.ndim):
+    if key is not None and (functorch.is_mapped_within(key) or key.ndim):
         raise RuntimeError(
             f"{type(module).__name__}: a lifted nn.Module draws from torch's global generator, "
             f"which cannot be seeded with a key per example. Call it in eval mode, or replace its "
             f"stochastic layers: tree.select(model, bridge.lifted_type(nn.Dropout)).apply(...)"
         )
-    seed = sources.seed_of(Module.rng.fget(module))  # type: ignore[attr-defined]  # a property
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with _seeding, torch.random.fork_rng(devices):
-        torch.set_rng_state(state_of(seed))
-        for device in devices:
-            torch.cuda.default_generators[device].manual_seed(seed % 2**63)
+    rng = Module.rng.fget(module)  # type: ignore[attr-defined]  # a property
+    seed = sources.seed_of(rng)
+    generators = list(torch.cuda.default_generators) if torch.cuda.is_available() else []
+    before = state_of(seed)
+    with _seeding, torch.random.fork_rng([*range(len(generators))]):
+        torch.set_rng_state(before)
+        for generator in generators:
+            generator.manual_seed(seed % 2**63)
         yield
+        drawn = not torch.equal(torch.get_rng_state(), before)
+        drawn = drawn or any([generator.get_offset() for generator in generators])
+    if drawn:
+        consume(sources.as_key(rng).data, f"{module._blueprint.cls.__name__} of torch")
 
 
 dynamo.run_as_it_is(call)

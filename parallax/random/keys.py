@@ -186,7 +186,7 @@ def key(seed: int | Tensor) -> Key:
 def _marked(data: Tensor, mark: Any) -> Key:
     """A key of the mark that a module's seed, generator or state has, if it has one."""
     if type(mark) is Mark:
-        data._mark = mark  # type: ignore[attr-defined]  # kept on the leaf
+        marks.put(data, mark)
     return _key(data)
 
 

@@ -21,7 +21,7 @@ from parallax.random.reusing import is_exempt
 from parallax.random.uses import KeyReusedError, Mark
 
 __all__ = ["adopt", "carry_on", "consume", "join", "link", "note",
-           "part", "renew", "spend"]  # fmt: skip
+           "part", "put", "renew", "spend"]  # fmt: skip
 
 _MOST_ROWS = 1024  # a larger stack is not searched when a copy of a key turns up
 
@@ -41,7 +41,8 @@ def mark_of(data: Any) -> Mark:
     return mark
 
 
-def _put(data: Any, mark: Mark) -> None:
+def put(data: Any, mark: Mark) -> None:
+    """Puts a mark on the leaf of a key."""
     leaf: Any = functorch.innermost(data) if functorch.is_wrapped(data) else data
     known = _marks_in_mode(leaf)
     if known is None:
@@ -76,7 +77,7 @@ def link(child: Tensor, parent: Tensor, name: Any, path: str | None = None) -> N
         name = int(name) if name.ndim == 0 else tuple(name.tolist())
     mark = mark_of(parent).child(name)
     mark.path = mark.path if path is None else path
-    _put(child, mark)
+    put(child, mark)
 
 
 def renew(data: Tensor) -> None:
@@ -84,14 +85,14 @@ def renew(data: Tensor) -> None:
     if dynamo.is_compiling():
         in_trace.at_trace()(_renew_in_trace)
     else:
-        _put(data, Mark())
+        put(data, Mark())
 
 
 def part(stack: Tensor, rows: Sequence[Tensor]) -> None:
     """Says that a stack of keys was taken apart into its rows."""
     mark = mark_of(stack)
     for index, row in enumerate(rows):
-        _put(row, mark.row(index))
+        put(row, mark.row(index))
 
 
 def join(stack: Tensor, rows: Sequence[Tensor]) -> None:
@@ -99,7 +100,7 @@ def join(stack: Tensor, rows: Sequence[Tensor]) -> None:
     if not dynamo.is_compiling():  # there it is known how it was computed
         mark = Mark()
         mark.rows = {index: mark_of(row) for index, row in enumerate(rows)}
-        _put(stack, mark)
+        put(stack, mark)
 
 
 def carry_on(given: Sequence[Tensor], returned: Sequence[Tensor]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax._compat import functorch
 from parallax._compat.opaque import real
 
 __all__ = ["Twister", "derive", "digest", "generator_of", "state_of"]
@@ -45,7 +46,8 @@ def derive(seed: int, *names: Any) -> int:
 
 def digest(state: Tensor) -> int:
     """A 64-bit seed that is a function of every byte of a ByteTensor."""
-    flat = state.detach().cpu().contiguous()
+    # Transforms wrap what is computed within them.
+    flat = functorch.innermost(functorch.innermost(state).detach().cpu().contiguous())
     # 1 us for the 5 kB of a state; by way of a list it is 50, iterating over the storage 7,000.
     data = ctypes.string_at(flat.data_ptr(), flat.numel())
     return int.from_bytes(hashlib.blake2b(data, digest_size=_BYTES).digest(), "little")

@@ -206,8 +206,8 @@ class _Walk:
             if key in one and key in two:
                 below.append((where, one[key], two[key], modes))
             elif key in one and key[1] in alone:  # equal in words
-                words = [f"a key of class {cls.__name__}" for cls in (key[0], alone[key[1]])]
-                below.append(Difference(where, "key", *words))
+                ours, theirs = [f"a key of class {cls.__name__}" for cls in (key[0], alone[key[1]])]
+                below.append(Difference(where, "key", ours, theirs))
             elif key in one:
                 below.append(Difference(where, "only the first has it", _kind(one[key]), ""))
             elif not any([key[1] == name for _, name in one.keys() - two.keys()]):
@@ -333,13 +333,11 @@ def _below(node: Any, inside: bool) -> tuple[dict[_Key, Any], Any]:
     """
     held = opened(node) if inside else None
     if held is not None:
-        constants, children = held
-        keys = keys_of(type(node), constants, len(children))
-    else:
-        found = optree.tree_flatten_one_level(node, none_is_leaf=True, namespace=NAMESPACE)
-        children, constants, keys = found[0], found[1], found[2]
-    pairs = zip(keys, children, strict=True)
-    return {(type(key), str(key)): child for key, child in pairs}, constants
+        pairs = zip(keys_of(type(node), held[0], len(held[1])), held[1], strict=True)
+        return {(type(key), str(key)): child for key, child in pairs}, held[0]
+    found = optree.tree_flatten_one_level(node, none_is_leaf=True, namespace=NAMESPACE)
+    pairs = zip(found[2], found[0], strict=True)
+    return {(type(key), str(key)): child for key, child in pairs}, found[1]
 
 
 def _apart(one: Any, two: Any) -> tuple[str, str]:

@@ -155,6 +155,65 @@ def test_a_module_is_called_once_whatever_rng_it_has(rng: Any, verb: str) -> Non
         tree.map(torch.clone, model)(X)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda m: m(X), lambda m: m(X)),
+        (lambda m: m[1](X), lambda m: tree.map(torch.clone, m)[1](X)),
+        (lambda m: func.grad(lambda x: m(x).sum())(X), lambda m: m(X)),
+        (lambda m: func.jvp(m, (X,), (X,)), lambda m: func.jacrev(m)(X)),
+    ],
+    ids=["calls", "a layer and its copy", "a gradient", "transforms"],
+)
+def test_a_lifted_module_that_draws_is_called_once_whatever_rng_it_has(
+    rng: Any, first: Any, second: Any
+) -> None:
+    lifted = bridge.lift(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5)))
+    drawn = lifted.train(rng())
+    first(drawn)
+    with pytest.raises(KeyReusedError, match="given the key that it has drawn from already"):
+        second(drawn)
+    with random.reuse():
+        assert torch.equal(drawn(X), drawn(X))
+    assert torch.equal(drawn[0](X), drawn[0](X))  # draws nothing
+    halves = lifted.train(rng()).split(2)
+    assert not torch.equal(halves[0](X), halves[1](X))
+    for quiet in (lifted.eval(), lifted.train(rng()).eval()):
+        assert torch.equal(quiet(X), quiet(X))
+
+
+TRANSFORMED: dict[str, Callable[[Any], Any]] = {
+    "grad": lambda m: func.grad(lambda x: m(x).sum())(X),
+    "torch.func.grad": lambda m: torch.func.grad(lambda x: m(x).sum())(X),
+    "jvp": lambda m: func.jvp(m, (X,), (X,)),
+    "jacrev": lambda m: func.jacrev(m)(X),
+    "jacfwd": lambda m: func.jacfwd(m)(X),
+    "hessian": lambda m: func.hessian(lambda x: m(x).sum())(X),
+    "vmap": lambda m: func.vmap(m, randomness="same")(torch.stack([X, X])),
+}
+
+
+@pytest.mark.parametrize("transformed", TRANSFORMED.values(), ids=TRANSFORMED)
+def test_a_use_in_a_transform_is_a_use_whatever_rng_it_is(rng: Any, transformed: Any) -> None:
+    for first, second in ((transformed, lambda m: m(X)), (lambda m: m(X), transformed)):
+        layer = nn.Dropout(0.5).train(rng())
+        first(layer)
+        with pytest.raises(KeyReusedError, match="given the key that it has drawn from already"):
+            second(layer)
+
+
+def test_generators_and_states_give_the_same_mask_within_transforms(rng: Any) -> None:
+    x = torch.ones(50)
+    for layer in (nn.Dropout(0.5), bridge.lift(torch.nn.Dropout(0.5))):
+        wanted = layer.train(rng())(x)
+        masks = [
+            torch.func.grad(lambda x, m: m(x).sum())(x, layer.train(rng())),
+            func.jvp(layer.train(rng()), (x,), (x,))[1],
+            func.jacrev(layer.train(rng()))(x).diagonal(),
+        ]
+        assert all(torch.equal(mask, wanted) for mask in masks)
+
+
 def test_a_stack_draws_for_each_block_whatever_rng_it_has(rng: Any) -> None:
     model = STACK.train(rng())
     model(torch.ones(64))
