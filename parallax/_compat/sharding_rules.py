@@ -6,7 +6,8 @@
   the number of parts (seen in torch 2.13 and 2.14). Here it is computed by operators that are
   right. The losses that are not named are right anyway: their means are operators of their own.
 - A number that is read of a tensor in parts is that of one process, another in each, where no more
-  was computed than the term of a sum. Here that is refused.
+  was computed than the term of a sum. On the mesh of a plan that is refused; tensors that a user
+  spreads over another mesh are read as torch reads them.
 """
 
 # pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +24,7 @@ import torch
 
 from parallax._compat import dynamo, shards
 
-__all__ = ["complete"]
+__all__ = ["complete", "refuse_numbers_on"]
 
 _aten = torch.ops.aten
 _LOSSES = (
@@ -32,6 +34,15 @@ _LOSSES = (
     _aten.smooth_l1_loss_backward.default,
     _aten.soft_margin_loss_backward.default,
 )
+
+
+# By identity: of two that are equal each may be the last that is left.
+_meshes: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def refuse_numbers_on(mesh: Any) -> None:
+    """Has no number be read of a tensor that is in parts over this mesh, or one equal to it."""
+    _meshes[id(mesh)] = mesh
 
 
 @dynamo.constant_in_traces
@@ -65,9 +76,11 @@ def _decomposed(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _number(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The number in a tensor that is the same in all processes."""
+    """The number in a tensor, which is the same in all processes on the mesh of a plan."""
     (tensor,) = args
-    if not all([placement.is_replicate() for placement in tensor.placements]):
+    whole = all([placement.is_replicate() for placement in tensor.placements])
+    # Torch keeps what it finds for one mesh for its equals, so results may be on any of them.
+    if not whole and tensor.device_mesh in list(_meshes.values()):
         raise RuntimeError(
             f"item(), float() or bool() of a distributed tensor in parts ({shards.shown(tensor)}): "
             f"each process holds another number. Put it together, in every process: "

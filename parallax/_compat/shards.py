@@ -15,8 +15,23 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch
 
 __all__ = [
-    "any_distributed", "beside", "is_distributed", "is_mixing", "local_of", "part_beside",
-    "placed_as", "placement_of", "shown", "summed", "whole", "with_part", "with_spec",
+    "any_distributed",
+    "are_known",
+    "around_in_trace",
+    "beside",
+    "is_distributed",
+    "is_mixing",
+    "local_of",
+    "locals_in_trace",
+    "part_beside",
+    "placed_as",
+    "placement_of",
+    "shown",
+    "spread_of",
+    "summed",
+    "whole",
+    "with_part",
+    "with_spec",
 ]  # fmt: skip
 
 
@@ -25,6 +40,11 @@ def _kind() -> type:
     """The class of distributed tensors; if it is not imported yet, one that no tensor has."""
     package = sys.modules.get("torch.distributed.tensor")
     return type(None) if package is None else package.DTensor
+
+
+def are_known() -> bool:
+    """Whether there can be a distributed tensor in this process; costs a trace nothing."""
+    return _kind() is not type(None)
 
 
 def is_distributed(value: Any) -> bool:
@@ -41,6 +61,11 @@ def any_distributed(values: Iterable[Any]) -> bool:
 def local_of(tensor: Any) -> Tensor:
     """The part of a distributed tensor that this process holds, without a graph."""
     return tensor._local_tensor  # type: ignore[no-any-return]  # a Tensor
+
+
+def spread_of(value: Any) -> Any:
+    """How a tensor is spread, to compare with another; ``None`` of a plain one."""
+    return (value.device_mesh, value.placements, value.shape) if is_distributed(value) else None
 
 
 def shown(value: Any) -> str:
@@ -122,6 +147,27 @@ def with_part(tensor: Any, part: Tensor, like: Any) -> Tensor:
     return with_spec(part, _contiguous(tensor._spec, part.dtype))
 
 
+def locals_in_trace(tensors: list[Any]) -> list[Tensor]:
+    """While dynamo traces: what this process holds of these, by one node of the graph."""
+    _allow_in_graph()
+    return list(_locals(*tensors))
+
+
+def around_in_trace(before: list[Any], parts: list[Tensor], like: list[Any]) -> list[Any]:
+    """While dynamo traces: as ``with_part`` of each, by one node of the graph."""
+    _allow_in_graph()
+    return list(_around(len(parts), *before, *parts, *like))
+
+
+def _locals(*tensors: Any) -> tuple[Tensor, ...]:
+    return tuple([local_of(t) if is_distributed(t) else t for t in tensors])
+
+
+def _around(count: int, *tensors: Any) -> tuple[Any, ...]:
+    columns = (tensors[:count], tensors[count : 2 * count], tensors[2 * count :])
+    return tuple([with_part(*row) for row in zip(*columns, strict=True)])
+
+
 def _contiguous(spec: Any, dtype: Any) -> Any:
     """A description of a tensor of another dtype that is contiguous, cut in the same way."""
     from torch._prims_common import make_contiguous_strides_for
@@ -190,10 +236,12 @@ def _beside(value: Tensor, operand: Tensor) -> Tensor:
 
 @dynamo.constant_in_traces
 def _allow_in_graph() -> None:
-    """Has dynamo take the function as one node; loads dynamo, which runs already."""
+    """Has dynamo take each function as one node; loads dynamo, which runs already."""
     from torch._dynamo import allow_in_graph
 
+    allow_in_graph(_around)
     allow_in_graph(_beside)
+    allow_in_graph(_locals)
 
 
 def _replicated(value: Tensor, mesh: Any) -> Tensor:

@@ -47,8 +47,17 @@ __all__ = ["proxy_of"]
 # -- one class of proxies for each class of modules -----------------------------------------------
 
 
+_CALL = nn.Module.__call__
+
+
 def _called(self: Any, *args: Any, **kwargs: Any) -> Any:
-    return self._behind[0](*args, **kwargs)
+    module = self._behind[0]
+    # What torch's own ``__call__`` does, at once: with its frames, 143 levels were too deep for
+    # Python. Tracers put another one in its place, and dynamo knows it.
+    known = type(module).__call__ is _CALL and module._compiled_call_impl is None
+    if known and not dynamo.is_compiling():
+        return module._call_impl(*args, **kwargs)
+    return module(*args, **kwargs)
 
 
 def _mode(self: Any) -> str:

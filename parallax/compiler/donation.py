@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax._compat import shards
 from parallax._errors.arguments import shown
 from parallax.compiler.packing import pack, paths_of, spans
 from parallax.core.nodes import is_module
@@ -149,6 +150,8 @@ def may_be_written(item: Any) -> bool:
 
     Not what counts or draws, for a key is known by its tensor; nor a single number.
     """
+    if shards.is_distributed(item):
+        return may_be_written(shards.local_of(item))
     inexact = type(item) is Tensor and (item.is_floating_point() or item.is_complex())
     return inexact and item.numel() > 1
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import in_trace
+from parallax._compat import in_trace, shards
 from parallax._compat.memory import storage_of
 from parallax.compiler.donation import Donation, may_be_written
 from parallax.compiler.packing import ITEM, placed
@@ -38,12 +38,25 @@ class Given:
         tokens: those of the call.
         items: those of the call.
         own: the positions of the leaves among the items.
+        others: those of the other items. Distributed tensors are among them.
+
+    Attributes:
+        distributed: which of the other items are counted after the leaves.
     """
 
     def __init__(
-        self, donation: Donation, tokens: Any, items: Sequence[Any], own: Sequence[int]
+        self,
+        donation: Donation,
+        tokens: Any,
+        items: Sequence[Any],
+        own: Sequence[int],
+        others: Sequence[int],
     ) -> None:
         given = donation.positions(tokens)
+        self.distributed = [
+            n for n, k in enumerate(others) if k in given and may_be_written(items[k])
+        ]
+        own = [*own, *[others[n] for n in self.distributed]]
         self._donation = donation
         taken = [(token, k) for token, k in placed(tokens[2:]) if k in given]
         self._bare = [k for token, k in taken if token is ITEM]
@@ -106,7 +119,7 @@ class Given:
             written = dict(pairs)
             in_trace.keep_items(context, "into", written)
             in_trace.keep_items(context, "made", written.values())
-            in_trace.replace(context, "done", "parallax_leaves", pairs)
+            in_trace.replace(context, "done", "known", pairs)
 
         return arrange
 
@@ -115,22 +128,22 @@ class Given:
 
         A leaf in whose memory any result lies is left alone; all are, if one cannot be looked into.
         """
-        leaves = in_trace.tensors_of(context, "parallax_leaves")
+        leaves = in_trace.tensors_of(context, "known")
         results = in_trace.tensors_of(context, "results")
-        plain = all([in_trace.is_plain(seen.value) for seen in results if seen is not None])
+        plain = all([in_trace.is_plain(_held(seen.value)) for seen in results if seen is not None])
         if not plain or in_trace.is_opaque(context, "results"):
             return []
-        outside = {storage_of(leaf.value) for leaf in leaves if leaf is not None}
-        used = {storage_of(result.value) for result in results if result is not None}
+        outside = {_storage(leaf.value) for leaf in leaves if leaf is not None}
+        used = {_storage(result.value) for result in results if result is not None}
         free = {
             index: _kind(leaf.value)
             for index, leaf in enumerate(leaves)
-            if index in self._leaves and leaf is not None and storage_of(leaf.value) not in used
+            if index in self._leaves and leaf is not None and _storage(leaf.value) not in used
         }
         taken: dict[int, int] = {}  # by result, which may stand in several places
 
         def take(result: Any, options: Iterable[int]) -> None:
-            if result is None or id(result.node) in taken or storage_of(result.value) in outside:
+            if result is None or id(result.node) in taken or _storage(result.value) in outside:
                 return
             kind = _kind(result.value)
             leaf = next((k for k in options if kind is not None and free.get(k) == kind), None)
@@ -166,9 +179,19 @@ class Given:
                     break
 
 
+def _held(value: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return shards.local_of(value) if shards.is_distributed(value) else value
+
+
+def _storage(value: Tensor) -> int:
+    return storage_of(_held(value))
+
+
 def _kind(value: Tensor) -> Any:
     """What two tensors have in common of which one can take the memory of the other."""
-    numbers = (*value.shape, *value.stride())
+    held = _held(value)
+    numbers = (*held.shape, *held.stride())
     if value.requires_grad or not all([type(number) is int for number in numbers]):
         return None
-    return numbers, value.ndim, value.dtype, value.device
+    return numbers, held.ndim, held.dtype, held.device, shards.spread_of(value)

@@ -54,6 +54,7 @@ parallax_report: Any = None
 parallax_note: Any = None
 parallax_written: Any = None
 parallax_pairing: Any = None
+parallax_distributed: Any = None
 parallax_allow_donation: Any = None
 parallax_copy: Any = None
 parallax_traced: Any = None
@@ -94,7 +95,9 @@ class Graph:
         self.classes = ClassGuard(tokens)
         self.open = write_opener(tokens, items)
         own = range(len(items)) if self.leaves.own is None else self.leaves.own
-        self.given = None if donation is None else Given(donation, tokens, items, own)
+        self.given = (
+            None if donation is None else Given(donation, tokens, items, own, self.leaves.others)
+        )
         self.results: list[Result] = []
         leaves = self.leaves.pick(items)
         self.sizes = [[None if every_size else n for n in leaf.shape] for leaf in leaves]
@@ -271,6 +274,7 @@ class Graph:
             "parallax_note": note if has_containers(self.tokens) else None,
             "parallax_written": spell_written,
             "parallax_pairing": None if self.given is None else self.given.pairing(),
+            "parallax_distributed": [] if self.given is None else self.given.distributed,
             "parallax_allow_donation": allow_donation,
             "parallax_copy": overwrite,
             "parallax_traced": is_compiling,
@@ -388,7 +392,8 @@ def _flat(fn: Callable[..., Any]) -> FunctionType:
         indices, same = parallax_written(noted, spell_one)
         parallax_comptime(parallax_report)
         if donates:
-            into, made, done = list(parallax_leaves), list(results), list(results)
+            known = [*parallax_leaves, *[parallax_others[k] for k in parallax_distributed]]
+            into, made, done = list(known), list(results), list(results)
             parallax_comptime(parallax_pairing)
             if into:  # the last thing of all, so nothing reads what was there
                 parallax_copy(into, made)

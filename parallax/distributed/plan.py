@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from parallax._compat import shards
+from parallax._compat import sharding_rules, shards
 from parallax._errors.arguments import check_module, shown
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.distributed.agreement import agree
@@ -104,6 +104,8 @@ class Plan:
         object.__setattr__(self, "sizes", MappingProxyType(sizes))
         found = cutting(mesh) if isinstance(mesh, DeviceMesh) else None
         object.__setattr__(self, "_cutting", found)
+        if found is not None:
+            sharding_rules.refuse_numbers_on(found)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"cannot set Plan.{name}: plans are immutable. Make another Plan")

@@ -14,7 +14,13 @@ from parallax.optim import operator, vmapped
 from parallax.optim.derivatives import being_taken
 from parallax.optim.hyper import Hyper, beside, plain, resolved
 from parallax.optim.lists import How, Lists
-from parallax.optim.parts import parts_of, put_parts
+from parallax.optim.parts import (
+    hold_parts_in_trace,
+    parts_in_trace,
+    parts_of,
+    put_parts,
+    put_parts_in_trace,
+)
 from parallax.optim.scalars import Composed, Multiplied, Unread, spread
 from parallax.optim.value import Value
 
@@ -78,15 +84,24 @@ class Kernel(Value, ABC):
 
     def _advance_parts(self, at: Lists, h: Hyper, step: Tensor, donate: bool) -> Lists:
         """As ``_advance``; of distributed leaves each process steps what it holds, if it can."""
+        if dynamo.is_compiling():
+            return self._advance_parts_in_trace(at, h, step, donate)
         parts = parts_of(at) if self._elementwise and self._is_plain_eager() else None
         if parts is None or shards.any_distributed(self._leaves):
             return self._advance(at, h, step, donate)
         return put_parts(at, parts, self._advance(parts, h, step, donate), donate)
 
+    def _advance_parts_in_trace(self, at: Lists, h: Hyper, step: Tensor, donate: bool) -> Lists:
+        possible = self._elementwise and not self._differentiable
+        if not possible or not hold_parts_in_trace(at) or shards.any_distributed(self._leaves):
+            return self._advance(at, h, step, donate)
+        full = self._full(at, resolved(h, step))
+        done = self._advance(parts_in_trace(full), h, step, donate)
+        return put_parts_in_trace(full, done)
+
     def _is_plain_eager(self) -> bool:
-        """Whether a step is neither traced, transformed nor recorded."""
-        transformed = dynamo.is_compiling() or functorch.transform_active()
-        return not (transformed or self._differentiable)
+        """Whether a step is neither transformed nor recorded."""
+        return not (functorch.transform_active() or self._differentiable)
 
     def _advance(self, at: Lists, h: Hyper, step: Tensor, donate: bool) -> Lists:
         """Steps lists, in private memory unless ``donate``."""

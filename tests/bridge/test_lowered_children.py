@@ -331,3 +331,35 @@ def test_many_threads_call_one_model() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+class Nested(Module):
+    inner: Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)  # type: ignore[no-any-return]  # a tensor
+
+
+def test_a_deep_model_runs_as_deep_as_a_tree_may_be() -> None:
+    model: Any = nn.Linear(4, 2).initialize(0)
+    for _ in range(180):
+        model = Nested(model)
+    lowered = bridge.lower(model)
+    assert torch.equal(lowered(X), model(X))
+    lowered(X).sum().backward()
+    assert next(lowered.parameters()).grad is not None
+
+
+def test_a_tracer_sees_the_calls_of_children() -> None:
+    seen: list[Any] = []
+    call: Any = torch_nn.Module.__call__
+
+    def noted(self: Any, *args: Any) -> Any:
+        seen.append(self)
+        return call(self, *args)
+
+    lowered = bridge.lower(Nested(nn.Linear(4, 2)).initialize(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_nn.Module, "__call__", noted)
+        lowered(X)
+    assert seen == [lowered, lowered.inner]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Partial, Shard
 
 from parallax import Module, Parameter, nn, optim, tree
 from parallax import distributed as dist
-from tests.meshes import ranks, spread
+from tests.meshes import alone, ranks, spread
 
 SGD = optim.SGD(lr=1.0)
 
@@ -44,6 +44,15 @@ def test_a_number_in_parts_is_not_read(
         read(reduced(weight))
     whole = plan.gather(reduced(weight))
     assert read(whole) == read(reduced(rows(3.0).weight))
+
+
+def test_a_users_own_tensor_is_read_as_torch_reads_it() -> None:
+    with alone(2, names=("mine",)) as mesh:
+        term = DTensor.from_local(torch.tensor(2.0), mesh, [Partial()], run_check=False)
+        assert term.item() == 2
+        dist.Plan(mesh, mine=dist.replicate())
+        with pytest.raises(RuntimeError, match="in parts"):
+            term.item()
 
 
 def test_trees_are_compared_in_all_parts(plan: Any) -> None:
