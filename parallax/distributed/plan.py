@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from parallax._compat import sharding_rules, shards
 from parallax._errors.arguments import check_module, shown
-from parallax.core.fields import Lazy, UninitializedError
 from parallax.distributed.agreement import agree
 from parallax.distributed.batches import batches
+from parallax.distributed.checks import check_rank, refuse_declared
 from parallax.distributed.description import Description, describe
 from parallax.distributed.meshes import Sizes, cutting, sizes_of
 from parallax.distributed.parts import marked
@@ -142,10 +141,8 @@ class Plan:
             >>> plan = dist.Plan(dist.mesh(dp=1), dp=dist.replicate())
             >>> model = plan.apply(nn.Linear(2, 3).initialize(0))
         """
-        check_module("Plan.apply", module)
         self._require_processes("apply")
-        survey = Survey(module)
-        placed = self._agreed("Plan.apply", survey, _refuse_declared)
+        survey, placed = self._agreed("Plan.apply", module, refuse_declared)
         mesh = self._cutting
         if mesh is None:
             return module
@@ -183,7 +180,7 @@ class Plan:
         """
         check_tree("Plan.gather", tree, "tree")
         here = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        _check_rank(rank)
+        check_rank(rank)
         survey = Survey(tree)
         leaves = []
         for leaf in survey.leaves:
@@ -221,12 +218,13 @@ class Plan:
             >>> [x.shape for x in plan.batches(torch.ones(2, 8, 3))]
             [torch.Size([8, 3]), torch.Size([8, 3])]
         """
+        self._require_processes("batches")
         if not hasattr(loader, "__iter__") or isinstance(loader, str):
-            raise TypeError(
+            error = TypeError(
                 f"Plan.batches(loader=): expected something that gives batches, got "
                 f"{shown(loader)}. Write plan.batches(DataLoader(...)) or plan.batches([x, y])"
             )
-        self._require_processes("batches")
+            self.raise_in_all("Plan.batches", error)
         mesh = self._cutting
         if mesh is None:
             return iter(loader)
@@ -301,7 +299,7 @@ class Plan:
             LookupError, ValueError, RuntimeError: as ``apply``.
         """
         self._require_processes("initialize")
-        placed = self._agreed("initialize(plan=)", Survey(module), lambda _: None, *facts)
+        _, placed = self._agreed("initialize(plan=)", module, lambda _: None, *facts)
         mesh = self._cutting
         if mesh is None:
             return [None] * len(placed), None
@@ -326,27 +324,40 @@ class Plan:
         return placed_leaves(survey, self.sizes, self.rules)
 
     def _agreed(
-        self, what: str, survey: Survey, check: Callable[[Survey], None], *facts: str
-    ) -> list[Placed | None]:
-        """As ``_placed``, the same in all processes; else an error in each."""
-        if self._cutting is None:
-            check(survey)
-            return self._placed(survey)
-        found: list[Placed | None] = []
+        self, what: str, module: Any, check: Callable[[Survey], None], *facts: str
+    ) -> tuple[Survey, list[Placed | None]]:
+        """A module's survey and ``_placed`` of it, the same in all processes; else an error."""
+        found: list[Any] = []
 
         def lines() -> list[str]:
+            check_module(what, module)
+            survey = Survey(module)
             check(survey)
-            found.extend(self._placed(survey))
+            placed = self._placed(survey)
+            found.extend((survey, placed))
             structure: Any = survey.spec.parts[0]
             leaves = [
                 "a hole stands" if one is None
                 else f"{one.path} is {one.dtype}{list(one.shape)} ({one}{', trained' * trained})"
-                for one, trained in zip(found, structure.trainable, strict=True)
+                for one, trained in zip(placed, structure.trainable, strict=True)
             ]  # fmt: skip
             return [f"the plan is {self}", *facts, *leaves]
 
-        agree(what, lines, self._cutting)
-        return found
+        if self._cutting is None:
+            lines()
+        else:
+            agree(what, lines, self._cutting)
+        return found[0], found[1]
+
+    def raise_in_all(self, what: str, error: Exception) -> NoReturn:
+        """Raises an error of this process, and in the others that it did, before they wait."""
+
+        def lines() -> list[str]:
+            raise error
+
+        if self._cutting is not None:
+            agree(what, lines, self._cutting)
+        raise error
 
     def _require_processes(self, what: str) -> None:
         if not isinstance(self.mesh, DeviceMesh) and any(n > 1 for n in self.sizes.values()):
@@ -356,33 +367,3 @@ class Plan:
                 f"only be described. Start them with torchrun, call "
                 f"torch.distributed.init_process_group(), and make it of dist.mesh({sizes})"
             )
-
-
-def _refuse_declared(survey: Survey) -> None:
-    pairs = zip(survey.chart.first, survey.leaves, strict=True)
-    for entry, leaf in pairs:
-        if isinstance(leaf, Lazy):
-            raise UninitializedError(
-                f"Plan.apply: {entry.path} has no value yet. Write model.initialize(0, plan=plan)"
-            )
-        if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
-            raise RuntimeError(
-                f"Plan.apply: {entry.path} was computed from others and has a graph, which would "
-                f"be cut off. Apply the plan before, outside of the gradient"
-            )
-
-
-def _check_rank(rank: Any) -> None:
-    if rank is None:
-        return
-    if type(rank) is not int:
-        raise TypeError(
-            f"Plan.gather(rank=): expected the number of a process or None, got {shown(rank)}. "
-            f"Write plan.gather(model, rank=0)"
-        )
-    count = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    if not 0 <= rank < count:
-        raise ValueError(
-            f"Plan.gather(rank={rank}): there are {count} process(es), from 0 to {count - 1}. "
-            f"Write plan.gather(model, rank=0)"
-        )

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import dynamo, functorch, shards
-from parallax._errors.arguments import device_of, shown
+from parallax._errors.arguments import shown
 from parallax.core.fields import Lazy
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.random import seeds, sources
 from parallax.random.seeds import Twister
 from parallax.random.shares import PIECE, Share, Spreading, drawn_in_pieces, share_of
+from parallax.random.targets import target_of
 
 __all__ = ["Following", "Several", "initialize"]
 
@@ -111,22 +112,13 @@ def _initialized(
                 "initialize(plan=): not under vmap over keys. Write plan.apply(model) outside of it"
             )
         return _of_each_member(module, rng.data, device, dtype)
-    target = None if device is None else device_of("initialize", device)
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"initialize(dtype=): expected a torch.dtype, got {dtype!r}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise TypeError(
-            f"initialize(dtype={dtype}): it replaces the dtype of floating leaves and must be "
-            f"floating. Give other leaves theirs in place: Parameter(shape, init, dtype={dtype})"
-        )
-    seed = seeds.derive(sources.seed_of(rng), "initialize")
-    present = [leaf for leaf in leaves if leaf is not None]
-    if present and not any(isinstance(leaf, Lazy) for leaf in present):
-        name = type(module).__name__
-        raise RuntimeError(
-            f"{name} is initialized already. Initialize the declaration again for other values: "
-            f"{name.lower()} = {name}(...).initialize(rng)"
-        )
+    try:
+        target = target_of(module, leaves, device, dtype)
+        seed = seeds.derive(sources.seed_of(rng), "initialize")
+    except (RuntimeError, TypeError, ValueError) as error:
+        if hasattr(plan, "raise_in_all"):
+            plan.raise_in_all("initialize(plan=)", error)
+        raise
     shares: list[Share | None] = [None] * len(leaves)
     if plan is not None:
         shares, target = _shares(plan, module, seed, target, dtype)

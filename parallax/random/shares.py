@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -56,6 +56,10 @@ class Spreading(Protocol):
 
     def marked(self, module: Any) -> Any:
         """The module with the marks of this plan on its parts; its leaves are placed."""
+        ...
+
+    def raise_in_all(self, what: str, error: Exception) -> NoReturn:
+        """Raises an error of this process, in all processes."""
         ...
 
 
