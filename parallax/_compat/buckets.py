@@ -135,14 +135,14 @@ def all_gathered(bucket: Bucket, parts: Sequence[Tensor]) -> list[Tensor]:
     given = [part.contiguous() for part in parts]
     found = _waited(collectives.all_gather_single_coalesced(given, group))
     return [
-        rows if at == 0 else _moved(rows, part, at)
+        rows if at == 0 else _moved(rows, part, at, bucket.mesh.size(bucket.dim))
         for rows, part, at in zip(found, parts, bucket.cuts, strict=True)
     ]
 
 
-def _moved(rows: Tensor, part: Tensor, at: int) -> Tensor:
+def _moved(rows: Tensor, part: Tensor, at: int, count: int) -> Tensor:
     """Parts that stand below each other, put together along the dimension that was cut."""
-    apart = rows.view(-1, *part.shape)
+    apart = rows.view(count, *part.shape)
     return apart.movedim(0, at).flatten(at, at + 1)
 
 

@@ -97,10 +97,11 @@ def _cut(path: str, leaf: Any, mesh: DeviceMesh, cuts: Mapping[str, int]) -> Any
         over = [name for name in here if here[name] == dim]
         count = math.prod([mesh[name].size() for name in over])
         if leaf.shape[dim] % count:
+            where = f"{path} of the batch" if path else "the batch"
             what = f"entries in dimension {dim}" if dim else "rows"
             raise ValueError(
-                f"Plan.batches: {path or 'the batch'} has {leaf.shape[dim]} {what}, which do not "
-                f"divide over {count} processes ({', '.join(over)}). {_REMEDIES[dim > 0]}"
+                f"Plan.batches: {where} has {leaf.shape[dim]} {what}, which do not divide "
+                f" over {count} processes ({', '.join(over)}). {_REMEDIES[dim > 0]}"
             )
     names: Any = mesh.mesh_dim_names
     placements = [Shard(here[name]) if name in here else Replicate() for name in names]

@@ -205,7 +205,7 @@ def _cut_first_free(placed: Placed, name: str, stacked: int, count: int) -> Plac
     taken = placed.cuts.values()
     for at in range(stacked, len(placed.shape)):
         size = placed.shape[at]
-        if at not in taken and size and size % count == 0:
+        if at not in taken and size % count == 0 and 0 not in placed.shape:
             return _cut(placed, name, at - stacked, stacked, count, "")
     return placed
 

@@ -116,7 +116,7 @@ def _initialized(
         target = target_of(module, leaves, device, dtype)
         seed = seeds.derive(sources.seed_of(rng), "initialize")
     except (RuntimeError, TypeError, ValueError) as error:
-        if hasattr(plan, "raise_in_all"):
+        if plan is not None and hasattr(plan, "raise_in_all"):
             plan.raise_in_all("initialize(plan=)", error)
         raise
     shares: list[Share | None] = [None] * len(leaves)

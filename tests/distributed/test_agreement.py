@@ -70,6 +70,19 @@ def _differ(rank: int, folder: str) -> None:
         r"replicated\)",
         lambda: plan.apply(frozen_head() if rank else small().initialize(0)),
     )
+    # Nor does one that is given no argument at all of a function keep the others waiting.
+    filled = small().initialize(0)
+    for what, wrong, right, error in (
+        ("Plan.apply", lambda: plan.apply(3), lambda: plan.apply(filled), TypeError),
+        ("initialize", lambda: filled.initialize(0, plan=plan),
+         lambda: small().initialize(0, plan=plan), RuntimeError),
+        ("Plan.batches", lambda: plan.batches(None),  # type: ignore[arg-type]  # that is the error
+         lambda: next(plan.batches([torch.ones(4, 2)])), TypeError),
+    ):  # fmt: skip
+        if rank:
+            _refused(what if what != "initialize" else "is initialized already", wrong, error)
+        else:
+            _refused(rf"{what}.*: .* in process 1 it raised {error.__name__}", right)
     # Values that differ are those of the first process.
     model = plan.gather(plan.apply(small().initialize(rank)))
     assert torch.equal(model.blocks[0].up.weight, small().initialize(0).blocks[0].up.weight)

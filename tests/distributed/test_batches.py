@@ -49,11 +49,13 @@ def test_batches_that_cannot_be_cut_are_refused() -> None:
     with ranks(2, 2, names=("dp", "tp")) as mesh:
         plan = dist.Plan(mesh, dp=dist.replicate(), tp=dist.replicate())
         with pytest.raises(
-            ValueError, match=r"x has 6 rows, which do not divide over 4 .*drop_last"
+            ValueError, match=r"x of the batch has 6 rows, which do not divide over 4 .*drop_last"
         ):
             next(plan.batches([{"x": torch.ones(6, 2)}]))
         plan = dist.Plan(mesh, dp=dist.replicate(), tp=dist.tensor_parallel({}, sequence=1))
-        with pytest.raises(ValueError, match=r"x has 3 entries in dimension 1.* over 2 .*\(tp\)"):
+        with pytest.raises(
+            ValueError, match=r"x of the batch has 3 entries in dimension 1.* over 2 .*\(tp\)"
+        ):
             next(plan.batches([{"x": torch.ones(8, 3)}]))
         found: Any = next(plan.batches([{"x": torch.ones(8, 4, 3), "y": torch.arange(8)}]))
         assert found["x"].placements == (Shard(0), Shard(1))

@@ -102,6 +102,7 @@ class Scales(Module):
     by: Parameter
     fixed: Parameter
     unused: Parameter
+    empty: Parameter
 
     def forward(self, x: Tensor) -> Tensor:
         return (x @ self.by).tanh() @ self.fixed
@@ -109,7 +110,7 @@ class Scales(Module):
 
 def scales() -> Any:
     leaves = (torch.arange(64.0).view(8, 8).sin() + k for k in range(3))
-    return tree.select(Scales(*leaves), "fixed").freeze()
+    return tree.select(Scales(*leaves, torch.ones(0, 8)), "fixed").freeze()
 
 
 def test_second_derivatives_frozen_and_unused_leaves() -> None:
