@@ -101,7 +101,7 @@ def _cut(path: str, leaf: Any, mesh: DeviceMesh, cuts: Mapping[str, int]) -> Any
             what = f"entries in dimension {dim}" if dim else "rows"
             raise ValueError(
                 f"Plan.batches: {where} has {leaf.shape[dim]} {what}, which do not divide "
-                f" over {count} processes ({', '.join(over)}). {_REMEDIES[dim > 0]}"
+                f"over {count} processes ({', '.join(over)}). {_REMEDIES[dim > 0]}"
             )
     names: Any = mesh.mesh_dim_names
     placements = [Shard(here[name]) if name in here else Replicate() for name in names]

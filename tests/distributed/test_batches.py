@@ -54,7 +54,7 @@ def test_batches_that_cannot_be_cut_are_refused() -> None:
             next(plan.batches([{"x": torch.ones(6, 2)}]))
         plan = dist.Plan(mesh, dp=dist.replicate(), tp=dist.tensor_parallel({}, sequence=1))
         with pytest.raises(
-            ValueError, match=r"x of the batch has 3 entries in dimension 1.* over 2 .*\(tp\)"
+            ValueError, match=r"x of the batch has 3 entries in dim.* over 2 .*\(tp\)"
         ):
             next(plan.batches([{"x": torch.ones(8, 3)}]))
         found: Any = next(plan.batches([{"x": torch.ones(8, 4, 3), "y": torch.arange(8)}]))

@@ -75,6 +75,15 @@ def test_norms_are_numbers(plan: Any, p: float) -> None:
     assert torch.allclose(plan.gather(clipped).weight, expected[0].weight)
 
 
+def test_an_optimizer_that_reads_norms_of_leaves(plan: Any) -> None:
+    opt = optim.Adafactor(lr=0.1)
+    model, grads = rows(2.0), rows(3.0)
+    expected, _ = opt.step(model, grads, opt.init(model))
+    start = plan.apply(model)
+    found, _ = opt.step(start, plan.apply(grads), opt.init(start))
+    torch.testing.assert_close(plan.gather(found).weight, expected.weight)
+
+
 @pytest.mark.parametrize("last", [float("nan"), 1.0])
 def test_a_step_is_left_out_by_all(plan: Any, last: float) -> None:
     expected = torch.zeros(4, 4) if last == 1.0 else torch.ones(4, 4)
