@@ -16,17 +16,15 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from parallax._compat import dynamo, shards
 
-__all__ = ["complete", "put_together", "refuse_numbers_on"]
+__all__ = ["complete", "refuse_numbers_on"]
 
 _aten = torch.ops.aten
 _LOSSES = (
@@ -45,20 +43,6 @@ _meshes: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 def refuse_numbers_on(mesh: Any) -> None:
     """Has no number be read of a tensor that is in parts over this mesh, or one equal to it."""
     _meshes[id(mesh)] = mesh
-
-
-_here = threading.local()
-
-
-@contextmanager
-def put_together() -> Iterator[None]:
-    """Within it, tensors of which a number is read are put together: in all processes alike."""
-    before = getattr(_here, "puts_together", False)
-    _here.puts_together = True
-    try:
-        yield
-    finally:
-        _here.puts_together = before
 
 
 @dynamo.constant_in_traces
@@ -96,8 +80,6 @@ def _number(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     (tensor,) = args
     whole = all([placement.is_replicate() for placement in tensor.placements])
     # Torch keeps what it finds for one mesh for its equals, so results may be on any of them.
-    if not whole and getattr(_here, "puts_together", False):
-        return tensor.full_tensor().item()
     if not whole and tensor.device_mesh in list(_meshes.values()):
         raise RuntimeError(
             f"item(), float() or bool() of a distributed tensor in parts ({shards.shown(tensor)}): "

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, kernels
+from parallax._compat import dynamo, kernels, shards
 from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
@@ -60,7 +60,7 @@ class Adafactor(Optimizer):
             raise TypeError(f"optim.Adafactor: {path} is complex, which Adafactor does not support")
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
-        if dynamo.is_compiling() or at.on_meta():
+        if dynamo.is_compiling() or at.on_meta() or shards.any_distributed(at.params):
             return _traced(at, h, at.steps(how))
         if any([param.numel() == 0 for param in at.params]):  # torch would divide by it
             some = [k for k, param in enumerate(at.params) if param.numel() > 0]

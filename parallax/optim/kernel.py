@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, functorch, sharding_rules, shards
+from parallax._compat import dynamo, functorch, shards
 from parallax.optim import operator, vmapped
 from parallax.optim.derivatives import being_taken
 from parallax.optim.hyper import Hyper, beside, plain, resolved
