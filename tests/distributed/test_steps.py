@@ -109,8 +109,8 @@ class Scales(Module):
 
 
 def scales() -> Any:
-    leaves = (torch.arange(64.0).view(8, 8).sin() + k for k in range(3))
-    return tree.select(Scales(*leaves, torch.ones(0, 8)), "fixed").freeze()
+    leaves = [torch.arange(64.0).view(8, 8).sin() + k for k in range(3)]
+    return tree.select(Scales(*[*leaves, torch.ones(0, 8)]), "fixed").freeze()
 
 
 def test_second_derivatives_frozen_and_unused_leaves() -> None:
