@@ -60,8 +60,11 @@ class Adafactor(Optimizer):
             raise TypeError(f"optim.Adafactor: {path} is complex, which Adafactor does not support")
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
-        if dynamo.is_compiling() or at.on_meta() or shards.any_distributed(at.params):
+        if dynamo.is_compiling() or at.on_meta():
             return _traced(at, h, at.steps(how))
+        if shards.any_distributed(at.params):  # of which no number is read: it may be in parts
+            private = at.pick(list(range(len(at.params))))
+            return _traced(private, h, at.steps(how._replace(foreach=False)))
         if any([param.numel() == 0 for param in at.params]):  # torch would divide by it
             some = [k for k, param in enumerate(at.params) if param.numel() > 0]
             if some:
