@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import CodeType
@@ -32,6 +33,31 @@ def constant_in_traces(function: F) -> F:
     """As ``torch.compiler.assume_constant_result``, which loads dynamo to say no more than this."""
     setattr(function, "_dynamo_marked_constant", True)  # noqa: B010  # types know no such attribute
     return function
+
+
+@constant_in_traces
+def calls_around(adding: str) -> tuple[int, int]:
+    """How many calls of the object that is called now stand around its call in the trace.
+
+    Args:
+        adding: the name of a function that takes one more derivative.
+
+    Returns:
+        Their number, and that of calls of such functions around.
+    """
+    from torch._dynamo.symbolic_convert import InliningInstructionTranslator
+
+    tracers: dict[int, Any] = {}  # the innermost first
+    frame: Any = sys._getframe()
+    while frame is not None:
+        tracer = frame.f_locals.get("self")
+        if isinstance(tracer, InliningInstructionTranslator):
+            tracers[id(tracer)] = tracer
+        frame = frame.f_back
+    calls = [t for t in tracers.values() if t.f_code.co_name == "__call__"]
+    objects = [getattr(t.symbolic_locals["self"].realize(), "value", None) for t in calls]
+    around = sum([value is objects[0] for value in objects[1:]])
+    return around, sum([t.f_code.co_name == adding for t in tracers.values()])
 
 
 @constant_in_traces

@@ -9,13 +9,14 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
+from parallax._compat import dynamo
 from parallax._errors.arguments import answered
 from parallax.func.arguments import called
 from parallax.func.framed import check_functions, fitted, framed
 from parallax.func.holes import is_inexact
 from parallax.func.nondiff import Arguments, Given
 from parallax.func.results import describe
-from parallax.func.rules import Rule, apply
+from parallax.func.rules import Rule, apply, is_deep
 from parallax.func.signatures import R
 
 __all__ = ["custom_jvp"]
@@ -86,6 +87,8 @@ class custom_jvp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
                 f"{self._what}: it has no rule yet. Give it one: f.defjvp(jvp), where jvp takes "
                 f"(primals, tangents) to (result, tangent)"
             )
+        if dynamo.is_compiling() and is_deep():
+            return self._fun(*args)
         given = self._arguments.split(args)
         linear = _Linear(self._jvp, given, self._what)
         rule = Rule(

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from functools import update_wrapper
 from typing import Any, Generic
 
+from parallax._compat import dynamo
 from parallax._errors.arguments import answered
 from parallax.func.arguments import called
 from parallax.func.framed import check_functions
 from parallax.func.nondiff import Arguments
-from parallax.func.rules import Rule, apply
+from parallax.func.rules import Rule, apply, is_deep
 from parallax.func.signatures import R
 
 __all__ = ["custom_vjp"]
@@ -84,6 +85,8 @@ class custom_vjp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
                 f"{self._what}: it has no rule yet. Give it one: f.defvjp(fwd, bwd), where fwd "
                 f"returns (result, residuals) and bwd a tuple of cotangents"
             )
+        if dynamo.is_compiling() and is_deep():
+            return self._fun(*args)
         fwd, bwd = self._rule
         if self._arguments.argnums:
             rule = self._called(fwd, bwd, args)

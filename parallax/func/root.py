@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from parallax import tree
+from parallax._compat import dynamo
 from parallax.func.arguments import name_of, short
 from parallax.func.framed import check_functions
 from parallax.func.implicit import Equation, Unknown, implicit
@@ -32,7 +34,8 @@ def root(
     """A tree ``x`` with ``fun(x, *args) = 0``, as a function of ``args``.
 
     Derivatives are those of the implicit function theorem: exact at a solution, of every order, and
-    they keep nothing of how it was found. Reverse mode only; what ``fun`` captures has none.
+    they keep nothing of how it was found. Reverse mode only; what ``fun`` captures has none, and is
+    refused where it is differentiated.
 
     Args:
         fun: takes ``x`` and ``args`` to a tree like ``x``.
@@ -49,7 +52,8 @@ def root(
         The solution.
 
     Raises:
-        TypeError: if an argument is of another kind, or a leaf is no tensor.
+        TypeError: if an argument is of another kind, or a leaf is no tensor; or if ``fun`` captures
+            what is differentiated.
         ValueError: if ``solver`` or ``fun`` returns another structure, shape or dtype than
             ``init``; the message names the path.
 
@@ -214,7 +218,36 @@ def _solved(
     with torch.no_grad():
         found = solver(lambda x: fun(x, *still), tree.map(Tensor.detach, init))
     start.beside(found, "what solver returned")
+    if torch.is_grad_enabled():
+        _refuse_captured(fun(tree.map(Tensor.detach, found), *still), start.given, what)
     unknown = Unknown(tree.map(Tensor.detach, found), args, what)
     values = implicit(zero(unknown), unknown.values, unknown.given, solve, what)
     solution: T = unknown.around(values)
     return solution
+
+
+def _refuse_captured(value: Any, given: Sequence[Tensor], what: str) -> None:
+    """Raises if a value of ``fun`` at constants carries a derivative, so by what ``fun`` captures.
+
+    One more call of ``fun`` tells, beside the many of a solver; the derivative would miss a part.
+
+    Args:
+        value: what ``fun`` returned.
+        given: the tensors of ``args``; of those with a tangent the derivative is refused later.
+        what: what is called, for error messages.
+    """
+    tensors = [x for x in tree.leaves(value) if isinstance(x, Tensor)]
+    moved = any(map(_moves, tensors)) and not any(map(_moves, given))
+    if moved or any([x.requires_grad for x in tensors]):
+        name, _, of = what.removeprefix("func.").partition("(")
+        raise TypeError(
+            f"{what}: {of.removesuffix(')')} captures a tensor that is differentiated, and the "
+            f"solution has derivatives by args alone. Pass it, a model as well: "
+            f"func.{name}(lambda x, model: ..., init, (model,), solver=solver); or capture "
+            f"tensor.detach()"
+        )
+
+
+def _moves(x: Tensor) -> bool:
+    """Whether a tensor carries a tangent, which dynamo cannot ask."""
+    return not dynamo.is_compiling() and forward_ad.unpack_dual(x).tangent is not None

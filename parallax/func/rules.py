@@ -21,7 +21,7 @@ from parallax.func.holes import is_inexact, path_of
 from parallax.func.results import describe
 from parallax.tree import core
 
-__all__ = ["Rule", "apply", "differentiable"]
+__all__ = ["Rule", "apply", "differentiable", "is_deep"]
 
 Forward = Callable[..., tuple[Any, Any]]
 Backward = Callable[..., Any]
@@ -273,6 +273,8 @@ def apply(rule: Rule, tensors: Sequence[Tensor], plain: Callable[[], Any] | None
         return rule.outs.build(found)
     if dynamo.is_compiling():
         return _traced(rule, tensors)
+    if plain is not None and not (torch.is_grad_enabled() or functorch.differentiating()):
+        return plain()  # such as in a rule that calls its own function, under vmap
     found = _Ruled.apply(rule, *tensors)  # type: ignore[no-untyped-call]  # torch's
     return rule.outs.build(found[: rule.count])
 
@@ -280,6 +282,17 @@ def apply(rule: Rule, tensors: Sequence[Tensor], plain: Callable[[], Any] | None
 def differentiable(tensors: Sequence[Tensor]) -> bool:
     """Whether somebody can ask for a derivative of what is computed of these tensors."""
     return _recording(tensors) if modes.tape_is_exact() else True
+
+
+def is_deep() -> bool:
+    """Whether a call in a trace stands within so many of itself that no derivative is left.
+
+    A rule may call its own function, as those of JAX do. A trace looks at the derivatives of all
+    orders at once, and would not end.
+    """
+    around, added = dynamo.calls_around("transposed")
+    orders = sum(functorch.derivatives_running()) + int(dynamo.differentiated_outside())
+    return around >= max(orders - added, 1)
 
 
 def _recording(tensors: Sequence[Tensor]) -> bool:

@@ -359,3 +359,39 @@ def test_a_rule_that_takes_derivatives_itself(slope: Callable[[Tensor], Tensor])
     torch.testing.assert_close(func.vmap(func.jacrev(func.grad(ruled)))(rows), curves)
     mapped = func.grad(lambda x: func.vmap(func.grad(ruled))(x).sum())(rows)
     torch.testing.assert_close(mapped, curves.sum(-1))
+# Rules that call their own function, as JAX's do. The factor of 2 shows whose derivative is taken.
+
+
+@func.custom_vjp
+def grown(x: Tensor) -> Tensor:
+    return x.exp()
+
+
+grown.defvjp(lambda x: (grown(x), x), lambda x, cotangent: (2 * cotangent * grown(x),))
+
+
+@func.custom_jvp
+def swollen(x: Tensor) -> Tensor:
+    return x.exp()
+
+
+swollen.defjvp(lambda primals, tangents: (swollen(*primals), 2 * tangents[0] * swollen(*primals)))
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("function", [grown, swollen], ids=["vjp", "jvp"])
+def test_a_rule_may_call_its_own_function(function: Any) -> None:
+    at = torch.tensor(0.3, dtype=torch.float64)
+    first = func.grad(function)
+    twice = func.grad(first)
+
+    def all_of_them(x: Tensor) -> tuple[Tensor, ...]:
+        return first(x), twice(x), func.vmap(first)(x[None])[0]
+
+    expected = (2 * at.exp(), 4 * at.exp(), 2 * at.exp())
+    torch.testing.assert_close(all_of_them(at), expected)
+    torch.testing.assert_close(torch.func.grad(torch.func.grad(function))(at), 4 * at.exp())
+    torch.testing.assert_close(parallax.compile(all_of_them, backend="eager")(at), expected)
+    if function is swollen:
+        along = func.jvp(function, (at,), (torch.ones_like(at),))[1]
+        torch.testing.assert_close(along, 2 * at.exp())

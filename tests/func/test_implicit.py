@@ -198,3 +198,25 @@ def test_what_is_refused_says_what_to_write(
     given = {"fun": one, "init": START, "args": (), "solver": iterate, **options}
     with says(error, f"func.{name}", *parts):
         getattr(func, name)(**given)
+
+
+def captured(layer: Layer) -> Tensor:
+    return func.fixed_point(lambda x: layer(x), START, solver=iterate).sum()
+
+
+def test_what_fun_captures_is_refused_where_it_is_differentiated() -> None:
+    tangent = tree.map(torch.ones_like, LAYER)
+    for call in (
+        lambda: func.grad(captured)(LAYER),
+        lambda: torch.func.grad(captured)(LAYER),
+        lambda: func.vmap(func.grad(captured))(STACK),
+        lambda: func.jvp(captured, (LAYER,), (tangent,)),
+        lambda: captured(LAYER.reset(0)),
+    ):
+        with pytest.raises(TypeError, match=r"fixed_point\(.*\): <lambda> captures a tensor that"):
+            call()
+    assert captured(LAYER).shape == ()  # where it is a constant
+    with torch.no_grad():
+        captured(LAYER.reset(0))
+    still = tree.map(torch.detach, LAYER)
+    assert float(tree.norm(func.grad(lambda layer: captured(still) * layer.bias.sum())(LAYER))) > 0

@@ -112,7 +112,8 @@ def test_a_step_that_cannot_be_differentiated_says_so_within_a_derivative() -> N
 
     def end(scale: Tensor, opt: Any) -> Tensor:
         point = tree.map(lambda at: at * scale, start)
-        return opt.step(point, point, opt.init(start))[0].at.sum()
+        total: Tensor = opt.step(point, point, opt.init(start))[0].at.sum()
+        return total
 
     one = torch.ones(())
     for taken, given in (
