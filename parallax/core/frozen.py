@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from typing import Any, NoReturn
@@ -63,7 +64,12 @@ def _immutable(verb: str, module: Any, name: str) -> str:
     of_model = ""
     if held is not None:
         model, path = held
-        of_model = f"; in {model}: {model} = tree.select({model}, '{path}.{name}').set(...)"
+        in_init = verb == "set" and sys._getframe(3).f_code.co_name == "__init__"
+        if in_init and model == "self":
+            child = f"self.{path.partition('.')[0]}"
+            of_model = f"; in __init__: {child} = ... of such a copy, before {child} is assigned"
+        else:
+            of_model = f"; in {model}: {model} = tree.select({model}, '{path}.{name}').set(...)"
     field = type(module).__layout__.fields.get(name)
     if field is not None and field.kind.leaf is Buffer:
         of_model += f"; in forward: self.emit({name}=...)"

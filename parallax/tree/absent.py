@@ -6,6 +6,9 @@ __all__ = ["INSTEAD"]
 
 _AT = "tree.select(model, path)"
 _CAST = "tree.to(model, dtype=...)"
+_DRAWN = (
+    "tree.map_with_path(lambda path, g: random.normal(random.fold_in(key, path), g.shape), grads)"
+)
 
 INSTEAD = {
     "all": "all([bool(x.all()) for x in tree.leaves(model)])",
@@ -16,6 +19,7 @@ INSTEAD = {
     "cast": _CAST,
     "cat": "tree.map(lambda *leaves: torch.cat(leaves), first, second)",
     "clone": "tree.map(torch.clone, model)",
+    "concat": "tree.map(lambda *leaves: torch.cat(leaves), first, second)",
     "concatenate": "tree.map(lambda *leaves: torch.cat(leaves), first, second)",
     "copy": "tree.map(torch.clone, model); the tree itself needs no copy, as nothing changes it",
     "count": "tree.size(model) for numbers, len(tree.leaves(model)) for tensors",
@@ -33,20 +37,29 @@ INSTEAD = {
     "global_norm": "tree.norm(grads)",
     "half": _CAST,
     "inference": "model.eval()",
+    "index": "tree.map(lambda x: x[index], model)",
     "insert": f"{_AT}.insert_before(layer), or insert_after",
     "is_leaf": "isinstance(x, torch.Tensor)",
+    "isfinite": "all([bool(x.isfinite().all()) for x in tree.leaves(model)])",
+    "isnan": "any([bool(x.isnan().any()) for x in tree.leaves(model)])",
     "l2_norm": "tree.norm(grads)",
     "leaves_with_path": "tree.named_leaves(model)",
     "max": "max([float(x.max()) for x in tree.leaves(model)])",
-    "mean": "tree.ravel(model)[0].mean()",
+    "mean": "tree.ravel(model)[0].mean(); of several models, "
+    "tree.map(lambda *leaves: sum(leaves) / len(leaves), *models)",
     "mul": "tree.scale(model, number), or tree.map(torch.mul, first, second)",
+    "multimap": "tree.map(fn, first, second)",
     "named_parameters": "tree.named_leaves(model)",
+    "neg": "tree.scale(model, -1)",
+    "negative": "tree.scale(model, -1)",
+    "normal_like": _DRAWN,
+    "numel": "tree.size(model)",
     "ones_like": "tree.map(torch.ones_like, model)",
     "parameters": "tree.leaves(tree.partition(model, 'parameter')[0])",
     "paths": "list(tree.named_leaves(model))",
     "pprint": "print(model), f'{model:shapes}' or tree.summary(model)",
-    "random_like": "tree.map_with_path(lambda path, g: random.normal(random.fold_in(key, path), "
-    "g.shape), grads)",
+    "random_like": _DRAWN,
+    "random_normal": _DRAWN,
     "reduce": "functools.reduce(fn, tree.leaves(model))",
     "register": "registry.register(cls, flatten, unflatten), from parallax",
     "replace": "model.replace(field=...) or tree.select(model, path).set(new)",

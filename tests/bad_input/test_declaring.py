@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import init
 
-from parallax import Buffer, Module, Parameter, registry
+from parallax import Buffer, Module, Parameter, registry, tree
+from parallax import nn as layers
 from tests.bad_input.errors import META, registered, says
 from tests.corpus import Dense
 
@@ -204,3 +206,24 @@ def test_registering_twice_or_nonsense_changes_nothing() -> None:
         registry.register(Dense, flatten, lambda *_: Dense())
     with says(TypeError, "takes a class"):
         registry.register(Thing(), flatten, lambda *_: Thing())  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_a_field_of_a_child_that_is_set_in_init_names_the_copy() -> None:
+    class Tied(Module):
+        table: layers.Embedding
+        head: layers.Linear
+
+        def __init__(self, tied: bool) -> None:
+            super().__init__()
+            self.table = layers.Embedding(5, 3)
+            self.head = layers.Linear(3, 5, bias=False)
+            if tied:
+                self.head = self.head.replace(weight=self.table.weight)
+            else:
+                self.head.weight = self.table.weight
+
+    with pytest.raises(
+        FrozenInstanceError, match=r"in __init__: self\.head = \.\.\. of such a copy"
+    ):
+        Tied(tied=False)
+    assert len(tree.leaves(Tied(tied=True).initialize(0))) == 1

@@ -359,6 +359,8 @@ def test_a_rule_that_takes_derivatives_itself(slope: Callable[[Tensor], Tensor])
     torch.testing.assert_close(func.vmap(func.jacrev(func.grad(ruled)))(rows), curves)
     mapped = func.grad(lambda x: func.vmap(func.grad(ruled))(x).sum())(rows)
     torch.testing.assert_close(mapped, curves.sum(-1))
+
+
 # Rules that call their own function, as JAX's do. The factor of 2 shows whose derivative is taken.
 
 
