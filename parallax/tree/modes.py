@@ -30,20 +30,21 @@ def in_mode(module: T, mode: str, source: Source | None) -> T:
     """The module in a mode and with an rng: ``Module.train`` and ``Module.eval``."""
     leaves, structure = flatten_module(module)
     held: Any = module._rng  # type: ignore[attr-defined]  # a module
-    structure = with_mode(addressed(structure, collection.root_of(module)), mode)
+    structure = with_mode(structure, collection.root_of(module), mode)
     return cast(T, unflatten_module(structure, leaves, collection.with_source(held, source)))
 
 
 @real
-def with_mode(structure: Structure, mode: str) -> Structure:
-    """The structure with a mode in all modules but those that stay in eval."""
-    found = structure.variants.get(("mode", mode))
+def with_mode(structure: Structure, root: str, mode: str) -> Structure:
+    """The structure with every module's path, and a mode in all but those that stay in eval."""
+    found = structure.variants.get(("mode", root, mode))
     if found is None:
 
         def change(_: int, node: Structure) -> Note:
             return node.note if node.note.stays_eval else node.note._replace(mode=mode)
 
-        found = structure.variants["mode", mode] = structure.renote(change)
+        made = addressed(structure, root).renote(change)
+        found = structure.variants["mode", root, mode] = made
     return found
 
 

@@ -10,7 +10,6 @@ from parallax._compat import sharding_rules
 from parallax._compat.collectives import gradients_placed
 from parallax._errors.arguments import shown
 from parallax.core.fields import Lazy, UninitializedError
-from parallax.core.notes import addressed
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
 from parallax.effects import collection
@@ -33,7 +32,7 @@ def reset(module: T, rng: Rng, mode: str) -> T:
     _require_values(leaves, structure)
     sharding_rules.complete()
     held: Any = module._rng  # type: ignore[attr-defined]  # a module
-    structure = with_mode(addressed(structure, collection.root_of(module)), mode)
+    structure = with_mode(structure, collection.root_of(module), mode)
     source = sources.source_of(rng)
     sources.warn_if_same(source, collection.source_of(held))
     fresh = [

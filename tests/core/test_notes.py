@@ -70,13 +70,13 @@ def test_marks_stay_on_their_leaves_in_compiled_code() -> None:
 @pytest.mark.parametrize("case", MODULES, ids=str)
 def test_every_module_gets_its_mode_and_path(case: Case) -> None:
     spec = spec_of(case.make())
-    told = with_mode(addressed(spec, "root"), "eval")
+    told = with_mode(spec, "root", "eval")
     paths = {path: node for path, node in told.walk() if hasattr(node, "note")}
     for path, node in paths.items():
         if hasattr(node.cls, "__layout__"):
             assert node.note.mode == "eval" and node.note.path == joined("root", *path)
     assert told.skeleton == spec.skeleton
-    assert with_mode(addressed(spec, "root"), "eval") is told
+    assert with_mode(spec, "root", "eval") is told
     assert addressed(spec).note.path == ""
 
 
