@@ -14,45 +14,45 @@ from parallax.core.structure import Structure
 __all__ = ["align", "align_places", "difference", "misfit"]
 
 
-def align(part: Structure, other: Any, path: str = "") -> Sequence[Any]:
-    """The leaves of ``other`` in the order of the unique leaves of ``part``.
+def align(structure: Structure, other: Any, path: str = "") -> Sequence[Any]:
+    """The leaves of ``other`` in the order of the unique leaves of ``structure``.
 
     Args:
-        part: the structure of the first tree.
+        structure: the structure of the first tree.
         other: a module that should have its skeleton.
         path: where the module stands in the whole tree, for error messages.
 
     Returns:
-        One leaf or hole per unique leaf of ``part``.
+        One leaf or hole per unique leaf of ``structure``.
 
     Raises:
         ValueError: if the skeletons differ, or ``other`` has two values for one tied leaf.
     """
-    leaves, theirs = _fitting(part, other, path)
-    if theirs is part or theirs.expand == part.expand:
+    leaves, theirs = _fitting(structure, other, path)
+    if theirs is structure or theirs.expand == structure.expand:
         return leaves
     places = leaves if theirs.expand is None else [leaves[k] for k in theirs.expand]
-    for place, first in part.ties:
+    for place, first in structure.ties:
         if places[place] is not places[first]:
-            raise ValueError(_untied(part.place_paths[first], part.place_paths[place]))
-    return [places[k] for k in part.first]
+            raise ValueError(_untied(structure.place_paths[first], structure.place_paths[place]))
+    return [places[k] for k in structure.first]
 
 
-def _fitting(part: Structure, other: Any, path: str) -> tuple[Sequence[Any], Structure]:
+def _fitting(structure: Structure, other: Any, path: str) -> tuple[Sequence[Any], Structure]:
     """The leaves and structure of ``other``, whose skeleton fits but for ties."""
     if not is_module(other):
-        raise ValueError(_no_module(path, part.cls.__name__, other))
+        raise ValueError(_no_module(path, structure.cls.__name__, other))
     leaves, theirs = flatten_module(other)
-    if theirs is not part and theirs.skeleton != part.skeleton:
-        found = difference(part, theirs)
+    if theirs is not structure and theirs.skeleton != structure.skeleton:
+        found = difference(structure, theirs)
         if found is not None:
             below, expected, got = found
-            top = path or part.cls.__name__
+            top = path or structure.cls.__name__
             raise ValueError(misfit(f"{top}.{below}" if below else top, expected, got))
     return leaves, theirs
 
 
-def align_places(part: Structure, other: Any, path: str = "") -> tuple[list[Any], list[int]]:
+def align_places(structure: Structure, other: Any, path: str = "") -> tuple[list[Any], list[int]]:
     """As ``align``, ties aside.
 
     Returns:
@@ -61,9 +61,9 @@ def align_places(part: Structure, other: Any, path: str = "") -> tuple[list[Any]
     Raises:
         ValueError: if classes or constants differ; the message names the first path.
     """
-    found, structure = _fitting(part, other, path)
-    expand = list(range(structure.n_places) if structure.expand is None else structure.expand)
-    return [found[k] for k in expand], expand
+    leaves, theirs = _fitting(structure, other, path)
+    expand = list(range(theirs.n_places) if theirs.expand is None else theirs.expand)
+    return [leaves[k] for k in expand], expand
 
 
 def _untied(one: str, two: str) -> str:
@@ -89,17 +89,17 @@ def _no_module(path: str, name: str, other: Any) -> str:
 
 
 @real
-def difference(one: Structure, two: Structure) -> tuple[str, str, str] | None:
+def difference(structure: Structure, other: Structure) -> tuple[str, str, str] | None:
     """Where two skeletons first differ, ties aside.
 
     Args:
-        one: a structure.
-        two: another.
+        structure: a structure.
+        other: another.
 
     Returns:
         The dotted path and what each has there; ``None`` if nowhere.
     """
-    stack: list[tuple[str, Any, Any]] = [("", one, two)]
+    stack: list[tuple[str, Any, Any]] = [("", structure, other)]
     while stack:
         path, a, b = stack.pop()
         if a is b or (type(a) is Leaf and type(b) is Leaf):
