@@ -44,7 +44,7 @@ def refuse_derivatives(running: Callable[[], bool]) -> None:
     """
     if _libraries or modes.is_transforming() or torch.is_inference_mode_enabled():
         return  # told already, or torch cannot be asked now
-    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]  # torch's
+    library: Any = torch.library.Library("aten", "IMPL")
     _libraries.append(library)  # torch keeps what it was told as long as this lives
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Warning only once for all operators")
