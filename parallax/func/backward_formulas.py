@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax._compat import functorch, gradients, modes
+from parallax.func import attention_formulas
 from parallax.func.jet_composed import COMPOSED
 from parallax.func.jets import Expansion
 
@@ -173,6 +174,7 @@ def _bias(x: Tensor, weight: Tensor | None) -> Tensor:
 
 
 _RULES: dict[str, gradients.Rule] = {
+    **attention_formulas.RULES,
     "I0Backward0": _i0,
     "LogitBackward0": _logit,
     "MishBackward0": _mish,

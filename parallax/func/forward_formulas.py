@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from parallax._compat import functorch, overrides
-from parallax._compat.kernels import attention_by_operators
+from parallax.func.attention_formulas import by_operators
 from parallax.func.jet_composed import COMPOSED, NORMS
 from parallax.func.jets import Expansion, Rule
 
@@ -250,13 +250,7 @@ def _attention(
     """By operators: the fused kernels have no derivative in forward mode."""
     if dropout_p or q.is_nested or (is_causal and attn_mask is not None):
         raise _NOTHING.refuse(function)
-    if attn_mask is not None and attn_mask.dtype is torch.bool:
-        hidden = ~attn_mask
-        attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(hidden, -math.inf)
-    found: Tensor = attention_by_operators(
-        q, k, v, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-    )[0]
-    return found
+    return by_operators(q, k, v, attn_mask, is_causal, scale, enable_gqa)
 
 
 def _attention_layer(function: Any, *args: Any, **kwargs: Any) -> Any:

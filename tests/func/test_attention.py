@@ -53,3 +53,23 @@ def test_jvp_and_jvp_of_jvp_of_attention(options: dict[str, Any], mask: Tensor |
         return jvp(lambda q: jvp(fn, (q,), (direction,))[1], (q,), (direction,))[1]
 
     torch.testing.assert_close(twice(kernel, func.jvp), twice(operators, torch.func.jvp))
+
+
+def test_gradients_of_gradients_of_attention() -> None:
+    torch.manual_seed(1)
+    q, k, weight = (torch.randn(2, 2, 3, 4, dtype=torch.float64) for _ in range(3))
+
+    def twice(attend: Any, grad: Any) -> Any:
+        def slope(q: Tensor, k: Tensor) -> Tensor:
+            inner = grad(lambda q: attend(q, k).sin().sum())(q)
+            out: Tensor = (inner * weight).sum()
+            return out
+
+        return grad(slope, argnums=(0, 1))(q, k)
+
+    def kernel(q: Tensor, k: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, k.cos(), HIDES)
+
+    mask = torch.zeros(3, 3, dtype=torch.float64).masked_fill(~HIDES, -torch.inf)
+    wanted = twice(lambda q, k: by_hand(q, k, k.cos(), mask, None), torch.func.grad)
+    torch.testing.assert_close(twice(kernel, func.grad), wanted)
