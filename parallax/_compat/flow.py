@@ -81,7 +81,10 @@ def _rule() -> Any:
 
 
 def custom_derivative(
-    body: Body, arguments: Sequence[Tensor], results: Sequence[Tensor], kept: Sequence[Tensor]
+    body: Body,
+    arguments: Sequence[Tensor],
+    results: Sequence[Tensor],
+    kept: Sequence[Tensor] | None,
 ) -> Sequence[Tensor]:
     """The results, with a derivative by the arguments; only while dynamo traces.
 
@@ -90,10 +93,11 @@ def custom_derivative(
             says of each argument whether it has one.
         arguments: what the results are differentiated with respect to.
         results: what was computed, without a graph.
-        kept: what the body needs.
+        kept: what the body needs; ``None`` for the results themselves, with this derivative.
     """
-    counts = {"arguments": len(arguments), "results": len(results)}
-    return _rule()(body, *arguments, *results, *kept, **counts)  # type: ignore[no-any-return]  # dynamo knows what it is
+    plan = {"arguments": len(arguments), "results": len(results), "own": kept is None}
+    needed = results if kept is None else kept
+    return _rule()(body, *arguments, *results, *needed, **plan)  # type: ignore[no-any-return]  # dynamo knows what it is
 
 
 class Engine(NamedTuple):

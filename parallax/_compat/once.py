@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from parallax._compat.gradients import read
 
-__all__ = ["marked", "refuse_second"]
+__all__ = ["is_marked", "marked", "refusal", "refuse_second", "unmarked"]
 
 
 def marked(nodes: Collection[Any]) -> list[Any]:
@@ -46,7 +46,11 @@ _MARKED = once_differentiable(lambda ctx: None).__code__
 
 def _is_marked(kind: type) -> bool:
     """Whether the nodes of this kind have a backward that is differentiable once."""
-    function = _function_of(kind)
+    return is_marked(_function_of(kind))
+
+
+def is_marked(function: Any) -> bool:
+    """Whether an ``autograd.Function`` has a backward that is differentiable once."""
     for name in ("backward", "vjp"):  # two names for one method
         backward = getattr(function, name, None)
         while backward is not None:
@@ -54,6 +58,22 @@ def _is_marked(kind: type) -> bool:
                 return True
             backward = getattr(backward, "__wrapped__", None)
     return False
+
+
+def unmarked(function: Any) -> tuple[str, ...]:
+    """The attributes that lead from an ``autograd.Function`` to its backward below the mark."""
+    name = "backward" if function.vjp is torch.autograd.Function.vjp else "vjp"
+    marked = getattr(getattr(function, name), "__code__", None) is _MARKED
+    return (name, "__wrapped__") if marked else (name,)
+
+
+def refusal(name: str) -> RuntimeError:
+    """What is raised where a second derivative of a function is computed."""
+    return RuntimeError(
+        f"a second derivative of {name} was asked for, whose backward is marked with "
+        f"once_differentiable, so torch has the first only. Write its backward with operators "
+        f"that are differentiable and without that mark, or detach what it is given"
+    )
 
 
 def _function_of(kind: type) -> Any:
@@ -127,11 +147,7 @@ class _Led(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
-        raise RuntimeError(
-            f"a second derivative of {ctx.name} was asked for, whose backward is marked with "
-            f"once_differentiable, so torch has the first only. Write its backward with operators "
-            f"that are differentiable and without that mark, or detach what it is given"
-        )
+        raise refusal(ctx.name)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:

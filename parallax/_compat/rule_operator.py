@@ -29,12 +29,14 @@ class _Plan(NamedTuple):
         body: takes cotangents of the results, what was kept and what it captured.
         arguments: how many operands are arguments.
         results: how many are results.
+        own: whether the body takes the results first of what was kept.
         places: of which arguments the body returns cotangents.
     """
 
     body: Any
     arguments: int
     results: int
+    own: bool
     places: list[int]
 
 
@@ -66,6 +68,8 @@ class _Attached(torch.autograd.Function):
         ctx.plan, *operands = inputs
         ctx.count = len(operands)
         given = operands[ctx.plan.arguments + ctx.plan.results :]
+        if ctx.plan.own:  # they have this derivative, too
+            given = [*output, *given[ctx.plan.results :]]
         # Sizes may be among them, where shapes are symbolic.
         ctx.sizes = [None if isinstance(x, Tensor) else x for x in given]
         ctx.save_for_backward(*[x for x in given if isinstance(x, Tensor)])

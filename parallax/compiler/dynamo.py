@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 
-from parallax._compat import dynamo, inductor, inductor_faults, inductor_scalars, regathering
+from parallax._compat import (
+    dynamo,
+    functions,
+    inductor,
+    inductor_faults,
+    inductor_scalars,
+    regathering,
+)
 from parallax._compat.artifacts import Keeper
 from parallax.compiler.guards import Guards
 from parallax.compiler.outside import Outside
@@ -114,6 +121,7 @@ def compile_flat(
     if keeper is not None:  # dynamo does not look at the options of a backend of ours
         settings = {**settings, "backend": keeper.backend(settings["backend"], options)}
         options = {}
+    functions.keep_backwards()
     compiled = torch.compile(flat, **{**settings, "options": {**options, "guard_filter_fn": keep}})
     return _direct(flat, compiled)
 

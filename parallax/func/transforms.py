@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import autograd, checkpoints, collectives, dynamo, functorch, modes, once
+from parallax._compat import (
+    autograd,
+    checkpoints,
+    collectives,
+    dynamo,
+    functions,
+    functorch,
+    modes,
+    once,
+)
 from parallax.func.backward_formulas import differentiable_within, gradients_again
 from parallax.func.call import Call
 from parallax.func.results import open_tensors
@@ -35,7 +44,9 @@ def through(
         A function of the leaves that move to ``(transformed, tensors)``; and one of these tensors,
         as they come out of the transform, to what came beside.
     """
-    if not dynamo.is_compiling():
+    if dynamo.is_compiling():
+        functions.keep_backwards()
+    else:
         refuse_what_has_no_derivative()
     inner, nesting = call.nested(levels)
     still = inner.still() if levels and not dynamo.is_compiling() else []
