@@ -19,6 +19,7 @@ from parallax._compat import dynamo, flow, functorch, modes
 from parallax.func.framed import LONE, Frame, framed
 from parallax.func.holes import is_inexact, path_of
 from parallax.func.results import describe
+from parallax.func.rules_on_tape import OnTape
 from parallax.tree import core
 
 __all__ = ["Rule", "apply", "differentiable", "is_deep"]
@@ -63,8 +64,11 @@ class Rule:
         self.what = what
         self.push = push
 
-    def open(self) -> list[Tensor]:
+    def open(self) -> Sequence[Tensor]:
         """The tensors of the arguments."""
+        if all([type(arg) is Tensor for arg in self.args]):  # the usual case, with less
+            self.frames = [_ONE] * len(self.args)
+            return self.args
         tensors: list[Tensor] = []
         frames: list[tuple[int, Frame]] = []
         for index, arg in enumerate(self.args):
@@ -91,7 +95,12 @@ class Rule:
             args: the arguments.
             tensors: those in the arguments.
         """
-        found = self.forward(*args)
+        return self.taken(self.forward(*args), args, tensors)
+
+    def taken(
+        self, found: Any, args: Sequence[Any], tensors: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As ``run``, of what the function returned."""
         if type(found) is not tuple or len(found) != 2:
             raise TypeError(
                 f"{self.what}: fwd returns a pair (result, residuals), got {describe(found)}. "
@@ -166,7 +175,10 @@ class Rule:
         given: Sequence[Tensor | None] = cotangents
         if False in outs:
             given = [x if has else None for x, has in zip(cotangents, outs, strict=True)]
-        found = self.backward(self.kept.build(kept), self.outs.build(given))
+        return self.opened(self.backward(self.kept.build(kept), self.outs.build(given)))
+
+    def opened(self, found: Any) -> list[Tensor | None]:
+        """The tensors of the cotangents that ``backward`` returned."""
         if not isinstance(found, tuple) or len(found) != len(self.args):
             raise TypeError(
                 f"{self.what}: bwd returns a tuple with a cotangent for each of the "
@@ -269,7 +281,7 @@ def apply(rule: Rule, tensors: Sequence[Tensor], plain: Callable[[], Any] | None
     if modes.tape_is_exact():
         if plain is not None and not _recording(tensors):
             return plain()
-        found: Any = _OnTape.apply(rule, *tensors)  # type: ignore[no-untyped-call]  # torch's
+        found: Any = OnTape.apply(rule, *tensors)  # type: ignore[no-untyped-call]  # torch's
         return rule.outs.build(found)
     if dynamo.is_compiling():
         return _traced(rule, tensors)
@@ -297,31 +309,6 @@ def is_deep() -> bool:
 
 def _recording(tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
-
-
-class _OnTape(torch.autograd.Function):
-    """The function that runs where no derivative sees it; with less, as no transform is active."""
-
-    @staticmethod
-    def forward(ctx: Any, rule: Rule, *tensors: Tensor) -> tuple[Tensor, ...]:
-        outs, kept = rule.run(rule.args, tensors)  # which hold the very tensors
-        rule.find(tensors, kept)
-        ctx.rule = rule
-        ctx.outs = [is_inexact(x) for x in outs]
-        others = [x for x, k in zip(kept, rule.sources, strict=True) if k is None]
-        ctx.save_for_backward(*tensors, *others)
-        return tuple(outs)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> Any:
-        rule: Rule = ctx.rule
-        saved = ctx.saved_tensors
-        count = len(ctx.needs_input_grad) - 1
-        if torch.is_grad_enabled() and any([x.requires_grad for x in saved[:count]]):
-            kept: Sequence[Tensor] = rule.again(saved[:count])
-        else:
-            kept = rule.together(saved, saved[count:])
-        return (None, *rule.pull(ctx.outs, kept, cotangents))
 
 
 class _Ruled(torch.autograd.Function):
