@@ -19,7 +19,7 @@ torch release moves something, only files in here change. Each file is imported 
 - ``sharding_rules``: what torch's distributed tensors lack.
 - ``dynamo``: what a trace is, what it found, how code is hidden from it, its guards and caches.
 - ``in_trace``: what a local stands for while dynamo traces, and where the trace is.
-- ``inductor``: its options.
+- ``inductor``: its options; ``inductor_...``: what its graphs are rewritten to, and why.
 - ``flow``: loops and branches that are traced once; ``flow_operator``, ``flow_programs`` and
   ``flow_branches`` are how. ``rule_operator``: derivatives that somebody has written.
 - ``recompute``: functions that are computed once more for their derivative within transforms;

@@ -14,6 +14,7 @@ from parallax._compat import (
     functions,
     inductor,
     inductor_faults,
+    inductor_products,
     inductor_scalars,
     regathering,
 )
@@ -109,6 +110,7 @@ def compile_flat(
     options = dict(settings["options"])
     if settings["backend"] == "inductor":
         options = inductor_scalars.with_kept_numbers(inductor_faults.mended(options))
+        options = inductor_products.with_fast_products(options)
     theirs = options.pop("guard_filter_fn", None)
 
     def keep(entries: Sequence[Any]) -> list[bool]:
