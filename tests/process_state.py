@@ -14,6 +14,7 @@ class State(NamedTuple):
 
     grad_mode: bool
     inference_mode: bool
+    anomaly_mode: bool
     default_dtype: torch.dtype
     default_device: torch.device
     autocast: tuple[bool, bool]
@@ -29,6 +30,7 @@ def state() -> State:
     return State(
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
+        torch.is_anomaly_enabled(),
         torch.get_default_dtype(),
         torch.get_default_device(),
         (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
