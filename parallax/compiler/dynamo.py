@@ -8,6 +8,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+from torch.autograd import set_detect_anomaly
 
 from parallax._compat import (
     dynamo,
@@ -151,7 +152,8 @@ def _direct(flat: FunctionType, compiled: Callable[..., Any]) -> Callable[..., A
                         found = FunctionType(entry.code, space, code.co_name, None, closure)
                         made[id(entry.code)] = found
                     return found(leaves, others)
-        with dynamo.guarded_closures():
+        # Anomaly mode looks for nan, and fails in a trace, where there are no numbers to look at.
+        with dynamo.guarded_closures(), set_detect_anomaly(False):
             return compiled(leaves, others)
 
     return run

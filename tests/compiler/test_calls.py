@@ -203,6 +203,18 @@ def test_a_key_is_an_input_of_the_graph() -> None:
     assert graphs() == 1
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_gradient_compiles_while_anomaly_mode_is_on(again: bool) -> None:
+    def total(x: Tensor) -> Tensor:
+        return x.sin().sum()
+
+    compiled, x = make_compiled(func.grad(total), backend="eager"), torch.randn(3)
+    with torch.autograd.set_detect_anomaly(True):
+        assert_close_trees(compiled(x), x.cos())
+        assert torch.is_anomaly_enabled()
+        assert_close_trees(compiled(x[:2] if again else x), x[:2].cos() if again else x.cos())
+
+
 def test_parallax_func_inside_and_around() -> None:
     def loss(model: Any, x: Tensor) -> Any:
         return model(x).square().mean()
