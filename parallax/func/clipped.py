@@ -263,6 +263,8 @@ class _Run:
         summed = Summed(
             self.func, self.what, self.argnums, args, kwargs, dims, self.has_aux
         )  # fmt: skip
+        if summed.batch.size == 0:  # no sample, so no gradient of one is computed
+            return None
         try:
             found, aux = factored(summed, self.chunk_size, self.exact, finish)
         except WithoutRuleError as error:

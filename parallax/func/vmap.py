@@ -99,6 +99,10 @@ def run_flat(
     chunk_size: int | None = None,
 ) -> Sequence[Tensor]:
     """Maps a function of a list of tensors to another; the mapped dimension comes out first."""
+    if size == 0:
+        # Torch's rules for vmap do not hold for no members: shapes come out wrong, or they raise.
+        found = run_flat(flat, _with_one(tensors, dims), dims, 1, randomness)
+        return [tensor.narrow(0, 0, 0) for tensor in found]
     whole = chunk_size is None or chunk_size >= size
     if dynamo.is_compiling() or not whole:
         return _run_by_torch(flat, tensors, dims, randomness, chunk_size)
@@ -107,6 +111,23 @@ def run_flat(
     # Recomputed in backward, when the vmap is over, a checkpoint would meet tensors of no vmap.
     with checkpoints.without_hooks():
         return functorch.run_vmap(flat, tensors, dims, size, randomness)
+
+
+def _with_one(tensors: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
+    """Tensors of no members, each with one in its place that is used to learn shapes.
+
+    Its numbers are not all equal, so that few derivatives are infinite; integers are zeros, which
+    are valid as indices.
+    """
+    made = []
+    for tensor, dim in zip(tensors, dims, strict=True):
+        shape = [1 if k == dim else size for k, size in enumerate(tensor.shape)]
+        member = tensor.new_zeros(shape)
+        if tensor.dtype.is_floating_point:
+            ramp = torch.linspace(0.5, 1.5, member.numel(), device=tensor.device)
+            member = member + ramp.reshape(shape).to(tensor.dtype)
+        made.append(torch.cat([tensor, member], dim))
+    return made
 
 
 def _run_by_torch(

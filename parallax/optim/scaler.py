@@ -44,6 +44,17 @@ class Scale(Module):
     scale: Buffer
     growth_tracker: Buffer
 
+    def extra_repr(self) -> str:
+        """The scale, and how many steps without an overflow since it last changed."""
+        fields = {"scale": self.scale, "growth_tracker": self.growth_tracker}
+        return ", ".join([f"{name}={_shown(value)}" for name, value in fields.items()])
+
+
+def _shown(value: Any) -> str:
+    """A value as a number, where torch can read one."""
+    wrapped = isinstance(value, Tensor) and functorch.is_wrapped(value)
+    return repr(value) if wrapped else f"{value}"
+
 
 @dataclass(frozen=True)
 class LossScaler:

@@ -13,7 +13,7 @@ import torch._dynamo.testing
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 import parallax
-from parallax import Module, Parameter, optim, tree
+from parallax import Module, Parameter, func, optim, tree
 from tests.corpus import MLP, MODULES, Norm
 from tests.optim.cases import Matrices, Net, Point, distance, gradients, model_for
 
@@ -93,6 +93,20 @@ def test_the_scaler_is_torchs() -> None:
         assert scale.scale.item() == theirs.get_scale()
         assert distance(point.at, param.detach()) <= 1e-6
     assert state.step.item() == 10
+
+
+def test_the_state_of_the_scaler_shows_its_numbers_where_there_are_some() -> None:
+    scale = optim.LossScaler(8.0).init()
+    assert repr(scale) == "Scale(scale=8.0, growth_tracker=0)"
+    assert "meta" in repr(tree.to(scale, "meta")) and "[8., 8.]" in repr(tree.stack([scale] * 2))
+    texts: list[str] = []
+
+    def show(each: Any) -> Any:
+        texts.append(repr(each))
+        return each.scale
+
+    func.vmap(show)(tree.stack([scale] * 2))
+    assert "8., 8." in texts[0]
 
 
 def test_the_scaler_compiles_to_one_graph() -> None:
