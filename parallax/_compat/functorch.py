@@ -119,6 +119,10 @@ is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_
 """Whether a tensor is a transform's wrapper, at any level."""
 
 
+unwrapped: Callable[[Tensor], Tensor] = torch._C._functorch.get_unwrapped
+"""The tensor that the outermost wrapper of a wrapped one is around."""
+
+
 def innermost(tensor: Tensor) -> Tensor:
     """The tensor that all transforms' wrappers are around."""
     while is_wrapped(tensor):
@@ -236,6 +240,11 @@ def is_mapped_within(tensor: Tensor) -> bool:
 def is_vmap_refusal(error: RuntimeError) -> bool:
     """Whether torch refused to look at the data of what stands for a member of a ``vmap``."""
     return "`data` under vmap transform" in str(error)
+
+
+def is_wrapper_refusal(error: RuntimeError) -> bool:
+    """Whether torch met a wrapper of a transform that it had left for the moment."""
+    return "wrapper == nullptr INTERNAL ASSERT FAILED" in str(error)
 
 
 def member_by_member(fn: Callable[[Tensor], Sequence[Tensor]], tensor: Tensor) -> list[Tensor]:

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from parallax._compat import dynamo
 from parallax._errors.arguments import answered
+from parallax.func.applied import apply, is_deep
 from parallax.func.arguments import called
 from parallax.func.framed import check_functions, fitted, framed
 from parallax.func.holes import is_inexact
 from parallax.func.nondiff import Arguments, Given
+from parallax.func.reached import Reached
 from parallax.func.results import describe
-from parallax.func.rules import Rule, apply, is_deep
+from parallax.func.rules import Rule
 from parallax.func.signatures import R
 
 __all__ = ["custom_jvp"]
@@ -26,8 +28,9 @@ class custom_jvp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
     """A function whose derivative is written by hand, as ``jax.custom_jvp``.
 
     The rule is that of forward mode, linear in the tangents; reverse mode transposes it. Arguments
-    and results may be modules or any tree of tensors. What the function captures is not
-    differentiated: pass it. Compiled code has reverse mode only.
+    and results may be modules or any tree of tensors. A tensor that the function captures has no
+    derivative, and is refused where it is differentiated: pass it. Compiled code has reverse mode
+    only.
 
     Args:
         fun: the function.
@@ -36,7 +39,8 @@ class custom_jvp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
 
     Raises:
         TypeError: if ``fun`` is no function or ``nondiff_argnums`` no tuple of ints; when called,
-            if an argument holds something else than tensors and ``None``.
+            if an argument holds something else than tensors and ``None``, or if the function
+            captures what is differentiated.
         ValueError: when differentiated, if the tangent does not fit the result; the message names
             the path.
 
@@ -79,6 +83,7 @@ class custom_jvp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
         """
         check_functions(f"{self._what}.defjvp", jvp=jvp)
         self._jvp = jvp
+        self._reached = Reached(self._fun, jvp)
 
     def __call__(self, *args: Any) -> R:
         """The result, differentiable by the rule."""
@@ -97,6 +102,7 @@ class custom_jvp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
             given.moving,
             self._what,
             linear.push,
+            self._reached,
         )
         linear.rule = rule
         found: R = apply(rule, rule.open(), lambda: self._fun(*args))

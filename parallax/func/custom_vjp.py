@@ -8,10 +8,12 @@ from typing import Any, Generic
 
 from parallax._compat import dynamo
 from parallax._errors.arguments import answered
+from parallax.func.applied import apply, is_deep
 from parallax.func.arguments import called
 from parallax.func.framed import check_functions
 from parallax.func.nondiff import Arguments
-from parallax.func.rules import Rule, apply, is_deep
+from parallax.func.reached import Reached
+from parallax.func.rules import Rule
 from parallax.func.signatures import R
 
 __all__ = ["custom_vjp"]
@@ -20,10 +22,11 @@ __all__ = ["custom_vjp"]
 class custom_vjp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
     """A function whose derivative in reverse mode is written by hand, as ``jax.custom_vjp``.
 
-    Arguments, results and residuals may be modules or any tree of tensors. What the function
-    captures is not differentiated: pass it. Derivatives of higher order go through ``bwd``, and
-    through ``fwd`` as far as its residuals reach. All transforms but those of forward mode work,
-    and compiled code; effects and keys are those of one call.
+    Arguments, results and residuals may be modules or any tree of tensors. A tensor that the
+    function captures has no derivative, and is refused where it is differentiated: pass it.
+    Derivatives of higher order go through ``bwd``, and through ``fwd`` as far as its residuals
+    reach. All transforms but those of forward mode work, and compiled code; effects and keys are
+    those of one call.
 
     Args:
         fun: the function; eager code calls it where no derivative is taken.
@@ -32,7 +35,8 @@ class custom_vjp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
 
     Raises:
         TypeError: if ``fun`` is no function or ``nondiff_argnums`` no tuple of ints; when called,
-            if an argument holds something else than tensors and ``None``.
+            if an argument holds something else than tensors and ``None``, or if the function
+            captures what is differentiated.
         ValueError: when differentiated, if a cotangent does not fit its argument; the message
             names the path.
 
@@ -77,6 +81,7 @@ class custom_vjp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
         """
         check_functions(f"{self._what}.defvjp", fwd=fwd, bwd=bwd)
         self._rule = fwd, bwd
+        self._reached = Reached(fwd, bwd)
 
     def __call__(self, *args: Any) -> R:
         """The result, differentiable by the rule."""
@@ -91,7 +96,7 @@ class custom_vjp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
         if self._arguments.argnums:
             rule = self._called(fwd, bwd, args)
         else:  # the usual case, with less
-            rule = Rule(fwd, bwd, args, self._what)
+            rule = Rule(fwd, bwd, args, self._what, reached=self._reached)
         found: R = apply(rule, rule.open(), lambda: self._fun(*args))
         return found
 
@@ -103,4 +108,5 @@ class custom_vjp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
             lambda kept, cotangent: bwd(*given.still, kept, cotangent),
             given.moving,
             self._what,
+            reached=self._reached,
         )

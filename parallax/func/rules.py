@@ -1,9 +1,6 @@
-"""Functions whose derivative somebody has written: one autograd function for all of them.
+"""Functions whose derivative somebody has written: one call, its arguments, results and residuals.
 
-In eager code the function runs where no derivative sees it, and what its author keeps for the
-derivative is saved. A second derivative goes through what is kept, so it is computed once more
-there. In compiled code everything is recorded, as what nobody asks for is not compiled, and one
-operator puts the derivative in the place of the recorded one.
+``applied`` runs it.
 """
 
 from __future__ import annotations
@@ -12,17 +9,16 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, flow, functorch, modes
+from parallax._compat import dynamo
 from parallax.func.framed import LONE, Frame, framed
 from parallax.func.holes import is_inexact, path_of
+from parallax.func.reached import Reached, Watch
 from parallax.func.results import describe
-from parallax.func.rules_on_tape import OnTape
 from parallax.tree import core
 
-__all__ = ["Rule", "apply", "differentiable", "is_deep"]
+__all__ = ["Rule"]
 
 Forward = Callable[..., tuple[Any, Any]]
 Backward = Callable[..., Any]
@@ -43,10 +39,14 @@ class Rule:
         count: how many tensors the result is.
         sources: of each tensor that is kept, which tensor of the arguments it is, if any.
         push: the derivative in forward mode, if there is one.
+        reached: the functions that its author wrote, and what they reach.
+        watched: what the function reaches that is differentiated, before it is called.
+        beside: how many tensors that are differentiated the derivative reaches.
     """
 
     __slots__ = (
-        "args", "backward", "count", "forward", "frames", "kept", "outs", "push", "sources", "what",
+        "args", "backward", "beside", "count", "forward", "frames", "kept", "outs", "push",
+        "reached", "sources", "watched", "what",
     )  # fmt: skip
 
     outs: Frame
@@ -56,13 +56,16 @@ class Rule:
 
     def __init__(
         self, forward: Forward, backward: Backward, args: Sequence[Any], what: str,
-        push: Push | None = None,
+        push: Push | None = None, reached: Reached | None = None,
     ) -> None:  # fmt: skip
         self.forward = forward
         self.backward = backward
         self.args = args
         self.what = what
         self.push = push
+        self.reached = reached
+        self.watched: Sequence[Tensor] = ()
+        self.beside = 0
 
     def open(self) -> Sequence[Tensor]:
         """The tensors of the arguments."""
@@ -95,6 +98,8 @@ class Rule:
             args: the arguments.
             tensors: those in the arguments.
         """
+        if self.watched:
+            return self._run_watched(args, tensors)
         return self.taken(self.forward(*args), args, tensors)
 
     def taken(
@@ -112,6 +117,31 @@ class Rule:
             return outs, self._open_row(found[1], args, tensors)
         kept, self.kept = framed(found[1], self.what, "the residuals")
         return outs, kept
+
+    def _run_watched(
+        self, args: Sequence[Any], tensors: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As ``run``; raises if the result is computed of what is reached and differentiated."""
+        watched, self.watched = self.watched, ()
+        with Watch(watched) as watch:
+            found = self.run(args, tensors)
+        if any(map(watch.knows, found[0])):
+            raise self.refusal("differentiated", "; or capture tensor.detach()")
+        return found
+
+    def refusal(self, how: str, otherwise: str = "") -> TypeError:
+        """The error for a function that uses more than its arguments.
+
+        Args:
+            how: what is done to what it captures.
+            otherwise: what else to write.
+        """
+        of = self.what.partition("(")[2].removesuffix(")")
+        return TypeError(
+            f"{self.what}: {of} captures a tensor that is {how}, and its rule is about the "
+            f"arguments alone. Pass it, a model as well, and give it a derivative in the rule: "
+            f"f(x, model){otherwise}"
+        )
 
     def _open_row(
         self, residuals: tuple[Any, ...], args: Sequence[Any], tensors: Sequence[Tensor]
@@ -268,103 +298,3 @@ def _built(
         trees.append(frame.build(tensors[start : start + count]))
         start += count
     return trees
-
-
-def apply(rule: Rule, tensors: Sequence[Tensor], plain: Callable[[], Any] | None = None) -> Any:
-    """The result of the call at the tensors of its arguments, with the derivative of the rule.
-
-    Args:
-        rule: the call.
-        tensors: those in its arguments.
-        plain: is called in its place where nobody can ask for a derivative.
-    """
-    if modes.tape_is_exact():
-        if plain is not None and not _recording(tensors):
-            return plain()
-        found: Any = OnTape.apply(rule, *tensors)  # type: ignore[no-untyped-call]  # torch's
-        return rule.outs.build(found)
-    if dynamo.is_compiling():
-        return _traced(rule, tensors)
-    if plain is not None and not (torch.is_grad_enabled() or functorch.differentiating()):
-        return plain()  # such as in a rule that calls its own function, under vmap
-    found = _Ruled.apply(rule, *tensors)  # type: ignore[no-untyped-call]  # torch's
-    return rule.outs.build(found[: rule.count])
-
-
-def differentiable(tensors: Sequence[Tensor]) -> bool:
-    """Whether somebody can ask for a derivative of what is computed of these tensors."""
-    return _recording(tensors) if modes.tape_is_exact() else True
-
-
-def is_deep() -> bool:
-    """Whether a call in a trace stands within so many of itself that no derivative is left.
-
-    A rule may call its own function, as those of JAX do. A trace looks at the derivatives of all
-    orders at once, and would not end.
-    """
-    around, added = dynamo.calls_around("transposed")
-    orders = sum(functorch.derivatives_running()) + int(dynamo.differentiated_outside())
-    return around >= max(orders - added, 1)
-
-
-def _recording(tensors: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
-
-
-class _Ruled(torch.autograd.Function):
-    """The same within transforms."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(rule: Rule, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return rule.apart(tensors)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.rule = rule = inputs[0]
-        ctx.outs = [is_inexact(x) for x in output[: rule.count]]
-        saved = *inputs[1:], *output[rule.count :]
-        ctx.save_for_backward(*saved)
-        ctx.save_for_forward(*saved)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> Any:
-        rule: Rule = ctx.rule
-        count = sum([count for count, _ in rule.frames])
-        # Transforms that ``bwd`` enters take the wrappers of one that has ended for their own.
-        saved = [functorch.unwrapped_if_over(x) for x in ctx.saved_tensors]
-        cotangents = tuple([functorch.unwrapped_if_over(x) for x in cotangents])
-        tensors, others = saved[:count], saved[count:]
-        if others and torch.is_grad_enabled() and any([x.requires_grad for x in tensors]):
-            kept = rule.again(tensors)
-        else:
-            kept = rule.together(tensors, others)
-        return (None, *rule.pull(ctx.outs, kept, cotangents[: rule.count]))
-
-    @staticmethod
-    def jvp(ctx: Any, *inputs: Any) -> Any:
-        _, *tangents = inputs
-        rule: Rule = ctx.rule
-        if rule.push is None:
-            raise NotImplementedError(
-                f"{rule.what}: it has no derivative in forward mode. Write its rule with "
-                f"func.custom_jvp, which has both; or use func.grad, func.vjp, func.jacrev"
-            )
-        count = len(tangents)
-        found = rule.push(ctx.saved_tensors[:count], tangents)
-        return (*found, *[None] * (len(ctx.saved_tensors) - count))
-
-
-def _traced(rule: Rule, tensors: Sequence[Tensor]) -> Any:
-    """The call as dynamo traces it: recorded, with an operator that has the derivative."""
-    outs, kept = rule.run(rule.args, tensors)
-    flags = [is_inexact(x) for x in outs]
-    count = len(outs)
-
-    def body(*given: Tensor) -> tuple[Any, Any]:
-        grads = rule.pull(flags, given[count:], given[:count])
-        found = [grad for grad in grads if grad is not None]
-        return tuple([x.clone() for x in found]), [grad is not None for grad in grads]
-
-    return rule.outs.build(flow.custom_derivative(body, tensors, [x.detach() for x in outs], kept))

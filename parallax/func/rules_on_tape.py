@@ -6,16 +6,14 @@ No transform is active, so that the function runs where no derivative sees it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from parallax.func.framed import LONE
 from parallax.func.holes import is_inexact
-
-if TYPE_CHECKING:
-    from parallax.func.rules import Rule
+from parallax.func.rules import Rule
 
 __all__ = ["OnTape"]
 
@@ -26,6 +24,11 @@ class OnTape(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rule: Rule, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The result, of which what is kept is saved."""
+        if rule.beside:
+            tensors = tensors[: -rule.beside]
+        if rule.watched:
+            outs, kept = rule.run(rule.args, tensors)
+            return _kept(ctx, rule, tensors, outs, kept)
         found = rule.forward(*rule.args)  # which hold the very tensors
         row = _plain_row(found)
         if row is not None:
@@ -35,26 +38,34 @@ class OnTape(torch.autograd.Function):
             rule.count = 1
             return (found[0],)
         outs, kept = rule.taken(found, rule.args, tensors)
-        rule.find(tensors, kept)
-        ctx.rule = rule
-        ctx.outs = [is_inexact(x) for x in outs]
-        others = [x for x, k in zip(kept, rule.sources, strict=True) if k is None]
-        ctx.save_for_backward(*tensors, *others)
-        return tuple(outs)
+        return _kept(ctx, rule, tensors, outs, kept)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
         """The cotangents of the arguments."""
         rule: Rule = ctx.rule
         saved = ctx.saved_tensors
-        count = len(ctx.needs_input_grad) - 1
+        count = len(ctx.needs_input_grad) - 1 - rule.beside
+        rest = [None] * rule.beside
         if ctx.outs is None:
-            return (None, *_pulled(rule, saved, count, ctx.lone, cotangents[0]))
+            return (None, *_pulled(rule, saved, count, ctx.lone, cotangents[0]), *rest)
         if torch.is_grad_enabled() and any([x.requires_grad for x in saved[:count]]):
             kept: Sequence[Tensor] = rule.again(saved[:count])
         else:
             kept = rule.together(saved, saved[count:])
-        return (None, *rule.pull(ctx.outs, kept, cotangents))
+        return (None, *rule.pull(ctx.outs, kept, cotangents), *rest)
+
+
+def _kept(
+    ctx: Any, rule: Rule, tensors: Sequence[Tensor], outs: Sequence[Tensor], kept: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The tensors of the result; saves those of the arguments, and of what is kept."""
+    rule.find(tensors, kept)
+    ctx.rule = rule
+    ctx.outs = [is_inexact(x) for x in outs]
+    others = [x for x, k in zip(kept, rule.sources, strict=True) if k is None]
+    ctx.save_for_backward(*tensors, *others)
+    return tuple(outs)
 
 
 def _plain_row(found: Any) -> tuple[Tensor, ...] | None:
