@@ -109,14 +109,30 @@ class _Context:
 
 
 class _Saved:
-    """The same in backward, with other tensors in the place of those that were saved."""
+    """The same in backward, with the function's results in the place of what forward computed."""
 
-    def __init__(self, ctx: _Context, saved: tuple[Any, ...]) -> None:
+    def __init__(
+        self, ctx: _Context, computed: Sequence[Tensor], results: Sequence[Tensor]
+    ) -> None:
         self.parallax_ctx = ctx
-        self.saved_tensors = saved
+        self.parallax_pairs = list(zip(computed, results, strict=True))
+        self.saved_tensors = _exchanged(ctx.saved_tensors, self.parallax_pairs)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.parallax_ctx, name)
+        return _exchanged(getattr(self.parallax_ctx, name), self.parallax_pairs)
+
+
+def _exchanged(value: Any, pairs: Sequence[tuple[Tensor, Tensor]]) -> Any:
+    """The value with the second tensor of a pair wherever it has the first."""
+    if isinstance(value, Tensor):
+        for computed, result in pairs:
+            if value is computed:
+                return result
+    elif type(value) in (tuple, list):
+        return type(value)([_exchanged(item, pairs) for item in value])
+    elif type(value) is dict:
+        return {key: _exchanged(item, pairs) for key, item in value.items()}
+    return value
 
 
 def _applied(
@@ -143,8 +159,6 @@ def _applied(
     outs = list(out) if isinstance(out, (tuple, list)) else [out]
     still = [not _is_inexact(x) or any([x is y for y in ctx.parallax_still]) for x in outs]
     moved = [x for x, stays in zip(outs, still, strict=True) if not stays]
-    if not tensors or not moved:
-        return out
 
     def body(*given: Tensor) -> tuple[Any, Any]:
         cotangents, own = list(given[: len(moved)]), given[len(moved) :]
@@ -155,21 +169,20 @@ def _applied(
             else:
                 fills = ctx.parallax_fills and isinstance(x, Tensor)
                 around.append(torch.zeros_like(x) if fills else None)
-        saved = ctx.saved_tensors
-        for x, result in zip(moved, own, strict=True):
-            saved = tuple([result if kept is x else kept for kept in saved])
-        found = backward(_Saved(ctx, saved), *around)
+        found = backward(_Saved(ctx, moved, own), *around)
         row = list(found) if isinstance(found, (tuple, list)) else [found]
         # There may be more than arguments, as torch allows.
         grads = [grad for grad, moves in zip(row, moving, strict=False) if moves]
         there = [grad for grad in grads if grad is not None]
         if once_only and there:
             # What is kept may come from every argument.
-            kept = list(tensors) if saved or ctx.has_more() else []
+            kept = list(tensors) if ctx.saved_tensors or ctx.has_more() else []
             there = list(_led(once_only, there, [*kept, *given[: len(moved)]]))
         return tuple([grad.clone() for grad in there]), [grad is not None for grad in grads]
 
-    made = list(flow.custom_derivative(body, tensors, [x.detach() for x in moved], None))
+    made = [x.detach() for x in moved]
+    if tensors and moved:
+        made = list(flow.custom_derivative(body, tensors, made, None))
     whole = [_still(x) if stays else made.pop(0) for x, stays in zip(outs, still, strict=True)]
     if isinstance(out, tuple):
         return tuple(whole)

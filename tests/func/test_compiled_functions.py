@@ -94,6 +94,46 @@ class Square(torch.autograd.Function):
         return 20 * ctx.saved_tensors[0] * grad_outputs[0]
 
 
+class Still(torch.autograd.Function):
+    """Its result has no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        found = x * 2
+        ctx.mark_non_differentiable(found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return grad_outputs[0]
+
+
+class Listed(torch.autograd.Function):
+    """It is given a list, whose tensors are no arguments."""
+
+    @staticmethod
+    def forward(ctx: Any, xs: list[Tensor]) -> Tensor:
+        return xs[0] * 2
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return None
+
+
+class Kept(torch.autograd.Function):
+    """Keeps its results as attributes, alone and in a list."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Any:
+        up, down = x.round(), x.floor()
+        ctx.up, ctx.lower = up, [down]
+        return up, down
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return grad_outputs[0] * ctx.up + 2 * grad_outputs[1] * ctx.lower[0]
+
+
 class Net(Module):
     weight: Parameter
 
@@ -167,6 +207,30 @@ def test_arguments_of_every_kind() -> None:
     torch.testing.assert_close(x_grad, 30 * ONE)
     torch.testing.assert_close(weight_grad, 21 * X.sum())
     torch.testing.assert_close(alone, weight_grad)
+
+
+@pytest.mark.parametrize("made", [lambda x: called(Still, x), lambda x: called(Listed, [x])])
+def test_a_result_without_a_derivative_is_a_constant(made: Callable[[Tensor], Tensor]) -> None:
+    def loss(x: Tensor) -> Tensor:
+        return (made(x) * x).sum()
+
+    leaf = X.clone().requires_grad_()
+    expected = torch.autograd.grad(loss(leaf), leaf)[0]
+    found = make_compiled(func.grad(loss), backend="aot_eager")(X)
+    torch.testing.assert_close(found, expected)
+
+
+def test_results_kept_as_attributes_have_the_derivative_of_the_function() -> None:
+    def loss(x: Tensor) -> Tensor:
+        up, down = called(Kept, x)
+        found: Tensor = (up**2 + down**3).sum()
+        return found
+
+    leaf = X.clone().requires_grad_()
+    slope = torch.autograd.grad(loss(leaf), leaf, create_graph=True)[0]
+    expected = torch.autograd.grad(slope.sum(), leaf)[0]
+    second = func.grad(lambda x: func.grad(loss)(x).sum())
+    torch.testing.assert_close(make_compiled(second, backend="aot_eager")(X), expected)
 
 
 def test_second_derivatives_go_through_backward() -> None:
