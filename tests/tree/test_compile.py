@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import Unsupported
 
 from parallax import Buffer, Module, Parameter, tree
 from tests.corpus import SIZE, Dense, TiedParameter
@@ -143,7 +144,7 @@ def test_dicts_may_have_another_order_as_in_eager() -> None:
     same(torch.compile(both, backend="eager", fullgraph=True)(one, two), both(one, two))
     assert both(one, two)[1:] == (False, True)
     for other in ({**two, "l": torch.ones(1)}, {**two, "l": [torch.ones(1)]}, {"x": torch.ones(2)}):
-        with pytest.raises((ValueError, torch._dynamo.exc.Unsupported), match="fit together"):
+        with pytest.raises((ValueError, Unsupported), match="fit together"):
             torch.compile(tree.add, backend="eager", fullgraph=True)(one, other)
 
 
