@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from parallax._compat import dynamo, functorch, in_trace
+from parallax.optim.derivatives import being_taken
 
 __all__ = ["check_donation", "check_takes_donation"]
 
@@ -36,6 +37,8 @@ def check_donation(what: str, donate: Any, differentiable: bool = False) -> bool
         )
     elif not traced and functorch.transform_active():
         reason = "a torch.func transform is running, whose values cannot be overwritten"
+    elif not traced and being_taken():
+        reason = "a derivative is being taken, whose graph keeps what the step would overwrite"
     if reason:
         raise ValueError(f"{what}: donate=True cannot be used here: {reason}. Or leave it out")
     return not traced

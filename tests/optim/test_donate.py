@@ -176,6 +176,14 @@ def test_donation_is_for_eager_code() -> None:
         optim.SGD(differentiable=True).step(
             model, model, optim.SGD(differentiable=True).init(model), donate=True
         )
+    # Without the refusal the derivative went as if the step was the identity.
+    muon, point = optim.Muon(), Point(torch.ones(2, 2))
+    with pytest.raises(ValueError, match="a derivative is being taken"):
+        func.grad(
+            lambda scale: muon.step(
+                Point(scale * point.at), point, muon.init(point), donate=True
+            )[0].at.sum()
+        )(torch.tensor(2.0))  # fmt: skip
     with pytest.raises(Unsupported, match="a compiled function keeps what it is given"):
         torch.compile(step, fullgraph=True, backend="eager")(model, state)
     torch._dynamo.reset()
