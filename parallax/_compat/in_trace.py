@@ -222,7 +222,7 @@ def as_trace_error(error: Exception) -> Exception:
     from torch._dynamo.exc import ShortenTraceback
 
     cls: Any = type(error)
-    made: Any = type(cls.__name__, (cls, ShortenTraceback), {"__module__": cls.__module__})
+    made: Any = type(cls.__name__, (ShortenTraceback, cls), {"__module__": cls.__module__})
     return made(*error.args, first_useful_frame=None)  # type: ignore[no-any-return]  # an error
 
 

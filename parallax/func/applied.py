@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, flow, functorch, modes
+from parallax._compat import dynamo, flow, functorch, in_trace, modes, trace_captures
 from parallax.func.holes import is_inexact
-from parallax.func.rules import Rule
+from parallax.func.rules import DETACH, Rule
 from parallax.func.rules_on_tape import OnTape
 
 __all__ = ["apply", "differentiable", "is_deep"]
@@ -46,7 +46,7 @@ def apply(rule: Rule, tensors: Sequence[Tensor], plain: Callable[[], Any] | None
     except RuntimeError as error:
         if not functorch.is_wrapper_refusal(error):
             raise
-        raise rule.refusal("mapped by vmap, or differentiated") from error
+        raise TypeError(rule.refusal("mapped by vmap, or differentiated")) from error
     return rule.outs.build(found[: rule.count])
 
 
@@ -119,10 +119,7 @@ class _Ruled(torch.autograd.Function):
         _, *tangents = inputs
         rule: Rule = ctx.rule
         if rule.push is None:
-            raise NotImplementedError(
-                f"{rule.what}: it has no derivative in forward mode. Write its rule with "
-                f"func.custom_jvp, which has both; or use func.grad, func.vjp, func.jacrev"
-            )
+            raise NotImplementedError(rule.backward_only())
         count = len(tangents)
         found = rule.push(ctx.saved_tensors[:count], tangents)
         return (*found, *[None] * (len(ctx.saved_tensors) - count))
@@ -130,7 +127,21 @@ class _Ruled(torch.autograd.Function):
 
 def _traced(rule: Rule, tensors: Sequence[Tensor]) -> Any:
     """The call as dynamo traces it: recorded, with an operator that has the derivative."""
+    if functorch.derivatives_running()[1]:
+        in_trace.at_trace()(trace_captures.reply_moved)
+        if in_trace.replied():
+            kind: type[Exception] = NotImplementedError
+            text = rule.backward_only()
+            in_trace.at_trace()(trace_captures.refuse)
+    in_trace.at_trace()(trace_captures.reply_begin)
+    begun = in_trace.replied()  # noqa: F841  # as below
     outs, kept = rule.run(rule.args, tensors)
+    if rule.reached is not None:
+        in_trace.at_trace()(trace_captures.reply_captured)
+        if in_trace.replied():
+            kind = TypeError  # noqa: F841  # a local of the trace, as text
+            text = rule.refusal("differentiated", DETACH)  # noqa: F841
+            in_trace.at_trace()(trace_captures.refuse)
     flags = [is_inexact(x) for x in outs]
     count = len(outs)
 

@@ -18,7 +18,7 @@ from parallax.func.reached import Reached, Watch
 from parallax.func.results import describe
 from parallax.tree import core
 
-__all__ = ["Rule"]
+__all__ = ["DETACH", "Rule"]
 
 Forward = Callable[..., tuple[Any, Any]]
 Backward = Callable[..., Any]
@@ -126,21 +126,33 @@ class Rule:
         with Watch(watched) as watch:
             found = self.run(args, tensors)
         if any(map(watch.knows, found[0])):
-            raise self.refusal("differentiated", "; or capture tensor.detach()")
+            raise TypeError(self.refusal("differentiated", DETACH))
         return found
 
-    def refusal(self, how: str, otherwise: str = "") -> TypeError:
-        """The error for a function that uses more than its arguments.
+    def refusal(self, how: str, otherwise: str = "") -> str:
+        """The text of the error for a function that uses more than its arguments.
 
         Args:
             how: what is done to what it captures.
             otherwise: what else to write.
         """
         of = self.what.partition("(")[2].removesuffix(")")
-        return TypeError(
+        return (
             f"{self.what}: {of} captures a tensor that is {how}, and its rule is about the "
             f"arguments alone. Pass it, a model as well, and give it a derivative in the rule: "
             f"f(x, model){otherwise}"
+        )
+
+    def backward_only(self) -> str:
+        """The text of the error for a rule that is asked for a derivative in forward mode."""
+        if self.push is not None:
+            return (
+                f"{self.what}: a custom derivative has no forward mode in compiled code. Use "
+                f"func.grad, func.vjp or func.jacrev there; or take the jvp outside of it"
+            )
+        return (
+            f"{self.what}: it has no derivative in forward mode. Write its rule with "
+            f"func.custom_jvp, which has both; or use func.grad, func.vjp, func.jacrev"
         )
 
     def _open_row(
@@ -283,6 +295,9 @@ class _Row:
         """The tuple around these tensors."""
         return tuple(_built(self.frames, tensors))
 
+
+DETACH = "; or capture tensor.detach()"
+"""What else to write where a captured tensor is differentiated."""
 
 _ONE = (1, LONE)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import parallax
 from parallax import Module, Parameter, func
 from tests.bad_input.errors import says
 
@@ -143,3 +144,25 @@ def test_what_the_derivative_captures_is_differentiated_in_its_turn(made: str) -
         torch.testing.assert_close(outer(W), 2 * W)
         # Of scaled(w)(w x) by w: w² x.
         torch.testing.assert_close(grad(lambda w: scaled(w)(w * X))(W), W**2 * X)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("made", [by_vjp, by_jvp])
+def test_compiled_code_refuses_it_too(made: Any) -> None:
+    def loss(w: Tensor, x: Tensor) -> Tensor:
+        return made(lambda x: w * x)(w * x)  # type: ignore[no-any-return]  # a tensor
+
+    with says(TypeError, "captures a tensor that is differentiated", "tensor.detach()"):
+        parallax.compile(func.grad(loss), backend="eager")(W, X)
+    with says(TypeError, "captures a tensor that is differentiated", "tensor.detach()"):
+        parallax.compile(func.vmap(func.grad(loss)), backend="eager")(WS, XS)
+    with says(TypeError, "captures a tensor that is differentiated"):
+        torch.compile(loss, backend="eager", fullgraph=True)(W.clone().requires_grad_(), X)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_code_may_capture_what_is_not_differentiated() -> None:
+    def both(w: Tensor) -> list[Tensor]:
+        return [func.grad(lambda w, f=f: f(w, w * X))(w) for f in (detached, other_part)]
+
+    torch.testing.assert_close(parallax.compile(both, backend="eager")(W), [X, X])
