@@ -85,8 +85,7 @@ def load_compiled(path: str | os.PathLike[str]) -> Callable[..., Any]:
             f"{path} is cut off or damaged: {error}. Write it again with "
             f"parallax.compile(step).lower(*args).save(path)"
         ) from error
-    for module in content["imports"]:  # they define the operators of the graph
-        importlib.import_module(module)
+    _import_operators(path, content["imports"])
     graph = None if content["graph"] is None else load_graph(content["graph"])
     return _Function(content, load_code(content["traced"], graph)).wrapper()
 
@@ -99,6 +98,18 @@ def _require_system(path: Any, saved: dict[str, str]) -> None:
                 f"{path} was compiled for {name} {value}, and here is {here.get(name)}. Compile "
                 f"it here: parallax.compile(step).lower(*args).save({str(path)!r})"
             )
+
+
+def _import_operators(path: Any, modules: Sequence[str]) -> None:
+    """Imports the modules of Parallax that define the operators of the graph."""
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    except ImportError as error:
+        raise RuntimeError(
+            f"{path} was compiled for another Parallax than the one here: {error}. Compile it "
+            f"here: parallax.compile(step).lower(*args).save({str(path)!r})"
+        ) from error
 
 
 class _Function:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -226,6 +227,10 @@ def test_other_files_are_refused_by_the_name_of_what_differs(tmp_path: Path) -> 
         path.write_bytes(MAGIC + json.dumps(changed).encode() + b"\n" + body)
         with pytest.raises(RuntimeError, match=f"for {name} {value}, and here is .* Compile it"):
             parallax.load_compiled(path)
+    moved = pickle.dumps({**pickle.loads(body), "imports": ["parallax.before.moved"]})
+    path.write_bytes(MAGIC + header + b"\n" + moved)
+    with pytest.raises(RuntimeError, match=r"for another Parallax .*parallax\.before.* Compile it"):
+        parallax.load_compiled(path)
     path.write_bytes(MAGIC + header + b"\n" + body[: len(body) // 2])
     with pytest.raises(ValueError, match=r"is cut off or damaged: .* Write it again with"):
         parallax.load_compiled(path)
