@@ -122,7 +122,8 @@ def other_part(w: Tensor, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("loss", [detached, other_part])
 def test_what_is_not_differentiated_may_be_captured(loss: Any) -> None:
     """The rule says 1, so of ``w x`` the derivative by ``w`` is ``x``."""
-    for run in (func.grad, torch.func.grad, func.jacrev):
+    runs: list[Any] = [func.grad, torch.func.grad, func.jacrev]
+    for run in runs:
         torch.testing.assert_close(run(lambda w: loss(w, w * X))(W), X)
     torch.testing.assert_close(func.per_sample_grad(lambda w, x: loss(w, w * x))(W, XS), XS)
 
@@ -138,7 +139,8 @@ def test_what_the_derivative_captures_is_differentiated_in_its_turn(made: str) -
             fun.defjvp(lambda p, t: (p[0] + 0, t[0] * w**2))
         return fun
 
-    for grad in (func.grad, torch.func.grad):
+    grads: list[Any] = [func.grad, torch.func.grad]
+    for grad in grads:
         # The derivative by x is w², and that of it is 2 w.
         outer = grad(lambda w, grad=grad: grad(lambda x: scaled(w)(x))(X))
         torch.testing.assert_close(outer(W), 2 * W)
