@@ -18,6 +18,7 @@ from parallax._compat import (
     inductor_products,
     inductor_scalars,
     regathering,
+    shards,
 )
 from parallax._compat.artifacts import Keeper
 from parallax.compiler.guards import Guards
@@ -66,8 +67,10 @@ def settings_for(
     devices = {item.device.type for item in items if isinstance(item, torch.Tensor)}
     if settings["backend"] != "inductor" or devices != {"cpu"}:
         return settings
-    # In C++ inductor cannot call a graph from a graph, as which repeated blocks are compiled.
-    defaults: dict[str, Any] = {} if _repeats(tokens) else {"cpp_wrapper": True}
+    # In C++ inductor cannot call a graph from a graph, as which repeated blocks are compiled; and
+    # the meshes of distributed results, which are results of a graph in torch 2.14, come as None.
+    in_python = _repeats(tokens) or shards.any_distributed(items)
+    defaults: dict[str, Any] = {} if in_python else {"cpp_wrapper": True}
     if "size_asserts" not in options:
         defaults |= inductor.unasserted_inputs()
     return {**settings, "options": {**defaults, **options}}
