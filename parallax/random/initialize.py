@@ -113,8 +113,8 @@ def _initialized(
             )
         return _of_each_member(module, rng.data, device, dtype)
     try:
-        target = target_of(module, leaves, device, dtype)
         seed = seeds.derive(sources.seed_of(rng), "initialize")
+        target = target_of(module, leaves, device, dtype)
     except (RuntimeError, TypeError, ValueError) as error:
         if plan is not None and hasattr(plan, "raise_in_all"):
             plan.raise_in_all("initialize(plan=)", error)
