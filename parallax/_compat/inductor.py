@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import functools
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from torch.fx import Graph
 
 
 def mode_options(mode: str, dynamic: bool | None) -> dict[str, Any]:
@@ -21,13 +23,16 @@ def mode_options(mode: str, dynamic: bool | None) -> dict[str, Any]:
     return list_mode_options(mode, dynamic)
 
 
-def with_pass(options: dict[str, Any], stages: Sequence[str], graph_pass: Any) -> dict[str, Any]:
+def with_pass(
+    options: dict[str, Any], stages: Sequence[str], rewrite: Callable[[Graph], None], file: str
+) -> dict[str, Any]:
     """Inductor's options with a pass over each graph, after those that a user asks for.
 
     Args:
         options: a user's, or those with other passes of ours.
         stages: the options that hold passes.
-        graph_pass: what runs at each of them.
+        rewrite: the pass, a function of a module; it changes the graph that it is given.
+        file: the source of all that it does, which is part of the key of inductor's cache.
     """
     from torch._inductor import config
 
@@ -38,8 +43,22 @@ def with_pass(options: dict[str, Any], stages: Sequence[str], graph_pass: Any) -
             theirs = ()
         elif not isinstance(theirs, (list, tuple)):
             theirs = (theirs,)
-        found[stage] = (*theirs, graph_pass)
+        found[stage] = (*theirs, _graph_pass(rewrite, file))
     return found
+
+
+@functools.cache
+def _graph_pass(rewrite: Callable[[Graph], None], file: str) -> Any:
+    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+    class Rewrite(CustomGraphPass):
+        def __call__(self, graph: Graph) -> None:
+            rewrite(graph)
+
+        def uuid(self) -> Any:
+            return get_hash_for_files((file,))
+
+    return Rewrite()
 
 
 def is_cpp_wrapper_failure(error: RuntimeError) -> bool:

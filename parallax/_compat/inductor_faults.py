@@ -17,7 +17,6 @@ can read or write. Here it is ``full`` of zeros.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -35,21 +34,7 @@ _STAGES = ("joint_custom_pre_pass", "post_grad_custom_pre_pass")
 
 def mended(options: dict[str, Any]) -> dict[str, Any]:
     """Inductor's options with the pass over each graph, after those that a user asks for."""
-    return inductor.with_pass(options, _STAGES, _graph_pass())
-
-
-@functools.cache
-def _graph_pass() -> Any:
-    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-
-    class Mend(CustomGraphPass):
-        def __call__(self, graph: Graph) -> None:
-            mend(graph)
-
-        def uuid(self) -> Any:  # part of the key of inductor's cache
-            return get_hash_for_files((__file__,))
-
-    return Mend()
+    return inductor.with_pass(options, _STAGES, mend, __file__)
 
 
 def mend(graph: Graph) -> None:

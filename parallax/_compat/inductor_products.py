@@ -17,7 +17,6 @@ are not in the cache.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -36,21 +35,7 @@ _MOST = 2**15  # entries that a loop multiplies and sums as fast as the library
 
 def with_fast_products(options: dict[str, Any]) -> dict[str, Any]:
     """Inductor's options with the pass over each graph, after those that a user asks for."""
-    return inductor.with_pass(options, ("post_grad_custom_post_pass",), _graph_pass())
-
-
-@functools.cache
-def _graph_pass() -> Any:
-    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-
-    class Products(CustomGraphPass):
-        def __call__(self, graph: Graph) -> None:
-            rewrite(graph)
-
-        def uuid(self) -> Any:  # part of the key of inductor's cache
-            return get_hash_for_files((__file__,))
-
-    return Products()
+    return inductor.with_pass(options, ("post_grad_custom_post_pass",), rewrite, __file__)
 
 
 def rewrite(graph: Graph) -> None:

@@ -10,7 +10,6 @@ rest of the step. ``as_strided`` needs memory to look at, so its input is comput
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -32,21 +31,7 @@ _CHEAP = frozenset({
 
 def with_kept_numbers(options: dict[str, Any]) -> dict[str, Any]:
     """Inductor's options with the pass over each graph, after those that a user asks for."""
-    return inductor.with_pass(options, ("post_grad_custom_post_pass",), _graph_pass())
-
-
-@functools.cache
-def _graph_pass() -> Any:
-    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-
-    class Keep(CustomGraphPass):
-        def __call__(self, graph: Graph) -> None:
-            keep_numbers(graph)
-
-        def uuid(self) -> Any:  # part of the key of inductor's cache
-            return get_hash_for_files((__file__,))
-
-    return Keep()
+    return inductor.with_pass(options, ("post_grad_custom_post_pass",), keep_numbers, __file__)
 
 
 def keep_numbers(graph: Graph) -> None:

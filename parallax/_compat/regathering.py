@@ -10,7 +10,6 @@ is the all-gather and what only rearranges, of the graph's own inputs; so its re
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from itertools import pairwise
 from operator import getitem
@@ -45,21 +44,7 @@ def regathered(options: dict[str, Any]) -> dict[str, Any]:
     those that use them, and so leave all that is gathered at the beginning.
     """
     ordered = {"reorder_for_locality": False, **options}
-    return inductor.with_pass(ordered, ("joint_custom_pre_pass",), _graph_pass())
-
-
-@functools.cache
-def _graph_pass() -> Any:
-    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-
-    class Regather(CustomGraphPass):
-        def __call__(self, graph: Graph) -> None:
-            regather(graph)
-
-        def uuid(self) -> Any:  # part of the key of inductor's cache
-            return get_hash_for_files((__file__,))
-
-    return Regather()
+    return inductor.with_pass(ordered, ("joint_custom_pre_pass",), regather, __file__)
 
 
 def regather(graph: Graph) -> None:
