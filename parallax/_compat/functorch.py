@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from parallax._compat.dynamo import constant_in_traces, is_compiling
 
@@ -121,6 +122,16 @@ is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_
 
 unwrapped: Callable[[Tensor], Tensor] = torch._C._functorch.get_unwrapped
 """The tensor that the outermost wrapper of a wrapped one is around."""
+
+
+def is_differentiated(tensor: Tensor) -> bool:
+    """Whether a derivative is taken by a tensor, in whatever wrappers it is."""
+    while True:
+        if tensor.requires_grad or forward_ad.unpack_dual(tensor).tangent is not None:
+            return True
+        if not is_wrapped(tensor):
+            return False
+        tensor = unwrapped(tensor)
 
 
 def innermost(tensor: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from parallax._compat import functorch
@@ -87,7 +86,7 @@ class _Search:
 
     def differentiated(self) -> list[Tensor]:
         """Those of the tensors that a derivative is taken by."""
-        return [tensor for tensor in self.tensors if _is_differentiated(tensor)]
+        return [tensor for tensor in self.tensors if functorch.is_differentiated(tensor)]
 
     def _below(self, item: Any) -> Sequence[Any]:
         if isinstance(item, types.FunctionType):
@@ -135,16 +134,6 @@ def _names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
-
-
-def _is_differentiated(tensor: Tensor) -> bool:
-    """Whether a derivative is taken by a tensor, in whatever wrappers it is."""
-    while True:
-        if tensor.requires_grad or forward_ad.unpack_dual(tensor).tangent is not None:
-            return True
-        if not functorch.is_wrapped(tensor):
-            return False
-        tensor = functorch.unwrapped(tensor)
 
 
 class Watch(TorchFunctionMode):

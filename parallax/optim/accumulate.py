@@ -20,9 +20,8 @@ from parallax.optim.derivatives import is_differentiable, recorded
 from parallax.optim.donate import check_donation, check_takes_donation
 from parallax.optim.habits import hint_at_habits
 from parallax.optim.saved import Constants, Tensors, below, shaped
-from parallax.optim.state import around
+from parallax.optim.state import around, kept_for
 from parallax.tree import core
-from parallax.tree.align import align
 from parallax.tree.donated import mark
 from parallax.tree.memory import PLAIN, make_private
 from parallax.tree.mixing import refuse_mixed
@@ -212,13 +211,7 @@ def _sums(what: str, model: Any, given: Sequence[Any], state: Accumulated) -> li
         ValueError: if the state was made for another model.
     """
     leaves, part = open_model(what, model)
-    try:
-        sums = list(align(part, state.sum))
-    except ValueError as error:
-        raise ValueError(
-            f"{what}: the state was made for another model: in its sum, {error}. "
-            f"Make one for this model: state = opt.init(model)"
-        ) from None
+    sums = list(kept_for(part, state.sum, "sum", what))
     for k, grad in enumerate(given):
         if grad is None:
             continue

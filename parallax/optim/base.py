@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +23,7 @@ from parallax.optim.checks import (
     size_of,
 )  # fmt: skip
 from parallax.optim.clocks import Clocks
-from parallax.optim.derivatives import recorded, warn_of_graph
+from parallax.optim.derivatives import recorded, refuse_derivatives, warn_of_graph
 from parallax.optim.donate import check_donation
 from parallax.optim.habits import hint_at_habits
 from parallax.optim.hyper import refuse_several, resolved
@@ -164,10 +165,12 @@ class Optimizer(Kernel):
         leaves, part = open_model(what, model)
         old = self._contents(state, part, what)
         plan, given = plan_for(what, model, leaves, part, grads, state, len(self._groups))
+        if "differentiable" not in self.hyper:
+            refuse_derivatives(what, lambda: chain(leaves, given, *old.moments.values()))
         if not (plan.kept or dynamo.is_compiling()):
             check_layouts(what, model, plan.chosen, given, self._takes_sparse and not donate)
             if not self._differentiable:
-                warn_of_graph(what, [given[k] for k in plan.chosen], what.removesuffix(".step"))
+                warn_of_graph(what, [given[k] for k in plan.chosen], self)
         clocks = Clocks(old.step, old.clocks, old.clock_of, plan.chosen)
         made = list(leaves)
         moments = {name: list(column) for name, column in old.moments.items()}

@@ -91,7 +91,7 @@ class Chain:
             )
         before, own = state.parts[: self.place], state.parts[self.place]
         if self.place and not (self._differentiable or dynamo.is_compiling()):
-            warn_of_graph(_WHAT, core.leaves(grads), f"optim.{type(self.opt).__name__}")
+            warn_of_graph(_WHAT, core.leaves(grads), self.opt)
         with recorded(self._differentiable):
             grads, first = _through(self.parts[: self.place], grads, before, model)
         after = self.parts[self.place + 1 :]

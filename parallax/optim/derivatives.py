@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch
 from parallax.tree.recording import RUNNING
 
-__all__ = ["being_taken", "is_differentiable", "recorded", "warn_of_graph"]
+__all__ = ["being_taken", "is_differentiable", "recorded", "refuse_derivatives", "warn_of_graph"]
 
 
 def being_taken() -> bool:
@@ -41,24 +42,45 @@ def recorded(differentiable: bool) -> AbstractContextManager[None]:
     return torch.set_grad_enabled(differentiable and torch.is_grad_enabled())
 
 
-def warn_of_graph(what: str, grads: Any, name: str) -> None:
-    """Warns that no derivative goes through a step, if somebody may expect one.
+def refuse_derivatives(what: str, read: Callable[[], Iterable[Any]]) -> None:
+    """Raises where a derivative is taken through the step of a class that has none.
+
+    Args:
+        what: the function that steps, ``step`` of the class.
+        read: gives what the step reads; asked only while a derivative is being taken.
+
+    Raises:
+        RuntimeError: with what to write. In compiled code no tensor says whether it is
+            differentiated, so there the derivative alone is enough.
+    """
+    if not being_taken():
+        return
+    tensors = (value for value in read() if isinstance(value, Tensor))
+    if dynamo.is_compiling() or any(map(functorch.is_differentiated, tensors)):
+        raise RuntimeError(
+            f"{what}: a derivative is being taken, and {what.removesuffix('.step')} has no "
+            f"differentiable steps. Take another optimizer, such as optim.Adam. Or, if the step "
+            f"is a constant of the derivative: with torch.no_grad(): model, state = "
+            f"opt.step(model, grads, state)"
+        )
+
+
+def warn_of_graph(what: str, grads: Any, opt: Any) -> None:
+    """Warns if gradients carry a graph that the step does not record, unless it is not wanted.
 
     Args:
         what: the function that steps.
         grads: the gradients, in any order; what is not a tensor carries no graph.
-        name: the class that takes ``differentiable=True``.
+        opt: the optimizer.
     """
-    if being_taken():
-        warnings.warn(
-            f"{what}: no derivative goes through this step, which counts as a constant: {name} has "
-            f"no differentiable steps. Take another optimizer, such as optim.Adam",
-            stacklevel=3,
-        )
-    elif any([isinstance(grad, Tensor) and grad.grad_fn is not None for grad in grads]):
+    if not torch.is_grad_enabled():
+        return
+    if any([isinstance(grad, Tensor) and grad.grad_fn is not None for grad in grads]):
+        able = "differentiable" in getattr(opt, "hyper", ())
+        name = type(opt).__name__ if able else "Adam"
         warnings.warn(
             f"{what}: the gradients carry a graph, and this step records none, so no derivative "
-            f"goes through it. To differentiate it, write {name}(..., differentiable=True). "
+            f"goes through it. To differentiate it, write optim.{name}(..., differentiable=True). "
             f"Otherwise take gradients that carry none: func.grad of model.train(rng), or "
             f"model.grad() after backward()",
             stacklevel=3,

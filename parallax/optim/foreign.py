@@ -29,8 +29,7 @@ from parallax.optim.foreign_operator import Known
 from parallax.optim.foreign_operator import step as step_in_a_graph
 from parallax.optim.habits import check_given, hint_at_habits
 from parallax.optim.saved import Constants, Tensors, below, constant, shaped
-from parallax.optim.state import NEVER, State, around
-from parallax.tree.align import align
+from parallax.optim.state import NEVER, State, around, kept_for
 from parallax.tree.donated import mark
 
 __all__ = ["Foreign", "ForeignState", "from_torch"]
@@ -264,14 +263,7 @@ class Foreign:
         per_leaf: dict[int, dict[str, Any]] = {k: {} for k in params}
         kinds = held["kinds"]
         for name, moments in state.moments.items():
-            try:
-                column = align(part, moments)
-            except ValueError as error:
-                raise ValueError(
-                    f"{what}: the state was made for another model: in its {name}, {error}. "
-                    f"Make one for this model: state = opt.init(model)"
-                ) from None
-            for k, leaf in enumerate(column):
+            for k, leaf in enumerate(kept_for(part, moments, name, what)):
                 if leaf is not None:
                     kind = kinds.get((name, k))
                     value = copied(leaf, params.get(k)) if kind is None else cast(kind, leaf)

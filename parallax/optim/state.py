@@ -14,7 +14,7 @@ from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim.saved import Constants, Tensors, below, constant, shaped
 from parallax.tree.align import align
 
-__all__ = ["NEVER", "Contents", "State", "around"]
+__all__ = ["NEVER", "Contents", "State", "around", "kept_for"]
 
 NEVER = -1
 """The clock of a leaf that was never stepped."""
@@ -113,13 +113,7 @@ class Contents:
         self.numbers: Mapping[str, Tensor] = state.numbers
         self.moments: dict[str, Sequence[Any]] = {}
         for name, tree in state.moments.items():
-            try:
-                self.moments[name] = align(part, tree)
-            except ValueError as error:
-                raise ValueError(
-                    f"{what}: the state was made for another model: in its {name}, {error}. "
-                    f"Make one for this model: state = opt.init(model)"
-                ) from None
+            self.moments[name] = kept_for(part, tree, name, what)
         count = part.n_leaves
         if len(self.clock_of) != count:
             raise ValueError(
@@ -166,6 +160,27 @@ class Contents:
         others: Any = tuple(clocks)
         kept: Any = dict(numbers)
         return State(step, made, others, kept, clock_of, state.labels, state.sizes, state.optimizer)
+
+
+def kept_for(part: Any, tree: Any, name: str, what: str) -> Sequence[Any]:
+    """The leaves of a tree that a state keeps, one per unique leaf of a model.
+
+    Args:
+        part: the structure of the model.
+        tree: what is kept, a module of its skeleton.
+        name: what the state calls it.
+        what: the function that is called, for error messages.
+
+    Raises:
+        ValueError: if the tree is of another model.
+    """
+    try:
+        return align(part, tree)
+    except ValueError as error:
+        raise ValueError(
+            f"{what}: the state was made for another model: in its {name}, {error}. "
+            f"Make one for this model: state = opt.init(model)"
+        ) from None
 
 
 def around(module: Any, leaves: list[Any]) -> Any:

@@ -107,25 +107,49 @@ def test_a_compiled_step_within_a_derivative_is_differentiated_unasked() -> None
     torch.testing.assert_close(along, expected, rtol=1e-6, atol=1e-8)
 
 
-def test_a_step_that_cannot_be_differentiated_says_so_within_a_derivative() -> None:
-    start = Point(WHOLE.float())
+@pytest.mark.parametrize("make", [optim.Muon, optim.Adafactor], ids=lambda cls: cls.__name__)
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_step_that_cannot_be_differentiated_is_refused_where_it_is(make: Any) -> None:
+    start, one = Point(WHOLE.float()), torch.ones(())
 
     def end(scale: Tensor, opt: Any) -> Tensor:
         point = tree.map(lambda at: at * scale, start)
         total: Tensor = opt.step(point, point, opt.init(start))[0].at.sum()
         return total
 
-    one = torch.ones(())
+    def whole(scale: Tensor) -> Tensor:
+        return end(scale, make())
+
+    compiled = parallax.compile(func.grad(whole), backend="eager")
     for taken, given in (
-        (func.grad(end), one),
-        (torch.func.grad(end), one),
-        (func.vmap(func.grad(end), (0, None)), one[None]),
+        (func.grad(whole), (one,)),
+        (torch.func.grad(whole), (one,)),
+        (func.vmap(func.grad(whole)), (one[None],)),
+        (func.jacfwd(whole), (one,)),
+        (lambda at: func.jvp(whole, (at,), (at,)), (one,)),
+        (compiled, (one,)),
     ):
-        with pytest.warns(UserWarning, match="no derivative goes through"):
-            taken(given, optim.Muon())
+        with pytest.raises(RuntimeError, match=f"{make.__name__} has no differentiable steps"):
+            taken(*given)
     foreign = optim.from_torch(torch.optim.Rprop, lr=0.1)
     with pytest.raises(RuntimeError, match="can be vmapped and differentiated"):
         func.grad(end)(one, foreign)
+
+
+def test_a_step_that_is_a_constant_of_a_derivative_is_made() -> None:
+    opt, start = optim.Muon(), Point(WHOLE.float())
+    state, (known, _) = opt.init(start), opt.step(start, start, opt.init(start))
+
+    def loss(scale: Tensor) -> Tensor:
+        free = opt.step(start, start, state)[0]  # nothing in it is differentiated
+        moved = Point(start.at * scale)
+        with torch.no_grad():
+            constant = opt.step(moved, moved, state)[0]
+        total: Tensor = (scale * free.at * constant.at).sum()
+        return total
+
+    found = func.grad(loss)(torch.ones(()))
+    torch.testing.assert_close(found, known.at.square().sum())
 
 
 @pytest.mark.parametrize(
@@ -164,3 +188,13 @@ def test_a_chain_says_that_it_records_no_graph() -> None:
     point = Point(torch.ones(2))
     with pytest.warns(UserWarning, match=r"chain\(...\).step: .*optim.SGD\(..., differentiable"):
         opt.step(point, Point(torch.ones(2) * scale), opt.init(point))
+
+
+def test_a_step_without_derivatives_names_an_optimizer_that_has_them() -> None:
+    point = Point(WHOLE.clone().requires_grad_())
+    grads = tree.map(lambda at: at.sin(), point)
+    with pytest.warns(UserWarning, match=r"optim.Muon.step: .*optim.Adam\(..., differentiable"):
+        optim.Muon().step(point, grads, optim.Muon().init(point))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optim.Muon().step(point, grads, optim.Muon().init(point))
