@@ -6,7 +6,6 @@ written, the tensor would keep its graph, and the graph would grow with every ca
 
 from __future__ import annotations
 
-import functools
 import sys
 import types
 from collections import deque
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from parallax.core.nodes import is_module
 from parallax.func.graph import escaping
+from parallax.func.held import held_by, names_of
 
 __all__ = ["are_held", "take_graphs_off", "written_by"]
 
@@ -80,27 +80,8 @@ def _tensors_reached(function: Callable[..., Any]) -> list[Tensor]:
         seen.add(id(item))
         if isinstance(item, Tensor):
             found.append(item)
-        else:
-            queue += _below(item)
+            continue
+        queue += held_by(item)
+        if isinstance(item, types.FunctionType):
+            queue += [space[name] for space, name in names_of(item)]
     return found
-
-
-def _below(item: Any) -> list[Any]:
-    if isinstance(item, types.FunctionType):
-        space = item.__globals__
-        named = [space[name] for name in item.__code__.co_names if name in space]
-        return [*(item.__closure__ or ()), *(item.__defaults__ or ()), *vars(item).values(), *named]
-    if isinstance(item, types.CellType):
-        try:
-            return [item.cell_contents]
-        except ValueError:  # not filled yet
-            return []
-    if isinstance(item, types.MethodType):
-        return [item.__self__, item.__func__]
-    if isinstance(item, functools.partial):
-        return [item.func, *item.args, *item.keywords.values()]
-    if isinstance(item, dict):
-        return list(item.values())
-    if isinstance(item, (list, tuple, set, frozenset)):
-        return list(item)
-    return list(getattr(item, "__dict__", {}).values())

@@ -6,7 +6,6 @@ have no derivative by it, without a word, so it is refused.
 
 from __future__ import annotations
 
-import functools
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from parallax._compat import functorch
 from parallax.core.nodes import is_module
+from parallax.func.held import held_by, names_of
 from parallax.func.holes import is_inexact
 from parallax.tree import core
 
@@ -99,41 +99,16 @@ class _Search:
             return list(core.opened(item)[0])
         if isinstance(item, nn.Module):
             return [*item.parameters(), *item.buffers()]
-        if isinstance(item, types.CellType):
-            try:
-                return [item.cell_contents]
-            except ValueError:  # not filled yet
-                return ()
-        if isinstance(item, types.MethodType):
-            return [item.__self__, item.__func__]
-        if isinstance(item, functools.partial):
-            return [item.func, *item.args, *item.keywords.values()]
-        if isinstance(item, dict):
-            return list(item.values())
-        if isinstance(item, (list, tuple, set, frozenset)):
-            return list(item)
-        return list(getattr(item, "__dict__", {}).values())
+        return held_by(item)
 
     def _below_function(self, item: types.FunctionType) -> Sequence[Any]:
-        own = [*(item.__closure__ or ()), *(item.__defaults__ or ()), *vars(item).values()]
-        own += (item.__kwdefaults__ or {}).values()
+        own = held_by(item)
         self.plain &= not own
-        space = item.__globals__
-        if str(space.get("__name__")).partition(".")[0] in _LIBRARIES:
-            return own
-        for name in _names(item.__code__):
-            if name in space:
-                self.names.append((space, name, space[name]))
-                own.append(space[name])
+        if str(item.__globals__.get("__name__")).partition(".")[0] not in _LIBRARIES:
+            named = [(space, name, space[name]) for space, name in names_of(item)]
+            self.names += named
+            own += [value for _, _, value in named]
         return own
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The names that code looks up, with that of the functions in it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
 
 
 class Watch(TorchFunctionMode):
