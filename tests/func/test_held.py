@@ -90,5 +90,6 @@ def test_names_are_those_that_the_module_has() -> None:
     def function() -> Any:
         return lambda: (KEPT, torch.zeros, missing)  # type: ignore[name-defined]  # noqa: F821
 
+    assert isinstance(function, types.FunctionType)
     found = [name for space, name in names_of(function) if space is globals()]
     assert found == ["KEPT", "torch"]
