@@ -6,57 +6,24 @@
 from __future__ import annotations
 
 import ast
-import doctest
 import inspect
 import re
 import sys
-import types
-from typing import Any, get_overloads
+from typing import get_overloads
 
-import parallax
 from parallax.optim.schedules import Schedule
+from tests.public import (
+    CONSTANTS,
+    DOCUMENTED,
+    MADE_BY_FUNCTIONS,
+    PUBLIC,
+    docstring,
+    examples_of,
+    is_exception,
+    public_methods,
+)
 
-# An alias of types and a string cannot hold a docstring; the text below them is in the reference.
-CONSTANTS = {"parallax.core.registry.NAMESPACE", "parallax.random.Rng"}
-
-# Classes that users get from a function and never construct: that function tells the arguments.
-MADE_BY_FUNCTIONS = {
-    "parallax.Module",  # by its subclasses, which have their own arguments
-    "parallax.bridge.Lifted",
-    "parallax.bridge.Lowered",
-    "parallax.optim.Optimizer",  # by its subclasses
-    "parallax.tree.Selection",
-    "parallax.tree.TreeSpec",
-}
-
-
-def rooms() -> dict[str, types.ModuleType]:
-    """The public modules by their names; a module in an ``__all__`` is one, too."""
-    found: dict[str, types.ModuleType] = {}
-    todo = [parallax]
-    while todo:
-        room = todo.pop()
-        found[room.__name__] = room
-        todo += [m for name in room.__all__ if inspect.ismodule(m := getattr(room, name))]
-    return found
-
-
-def public() -> dict[str, Any]:
-    """Every public object by its name."""
-    return {
-        f"{name}.{short}": getattr(room, short)
-        for name, room in rooms().items()
-        for short in room.__all__
-        if not inspect.ismodule(getattr(room, short))
-    }
-
-
-PUBLIC = public()
-DOCUMENTED = {name: value for name, value in PUBLIC.items() if name not in CONSTANTS}
-
-
-def docstring(value: Any) -> str:
-    return inspect.getdoc(value) or ""
+CLASSES = [value for value in DOCUMENTED.values() if inspect.isclass(value)]
 
 
 def section(text: str, *titles: str) -> str:
@@ -82,9 +49,60 @@ def test_every_public_name_has_a_docstring() -> None:
 
 
 def test_every_public_name_has_an_example() -> None:
-    parser = doctest.DocTestParser()
-    without = [name for name, v in DOCUMENTED.items() if not parser.get_examples(docstring(v))]
-    assert without == []
+    assert [name for name, v in DOCUMENTED.items() if not examples_of(docstring(v))] == []
+
+
+# Methods that others call, and who.
+CALLED_BY_OTHERS = {
+    "at": "a call of the schedule",
+    "extra_repr": "repr",
+    "forward": "a call of the module",
+    "AddNoise.update": "the step of optim.chain",
+    "ClipAdaptive.update": "the step of optim.chain",
+    "Lookahead.update": "the step of optim.chain",
+    "ChannelNorm.by_operators": "forward",
+    "ChannelNorm.expected": "forward, for its errors",
+    "ChannelNorm.own_statistics": "forward",
+    "ChannelNorm.stepped": "forward",
+    "GRU.kernel": "forward",
+    "GRU.step": "forward",
+    "LSTM.kernel": "forward",
+    "LSTM.step": "forward",
+    "RNN.kernel": "forward",
+    "RNN.step": "forward",
+    "Recurrent.run": "forward",
+    "Lazy.copy": "__init__, for the default of a field",
+    "Lazy.refuse": "every computation with a declaration",
+    "Lowered.add_module": "users of nn.Module, whose method it is",
+    "Plan.marked": "initialize(plan=)",
+    "Plan.raise_in_all": "whatever uses a plan, where it fails in one process",
+    "Plan.shares_of": "initialize(plan=)",
+    "TreeSpec.with_rngs": "the transforms, for the keys of a tree",
+}
+
+
+def test_every_public_method_has_a_docstring() -> None:
+    methods = {method for cls in CLASSES for _, method in public_methods(cls)}
+    assert len(methods) > 200
+    assert [method.__qualname__ for method in methods if not method.__doc__] == []
+
+
+def test_every_public_method_is_called_in_an_example_of_its_class() -> None:
+    # Its class, or one of several that inherit it.
+    missing: dict[str, bool] = {}
+    for cls in CLASSES:
+        methods = dict(public_methods(cls))
+        texts = [docstring(cls), *map(docstring, methods.values())]
+        examples = "".join(example for text in texts for example in examples_of(text))
+        for short, method in methods.items():
+            shown = re.search(rf"\.{short}\b", examples) is not None
+            name = method.__qualname__
+            missing[name] = missing.get(name, True) and not shown
+    without = {name for name, is_missing in missing.items() if is_missing}
+    others = {name for name in without if CALLED_BY_OTHERS.keys() & {name, name.split(".")[-1]}}
+    assert sorted(without - others) == []
+    stale = {name for name in CALLED_BY_OTHERS if "." in name} - others
+    assert sorted(stale) == []
 
 
 def test_every_example_is_run() -> None:
@@ -127,10 +145,6 @@ def test_every_result_is_described() -> None:
     assert missing == []
 
 
-def is_exception(value: Any) -> bool:
-    return inspect.isclass(value) and issubclass(value, BaseException)
-
-
 # Functions whose results are of type Any, or hold it, and why no annotation says more.
 RESULTS_OF_ANY_TYPE = {
     "parallax.bridge.lift": "the class of the result is made for the class of its argument",
@@ -162,13 +176,13 @@ def test_results_have_types() -> None:
 # The same for methods, and ``at`` of schedules: a float for an int, and for a tensor a tensor.
 METHODS_OF_ANY_TYPE = {
     "Computed.forward": "what its layer returns",
-    "Computed.merged": "a layer of the class that was given",
     "Identity.forward": "what it is given; the checkers lose a type variable of forward in a call",
     "Lambda.forward": "what its function returns",
     "Lifted.forward": "what the forward of the lifted class returns",
     "LoRA.forward": "what its layer returns",
     "Lowered.forward": "what the forward of the lowered class returns",
     "Module.forward": "what the subclass says",
+    "Module.rng": "of the kind that reset or train was given",
     "Selection.get": "a leaf or a node, or a tuple of them",
     "Sequential.forward": "what its last layer returns",
     "SpectralNorm.forward": "what its layer returns",
@@ -183,13 +197,9 @@ METHODS_OF_ANY_TYPE = {
 def test_methods_have_types() -> None:
     unknown = {
         method.__qualname__
-        for cls in DOCUMENTED.values()
-        if inspect.isclass(cls)
-        for short in dir(cls)
-        if inspect.isfunction(method := inspect.getattr_static(cls, short))
-        and not short.startswith("_")
-        and method.__module__.startswith("parallax.")
-        and not (issubclass(cls, Schedule) and short == "at")
+        for cls in CLASSES
+        for short, method in public_methods(cls)
+        if not (issubclass(cls, Schedule) and short == "at")
         and holds_any(method.__annotations__["return"])
     }
     assert sorted(unknown) == sorted(METHODS_OF_ANY_TYPE)

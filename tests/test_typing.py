@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from tests.guides import PAGES, program
-from tests.typing import accepted
+from tests.public import DOCUMENTED, MADE_BY_FUNCTIONS, is_exception
+from tests.test_public_names import RESULTS_OF_ANY_TYPE
+from tests.typing import accepted, examples
 
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).with_name("typing")
@@ -27,12 +30,20 @@ checkers = pytest.mark.parametrize("checker", CHECKERS)
 
 def errors(checker: str, *files: Path, folder: Path = ROOT) -> dict[tuple[str, int], str]:
     """What a checker says about files, by the file's name and line."""
+    return _errors(_output(checker, *files, folder=folder))
+
+
+def _output(checker: str, *files: Path, folder: Path = ROOT) -> str:
     command = [sys.executable, *CHECKERS[checker], *map(str, files)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     assert re.search(r"Success|Found \d+ error|^\d+ error", done.stdout, re.MULTILINE), done.stdout
+    return done.stdout
+
+
+def _errors(output: str) -> dict[tuple[str, int], str]:
     pattern = r"([^/\s]+\.py):(\d+)(?::\d+)?(?: -|:) error: (.*)"
-    return {(file, int(line)): text for file, line, text in re.findall(pattern, done.stdout)}
+    return {(file, int(line)): text for file, line, text in re.findall(pattern, output)}
 
 
 @checkers
@@ -69,3 +80,53 @@ def test_the_code_that_is_accepted_runs() -> None:
     dense = accepted.Dense(3, 2).initialize(0, dtype=torch.float64).reset(0)
     dense(torch.ones(3, dtype=torch.float64)).sum().backward()
     accepted.trees_keep_their_type(dense)
+
+
+# Names of whose calls no type says all, beside those of RESULTS_OF_ANY_TYPE, and why.
+OF_ANY_TYPE = {
+    "parallax.core.registry.register_module": "class statements call it",
+    "parallax.effects.Call": "effects.capture returns one for each call, alone or in a tuple",
+    "parallax.nn.AdaptiveMaxPool1d": "a tensor, or with return_indices a pair",
+    "parallax.nn.AdaptiveMaxPool2d": "a tensor, or with return_indices a pair",
+    "parallax.nn.AdaptiveMaxPool3d": "a tensor, or with return_indices a pair",
+    "parallax.nn.Identity": "what it is given; the checkers lose a type variable of forward",
+    "parallax.nn.Lambda": "what its function returns",
+    "parallax.nn.MaxPool1d": "a tensor, or with return_indices a pair",
+    "parallax.nn.MaxPool2d": "a tensor, or with return_indices a pair",
+    "parallax.nn.MaxPool3d": "a tensor, or with return_indices a pair",
+    "parallax.optim.layerwise_lr": "a schedule takes an int, or in compiled code a tensor",
+}
+
+
+def test_the_type_of_every_public_name_survives_a_call(tmp_path: Path) -> None:
+    """In its own example, or in ``accepted.py``, which both checkers accept."""
+    text, revealed = examples.program()
+    file = tmp_path / "all_examples.py"
+    file.write_text(text)
+    known = asserted(HERE / "accepted.py")
+    for line, shown in re.findall(r":(\d+):\d+ - information: (.*)", _output("pyright", file)):
+        if not UNKNOWN.search(shown):
+            known.add(revealed[int(line)])
+    called = {
+        name
+        for name, value in DOCUMENTED.items()
+        if not is_exception(value) and name not in MADE_BY_FUNCTIONS
+    }
+    assert sorted(called - known) == sorted({*RESULTS_OF_ANY_TYPE, *OF_ANY_TYPE})
+
+
+UNKNOWN = re.compile(r"\b(Any|Unknown)\b")
+
+
+def asserted(file: Path) -> set[str]:
+    """The public names that ``assert_type`` tells of: of a call, or the class in a type."""
+    found: list[ast.expr] = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "assert_type":
+            called, type_ = node.args
+            while isinstance(called, ast.Call):
+                called = called.func
+            if not UNKNOWN.search(ast.unparse(type_)):
+                found += [called, *(n for n in ast.walk(type_) if isinstance(n, ast.Attribute))]
+    names = [ast.unparse(name).replace("layers.", "nn.") for name in found]
+    return {f"parallax.{name.removeprefix('parallax.')}" for name in names}

@@ -253,6 +253,11 @@ else:
             ...         return self.weight * x
             >>> Scale(3).weight
             Parameter((3,), uninitialized)
+            >>> weight = Scale(3).weight  # answers as the tensor will
+            >>> weight.shape, weight.size(0), weight.ndim, weight.dim(), weight.numel()
+            (torch.Size([3]), 3, 1, 1, 3)
+            >>> weight.dtype, weight.is_floating_point(), weight.is_complex()
+            (torch.float32, True, False)
             >>> Scale(3).initialize(0)(torch.ones(3))
             tensor([1., 1., 1.])
         """
@@ -268,9 +273,15 @@ else:
             dtype: as in ``Parameter``.
 
         Example:
+            >>> import torch
             >>> from parallax import Buffer
-            >>> Buffer((3,))
-            Buffer((3,), uninitialized)
+            >>> count = Buffer((), dtype=torch.int64)
+            >>> count
+            Buffer((), dtype=torch.int64, uninitialized)
+            >>> count.shape, count.size(), count.ndim, count.dim(), count.numel()
+            (torch.Size([]), torch.Size([]), 0, 0, 1)
+            >>> count.dtype, count.is_floating_point(), count.is_complex()
+            (torch.int64, False, False)
         """
 
         __slots__ = ()

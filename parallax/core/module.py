@@ -217,6 +217,16 @@ class Module(Instance, metaclass=ModuleMeta):
 
         Returns:
             The module in the new mode.
+
+        Example:
+            >>> from parallax import nn, random
+            >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).train(random.key(0))
+            >>> net.mode, net.eval().mode
+            ('train', 'eval')
+            >>> random.bits(net.layers[1].rng, ()).dtype  # each module has a key of its own
+            torch.int64
+            >>> [type(module).__name__ for module in net.modules()]
+            ['Sequential', 'Linear', 'Dropout']
         """
         return modes.in_mode(self, "eval", None)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from parallax import tree
 from parallax.core.nodes import is_module
@@ -15,7 +15,7 @@ from parallax.tree.places import Survey
 
 __all__ = ["stack_module_state"]
 
-State = tuple[dict[str, Any], dict[str, Any]]
+State = tuple[dict[str, Tensor], dict[str, Tensor]]
 _SETTINGS = (bool, int, float, complex, str, bytes, tuple, torch.dtype, torch.device, type(None))
 
 

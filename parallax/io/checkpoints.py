@@ -58,6 +58,8 @@ class Checkpoints:
         (3, 4)
         >>> checkpoints.resume({"model": model, "step": 0})["step"]
         4
+        >>> checkpoints.file().name, checkpoints.load(run, step=3)["step"]
+        ('step-4.pt', 3)
         >>> folder.cleanup()
     """
 

@@ -31,6 +31,9 @@ class KVCache(NamedTuple):
         >>> out, cache = attention.decode(token, cache)
         >>> out.shape, cache.length, cache.key.shape
         (torch.Size([1, 1, 8]), tensor(6), torch.Size([1, 2, 16, 4]))
+        >>> cache = cache.extended(torch.ones(1, 2, 1, 4), torch.ones(1, 2, 1, 4))  # as decode does
+        >>> cache.positions(2), cache.visible(1).sum()
+        (tensor([7, 8]), tensor(7))
     """
 
     key: Tensor

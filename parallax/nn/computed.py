@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from parallax._errors.arguments import check_function, check_module, shown
 from parallax.core.fields import Buffer
@@ -15,10 +16,12 @@ from parallax.core.registry import flatten_module, unflatten_module
 from parallax.nn.refusal import where
 from parallax.tree.state_names import names_of
 
-__all__ = ["Computed", "Masked", "Parametrized", "path_of", "with_leaf"]
+__all__ = ["Computed", "L", "Masked", "Parametrized", "path_of", "with_leaf"]
+
+L = TypeVar("L", bound=Module, default=Any)  # the layer that is wrapped
 
 
-class Computed(Module):
+class Computed(Module, Generic[L]):
     """A layer one of whose parameters is computed.
 
     The layer may be any, also one that has many others in it. ``tree.select(model, path).apply``
@@ -36,11 +39,11 @@ class Computed(Module):
         ValueError: if it has no such parameter.
     """
 
-    layer: Module
+    layer: L
     name: str
     place: int  # of the parameter among the layer's leaves
 
-    def __init__(self, layer: Module, name: str) -> None:
+    def __init__(self, layer: L, name: str) -> None:
         super().__init__()
         self.layer = layer
         self.name = name
@@ -73,9 +76,10 @@ class Computed(Module):
         """What the layer returns with the computed parameter."""
         return self._call(self._weight(), args, kwargs)
 
-    def merged(self) -> Any:
+    def merged(self) -> L:
         """The layer itself, with the computed parameter as its own."""
-        return with_leaf(self.layer, self.place, self._weight())
+        layer: L = with_leaf(self.layer, self.place, self._weight())
+        return layer
 
     def _weight(self) -> Tensor:
         """The computed parameter, which most wrappers show as ``weight``."""
@@ -93,7 +97,7 @@ class Computed(Module):
         return [("layer", names["made"])] if "made" in names else []
 
 
-class Parametrized(Computed):
+class Parametrized(Computed[L]):
     """Computes a parameter of a layer by a function of it, before each call.
 
     Gradients are those of what the function is given, and of its parameters if it is a module.
@@ -120,7 +124,7 @@ class Parametrized(Computed):
     function: Module | Callable[..., Any]
 
     def __init__(
-        self, layer: Module, function: Callable[[Tensor], Tensor], name: str = "weight"
+        self, layer: L, function: Callable[[Tensor], Tensor], name: str = "weight"
     ) -> None:
         check_function("Parametrized", function, "nn.Parametrized(layer, torch.exp)", "function")
         super().__init__(layer, name)
@@ -157,7 +161,7 @@ class Parametrized(Computed):
         return f"{named}name={self.name!r}"
 
 
-class Masked(Computed):
+class Masked(Computed[L]):
     """Multiplies a parameter of a layer with a mask before each call: pruning, as data.
 
     What the mask drops has no gradient, and stays in the layer.
@@ -174,13 +178,13 @@ class Masked(Computed):
     Example:
         >>> linear = nn.Linear(3, 2).initialize(0)
         >>> layer = nn.Masked(linear, linear.weight.abs() > linear.weight.abs().median())
-        >>> int((layer.weight == 0).sum())
-        3
+        >>> int((layer.weight == 0).sum()), torch.equal(layer.original(), linear.weight)
+        (3, True)
     """
 
     mask: Buffer
 
-    def __init__(self, layer: Module, mask: Tensor, name: str = "weight") -> None:
+    def __init__(self, layer: L, mask: Tensor, name: str = "weight") -> None:
         super().__init__(layer, name)
         whole: Any = self.original()
         given: Any = mask

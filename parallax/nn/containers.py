@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, overload
+from typing import Any, Generic, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from parallax._errors.arguments import check_flags, shown
 from parallax.core.module import Module
@@ -18,6 +19,7 @@ from parallax.nn.refusal import ends_with, refuse, where
 __all__ = ["MLP", "Lambda", "Residual", "Sequential"]
 
 Layer = Module | Callable[..., Any]
+Inner = TypeVar("Inner", bound=Layer, default=Any)
 
 
 class Sequential(Module):
@@ -111,7 +113,7 @@ class Lambda(Module):
         return str(getattr(self.function, "__qualname__", repr(self.function)))
 
 
-class Residual(Module):
+class Residual(Module, Generic[Inner]):
     """A residual connection around a layer: :math:`y = x + f(x)`.
 
     Args:
@@ -132,9 +134,9 @@ class Residual(Module):
         tensor([1., 1.])
     """
 
-    inner: Module | Callable[..., Any]
+    inner: Inner
 
-    def __init__(self, inner: Layer) -> None:
+    def __init__(self, inner: Inner) -> None:
         super().__init__()
         _require_layer("Residual", "inner", inner)
         self.inner = inner

@@ -18,11 +18,10 @@ from parallax.bridge.lifted import Lifted
 from parallax.bridge.pointers import ATOMS
 from parallax.core.fields import Parameter
 from parallax.core.metaclass import writes_call
-from parallax.core.module import Module
 from parallax.core.notes import note_of
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.nn.arguments import between, positive
-from parallax.nn.computed import Computed
+from parallax.nn.computed import Computed, L
 from parallax.nn.conv import Conv1d, Conv2d, Conv3d
 from parallax.nn.dropout import Dropout
 from parallax.nn.embedding import Embedding
@@ -33,7 +32,7 @@ from parallax.tree.state_names import names_of
 __all__ = ["LoRA"]
 
 
-class LoRA(Computed):
+class LoRA(Computed[L]):
     r"""A layer whose weight has a change of low rank beside it: :math:`W + s\,BA`.
 
     :math:`s` is ``alpha / rank``, A is ``(rank, columns)`` and B ``(rows, rank)``, where W is seen
@@ -71,6 +70,8 @@ class LoRA(Computed):
         (torch.Size([2, 20]), torch.Size([40, 2]))
         >>> torch.equal(lora(torch.ones(5, 20)), layer(torch.ones(5, 20)))
         True
+        >>> lora.merged()
+        Linear(in_features=20, out_features=40, bias=True)
     """
 
     form: str
@@ -82,7 +83,7 @@ class LoRA(Computed):
 
     def __init__(
         self,
-        layer: Module,
+        layer: L,
         name: str = "weight",
         *,
         rank: int,
@@ -146,7 +147,7 @@ class LoRA(Computed):
             x = x.to(self.lora_A.dtype)
         return _plus(out, F.linear(x, self.lora_A), self.lora_B.mT, self.scale)
 
-    def merged(self) -> Module:
+    def merged(self) -> L:
         """The layer alone, with the change added to its weight, which stays frozen if it was."""
         from parallax.nn.adapting import merge_lora  # it imports this file
 
@@ -154,7 +155,7 @@ class LoRA(Computed):
         leaves, structure = flatten_module(layer)
         k = dict(names_of(structure))[self.name]
         leaves = (*leaves[:k], weight, *leaves[k + 1 :])
-        made: Module = unflatten_module(structure, leaves, layer._rng)
+        made: L = unflatten_module(structure, leaves, layer._rng)
         return made
 
     def _weight(self) -> Tensor:

@@ -67,6 +67,8 @@ class AdaptiveLogSoftmaxWithLoss(Module):
         torch.Size([3])
         >>> softmax.log_prob(torch.ones(3, 16)).exp().sum(-1).round()
         tensor([1., 1., 1.])
+        >>> softmax.predict(torch.ones(3, 16)).shape
+        torch.Size([3])
     """
 
     in_features: int

@@ -11,15 +11,14 @@ from torch import Tensor
 
 from parallax._errors.arguments import check_flags
 from parallax.core.fields import Buffer, Lazy
-from parallax.core.module import Module
 from parallax.nn.arguments import one_of
-from parallax.nn.computed import Computed, with_leaf
+from parallax.nn.computed import Computed, L, with_leaf
 from parallax.nn.precision import widened
 
 __all__ = ["Orthogonal"]
 
 
-class Orthogonal(Computed):
+class Orthogonal(Computed[L]):
     r"""Computes a matrix with orthonormal columns, or rows if there are more, before each call.
 
     :math:`B Q(X)`, where :math:`X` is what is trained, :math:`Q` one of three maps, and :math:`B`
@@ -51,7 +50,7 @@ class Orthogonal(Computed):
 
     def __init__(
         self,
-        layer: Module,
+        layer: L,
         name: str = "weight",
         orthogonal_map: str | None = None,
         *,

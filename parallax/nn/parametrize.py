@@ -13,9 +13,8 @@ from torch.nn import init
 from parallax._compat import kernels
 from parallax._compat.gradients import WhereRecorded
 from parallax.core.fields import Buffer, Lazy, Parameter
-from parallax.core.module import Module
 from parallax.nn.arguments import between, integer, positive
-from parallax.nn.computed import Computed, path_of
+from parallax.nn.computed import Computed, L, path_of
 from parallax.nn.exactness import in_plain_eager_code
 from parallax.nn.transposed import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from parallax.random.initialize import Following
@@ -23,7 +22,7 @@ from parallax.random.initialize import Following
 __all__ = ["SpectralNorm", "WeightNorm"]
 
 
-class SpectralNorm(Computed):
+class SpectralNorm(Computed[L]):
     r"""Divides a weight by its largest singular value before each call: :math:`W / \sigma(W)`.
 
     :math:`\sigma = u^T W v` for two vectors that power iterations move towards the singular
@@ -64,7 +63,7 @@ class SpectralNorm(Computed):
 
     def __init__(
         self,
-        layer: Module,
+        layer: L,
         name: str = "weight",
         n_power_iterations: int = 1,
         eps: float = 1e-12,
@@ -126,7 +125,7 @@ class SpectralNorm(Computed):
         )
 
 
-class WeightNorm(Computed):
+class WeightNorm(Computed[L]):
     r"""Computes a weight from a magnitude and a direction before each call: :math:`g v / \|v\|`.
 
     Args:
@@ -156,7 +155,7 @@ class WeightNorm(Computed):
     dim: int | None
     magnitude: Parameter
 
-    def __init__(self, layer: Module, name: str = "weight", dim: int | None = 0) -> None:
+    def __init__(self, layer: L, name: str = "weight", dim: int | None = 0) -> None:
         super().__init__(layer, name)
         direction: Any = self.original()
         self.dim = None if dim is None else _dimension("WeightNorm", dim, direction)

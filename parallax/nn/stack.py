@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from parallax import effects, tree
 from parallax._compat import dynamo, functorch, repeat
@@ -24,8 +25,11 @@ from parallax.tree.arguments import check_trees
 
 __all__ = ["Stack"]
 
+B = TypeVar("B", bound=Module, default=Any)  # the block
+One = TypeVar("One", bound=Module)
 
-class Stack(Module):
+
+class Stack(Module, Generic[B]):
     """Equal blocks, one after the other, held as one block whose leaves are stacked.
 
     It computes what a tuple of blocks computes, with the number of leaves of one block. So every
@@ -65,13 +69,13 @@ class Stack(Module):
         )
     """
 
-    block: Module
+    block: B
     count: int
     checkpoint: bool
 
     __repeats__: ClassVar[bool] = True
 
-    def __init__(self, block: Module, count: int, *, checkpoint: bool = False) -> None:
+    def __init__(self, block: B, count: int, *, checkpoint: bool = False) -> None:
         super().__init__()
         check_module("Stack", block, "block")
         check_flags("Stack", checkpoint=checkpoint)
@@ -84,7 +88,7 @@ class Stack(Module):
         self.checkpoint = checkpoint
 
     @classmethod
-    def of(cls, blocks: Sequence[Module], *, checkpoint: bool = False) -> Self:
+    def of(cls, blocks: Sequence[One], *, checkpoint: bool = False) -> Stack[One]:
         """A stack of existing blocks.
 
         Args:
@@ -104,7 +108,8 @@ class Stack(Module):
         """
         several = check_trees("Stack.of", blocks, "blocks", "Stack.of([one, two])")
         stacked = tree.stack(several)
-        return cls(several[0], len(several), checkpoint=checkpoint).replace(block=stacked)
+        stack: Any = cls(several[0], len(several), checkpoint=checkpoint).replace(block=stacked)
+        return stack  # type: ignore[no-any-return]  # of the class of the blocks
 
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         """What the last block returns, where each is called with what the one before returned."""
@@ -180,7 +185,7 @@ class Stack(Module):
         path = notes.note_of(self).path or ""
         return [_rng_of(self._rng, notes.joined(path, k)) for k in range(self.count)]
 
-    def _blocks(self) -> list[Any]:
+    def _blocks(self) -> list[B]:
         members, build = self._members()
         return [build(leaves, rng) for leaves, rng in members]
 
@@ -191,10 +196,10 @@ class Stack(Module):
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[B]:
         return iter(self._blocks())
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> B:
         return self._blocks()[index]
 
     def extra_repr(self) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from parallax._compat import dynamo, functorch
 from parallax.core.fields import Buffer
@@ -19,8 +20,10 @@ from parallax.tree.recording import computed
 
 __all__ = ["EMA", "SWA", "Average"]
 
+M = TypeVar("M", bound=Module, default=Any)
 
-class Average(Module):
+
+class Average(Module, Generic[M]):
     """An average and how many models are in it.
 
     Attributes:
@@ -35,7 +38,7 @@ class Average(Module):
         (torch.Size([4, 1]), tensor(0.))
     """
 
-    model: Module
+    model: M
     count: Buffer
 
 
@@ -58,7 +61,7 @@ class SWA:
         tensor(1.5000)
     """
 
-    def init(self, model: Any) -> Average:
+    def init(self, model: M) -> Average[M]:
         """An average of no models yet; ``average.model`` is a copy of ``model``.
 
         Args:
@@ -75,7 +78,7 @@ class SWA:
         with torch.no_grad():
             return Average(core.map(Tensor.clone, model), torch.zeros(()))
 
-    def update(self, average: Average, model: Any) -> Average:
+    def update(self, average: Average[M], model: M) -> Average[M]:
         """The average with one more model in it.
 
         A graph is recorded only while a derivative is taken, or if the leaves carry one. Leaves

@@ -15,7 +15,7 @@ __all__ = [
     "sample",
 ]  # fmt: skip
 
-Number = float | Tensor | Callable[[Any], Any]
+Number = float | Tensor | Callable[[Any], float | Tensor]
 """A hyper-parameter: a number, a tensor of no dimension, or a function of the number of steps."""
 Hyper = dict[str, Any]
 

@@ -51,6 +51,8 @@ class SAM:
         >>> opt, point = optim.SAM(optim.SGD(lr=0.1), rho=0.5), Point(torch.tensor([1.0]))
         >>> state = opt.init(point)
         >>> point, state = opt.step(point, func.grad(loss), state)
+        >>> opt.ascend(Point(torch.tensor([1.0])), func.grad(loss)(point)).at
+        tensor([1.5000])
         >>> point.at  # 1 - 0.1 * 2 * (1 + 0.5)
         tensor([0.7000])
     """

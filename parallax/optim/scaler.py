@@ -71,15 +71,18 @@ class LossScaler:
 
     Example:
         >>> import torch
-        >>> from parallax import Module, Parameter, optim
+        >>> from parallax import Module, Parameter, func, optim
         >>> class Point(Module):
         ...     at: Parameter
         >>> point, opt, scaler = Point(torch.ones(1)), optim.SGD(lr=0.5), optim.LossScaler(8.0)
         >>> state, scale = opt.init(point), scaler.init()
-        >>> grads = Point(torch.tensor([8.0]))  # of 8 times the loss
+        >>> grads = func.grad(lambda point: scaler.scale(point.at.sum(), scale))(point)
         >>> point, state, scale = scaler.step(opt, point, grads, state, scale)
         >>> point.at
         tensor([0.5000])
+        >>> unscaled, finite = scaler.unscale(grads, scale)  # the parts of a step
+        >>> unscaled.at, finite, scaler.update(scale, finite).growth_tracker
+        (tensor([1.]), tensor(True), tensor(2, dtype=torch.int32))
     """
 
     init_scale: float = 2.0**16

@@ -32,6 +32,8 @@ class Key:
 
     Example:
         >>> from parallax import random
+        >>> random.split(random.key(0), 3).shape
+        torch.Size([3])
         >>> one, two = random.split(random.key(0))
         >>> random.normal(one, (2,))
         tensor([-1.7837,  0.6137])

@@ -32,6 +32,7 @@ class Selection(Generic[T]):
     """Some nodes and leaves of a tree: what ``select`` returns. Printing it shows which.
 
     Example:
+        >>> import torch
         >>> from parallax import nn, tree
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).initialize(0)
         >>> biases = tree.select(model, "**.bias")
@@ -42,6 +43,11 @@ class Selection(Generic[T]):
         >>> model = biases.freeze()  # a new tree; likewise set, apply and unfreeze
         >>> tree.select(model, "trainable").paths
         ('layers.0.weight', 'layers.2.weight')
+        >>> model = tree.select(model, "**.bias").unfreeze()
+        >>> halved = tree.select(model, "layers.0.weight").apply(lambda weight: weight / 2)
+        >>> halved = tree.select(halved, "layers.2.bias").set(torch.zeros(1))
+        >>> tree.select(halved, "layers.2.bias").get()
+        tensor([0.])
     """
 
     def __init__(self, survey: Survey, entries: list[Entry], single: bool) -> None:

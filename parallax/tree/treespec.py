@@ -23,8 +23,12 @@ class TreeSpec:
         >>> one, two = nn.Linear(2, 1).initialize(0), nn.Linear(2, 1).initialize(1)
         >>> tree.structure(one) == tree.structure(two), tree.structure(one) == tree.structure([one])
         (True, False)
-        >>> tree.structure([one, two]).num_leaves
-        4
+        >>> spec = tree.structure([one, two])
+        >>> spec.num_leaves, spec.paths
+        (4, ['0.weight', '0.bias', '1.weight', '1.bias'])
+        >>> negated = spec.build([-leaf for leaf in tree.leaves([one, two])])
+        >>> bool((negated[1].bias == -two.bias).all())
+        True
     """
 
     __slots__ = ("outer", "parts", "rngs")

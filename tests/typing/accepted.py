@@ -11,7 +11,20 @@ from torch import Tensor, nn
 from torch.nn import init
 
 import parallax
-from parallax import Buffer, Module, Parameter, effects, field, func, optim, tree
+from parallax import (
+    Buffer,
+    Module,
+    Parameter,
+    bridge,
+    debug,
+    effects,
+    field,
+    func,
+    io,
+    optim,
+    random,
+    tree,
+)
 from parallax import nn as layers
 
 ModuleT = TypeVar("ModuleT", bound=Module)
@@ -206,6 +219,53 @@ def effects_keep_the_types(dense: Dense) -> None:
     effects.collect(lambda module, x: module(x))(dense, torch.ones(3))
 
 
+Sown = dict[str, Tensor | tuple[Tensor, ...]]
+
+
+def watched_calls_keep_the_types(dense: Dense, x: Tensor) -> None:
+    """What is captured comes beside the result; the rest are called as before."""
+    assert_type(effects.capture(loss)(dense, x, scale=2.0), tuple[Tensor, Sown])
+    assert_type(effects.capture(loss, "weight")(dense, x)[0], Tensor)
+    assert_type(effects.intervene(loss, {"": torch.relu})(dense, x, scale=2.0), Tensor)
+    assert_type(effects.perturb(loss)(dense, {"": x}, x, scale=2.0), Tensor)
+    assert_type(debug.nans(loss)(dense, x, scale=2.0), Tensor)
+    assert_type(debug.pure(loss)(dense, x, scale=2.0), Tensor)
+    assert_type(debug.shapes(loss)(dense, x, scale=2.0), Tensor)
+    assert_type(func.checkpoint(loss)(dense, x, scale=2.0), Tensor)
+
+
+def wrappers_know_what_they_hold(dense: Dense) -> None:
+    """The layer, the block and the model that was given."""
+    assert_type(layers.WeightNorm(dense).layer.steps, Tensor)
+    assert_type(layers.LoRA(dense, rank=2).merged(), Dense)
+    assert_type(layers.Stack(dense, 3).block, Dense)
+    assert_type(layers.Stack(dense, 3)[0], Dense)
+    assert_type(layers.Stack.of([dense])[0], Dense)
+    assert_type(layers.Residual(dense).inner, Dense)
+    average = optim.EMA().init(dense)
+    assert_type(average, optim.Average[Dense])
+    assert_type(optim.EMA().update(average, dense).model, Dense)
+    bare: tuple[layers.Stack, layers.WeightNorm, optim.Average] | None = None
+    del bare
+
+
+def what_is_handed_around_has_a_type(x: Tensor, key: random.Key) -> None:
+    """Keys, and the caches of attention."""
+    assert_type(random.split(key), random.Key)
+    attention = layers.MultiheadAttention(8, 2)
+    assert_type(attention.decode(x, attention.empty_cache(1, 16)), tuple[Tensor, layers.KVCache])
+
+
+def files_keep_the_types(dense: Dense) -> None:
+    """What is loaded has the type of what says the structure."""
+    assert_type(io.load("file", like=dense), Dense)
+    assert_type(io.Checkpoints("run").resume({"model": dense}), dict[str, Dense])
+    assert_type(io.report("file", like=dense), io.Report)
+    assert_type(bridge.load_state_dict(dense, {}), Dense)
+    assert_type(tree.combine(dense, dense), Dense)
+    assert_type(func.stack_module_state([dense]), tuple[dict[str, Tensor], dict[str, Tensor]])
+
+
 def loss(dense: Dense, x: Tensor, scale: float = 1.0) -> Tensor:
     return dense(x).sum() * scale
 
@@ -319,6 +379,8 @@ def solutions_keep_the_types(dense: Dense, x: Tensor) -> None:
 
 def rules_keep_the_types(x: Tensor, scores: Scores) -> None:
     """A function with a derivative of its own returns what it returned."""
+    assert_type(func.custom_vjp(loss)(Dense(3, 3), x), Tensor)
+    assert_type(func.custom_jvp(loss)(Dense(3, 3), x), Tensor)
     clipped.defvjp(lambda x, scores: (scores, None), lambda _, g: (g["x"], None))
     rounded.defjvp(lambda primals, tangents: (primals[0].round(), tangents[0]))
     assert_type(clipped(x, scores), Scores)
@@ -327,6 +389,12 @@ def rules_keep_the_types(x: Tensor, scores: Scores) -> None:
 
 def steps_keep_the_types(dense: Dense) -> None:
     """Of the model and of the optimizer's state."""
+    rate: optim.schedules.Schedule = optim.schedules.StepLR(1.0, 2)
+    watch = optim.schedules.ReduceLROnPlateau()
+    assert_type(watch.step(watch.init(lr=1.0), 0.5), optim.schedules.Plateau)
+    assert_type(rate(dense.steps), Tensor)
+    assert_type(rate(2), float | Tensor)
+    optim.Adam(lr=lambda step: 0.1 * 0.9**step, groups=optim.layerwise_lr(dense, "weight", lr=rate))
     opt, scaler = optim.Adam(), optim.LossScaler()
     stepped = scaler.step(opt, dense, dense, opt.init(dense), scaler.init())
     assert_type(stepped, tuple[Dense, optim.State, optim.Scale])

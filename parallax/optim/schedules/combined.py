@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from parallax.optim.schedules.curve import Schedule, Step, where
 from parallax.optim.schedules.cycle import CosineAnnealingLR
 from parallax.optim.schedules.decay import (
@@ -76,8 +78,8 @@ class ChainedScheduler(Schedule):
     Example:
         >>> from parallax.optim.schedules import ChainedScheduler, ConstantLR, ExponentialLR
         >>> rate = ChainedScheduler((ConstantLR(1.0, 0.5, 2), ExponentialLR(1.0, 0.5)))
-        >>> [rate(step) for step in range(4)]
-        [0.5, 0.25, 0.25, 0.125]
+        >>> rate.lr, [rate(step) for step in range(4)]
+        (1.0, [0.5, 0.25, 0.25, 0.125])
     """
 
     schedules: tuple[Any, ...]
@@ -100,9 +102,10 @@ class ChainedScheduler(Schedule):
             )
 
     @property
-    def lr(self) -> Any:
+    def lr(self) -> float | Tensor:
         """The rate to begin with."""
-        return self.schedules[0].lr
+        rate: float | Tensor = self.schedules[0].lr
+        return rate
 
     def at(self, t: Step) -> Any:
         """The rate after ``t`` steps."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -63,6 +63,10 @@ class Schedule(ABC):
         for name in ("step_size", "step_size_up", "T_max", "T_0", "T_mult", "total_steps"):
             check_at_least(what, name, vars(self).get(name), 0, strictly=True)
 
+    @overload
+    def __call__(self, step: Tensor) -> Tensor: ...
+    @overload
+    def __call__(self, step: int) -> float | Tensor: ...
     def __call__(self, step: Step) -> Any:
         """The rate after ``step`` steps.
 
