@@ -80,7 +80,7 @@ def public_methods(cls: Any) -> Iterator[tuple[str, types.FunctionType]]:
     Those that come from outside of the package are left out, such as the methods of a dict.
     """
     for short in dir(cls):
-        found = inspect.getattr_static(cls, short)
+        found: Any = inspect.getattr_static(cls, short)
         if isinstance(found, property):
             found = found.fget
         elif isinstance(found, (classmethod, staticmethod)):

@@ -88,9 +88,9 @@ X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
 def test_its_leaves_are_those_of_one_block_stacked() -> None:
     stack, unstacked = both()
     assert tree.summary(stack).count == tree.summary(unstacked).count
-    assert stack.block.linear.weight.shape == (3, 4, 4)  # type: ignore[attr-defined]  # a Block
+    assert stack.block.linear.weight.shape == (3, 4, 4)
     assert len(stack) == 3 and [type(b) for b in stack] == [Block] * 3
-    assert_same(stack[1].linear.weight, stack.block.linear.weight[1])  # type: ignore[attr-defined]  # as above
+    assert_same(stack[1].linear.weight, stack.block.linear.weight[1])
     assert repr(stack).splitlines()[:2] == ["Stack(", "  (0-2): Block("]
 
 
@@ -100,7 +100,7 @@ def test_every_block_starts_as_in_a_tuple() -> None:
     for one, two in zip(stack.blocks, unstacked.blocks, strict=True):
         assert tree.equal(one, two)
     nested = nn.Stack(nn.Stack(block(), 2), 3).initialize(0)
-    weight = nested.block.block.linear.weight  # type: ignore[attr-defined]  # a Block in a Stack
+    weight = nested.block.block.linear.weight
     assert weight.shape == (3, 2, 4, 4) and weight.unique().numel() == weight.numel()
     assert_same(nested[1][1].linear.weight, weight[1, 1])
     following: Any = nn.Stack(nn.Stack(nn.WeightNorm(nn.Linear(4, 4)), 2), 3).initialize(0)
@@ -112,7 +112,7 @@ def test_meta_devices_and_dtypes() -> None:
     stack = nn.Stack(block(), 3).initialize(0, dtype=torch.float64)
     assert stack(X.double()).dtype is torch.float64
     meta = nn.Stack(block(), 3).initialize(0, device="meta")
-    assert meta.block.linear.weight.shape == (3, 4, 4)  # type: ignore[attr-defined]  # a Block
+    assert meta.block.linear.weight.shape == (3, 4, 4)
 
 
 def test_blocks_that_are_there_already() -> None:
@@ -172,7 +172,7 @@ def test_effects_are_each_blocks_own(compiled: bool) -> None:
     out, after = run(stack, torch.ones(4))
     assert_same(out, torch.full((4,), 6.0))
     assert_same(after.blocks.block.calls, torch.tensor([4.0, 8.0]))
-    assert_same(stack.blocks.block.calls, torch.zeros(2))  # type: ignore[attr-defined]  # a Count
+    assert_same(stack.blocks.block.calls, torch.zeros(2))
 
 
 def test_intermediate_results_are_captured_in_order() -> None:

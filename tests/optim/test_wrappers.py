@@ -52,8 +52,9 @@ def test_an_average_holds_no_memory_of_a_model_and_no_graph() -> None:
     assert not any(leaf.requires_grad for leaf in tree.leaves(average))
     memory = {leaf.data_ptr() for leaf in tree.leaves(model)}
     assert memory.isdisjoint(leaf.data_ptr() for leaf in tree.leaves(average))
+    other: Any = Net().initialize(0)
     with pytest.raises(ValueError, match="do not fit together"):
-        optim.SWA().update(average, Net().initialize(0))
+        optim.SWA().update(average, other)
     with pytest.raises(ValueError, match=r"decay must be between 0 and 1, got 1.5"):
         optim.EMA(1.5)
 
