@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import flow, functorch, once
+from parallax._compat import flow, functorch, once, trace_derivatives
 from parallax._compat.dynamo import constant_in_traces
 
 __all__ = ["keep_backwards"]
@@ -151,11 +151,12 @@ def _applied(
     moving = [_is_inexact(x) for x in args]
     tensors = [x for x, moves in zip(args, moving, strict=True) if moves]
     ctx = _Context(tuple(moving))
-    if setup is None:
-        out = forward(ctx, *args)
-    else:
-        out = forward(*args)
-        setup(ctx, args, out)
+    with trace_derivatives.forward_of_rule():
+        if setup is None:
+            out = forward(ctx, *args)
+        else:
+            out = forward(*args)
+            setup(ctx, args, out)
     outs = list(out) if isinstance(out, (tuple, list)) else [out]
     still = [not _is_inexact(x) or any([x is y for y in ctx.parallax_still]) for x in outs]
     moved = [x for x, stays in zip(outs, still, strict=True) if not stays]
@@ -169,7 +170,8 @@ def _applied(
             else:
                 fills = ctx.parallax_fills and isinstance(x, Tensor)
                 around.append(torch.zeros_like(x) if fills else None)
-        found = backward(_Saved(ctx, moved, own), *around)
+        with trace_derivatives.of_rule():
+            found = backward(_Saved(ctx, moved, own), *around)
         row = list(found) if isinstance(found, (tuple, list)) else [found]
         # There may be more than arguments, as torch allows.
         grads = [grad for grad, moves in zip(row, moving, strict=False) if moves]

@@ -62,8 +62,13 @@ _DIFFERENTIATING = (torch._C._functorch.TransformType.Grad, torch._C._functorch.
 
 def differentiating() -> bool:
     """Whether a transform that differentiates (grad, jvp) is running, at whatever depth."""
+    return levels_that_differentiate() > 0
+
+
+def levels_that_differentiate() -> int:
+    """How many transforms that differentiate are running, at the level that an operator is at."""
     stack = torch._C._functorch.get_interpreter_stack() or ()
-    return any(interpreter.key() in _DIFFERENTIATING for interpreter in stack)
+    return sum([interpreter.key() in _DIFFERENTIATING for interpreter in stack])
 
 
 @constant_in_traces

@@ -19,8 +19,8 @@ from parallax._compat.dynamo import constant_in_traces
 from parallax._compat.functorch import innermost
 
 __all__ = ["Origin", "Place", "Seen", "as_trace_error", "at_trace", "close_reuse", "excludes",
-           "is_fixed", "is_reusing", "local", "loop_around", "name_of", "open_reuse", "origin_of",
-           "place_of", "reusing"]  # fmt: skip
+           "graph_of", "is_fixed", "is_reusing", "local", "loop_around", "name_of", "open_reuse",
+           "origin_of", "place_of", "reusing"]  # fmt: skip
 
 
 @constant_in_traces
@@ -132,10 +132,11 @@ _LOOPS = {"scan": "scan", "map_impl": "map", "while_loop": "while_loop", "parall
 
 
 def _tracer(context: Any) -> Any:
-    return _output(context).current_tracer
+    return graph_of(context).current_tracer
 
 
-def _output(context: Any) -> Any:
+def graph_of(context: Any) -> Any:
+    """The graph that is traced, of which notes can be kept there."""
     return context._i_will_not_complain_if_bc_breaks_InstructionTranslator().output
 
 
@@ -160,7 +161,7 @@ class Place(NamedTuple):
 
 def place_of(context: Any) -> Place:
     """Where the trace is: its graph and those around it, and the chunk of a ``vmap``."""
-    output = _output(context)
+    output = graph_of(context)
     frame = context._i_will_not_complain_if_bc_breaks_InstructionTranslator()
     while frame is not None and frame.f_code.co_name != "_chunked_vmap":
         frame = frame.parent
@@ -200,18 +201,18 @@ def reusing(output: Any) -> Iterator[None]:
 
 def open_reuse(context: Any) -> None:
     """Notes that the trace enters a block in which keys may be used again."""
-    output = _output(context)
+    output = graph_of(context)
     output.parallax_reuse = getattr(output, "parallax_reuse", 0) + 1
 
 
 def close_reuse(context: Any) -> None:
     """Notes that it leaves one."""
-    _output(context).parallax_reuse -= 1
+    graph_of(context).parallax_reuse -= 1
 
 
 def is_reusing(context: Any) -> bool:
     """Whether the trace is within such a block."""
-    return getattr(_output(context), "parallax_reuse", 0) > 0
+    return getattr(graph_of(context), "parallax_reuse", 0) > 0
 
 
 # -- errors -------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ def _stand_ins() -> tuple[type, ...]:
 
 def reply(context: Any, value: Any) -> None:
     """Has ``replied`` give a constant to the code that called ``at_trace``."""
-    _output(context).parallax_reply = value
+    graph_of(context).parallax_reply = value
 
 
 @constant_in_traces
@@ -347,7 +348,7 @@ def reply_views(context: Any) -> None:
 
 def allow_donation(context: Any) -> None:
     """Notes that results of this trace may be written into the memory of its arguments."""
-    _output(context).parallax_allows_donation = True
+    graph_of(context).parallax_allows_donation = True
 
 
 @constant_in_traces

@@ -9,12 +9,15 @@ ways past torch's Python are right only while none is on.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from parallax._compat.dynamo import is_compiling
-from parallax._compat.functorch import innermost_transform
+from parallax._compat.functorch import innermost_transform, outside_transforms
 
 
 def dispatch_mode_active() -> bool:
@@ -91,3 +94,10 @@ def tape_is_exact() -> bool:
         or torch.autograd.forward_ad._current_level >= 0
         or torch.is_inference_mode_enabled()
     )
+
+
+@contextlib.contextmanager
+def outside_of_all() -> Iterator[None]:
+    """Within it operators are simply run, whatever transform or mode of dispatch is on."""
+    with _disable_current_modes(), outside_transforms(), torch.inference_mode(False):
+        yield

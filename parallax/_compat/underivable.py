@@ -40,13 +40,13 @@ def refuse_derivatives(running: Callable[[], bool]) -> None:
     """Has these operators raise where a derivative is taken of what they are given; once.
 
     Args:
-        running: whether somebody who wants to be told takes a derivative.
+        running: whether somebody who wants to be told takes a derivative, where one is taken.
     """
-    if _libraries or modes.is_transforming() or torch.is_inference_mode_enabled():
-        return  # told already, or torch cannot be asked now
+    if _libraries or modes.jit_tracing():
+        return  # told already, or what is asked would be recorded
     library: Any = torch.library.Library("aten", "IMPL")
     _libraries.append(library)  # torch keeps what it was told as long as this lives
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), modes.outside_of_all():
         warnings.filterwarnings("ignore", message="Warning only once for all operators")
         for name in _NAMES:
             packet = getattr(torch.ops.aten, name, None)
@@ -69,7 +69,7 @@ def _has_derivative(operator: Any) -> bool:
 
 def _asking(operator: Any, name: str, running: Callable[[], bool]) -> Callable[..., Tensor]:
     def kernel(*args: Any) -> Tensor:
-        if running() and any([isinstance(x, Tensor) and _moves(x) for x in args]):
+        if any([isinstance(x, Tensor) and _moves(x) for x in args]) and running():
             raise RuntimeError(
                 f"torch has no derivative of torch.{name}, and leaves its part out without a word. "
                 f"Detach what it is given: x.detach(); or write its derivative by func.custom_vjp"

@@ -24,6 +24,7 @@ from parallax._compat.artifacts import Keeper
 from parallax.compiler.guards import Guards
 from parallax.compiler.outside import Outside
 from parallax.core.structure import Structure
+from parallax.func.underivable import refuse_what_has_no_derivative
 
 __all__ = ["compile_flat", "compile_settings", "settings_for", "without_cpp"]
 
@@ -128,6 +129,7 @@ def compile_flat(
         settings = {**settings, "backend": keeper.backend(settings["backend"], options)}
         options = {}
     functions.keep_backwards()
+    refuse_what_has_no_derivative()  # the graph may be called within a derivative, later
     compiled = torch.compile(flat, **{**settings, "options": {**options, "guard_filter_fn": keep}})
     return _direct(flat, compiled)
 

@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, flow, functorch, in_trace, modes, trace_captures
+from parallax._compat import (
+    dynamo,
+    flow,
+    functorch,
+    in_trace,
+    modes,
+    trace_captures,
+    trace_derivatives,
+)
 from parallax.func.holes import is_inexact
 from parallax.func.rules import DETACH, Rule
 from parallax.func.rules_on_tape import OnTape
@@ -135,7 +143,8 @@ def _traced(rule: Rule, tensors: Sequence[Tensor]) -> Any:
             in_trace.at_trace()(trace_captures.refuse)
     in_trace.at_trace()(trace_captures.reply_begin)
     begun = in_trace.replied()  # noqa: F841  # as below
-    outs, kept = rule.run(rule.args, tensors)
+    with trace_derivatives.forward_of_rule():
+        outs, kept = rule.run(rule.args, tensors)
     if rule.reached is not None:
         in_trace.at_trace()(trace_captures.reply_captured)
         if in_trace.replied():
@@ -146,7 +155,8 @@ def _traced(rule: Rule, tensors: Sequence[Tensor]) -> Any:
     count = len(outs)
 
     def body(*given: Tensor) -> tuple[Any, Any]:
-        grads = rule.pull(flags, given[count:], given[:count])
+        with trace_derivatives.of_rule():
+            grads = rule.pull(flags, given[count:], given[:count])
         found = [grad for grad in grads if grad is not None]
         return tuple([x.clone() for x in found]), [grad is not None for grad in grads]
 

@@ -23,6 +23,7 @@ from parallax.func.results import Result, Taking
 from parallax.func.signatures import A, Aux, P, R, Ts
 from parallax.func.taylor import expand
 from parallax.func.transforms import through
+from parallax.func.underivable import derivative_runs, refuse_what_has_no_derivative
 from parallax.tree.recording import RUNNING
 
 __all__ = ["jacfwd", "jvp", "linearize", "tangents_of"]
@@ -174,9 +175,12 @@ def _pushed(call: Call, what: str) -> Push:
     def make(levels: int) -> Any:
         def flat(*values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
             # Its effects were collected when it was evaluated first.
-            return Result(call.nested(levels)[0].at(values), what).values, []
+            with derivative_runs():
+                return Result(call.nested(levels)[0].at(values), what).values, []
 
         return flat, list
+
+    refuse_what_has_no_derivative()
 
     def push(*moving: Tensor) -> Sequence[Tensor]:
         with random.reuse():

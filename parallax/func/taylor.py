@@ -27,6 +27,7 @@ from parallax.func.jet_rules import RULES
 from parallax.func.jets import Expansion, Term
 from parallax.func.results import Result, Taking
 from parallax.func.transforms import applied, through
+from parallax.func.underivable import EXPANDED, refuse_what_has_no_derivative
 
 __all__ = ["expand", "refuse_complex"]
 
@@ -98,6 +99,7 @@ def _traced(
     kind: str, call: Call, series: Series, order: int, check: Callable[[Result], None] | None
 ) -> tuple[Sequence[Tensor], Result, Sequence[Tensor]]:
     """By an operator, while dynamo traces."""
+    refuse_what_has_no_derivative()
 
     def body(*values: Tensor) -> tuple[Any, Any]:
         inner, nesting = call.nested(0)
@@ -127,7 +129,8 @@ def _run_traced(
     rest = iter(terms)
     column = [next(rest) if has else None for has in present]
     series = [column[k : k + order] for k in range(0, len(column), max(order, 1))]
-    found, beside = _either(kind, lambda levels: (flat, list), values, series, order)
+    with EXPANDED:
+        found, beside = _either(kind, lambda levels: (flat, list), values, series, order)
     return [*found, *beside]
 
 

@@ -21,7 +21,7 @@ from parallax._compat import (
 from parallax.func.backward_formulas import differentiable_within, gradients_again
 from parallax.func.call import Call
 from parallax.func.results import open_tensors
-from parallax.func.underivable import WITHIN, refuse_what_has_no_derivative
+from parallax.func.underivable import derivative_runs, refuse_what_has_no_derivative
 
 __all__ = ["Finish", "Pullback", "applied", "gradient_by_functorch", "pullback_by_functorch",
            "through"]  # fmt: skip
@@ -46,8 +46,7 @@ def through(
     """
     if dynamo.is_compiling():
         functions.keep_backwards()
-    else:
-        refuse_what_has_no_derivative()
+    refuse_what_has_no_derivative()
     inner, nesting = call.nested(levels)
     still = inner.still() if levels and not dynamo.is_compiling() else []
     closes: list[Any] = []
@@ -56,11 +55,8 @@ def through(
         args = list(inner.args)
         for place, arg in still:  # as torch.func hands them over: the function may write into them
             args[place] = functorch.wrapped_here(arg)
-        if dynamo.is_compiling():
+        with derivative_runs():
             out, aux = finish(inner.at(values, args))
-        else:
-            with WITHIN:
-                out, aux = finish(inner.at(values, args))
         if dynamo.is_compiling():
             checkpoints.refuse_traced_checkpoint()
         elif isinstance(out, Tensor) and out.requires_grad and not autograd.connected(out):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager
 
-from parallax._compat import underivable
+from parallax._compat import dynamo, underivable
+from parallax._compat.trace_derivatives import differentiated, is_taken
 from parallax.tree.recording import RUNNING
 
-__all__ = ["WITHIN", "refuse_what_has_no_derivative"]
+__all__ = ["EXPANDED", "derivative_runs", "refuse_what_has_no_derivative"]
 
 
 class _Within(threading.local):
@@ -23,11 +25,23 @@ class _Within(threading.local):
 
 
 WITHIN = _Within()
+EXPANDED = _Within()
+"""The number of compiled functions whose Taylor expansion is computed of their graphs."""
 
 
+def derivative_runs() -> AbstractContextManager[object]:
+    """Within it a function runs, or is traced, that a transform differentiates."""
+    return differentiated() if dynamo.is_compiling() else WITHIN
+
+
+@dynamo.constant_in_traces
 def refuse_what_has_no_derivative() -> None:
     """Has torch ask before it takes an operator for constant; once, before a first derivative."""
-    underivable.refuse_derivatives(_running)
+    underivable.refuse_derivatives(_asked)
+
+
+def _asked() -> bool:
+    return EXPANDED.depth > 0 or is_taken(_running)
 
 
 def _running() -> bool:

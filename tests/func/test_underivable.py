@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import parallax
 from parallax import func
+from parallax._compat import underivable
 
 X = torch.tensor([0.5, 1.5, 2.5])
 S = torch.special
@@ -84,3 +86,105 @@ def test_a_rule_of_ones_own_is_taken() -> None:
     torch.testing.assert_close(func.grad(lambda x: bessel(x).sum())(X), -S.bessel_j1(X))
     slopes = func.vmap(func.grad(lambda x: bessel(x).sum()))(X[None])
     torch.testing.assert_close(slopes[0], -S.bessel_j1(X))
+
+
+# -- compiled -----------------------------------------------------------------------------------
+
+
+def compiled(fn: Callable[[Tensor], Any], raw: bool) -> Callable[[Tensor], Any]:
+    compile_: Any = torch.compile if raw else parallax.compile
+    return compile_(fn, backend="aot_eager", fullgraph=True)  # type: ignore[no-any-return]  # a function
+
+
+DIFFERENTIATED: dict[str, Callable[[Tensor], Any]] = {
+    "grad": func.grad(beside),
+    "vmap of vjp": func.vmap(lambda x: func.vjp(beside, x[None])[1](x)),
+    "jvp": lambda x: func.jvp(beside, (x,), (x,)),
+    "jet": lambda x: func.jet(beside, (x,), ((x, None),)),
+    "linearize": lambda x: func.linearize(beside, x)[1](x),
+    "in a scan": func.grad(lambda x: func.scan(lambda c, r: (c + S.airy_ai(r), c), x[0], x)[0]),
+    "of another level": func.grad(lambda y: func.grad(lambda x: (x * S.airy_ai(y)).sum())(X).sum()),
+}
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("name", DIFFERENTIATED)
+def test_a_compiled_derivative_is_refused(name: str, raw: bool) -> None:
+    with pytest.raises(RuntimeError, match=r"no derivative of torch\.special\.(bessel_j0|airy_ai)"):
+        compiled(DIFFERENTIATED[name], raw)(X)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_compiled_what_is_not_differentiated_is_computed(raw: bool) -> None:
+    def all_allowed(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            without = S.bessel_j0(x)
+        factor: Tensor = without + S.bessel_j0(x.detach()) + S.bessel_j0(X)
+        return (factor * x).sum()
+
+    torch.testing.assert_close(compiled(func.grad(all_allowed), raw)(X), 3 * S.bessel_j0(X))
+
+
+j0 = func.custom_vjp(S.bessel_j0)
+j1 = func.custom_vjp(S.bessel_j1)
+j0.defvjp(lambda x: (j0(x), x), lambda x, g: (-g * j1(x),))
+j1.defvjp(lambda x: (j1(x), x), lambda x, g: (g * (j0(x) - j1(x) / x),))
+
+
+class Bessel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        found: Tensor = S.bessel_j0(x)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
+        found: Tensor = -cotangents[0] * S.bessel_j1(ctx.saved_tensors[0])
+        return found
+
+
+def applied(x: Tensor) -> Tensor:
+    found: Tensor = Bessel.apply(x).sum()  # type: ignore[no-untyped-call]  # it is torch's
+    return found
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_compiled_rules_may_call_them(raw: bool) -> None:
+    slope = -S.bessel_j1(X)
+    curve = -(S.bessel_j0(X) - S.bessel_j1(X) / X)
+
+    def all_ways(x: Tensor) -> tuple[Tensor, ...]:
+        by_rule: Callable[[Tensor], Tensor] = lambda x: j0(x).sum()  # noqa: E731
+        again = func.grad(lambda x: func.checkpoint(by_rule)(x))(x)
+        return func.grad(applied)(x), again, func.grad(lambda x: func.grad(by_rule)(x).sum())(x)
+
+    found = compiled(all_ways, raw)(X)
+    torch.testing.assert_close(found, (slope, slope, curve))
+
+
+def test_compiled_second_derivatives_of_such_rules_are_refused() -> None:
+    twice = func.grad(lambda x: func.grad(applied)(x).sum())
+    with pytest.raises(RuntimeError, match=r"no derivative of torch\.special\.bessel_j1"):
+        compiled(twice, raw=False)(X)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_compiled_function_is_refused_within_a_derivative(raw: bool) -> None:
+    func.grad(torch.sum)(X)
+    value, leaf = compiled(beside, raw), X.clone().requires_grad_()
+    slope = torch.autograd.grad(value(leaf), leaf)[0]
+    torch.testing.assert_close(slope, S.bessel_j0(X))  # as torch has it
+    with pytest.raises(RuntimeError, match=r"no derivative of torch\.special\.bessel_j0"):
+        func.grad(value)(X)
+    rule = compiled(lambda x: j0(x).sum(), raw)
+    torch.testing.assert_close(func.grad(rule)(X), -S.bessel_j1(X))
+
+
+def test_the_first_derivative_of_a_process_may_be_within_a_vmap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(underivable, "_libraries", [])
+    with pytest.raises(RuntimeError, match=r"no derivative of torch\.special\.bessel_j0"):
+        torch.vmap(func.grad(lambda x: S.bessel_j0(x) + x))(X)
+    assert underivable._libraries
