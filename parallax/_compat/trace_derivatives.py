@@ -19,7 +19,7 @@ from torch._ops import HigherOrderOperator
 from parallax._compat import in_trace
 from parallax._compat.functorch import levels_that_differentiate
 
-__all__ = ["differentiated", "forward_of_rule", "is_taken", "of_rule"]
+__all__ = ["differentiated", "forward_of_rule", "is_noted", "is_taken", "of_rule"]
 
 
 class _Taken(NamedTuple):
@@ -87,6 +87,12 @@ def is_taken(otherwise: Callable[[], bool]) -> bool:
         return True
     _guard_against(output, otherwise)
     return False
+
+
+def is_noted(output: Any) -> bool:
+    """Whether a transform of ours is around what is traced now for a graph."""
+    known = _known(output)
+    return bool(known) and known[-1].noted
 
 
 def _traced() -> Any:

@@ -21,7 +21,7 @@ from parallax.func import attention_formulas
 from parallax.func.jet_composed import COMPOSED
 from parallax.func.jets import Expansion
 
-__all__ = ["differentiable_within", "gradients_again"]
+__all__ = ["differentiable_within", "gradients_again", "i0", "i1", "logit"]
 
 
 def gradients_again(nodes: Collection[Any]) -> None:
@@ -59,17 +59,25 @@ def _sinc(node: Any) -> Any:
 
 
 def _i0(node: Any) -> Any:
-    return (_kept(node, "self"),), lambda x: _near(x, torch.i0, lambda k: math.factorial(k) ** -2)
+    return (_kept(node, "self"),), i0
+
+
+def i0(x: Tensor) -> Tensor:
+    """``torch.i0``, with the derivatives of every order."""
+    return _near(x, torch.i0, lambda k: math.factorial(k) ** -2)
 
 
 def _i1(node: Any) -> Any:
-    def bessel(x: Tensor) -> Tensor:
-        def factor(k: int) -> float:
-            return 0.5 / (math.factorial(k) * math.factorial(k + 1))
+    return (_kept(node, "self"),), i1
 
-        return _near(x, torch.special.i1, factor, odd=True)
 
-    return (_kept(node, "self"),), bessel
+def i1(x: Tensor) -> Tensor:
+    """``torch.special.i1``, with the derivatives of every order."""
+
+    def factor(k: int) -> float:
+        return 0.5 / (math.factorial(k) * math.factorial(k + 1))
+
+    return _near(x, torch.special.i1, factor, odd=True)
 
 
 def _near(
@@ -93,12 +101,13 @@ _TERMS = 12
 
 def _logit(node: Any) -> Any:
     eps = node._saved_eps
+    return (_kept(node, "self"),), lambda x: logit(x, eps)
 
-    def logit(x: Tensor) -> Tensor:
-        inner = x if eps is None or eps < 0 else x.clamp(eps, 1 - eps)
-        return inner.log() - torch.log1p(-inner)
 
-    return (_kept(node, "self"),), logit
+def logit(x: Tensor, eps: float | None = None) -> Tensor:
+    """``torch.logit``, with the derivatives of every order."""
+    inner = x if eps is None or eps < 0 else x.clamp(eps, 1 - eps)
+    return inner.log() - torch.log1p(-inner)
 
 
 def _mish(node: Any) -> Any:

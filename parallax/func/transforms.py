@@ -21,6 +21,7 @@ from parallax._compat import (
 from parallax.func.backward_formulas import differentiable_within, gradients_again
 from parallax.func.call import Call
 from parallax.func.results import open_tensors
+from parallax.func.traced_formulas import replace_what_is_wrong
 from parallax.func.underivable import derivative_runs, refuse_what_has_no_derivative
 
 __all__ = ["Finish", "Pullback", "applied", "gradient_by_functorch", "pullback_by_functorch",
@@ -46,6 +47,7 @@ def through(
     """
     if dynamo.is_compiling():
         functions.keep_backwards()
+        replace_what_is_wrong()
     refuse_what_has_no_derivative()
     inner, nesting = call.nested(levels)
     still = inner.still() if levels and not dynamo.is_compiling() else []

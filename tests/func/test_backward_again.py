@@ -5,13 +5,14 @@ https://github.com/pytorch/pytorch/issues/186256
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import parallax
 from parallax import func, nn
 
 V = torch.linspace(-1, 1, 12, dtype=torch.float64).mul(7).cos()
@@ -89,6 +90,46 @@ def test_third_derivatives_in_a_vmap(name: str) -> None:
         close(found, name, 3)
     mapped = along(along(lambda x: func.vmap(along(loss(name)))(x[None])[0]))
     close(mapped(X), name, 3)
+
+
+def _compiled(order: int, names: Sequence[str]) -> None:
+    def derivatives(x: Tensor) -> list[Tensor]:
+        found = [along(along(loss(name))) for name in names]
+        return [(along(f) if order == 3 else f)(x) for f in found]
+
+    values = parallax.compile(derivatives, backend="aot_eager")(X)
+    for name, value in zip(names, values, strict=True):
+        close(value, name, order)
+
+
+def test_compiled_second_derivatives() -> None:
+    """Torch fails for a batch norm with a bias alone."""
+    names = ["sinc at zeros", "logit of what is clamped", "batch_norm with a bias"]
+    _compiled(2, names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["sinc at zeros", "i0 at zeros", "i1 at zeros", "logit of what is clamped"],
+     ["layer_norm", "group_norm", "batch_norm", "instance_norm"]],
+)  # fmt: skip
+def test_compiled_third_derivatives(names: Sequence[str]) -> None:
+    _compiled(3, names)
+
+
+def test_compiled_second_derivatives_of_attention() -> None:
+    def attention(x: Tensor) -> Tensor:
+        q = x.view(1, 3, 4)
+        found: Tensor = F.scaled_dot_product_attention(q, 2 * q, q, is_causal=True).sin()
+        return found.sum()
+
+    curve = torch.compile(func.grad(lambda x: along(attention)(x)), backend="aot_eager")
+    leaf = X.clone().requires_grad_()
+    q = leaf.view(1, 3, 4)
+    weights = (q @ (2 * q).mT / 2).masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf)
+    value = (weights.softmax(-1) @ q).sin().sum()
+    (slope,) = torch.autograd.grad(value, leaf, create_graph=True)
+    torch.testing.assert_close(curve(X), torch.autograd.grad(slope @ V, leaf)[0])
 
 
 @every
