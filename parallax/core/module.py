@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 import torch
 
@@ -280,6 +280,11 @@ class Module(Instance, metaclass=ModuleMeta):
         """
         return tape.grad(self)
 
+    # With one tree the arguments of a lambda have a type for checkers that are strict.
+    @overload
+    def update(self, fn: Callable[[Any, Any], Any], tree: Any, /) -> Self: ...
+    @overload
+    def update(self, fn: Callable[..., Any], *trees: Any) -> Self: ...
     def update(self, fn: Callable[..., Any], *trees: Any) -> Self:
         """``fn`` of each leaf and the leaves in the same place of ``trees``.
 

@@ -55,7 +55,7 @@ def clipped(net: Net, x: Tensor, y: Tensor) -> Net:
     grads = func.per_sample_grad(loss)(net, x, y)
     norms = func.vmap(tree.norm)(grads)
     scale = (CLIP / norms).clamp(max=1.0)
-    return tree.map(lambda g: torch.einsum("b,b...->...", scale, g) / len(x), grads)  # type: ignore[no-any-return]  # of the net's class
+    return tree.map(lambda g: torch.einsum("b,b...->...", scale, g) / len(x), grads)
 
 
 def gradient_norms(net: Net, x: Tensor, y: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from parallax.func.engines import on_tape
 from parallax.func.factored import InexactError, WithoutRuleError, factored
 from parallax.func.outer import PerSample
 from parallax.func.per_sample import default_dims, many_gradients
-from parallax.func.signatures import A, Aux, P
+from parallax.func.signatures import Aux, G, Like, LikeAnd, P
 from parallax.func.summed import Summed
 from parallax.tree import core
 
@@ -100,7 +100,7 @@ def per_sample_norms(
 
 @overload
 def clipped_grad(
-    func: Callable[Concatenate[A, P], Any],
+    func: Callable[Concatenate[G, P], Any],
     max_norm: float,
     argnums: Literal[0] = 0,
     has_aux: Literal[False] = False,
@@ -109,10 +109,10 @@ def clipped_grad(
     randomness: str = "error",
     chunk_size: int | None = None,
     exact: bool = True,
-) -> Callable[Concatenate[A, P], A]: ...
+) -> Like[G, P]: ...
 @overload
 def clipped_grad(
-    func: Callable[Concatenate[A, P], tuple[Any, Aux]],
+    func: Callable[Concatenate[G, P], tuple[Any, Aux]],
     max_norm: float,
     argnums: Literal[0] = 0,
     *,
@@ -121,7 +121,7 @@ def clipped_grad(
     randomness: str = "error",
     chunk_size: int | None = None,
     exact: bool = True,
-) -> Callable[Concatenate[A, P], tuple[A, Aux]]: ...
+) -> LikeAnd[G, P, Aux]: ...
 @overload
 def clipped_grad(
     func: Callable[P, Any],

@@ -12,24 +12,24 @@ from parallax.func.arguments import called, check_argnums, check_flags
 from parallax.func.call import Argnums, Call
 from parallax.func.engines import gradient
 from parallax.func.results import describe, with_aux
-from parallax.func.signatures import A, Aux, P, R
+from parallax.func.signatures import Aux, G, Like, LikeAnd, P, R
 
 __all__ = ["grad", "grad_and_value", "grad_as", "scalar_and_aux"]
 
 
 @overload
 def grad(
-    func: Callable[Concatenate[A, P], Any],
+    func: Callable[Concatenate[G, P], Any],
     argnums: Literal[0] = 0,
     has_aux: Literal[False] = False,
-) -> Callable[Concatenate[A, P], A]: ...
+) -> Like[G, P]: ...
 @overload
 def grad(
-    func: Callable[Concatenate[A, P], tuple[Any, Aux]],
+    func: Callable[Concatenate[G, P], tuple[Any, Aux]],
     argnums: Literal[0] = 0,
     *,
     has_aux: Literal[True],
-) -> Callable[Concatenate[A, P], tuple[A, Aux]]: ...
+) -> LikeAnd[G, P, Aux]: ...
 @overload
 def grad(
     func: Callable[P, Any], argnums: int | tuple[int, ...], has_aux: bool = False
@@ -96,8 +96,8 @@ def grad_as(
 
 @overload
 def grad_and_value(  # type: ignore[overload-overlap]  # more is known where argnums is 0
-    func: Callable[Concatenate[A, P], R], argnums: Literal[0] = 0, has_aux: bool = False
-) -> Callable[Concatenate[A, P], tuple[A, R]]: ...
+    func: Callable[Concatenate[G, P], R], argnums: Literal[0] = 0, has_aux: bool = False
+) -> LikeAnd[G, P, R]: ...
 @overload
 def grad_and_value(
     func: Callable[P, R], argnums: int | tuple[int, ...], has_aux: bool = False

@@ -26,7 +26,7 @@ from parallax.func.arguments import (
 from parallax.func.call import Argnums, picked
 from parallax.func.engines import on_tape
 from parallax.func.grad import grad
-from parallax.func.signatures import A, Aux, P
+from parallax.func.signatures import Aux, G, Like, LikeAnd, P
 from parallax.func.summed import Summed
 from parallax.func.tape import SecondOrderError
 from parallax.func.vmap import vmap
@@ -39,24 +39,24 @@ LARGEST = 4 * 2**20
 
 @overload
 def per_sample_grad(
-    func: Callable[Concatenate[A, P], Any],
+    func: Callable[Concatenate[G, P], Any],
     argnums: Literal[0] = 0,
     has_aux: Literal[False] = False,
     *,
     in_dims: tuple[Any, ...] | None = None,
     randomness: str = "error",
     chunk_size: int | None = None,
-) -> Callable[Concatenate[A, P], A]: ...
+) -> Like[G, P]: ...
 @overload
 def per_sample_grad(
-    func: Callable[Concatenate[A, P], tuple[Any, Aux]],
+    func: Callable[Concatenate[G, P], tuple[Any, Aux]],
     argnums: Literal[0] = 0,
     *,
     has_aux: Literal[True],
     in_dims: tuple[Any, ...] | None = None,
     randomness: str = "error",
     chunk_size: int | None = None,
-) -> Callable[Concatenate[A, P], tuple[A, Aux]]: ...
+) -> LikeAnd[G, P, Aux]: ...
 @overload
 def per_sample_grad(
     func: Callable[P, Any],
@@ -108,24 +108,24 @@ def per_sample_grad(
 
 @overload
 def ensemble_grad(
-    func: Callable[Concatenate[A, P], Any],
+    func: Callable[Concatenate[G, P], Any],
     argnums: Literal[0] = 0,
     has_aux: Literal[False] = False,
     *,
     in_dims: tuple[Any, ...] | None = None,
     randomness: str = "error",
     chunk_size: int | None = None,
-) -> Callable[Concatenate[A, P], A]: ...
+) -> Like[G, P]: ...
 @overload
 def ensemble_grad(
-    func: Callable[Concatenate[A, P], tuple[Any, Aux]],
+    func: Callable[Concatenate[G, P], tuple[Any, Aux]],
     argnums: Literal[0] = 0,
     *,
     has_aux: Literal[True],
     in_dims: tuple[Any, ...] | None = None,
     randomness: str = "error",
     chunk_size: int | None = None,
-) -> Callable[Concatenate[A, P], tuple[A, Aux]]: ...
+) -> LikeAnd[G, P, Aux]: ...
 @overload
 def ensemble_grad(
     func: Callable[P, Any],

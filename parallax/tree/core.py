@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -177,7 +177,14 @@ def structure(tree: Any) -> TreeSpec:
     return flatten(tree)[1]
 
 
-def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:  # noqa: A001  # named as in every tree library
+# With one or two trees the arguments of a lambda have a type for checkers that are strict.
+@overload
+def map(fn: Callable[[Any], Any], tree: T, /) -> T: ...
+@overload
+def map(fn: Callable[[Any, Any], Any], tree: T, other: Any, /) -> T: ...
+@overload
+def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T: ...
+def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     """A tree of the same structure that holds ``fn`` of every leaf.
 
     Args:

@@ -70,7 +70,8 @@ def test_classes_are_meant_wherever_they_stand_and_effects_come_once() -> None:
 
     for fn in (parts, of_each):
         counts.clear()
-        _, after = effects.collect(func.grad(fn))(Around(counting()), X)
+        around: Any = Around(counting())
+        _, after = effects.collect(func.grad(fn))(around, X)
         assert len(counts) == 2 and after.inner.calls == 1
 
 

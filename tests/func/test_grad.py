@@ -49,7 +49,7 @@ def test_frozen_leaves_are_holes_and_the_rest_is_unchanged() -> None:
     # https://github.com/pytorch/functorch/issues/1101
     model = Twice(net(0), net(1))
     frozen = tree.select(model, "first.weight").freeze()
-    grads = func.grad(loss)(frozen)
+    grads: Any = func.grad(loss)(frozen)
     assert grads.first.weight is None
     torch.testing.assert_close(grads.second.weight, func.grad(loss)(model).second.weight)
 
@@ -132,7 +132,7 @@ def test_the_name_and_doc_of_the_function_stay() -> None:
 
 def test_a_hole_of_pair_is_no_leaf() -> None:
     point = pair(torch.ones(3), torch.ones(3))
-    grads = func.grad(lambda p: (p.b * p.again).sum())(point)
+    grads: Any = func.grad(lambda p: (p.b * p.again).sum())(point)
     assert grads.b is grads.again and grads.shift is None and grads.count is None
     torch.testing.assert_close(grads.b, torch.full((3,), 2.0))
 

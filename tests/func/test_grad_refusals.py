@@ -61,7 +61,7 @@ def test_arguments_that_cannot_be_differentiated() -> None:
 
 
 def test_what_is_not_differentiated_is_a_hole_in_a_packed_argument() -> None:
-    pack = {"net": net(), "rate": 0.5, "ids": torch.arange(2), "act": torch.tanh, "x": X}
+    pack: Any = {"net": net(), "rate": 0.5, "ids": torch.arange(2), "act": torch.tanh, "x": X}
     weighted = lambda p: p["rate"] * p["act"](loss(p["net"], p["x"])) * p["ids"][1]  # noqa: E731  # short
     grads, value = func.grad_and_value(weighted)(pack)
     assert [grads[name] for name in ("rate", "ids", "act")] == [None] * 3

@@ -263,7 +263,8 @@ def test_per_sample_gradients(way: str, monkeypatch: pytest.MonkeyPatch) -> None
     if way == "by vmap of grad":
         monkeypatch.setattr("parallax.func.per_sample.LARGEST", -1)
     fn = lambda m, x: (loss(m, x), {"x": x, "n": 1})  # noqa: E731  # short
-    grads, aux = func.per_sample_grad(fn, has_aux=True)(MEMBERS[0], BATCH)
+    member: Any = MEMBERS[0]
+    grads, aux = func.per_sample_grad(fn, has_aux=True)(member, BATCH)
     assert tree.allclose(grads, tree.stack([func.grad(loss)(MEMBERS[0], x) for x in BATCH]))
     assert grads.first.scale is None and aux["n"] == 1
     torch.testing.assert_close(aux["x"], BATCH)

@@ -64,7 +64,7 @@ def test_a_bool_in_the_place_of_a_module_is_for_all_of_it() -> None:
 def test_freezing_by_a_mask() -> None:
     model = MLP().initialize(0)
     frozen = tree.select(model, matrices(model)).freeze()
-    grads = func.grad(lambda m: m(torch.ones(2, 4)).sum())(frozen)
+    grads: Any = func.grad(lambda m: m(torch.ones(2, 4)).sum())(frozen)
     assert grads.first.weight is None and grads.second.bias is not None
 
 

@@ -434,13 +434,17 @@ def methods_stay_methods(compiled: Compiled, x: Tensor) -> None:
 
 def lambdas_are_accepted(dense: Dense, x: Tensor, with_aux: bool) -> None:
     """Their arguments may be called and read, whatever they are."""
-    func.grad(lambda m, x: m(x).sum())(dense, x).weight.sum()
-    func.grad(lambda m: (m.weight.sum(), m), has_aux=True)(dense)[0].weight.sum()
+    assert_type(func.grad(lambda m, x: m(x).sum())(dense, x), Dense)
+    assert_type(func.grad(lambda m: (m.weight.sum(), m), has_aux=True)(dense)[0], Dense)
     (gradient, value) = func.grad_and_value(lambda m, x: (m(x) ** 2).sum())(dense, x)
+    assert_type(gradient, Dense)
+    assert_type(func.vmap(func.grad(lambda m: m(x).sum()))(dense), Dense)
+    assert_type(effects.collect(func.grad(lambda m, x: m(x).sum()))(dense, x), tuple[Dense, Dense])
+    step: Callable[[Dense, Tensor], Dense] = func.grad(loss)
     func.grad(lambda m, x: m(x).sum(), argnums=1)(dense, x).sum()
     func.grad(loss, 0, with_aux)(dense, x)
     func.grad_and_value(loss, has_aux=with_aux)(dense, x)
-    func.per_sample_grad(lambda m, x: m(x).sum())(dense, x).weight.sum()
+    assert_type(func.per_sample_grad(lambda m, x: m(x).sum())(dense, x), Dense)
     func.jacrev(lambda m: m(x))(dense).weight.sum()
     func.jacfwd(lambda x: x**2)(x).sum()
     func.hessian(lambda x: (x**3).sum())(x).sum()
@@ -452,4 +456,4 @@ def lambdas_are_accepted(dense: Dense, x: Tensor, with_aux: bool) -> None:
     func.linearize(lambda m: m(x), dense)[1](dense).sum()
     func.hvp(lambda m: m(x).sum(), (dense,), (dense,))[1]
     func.functional_call(dense, {"weight": x}, (x,)).sum()
-    del gradient, value
+    del gradient, value, step
