@@ -99,7 +99,7 @@ def _looks(structure: Structure) -> tuple[Look, ...]:
 
 
 def _roles(structure: Structure) -> list[str]:
-    return [node.role for _, node in structure.walk() if type(node) is Leaf]
+    return [node.role for _, _, node in structure.walk() if type(node) is Leaf]
 
 
 def _look(name: str, kind: Structure | None, below: tuple[str, ...]) -> Look:

@@ -188,7 +188,7 @@ def _note(module: nn.Module) -> Note:
 
 def _with_frozen(structure: Structure, tensors: list[Tensor | None]) -> Structure:
     """The structure with those parameters frozen that do not require grad."""
-    starts = [start for start, _ in structure.nodes_with_start()]
+    starts = [start for _, start, node in structure.walk() if type(node) is Structure]
     still = {
         k for k, tensor in enumerate(tensors) if tensor is not None and not tensor.requires_grad
     }
@@ -203,7 +203,7 @@ def _with_frozen(structure: Structure, tensors: list[Tensor | None]) -> Structur
 def _own_parameters(node: Structure, start: int) -> list[int]:
     """The offsets of a module's own parameters, those in its containers among them."""
     found: list[int] = []
-    for child, offset in zip(node.children, node.starts(), strict=True):
+    for _, offset, child in node.below:
         if child is PARAMETER:
             found.append(start + offset)
         elif type(child) is Structure and not hasattr(child.cls, "__layout__"):

@@ -106,7 +106,7 @@ def _lowered(structure: Structure, tensors: Tensors) -> nn.Module:
     names, begins = names_within(structure)
     skipped = unsaved(structure)
     made: dict[str, nn.Module] = {"": _made(structure, tensors, 0)}
-    nodes = list(structure.nodes_with_start())
+    nodes = [(start, node) for _, start, node in structure.walk() if type(node) is Structure]
     index = 0
     while index < len(nodes):
         start, node = nodes[index]
@@ -120,7 +120,7 @@ def _lowered(structure: Structure, tensors: Tensors) -> nn.Module:
                 index += node.shape.n_nodes
                 continue
             _put(made, begin, _made(node, tensors, start), hasattr(node.cls, "__layout__"))
-        for child, offset in zip(node.children, node.starts(), strict=True):
+        for _, offset, child in node.below:
             if type(child) is Leaf:
                 place = start + offset
                 above, name = parted(names[place])
@@ -202,6 +202,5 @@ def _native(structure: Structure, tensors: Tensors) -> nn.Module:
 
 def _starts(structure: Structure) -> list[tuple[tuple[Any, ...], tuple[Structure, int]]]:
     """Every node's path, with the node and the place its leaves start at."""
-    paths = [path for path, node in structure.walk() if type(node) is Structure]
-    nodes = [(node, start) for start, node in structure.nodes_with_start()]
-    return list(zip(paths, nodes, strict=True))
+    walk = structure.walk()
+    return [(path, (node, start)) for path, start, node in walk if type(node) is Structure]

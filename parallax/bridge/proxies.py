@@ -266,7 +266,8 @@ def _tree(module: nn.Module, run: Run, path: str, index: int) -> Any:
 
 @real
 def _node_at(structure: Structure, index: int) -> tuple[int, Structure]:
-    return structure.nodes_with_start()[index]
+    nodes = [(start, node) for _, start, node in structure.walk() if type(node) is Structure]
+    return nodes[index]
 
 
 # -- what a proxy is built from -------------------------------------------------------------------

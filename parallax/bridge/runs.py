@@ -56,7 +56,7 @@ class Run:
         """Writes what was emitted into the buffers that it is for."""
         structure: Structure = structure_in(self.module)
         leaves = gathered(self.module, structure)
-        written = merged(self.tree, leaves, structure.buffers, emissions)
+        written = merged(self.tree, leaves, structure, emissions)
         with torch.no_grad():
             for leaf, new in zip(leaves, written, strict=True):
                 if leaf is not None and new is not leaf:

@@ -196,8 +196,7 @@ class Skeleton:
         kinds = structure.cls.__layout__.kinds  # type: ignore[attr-defined]  # a module class
         weights: dict[str, int] = {}
         below: dict[str, Any] = {}
-        parts = zip(structure.keys(), structure.children, structure.starts(), strict=True)
-        for name, child, start in parts:
+        for name, start, child in structure.below:
             kind = kinds[name]
             if kind.leaf is Parameter:
                 weights[name] = self._unique[place + start]

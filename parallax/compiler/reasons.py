@@ -46,7 +46,7 @@ def changed(path: str, one: Structure, two: Structure) -> str:
         )
     if one.expand != two.expand:
         return f"other leaves of {path} are tied"
-    for (keys, a), (_, b) in zip(one.walk(), two.walk(), strict=True):
+    for (keys, _, a), (_, _, b) in zip(one.walk(), two.walk(), strict=True):
         if type(a) is Structure and a.local.note != b.local.note:
             place = ".".join([path, *map(str, keys)])
             pairs = zip(Note._fields, a.local.note, b.local.note, strict=True)

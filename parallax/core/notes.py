@@ -20,7 +20,7 @@ def addressed(structure: Structure, root: str = "") -> Structure:
     """The structure with every module's path, below that of the root."""
     found = structure.variants.get(("addressed", root))
     if found is None:
-        paths = [path for path, node in structure.walk() if type(node) is Structure]
+        paths = [path for path, _, node in structure.walk() if type(node) is Structure]
         found = structure.variants["addressed", root] = structure.renote(
             lambda index, node: node.note._replace(path=joined(root, *paths[index]))
         )
@@ -49,11 +49,11 @@ def carry_note(old: Structure, new: Structure, changed: tuple[str, ...]) -> Stru
     note = old.note
     if note.frozen:
         kept: list[int] = []
-        begin = dict(zip(new.keys(), new.starts(), strict=True))
-        for key, child, start in zip(old.keys(), old.children, old.starts(), strict=True):
+        begin = {key: start for key, start, _ in new.below}
+        for key, start, child in old.below:
             if key not in changed:
-                size = child.n_places
-                kept += [k - start + begin[key] for k in note.frozen if start <= k < start + size]
+                stop = start + child.n_places
+                kept += [k - start + begin[key] for k in note.frozen if start <= k < stop]
         note = note._replace(frozen=tuple(kept))
     local = local_of(new.cls, new.local.constants, new.local.key, note)
     return structure_of(local, new.children, new.expand)

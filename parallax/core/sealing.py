@@ -125,7 +125,7 @@ def _exchanged(layout: Layout, old: Any, fields: Mapping[str, Any]) -> tuple[Any
     for name, value in fields.items():
         if type(value) is not Tensor or name not in layout.lone_leaves:
             return None
-        place = structure.named[name][2]
+        place = structure.named[name][1]
         if type(leaves[place]) is not Tensor:
             return None
         leaves[place] = value

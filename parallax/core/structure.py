@@ -16,6 +16,7 @@ To dynamo everything here is a constant, whose methods run as they are while a f
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -25,7 +26,6 @@ from parallax._compat.opaque import constant_while_tracing
 from parallax.core.constants import constant_key, identity_key
 from parallax.core.containers import keys_of
 from parallax.core.entries import (
-    BUFFER,
     PLAIN,
     Leaf,
     Local,
@@ -148,10 +148,6 @@ class Structure:
 
     # -- looking ----------------------------------------------------------------------------
 
-    def nodes(self) -> list[Structure]:
-        """All nodes in preorder, this one first."""
-        return [node for _, node in self.nodes_with_start()]
-
     def keys(self) -> tuple[Any, ...]:
         """The key of each child: an attribute name, a dict key or an index."""
         layout = getattr(self.cls, "__layout__", None)
@@ -159,31 +155,31 @@ class Structure:
             return layout.children  # type: ignore[no-any-return]  # a tuple of names
         return keys_of(self.cls, self.local.constants, len(self.children))
 
-    def starts(self) -> tuple[int, ...]:
-        """For each child, the index of the place where its leaves start."""
-        start, starts = 0, []
-        for child in self.children:
-            starts.append(start)
-            start += child.n_places
-        return tuple(starts)
+    @cached_property
+    def below(self) -> tuple[tuple[Any, int, Child], ...]:
+        """For each child its key, the place where its leaves start, and the child."""
+        starts = itertools.accumulate([child.n_places for child in self.children], initial=0)
+        return tuple(zip(self.keys(), starts, self.children, strict=False))  # the last is the end
 
     @cached_property
-    def named(self) -> dict[str, tuple[Any, Child, int]]:
-        """For each child its part of a dotted path, the child, and where its leaves start."""
-        below = zip(self.keys(), self.children, self.starts(), strict=True)
-        return {str(key): (key, child, start) for key, child, start in below}
+    def named(self) -> dict[str, tuple[Any, int, Child]]:
+        """``below`` by the parts of dotted paths."""
+        return {str(child[0]): child for child in self.below}
 
-    def walk(self) -> list[tuple[tuple[Any, ...], Child]]:
-        """Every node and leaf with its path, in preorder."""
+    def walk(self) -> list[tuple[tuple[Any, ...], int, Child]]:
+        """This structure and all entries in it, in preorder: path, start of the leaves, entry."""
         found = []
-        stack: list[tuple[tuple[Any, ...], Child]] = [((), self)]
-        while stack:
-            path, node = stack.pop()
-            found.append((path, node))
-            if type(node) is Structure:
-                pairs = list(zip(node.keys(), node.children, strict=True))
-                stack += [((*path, key), child) for key, child in reversed(pairs)]
+        ahead: list[tuple[tuple[Any, ...], int, Child]] = [((), 0, self)]
+        while ahead:
+            path, start, entry = ahead.pop()
+            found.append((path, start, entry))
+            if type(entry) is Structure:
+                ahead += [((*path, key), start + k, child) for key, k, child in entry.below[::-1]]
         return found
+
+    def nodes(self) -> list[Structure]:
+        """All nodes in preorder, this one first."""
+        return [entry for _, _, entry in self.walk() if type(entry) is Structure]
 
     @cached_property
     def first(self) -> tuple[int, ...]:
@@ -202,21 +198,7 @@ class Structure:
     @cached_property
     def place_paths(self) -> tuple[str, ...]:
         """The dotted path of every place."""
-        return tuple(".".join(map(str, path)) for path, node in self.walk() if type(node) is Leaf)
-
-    @cached_property
-    def buffers(self) -> dict[str, dict[str, int]]:
-        """By the path above each place of a buffer and its name there, its unique leaf's index."""
-        index = iter(range(self.n_places) if self.expand is None else self.expand)
-        found: dict[str, dict[str, int]] = {}
-        for path, node in self.walk():
-            if type(node) is Structure:
-                found[".".join(map(str, path))] = {}
-            elif type(node) is Leaf:
-                leaf = next(index)
-                if node is BUFFER:
-                    found[".".join(map(str, path[:-1]))][str(path[-1])] = leaf
-        return found
+        return tuple(".".join(map(str, path)) for path, _, e in self.walk() if type(e) is Leaf)
 
     @cached_property
     def paths(self) -> tuple[str, ...]:
@@ -227,28 +209,18 @@ class Structure:
     @cached_property
     def roles(self) -> tuple[str, ...]:
         """The role of every unique leaf."""
-        places = [node.role for _, node in self.walk() if type(node) is Leaf]
+        places = [entry.role for _, _, entry in self.walk() if type(entry) is Leaf]
         return tuple(places[k] for k in self.first)
 
     @cached_property
     def frozen(self) -> tuple[bool, ...]:
         """Which unique leaves are frozen; a tied leaf is when any of its places is."""
         marks = [False] * self.n_leaves
-        for start, node in self.nodes_with_start():
-            for place in [start + offset for offset in node.note.frozen]:
+        for _, start, entry in self.walk():
+            for offset in entry.note.frozen if type(entry) is Structure else ():
+                place = start + offset
                 marks[place if self.expand is None else self.expand[place]] = True
         return tuple(marks)
-
-    def nodes_with_start(self) -> list[tuple[int, Structure]]:
-        """All nodes in preorder, each with the place its leaves start at."""
-        found = []
-        stack: list[tuple[int, Structure]] = [(0, self)]
-        while stack:
-            start, node = stack.pop()
-            found.append((start, node))
-            below = zip(node.starts(), node.children, strict=True)
-            stack += [(start + k, c) for k, c in reversed(list(below)) if type(c) is Structure]
-        return found
 
     @cached_property
     def trainable(self) -> tuple[bool, ...]:

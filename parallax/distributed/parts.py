@@ -38,7 +38,7 @@ def marked(module: Any, placed: Sequence[Placed | None], rules: Mapping[str, Any
             if one is not None and one.cuts.get(name) is not None:
                 parts[one.part] = name
     leaves, structure = flatten_module(module)
-    nodes = {notes.joined(*path): node for path, node in structure.walk()}
+    nodes = {notes.joined(*path): node for path, _, node in structure.walk()}
     paths = [path for path, node in nodes.items() if type(node) is Structure]
     called = {one: name for path, name in parts.items() for one in _called(path, nodes)}
     summed = _summed(placed, rules, nodes)

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from parallax._compat import functorch
+from parallax._compat.opaque import real
 from parallax.core import notes
+from parallax.core.entries import BUFFER
 from parallax.core.registry import flatten_module, unflatten_module
+from parallax.core.structure import Structure
 from parallax.effects.collection import Collection, EffectError, Emission, root_of
 from parallax.effects.emitting import IN_TURN, RULES, check
 
@@ -31,25 +34,38 @@ def applied(module: Any, collection: Collection) -> Any:
     if root:
         emissions = [(below(root, path), rule, said, out) for path, rule, said, out in emissions]
     leaves, structure = flatten_module(module)
-    after = merged(module, leaves, structure.buffers, emissions)
+    after = merged(module, leaves, structure, emissions)
     return unflatten_module(structure, after, module._rng)
 
 
+@real
+def _buffers_in(structure: Structure) -> dict[str, dict[str, int]]:
+    """By the path of a node and a name in it, the index of the unique leaf of each buffer."""
+    found: dict[str, dict[str, int]] | None = structure.variants.get("buffers")
+    if found is None:
+        found = structure.variants["buffers"] = {}
+        for path, place, entry in structure.walk():
+            if type(entry) is Structure:
+                found[notes.joined(*path)] = {}
+            elif entry is BUFFER:
+                leaf = place if structure.expand is None else structure.expand[place]
+                found[notes.joined(*path[:-1])][str(path[-1])] = leaf
+    return found
+
+
 def merged(
-    module: Any,
-    held: Sequence[Any],
-    places: dict[str, dict[str, int]],
-    emissions: Sequence[Emission],
+    module: Any, held: Sequence[Any], structure: Structure, emissions: Sequence[Emission]
 ) -> list[Any]:
     """The leaves with the emissions in their place.
 
     Args:
         module: what was collected, for the message of an error.
         held: its unique leaves.
-        places: the structure's ``buffers``.
+        structure: its structure.
         emissions: by paths that begin at the module.
     """
     leaves = list(held)
+    places = _buffers_in(structure)
     rules: dict[int, str | None] = {}
     several: dict[int, list[Tensor]] = {}
     for path, rule, buffers, relayed in emissions:

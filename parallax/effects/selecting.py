@@ -41,7 +41,7 @@ def _modules(structure: Structure) -> dict[str, Structure]:
     """Every module by its path; containers are none."""
     return {
         ".".join(map(str, path)): node
-        for path, node in structure.walk()
+        for path, _, node in structure.walk()
         if type(node) is Structure and hasattr(node.cls, "__layout__")
     }
 
@@ -79,7 +79,7 @@ def _by_state_name(structure: Structure, text: str, paths: tuple[str, ...]) -> t
     """The modules that a state dict calls so: ``"0"`` for ``"layers.0"`` of a ``Sequential``."""
     from parallax.tree.state_names import names_within
 
-    nodes = [path for path, node in structure.walk() if type(node) is Structure]
+    nodes = [path for path, _, node in structure.walk() if type(node) is Structure]
     begins = names_within(structure)[1]
     named: dict[str, str] = {}
     for node, begin in zip(nodes, begins, strict=True):
@@ -92,7 +92,7 @@ def _by_state_name(structure: Structure, text: str, paths: tuple[str, ...]) -> t
 
 def _nothing(structure: Structure, text: str, paths: tuple[str, ...]) -> str:
     name = structure.cls.__name__
-    held = {".".join(map(str, path)): node for path, node in structure.walk()}.get(text)
+    held = {".".join(map(str, path)): node for path, _, node in structure.walk()}.get(text)
     if held is not None:
         what = held.cls.__name__ if type(held) is Structure else getattr(held, "role", "constant")
         inside = any(path.startswith(f"{text}.") for path in paths)

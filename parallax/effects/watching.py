@@ -37,7 +37,7 @@ def watch(structure: Structure, paths: tuple[str, ...]) -> Structure:
         meant = set(paths)
         nodes = [
             (".".join(map(str, path)), node)
-            for path, node in structure.walk()
+            for path, _, node in structure.walk()
             if type(node) is Structure
         ]
         for path, node in nodes:
@@ -64,7 +64,7 @@ def watched_paths(structure: Structure) -> list[tuple[Any, ...]]:
     """Where the watched modules of a structure stand."""
     if not structure.watched:
         return []
-    nodes = [(path, node) for path, node in structure.walk() if type(node) is Structure]
+    nodes = [(path, node) for path, _, node in structure.walk() if type(node) is Structure]
     return [path for path, node in nodes if node.local.note.watched]
 
 

@@ -138,7 +138,7 @@ def nodes_of(structure: Structure, path: str = "") -> list[Node]:
     """
     found = []
     start = (path,) if path else ()
-    for inner, node in structure.walk():
+    for inner, _, node in structure.walk():
         if type(node) is Structure:
             layout = getattr(node.cls, "__layout__", None)
             names = ("keys",) if layout is None else layout.constants

@@ -40,7 +40,7 @@ def as_saved(like: M, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     kinds = {node.cls for node in structure.nodes() if hasattr(node.cls, "__as_saved__")}
     if nodes is None or not kinds:
         return like
-    walk = [path for path, node in structure.walk() if type(node) is Structure]
+    walk = [path for path, _, node in structure.walk() if type(node) is Structure]
     begins = dict(zip(map(_dotted, walk), names_within(structure)[1], strict=True))
     classes = {path: name for path, name, _ in nodes}
     constants = {path: values for path, _, values in nodes}

@@ -112,7 +112,7 @@ def difference(structure: Structure, other: Structure) -> tuple[str, str, str] |
             return _differing_field(path, a, b)
         stack += [
             (f"{path}.{key}" if path else str(key), c, d)
-            for key, c, d in reversed(list(zip(a.keys(), a.children, b.children, strict=True)))
+            for (key, _, c), d in reversed(list(zip(a.below, b.children, strict=True)))
         ]
     return None
 

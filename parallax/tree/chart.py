@@ -240,7 +240,7 @@ def _walk(part: Structure | None) -> Iterable[tuple[tuple[Any, ...], Any]]:
     """Every node and leaf of a module, or the leaf outside of any, with its keys; no constants."""
     if part is None:
         return [((), SLOT)]
-    return [(keys, node) for keys, node in part.walk() if type(node) is not Static]
+    return [(keys, node) for keys, _, node in part.walk() if type(node) is not Static]
 
 
 def _same(one: Entry, two: Entry) -> bool:

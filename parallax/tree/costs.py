@@ -177,7 +177,7 @@ def _modules(structure: Structure) -> dict[str, Structure]:
     """Every module by its path, the outermost first."""
     return {
         ".".join(map(str, path)): node
-        for path, node in structure.walk()
+        for path, _, node in structure.walk()
         if type(node) is Structure and hasattr(node.cls, "__layout__")
     }
 
@@ -186,9 +186,9 @@ def _parameters(structure: Structure, leaves: tuple[Any, ...]) -> dict[str, int]
     """By a module's path, how many numbers the parameters at and below it hold, tied ones once."""
     places = range(structure.n_places) if structure.expand is None else structure.expand
     found = {}
-    walk = [(path, node) for path, node in structure.walk() if type(node) is Structure]
-    starts = structure.nodes_with_start()
-    for (path, _), (start, node) in zip(walk, starts, strict=True):
+    for path, start, node in structure.walk():
+        if type(node) is not Structure:
+            continue
         own = {places[k] for k in range(start, start + node.n_places)}
         found[".".join(map(str, path))] = sum(
             [

@@ -103,7 +103,7 @@ class Survey:
             if found is None:
                 return None
             above = node.cls
-            key, node, start = found
+            key, start, node = found
             keys.append(key)
             place += start
         if type(node) is Static:

@@ -98,11 +98,10 @@ def unsaved(structure: Structure) -> set[int]:
     Their class defines ``__unsaved__``, which takes its constants to the names of such fields.
     """
     places = set()
-    for start, node in structure.nodes_with_start():
-        cls: Any = node.cls
+    for _, start, node in structure.walk():
+        cls: Any = getattr(node, "cls", None)
         if hasattr(cls, "__unsaved__"):
             constants = dict(zip(cls.__layout__.constants, node.local.constants, strict=True))
             names = cls.__unsaved__(constants)
-            pairs = zip(node.keys(), node.starts(), strict=True)
-            places |= {start + offset for key, offset in pairs if key in names}
+            places |= {start + offset for key, offset, _ in node.below if key in names}
     return places

@@ -181,7 +181,7 @@ def _owners(structure: Structure) -> dict[str, tuple[str, bool]]:
     """For each leaf's path the class of the module it belongs to, and if that stays in eval."""
     owners: dict[str, tuple[str, bool]] = {}
     modules: dict[tuple[Any, ...], tuple[str, bool]] = {}
-    for path, node in structure.walk():
+    for path, _, node in structure.walk():
         if type(node) is Structure:
             is_own = hasattr(node.cls, "__layout__")
             own = (node.cls.__name__, node.note.stays_eval) if is_own else ("", False)

@@ -71,7 +71,7 @@ def test_marks_stay_on_their_leaves_in_compiled_code() -> None:
 def test_every_module_gets_its_mode_and_path(case: Case) -> None:
     spec = spec_of(case.make())
     told = with_mode(spec, "root", "eval")
-    paths = {path: node for path, node in told.walk() if hasattr(node, "note")}
+    paths = {path: node for path, _, node in told.walk() if hasattr(node, "note")}
     for path, node in paths.items():
         if hasattr(node.cls, "__layout__"):
             assert node.note.mode == "eval" and node.note.path == joined("root", *path)

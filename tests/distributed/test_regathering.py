@@ -55,7 +55,7 @@ def net(width: int, *, stacked: bool = False) -> Any:
 
 def gathering(structure: Structure, parts: Sequence[str]) -> Structure:
     """The structure in which calls of these modules gather; a plan for one process has none."""
-    nodes = [notes.joined(*path) for path, node in structure.walk() if type(node) is Structure]
+    nodes = [notes.joined(*path) for path, _, node in structure.walk() if type(node) is Structure]
     return structure.renote(
         lambda index, node: node.note._replace(gathered="dp" if nodes[index] in parts else "")
     )
