@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax.core.containers import built, is_named_tuple, opened
-from parallax.core.description import container_structure, role_of, spec_of
+from parallax.core.description import container_structure, leaves_at_places, spec_of
 from parallax.core.entries import Static
 from parallax.core.fields import Lazy
 from parallax.core.frozendict import FrozenDict
@@ -20,29 +20,35 @@ from parallax.core.structure import Structure
 __all__ = ["annotation_of", "enter", "freeze"]
 
 
-def enter(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
+def enter(value: Any, kind: Kind, where: str, leaves: list[Any]) -> tuple[Any, Any]:
     """A value that its field allows, with its containers frozen, and its entry in the structure.
 
-    ``where`` is the field in error messages, as ``Class.field``.
+    Its leaves are appended, one for each place. ``where`` is the field in error messages, as
+    ``Class.field``.
     """
     if kind.leaf is not None and isinstance(value, (Tensor, Lazy)):
-        return _enter_leaf(value, kind, where)
+        _check_leaf(value, kind, where)
+        leaves.append(value)
+        return value, kind.role()
     if value is None:
         if kind.optional or kind.constant:  # a hole, also where constants are allowed
-            return None, role_of(kind)
+            leaves.append(None)
+            return None, kind.role()
     elif is_module(value):
         if kind.child:
-            return value, _enter_module(value, where)
+            _check_finished(value, where)
+            leaves += leaves_at_places(value)
+            return value, spec_of(value)
     else:
         container = _as_container(value, kind, where)
         if container is not None:
-            return _enter_container(container, kind, where)
+            return _enter_container(container, kind, where, leaves)
     if kind.constant and not is_module(value):
         return value, Static(value, where)
     raise TypeError(_unexpected(value, kind, where))
 
 
-def _enter_leaf(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
+def _check_leaf(value: Any, kind: Kind, where: str) -> None:
     if isinstance(value, Lazy):
         if kind.leaf is not Tensor and type(value) is not kind.leaf:
             assert kind.leaf is not None
@@ -52,16 +58,14 @@ def _enter_leaf(value: Any, kind: Kind, where: str) -> tuple[Any, Any]:
                 f"Write '{name}: {given}', or assign {kind.leaf.__name__}(shape, init)."
             )
         value.owner = value.owner or where
-    return value, role_of(kind)
 
 
-def _enter_module(value: Any, where: str) -> Structure:
+def _check_finished(value: Any, where: str) -> None:
     if value._spec is None:
         raise ValueError(
             f"{where} was given {type(value).__name__} while that is still being constructed: "
             f"a module cannot contain itself. Pass what the child needs as arguments instead."
         )
-    return spec_of(value)
 
 
 def _as_container(value: Any, kind: Kind, where: str) -> Any:
@@ -78,13 +82,15 @@ def _as_container(value: Any, kind: Kind, where: str) -> Any:
     return None
 
 
-def _enter_container(container: Any, kind: Kind, where: str) -> tuple[Any, Structure]:
+def _enter_container(
+    container: Any, kind: Kind, where: str, leaves: list[Any]
+) -> tuple[Any, Structure]:
     cls: Any = type(container)
     found: Any = opened(container)
     constants, children = found
     names = constants[0] if cls is FrozenDict else range(len(children))
     pairs = [
-        enter(child, kind.below(cls, k), f"{where}[{name!r}]")
+        enter(child, kind.below(cls, k), f"{where}[{name!r}]", leaves)
         for k, (name, child) in enumerate(zip(names, children, strict=True))
     ]
     if any([new is not child for (new, _), child in zip(pairs, children, strict=True)]):

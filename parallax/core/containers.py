@@ -21,15 +21,15 @@ def is_named_tuple(cls: type) -> bool:
     return issubclass(cls, tuple) and hasattr(cls, "_fields")
 
 
-def opened(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
+def opened(tree: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
     """The constants and the children of a container; ``None`` for anything else."""
-    cls = type(value)
+    cls = type(tree)
     if cls in NODES:
-        children, metadata = NODES[cls].flatten(value)
+        children, metadata = NODES[cls].flatten(tree)
         return (metadata,), tuple(children)
     if cls is FrozenDict:
-        return (tuple(value),), tuple(value.values())
-    return ((), value) if cls is tuple or is_named_tuple(cls) else None
+        return (tuple(tree),), tuple(tree.values())
+    return ((), tree) if cls is tuple or is_named_tuple(cls) else None
 
 
 def built(cls: Any, constants: tuple[Any, ...], children: Sequence[Any]) -> Any:

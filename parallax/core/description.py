@@ -6,6 +6,7 @@ them when it is first taken apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -14,18 +15,8 @@ from parallax._compat.dynamo import is_compiling
 from parallax._compat.opaque import real
 from parallax.core.constants import constant_key
 from parallax.core.containers import opened
-from parallax.core.entries import (
-    BUFFER,
-    PARAMETER,
-    PLAIN,
-    SLOT,
-    Leaf,
-    Local,
-    Note,
-    Static,
-    local_of,
-)
-from parallax.core.fields import Lazy, Parameter
+from parallax.core.entries import PLAIN, Local, Note, Static, local_of
+from parallax.core.fields import Lazy
 from parallax.core.kinds import Kind
 from parallax.core.layout import Layout
 from parallax.core.nodes import is_module
@@ -35,16 +26,14 @@ from parallax.core.ties import find_ties
 __all__ = [
     "container_structure",
     "describe",
-    "gather",
+    "leaves_at_places",
     "leaves_of",
     "local_part",
     "note_of",
-    "role_of",
     "spec_of",
     "structure_with",
 ]
 
-_ROLES: dict[type, Leaf] = {Parameter: PARAMETER, Tensor: SLOT}
 _set = object.__setattr__
 
 
@@ -85,42 +74,45 @@ def describe(module: Any) -> Structure:
             f"__init__ on. Work on the fields, or on the finished module."
         )
     layout: Any = type(module).__layout__.itself()
-    leaves: list[Any] = []
-    children = []
-    for name in layout.children:
-        value = getattr(module, name)
-        entry = _describe(value, layout.kinds[name], name)
-        children.append(entry)
-        gather(value, entry, leaves)
-    unique, expand = find_ties(leaves)
+    leaves: Any = []
+    children = [
+        _describe(getattr(module, name), layout.kinds[name], name, leaves)
+        for name in layout.children
+    ]
     constants = tuple([getattr(module, name) for name in layout.constants])
+    leaves, expand = find_ties(leaves)
     structure = structure_with(layout, constants, tuple(children), expand, tuple(note_of(module)))
     if not is_compiling():
         _set(module, "_spec", structure)
-        _set(module, "_leaves", unique)
+        _set(module, "_leaves", leaves)
     return structure
 
 
-def _describe(value: Any, kind: Kind, where: str) -> Any:
+def _describe(child: Any, kind: Kind, where: str, leaves: list[Any]) -> Any:
     """As ``enter`` for values that were checked before: any value in a leaf's place is a leaf."""
-    if is_module(value):
-        return spec_of(value)
-    found = opened(value) if kind.holds(type(value)) else None
-    if found is not None:
-        constants, children = found
-        entries = [
-            _describe(child, kind.below(type(value), k), where) for k, child in enumerate(children)
-        ]
-        return container_structure(type(value), constants, tuple(entries))
-    if kind.constant and value is not None and not isinstance(value, (Tensor, Lazy)):
-        return Static(value, where)
-    return role_of(kind)
+    if is_module(child):
+        leaves += leaves_at_places(child)
+        return spec_of(child)
+    cls = type(child)
+    if kind.holds(cls):
+        constants, children = opened(child) or ((), ())
+        children = tuple(
+            [
+                _describe(child, kind.below(cls, k), where, leaves)
+                for k, child in enumerate(children)
+            ]
+        )
+        return container_structure(cls, constants, children)
+    if kind.constant and child is not None and not isinstance(child, (Tensor, Lazy)):
+        return Static(child, where)
+    leaves.append(child)
+    return kind.role()
 
 
-@real
-def role_of(kind: Kind) -> Leaf:
-    """The role of a leaf in the place of a value of this kind."""
-    return SLOT if kind.leaf is None else _ROLES.get(kind.leaf, BUFFER)
+def leaves_at_places(module: Any) -> Sequence[Any]:
+    """The leaves of a module, a tied one in each of its places."""
+    leaves, expand = leaves_of(module), spec_of(module).expand
+    return leaves if expand is None else [leaves[k] for k in expand]
 
 
 def local_part(module: Any) -> Local:
@@ -128,19 +120,6 @@ def local_part(module: Any) -> Local:
     layout: Layout = type(module).__layout__.itself()
     constants = tuple([getattr(module, name) for name in layout.constants])
     return layout.local(constants, tuple(note_of(module)))
-
-
-def gather(value: Any, entry: Any, leaves: list[Any]) -> None:
-    """Appends the leaves of a child, one per place."""
-    if type(entry) is not Structure:
-        if type(entry) is not Static:
-            leaves.append(value)
-    elif is_module(value):
-        unique = leaves_of(value)
-        expand = entry.expand
-        leaves.extend(unique if expand is None else [unique[k] for k in expand])
-    else:
-        leaves.extend(entry.traced("collect")(value) if is_compiling() else entry.collect(value))
 
 
 @real
@@ -157,8 +136,8 @@ def structure_with(
 
 @real
 def container_structure(
-    cls: type, constants: tuple[Any, ...], entries: tuple[Any, ...]
+    cls: type, constants: tuple[Any, ...], children: tuple[Any, ...]
 ) -> Structure:
     """The structure of a container with these constants and entries."""
     key = tuple(constant_key(value, cls.__name__) for value in constants)
-    return structure_of(local_of(cls, constants, key), entries)
+    return structure_of(local_of(cls, constants, key), children)

@@ -116,14 +116,14 @@ _locals: WeakValueDictionary[Any, Local] = WeakValueDictionary()
 def local_of(cls: type, constants: tuple[Any, ...], key: Any, note: Note = PLAIN) -> Local:
     """The interned ``Local`` of these parts."""
     name = (cls, *map(identity_key, constants), note)
-    found = _locals.get(name)
-    if found is None:
-        found = _locals[name] = Local(cls, constants, key, note)
+    local = _locals.get(name)
+    if local is None:
+        local = _locals[name] = Local(cls, constants, key, note)
         if note.gathered or note.summed:
             from parallax.distributed.calls import communicate_in_calls  # it imports this file
 
             communicate_in_calls(cls)
-    return found
+    return local
 
 
 def class_of_instances(local: Local) -> type:

@@ -20,6 +20,8 @@ import typing_extensions
 from torch import Tensor
 
 from parallax._compat.opaque import constant_while_tracing
+from parallax.core.containers import is_named_tuple
+from parallax.core.entries import BUFFER, PARAMETER, SLOT, Leaf
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import NODES, is_node
@@ -61,11 +63,15 @@ class Kind:
         inner = (*(self.items or ()), *((self.mapping,) if self.mapping else ()))
         return self.constant or any(kind.mixed for kind in inner)
 
+    def role(self) -> Leaf:
+        """The role of a leaf in the place of a value of this kind."""
+        return SLOT if self.leaf is None else _ROLES.get(self.leaf, BUFFER)
+
     def holds(self, cls: type) -> bool:
         """Whether an instance of a class is a container here, and not a constant."""
         if cls is FrozenDict:
             return self.mapping is not None
-        return cls in NODES or (self.items is not None and issubclass(cls, tuple))
+        return cls in NODES or (self.items is not None and (cls is tuple or is_named_tuple(cls)))
 
     def below(self, cls: type, index: int) -> Kind:
         """The kind of a child of a container of this class."""
@@ -78,6 +84,7 @@ class Kind:
         return self.items[0] if self.variadic else self.items[index]
 
 
+_ROLES: dict[type, Leaf] = {Parameter: PARAMETER, Tensor: SLOT}
 CONSTANT = Kind(constant=True)
 _ANY = Kind(leaf=Tensor, child=True, optional=True)  # inside a registered node
 

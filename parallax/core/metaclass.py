@@ -170,7 +170,8 @@ def place_init(cls: Any) -> None:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         cls.__bare_init__(self, *args, **kwargs)
         if is_compiling() and type(self) is cls:
-            check_set(type(self).__layout__, self)
+            layout = type(self).__layout__
+            check_set(layout, self, layout.fields)
             object.__setattr__(self, "_spec", PLAIN)
             for check in type(self).__ready__[2]:
                 check(self)

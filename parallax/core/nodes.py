@@ -61,9 +61,9 @@ NODES: dict[type, Node] = {}
 """Classes that users registered; modules are recognised by their layout instead."""
 
 
-def is_module(value: Any) -> bool:
-    """Whether a value is a module; one attribute read, faster than ``isinstance`` here."""
-    return hasattr(type(value), "__layout__")
+def is_module(tree: Any) -> bool:
+    """Whether a tree is one module; an attribute is read faster than ``isinstance`` looks."""
+    return hasattr(type(tree), "__layout__")
 
 
 def is_node(cls: Any) -> bool:

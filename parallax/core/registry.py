@@ -82,15 +82,15 @@ def unflatten_module(structure: Structure, leaves: Iterable[Any], rng: Any = Non
         >>> torch.equal(halved.weight, linear.weight / 2)
         True
     """
-    kept = tuple(leaves)
+    leaves = tuple(leaves)
     if not dynamo.is_compiling():
-        module = structure.build(kept, rng)
-        _set(module, "_leaves", kept)
+        module = structure.build(leaves, rng)
+        _set(module, "_leaves", leaves)
         return module
     traced = structure.itself().traced  # type: ignore[attr-defined]  # of every constant of a trace
-    module = traced("build")(kept) if rng is None else traced("build_with_rng")(kept, rng)
+    module = traced("build")(leaves) if rng is None else traced("build_with_rng")(leaves, rng)
     # Spelled out: dynamo takes an alias of it for the __setattr__ of the class.
-    object.__setattr__(module, "_leaves", kept)
+    object.__setattr__(module, "_leaves", leaves)
     return module
 
 

@@ -12,9 +12,8 @@ rules and messages are in one place. For four fields it takes 0.5 us, and the ge
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +21,13 @@ from torch import Tensor
 from parallax._compat.dynamo import is_compiling
 from parallax.core.admission import enter, freeze
 from parallax.core.code import function_of
-from parallax.core.description import gather, leaves_of, note_of, spec_of, structure_with
+from parallax.core.description import (
+    leaves_at_places,
+    leaves_of,
+    note_of,
+    spec_of,
+    structure_with,
+)
 from parallax.core.entries import PLAIN
 from parallax.core.fields import MISSING, Buffer, Field, Lazy, Parameter
 from parallax.core.layout import Layout
@@ -41,43 +46,40 @@ _PLAIN = frozenset(
 )
 
 
-def seal(
-    layout: Layout,
-    module: Any,
-    admitted: Mapping[str, Any] = MappingProxyType({}),
-) -> None:
+def seal(layout: Layout, module: Any, old: Any = None, changed: Container[str] = ()) -> None:
     """Checks a constructed module and attaches its structure; then it is frozen.
 
-    Fields that are ``admitted`` were checked and converted before, and may hold holes since then;
-    they come with their entries, constants with ``None``.
+    Of a copy of ``old`` only fields that are ``changed`` are checked and converted: the others were
+    before, and may hold holes since then.
     """
     constants, children = [], []
     leaves: list[Any] = []
+    places = () if old is None else leaves_at_places(old)
     for name, field in layout.fields.items():
-        value = getattr(module, name) if name in admitted else _final(layout, module, name, field)
-        where = f"{layout.cls.__name__}.{name}"
-        if name in layout.kinds:
-            entry = admitted.get(name)
-            if entry is None:
-                given = value
-                value, entry = enter(given, layout.kinds[name], where)
-                if value is not given:  # its containers are frozen now
-                    object.__setattr__(module, name, value)
-            children.append(entry)
-            gather(value, entry, leaves)
-        else:
+        kept = old is not None and name not in changed
+        value = getattr(module, name) if kept else _final(layout, module, name, field)
+        if name not in layout.kinds:
             constants.append(value)
+            continue
+        if kept:
+            _, start, entry = spec_of(old).named[name]
+            leaves += places[start : start + entry.n_places]
+        else:
+            where = f"{layout.cls.__name__}.{name}"
+            given, (value, entry) = value, enter(value, layout.kinds[name], where, leaves)
+            if value is not given:  # its containers are frozen now
+                object.__setattr__(module, name, value)
+        children.append(entry)
     unique, expand = find_ties(leaves)
     structure = structure_with(layout, tuple(constants), tuple(children), expand, PLAIN)
     object.__setattr__(module, "_spec", structure)
     object.__setattr__(module, "_leaves", unique)
 
 
-def check_set(layout: Layout, module: Any, admitted: Container[str] = ()) -> None:
-    """The part of ``seal`` that can be traced: every field is set, and containers are frozen."""
-    for name, field in layout.fields.items():
-        if name in admitted:
-            continue
+def check_set(layout: Layout, module: Any, names: Iterable[str]) -> None:
+    """The part of ``seal`` that can be traced: fields are set, and containers are frozen."""
+    for name in names:
+        field = layout.fields[name]
         value = _final(layout, module, name, field)
         kind = field.kind.itself()
         if name in layout.kinds and not kind.flat:
@@ -93,7 +95,7 @@ def seal_copy(old: Any, fields: Mapping[str, Any]) -> Any:
         value = fields[name] if name in fields else getattr(old, name)
         object.__setattr__(module, name, value)
     if is_compiling():
-        check_set(layout, module, [name for name in layout.fields if name not in fields])
+        check_set(layout, module, fields)
         note = note_of(old)
         object.__setattr__(module, "_spec", note._replace(frozen=()))
         carried = bool(note.frozen)
@@ -102,8 +104,7 @@ def seal_copy(old: Any, fields: Mapping[str, Any]) -> Any:
         object.__setattr__(module, "_leaves", leaves)
         carried = False
     else:
-        entries = dict(zip(layout.children, spec_of(old).children, strict=True))
-        seal(layout, module, {n: entries.get(n) for n in layout.fields if n not in fields})
+        seal(layout, module, old, fields)
         carried = True
     if carried:
         made = carry_note(spec_of(old), spec_of(module), tuple(fields))

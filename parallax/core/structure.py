@@ -54,13 +54,13 @@ def structure_of(
     """The interned ``Structure`` of these parts."""
     # The parts are interned, and the value keeps them alive.
     name = (id(local), *map(_identity, children), expand)
-    found = _structures.get(name)
-    if found is None:
-        found = _structures[name] = Structure(local, children, expand)
+    structure = _structures.get(name)
+    if structure is None:
+        structure = _structures[name] = Structure(local, children, expand)
         layout = getattr(local.cls, "__layout__", None)
         if layout is not None:  # kept, so that a loop that makes and drops it makes it once
-            layout.latest.append(found)
-    return found
+            layout.latest.append(structure)
+    return structure
 
 
 def _identity(child: Child) -> Any:
@@ -114,7 +114,7 @@ class Structure:
     @cached_property
     def plan(self) -> tuple[Any, ...]:
         """What the generated ``build`` needs per node, in preorder: see ``Shape``."""
-        return tuple(node._given for node in self.nodes())
+        return tuple([structure._given for structure in self.nodes()])
 
     @cached_property
     def _given(self) -> Any:
@@ -124,7 +124,7 @@ class Structure:
             return self, *self.local.constants, *statics
         if self.cls in NODES:
             return self.local.constants
-        return [c.value if type(c) is Static else None for c in self.children]
+        return [child.value if type(child) is Static else None for child in self.children]
 
     def build(self, leaves: Any, rng: Any = None) -> Any:
         """A new tree of this structure around unique ``leaves``; runs no user code."""
@@ -168,18 +168,20 @@ class Structure:
 
     def walk(self) -> list[tuple[tuple[Any, ...], int, Child]]:
         """This structure and all entries in it, in preorder: path, start of the leaves, entry."""
-        found = []
-        ahead: list[tuple[tuple[Any, ...], int, Child]] = [((), 0, self)]
-        while ahead:
-            path, start, entry = ahead.pop()
-            found.append((path, start, entry))
-            if type(entry) is Structure:
-                ahead += [((*path, key), start + k, child) for key, k, child in entry.below[::-1]]
-        return found
+        walk = []
+        children: list[tuple[tuple[Any, ...], int, Child]] = [((), 0, self)]
+        while children:
+            path, start, child = children.pop()
+            walk.append((path, start, child))
+            if type(child) is Structure:
+                children += [
+                    ((*path, key), start + k, child) for key, k, child in child.below[::-1]
+                ]
+        return walk
 
     def nodes(self) -> list[Structure]:
         """All nodes in preorder, this one first."""
-        return [entry for _, _, entry in self.walk() if type(entry) is Structure]
+        return [child for _, _, child in self.walk() if type(child) is Structure]
 
     @cached_property
     def first(self) -> tuple[int, ...]:

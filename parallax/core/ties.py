@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,29 +13,22 @@ from parallax.core.fields import Lazy
 __all__ = ["find_ties"]
 
 
-def find_ties(places: list[Any]) -> tuple[tuple[Any, ...], tuple[int, ...] | None]:
-    """The unique leaves, and per place the index of its own: one tensor in two places is a tie.
+def find_ties(leaves: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[int, ...] | None]:
+    """The unique leaves among those of all places, and for each place the index of its own.
 
-    One declaration in two places is a tie, too. Equal numbers in the places of leaves are not:
-    Python makes one object of them by chance.
+    One tensor, or one declaration, in two places is a tie; without any the indices are ``None``.
+    Equal numbers in the places of leaves are no tie: Python makes one object of them by chance.
     """
-    traced = (
-        is_compiling()
-    )  # dynamo has no id of a tensor, and hashes it by identity, as Python does
-    if not traced:
-        present = [id(leaf) for leaf in places if isinstance(leaf, (Tensor, Lazy))]
-        if len(set(present)) == len(present):
-            return tuple(places), None
+    if is_compiling():  # dynamo has no id of a tensor, and hashes it by identity, as Python does
+        names = [leaf if isinstance(leaf, Tensor) else k for k, leaf in enumerate(leaves)]
+    else:
+        # No id is negative.
+        tied = [isinstance(leaf, (Tensor, Lazy)) for leaf in leaves]
+        names = [
+            id(leaf) if t else ~k for k, (leaf, t) in enumerate(zip(leaves, tied, strict=True))
+        ]
     index: dict[Any, int] = {}
-    unique: list[Any] = []
-    expand: list[int] = []
-    for leaf in places:
-        if isinstance(leaf, Tensor if traced else (Tensor, Lazy)):
-            name = leaf if traced else id(leaf)
-            if name in index:
-                expand.append(index[name])
-                continue
-            index[name] = len(unique)
-        expand.append(len(unique))
-        unique.append(leaf)
-    return tuple(unique), None if len(unique) == len(places) else tuple(expand)
+    expand = [index.setdefault(name, len(index)) for name in names]
+    if len(index) == len(leaves):
+        return tuple(leaves), None
+    return tuple(dict(zip(expand, leaves, strict=True)).values()), tuple(expand)

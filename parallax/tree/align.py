@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from parallax._compat.opaque import real
+from parallax.core.description import leaves_of, spec_of
 from parallax.core.entries import Leaf, Static
 from parallax.core.nodes import is_module
-from parallax.core.registry import flatten_module
 from parallax.core.structure import Structure
 
 __all__ = ["align", "align_places", "difference", "misfit"]
@@ -28,28 +28,30 @@ def align(structure: Structure, other: Any, path: str = "") -> Sequence[Any]:
     Raises:
         ValueError: if the skeletons differ, or ``other`` has two values for one tied leaf.
     """
-    leaves, theirs = _fitting(structure, other, path)
-    if theirs is structure or theirs.expand == structure.expand:
+    leaves, expand = _fitting(structure, other, path)
+    if expand == structure.expand:
         return leaves
-    places = leaves if theirs.expand is None else [leaves[k] for k in theirs.expand]
+    if expand is not None:
+        leaves = [leaves[k] for k in expand]
     for place, first in structure.ties:
-        if places[place] is not places[first]:
+        if leaves[place] is not leaves[first]:
             raise ValueError(_untied(structure.place_paths[first], structure.place_paths[place]))
-    return [places[k] for k in structure.first]
+    return [leaves[k] for k in structure.first]
 
 
-def _fitting(structure: Structure, other: Any, path: str) -> tuple[Sequence[Any], Structure]:
-    """The leaves and structure of ``other``, whose skeleton fits but for ties."""
+def _fitting(
+    structure: Structure, other: Any, path: str
+) -> tuple[Sequence[Any], tuple[int, ...] | None]:
+    """The leaves of ``other``, whose skeleton fits but for ties, and which of them is where."""
     if not is_module(other):
         raise ValueError(_no_module(path, structure.cls.__name__, other))
-    leaves, theirs = flatten_module(other)
-    if theirs is not structure and theirs.skeleton != structure.skeleton:
-        found = difference(structure, theirs)
+    if spec_of(other) is not structure and spec_of(other).skeleton != structure.skeleton:
+        found = difference(structure, spec_of(other))
         if found is not None:
             below, expected, got = found
             top = path or structure.cls.__name__
             raise ValueError(misfit(f"{top}.{below}" if below else top, expected, got))
-    return leaves, theirs
+    return leaves_of(other), spec_of(other).expand
 
 
 def align_places(structure: Structure, other: Any, path: str = "") -> tuple[list[Any], list[int]]:
@@ -61,9 +63,12 @@ def align_places(structure: Structure, other: Any, path: str = "") -> tuple[list
     Raises:
         ValueError: if classes or constants differ; the message names the first path.
     """
-    leaves, theirs = _fitting(structure, other, path)
-    expand = list(range(theirs.n_places) if theirs.expand is None else theirs.expand)
-    return [leaves[k] for k in expand], expand
+    leaves, expand = _fitting(structure, other, path)
+    return (
+        (list(leaves), [*range(len(leaves))])
+        if expand is None
+        else ([leaves[k] for k in expand], [*expand])
+    )
 
 
 def _untied(one: str, two: str) -> str:

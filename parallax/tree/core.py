@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._errors.arguments import check_function, shown
+from parallax.core.description import leaves_of, spec_of
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
@@ -44,38 +45,29 @@ def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
         >>> tree.unflatten(spec, [2 * leaf for leaf in leaves])["p"].at
         tensor([2., 2.])
     """
-    found, spec = opened(tree)
-    return list(found), spec
+    leaves, spec = opened(tree)
+    return list(leaves), spec
 
 
 def opened(tree: Any) -> tuple[Sequence[Any], TreeSpec]:
     """As ``flatten``; the leaves of a lone module as they are kept on it."""
     if is_module(tree):
-        found, part = flatten_module(tree)
-        return found, TreeSpec(None, (part,), (tree._rng,))
+        return leaves_of(tree), TreeSpec(None, (spec_of(tree),), (tree._rng,))
     if isinstance(tree, Tensor):
         return (tree,), LONE
-    items, outer = opened_outside(tree)
-    if not any([is_module_class(cls) for cls in {type(item) for item in items}]):
-        if len(items) == 1 and items[0] is tree:
-            return items, LONE
-        holes = (None,) * len(items)
-        return items, TreeSpec(outer, holes, holes)
+    children, outer = opened_outside(tree)
+    if not any([is_module_class(cls) for cls in {type(child) for child in children}]):
+        if len(children) == 1 and children[0] is tree:
+            return children, LONE
+        holes = (None,) * len(children)
+        return children, TreeSpec(outer, holes, holes)
     leaves: list[Any] = []
-    parts: list[Structure | None] = []
-    rngs: list[Any] = []
-    for item in items:
-        if isinstance(item, torch.nn.Module):
-            refuse_torch_module(item)
-        if is_module(item):
-            found, part = flatten_module(item)
-            leaves.extend(found)
-            parts.append(part)
-            rngs.append(item._rng)
-        else:
-            leaves.append(item)
-            parts.append(None)
-            rngs.append(None)
+    for child in children:
+        if isinstance(child, torch.nn.Module):
+            refuse_torch_module(child)
+        leaves += leaves_of(child) if is_module(child) else (child,)
+    parts = [spec_of(child) if is_module(child) else None for child in children]
+    rngs = [child._rng if is_module(child) else None for child in children]
     return leaves, TreeSpec(outer, tuple(parts), tuple(rngs))
 
 
@@ -206,43 +198,42 @@ def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
         {'a': tensor([2.])}
     """
     check_function("tree.map", fn, "tree.map(torch.neg, model)")
-    spec: TreeSpec | Structure
-    if not is_module(tree):
-        if is_module(fn) and callable(tree):
-            raise TypeError("tree.map: the function comes first. Write tree.map(fn, model)")
-        spec, found, others = columns(tree, rest)
-    else:  # the usual case, with less
-        found, spec = flatten_module(tree)
-        others = [align(spec, other) for other in rest]
-    made = _apply(fn, spec, found, others)
-    if isinstance(spec, TreeSpec):
-        return cast(T, spec.build(made))
-    return unflatten_module(spec, made, tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
+    leaves: Sequence[Any]
+    if is_module(tree):  # the usual case, with less
+        leaves, structure = flatten_module(tree)
+        leaves = _apply(fn, structure, leaves, [align(structure, other) for other in rest])
+        return unflatten_module(structure, leaves, tree._rng)  # type: ignore[attr-defined, no-any-return]  # a module of T
+    if is_module(fn) and callable(tree):
+        raise TypeError("tree.map: the function comes first. Write tree.map(fn, model)")
+    spec, leaves, others = columns(tree, rest)
+    return cast(T, spec.build(_apply(fn, spec, leaves, others)))
 
 
 def _apply(
     fn: Callable[..., Any],
-    spec: TreeSpec | Structure,
-    first: Sequence[Any],
+    structure: TreeSpec | Structure,
+    leaves: Sequence[Any],
     others: Sequence[Sequence[Any]],
 ) -> list[Any]:
     """``fn`` of the leaves beside each other."""
     try:
         if not others:
-            return [None if a is None else fn(a) for a in first]
+            return [None if leaf is None else fn(leaf) for leaf in leaves]
         if len(others) == 1:
-            rows = zip(first, others[0], strict=True)
-            return [a if a is None or b is None else fn(a, b) for a, b in rows]
+            rows = zip(leaves, others[0], strict=True)
+            return [
+                leaf if leaf is None or other is None else fn(leaf, other) for leaf, other in rows
+            ]
         return [
-            a if a is None or any(b is None for b in bs) else fn(a, *bs)
-            for a, *bs in zip(first, *others, strict=True)
+            leaf if leaf is None or any(other is None for other in others) else fn(leaf, *others)
+            for leaf, *others in zip(leaves, *others, strict=True)
         ]
     except RuntimeError as error:
         if others:
-            refuse_rows(error, "tree.map", spec.paths, first, *others)
+            refuse_rows(error, "tree.map", structure.paths, leaves, *others)
         raise
     except (TypeError, AttributeError) as error:
-        refuse_unregistered(error, "tree.map", spec.paths, first)
+        refuse_unregistered(error, "tree.map", structure.paths, leaves)
         raise
 
 
@@ -260,16 +251,18 @@ def columns(tree: Any, rest: Sequence[Any]) -> tuple[TreeSpec, Sequence[Any], li
     Raises:
         ValueError: if a later tree has another skeleton; the message names the first path.
     """
-    found, spec = opened(tree)
+    leaves, spec = opened(tree)
     if is_module(tree):  # the usual case, with less
-        return spec, found, [align(spec.parts[0], other) for other in rest]
-    others: list[Sequence[Any]] = []
-    for other in rest:
-        row: list[Any] = []
-        for part, path, item in beside(spec, tree, other):
-            row += [item] if part is None else align(part, item, path)
-        others.append(row)
-    return spec, found, others
+        return spec, leaves, [align(spec.parts[0], other) for other in rest]
+    return spec, leaves, [_column(spec, tree, other) for other in rest]
+
+
+def _column(spec: TreeSpec, tree: Any, other: Any) -> list[Any]:
+    """The leaves of another tree, in the order of those of ``tree``."""
+    leaves: list[Any] = []
+    for structure, path, child in beside(spec, tree, other):
+        leaves += (child,) if structure is None else align(structure, child, path)
+    return leaves
 
 
 def beside(spec: TreeSpec, tree: Any, other: Any) -> list[tuple[Any, str, Any]]:
@@ -281,17 +274,14 @@ def beside(spec: TreeSpec, tree: Any, other: Any) -> list[tuple[Any, str, Any]]:
     Raises:
         ValueError: if they differ outside of modules; the message names the first path.
     """
-    if spec.outer is None:
-        triples = [(spec.parts[0], "", other)]
-    else:
-        items = up_to(spec.outer, tree, other)
-        triples = list(zip(spec.parts, item_paths(spec.outer), items, strict=True))
-    for part, path, item in triples:
-        if isinstance(item, torch.nn.Module):
-            refuse_torch_module(item)
-        if part is None and (is_module(item) or not is_leaf(item)):
-            raise ValueError(misfit(path, "a leaf", f"a {type(item).__name__}"))
-    return triples
+    children = [other] if spec.outer is None else up_to(spec.outer, tree, other)
+    paths = item_paths(spec.outer)
+    for structure, path, child in zip(spec.parts, paths, children, strict=True):
+        if isinstance(child, torch.nn.Module):
+            refuse_torch_module(child)
+        if structure is None and (is_module(child) or not is_leaf(child)):
+            raise ValueError(misfit(path, "a leaf", f"a {type(child).__name__}"))
+    return list(zip(spec.parts, paths, children, strict=True))
 
 
 def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
@@ -315,17 +305,17 @@ def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
         {'a': 'a'}
     """
     check_function("tree.map_with_path", fn, "tree.map_with_path(lambda path, leaf: leaf, model)")
-    spec, found, others = columns(tree, rest)
+    spec, leaves, others = columns(tree, rest)
     try:
-        made = [
+        leaves = [
             leaf if leaf is None or any(b is None for b in row) else fn(path, leaf, *row)
-            for path, leaf, *row in zip(spec.paths, found, *others, strict=True)
+            for path, leaf, *row in zip(spec.paths, leaves, *others, strict=True)
         ]
     except RuntimeError as error:
         if rest:
-            refuse_rows(error, "tree.map_with_path", spec.paths, found, *others)
+            refuse_rows(error, "tree.map_with_path", spec.paths, leaves, *others)
         raise
     except (TypeError, AttributeError) as error:
-        refuse_unregistered(error, "tree.map_with_path", spec.paths, found)
+        refuse_unregistered(error, "tree.map_with_path", spec.paths, leaves)
         raise
-    return cast(T, spec.build(made))
+    return cast(T, spec.build(leaves))

@@ -32,7 +32,7 @@ def is_plain(item: Any) -> bool:
     return type(item) in _PLAIN or isinstance(item, Tensor)
 
 
-def adopt(items: Iterable[Any]) -> bool:
+def adopt(children: Iterable[Any]) -> bool:
     """Makes the classes of leaves nodes that torch's pytree takes apart, and optree does not yet.
 
     So a TensorDict, or the output of a transformers model, is a tree here as it is for
@@ -41,7 +41,7 @@ def adopt(items: Iterable[Any]) -> bool:
     Returns:
         Whether any is a node now.
     """
-    kinds = {type(item) for item in items} - _PLAIN
+    kinds = {type(child) for child in children} - _PLAIN
     if not kinds:
         return False
     traced = dynamo.is_compiling()
@@ -62,8 +62,8 @@ class Outside:
 
     __slots__ = ("spec",)
 
-    def __init__(self, spec: Any) -> None:
-        self.spec = spec
+    def __init__(self, outer: Any) -> None:
+        self.spec = outer
 
     def dotted(self) -> tuple[str, ...]:
         """The dotted paths of the outermost modules and leaves."""
@@ -85,8 +85,8 @@ class Outside:
         return repr(self.spec)
 
 
-def _dotted(spec: Any) -> list[str]:
-    return [".".join([str(entry) for entry in entries]) for entries in spec.paths()]
+def _dotted(outer: Any) -> list[str]:
+    return [".".join([str(entry) for entry in entries]) for entries in outer.paths()]
 
 
 def _display(spec: Any, places: Iterator[int], names: dict[str, Any]) -> str:
@@ -132,20 +132,20 @@ def opened_outside(tree: Any) -> tuple[list[Any], Any]:
     containers that ``_taken_apart`` does not know.
     """
     if dynamo.is_compiling():
-        items: list[Any] = []
-        outer = _outside(_taken_apart(tree, items))
+        children: list[Any] = []
+        outer: Any = _outside(_taken_apart(tree, children))
         if outer is not None:
-            return items, outer
-    found, spec = optree.tree_flatten(
+            return children, outer
+    children, outer = optree.tree_flatten(
         tree, is_leaf=is_module, none_is_leaf=True, namespace=NAMESPACE
     )
-    if adopt(found):
+    if adopt(children):
         return opened_outside(tree)
-    return found, spec if dynamo.is_compiling() else Outside(spec)
+    return children, outer if dynamo.is_compiling() else Outside(outer)
 
 
-def _taken_apart(value: Any, items: list[Any]) -> Any:
-    """Appends the outermost modules and leaves of a tree to ``items``, for dynamo to trace.
+def _taken_apart(tree: Any, children: list[Any]) -> Any:
+    """Appends the outermost modules and leaves of a tree to ``children``, for dynamo to trace.
 
     Dynamo's form of optree takes ten times as long for a dict of tensors.
 
@@ -153,23 +153,23 @@ def _taken_apart(value: Any, items: list[Any]) -> Any:
         ``None`` for a module or leaf, ``(class, keys, what is below each)`` for the containers that
         are known here, ``...`` for others.
     """
-    cls = type(value)
+    cls = type(tree)
     keys: tuple[Any, ...] = ()
     if cls is dict or cls is OrderedDict or cls is FrozenDict:
-        keys, below = tuple(value), tuple(value.values())
+        keys, below = tuple(tree), tuple(tree.values())
         if not all([type(key) in _PLAIN for key in keys]):  # others may be no constants to dynamo
             return ...
     elif cls is tuple or cls is list or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
-        below = value
-    elif cls in _PLAIN or is_module(value) or _is_leaf_class(cls):
-        items.append(value)
+        below = tree
+    elif cls in _PLAIN or is_module(tree) or _is_leaf_class(cls):
+        children.append(tree)
         return None
     else:
         return ...
     if all([type(part) is Tensor for part in below]):  # the usual case, with less
-        items += below
+        children += below
         return cls, keys, (None,) * len(below)
-    return cls, keys, tuple([_taken_apart(part, items) for part in below])
+    return cls, keys, tuple([_taken_apart(part, children) for part in below])
 
 
 @real
@@ -202,13 +202,13 @@ def _around(taken: Any) -> Any:
     return cls(*below) if hasattr(cls, "_fields") else cls(below)
 
 
-def close(outer: Any, items: Sequence[Any]) -> Any:
+def close(outer: Any, children: Sequence[Any]) -> Any:
     """The tree of other outermost modules and leaves."""
     if type(outer) is not Outside:
-        return optree.tree_unflatten(outer, items)
+        return optree.tree_unflatten(outer, children)
     if dynamo.is_compiling():
-        return outer.itself().build()(items)  # type: ignore[attr-defined]  # of every constant of a trace
-    return optree.tree_unflatten(outer.spec, items)
+        return outer.itself().build()(children)  # type: ignore[attr-defined]  # of every constant of a trace
+    return optree.tree_unflatten(outer.spec, children)
 
 
 def item_paths(outer: Any) -> list[str]:
@@ -230,16 +230,17 @@ def up_to(outer: Any, tree: Any, other: Any) -> list[Any]:
         ValueError: if it has others; the message names the first path.
     """
     if type(outer) is Outside and dynamo.is_compiling():
-        items, theirs = opened_outside(other)
+        children, theirs = opened_outside(other)
         if theirs == outer:
-            return items
+            return children
         order = _order(outer, theirs) if type(theirs) is Outside else None
         if order is None:
             raise ValueError(_outer_misfit(tree, other))
-        return [items[place] for place in order]
+        return [children[place] for place in order]
     try:
-        spec = outer.spec if type(outer) is Outside else outer
-        return spec.flatten_up_to(other)  # type: ignore[no-any-return]  # a list of subtrees
+        if type(outer) is Outside:
+            return outer.spec.flatten_up_to(other)  # type: ignore[no-any-return]  # a list of subtrees
+        return outer.flatten_up_to(other)  # type: ignore[no-any-return]  # as above
     except ValueError:
         raise ValueError(_outer_misfit(tree, other)) from None
 
@@ -255,12 +256,12 @@ def _order(outer: Outside, other: Outside) -> tuple[int, ...] | None:
     return tuple(found) if all([type(place) is int for place in found]) else None
 
 
-def is_leaf(item: Any) -> bool:
+def is_leaf(tree: Any) -> bool:
     """Whether there is nothing to take apart here."""
-    if type(item) in _PLAIN:
+    if type(tree) in _PLAIN:
         return True
-    leaf = bool(optree.tree_is_leaf(item, none_is_leaf=True, namespace=NAMESPACE))
-    return leaf and not adopt((item,))
+    lone = optree.tree_is_leaf(tree, none_is_leaf=True, namespace=NAMESPACE)
+    return bool(lone) and not adopt((tree,))
 
 
 def _outer_misfit(tree: Any, other: Any) -> str:

@@ -49,22 +49,23 @@ class TreeSpec:
             The tree.
         """
         if self.outer is None:
-            part = self.parts[0]
-            if part is None:
+            structure = self.parts[0]
+            if structure is None:
                 return leaves[0]
-            return unflatten_module(part, leaves, None if bare else self.rngs[0])
+            return unflatten_module(structure, leaves, None if bare else self.rngs[0])
         if self.parts.count(None) == len(self.parts):
             return close(self.outer, leaves)
-        items, start = [], 0
-        for part, rng in zip(self.parts, self.rngs, strict=True):
-            if part is None:
-                items.append(leaves[start])
+        children, start = [], 0
+        for structure, rng in zip(self.parts, self.rngs, strict=True):
+            if structure is None:
+                children.append(leaves[start])
                 start += 1
             else:
-                stop = start + part.n_leaves
-                items.append(unflatten_module(part, leaves[start:stop], None if bare else rng))
+                stop = start + structure.n_leaves
+                held = None if bare else rng
+                children.append(unflatten_module(structure, leaves[start:stop], held))
                 start = stop
-        return close(self.outer, items)
+        return close(self.outer, children)
 
     def with_rngs(self, rngs: Iterable[Any]) -> TreeSpec:
         """The same structure, whose modules hold other rngs.

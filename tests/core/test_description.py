@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from parallax import Module, Parameter, tree
-from parallax.core.description import gather, leaves_of, local_part, note_of, spec_of
+from parallax.core.description import leaves_at_places, leaves_of, local_part, note_of, spec_of
 from parallax.core.entries import PLAIN, Note
 from tests.corpus import MODULES, Case, Dense, TiedModule
 
@@ -61,10 +61,9 @@ def test_ties_are_found_in_what_optree_made() -> None:
     assert spec_of(apart).expand is None and len(leaves_of(apart)) == len(leaves)
 
 
-def test_gathered_leaves_come_once_for_each_place() -> None:
+def test_leaves_come_once_for_each_place() -> None:
     module = TiedModule().initialize(0)
-    found: list[Any] = []
-    gather(module, spec_of(module), found)
+    found = leaves_at_places(module)
     assert len(found) == spec_of(module).n_places > len(leaves_of(module))
     assert [found[k] for k in spec_of(module).first] == list(leaves_of(module))
 

@@ -12,8 +12,9 @@ from parallax.core.ties import find_ties
 def test_ties_are_found_by_identity_and_numbers_are_none() -> None:
     one, two = torch.ones(1), torch.ones(1)
     assert find_ties([one, two, None, None, 3, 3]) == ((one, two, None, None, 3, 3), None)
-    unique, expand = find_ties([one, two, one])
-    assert unique[0] is one and unique[1] is two and expand == (0, 1, 0)
+    unique, expand = find_ties([one, None, two, one, None])
+    assert unique[0] is one and unique[2] is two and expand == (0, 1, 2, 0, 3)
+    assert len(unique) == 4 and unique[1] is None and unique[3] is None
 
 
 def test_a_module_given_twice_is_one() -> None:
