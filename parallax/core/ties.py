@@ -22,11 +22,11 @@ def find_ties(leaves: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[int, ...] |
     if is_compiling():  # dynamo has no id of a tensor, and hashes it by identity, as Python does
         names = [leaf if isinstance(leaf, Tensor) else k for k, leaf in enumerate(leaves)]
     else:
-        # No id is negative.
-        tied = [isinstance(leaf, (Tensor, Lazy)) for leaf in leaves]
-        names = [
-            id(leaf) if t else ~k for k, (leaf, t) in enumerate(zip(leaves, tied, strict=True))
-        ]
+        present = [id(leaf) for leaf in leaves if isinstance(leaf, (Tensor, Lazy))]
+        distinct = set(present)
+        if len(distinct) == len(present):  # the usual case, with less
+            return tuple(leaves), None
+        names = [id(leaf) if id(leaf) in distinct else ~k for k, leaf in enumerate(leaves)]
     index: dict[Any, int] = {}
     expand = [index.setdefault(name, len(index)) for name in names]
     if len(index) == len(leaves):
