@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 __all__ = [
-    "CLASS_CLOCK", "NODES", "Instance", "Node", "is_module", "is_node", "new_with_dict", "reading",
+    "CLASS_CLOCK", "NODES", "Instance", "Node", "dict_of", "is_module", "is_node", "new_with_dict",
+    "reading",
 ]  # fmt: skip
 
 
@@ -37,6 +38,8 @@ class Instance:
 
 
 _set_dict = Instance.__dict__["__dict__"].__set__  # past the __setattr__ that freezes modules
+dict_of = Instance.__dict__["__dict__"].__get__
+"""The attribute dict of a module, of one that was given away, too."""
 
 
 def new_with_dict(cls: type[Instance]) -> Instance:

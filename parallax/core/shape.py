@@ -1,4 +1,4 @@
-"""Generated code: one function that builds a tree from leaves, one that collects them.
+"""Generated code: functions that build a tree from leaves, and collect its leaves or modules.
 
 A ``Shape`` is the classes of a tree alone: no constants, no notes. It is interned, so the twelve
 equal blocks of a transformer share one, and its code is written once.
@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 from parallax.core.code import function_of
 from parallax.core.constants import identity_key
 from parallax.core.containers import write_built, write_opened
-from parallax.core.nodes import NODES, reading
+from parallax.core.nodes import NODES, dict_of, reading
 
 if TYPE_CHECKING:
     from parallax.core.structure import Structure
@@ -61,7 +61,8 @@ class Shape:
     ``build(leaves, i, plan, j)`` reads leaves from index ``i`` and nodes from index ``j``: for a
     module ``plan[j]`` is its structure and its constants, for another node its constants.
     ``build_with_rng`` takes an rng after that, which every module holds. ``collect(tree)`` returns
-    the leaves, tied ones in each place.
+    the leaves, tied ones in each place. ``modules(tree)`` returns the modules, parents first, and
+    reads nothing of them but their dict.
     """
 
     __slots__ = ("__weakref__", "_code", "children", "cls", "keys", "n_leaves", "n_nodes")
@@ -75,7 +76,7 @@ class Shape:
         self._code: dict[str, Callable[..., Any]] = {}
 
     def code(self, which: str) -> Callable[..., Any]:
-        """The function ``build``, ``build_with_rng`` or ``collect``."""
+        """The function ``build``, ``build_with_rng``, ``collect`` or ``modules``."""
         return self._code.get(which) or self._generate(which)
 
     def _generate(self, which: str) -> Callable[..., Any]:
@@ -118,7 +119,7 @@ class _Writer:
         self.count = 0
 
     def function(self) -> Callable[..., Any]:
-        if self.which == "collect":
+        if self.which in ("collect", "modules"):
             parts = self.parts(self.shape, "tree")
             if self.structure is not None and self.structure.expand is not None:
                 parts = [parts[place] for place in self.structure.first]
@@ -233,26 +234,32 @@ class _Writer:
     # -- collect ------------------------------------------------------------------------------
 
     def parts(self, shape: Shape, source: str) -> list[str]:
-        """Expressions (some starred) for the leaves of the value named ``source``."""
+        """Expressions (some starred) for the leaves or modules of the value named ``source``."""
         names: list[str]
+        parts: list[str] = []
+        modules = self.which == "modules"
         if hasattr(shape.cls, "__layout__"):
-            names = [reading(source, name) for name in shape.cls.__layout__.children]
+            names = list(shape.cls.__layout__.children)
+            if modules:
+                parts.append(source)
+                names = [f"{self.bound(dict_of)}({source})[{name!r}]" for name in names]
+            else:
+                names = [reading(source, name) for name in names]
         else:
             opened = write_opened(shape.cls, self.bound, source)
             bound = source if opened == source else self.bind(opened)
             kinds = set(shape.children)
             if len(shape.children) > self.unroll and len(kinds) == 1 and STATIC not in kinds:
                 if shape.children[0] is LEAF:
-                    return [f"*{bound}"]
-                collect = self.bound(shape.children[0].code("collect"))
+                    return [] if modules else [f"*{bound}"]
+                collect = self.bound(shape.children[0].code(self.which))
                 return [f"*[leaf for child in {bound} for leaf in {collect}(child)]"]
             names = [f"{bound}[{index}]" for index in range(len(shape.children))]
-        parts = []
         for name, child in zip(names, shape.children, strict=True):
             if child is LEAF:
-                parts.append(name)
+                parts += [] if modules else [name]
             elif child is not STATIC and child.n_nodes > self.inline:
-                parts.append(f"*{self.bound(child.code('collect'))}({name})")
+                parts.append(f"*{self.bound(child.code(self.which))}({name})")
             elif child is not STATIC:
                 parts += self.parts(child, self.bind(name))
         return parts

@@ -8,7 +8,8 @@ import optree
 from torch import Tensor
 
 from parallax._compat import registries
-from parallax.core.nodes import NODES, Instance, is_module
+from parallax.core.description import modules_in
+from parallax.core.nodes import NODES, Instance, dict_of, is_module
 
 __all__ = ["DonatedError", "mark", "mark_all"]
 
@@ -131,27 +132,11 @@ def mark(model: Any, *others: Any, taker: str | None = None) -> None:
         *others: modules.
         taker: what they were given to, for the error; by default the step of an optimizer.
     """
-    for value in others:
+    modules = () if model is None or type(model) is Donated else modules_in(model)
+    for value in (*others, *modules):
+        if taker is not None:
+            dict_of(value)[_TAKER] = taker
         _set_class(value, Donated)
-    stack = [model]
-    while stack:
-        value = stack.pop()
-        cls = type(value)
-        if cls is Donated or cls is Tensor or value is None:
-            continue
-        if is_module(value):
-            below = cls.__layout__.nested
-            if below:
-                stack += map(value.__dict__.__getitem__, below)
-            if taker is not None:
-                value.__dict__[_TAKER] = taker
-            _set_class(value, Donated)
-        elif isinstance(value, tuple):
-            stack += [item for item in value if type(item) is not Tensor]
-        elif isinstance(value, dict):
-            stack += [item for item in value.values() if type(item) is not Tensor]
-        elif cls in NODES:
-            stack += NODES[cls].flatten(value)[0]
 
 
 def mark_all(value: Any, taker: str) -> None:

@@ -446,3 +446,26 @@ def test_methods_and_keywords() -> None:
     call = make_compiled(trainer, donate=0, backend="eager")
     assert_close(call(own(small())), trainer(small()))
     assert float(trainer.rate) == 2
+
+
+def test_a_module_in_two_trees_that_are_given_away_is_gone_once() -> None:
+    class Half(Module):
+        weight: Parameter
+        act: nn.Sequential
+
+    act: Any = nn.Sequential(torch.tanh, nn.Sequential(torch.sin))  # has no leaves
+    one, two = (Half(torch.full((2,), value), act) for value in (1.0, 2.0))
+
+    def total(one: Half, two: Half) -> Any:
+        return one.act(one.weight) + two.act(two.weight)
+
+    compiled = make_compiled(total, donate=("one", "two"))
+    for _ in range(2):  # the second call finds the graph
+        found = compiled(one, two)
+        expected = torch.full((2,), 1.0).tanh().sin() + torch.full((2,), 2.0).tanh().sin()
+        torch.testing.assert_close(found, expected)
+        for gone in (one, two, act):
+            with pytest.raises(DonatedError, match="was given to total"):
+                gone.train()
+        act = nn.Sequential(torch.tanh, nn.Sequential(torch.sin))
+        one, two = (Half(torch.full((2,), value), act) for value in (1.0, 2.0))

@@ -12,7 +12,7 @@ from torch.nn import init
 
 from parallax import Module, Parameter, tree
 from parallax.core import shape
-from parallax.core.description import spec_of
+from parallax.core.description import modules_in, spec_of
 from tests.corpus import MLP, MODULES, Case, Dense, Many
 
 
@@ -75,6 +75,28 @@ def test_any_tree_is_built_and_collected(module: Any) -> None:
     built = spec.shape.code("build")(fresh, 0, spec.plan, 0)
     assert [id(x) for x in walk(built)] == [id(x) for x in fresh]
     assert spec.shape.n_leaves == len(places)
+
+
+def modules_by_attributes(value: Any) -> list[Any]:
+    """The modules of a tree, parents first."""
+    if isinstance(value, Leaf):
+        return [value]
+    if isinstance(value, Node):
+        parts = [*value.many, *value.named.values(), value.last]
+        return [value, *(x for part in parts for x in modules_by_attributes(part))]
+    return []
+
+
+@given(trees)
+def test_the_modules_of_any_tree_come_parents_first(module: Any) -> None:
+    found = modules_in(module)
+    assert [id(x) for x in found] == [id(x) for x in modules_by_attributes(module)]
+
+
+@pytest.mark.parametrize("case", MODULES, ids=str)
+def test_the_modules_below_a_registered_class_are_found(case: Case) -> None:
+    module = case.make()
+    assert {id(x) for x in modules_in(module)} == {id(x) for x in module.modules()}
 
 
 @given(trees)
