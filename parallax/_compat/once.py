@@ -11,17 +11,18 @@ that leads there, and raises where it is followed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import custom_function_call
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves
 
 from parallax._compat.gradients import read
 
-__all__ = ["is_marked", "marked", "refusal", "refuse_second", "unmarked"]
+__all__ = ["is_marked", "marked", "refusal", "refuse_in_transforms", "refuse_second", "unmarked"]
 
 
 def marked(nodes: Collection[Any]) -> list[Any]:
@@ -39,6 +40,28 @@ def refuse_second(nodes: Collection[Any], inputs: Sequence[Tensor]) -> None:
     """
     for node in marked(nodes):
         node.register_hook(functools.partial(_lead_back, inputs))
+
+
+def refuse_in_transforms(running: Callable[[], bool]) -> None:
+    """Has transforms of ``torch.func`` do so, too, which ``refuse_second`` does not see; once.
+
+    Args:
+        running: whether somebody who wants to be told takes a derivative.
+    """
+    table = custom_function_call.functorch_table
+    grad = table[torch._C._functorch.TransformType.Grad]
+    if grad.__name__ == "watched":
+        return
+
+    def watched(interpreter: Any, function: Any, *operands: Any) -> Any:
+        outs = grad(interpreter, function, *operands)
+        if is_marked(function) and running():
+            made = [x for x in tree_leaves(outs) if isinstance(x, Tensor)]
+            nodes = {x.grad_fn for x in made if x.grad_fn is not None}
+            refuse_second(nodes, [x for x in operands if isinstance(x, Tensor)])
+        return outs
+
+    table[torch._C._functorch.TransformType.Grad] = watched
 
 
 _MARKED = once_differentiable(lambda ctx: None).__code__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import AbstractContextManager
 
-from parallax._compat import dynamo, underivable
+from parallax._compat import dynamo, once, underivable
 from parallax._compat.trace_derivatives import differentiated, is_taken
 from parallax.tree.recording import RUNNING
 
@@ -36,8 +36,9 @@ def derivative_runs() -> AbstractContextManager[object]:
 
 @dynamo.constant_in_traces
 def refuse_what_has_no_derivative() -> None:
-    """Has torch ask before it takes an operator for constant; once, before a first derivative."""
+    """Has torch ask before it takes something for constant; once, before a first derivative."""
     underivable.refuse_derivatives(_asked)
+    once.refuse_in_transforms(_running)
 
 
 def _asked() -> bool:

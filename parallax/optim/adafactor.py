@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY
 import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, kernels, shards
+from parallax._compat import dynamo, functorch, kernels, shards
 from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
 from parallax.optim.lists import How, Lists
@@ -60,7 +60,7 @@ class Adafactor(Optimizer):
             raise TypeError(f"optim.Adafactor: {path} is complex, which Adafactor does not support")
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
-        if dynamo.is_compiling() or at.on_meta():
+        if dynamo.is_compiling() or at.on_meta() or functorch.differentiating():
             return _traced(at, h, at.steps(how))
         if shards.any_distributed(at.params):  # of which no number is read: it may be in parts
             private = at.pick(list(range(len(at.params))))
@@ -79,7 +79,7 @@ class Adafactor(Optimizer):
 
 
 def _traced(at: Lists, h: Hyper, ages: list[Tensor]) -> Lists:
-    """The numbers of the kernel, computed without reading values of tensors, as the kernel does."""
+    """The numbers of the kernel, which reads values of tensors; of those no derivative is known."""
     row, column, whole = at["row_var"], at["col_var"], at["variance"]
     for k, (param, age) in enumerate(zip(at.params, ages, strict=True)):
         wide = torch.promote_types(param.dtype, torch.float32)

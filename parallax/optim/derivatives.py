@@ -13,7 +13,8 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch
 from parallax.tree.recording import RUNNING
 
-__all__ = ["being_taken", "is_differentiable", "recorded", "refuse_derivatives", "warn_of_graph"]
+__all__ = ["being_taken", "is_differentiable", "recorded", "refuse_derivatives",
+           "refuse_transforms", "warn_of_graph"]  # fmt: skip
 
 
 def being_taken() -> bool:
@@ -62,6 +63,22 @@ def refuse_derivatives(what: str, read: Callable[[], Iterable[Any]]) -> None:
             f"differentiable steps. Take another optimizer, such as optim.Adam. Or, if the step "
             f"is a constant of the derivative: with torch.no_grad(): model, state = "
             f"opt.step(model, grads, state)"
+        )
+
+
+def refuse_transforms(what: str, does: str, within: bool) -> None:
+    """Raises for a class of ``torch.optim`` within a transform.
+
+    Args:
+        what: the function that was called.
+        does: what it does to the class.
+        within: whether a transform runs.
+    """
+    if within:
+        raise RuntimeError(
+            f"{what} {does} a stateful optimizer, which transforms of torch.func cannot. Call it "
+            f"outside; or take one of parallax.optim, such as optim.Adam, which can be vmapped and "
+            f"differentiated"
         )
 
 

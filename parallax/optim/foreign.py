@@ -21,7 +21,7 @@ from parallax.optim.arguments import check_kind, check_names
 from parallax.optim.attributes import Look, changed, look
 from parallax.optim.carry import cast, copied, pack, unpack
 from parallax.optim.checks import check_sizes, gather, open_model, size_of
-from parallax.optim.derivatives import being_taken
+from parallax.optim.derivatives import being_taken, refuse_transforms
 from parallax.optim.donate import check_donation
 from parallax.optim.foreign_groups import Group, changes
 from parallax.optim.foreign_memory import beside, check_apart
@@ -108,6 +108,7 @@ class Foreign:
                 f"{what} makes a stateful optimizer, which torch.compile cannot. Call it before: "
                 f"state = opt.init(model); then compiled(model, state, x)"
             )
+        refuse_transforms(what, "makes", functorch.transform_active())
         leaves, part = open_model(what, model)
         chosen = [k for k, t in enumerate(part.trainable) if t and leaves[k] is not None]
         if not chosen:
@@ -146,11 +147,7 @@ class Foreign:
         donated = check_donation(what, donate)
         traced = dynamo.is_compiling()
         transformed = functorch.traced_level() if traced else functorch.transform_active()
-        if transformed or being_taken():
-            raise RuntimeError(
-                f"{what} runs a stateful optimizer, which transforms of torch.func cannot. "
-                f"The optimizers in parallax.optim can be vmapped and differentiated"
-            )
+        refuse_transforms(what, "runs", bool(transformed) or being_taken())
         if self.closure and traced:
             raise RuntimeError(
                 f"{what} calls a function again and again, as long as the numbers ask for it, "

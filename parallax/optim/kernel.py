@@ -129,7 +129,7 @@ class Kernel(Value, ABC):
         if self._scales_sums:
             at.grads = [grad.neg().neg() for grad in at.grads]
         how = How(False, False, "capturable" in h, self._differentiable)
-        if functorch.vmap_in_trace() or (self._differentiable and functorch.traced_level()):
+        if functorch.traced_level():
             with Composed():
                 return self._run(at, h, how)
         return self._run(at, h, how)

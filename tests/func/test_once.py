@@ -169,3 +169,26 @@ def test_a_distribution_of_torch() -> None:
     assert func.grad(drawn)(X).abs().sum() > 0
     with pytest.raises(RuntimeError, match="second derivative of _Dirichlet"):
         func.hvp(drawn, (X,), (ONE,))
+
+
+def raw(x: Tensor) -> Tensor:
+    """A gradient that ``func`` does not take."""
+    found: Tensor = torch.func.grad(mixed)(x)
+    return found
+
+
+@pytest.mark.parametrize(
+    "derivative",
+    [lambda: func.grad(lambda x: raw(x).sum())(X), lambda: func.jacrev(raw)(X),
+     lambda: func.vmap(func.grad(lambda x: raw(x).sum()))(BOTH),
+     lambda: func.grad(lambda x: func.vmap(raw)(x).sum())(BOTH)],
+)  # fmt: skip
+def test_of_a_gradient_of_torch_func(derivative: Callable[[], Any]) -> None:
+    with pytest.raises(RuntimeError, match="a second derivative of Cube was asked for"):
+        derivative()
+
+
+def test_a_gradient_of_torch_func_may_be_a_constant() -> None:
+    torch.testing.assert_close(func.vmap(raw)(BOTH), 6 * BOTH**2)
+    torch.testing.assert_close(func.grad(lambda x: (raw(x.detach()) * x).sum())(X), 6 * X**2)
+    torch.testing.assert_close(func.grad(lambda x: (raw(X) * x).sum())(X), 6 * X**2)

@@ -152,6 +152,39 @@ def test_a_step_that_is_a_constant_of_a_derivative_is_made() -> None:
     torch.testing.assert_close(found, known.at.square().sum())
 
 
+@pytest.mark.parametrize("opt", [optim.AdamW(0.1), optim.RMSprop(0.1)], ids=["AdamW", "RMSprop"])
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_so_it_is_in_compiled_code(opt: Any) -> None:
+    start = Point(WHOLE)
+
+    def loss(scale: Tensor) -> Tensor:
+        moved = Point(start.at * scale)
+        with torch.no_grad():
+            constant = opt.step(moved, moved, opt.init(moved))[0]
+        total: Tensor = (scale * scale * constant.at).sum()
+        return total
+
+    known = opt.step(start, start, opt.init(start))[0]
+    one = torch.ones((), dtype=WHOLE.dtype)
+    found = parallax.compile(func.grad(loss), backend="aot_eager")(one)
+    torch.testing.assert_close(found, 2 * known.at.sum())
+
+
+def test_forward_mode_does_not_end_where_nothing_is_recorded() -> None:
+    """Adafactor reads numbers of tensors, which have no derivative."""
+    opt = optim.Adafactor(0.1)
+
+    def end(scale: Tensor) -> Tensor:
+        start = Point(WHOLE * scale)
+        with torch.no_grad():
+            total: Tensor = opt.step(start, start, opt.init(start))[0].at.sin().sum()
+        return total
+
+    one = torch.ones((), dtype=WHOLE.dtype)
+    expected = (end(one + 1e-5) - end(one - 1e-5)) / 2e-5
+    torch.testing.assert_close(func.jvp(end, (one,), (one,))[1], expected, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     "opt",
     [

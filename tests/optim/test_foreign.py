@@ -595,3 +595,18 @@ def test_views_of_one_buffer_are_kept_where_they_do_not_overlap() -> None:
         opt = optim.from_torch(Columns, kind=kind)
         with pytest.raises(TypeError, match=r"state\['one'\] of at and state\['two'\] of at share"):
             opt.step(point, point, opt.init(point))
+
+
+@pytest.mark.parametrize("opt", [optim.LBFGS(), optim.from_torch(torch.optim.Adam)])
+def test_a_state_made_within_a_transform_is_refused(opt: Any) -> None:
+    model = MLP().initialize(0)
+
+    def made(scale: Tensor) -> Tensor:
+        opt.init(tree.scale(model, scale))
+        return scale
+
+    one = torch.ones(())
+    with pytest.raises(RuntimeError, match=r"init makes a stateful optimizer.*Call it outside"):
+        func.jvp(made, (one,), (one,))
+    with pytest.raises(RuntimeError, match=r"init makes a stateful optimizer.*Call it outside"):
+        func.vmap(made)(one[None])
