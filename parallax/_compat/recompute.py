@@ -11,7 +11,7 @@ the function, which is such a call again, so that derivatives of any order keep 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from parallax._compat import functorch
+from parallax._compat.keeping import Kept, Policy
 
 __all__ = ["is_recomputed_here", "recomputed"]
 
@@ -36,20 +37,24 @@ def is_recomputed_here() -> bool:
     return torch.is_grad_enabled() and all(k in (_Kind.Grad, _Kind.Vmap) for k in kinds)
 
 
-def recomputed(function: Function, operands: Sequence[Tensor], what: str) -> list[Tensor]:
+def recomputed(
+    function: Function, operands: Sequence[Tensor], what: str, policy: Policy | None = None
+) -> list[Tensor]:
     """What a function of tensors returns, of which a derivative computes it once more.
 
     Args:
         function: returns tensors; it may use others than its operands.
         operands: what it is called with.
         what: what is called, for error messages.
+        policy: which results of operators are kept.
 
     Raises:
         RuntimeError: if a tensor that it captured, and that is differentiated, was used where it
             cannot be seen.
     """
     captures, surroundings = _Captures(operands), _Surroundings(operands)
-    with captures:
+    kept = None if policy is None else Kept(policy)
+    with captures, kept.first() if kept else nullcontext():
         found = list(function(*captures.given))
     surroundings.end()
     places = [k for k, x in enumerate(found) if _is_inexact(x)]
@@ -63,7 +68,8 @@ def recomputed(function: Function, operands: Sequence[Tensor], what: str) -> lis
     count = len(operands)
 
     def again(*values: Tensor) -> list[Tensor]:
-        with surroundings.restored(), _swapping(captured, values[count:]):
+        seen = kept.again() if kept else nullcontext()
+        with surroundings.restored(), _swapping(captured, values[count:]), seen:
             results = function(*values[:count])
         return [results[k] for k in places]
 

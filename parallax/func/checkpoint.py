@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import checkpoint as torch_checkpoint
 
 from parallax._compat import dynamo, flow, functorch, modes, recompute
+from parallax._compat.keeping import Kept, Policy
 from parallax.core.description import spec_of
 from parallax.core.nodes import is_module
 from parallax.core.notes import joined
@@ -27,8 +28,6 @@ from parallax.func.results import open_tensors
 from parallax.func.signatures import P, R
 
 __all__ = ["checkpoint"]
-
-Policy = Callable[..., Any] | Sequence[Any]
 
 
 def checkpoint(
@@ -59,15 +58,17 @@ def checkpoint(
             ``nn.Stack`` are at ``"stack.block"``. None for ``func`` itself.
         policy: which operators are kept all the same, as in
             ``torch.utils.checkpoint.create_selective_checkpoint_contexts``: a list of operators,
-            or a function ``policy(context, op, *args, **kwargs)`` to a ``CheckpointPolicy``. Not
-            within transforms.
+            or a function ``policy(context, op, *args, **kwargs)`` to a ``CheckpointPolicy``. Within
+            ``vmap`` it sees the operators of the whole batch, such as ``aten.bmm`` for ``mm``.
+            Not where a transform is compiled.
 
     Returns:
         A function of the same arguments and result.
 
     Raises:
-        RuntimeError: when called, if ``policy`` is given within a transform; or if, within one, a
-            tensor that ``func`` captures is differentiated and cannot be followed.
+        RuntimeError: when called, if ``policy`` is given where a transform is compiled; or if,
+            within a transform, a tensor that ``func`` captures is differentiated and cannot be
+            followed.
         LookupError: if something in ``what`` selects nothing; near misses are listed.
         TypeError: if ``func`` is no function, or ``policy`` neither a list nor a function; with
             ``what``, when called, if the first argument is no module, or a part is lifted.
@@ -85,13 +86,11 @@ def checkpoint(
         torch.Size([3, 8, 2])
     """
     name = called("checkpoint", func)
-    options = _options(name, policy)
-    return _of_parts(func, what, options, name) if what else _checkpointed(func, options, name)
+    _check_policy(name, policy)
+    return _of_parts(func, what, policy, name) if what else _checkpointed(func, policy, name)
 
 
-def _checkpointed(
-    func: Callable[..., Any], options: dict[str, Any], what: str
-) -> Callable[..., Any]:
+def _checkpointed(func: Callable[..., Any], policy: Policy | None, what: str) -> Callable[..., Any]:
     """``checkpoint`` of the function itself."""
 
     @wraps(func, updated=())
@@ -103,14 +102,14 @@ def _checkpointed(
         if not torch.is_grad_enabled() or jets_around():
             return func(*args, **kwargs)
         if not transformed:
-            return _on_tape(func, args, kwargs, options)
+            return _on_tape(func, args, kwargs, policy)
         call = Repeatable(func, args, kwargs)
-        if options:
-            raise RuntimeError(_no_policy(what))
         if traced:
+            if policy is not None:
+                raise RuntimeError(_no_policy(what))
             return _traced(call, what)
         if recompute.is_recomputed_here():
-            return _within_transforms(call, what)
+            return _within_transforms(call, what, policy)
         return func(*args, **kwargs)
 
     return checkpointed
@@ -120,7 +119,7 @@ def _checkpointed(
 
 
 def _of_parts(
-    func: Callable[..., Any], what: tuple[Any, ...], options: dict[str, Any], name: str
+    func: Callable[..., Any], what: tuple[Any, ...], policy: Policy | None, name: str
 ) -> Callable[..., Any]:
     """``func``, which calls some modules of its first argument so that they are checkpointed."""
 
@@ -140,7 +139,7 @@ def _of_parts(
                 f"what calls it: func.checkpoint(fn)(module, x)"
             )
         root = root_of(module)
-        watch = _Parts([joined(root, path) for path in flat], options, name)
+        watch = _Parts([joined(root, path) for path in flat], policy, name)
         out, _ = watched(func, module, watch, paths, args, kwargs)
         each_called(watch, module, what, paths, name)
         return out
@@ -154,50 +153,61 @@ class _Parts(Watch):
     surrounds = True
 
     def __init__(
-        self, paths: Iterable[str], options: dict[str, Any], name: str, outer: Any = None
+        self, paths: Iterable[str], policy: Policy | None, name: str, outer: Any = None
     ) -> None:
         super().__init__(paths, outer)
-        self.options = options
+        self.policy = policy
         self.name = name
 
     def within(self) -> Watch:
         """What stands in for this watch within a transform."""
-        return _Parts(self.paths, self.options, self.name, self)
+        return _Parts(self.paths, self.policy, self.name, self)
 
     def around(self, path: str, call: Callable[..., Any], collection: Any) -> Callable[..., Any]:
         """What makes the call in place of ``call``."""
         self.note(path, None, collection, dynamo.is_compiling())
-        return _checkpointed(call, self.options, self.name)
+        return _checkpointed(call, self.policy, self.name)
 
 
 # -- the function itself ------------------------------------------------------------------------
 
 
-def _options(what: str, policy: Any) -> dict[str, Any]:
-    """What ``torch.utils.checkpoint`` is given beside the call."""
-    if policy is None:
-        return {}
-    if not (callable(policy) or isinstance(policy, list)):
+def _check_policy(what: str, policy: Any) -> None:
+    if not (policy is None or callable(policy) or isinstance(policy, list)):
         raise TypeError(
             f"{what}: policy must be a list of operators or a function, got {short(policy)}. "
             f"Write policy=[torch.ops.aten.mm.default] to keep what these compute"
         )
-    contexts = torch_checkpoint.create_selective_checkpoint_contexts
-    return {"context_fn": partial(contexts, policy)}
+
+
+def _options(policy: Policy | None) -> dict[str, Any]:
+    """What ``torch.utils.checkpoint`` is given beside the call."""
+    if policy is None:
+        return {}
+    if dynamo.is_compiling():
+        contexts = torch_checkpoint.create_selective_checkpoint_contexts
+        return {"context_fn": partial(contexts, policy)}
+
+    def kept_results() -> tuple[Any, Any]:  # torch's can be taken once
+        kept = Kept(policy)
+        return kept.first(), kept.again()
+
+    return {"context_fn": kept_results}
 
 
 def _no_policy(what: str) -> str:
     return (
-        f"{what}: policy= needs autograd's tape, and here a transform runs (func.vmap, a nested or "
-        f"compiled func.grad, jacrev, jvp). Leave policy out here; or take func.grad in eager code "
-        f"with no transform around it, or around the compiled function: func.grad(compiled)"
+        f"{what}: policy= cannot be used where a transform (func.grad, func.vmap) is compiled. "
+        f"Leave policy out here; or take the transform in eager code, or around the compiled "
+        f"function: func.grad(compiled)"
     )
 
 
 def _on_tape(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], policy: Policy | None
 ) -> Any:
     """As torch does it, in compiled code by the partitioner of its graph."""
+    options = _options(policy)
     places = [k for k, arg in enumerate(args) if type(arg) is Tensor]
     others = len(args) - len(places) - sum([is_module(arg) for arg in args])
     if kwargs or others or not places or dynamo.is_compiling():
@@ -213,7 +223,7 @@ def _on_tape(
     return torch_checkpoint.checkpoint(run, *tensors, use_reentrant=False, **options)
 
 
-def _within_transforms(call: Repeatable, what: str) -> Any:
+def _within_transforms(call: Repeatable, what: str, policy: Policy | None) -> Any:
     """By an autograd function, which transforms take."""
     first: list[tuple[Nesting, Callable[[Sequence[Any]], Any], int]] = []
 
@@ -228,7 +238,7 @@ def _within_transforms(call: Repeatable, what: str) -> Any:
 
     # It is called again within backward, where keys may be used again.
     with apart():
-        found = recompute.recomputed(flat, call.tensors, what)
+        found = recompute.recomputed(flat, call.tensors, what, policy)
     nesting, close, count = first[0]
     nesting.relay(found[count:])
     return close(found[:count])

@@ -10,8 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 import parallax
@@ -294,39 +292,6 @@ def test_it_keeps_what_torch_keeps() -> None:
 aten = torch.ops.aten
 
 
-class Operators(TorchDispatchMode):
-    """The operators that are run."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # it is torch's
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(op))
-        return op(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("policy", [
-    [aten.addmm.default],
-    lambda context, op, *args, **kwargs: CheckpointPolicy.MUST_SAVE
-    if op is aten.addmm.default else CheckpointPolicy.PREFER_RECOMPUTE,
-])  # fmt: skip
-def test_policies_are_torchs(policy: Any) -> None:
-    """Products are kept: of those of the forward none is computed again."""
-    module = net().eval().blocks[0]
-
-    def through(module: Any, x: Tensor) -> Any:
-        return func.checkpoint(module, policy=policy)(x).square().mean()
-
-    with Operators() as operators:
-        found = func.grad(through)(module, X)
-    assert operators.names.count("aten.addmm.default") == 2
-    assert operators.names.count("aten.tanh.default") == 2
-    assert_close_trees(found, func.grad(loss)(module, X))
-    compiled = func.grad(parallax.compile(through, backend=eager_and_aot))
-    assert_close_trees(compiled(module, X), found)
-
-
 # -- compiled -------------------------------------------------------------------------------------
 
 
@@ -414,8 +379,6 @@ def test_arguments_that_make_no_sense() -> None:
         func.checkpoint(wrong)
     with pytest.raises(TypeError, match=r"policy must be a list of operators or a function, got 3"):
         func.checkpoint(torch.sin, policy=wrong)
-    with pytest.raises(RuntimeError, match=r"policy= needs autograd's tape"):
-        func.vmap(func.checkpoint(torch.sin, policy=[aten.mm.default]))(X)
 
 
 def test_what_cannot_be_followed_is_refused() -> None:

@@ -1,0 +1,187 @@
+"""What a policy keeps is not computed again, on the tape or within transforms; values are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointPolicy
+
+import parallax
+from parallax import func, nn, tree
+from tests.comparing import assert_close_trees
+from tests.compiling import eager_and_aot
+from tests.optim.test_memory import peak
+
+aten = torch.ops.aten
+PRODUCTS = [aten.mm.default, aten.bmm.default, aten.addmm.default]
+NET, OTHER = (nn.MLP([4, 8, 8, 4]).initialize(seed, dtype=torch.float64) for seed in range(2))
+BOTH = tree.stack([NET, OTHER])
+X = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+class Operators(TorchDispatchMode):
+    """The operators that are run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # it is torch's
+        self.run: list[Any] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.run.append(op)
+        return op(*args, **(kwargs or {}))
+
+    def products(self) -> int:
+        """How many of them are products of matrices."""
+        return sum([op in PRODUCTS for op in self.run])
+
+
+def everything(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE
+
+
+def products(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    kept = op in PRODUCTS
+    return CheckpointPolicy.PREFER_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def loss_of(function: Callable[..., Any]) -> Any:
+    def loss(net: Any, x: Tensor) -> Any:
+        return function(net, x).square().sum()
+
+    return loss
+
+
+def gradients_of_gradients(loss: Any) -> Any:
+    def slopes(net: Any) -> Any:
+        return sum([g.square().sum() for g in tree.leaves(func.grad(loss)(net, X))])
+
+    return func.grad(slopes)(NET)
+
+
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "tape": lambda loss: func.grad(loss)(NET, X),
+    "nested": gradients_of_gradients,
+    "vmap of grad": lambda loss: func.vmap(func.grad(loss), (None, 0))(NET, X),
+    "grad of vmap": lambda loss: func.grad(lambda m: func.vmap(loss, (None, 0))(m, X).sum())(NET),
+    "per sample": lambda loss: func.per_sample_grad(loss)(NET, X),
+    "in the second dimension": lambda loss: func.vmap(func.grad(loss), (None, 1))(NET, X[:4]),
+    "an ensemble": lambda loss: func.vmap(func.grad(loss), (0, None))(BOTH, X),
+    "Hessian": lambda loss: func.jacrev(func.grad(loss, argnums=1), argnums=1)(NET, X),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("policy", [PRODUCTS, products, everything])
+def test_products_are_kept(way: str, policy: Any) -> None:
+    derivative = WAYS[way]
+    expected = derivative(loss_of(nn.MLP.forward))
+    counts = []
+    for chosen in (None, policy):
+        with Operators() as operators:
+            found = derivative(loss_of(func.checkpoint(nn.MLP.forward, policy=chosen)))
+        assert_close_trees(found, expected)
+        counts.append(operators.products())
+    assert counts[1] < counts[0]
+
+
+def writes(net: Any, x: Tensor) -> Tensor:
+    """Into what a product returned, and into parts of what comes of it."""
+    h = net.layers[0](x)
+    h.relu_()
+    h = h * 2
+    part = h[..., :4]
+    h.add_(1.0)
+    part.mul_(3.0)
+    return (h @ net.layers[1].weight).sin()  # type: ignore[no-any-return]  # a tensor's
+
+
+def constants(net: Any, x: Tensor) -> Tensor:
+    """Two tensors that are made in turn, maybe in the same memory."""
+    twice = net.layers[0](x) * torch.tensor(2.0)
+    return twice.cos() * (net.layers[0](x) * torch.tensor(3.0)).sin()
+
+
+def several(net: Any, x: Tensor) -> Tensor:
+    """Operators with several results."""
+    parts = F.layer_norm(net.layers[0](x), (8,)).chunk(2, -1)
+    return torch.stack(parts).sort(-1)[0].exp()
+
+
+def draws(net: Any, x: Tensor) -> Tensor:
+    """Torch's own random numbers."""
+    hidden = F.dropout(net.layers[0](x))
+    return net.layers[1](F.dropout(torch.rand_like(hidden) * hidden, 0.3))  # type: ignore[no-any-return]  # a layer's
+
+
+@pytest.mark.parametrize("function", [writes, constants, several])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("policy", [PRODUCTS, everything])
+def test_values_are_exact_whatever_is_kept(way: str, function: Any, policy: Any) -> None:
+    expected = WAYS[way](loss_of(function))
+    assert_close_trees(WAYS[way](loss_of(func.checkpoint(function, policy=policy))), expected)
+
+
+@pytest.mark.parametrize("policy", [PRODUCTS, everything])
+def test_the_same_numbers_are_drawn_again(policy: Any) -> None:
+    results = []
+    for fn in (draws, func.checkpoint(draws, policy=policy)):
+        loss = loss_of(fn)
+        torch.manual_seed(0)
+        each = func.vmap(func.grad(loss), (None, 0), randomness="different")(NET, X)
+        results.append((each, func.grad(loss)(NET, X)))
+    assert_close_trees(*results)
+
+
+def test_what_is_written_before_backward_is_computed_again() -> None:
+    weight = torch.ones(4, 4, dtype=torch.float64)
+
+    def product(x: Tensor) -> Tensor:
+        return torch.tanh(x @ weight)
+
+    def slope(fn: Any) -> Tensor:
+        weight.fill_(0.5)
+        out, pull = func.vjp(lambda x: func.vmap(fn)(x), X)
+        weight.fill_(0.1)  # as without a policy, the derivative is that of now
+        return torch.as_tensor(pull(torch.ones_like(out))[0])
+
+    kept = slope(func.checkpoint(product, policy=everything))
+    torch.testing.assert_close(kept, slope(func.checkpoint(product)))
+
+
+def test_a_policy_that_keeps_nothing_holds_no_more_than_none() -> None:
+    wide = nn.MLP([4, 512, 512, 4]).initialize(0)
+    x = torch.randn(256, 1, 4)
+
+    def most(policy: Any) -> int:
+        loss = loss_of(func.checkpoint(nn.MLP.forward, policy=policy))
+        return peak(lambda: func.vmap(func.grad(loss, argnums=1), (None, 0))(wide, x))
+
+    assert most([]) < 1.05 * most(None)
+
+
+@pytest.mark.parametrize("policy", [[aten.addmm.default], products])
+def test_on_the_tape_a_compiled_function_has_torchs_policy(policy: Any) -> None:
+    def through(net: Any, x: Tensor) -> Any:
+        return func.checkpoint(net, policy=policy)(x).square().mean()
+
+    compiled = func.grad(parallax.compile(through, backend=eager_and_aot))
+    assert_close_trees(compiled(NET, X), func.grad(lambda m: m(X).square().mean())(NET))
+
+
+def test_where_a_transform_is_compiled_a_policy_is_refused() -> None:
+    step = parallax.compile(func.grad(lambda x: func.checkpoint(torch.sin, policy=[])(x).sum()))
+    with pytest.raises(RuntimeError, match=r"policy= cannot be used where a transform .* compiled"):
+        step(X)
+
+
+def test_a_kept_result_is_taken_for_each_of_several_derivatives() -> None:
+    x = X.clone().requires_grad_()
+    loss = func.checkpoint(NET, policy=PRODUCTS)(x).square().sum()
+    first = torch.autograd.grad(loss, x, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, x), first)
