@@ -61,11 +61,12 @@ def _graph_pass(rewrite: Callable[[Graph], None], file: str) -> Any:
     return Rewrite()
 
 
-def is_cpp_wrapper_failure(error: RuntimeError) -> bool:
-    """Whether a graph was not compiled because what is around its kernels was to be C++.
+def is_cpp_failure(error: RuntimeError) -> bool:
+    """Whether a graph was not compiled because of its C++, the kernels or what is around them.
 
     Inductor writes some operators in Python only, ``invoke_subgraph`` among them, and says so by
-    many exceptions; all come from one function. The compiler refuses some of what it writes.
+    many exceptions; all come from one function. The compiler refuses some of what it writes, and
+    what was compiled may need what this torch does not have.
     """
     from torch._inductor.exc import CppCompileError, InductorError
 
@@ -73,7 +74,31 @@ def is_cpp_wrapper_failure(error: RuntimeError) -> bool:
         return False
     inner = error.inner_exception
     names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(inner.__traceback__)]
-    return isinstance(inner, CppCompileError) or "codegen_with_cpp_wrapper" in names
+    unloaded = isinstance(inner, (ImportError, OSError)) and "_load_library" in names
+    return unloaded or isinstance(inner, CppCompileError) or "codegen_with_cpp_wrapper" in names
+
+
+def untested_vectors() -> dict[str, Any]:
+    """Inductor's options that take the processor's vector units without a test.
+
+    Inductor compiles a library for each of them in an empty cache, 7 s of CPU, and loads each in a
+    process of its own in every process, 1 s (torch 2.13 and 2.14), to see whether compiler and
+    torch know them. A graph is compiled and loaded, too, and shows the same.
+    """
+    from torch._inductor import config
+
+    return {} if config.cpp.vec_isa_ok is not None else {"cpp.vec_isa_ok": True}
+
+
+def have_vectors_tested() -> None:
+    """Has inductor test vector units from now on, where a graph failed that took them without."""
+    from torch._inductor import cpu_vec_isa
+
+    kept: list[Any] = [cpu_vec_isa.valid_vec_isa_list, cpu_vec_isa.VecISA._VecISA__bool__impl]  # type: ignore[attr-defined]  # its private name
+    kept += [kind.__bool__ for kind in {type(unit) for unit in cpu_vec_isa.supported_vec_isa_list}]
+    for answer in kept:
+        if hasattr(answer, "cache_clear"):
+            answer.cache_clear()
 
 
 def unasserted_inputs() -> dict[str, Any]:

@@ -26,7 +26,7 @@ from parallax.compiler.outside import Outside
 from parallax.core.structure import Structure
 from parallax.func.underivable import refuse_what_has_no_derivative
 
-__all__ = ["compile_flat", "compile_settings", "settings_for", "without_cpp"]
+__all__ = ["compile_flat", "compile_settings", "settings_for", "without_risks"]
 
 
 def compile_settings(options: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +59,8 @@ def settings_for(
 
     What inductor writes around its kernels is Python unless it is asked for C++; for a small step
     on the CPU C++ takes two thirds of the time, to run and to compile. Sizes and strides of inputs
-    are checked before the graph is called, for all at once.
+    are checked before the graph is called, for all at once. Vector units are not tested before
+    they are used.
     """
     options = settings["options"]
     if settings["backend"] == "inductor" and _gathers(tokens):
@@ -72,16 +73,22 @@ def settings_for(
     # the meshes of distributed results, which are results of a graph in torch 2.14, come as None.
     in_python = _repeats(tokens) or shards.any_distributed(items)
     defaults: dict[str, Any] = {} if in_python else {"cpp_wrapper": True}
+    defaults |= inductor.untested_vectors()
     if "size_asserts" not in options:
         defaults |= inductor.unasserted_inputs()
     return {**settings, "options": {**defaults, **options}}
 
 
-def without_cpp(chosen: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The settings chosen, with Python for C++; ``None`` where that was not our own choice."""
-    if "cpp_wrapper" in settings["options"] or "cpp_wrapper" not in chosen["options"]:
+def without_risks(chosen: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The settings chosen, without what may fail; ``None`` where none of it was our own choice."""
+    own = chosen["options"].keys() - settings["options"].keys()
+    if own.isdisjoint(_RISKS):
         return None
-    return {**chosen, "options": {**chosen["options"], "cpp_wrapper": False}}
+    options = {name: value for name, value in chosen["options"].items() if name not in _RISKS & own}
+    return {**chosen, "options": options}
+
+
+_RISKS = {"cpp_wrapper", "cpp.vec_isa_ok"}
 
 
 def _gathers(tokens: Sequence[Any]) -> bool:

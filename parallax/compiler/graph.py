@@ -20,14 +20,14 @@ from parallax._compat.dynamo import (
     trace_reporter,
 )
 from parallax._compat.in_trace import allow_donation
-from parallax._compat.inductor import is_cpp_wrapper_failure
+from parallax._compat.inductor import have_vectors_tested, is_cpp_failure
 from parallax._compat.memory import storage_of
 from parallax._compat.modes import leave_transforms
 from parallax._compat.opaque import real
 from parallax._compat.rerun import changing_nothing
 from parallax.compiler.class_guard import ClassGuard
 from parallax.compiler.donation import Donation
-from parallax.compiler.dynamo import compile_flat, settings_for, without_cpp
+from parallax.compiler.dynamo import compile_flat, settings_for, without_risks
 from parallax.compiler.given import Given, overwrite
 from parallax.compiler.guards import Guards
 from parallax.compiler.leaves import Leaves
@@ -121,7 +121,7 @@ class Graph:
         # Dynamo makes a size symbolic when it sees another one under the same name.
         self.name: str = like.name if like is not None else f"{_name(fn)}_{next(_count)}"
         chosen = settings_for(settings, items, tokens)
-        self._spare = without_cpp(chosen, settings)  # inductor writes some graphs in Python only
+        self._spare = without_risks(chosen, settings)
         self._keeper = keeper
         self._run = self._compile(fn, chosen)
 
@@ -227,10 +227,11 @@ class Graph:
             raise
 
     def _spared(self, error: RuntimeError) -> bool:
-        """Whether an error came from the C++ around the kernels; from now on that is Python."""
-        if self._spare is None or not is_cpp_wrapper_failure(error):
+        """Whether an error came from C++; what is around the kernels is Python from now on."""
+        if self._spare is None or not is_cpp_failure(error):
             return False
         assert self._fn is not None
+        have_vectors_tested()
         self._run, self._spare = self._compile(self._fn, self._spare), None
         return True
 

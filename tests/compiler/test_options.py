@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch_config
+from torch._inductor import config, cpu_vec_isa
 from torch._inductor.utils import run_and_get_code
 
 import parallax
+from parallax._compat import inductor
 from parallax.compiler import dynamo
 from tests.compiling import make_compiled
 
@@ -71,7 +75,8 @@ def test_the_options_given_are_the_last_word() -> None:
         return dynamo.settings_for(settings, items, ())["options"]
 
     assert options({})["cpp_wrapper"] is True
-    asked = {"cpp_wrapper": False, "size_asserts": True}
+    assert options({})["cpp.vec_isa_ok"] is True
+    asked = {"cpp_wrapper": False, "size_asserts": True, "cpp.vec_isa_ok": False}
     assert options({"options": asked}) == asked
     assert options({"backend": "eager"}) == {}
     assert options({}, "meta") == {}
@@ -81,12 +86,13 @@ def test_cpp_that_fails_gives_way_to_python_unless_it_was_asked_for() -> None:
     def spare(given: dict[str, Any]) -> Any:
         settings = dynamo.compile_settings(given)
         chosen = dynamo.settings_for(settings, [torch.ones(1)], ())
-        return dynamo.without_cpp(chosen, settings)
+        return dynamo.without_risks(chosen, settings)
 
     asked = {"options": {"max_autotune": True}, "dynamic": True}
-    assert spare(asked)["options"]["cpp_wrapper"] is False
+    assert not spare(asked)["options"].keys() & {"cpp_wrapper", "cpp.vec_isa_ok"}
     assert spare(asked)["options"]["max_autotune"] is spare(asked)["dynamic"] is True
-    assert spare({"options": {"cpp_wrapper": True}}) is None
+    assert spare({"options": {"cpp_wrapper": True}})["options"]["cpp_wrapper"] is True
+    assert spare({"options": {"cpp_wrapper": True, "cpp.vec_isa_ok": True}}) is None
     assert spare({"backend": "eager"}) is None
 
 
@@ -96,6 +102,31 @@ def test_what_inductor_writes_in_python_only_is_written_in_python() -> None:
     compiled = make_compiled(lambda x: region(region(x)))
     for _ in range(2):
         torch.testing.assert_close(compiled(x), (x.sin() + 1).sin() + 1)
+
+
+@pytest.mark.parametrize("loads", [False, True])
+def test_vector_units_that_fail_are_tested_as_torch_does(
+    loads: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    units = cpu_vec_isa.valid_vec_isa_list()
+    if not units:
+        pytest.skip("this processor has no vector units")
+    header = tmp_path / "header.h"
+    header.write_text(
+        "extern int missing;\n__attribute__((used)) static int* lost = &missing;"
+        if loads
+        else "#error no such unit"
+    )
+    flags = f"{units[0].build_arch_flags()} -include {header}"
+    monkeypatch.setattr(units[0], "_arch_flags", flags)
+    inductor.have_vectors_tested()
+    x = torch.rand(40)
+    with config.patch(fx_graph_cache=False), functorch_config.patch(enable_autograd_cache=False):
+        torch.testing.assert_close(make_compiled(lambda x: x.exp() + 1)(x), x.exp() + 1)
+    assert str(units[0]) not in map(str, cpu_vec_isa.valid_vec_isa_list())
+    monkeypatch.undo()
+    inductor.have_vectors_tested()
+    assert list(map(str, cpu_vec_isa.valid_vec_isa_list())) == list(map(str, units))
 
 
 def test_mode_is_told_as_options() -> None:

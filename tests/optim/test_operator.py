@@ -203,7 +203,7 @@ def test_whole_steps_on_the_default_backend(monkeypatch: pytest.MonkeyPatch) -> 
         raise error
 
     # Not even tried: the code around the kernels is C++ at once.
-    monkeypatch.setattr("parallax.compiler.graph.is_cpp_wrapper_failure", written_in_python)
+    monkeypatch.setattr("parallax.compiler.graph.is_cpp_failure", written_in_python)
     optimizers = [make(name, {"lr": 0.05}) for name in HAS_FUSED]
     optimizers += [optim.SGD(lr=0.05, momentum=0.9), optim.Adam(lr=0.05, amsgrad=True)]
     x = torch.randn(5, 3)
