@@ -10,7 +10,7 @@ is filled as the terms come, so that no gradient waits for the others.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +48,30 @@ class Bucket(NamedTuple):
         lists = [tuple([items[k] for k in chosen]) for items in self[2:]]
         return Bucket(self.mesh, self.dim, *lists)
 
+    def mapped(self, which: Sequence[bool], count: int) -> Bucket:
+        """The bucket of all members of a ``vmap``, which come first.
+
+        Args:
+            which: for each tensor whether it is mapped.
+            count: how many members there are.
+        """
+        parts = [_stacked(spec, count) if new else spec for spec, new in _zip(self.parts, which)]
+        wholes = [_stacked(spec, count) if new else spec for spec, new in _zip(self.wholes, which)]
+        cuts = [at + new for at, new in _zip(self.cuts, which)]
+        return Bucket(self.mesh, self.dim, tuple(parts), tuple(wholes), tuple(cuts), self.places)
+
+
+_zip = partial(zip, strict=True)
+
+
+def _stacked(spec: Any, count: int) -> Any:
+    """The description of as many tensors as one, stacked along a new first dimension."""
+    from torch.distributed.tensor import Shard
+
+    told = [Shard(at.dim + 1) if at.is_shard() else at for at in spec.placements]
+    meta = spec.tensor_meta
+    return _described(spec.mesh, tuple(told), (count, *meta.shape), meta.dtype)
+
 
 def buckets_of(leaves: Sequence[Tensor], name: str) -> list[Bucket]:
     """The tensors that are cut along the dimension of their mesh of this name, by mesh and dtype.
@@ -73,8 +97,24 @@ def _found_once(specs: tuple[Any, ...], _: tuple[int, ...], name: str) -> list[B
 
 def _specs(leaves: Sequence[Tensor]) -> tuple[Any, ...]:
     """Torch's description of each distributed tensor; ``None`` for others."""
-    inner: list[Any] = [functorch.innermost(leaf) for leaf in leaves]
-    return tuple([leaf._spec if shards.is_distributed(leaf) else None for leaf in inner])
+    return tuple([_spec(leaf) for leaf in leaves])
+
+
+def _spec(leaf: Tensor) -> Any:
+    """Torch's description; of one that is mapped that of a member, unless these are in parts."""
+    inner: Any = functorch.innermost(leaf)
+    if not shards.is_distributed(inner):
+        return None
+    if inner.ndim == leaf.ndim:
+        return inner._spec
+    from torch.distributed.tensor import Shard
+
+    dims, told = functorch.innermost_dims(leaf), []
+    for at in inner.placements:
+        if at.is_shard() and at.dim not in dims:
+            return None
+        told.append(Shard(dims.index(at.dim)) if at.is_shard() else at)
+    return _described(inner.device_mesh, tuple(told), leaf.shape, leaf.dtype)
 
 
 def _buckets(specs: Sequence[Any], name: str) -> list[Bucket]:

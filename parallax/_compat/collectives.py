@@ -104,7 +104,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(bucket: buckets.Bucket, *leaves: Any) -> tuple[Tensor, ...]:
-        wholes = buckets.all_gathered(bucket, [leaf._local_tensor for leaf in leaves])
+        told = zip(leaves, bucket.parts, strict=True)
+        parts = [buckets.as_placed(leaf, bucket.mesh, at.placements) for leaf, at in told]
+        wholes = buckets.all_gathered(bucket, [part._local_tensor for part in parts])
         return tuple([shards.with_spec(*pair) for pair in zip(wholes, bucket.wholes, strict=True)])
 
     @staticmethod
@@ -127,7 +129,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _member_by_member(_Gather, info, in_dims, args)
+        return _of_all_members(_Gather, info, in_dims, args)
 
 
 class _Cut(torch.autograd.Function):
@@ -147,7 +149,7 @@ class _Cut(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _member_by_member(_Cut, info, in_dims, args)
+        return _of_all_members(_Cut, info, in_dims, args)
 
 
 class _Place(torch.autograd.Function):
@@ -166,13 +168,11 @@ class _Place(torch.autograd.Function):
         return None, *cotangents
 
 
-def _member_by_member(function: Any, info: Any, in_dims: Any, args: Any) -> Any:
-    """A function of a bucket's tensors that are mapped: for each member, the results stacked."""
+def _of_all_members(function: Any, info: Any, in_dims: Any, args: Any) -> Any:
+    """A function of a bucket's tensors of which some are mapped: of those, all members at once."""
     bucket, *tensors = args
-    pairs = list(zip(tensors, in_dims[1:], strict=True))
-    rows = [
-        function.apply(bucket, *[t if dim is None else t.select(dim, k) for t, dim in pairs])
-        for k in range(info.batch_size)
-    ]
-    columns = [torch.stack(column) for column in zip(*rows, strict=True)]
-    return tuple(columns), (0,) * len(columns)
+    which = [dim is not None for dim in in_dims[1:]]
+    pairs = zip(tensors, in_dims[1:], strict=True)
+    first = [tensor if dim is None else tensor.movedim(dim, 0) for tensor, dim in pairs]
+    found = function.apply(bucket.mapped(which, info.batch_size), *first)
+    return found, tuple([0 if new else None for new in which])

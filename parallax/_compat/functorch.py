@@ -146,6 +146,17 @@ def innermost(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def innermost_dims(tensor: Tensor) -> list[int]:
+    """Of each dimension of a tensor, which one it is of its ``innermost``."""
+    dims = list(range(tensor.ndim))
+    while is_wrapped(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            members = torch._C._functorch.maybe_get_bdim(tensor)
+            dims = [dim + (dim >= members) for dim in dims]
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return dims
+
+
 def level_of(tensor: Tensor) -> int:
     """The level of the innermost transform a tensor belongs to; 0 for a plain one."""
     level: int = torch._C._functorch.maybe_get_level(tensor)

@@ -5,6 +5,8 @@
   given. Of distributed tensors that is the part of one process, so the gradient is multiplied by
   the number of parts (seen in torch 2.13 and 2.14). Here it is computed by operators that are
   right. The losses that are not named are right anyway: their means are operators of their own.
+- ``squeeze_`` leaves a distributed tensor the shape that it had, unless a cut moves to another
+  dimension (seen in torch 2.13 and 2.14). A vector times a matrix ends with one, and was a matrix.
 - A number that is read of a tensor in parts is that of one process, another in each, where no more
   was computed than the term of a sum. On the mesh of a plan that is refused; tensors that a user
   spreads over another mesh are read as torch reads them.
@@ -34,7 +36,11 @@ _LOSSES = (
     _aten.smooth_l1_loss_backward.default,
     _aten.soft_margin_loss_backward.default,
 )
-
+_SQUEEZES = {
+    _aten.squeeze_.default: _aten.squeeze.default,
+    _aten.squeeze_.dim: _aten.squeeze.dim,
+    _aten.squeeze_.dims: _aten.squeeze.dims,
+}
 
 # By identity: of two that are equal each may be the last that is left.
 _meshes: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -60,6 +66,8 @@ def _tell(kind: Any) -> None:
     handlers = kind._op_dispatcher._custom_op_handlers
     for loss in _LOSSES:
         handlers.setdefault(loss, _decomposed)
+    for squeeze in _SQUEEZES:
+        handlers.setdefault(squeeze, _squeezed)
     handlers.setdefault(_aten._local_scalar_dense.default, _number)
     propagator = kind._op_dispatcher.sharding_propagator
     for op, rule in _ATTENTION.items():
@@ -73,6 +81,15 @@ def _decomposed(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     from torch._decomp import decomposition_table
 
     return decomposition_table[op](*args, **kwargs)
+
+
+def _squeezed(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A tensor that loses dimensions of size 1, in place: what it holds, its cuts and its shape."""
+    from torch.utils._python_dispatch import return_and_correct_aliasing
+
+    tensor, found = args[0], _SQUEEZES[op](*args, **kwargs)
+    tensor._local_tensor, tensor._spec = found._local_tensor, found._spec
+    return return_and_correct_aliasing(op, args, kwargs, tensor)
 
 
 def _number(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

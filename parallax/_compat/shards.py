@@ -7,14 +7,16 @@ distributed tensor has imported it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch
 
 __all__ = [
+    "all_true",
     "any_distributed",
     "are_known",
     "around_in_trace",
@@ -110,6 +112,24 @@ def summed(value: Any) -> Any:
     return value.redistribute(
         placements=[Replicate() if at.is_partial() else at for at in value.placements]
     )
+
+
+def all_true(parts: Sequence[Tensor]) -> Tensor:
+    """Whether all of these booleans hold, a boolean tensor: the same in every process.
+
+    Those that are spread alike are put together first, for torch stacks no others; each kind by one
+    collective.
+
+    Args:
+        parts: booleans of no dimension, at least one.
+    """
+    alike: dict[Any, list[Tensor]] = {}
+    for part in parts:
+        spread = (part.device_mesh, part.placements) if is_distributed(part) else None  # type: ignore[attr-defined]  # a DTensor
+        alike.setdefault(spread, []).append(part.to(parts[0].device))
+    found = [summed(torch.stack(ones).all()) for ones in alike.values()]
+    # On every mesh they are whole by now.
+    return found[0] if len(found) == 1 else torch.stack([whole(one) for one in found]).all()
 
 
 def part_beside(tensor: Any, like: Any) -> Tensor | None:

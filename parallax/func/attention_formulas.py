@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax._compat import shards
 from parallax._compat.gradients import Rule
 from parallax._compat.kernels import attention_by_operators
 
@@ -27,8 +28,13 @@ def by_operators(
 
     If nobody says whether keys are ``grouped``, they are where there are fewer of their heads.
     """
+    causal = is_causal and shards.are_known()  # torch puts a plain mask beside distributed scores
+    if causal:
+        mask, is_causal = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril(), False
     if mask is not None and mask.dtype is torch.bool:
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
+    if mask is not None and causal:
+        mask = shards.beside(mask.to(q.device), q)
     if grouped is None:
         grouped = k.dim() > 2 and k.shape[-3] != q.shape[-3]
     out: Tensor = attention_by_operators(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parallax._compat import shards
 from parallax.optim.formula import LeafFormula, Moments
 from parallax.optim.hyper import Hyper, Number
 
@@ -66,5 +67,5 @@ class LAMB(LeafFormula):
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(tensor)
+    norm: Tensor = shards.summed(torch.linalg.vector_norm(tensor))
     return norm

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parallax._compat import kernels
+from parallax._compat import kernels, shards
 from parallax.optim.arguments import check_at_least
 from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
@@ -69,6 +69,8 @@ class Muon(Optimizer):
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         rate = h["lr"]
+        if shards.any_distributed(at.params):
+            return _of_whole_matrices(at, h)
         if not isinstance(rate, Tensor):
             return _step(at, h)
         # The update has half precision; multiplied by a tensor it would be rounded a second time.
@@ -86,4 +88,25 @@ def _step(at: Lists, h: Hyper) -> Lists:
         nesterov=h["nesterov"], ns_coefficients=h["ns_coefficients"], ns_steps=h["ns_steps"],
         eps=h["eps"], adjust_lr_fn=h["adjust_lr_fn"], has_complex=False,
     )  # fmt: skip
+    return at
+
+
+def _of_whole_matrices(at: Lists, h: Hyper) -> Lists:
+    """A step of distributed matrices, each put together for the iterations.
+
+    These have half precision: of parts they would be sums in another order, which differ in the
+    third digit. Put together, one matrix after the other, they are those of one process, and are
+    gathered once in place of a sum for each product.
+    """
+    decay = h["momentum"]
+    apart = {**h, "lr": 1.0, "weight_decay": 0.0, "momentum": 0.0, "nesterov": False}
+    keep = 1 - h["lr"] * h["weight_decay"]
+    triples = zip(at.params, at.grads, at["momentum_buffer"], strict=True)
+    for k, (param, grad, mean) in enumerate(triples):
+        at["momentum_buffer"][k] = mean = mean.lerp(grad, 1 - decay)  # noqa: PLW2901  # the new one
+        update = shards.whole(grad.lerp(mean, decay) if h["nesterov"] else mean)
+        moments = {"momentum_buffer": [torch.zeros_like(update)]}
+        one = Lists([torch.zeros_like(update)], [update], moments, [], [])
+        change = shards.placed_as(shards.beside(_step(one, apart).params[0], param), param)
+        at.params[k] = param * keep + h["lr"] * change
     return at

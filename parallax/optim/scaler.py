@@ -135,7 +135,7 @@ class LossScaler:
         parts = [leaf.isfinite().all() for leaf in core.leaves(made)]
         if not parts:
             return made, torch.tensor(True)
-        return made, torch.stack([part.to(parts[0].device) for part in parts]).all()
+        return made, shards.all_true(parts)
 
     def update(self, scale: Scale, finite: Tensor) -> Scale:
         """The scale after a step.

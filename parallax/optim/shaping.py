@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from parallax import random
+from parallax._compat import shards
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.optim.arguments import check_at_least, check_fields
@@ -219,5 +220,6 @@ class AddNoise:
                     )
                 noise = random.normal(random.fold_in(now, part.paths[k]), grad.shape)
                 noise = noise.to(grad.device, grad.dtype)
-                made[k] = grad + size.to(grad.device, grad.dtype) * noise
+                noise = shards.beside(size.to(grad.device, grad.dtype) * noise, grad)
+                made[k] = grad + noise
         return around(model, made), Noise(state.key, state.count + 1)

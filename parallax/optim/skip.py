@@ -130,4 +130,4 @@ def _all_finite(grads: list[Tensor]) -> Tensor:
     parts = [value.detach().isfinite().all() for value in values]
     if not parts:
         return torch.tensor(True)
-    return torch.stack([part.to(parts[0].device) for part in parts]).all()
+    return shards.all_true(parts)
