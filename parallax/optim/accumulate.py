@@ -20,6 +20,7 @@ from parallax.optim.derivatives import is_differentiable, recorded
 from parallax.optim.donate import check_donation, check_takes_donation
 from parallax.optim.habits import hint_at_habits
 from parallax.optim.saved import Constants, Tensors, below, shaped
+from parallax.optim.sparse_adam import SparseAdam
 from parallax.optim.state import around, kept_for
 from parallax.tree import core
 from parallax.tree.donated import mark
@@ -63,6 +64,7 @@ class Accumulate:
         every: how many gradients make a step.
 
     Raises:
+        TypeError: if ``opt`` steps sparse gradients only; sums are dense.
         ValueError: if ``every`` is less than one.
 
     Example:
@@ -88,6 +90,12 @@ class Accumulate:
                 f"Accumulate: every must be an int of at least 1, got {shown(every)}. "
                 f"Write optim.Accumulate(opt, every=4)"
             )
+        if any([isinstance(part, SparseAdam) for part in _parts_of(opt)]):
+            raise TypeError(
+                "Accumulate: sums of gradients are dense, and optim.SparseAdam takes sparse ones. "
+                "Take the gradient of the mean of several losses, which stays sparse: "
+                "func.grad(lambda model: (loss(model, one) + loss(model, two)) / 2)"
+            )
         self.opt = opt
         self.every = every
 
@@ -112,7 +120,7 @@ class Accumulate:
         return Accumulated(inner, around(model, zeros), torch.zeros((), dtype=torch.int32))
 
     def step(
-        self, model: M, grads: Any, state: Accumulated, *, donate: bool = False
+        self, model: M, grads: Any, state: Accumulated, donate: bool = False
     ) -> tuple[M, Accumulated]:
         """Adds gradients, and steps if there are enough.
 
@@ -202,6 +210,16 @@ class Accumulate:
 
     def __repr__(self) -> str:
         return f"Accumulate({self.opt!r}, every={self.every})"
+
+
+def _parts_of(opt: Any) -> list[Any]:
+    """An optimizer, and those inside of it."""
+    held = list(getattr(opt, "__dict__", {}).values())
+    for value in held:  # those that are appended, too
+        held += value if isinstance(value, (tuple, list)) else ()
+        held += value.values() if isinstance(value, dict) else ()
+    inside = [value for value in held if hasattr(value, "step") and hasattr(value, "init")]
+    return [opt, *[part for value in inside for part in _parts_of(value)]]
 
 
 def _sums(what: str, model: Any, given: Sequence[Any], state: Accumulated) -> list[Any]:

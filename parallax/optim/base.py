@@ -121,7 +121,7 @@ class Optimizer(Kernel):
 
     # -- step -------------------------------------------------------------------------------------
 
-    def step(self, model: M, grads: Any, state: State, *, donate: bool = False) -> tuple[M, State]:
+    def step(self, model: M, grads: Any, state: State, donate: bool = False) -> tuple[M, State]:
         """One step: the next model and state, as new trees.
 
         Parameters that are frozen, buffers, and leaves with a hole in ``grads`` stay as they are,

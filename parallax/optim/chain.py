@@ -64,9 +64,7 @@ class Chain:
             states = [p.init(model) if hasattr(p, "init") else None for p in self.parts]
         return Chained(tuple(states))
 
-    def step(
-        self, model: M, grads: Any, state: Chained, *, donate: bool = False
-    ) -> tuple[M, Chained]:
+    def step(self, model: M, grads: Any, state: Chained, donate: bool = False) -> tuple[M, Chained]:
         """Transforms the gradients, steps, and transforms the update.
 
         Args:

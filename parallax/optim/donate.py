@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from parallax._compat import dynamo, functorch, in_trace
+from parallax._errors.arguments import shown
 from parallax.optim.derivatives import being_taken
 
 __all__ = ["check_donation", "check_takes_donation"]
@@ -26,7 +27,10 @@ def check_donation(what: str, donate: Any, differentiable: bool = False) -> bool
     if donate is False:
         return False
     if donate is not True:
-        raise TypeError(f"{what}: donate must be True or False, got {donate!r}")
+        raise TypeError(
+            f"{what}: donate must be True or False, got {shown(donate)}. Write: "
+            f"opt.step(model, grads, state, donate=True)"
+        )
     traced, reason = dynamo.is_compiling(), ""
     if differentiable:
         reason = "a differentiable step keeps its inputs for the gradient"

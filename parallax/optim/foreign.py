@@ -123,7 +123,7 @@ class Foreign:
         start = torch.zeros((), dtype=torch.float32)
         return self._closed(model, start, self._fresh(params), self._made(params), params, {})
 
-    def step(self, model: M, grads: Any, state: State, *, donate: bool = False) -> tuple[M, State]:
+    def step(self, model: M, grads: Any, state: State, donate: bool = False) -> tuple[M, State]:
         """One step.
 
         Args:

@@ -55,9 +55,10 @@ def hint_at_habits(cls: C) -> C:
     for verb in {"init", "step"} & vars(cls).keys():
         method: Any = vars(cls)[verb]
         method.__signature__ = inspect.signature(method)
-        kinds = [p.kind for p in method.__signature__.parameters.values()]
-        count = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) - 1
-        method.__defaults__ = (MISSING,) * count
+        parameters = method.__signature__.parameters.values()
+        given = [p for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        needed = sum([p.default is inspect.Parameter.empty for p in given]) - 1  # without self
+        method.__defaults__ = (MISSING,) * needed + (method.__defaults__ or ())
     return cls
 
 

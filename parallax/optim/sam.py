@@ -114,7 +114,7 @@ class SAM:
         return unflatten_module(part, made, model._rng)  # type: ignore[no-any-return]  # of its class
 
     def step(
-        self, model: M, closure: Callable[[M], Any], state: S, *, donate: bool = False
+        self, model: M, closure: Callable[[M], Any], state: S, donate: bool = False
     ) -> tuple[M, S]:
         """One step.
 

@@ -84,9 +84,7 @@ class SkipNonfinite:
         zero = torch.zeros((), dtype=torch.int32)
         return Skipped(self.opt.init(model), zero, torch.zeros_like(zero))
 
-    def step(
-        self, model: M, grads: Any, state: Skipped, *, donate: bool = False
-    ) -> tuple[M, Skipped]:
+    def step(self, model: M, grads: Any, state: Skipped, donate: bool = False) -> tuple[M, Skipped]:
         """One step, or none.
 
         Args:

@@ -50,7 +50,7 @@ class SparseAdam(Optimizer):
     _: KW_ONLY
     maximize: bool = False
 
-    def step(self, model: M, grads: Any, state: State, *, donate: bool = False) -> tuple[M, State]:
+    def step(self, model: M, grads: Any, state: State, donate: bool = False) -> tuple[M, State]:
         """One step; see ``Optimizer.step``.
 
         Args:

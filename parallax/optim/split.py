@@ -100,9 +100,7 @@ class Split:
                 states.append(opt.init(unflatten_module(part, mine, None)))
         return Splits(tuple(states), labels)
 
-    def step(
-        self, model: M, grads: Any, state: Splits, *, donate: bool = False
-    ) -> tuple[M, Splits]:
+    def step(self, model: M, grads: Any, state: Splits, donate: bool = False) -> tuple[M, Splits]:
         """A step of every optimizer.
 
         Args:

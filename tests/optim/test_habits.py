@@ -75,10 +75,8 @@ def test_a_step_that_lacks_arguments_says_what_to_write(name: str) -> None:
             opt.step(*given)
     with pytest.raises(TypeError, match=line):
         opt.step(model, (lambda model: grads) if third == "closure" else grads)
-    parameters = inspect.signature(opt.step).parameters.values()
-    assert [p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == [
-        inspect.Parameter.empty
-    ] * 3
+    parameters = list(inspect.signature(opt.step).parameters.values())[:3]
+    assert [p.default for p in parameters] == [inspect.Parameter.empty] * 3
 
 
 @pytest.mark.parametrize("name", HABITS)
@@ -111,3 +109,22 @@ def test_a_schedule_has_no_state(name: str) -> None:
     assert not hasattr(schedule, name)
     with pytest.raises(AttributeError, match=rf"no attribute '{name}': a schedule is a function"):
         getattr(schedule, name)
+
+
+@pytest.mark.parametrize("name", ["SGD", "chain"])
+def test_donate_may_stand_without_its_name(name: str) -> None:
+    opt, given = STEPS[name], tree.map(torch.clone, model)
+    expected = opt.step(model, grads, opt.init(model))
+    stepped, _ = opt.step(given, grads, opt.init(given), True)
+    assert tree.equal(stepped, expected[0])
+    with pytest.raises(optim.DonatedError):
+        tree.leaves(given)
+    line = r"donate must be True or False, got .*Linear.*donate=True\)"
+    with pytest.raises(TypeError, match=line):
+        opt.step(model, grads, opt.init(model), model)
+
+
+@pytest.mark.parametrize("around", [lambda opt: opt, lambda opt: optim.Split({"weight": opt}, SGD)])
+def test_sums_of_sparse_gradients_are_refused(around: Any) -> None:
+    with pytest.raises(TypeError, match=r"sums of gradients are dense, and optim\.Sparse"):
+        optim.Accumulate(around(optim.SparseAdam()), 2)
