@@ -179,7 +179,7 @@ def _places(survey: Survey, entry: Entry) -> list[tuple[Entry, int]]:
     chart = survey.chart
     if entry.cls is not None:
         named = getattr(entry.node, "named", {}) if entry.is_module else {}
-        _, leaf, start = named.get("weight", (None, None, 0))
+        _, start, leaf = named.get("weight", (None, 0, None))
         place = entry.start + start
         if getattr(leaf, "role", "") != "parameter":
             _refuse(chart, entry)
