@@ -74,8 +74,7 @@ def settings_for(
     in_python = _repeats(tokens) or shards.any_distributed(items)
     defaults: dict[str, Any] = {} if in_python else {"cpp_wrapper": True}
     defaults |= inductor.untested_vectors()
-    if "size_asserts" not in options:
-        defaults |= inductor.unasserted_inputs()
+    defaults |= inductor.lighter_code(asserted="size_asserts" in options)
     return {**settings, "options": {**defaults, **options}}
 
 

@@ -61,6 +61,11 @@ def test_inductor_on_the_cpu_gets_options_that_change_no_result() -> None:
     assert torch.equal(expected, x + 1)
     assert "aoti" in code
     assert '"input")' not in code  # sizes and strides of inputs are checked before, at once
+    assert 'optimize("Og")' in code  # the code around kernels alone, which only calls
+    theirs = make_compiled(lambda x: positive(x) + 1, options={"size_asserts": True})
+    expected, (code,) = run_and_get_code(theirs, x)
+    assert torch.equal(expected, x + 1)
+    assert '"input")' in code and 'optimize("Og")' in code
     with pytest.raises(ArithmeticError, match="it is negative"):
         compiled(-x)
     assert torch.equal(compiled(x), x + 1)
@@ -76,7 +81,7 @@ def test_the_options_given_are_the_last_word() -> None:
 
     assert options({})["cpp_wrapper"] is True
     assert options({})["cpp.vec_isa_ok"] is True
-    asked = {"cpp_wrapper": False, "size_asserts": True, "cpp.vec_isa_ok": False}
+    asked = {"cpp_wrapper": False, "cpp.vec_isa_ok": False, "_post_fusion_custom_pass": None}
     assert options({"options": asked}) == asked
     assert options({"backend": "eager"}) == {}
     assert options({}, "meta") == {}
