@@ -6,7 +6,7 @@ import builtins
 import itertools
 from collections.abc import Callable, Sequence
 from types import CellType, CodeType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from parallax._compat.in_trace import allow_donation
 from parallax._compat.inductor import have_vectors_tested, is_cpp_failure
 from parallax._compat.memory import storage_of
 from parallax._compat.modes import leave_transforms
-from parallax._compat.opaque import real
 from parallax._compat.rerun import changing_nothing
 from parallax.compiler.class_guard import ClassGuard
 from parallax.compiler.donation import Donation
@@ -31,13 +30,14 @@ from parallax.compiler.dynamo import compile_flat, settings_for, without_risks
 from parallax.compiler.given import Given, overwrite
 from parallax.compiler.guards import Guards
 from parallax.compiler.leaves import Leaves
-from parallax.compiler.opening import write_builder, write_opener
+from parallax.compiler.opening import write_opener
 from parallax.compiler.outside import Outside
 from parallax.compiler.packing import build_call, spell
-from parallax.compiler.writes import Written, has_containers, note, put_back, spell_written
+from parallax.compiler.results import Loaded, Result, recorder, written_builder
+from parallax.compiler.writes import has_containers, note, put_back, spell_written
 from parallax.random import reuse
 
-__all__ = ["Graph", "Loaded"]
+__all__ = ["Graph"]
 
 Sizes = list[int | None]
 
@@ -269,7 +269,7 @@ class Graph:
             "__builtins__": builtins,
             "parallax_build": build_call,
             "parallax_places": self.leaves.places(),
-            "parallax_record": _recorder(self.results),
+            "parallax_record": recorder(self.results),
             "parallax_spell": spell,
             "parallax_tokens": self.tokens,
             "parallax_note": note if has_containers(self.tokens) else None,
@@ -310,44 +310,6 @@ def _tidy(records: bool) -> None:
     leave_transforms()
     allow_hooks_again()
     torch.set_grad_enabled(records)
-
-
-class Result(NamedTuple):
-    """What one trace returns: its tokens, what it wrote to, and what builds it from items."""
-
-    tokens: tuple[Any, ...]
-    written: Written
-    build: Callable[..., Any]
-
-
-class Loaded(NamedTuple):
-    """What was compiled in another process: what runs, its results, and the leaves it writes to."""
-
-    run: Callable[..., Any]
-    results: list[tuple[tuple[Any, ...], Written]]
-    written: list[int]
-
-
-def written_builder(tokens: tuple[Any, ...], written: Written) -> Callable[..., Any]:
-    """What builds a result, and after it the contents of what was written to."""
-    count = len(written.indices)
-    return write_builder(((tuple, 1 + count), *tokens) if count else tokens)
-
-
-def _recorder(kept: list[Result]) -> Callable[..., int]:
-    """A function that keeps the structure of results and what builds them; returns its number."""
-
-    # Runs while dynamo traces, which puts the number into the graph: every trace has its own.
-    @real
-    def record(found: tuple[Any, ...], indices: Any, same: Any) -> int:
-        written = Written(indices, same)
-        for number, known in enumerate(kept):
-            if known[:2] == (found, written):
-                return number
-        kept.append(Result(found, written, written_builder(found, written)))
-        return len(kept) - 1
-
-    return record
 
 
 def _differing(one: Sizes, two: Sizes) -> Sizes:

@@ -16,11 +16,12 @@ from parallax._compat.dynamo import global_state, is_compiling, state_check
 from parallax._compat.modes import is_transforming
 from parallax._errors.arguments import shown
 from parallax.compiler.donation import Donation
-from parallax.compiler.graph import Graph, Loaded
+from parallax.compiler.graph import Graph
 from parallax.compiler.leaves import Leaves
 from parallax.compiler.lowering import MAGIC, Leaf, checked_path, leaf_of, other_of, system
 from parallax.compiler.packing import pack_call, paths_of
 from parallax.compiler.reasons import changed
+from parallax.compiler.results import Loaded
 
 __all__ = ["load_compiled"]
 
