@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, kernels, shards
-from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
+from parallax.optim.kernel import ByKernel
 from parallax.optim.lists import How, Lists
 
 __all__ = ["Adafactor"]
 
 
-class Adafactor(Optimizer):
+class Adafactor(ByKernel):
     """Adam with a factored second moment, which stores a row and a column per matrix.
 
     As ``torch.optim.Adafactor``, and its kernels. Shazeer and Stern 2018.

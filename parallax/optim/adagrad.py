@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.optim.adagrad import adagrad
 
-from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
+from parallax.optim.kernel import ByKernel
 from parallax.optim.lists import How, Lists
 
 __all__ = ["Adagrad"]
 
 
-class Adagrad(Optimizer):
+class Adagrad(ByKernel):
     """Steps divided by the root of the sum of squared gradients.
 
     As ``torch.optim.Adagrad``, and its kernels. Duchi et al. 2011.

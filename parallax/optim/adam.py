@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from parallax._compat import kernels
-from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
+from parallax.optim.kernel import ByKernel
 from parallax.optim.lists import How, Lists
 
 __all__ = ["Adam", "AdamW"]
 
 
-class Adam(Optimizer):
+class Adam(ByKernel):
     """Adam: steps scaled by running averages of the gradient and its square.
 
     As ``torch.optim.Adam``, and its kernels. Kingma and Ba 2015; AMSGrad: Reddi et al. 2018.
@@ -58,7 +58,7 @@ class Adam(Optimizer):
         return step_adam(at, h, how, bool(h["decoupled_weight_decay"]))
 
 
-class AdamW(Optimizer):
+class AdamW(ByKernel):
     """Adam with decoupled weight decay.
 
     As ``torch.optim.AdamW``, and its kernels. Loshchilov and Hutter 2019.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,14 +24,14 @@ from parallax.optim.checks import (
     size_of,
 )  # fmt: skip
 from parallax.optim.clocks import Clocks
-from parallax.optim.derivatives import recorded, refuse_derivatives, warn_of_graph
+from parallax.optim.derivatives import being_taken, recorded, refuse_derivatives, warn_of_graph
 from parallax.optim.donate import check_donation
 from parallax.optim.habits import hint_at_habits
-from parallax.optim.hyper import refuse_several, resolved
-from parallax.optim.kernel import Kernel
+from parallax.optim.hyper import Hyper, refuse_several, resolved
 from parallax.optim.lists import Lists, put, some
 from parallax.optim.plan import Row, known_memory, plan_for, remember
 from parallax.optim.state import NEVER, Contents, State, around
+from parallax.optim.value import Value
 from parallax.tree.donated import mark
 from parallax.tree.memory import make_private, memory_of
 from parallax.tree.mixing import refuse_mixed
@@ -41,7 +42,7 @@ M = TypeVar("M")
 
 
 @hint_at_habits
-class Optimizer(Kernel):
+class Optimizer(Value, ABC):
     """Hyper-parameters, and the pure functions ``init`` and ``step`` that they define.
 
     An optimizer is immutable and holds no model. Tensor hyper-parameters are its leaves, so that
@@ -59,6 +60,53 @@ class Optimizer(Kernel):
         >>> opt = opt.replace(lr=opt.lr / 10)  # the state still fits
         >>> model, state = opt.step(model, loss(model), state)
     """
+
+    # -- what each class defines ------------------------------------------------------------------
+
+    _takes_sparse: ClassVar[bool] = False  # gradients, where all is eager and nothing donated
+
+    @abstractmethod
+    def _moments(self, h: Hyper) -> tuple[str, ...]:
+        """The names of the moments that a leaf has with these hyper-parameters."""
+
+    def _fresh(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
+        """A moment of a leaf that was never stepped."""
+        return torch.zeros_like(param)
+
+    def _first(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
+        """As ``_fresh``; in differentiable steps with the graph of the leaf."""
+        return self._fresh(name, param if self._differentiable else param.detach(), h)
+
+    def _check_leaf(self, path: str, param: Tensor) -> None:
+        """Raises if this optimizer cannot step a leaf."""
+
+    @property
+    def _differentiable(self) -> bool:
+        """Whether a step records its graph: if it was made so, or within a derivative."""
+        asked = self.hyper.get("differentiable")  # None: the class has no such steps
+        return bool(asked) or (asked is not None and being_taken())
+
+    def _numbers(self, leaf: Any) -> dict[str, Tensor]:
+        """The first values of what is kept for all leaves together, beside a leaf."""
+        del leaf
+        return {}
+
+    @abstractmethod
+    def _advance_all(
+        self,
+        rows: Sequence[Lists],
+        hypers: Sequence[Hyper],
+        step: Tensor,
+        numbers: Mapping[str, Tensor],
+        donate: bool,
+    ) -> tuple[list[Lists], Mapping[str, Tensor]]:
+        """Steps the lists of all groups; returns them, and what is kept for all leaves together."""
+
+    def _full(self, at: Lists, h: Hyper) -> Lists:
+        """The lists, with new moments for leaves that were never stepped."""
+        if at.full():
+            return at
+        return at.filled(lambda name, param: self._first(name, param, h))
 
     # -- init -------------------------------------------------------------------------------------
 

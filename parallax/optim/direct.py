@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, by_name
+from parallax.optim.kernel import ByKernel
 from parallax.optim.lists import How, Lists
 
 __all__ = ["Direct"]
 
 
-class Direct(Optimizer):
+class Direct(ByKernel):
     """An optimizer whose kernel takes columns of moments and the hyper-parameters by name."""
 
     _function: ClassVar[Callable[..., None]]

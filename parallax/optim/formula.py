@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from parallax.optim.base import Optimizer
+from parallax.optim.by_group import ByGroup
 from parallax.optim.hyper import Hyper, beside, resolved
-from parallax.optim.lists import How, Lists
+from parallax.optim.lists import Lists
 
 __all__ = [
     "Formula", "LeafFormula", "Moments", "check_range", "closed", "opened", "wide_for", "written",
@@ -27,9 +28,6 @@ class Formula(Optimizer):
 
     _positive: ClassVar[tuple[str, ...]] = ()  # hyper-parameters that must be above zero
 
-    def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
-        raise NotImplementedError  # the formula stands in its place
-
     def _check_values(self, hyper: Hyper) -> None:
         for name, value in hyper.items():
             if name in self._positive:
@@ -41,7 +39,7 @@ class Formula(Optimizer):
                     check_range("each of betas", beta, 0 <= beta < 1, "from 0 to below 1", 0.9)
 
 
-class LeafFormula(Formula):
+class LeafFormula(Formula, ByGroup):
     """An optimizer whose step is a formula of one leaf after the other."""
 
     @abstractmethod

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from parallax._compat import dynamo, functorch, shards
+from parallax._compat import dynamo, functorch
 from parallax.optim import operator, vmapped
-from parallax.optim.derivatives import being_taken
+from parallax.optim.by_group import ByGroup
 from parallax.optim.hyper import Hyper, beside, plain, resolved
 from parallax.optim.lists import How, Lists
-from parallax.optim.parts import (
-    hold_parts_in_trace,
-    parts_in_trace,
-    parts_of,
-    put_parts,
-    put_parts_in_trace,
-)
 from parallax.optim.scalars import Composed, Multiplied, Unread, spread
-from parallax.optim.value import Value
 
-__all__ = ["Kernel"]
+__all__ = ["ByKernel"]
 
 
-class Kernel(Value, ABC):
-    """What an optimizer keeps per leaf, and the kernel that steps lists of leaves."""
+class ByKernel(ByGroup):
+    """An optimizer whose steps are those of a kernel of torch."""
 
     _fused_on: ClassVar[tuple[str, ...]] = ()  # types of devices with a fused kernel
     _fused_halves: ClassVar[bool] = True  # whether that is right for float16 and bfloat16
     _scales_sums: ClassVar[bool] = True  # adds multiples of gradients, by alpha
-    _takes_sparse: ClassVar[bool] = False  # gradients, where all is eager and nothing donated
-    _elementwise: ClassVar[bool] = False  # steps each entry of a leaf by itself
-
-    @abstractmethod
-    def _moments(self, h: Hyper) -> tuple[str, ...]:
-        """The names of the moments that a leaf has with these hyper-parameters."""
 
     @abstractmethod
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
@@ -47,61 +31,6 @@ class Kernel(Value, ABC):
         Returns:
             The same lists if all tensors are written in place, and others if any is a new one.
         """
-
-    def _fresh(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
-        """A moment of a leaf that was never stepped."""
-        return torch.zeros_like(param)
-
-    def _first(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
-        """As ``_fresh``; in differentiable steps with the graph of the leaf."""
-        return self._fresh(name, param if self._differentiable else param.detach(), h)
-
-    def _check_leaf(self, path: str, param: Tensor) -> None:
-        """Raises if this optimizer cannot step a leaf."""
-
-    @property
-    def _differentiable(self) -> bool:
-        """Whether a step records its graph: if it was made so, or within a derivative."""
-        asked = self.hyper.get("differentiable")  # None: the class has no such steps
-        return bool(asked) or (asked is not None and being_taken())
-
-    def _numbers(self, leaf: Any) -> dict[str, Tensor]:
-        """The first values of what is kept for all leaves together, beside a leaf."""
-        del leaf
-        return {}
-
-    def _advance_all(
-        self,
-        rows: Sequence[Lists],
-        hypers: Sequence[Hyper],
-        step: Tensor,
-        numbers: Mapping[str, Tensor],
-        donate: bool,
-    ) -> tuple[list[Lists], Mapping[str, Tensor]]:
-        """Steps the lists of all groups; returns them, and what is kept for all leaves together."""
-        pairs = zip(rows, hypers, strict=True)
-        return [self._advance_parts(at, h, step, donate) for at, h in pairs], numbers
-
-    def _advance_parts(self, at: Lists, h: Hyper, step: Tensor, donate: bool) -> Lists:
-        """As ``_advance``; of distributed leaves each process steps what it holds, if it can."""
-        if dynamo.is_compiling():
-            return self._advance_parts_in_trace(at, h, step, donate)
-        parts = parts_of(at) if self._elementwise and self._is_plain_eager() else None
-        if parts is None or shards.any_distributed(self._leaves):
-            return self._advance(at, h, step, donate)
-        return put_parts(at, parts, self._advance(parts, h, step, donate), donate)
-
-    def _advance_parts_in_trace(self, at: Lists, h: Hyper, step: Tensor, donate: bool) -> Lists:
-        possible = self._elementwise and not self._differentiable
-        if not possible or not hold_parts_in_trace(at) or shards.any_distributed(self._leaves):
-            return self._advance(at, h, step, donate)
-        full = self._full(at, resolved(h, step))
-        done = self._advance(parts_in_trace(full), h, step, donate)
-        return put_parts_in_trace(full, done)
-
-    def _is_plain_eager(self) -> bool:
-        """Whether a step is neither transformed nor recorded."""
-        return not (functorch.transform_active() or self._differentiable)
 
     def _advance(self, at: Lists, h: Hyper, step: Tensor, donate: bool) -> Lists:
         """Steps lists, in private memory unless ``donate``."""
@@ -133,12 +62,6 @@ class Kernel(Value, ABC):
             with Composed():
                 return self._run(at, h, how)
         return self._run(at, h, how)
-
-    def _full(self, at: Lists, h: Hyper) -> Lists:
-        """The lists, with new moments for leaves that were never stepped."""
-        if at.full():
-            return at
-        return at.filled(lambda name, param: self._first(name, param, h))
 
     def _run(self, at: Lists, h: Hyper, how: How, donate: bool = False) -> Lists:
         """Fills in missing moments and calls the kernel."""

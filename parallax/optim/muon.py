@@ -7,14 +7,14 @@ from torch import Tensor
 
 from parallax._compat import kernels, shards
 from parallax.optim.arguments import check_at_least
-from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number
+from parallax.optim.kernel import ByKernel
 from parallax.optim.lists import How, Lists
 
 __all__ = ["Muon"]
 
 
-class Muon(Optimizer):
+class Muon(ByKernel):
     """Momentum with orthogonalised updates; for matrices only.
 
     As ``torch.optim.Muon``, and its kernels. Jordan 2024.

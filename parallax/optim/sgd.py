@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from parallax._compat import kernels
-from parallax.optim.base import Optimizer
 from parallax.optim.hyper import Hyper, Number, plain, resolved
+from parallax.optim.kernel import ByKernel
 from parallax.optim.lists import How, Lists
 
 __all__ = ["SGD"]
 
 
-class SGD(Optimizer):
+class SGD(ByKernel):
     """Stochastic gradient descent, optionally with momentum.
 
     As ``torch.optim.SGD``, and its kernels. Nesterov momentum: Sutskever et al. 2013.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, kernels
-from parallax.optim.base import Optimizer
 from parallax.optim.donate import check_donation
 from parallax.optim.habits import hint_at_habits
 from parallax.optim.hyper import Hyper, Number
+from parallax.optim.kernel import ByKernel
 from parallax.optim.lists import How, Lists
 from parallax.optim.state import State
 from parallax.tree.donated import mark
@@ -23,7 +23,7 @@ M = TypeVar("M")
 
 
 @hint_at_habits
-class SparseAdam(Optimizer):
+class SparseAdam(ByKernel):
     """Adam that moves only the rows that a sparse gradient has, and only their averages.
 
     As ``torch.optim.SparseAdam``, and its kernel. Such gradients come from
