@@ -1,6 +1,6 @@
 """The one place where generated code becomes functions.
 
-The callers write the text: ``shape`` (building and collecting a tree), ``sealing``, ``declare``
+The callers write the text: ``flatten`` (building and collecting a tree), ``sealing``, ``declare``
 (``__init__``), ``optree_nodes``, ``tree.outside`` and ``compiler.opening`` (containers around
 modules), ``bridge.signatures``.
 """

@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 
 from parallax._compat.opaque import constant_while_tracing
 from parallax.core.constants import constant_key, identity_key
-from parallax.core.shape import LEAF, STATIC
+from parallax.core.flatten import LEAF, STATIC
 
 __all__ = ["BUFFER", "PARAMETER", "PLAIN", "SLOT", "Leaf", "Local", "Note", "Static",
            "class_of_instances", "leaf_of", "local_of"]  # fmt: skip

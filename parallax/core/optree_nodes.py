@@ -58,7 +58,7 @@ class Aside:
 def optree_functions(layout: Layout, cls: type) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Generates ``flatten``, which returns the children, and ``unflatten``, which fills a new dict.
 
-    Writes into ``o.__dict__`` are what dynamo can trace; see ``shape`` for the eager form.
+    Writes into ``o.__dict__`` are what dynamo can trace; see ``flatten`` for the eager form.
     """
     mixed = {name for name, kind in layout.kinds.items() if kind.mixed}
     children = "".join(

@@ -35,9 +35,9 @@ from parallax.core.entries import (
     leaf_of,
     local_of,
 )
+from parallax.core.flatten import Shape, shape_of, write_traced
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import NODES
-from parallax.core.shape import Shape, shape_of, write_traced
 
 __all__ = ["Structure", "decode", "structure_of"]
 

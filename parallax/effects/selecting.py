@@ -67,7 +67,7 @@ def _by_text(structure: Structure, text: str, by: str) -> tuple[str, ...]:
 
 
 def _by_glob(text: str, paths: tuple[str, ...]) -> tuple[str, ...]:
-    from parallax.tree.match import matching  # which stands on modules, and they on this
+    from parallax.tree.paths import matching  # which stands on modules, and they on this
 
     if not any([mark in text for mark in "*?["]):
         return ()

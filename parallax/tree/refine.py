@@ -9,8 +9,9 @@ from typing import Any
 from parallax.tree.around import entry_at
 from parallax.tree.chart import Entry
 from parallax.tree.masks import as_mask
-from parallax.tree.match import ROLES, arity, match
+from parallax.tree.match import arity, match
 from parallax.tree.outside import join
+from parallax.tree.paths import ROLES
 from parallax.tree.places import Survey
 
 __all__ = ["refined"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from parallax import Buffer, Module, Parameter, tree
 from parallax.core.fields import UninitializedError
-from parallax.tree.match import matching
+from parallax.tree.paths import matching
 from tests.corpus import (
     MLP,
     MODULES,

@@ -1,4 +1,4 @@
-"""Generated code: functions that build a tree from leaves, and collect its leaves or modules.
+"""How trees are flattened and built: generated code, a function for each shape.
 
 A ``Shape`` is the classes of a tree alone: no constants, no notes. It is interned, so the twelve
 equal blocks of a transformer share one, and its code is written once.
