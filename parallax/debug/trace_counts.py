@@ -11,7 +11,7 @@ import torch
 
 from parallax._compat.dynamo import Trace, TraceLog
 from parallax._errors.arguments import check_function
-from parallax.compiler.function import FUNCTIONS, CompiledFunction
+from parallax.compiler.recompiling import FUNCTIONS, CompiledFunction
 from parallax.debug.calls import name_of
 
 __all__ = ["trace_counts"]
