@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import init
 
 from parallax import Module, Parameter, tree
-from parallax.core import shape
+from parallax.core import flatten
 from parallax.core.description import modules_in, spec_of
 from tests.corpus import MLP, MODULES, Case, Dense, Many
 
@@ -148,7 +148,7 @@ def test_an_rng_reaches_every_module() -> None:
 def test_the_code_of_every_shape_runs_after_the_table_was_cleared(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shape, "_shapes", {})
+    monkeypatch.setattr(flatten, "_shapes", {})
     module = case.make()
     mapped = tree.map(torch.clone, module)
     torch.testing.assert_close(tree.named_leaves(mapped), tree.named_leaves(module), equal_nan=True)
@@ -189,7 +189,7 @@ class Plain(Module):
 def test_plain_constants_are_literals_of_traced_code_and_others_its_globals() -> None:
     """Dynamo would take an integer among the globals for a size that may change."""
     module = Plain(3, 0.5, True, "a", None, ((1, 2), "b"), float("inf"))
-    build = shape.write_traced(spec_of(module), "build")
+    build = flatten.write_traced(spec_of(module), "build")
     held = [value for name, value in build.__globals__.items() if not name.startswith("__")]
     assert [value for value in held if type(value) in (int, float, bool, str, tuple)] == [
         module.unbounded

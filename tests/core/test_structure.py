@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parallax import Module, Parameter, tree
-from parallax.core import entries, shape, structure
+from parallax.core import entries, flatten, structure
 from parallax.core.description import spec_of
 from parallax.core.structure import MAX_DEPTH, Structure, decode
 from tests.corpus import (
@@ -44,7 +44,7 @@ def clear_tables(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         for module, name in (
             (structure, "_structures"),
             (entries, "_locals"),
-            (shape, "_shapes"),
+            (flatten, "_shapes"),
         ):
             monkeypatch.setattr(module, name, {})
 
@@ -249,7 +249,7 @@ for case in MODULES:
 
 
 def test_the_tables_keep_nothing_alive() -> None:
-    tables = (structure._structures, entries._locals, shape._shapes)
+    tables = (structure._structures, entries._locals, flatten._shapes)
 
     class Rated(Module):
         weight: Parameter
