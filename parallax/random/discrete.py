@@ -164,7 +164,8 @@ def categorical(key: Key, logits: Tensor, shape: Shape = (), *, dim: int = -1) -
     Raises:
         KeyReusedError: if the key was used before.
         TypeError: if ``logits`` is not a floating tensor.
-        ValueError: if it has no dimension or no category.
+        ValueError: if it has no dimension or no category, or gives no probabilities (``nan``); in
+            transforms and compiled code, which read no numbers, this goes unnoticed.
 
     Source: the Gumbel-max trick (E. J. Gumbel, 1954).
 
@@ -188,12 +189,16 @@ def categorical(key: Key, logits: Tensor, shape: Shape = (), *, dim: int = -1) -
             f"categorical(): no category in logits of shape {tuple(logits.shape)}. "
             f"Write categorical(key, torch.zeros(3))"
         )
+    most = logits.amax(dim, keepdim=True)
+    if ops.is_plain(logits) and logits.device.type != "meta" and not most.isfinite().all():
+        raise ValueError(
+            "categorical(): logits hold nan or inf, or -inf for every category, and give no "
+            "probabilities. Look for where they come from: debug.nans(fn)"
+        )
     data, size, where = given(key, shape, logits.device, "categorical()")
     noise = beside(ops.gumbel(data, (*size, *logits.shape), wide(logits.dtype), where), logits)
     # Beside a large number the noise would be rounded away.
-    drawn = (noise + (logits - logits.amax(dim, keepdim=True))).argmax(
-        dim if dim < 0 else dim - logits.ndim
-    )
+    drawn = (noise + (logits - most)).argmax(dim if dim < 0 else dim - logits.ndim)
     consume(data, "categorical()")
     return drawn
 

@@ -20,7 +20,7 @@ from parallax._compat import dynamo, functorch, in_trace, modes
 from parallax.random.reusing import is_exempt
 from parallax.random.uses import KeyReusedError, Mark
 
-__all__ = ["adopt", "carry_on", "consume", "join", "link", "note",
+__all__ = ["adopt", "carry_on", "consume", "join", "link", "mark_of", "note",
            "part", "put", "renew", "spend"]  # fmt: skip
 
 _MOST_ROWS = 1024  # a larger stack is not searched when a copy of a key turns up

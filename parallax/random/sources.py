@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch, modes
 from parallax._errors.arguments import shown
 from parallax.random.keys import Key, child_of, from_state, key, rows_of
-from parallax.random.marks import join
+from parallax.random.marks import join, mark_of
 from parallax.random.seeds import derive, digest, generator_of, state_of
 from parallax.random.uses import Mark
 
@@ -158,6 +159,10 @@ Source = SeedSource | KeySource | GlobalSource
 """What a tree holds as its random state: a seed, a key, or torch's global generator."""
 
 
+_generators: weakref.WeakKeyDictionary[torch.Generator, Mark] = weakref.WeakKeyDictionary()
+"""What is known of the use of generators, on which nothing can be kept."""
+
+
 def source_of(rng: Rng) -> Source:
     """What a tree holds when it is given ``rng``, which is only read.
 
@@ -167,9 +172,12 @@ def source_of(rng: Rng) -> Source:
     if type(rng) is Key:
         return KeySource(rng.data)
     if isinstance(rng, torch.Generator):
-        return SeedSource(digest(rng.get_state()), "generator")
+        seed = digest(rng.get_state())
+        mark = _generators.setdefault(rng, Mark())
+        return SeedSource(seed, "generator", mark.child(seed))  # it may move on
     if isinstance(rng, Tensor) and rng.dtype is torch.uint8 and rng.ndim == 1:
-        return SeedSource(digest(rng), "state")
+        seed = digest(rng)
+        return SeedSource(seed, "state", mark_of(rng).child(seed))
     if isinstance(rng, int) and not isinstance(rng, bool):
         return SeedSource(derive(rng, "seed"), "seed")
     flag = ". Write module.train() or module.eval()" if isinstance(rng, bool) else ""

@@ -28,7 +28,8 @@ def stack(trees: Iterable[T]) -> T:
 
     What is not a leaf must be the same in all: constants, modes, frozen marks. The result is a
     module like any other: ``torch.vmap`` over it calls every member. If the trees hold random
-    states it holds a stack of keys.
+    states it holds a stack of keys; those of seeds and generators are others than each tree has,
+    and so are the draws: for the same, hand out keys, ``model.train(random.key(seed))``.
 
     Args:
         trees: at least one tree; leaves of one place have one shape, dtype and device.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -297,6 +298,12 @@ def test_categorical_never_draws_the_impossible_and_always_the_certain() -> None
     assert set(drawn[:, 0].tolist()) == {0, 2} and set(drawn[:, 1].tolist()) == {1}
     along = random.categorical(random.key(0), logits.T, (500,), dim=0)
     assert along.shape == (500, 2) and set(along[:, 1].tolist()) == {1}
+
+
+@pytest.mark.parametrize("row", [[0.0, math.nan], [0.0, math.inf], [-math.inf, -math.inf]])
+def test_categorical_refuses_what_gives_no_probabilities(row: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"categorical\(\): logits hold nan or inf"):
+        random.categorical(random.key(0), torch.tensor([[0.0, 1.0], row]), (3,))
 
 
 @pytest.mark.parametrize(

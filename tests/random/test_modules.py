@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as torch_pytree
 
-from parallax import Module, Parameter, func, random, tree
+from parallax import Module, Parameter, func, nn, random, tree
 from parallax.random import KeyReusedError, sources
 from tests.random.uses import USES
 
@@ -136,6 +136,22 @@ def test_a_stack_of_modules_holds_a_stack_of_keys() -> None:
     stacked = torch_pytree.tree_map(lambda *leaves: torch.stack(leaves), *members)
     outs = torch.vmap(lambda module: module(X))(stacked)
     assert torch.equal(outs, torch.stack([member(X) for member in members]))
+
+
+@pytest.mark.parametrize("as_state", [False, True])
+def test_a_generator_that_was_handed_out_is_known_again(as_state: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rng: Any = generator.get_state() if as_state else generator
+    one, two = nn.Dropout(0.5).train(rng), nn.Dropout(0.5).train(rng)
+    one(X)
+    with pytest.raises(KeyReusedError, match="the root module was given the key that it has drawn"):
+        two(X)
+    with random.reuse():
+        two(X)
+    if not as_state:
+        torch.rand(1, generator=generator)  # it is another one now
+        three = nn.Dropout(0.5).train(generator)
+        three(X)
 
 
 def test_stack_sources_makes_keys_of_every_form() -> None:

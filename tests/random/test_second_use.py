@@ -30,6 +30,10 @@ RNGS: dict[str, Callable[[], Any]] = {
 def rng(request: pytest.FixtureRequest) -> Any:
     """Makes an rng: the same state each time, a new key."""
     made = request.param()
+    if isinstance(made, torch.Generator):
+        return made.clone_state
+    if isinstance(made, Tensor):
+        return made.clone
     return lambda: random.clone(made) if isinstance(made, random.Key) else made
 
 
