@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -99,7 +100,7 @@ ARCHITECTURES = {
 
 def build(name: str, **options: Any) -> nn.Module:
     """The model of an architecture, in eval mode."""
-    import transformers
+    transformers = import_module("transformers")  # pyright would read all of it, half a minute
 
     found = ARCHITECTURES[name]
     config = getattr(transformers, found.config)(**found.options, **options)
