@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes, overrides
-from parallax.func.forward_formulas import OTHERS
+from parallax.func.forward_formulas import OTHERS, AsItIsError
 from parallax.func.forward_refusals import REFUSED
 from parallax.func.jets import NoRuleError
 
@@ -67,7 +67,7 @@ class _Calls:
         if self._concerns(_tensors_of(args, kwargs), other.always):
             try:
                 return other(function, args, kwargs)
-            except NoRuleError:
+            except (AsItIsError, NoRuleError):
                 pass
         return function(*args, **kwargs)
 

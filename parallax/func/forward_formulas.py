@@ -1,6 +1,6 @@
 """Functions of torch by operators of which torch has the derivatives of every order.
 
-Each takes the function of torch that it stands for, and its arguments. It raises ``NoRuleError``
+Each takes the function of torch that it stands for, and its arguments. It raises ``AsItIsError``
 where that one is to be called, and its values are the same but for rounding.
 """
 
@@ -21,12 +21,16 @@ from parallax.func.attention_formulas import by_operators
 from parallax.func.jet_composed import COMPOSED, NORMS
 from parallax.func.jets import Expansion, Rule
 
-__all__ = ["OTHERS", "Other"]
+__all__ = ["OTHERS", "AsItIsError", "Other"]
 
 _TYPES: Any = torch.return_types
 
 _NOTHING = Expansion({}, 0)
 """Of no order: its rules compute the value."""
+
+
+class AsItIsError(Exception):
+    """A function of torch is to be called as it is, with these arguments."""
 
 
 # -- matrices -----------------------------------------------------------------------------------
@@ -39,7 +43,7 @@ def _solve(function: Any, a: Tensor, b: Tensor, *, left: bool = True) -> Tensor:
     except RuntimeError as error:
         if "lu_factor" not in str(error):
             raise
-        raise _NOTHING.refuse(function) from None  # of a singular matrix its own error tells
+        raise AsItIsError from None  # of a singular matrix its own error tells
     columns = b.unsqueeze(-1) if vectors else b
     found: Tensor = torch.linalg.lu_solve(factors, pivots, columns, left=left)
     return found.squeeze(-1) if vectors else found
@@ -76,7 +80,7 @@ def _pivots(function: Any, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     A zero is moved a little, so that derivatives are finite.
     """
     if a.dim() < 2 or a.shape[-1] != a.shape[-2] or a.shape[-1] == 0:
-        raise _NOTHING.refuse(function)
+        raise AsItIsError
     factors, rows, _ = torch.linalg.lu_factor_ex(a.detach())
     sizes, eps = factors.diagonal(dim1=-2, dim2=-1).abs(), torch.finfo(a.dtype).eps
     most = sizes.amax(-1, keepdim=True)
@@ -133,7 +137,7 @@ def _prod(
     x = _factors(function, x, dim, dtype)
     if dim is None:
         if keepdim:
-            raise _NOTHING.refuse(function)
+            raise AsItIsError
         return _prod(function, x.reshape(-1), 0)
     found: Tensor = _single(x).movedim(dim, -1)
     while found.shape[-1] > 1:
@@ -159,7 +163,7 @@ def _factors(function: Any, x: Tensor, dim: Any, dtype: Any) -> Tensor:
     x = x if dtype is None else x.to(dtype)
     named = dim is not None and type(dim) is not int
     if named or x.dim() == 0 or x.numel() == 0 or not x.is_floating_point():
-        raise _NOTHING.refuse(function)
+        raise AsItIsError
     return x
 
 
@@ -182,7 +186,7 @@ def _vander(
     """Each row by repeated products, as torch has it, whose derivatives at zero are wrong."""
     count = x.shape[-1] if N is None else N
     if not x.is_floating_point() or count < 2 or (function is torch.vander and x.dim() != 1):
-        raise _NOTHING.refuse(function)
+        raise AsItIsError
     factors = x.unsqueeze(-1).expand(*x.shape, count - 1)
     found = torch.cat([torch.ones_like(x).unsqueeze(-1), _cumprod(function, factors, -1)], -1)
     rising = function is torch.linalg.vander if increasing is None else increasing
@@ -249,7 +253,7 @@ def _attention(
 ) -> Tensor:  # fmt: skip
     """By operators: the fused kernels have no derivative in forward mode."""
     if dropout_p or q.is_nested or (is_causal and attn_mask is not None):
-        raise _NOTHING.refuse(function)
+        raise AsItIsError
     return by_operators(q, k, v, attn_mask, is_causal, scale, enable_gqa)
 
 
@@ -284,7 +288,7 @@ class Other(NamedTuple):
         """What is computed, for the arguments of torch's function."""
         behind, rest = self.names[len(args) :], dict(kwargs)
         if not kwargs.keys() <= {*behind, *self.options} or not kwargs.keys() >= {*behind}:
-            raise _NOTHING.refuse(function)  # with ``out=``, and where torch says what is wrong
+            raise AsItIsError  # with ``out=``, and where torch says what is wrong
         return self.compute(function, *args, *[rest.pop(name) for name in behind], **rest)
 
 

@@ -16,7 +16,7 @@ from parallax._compat import overrides
 from parallax._compat.dynamo import constant_in_traces
 from parallax._compat.replaced_calls import replace_in_traces
 from parallax.func import backward_formulas
-from parallax.func.forward_formulas import OTHERS, Other
+from parallax.func.forward_formulas import OTHERS, AsItIsError, Other
 from parallax.func.jets import NoRuleError
 
 __all__ = ["replace_what_is_wrong"]
@@ -46,6 +46,7 @@ _POINTWISE = *overrides.functions_named("sinc"), *overrides.functions_named("mis
 _ORDERS = {
     **dict.fromkeys(_POINTWISE, 2),
     F.scaled_dot_product_attention: 2,
+    F.multi_head_attention_forward: 2,
     F.batch_norm: 2,  # torch fails with a bias and no weight
     torch.batch_norm: 2,
     **dict.fromkeys([F.layer_norm, F.group_norm, F.instance_norm], 3),
@@ -65,5 +66,5 @@ def replace_what_is_wrong() -> None:
 def _replacement(function: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return _FORMULAS[function](function, args, kwargs)
-    except NoRuleError:
+    except (AsItIsError, NoRuleError):
         return function(*args, **kwargs)

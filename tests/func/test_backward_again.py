@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import parallax
-from parallax import func, nn
+from parallax import bridge, func, nn
 
 V = torch.linspace(-1, 1, 12, dtype=torch.float64).mul(7).cos()
 X = torch.linspace(-2, 3, 12, dtype=torch.float64).mul(5).sin() * (torch.arange(12) % 4 != 0)
@@ -130,6 +130,27 @@ def test_compiled_second_derivatives_of_attention() -> None:
     value = (weights.softmax(-1) @ q).sin().sum()
     (slope,) = torch.autograd.grad(value, leaf, create_graph=True)
     torch.testing.assert_close(curve(X), torch.autograd.grad(slope @ V, leaf)[0])
+
+
+def test_compiled_second_derivatives_of_a_lifted_attention_layer() -> None:
+    layer = torch.nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dtype=X.dtype).eval()
+    lifted = bridge.lift(layer)
+
+    def slope(x: Tensor) -> Tensor:
+        return func.grad(lambda x: lifted(x.view(1, 3, 4)).sin().sum())(x)
+
+    curve = parallax.compile(func.grad(lambda x: slope(x) @ V), backend="aot_eager")
+    h = 1e-5
+    expected = (slope(X + h * V) - slope(X - h * V)) / (2 * h)
+    torch.testing.assert_close(curve(X), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_compiled_a_function_without_a_formula_is_called_as_it_is() -> None:
+    def product(x: Tensor) -> tuple[Tensor, Tensor]:
+        return func.jvp(torch.prod, (x,), (3 * x,))
+
+    x = torch.tensor(2.0)
+    torch.testing.assert_close(parallax.compile(product, backend="aot_eager")(x), (x, 3 * x))
 
 
 @every
