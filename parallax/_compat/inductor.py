@@ -61,6 +61,10 @@ def _graph_pass(rewrite: Callable[[Graph], None], file: str) -> Any:
     return Rewrite()
 
 
+class NotInCppError(Exception):
+    """A graph must be called from Python."""
+
+
 def is_cpp_failure(error: RuntimeError) -> bool:
     """Whether a graph was not compiled because of its C++, the kernels or what is around them.
 
@@ -70,9 +74,11 @@ def is_cpp_failure(error: RuntimeError) -> bool:
     """
     from torch._inductor.exc import CppCompileError, InductorError
 
-    if not isinstance(error, InductorError):
+    inner = getattr(error, "inner_exception", None)
+    if isinstance(inner, NotInCppError):
+        return True
+    if not isinstance(error, InductorError) or inner is None:
         return False
-    inner = error.inner_exception
     names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(inner.__traceback__)]
     unloaded = isinstance(inner, (ImportError, OSError)) and "_load_library" in names
     return unloaded or isinstance(inner, CppCompileError) or "codegen_with_cpp_wrapper" in names

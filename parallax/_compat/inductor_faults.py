@@ -11,6 +11,9 @@ does not name, and yet fits a node that has them (torch 2.13 and 2.14):
 
 And ``_efficientzerotensor``, which derivatives leave in a graph, is no tensor that generated code
 can read or write. Here it is ``full`` of zeros.
+
+In C++, what inductor writes calls some operators by a number, which is another's within a loop or a
+branch: the process crashes. Such a graph is refused, so that it is written in Python.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -21,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 from parallax._compat import inductor
 
@@ -38,7 +41,17 @@ def mended(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def mend(graph: Graph) -> None:
-    """Rewrites every node that inductor would get wrong."""
+    """Rewrites every node that inductor would get wrong.
+
+    Raises:
+        NotInCppError: if the graph cannot be called from C++, as it is to be.
+    """
+    from torch._inductor import config
+
+    if config.cpp_wrapper and graph.owning_module is not None:
+        inner = [m for m in graph.owning_module.modules() if isinstance(m, GraphModule)][1:]
+        if any([_is_numbered(node.target) for one in inner for node in one.graph.nodes]):
+            raise inductor.NotInCppError
     for node in list(graph.nodes):
         if node.target in _SUMS and "alpha" in node.kwargs:
             _multiply_first(graph, node)
@@ -46,6 +59,18 @@ def mend(graph: Graph) -> None:
             _cast_first(graph, node)
         elif node.target is _aten._efficientzerotensor.default:
             _fill_with_zeros(graph, node)
+
+
+def _is_numbered(op: Any) -> bool:
+    """Whether C++ calls an operator by a number, as it has neither code nor a function for it."""
+    if not isinstance(op, torch._ops.OpOverload):
+        return False
+    from torch._inductor.lowering import fallbacks, lowerings
+    from torchgen.aoti.fallback_ops import (  # type: ignore[import-untyped]  # it is torch's
+        inductor_fallback_ops,
+    )
+
+    return (op in fallbacks or op not in lowerings) and str(op) not in inductor_fallback_ops
 
 
 def _multiply_first(graph: Graph, node: Node) -> None:

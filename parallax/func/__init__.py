@@ -26,12 +26,14 @@ from parallax.func.matrices import hessian_matrix, jacobian_matrix
 from parallax.func.per_sample import ensemble_grad, per_sample_grad
 from parallax.func.root import argmin, fixed_point, root
 from parallax.func.scan import scan
+from parallax.func.solvers import anderson, damped_newton, newton
 from parallax.func.stack import stack_module_state
 from parallax.func.vjp import hessian, jacrev, vjp
 from parallax.func.vmap import vmap
 from parallax.func.while_loop import fori_loop, while_loop
 
 __all__ = [
+    "anderson",
     "argmin",
     "associative_scan",
     "checkpoint",
@@ -39,6 +41,7 @@ __all__ = [
     "cond",
     "custom_jvp",
     "custom_vjp",
+    "damped_newton",
     "divergence",
     "ensemble_grad",
     "eval_shape",
@@ -57,6 +60,7 @@ __all__ = [
     "jvp",
     "laplacian",
     "linearize",
+    "newton",
     "per_sample_grad",
     "per_sample_norms",
     "root",

@@ -16,6 +16,7 @@ from parallax.func.framed import check_functions
 from parallax.func.implicit import Equation, Unknown, implicit
 from parallax.func.linear_solves import LinearSolve, solver_of
 from parallax.func.signatures import T
+from parallax.func.solvers import anderson, damped_newton, newton
 
 __all__ = ["argmin", "fixed_point", "root"]
 
@@ -28,7 +29,7 @@ def root(
     init: T,
     args: Sequence[Any] = (),
     *,
-    solver: Solver[T],
+    solver: Solver[T] = newton,
     linear_solve: str | LinearSolve = "dense",
 ) -> T:
     """A tree ``x`` with ``fun(x, *args) = 0``, as a function of ``args``.
@@ -42,7 +43,7 @@ def root(
         init: where the solver begins; has no derivative.
         args: what the solution is differentiated with respect to: modules, or any trees of tensors.
         solver: takes a function of ``x`` alone, and ``init``, to ``x``. It is called without
-            gradients, and may be anything.
+            gradients, and may be anything; by default ``func.newton``.
         linear_solve: how linear systems with the derivative of ``fun`` are solved: ``"dense"``
             makes the matrix; ``"cg"`` needs products only, and the derivative to be symmetric and
             positive definite; or a function of such a product and a right-hand side, both of
@@ -60,12 +61,8 @@ def root(
     Example:
         >>> import torch
         >>> from parallax import func
-        >>> def newton(f, x):
-        ...     for _ in range(8):
-        ...         x = x - f(x) / func.grad(f)(x)
-        ...     return x
         >>> def square_root(a):
-        ...     return func.root(lambda x, a: x**2 - a, torch.ones(()), (a,), solver=newton)
+        ...     return func.root(lambda x, a: x**2 - a, torch.ones(()), (a,))
         >>> func.grad(square_root)(torch.tensor(4.0))
         tensor(0.2500)
     """
@@ -86,7 +83,7 @@ def fixed_point(
     init: T,
     args: Sequence[Any] = (),
     *,
-    solver: Solver[T],
+    solver: Solver[T] = anderson,
     linear_solve: str | LinearSolve = "dense",
 ) -> T:
     """A tree ``x`` with ``fun(x, *args) = x``, as a function of ``args``.
@@ -97,7 +94,7 @@ def fixed_point(
         fun: takes ``x`` and ``args`` to a tree like ``x``.
         init: where the solver begins; has no derivative.
         args: what the solution is differentiated with respect to.
-        solver: takes a function of ``x`` alone, and ``init``, to ``x``.
+        solver: as of ``root``; by default ``func.anderson``.
         linear_solve: as for ``root``, of the derivative of ``fun(x) - x``.
 
     Returns:
@@ -139,7 +136,7 @@ def argmin(
     init: T,
     args: Sequence[Any] = (),
     *,
-    solver: Solver[T],
+    solver: Solver[T] = damped_newton,
     linear_solve: str | LinearSolve = "dense",
 ) -> T:
     """A tree ``x`` at which ``fun(x, *args)`` is smallest, as a function of ``args``.
@@ -151,7 +148,7 @@ def argmin(
         fun: takes ``x`` and ``args`` to a scalar.
         init: where the solver begins; has no derivative.
         args: what the solution is differentiated with respect to.
-        solver: takes a function of ``x`` alone, and ``init``, to ``x``.
+        solver: as of ``root``; by default ``func.damped_newton``.
         linear_solve: as for ``root``.
 
     Returns:
@@ -164,14 +161,8 @@ def argmin(
     Example:
         >>> import torch
         >>> from parallax import func
-        >>> def descend(f, x):
-        ...     for _ in range(60):
-        ...         x = x - 0.4 * func.grad(f)(x)
-        ...     return x
         >>> def solution(a):
-        ...     return func.argmin(
-        ...         lambda x, a: (x - 3 * a) ** 2, torch.zeros(()), (a,), solver=descend
-        ...     )
+        ...     return func.argmin(lambda x, a: (x - 3 * a) ** 2, torch.zeros(()), (a,))
         >>> func.grad(solution)(torch.tensor(2.0))
         tensor(3.)
     """
@@ -243,7 +234,7 @@ def _refuse_captured(value: Any, given: Sequence[Tensor], what: str) -> None:
         raise TypeError(
             f"{what}: {of.removesuffix(')')} captures a tensor that is differentiated, and the "
             f"solution has derivatives by args alone. Pass it, a model as well: "
-            f"func.{name}(lambda x, model: ..., init, (model,), solver=solver); or capture "
+            f"func.{name}(lambda x, model: ..., init, (model,)); or capture "
             f"tensor.detach()"
         )
 

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 from torch._dynamo.utils import counters
+from torch._inductor import config
 
 from parallax import func, nn, optim, tree
+from parallax._compat import inductor, inductor_faults
 from tests.compiling import make_compiled
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -133,3 +135,18 @@ def test_derivatives_of_derivatives() -> None:
         )
 
     torch.testing.assert_close(make_compiled(fn)(net, points), fn(net, points))
+
+
+def test_a_graph_whose_loop_calls_operators_by_number_is_refused_in_cpp() -> None:
+    """As torch's C++ takes the numbers of another graph for them."""
+    loop, graph = fx.Graph(), fx.Graph()
+    x = loop.placeholder("x")
+    loop.output(loop.call_function(torch.ops.aten._linalg_solve_ex.default, (x, x)))
+    graph.get_attr("loop")
+    graph.output(None)
+    held = torch.nn.Module()
+    held.loop = fx.GraphModule(torch.nn.Module(), loop)
+    module = fx.GraphModule(held, graph)
+    inductor_faults.mend(module.graph)  # in Python
+    with config.patch(cpp_wrapper=True), pytest.raises(inductor.NotInCppError):
+        inductor_faults.mend(module.graph)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, assert_type
 
 import torch
@@ -375,6 +376,9 @@ def solutions_keep_the_types(dense: Dense, x: Tensor) -> None:
     assert_type(func.root(lambda x, a: x**2 - a, x, (x,), solver=newton), Tensor)
     assert_type(func.fixed_point(lambda x, a: x + a, x, (x,), solver=lambda f, x: f(x)), Tensor)
     assert_type(func.argmin(lambda m: m(x).sum(), dense, solver=lambda f, m: m), Dense)
+    assert_type(func.root(lambda x, a: x**2 - a, x, (x,)), Tensor)
+    assert_type(func.fixed_point(torch.cos, x, solver=partial(func.anderson, tol=0.1)), Tensor)
+    assert_type(func.argmin(lambda m: m(x).sum(), dense), Dense)
 
 
 def rules_keep_the_types(x: Tensor, scores: Scores) -> None:
