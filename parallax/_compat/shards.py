@@ -22,9 +22,11 @@ __all__ = [
     "around_in_trace",
     "beside",
     "is_distributed",
+    "is_known_distributed",
     "is_mixing",
     "local_of",
     "locals_in_trace",
+    "may_be_distributed",
     "part_beside",
     "placed_as",
     "placement_of",
@@ -52,6 +54,25 @@ def are_known() -> bool:
 def is_distributed(value: Any) -> bool:
     """Whether a value is a distributed tensor."""
     return value is not None and isinstance(value, _kind())
+
+
+def is_known_distributed(tensor: Tensor) -> bool:
+    """Whether a tensor is distributed, in whatever wrappers; within a traced transform not told."""
+    return is_distributed(tensor if dynamo.is_compiling() else functorch.innermost(tensor))
+
+
+def may_be_distributed(tensor: Tensor) -> bool:
+    """Whether a tensor is distributed, or in a trace may turn out to be."""
+    if not are_known():
+        return False
+    unknown = dynamo.is_compiling() and functorch.traced_level() > 0 and _are_several()
+    return unknown or is_known_distributed(tensor)
+
+
+@dynamo.constant_in_traces
+def _are_several() -> bool:
+    """Whether this process is one of a group."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def any_distributed(values: Iterable[Any]) -> bool:

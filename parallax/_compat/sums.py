@@ -25,7 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from parallax._compat import buckets, dynamo, functorch, shards
 
-__all__ = ["Along", "entering", "leaving"]
+__all__ = ["Along", "cut_as", "entering", "leaving", "uncut"]
 
 Along: TypeAlias = tuple[tuple[str, int | None], ...]
 """Dimensions of a mesh, each with that of activations which is cut along it between the layers."""
@@ -78,6 +78,29 @@ def leaving(value: Any, along: Along) -> Any:
     return _leaving(value, along)
 
 
+def uncut(value: Any, *kept: int) -> Any:
+    """A tensor that is cut along no other dimensions than these, for an operator that needs it.
+
+    Args:
+        value: what is no distributed tensor comes back as it is.
+        *kept: dimensions.
+    """
+    if not isinstance(value, Tensor) or not shards.are_known():
+        return value
+    if dynamo.is_compiling():
+        _allow_in_graph()
+    return _uncut(value, kept)
+
+
+def cut_as(value: Tensor, like: Tensor) -> Tensor:
+    """A tensor that is cut as another of its shape is; both may be plain."""
+    if not shards.are_known():
+        return value
+    if dynamo.is_compiling():
+        _allow_in_graph()
+    return _cut_as(value, like)
+
+
 # -- where to -------------------------------------------------------------------------------------
 
 
@@ -113,6 +136,30 @@ def _to_leave(value: Any, along: Along) -> _Wanted:
             cut = Shard(at) if free and even and told[name].is_partial("sum") else None
         found.append((name, cut))
     return tuple(found)
+
+
+def _uncut(value: Tensor, kept: tuple[int, ...]) -> Tensor:
+    from torch.distributed.tensor import Replicate
+
+    inner: Any = functorch.innermost(value)
+    if not shards.is_distributed(inner):
+        return value
+    dims = functorch.innermost_dims(value)
+    cut = [dim for k, dim in enumerate(dims) if k not in kept]
+    wanted = tuple([
+        (name, Replicate()) for name, at in _named(inner).items()
+        if at.is_shard() and at.dim in cut
+    ])  # fmt: skip
+    return _moved(value, wanted) if wanted else value
+
+
+def _cut_as(value: Tensor, like: Tensor) -> Tensor:
+    inner: Any = functorch.innermost(value)
+    leaf: Any = functorch.innermost(like)
+    if not (shards.is_distributed(inner) and shards.is_distributed(leaf)):
+        return value
+    wanted = tuple(_named(leaf).items())
+    return _moved(value, wanted) if _toward(inner, wanted) != inner.placements else value
 
 
 def _toward(value: Any, wanted: _Wanted) -> tuple[Any, ...]:
@@ -195,8 +242,10 @@ def _allow_in_graph() -> None:
     """Has dynamo take each function as one node; loads dynamo, which runs already."""
     from torch._dynamo import allow_in_graph
 
+    allow_in_graph(_cut_as)
     allow_in_graph(_entering)
     allow_in_graph(_leaving)
+    allow_in_graph(_uncut)
 
 
 class _Move(torch.autograd.Function):

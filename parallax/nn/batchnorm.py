@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallax._compat.sums import cut_as, uncut
 from parallax.nn.channels import ChannelNorm
 from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
 from parallax.nn.moments import channels_watched
@@ -61,16 +62,16 @@ class BatchNorm(ChannelNorm):
         by_batch = self.running_mean is None
         if not by_batch and self.mode == "train":
             return self._train(input)
-        weight, bias = self.weight, self.bias
+        weight, bias = uncut(self.weight), uncut(self.bias)
         try:
             if input.dim() not in self.shapes:
                 refuse(self, self.expected(), input)
             plain = in_plain_eager_code()
             if by_batch and not plain and not one_derivative_at_most(input, weight, bias):
                 return self._by_operators(input)[0]
-            out = F.batch_norm(
-                input, self.running_mean, self.running_var, weight, bias, by_batch, 0.0, self.eps
-            )
+            mean, var = uncut(self.running_mean), uncut(self.running_var)
+            given = uncut(input, 0)
+            out = F.batch_norm(given, mean, var, weight, bias, by_batch, 0.0, self.eps)
             return channels_watched(out) if plain and by_batch else out
         except (AttributeError, RuntimeError, TypeError, ValueError):
             self._check(input, by_batch)
@@ -111,8 +112,10 @@ class BatchNorm(ChannelNorm):
 
     def _by_kernel(self, input: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
         mean, var = self.own_statistics(input)
-        out = F.batch_norm(input, mean, var, self.weight, self.bias, True, share, self.eps)
-        return out, mean, var
+        weight, bias = uncut(self.weight), uncut(self.bias)
+        out = F.batch_norm(uncut(input, 0), mean, var, weight, bias, True, share, self.eps)
+        running: Any = (self.running_mean, self.running_var)
+        return out, cut_as(mean, running[0]), cut_as(var, running[1])
 
     def _by_operators(self, input: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         self._check(input, True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import init
 
+from parallax._compat.sums import cut_as, uncut
 from parallax._errors.arguments import check_dtype, check_flags
 from parallax.core.fields import Buffer, Parameter
 from parallax.core.module import Module
@@ -83,8 +84,9 @@ class ChannelNorm(Module):
         Args:
             input: of shape ``(N, C, *)``.
         """
-        mean: Any = self.running_mean
-        var: Any = self.running_var
+        # Of a tensor in other parts than the weight torch's kernel would write to a copy.
+        mean: Any = uncut(self.running_mean)
+        var: Any = uncut(self.running_var)
         if in_plain_eager_code():
             return mean.clone(), var.clone()
         # Mapped wherever the input is, which vmap asks of what is written to.
@@ -118,7 +120,9 @@ class ChannelNorm(Module):
         """The running statistics, updated with new ones."""
         running: Any = (self.running_mean, self.running_var)
         pairs = zip(running, statistics, strict=True)
-        one, two = [(1 - share) * old + share * new.to(old.dtype) for old, new in pairs]
+        one, two = [
+            cut_as((1 - share) * old + share * new.to(old.dtype), old) for old, new in pairs
+        ]
         return one, two
 
     def expected(self) -> str:

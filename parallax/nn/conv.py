@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
+from parallax._compat.sums import uncut
 from parallax._errors.arguments import check_flags
 from parallax.core.fields import Parameter
 from parallax.nn.arguments import Sizes, at_least, one_of, per_dim, positive, uniform_within
@@ -108,14 +109,16 @@ class _Conv(Spatial):
 
     def forward(self, input: Tensor) -> Tensor:
         """The convolution of the input."""
+        # Torch convolves what is cut along the batch, and nothing that is cut otherwise.
+        given, weight, bias = uncut(input, 0), uncut(self.weight), uncut(self.bias)
         try:
             if self.border:
-                around = F.pad(input, self.border, self.padding_mode)
+                around = F.pad(given, self.border, self.padding_mode)
                 return self.convolve(
-                    around, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+                    around, weight, bias, self.stride, 0, self.dilation, self.groups
                 )
             return self.convolve(
-                input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+                given, weight, bias, self.stride, self.padding, self.dilation, self.groups
             )
         except (RuntimeError, TypeError, ValueError) as error:
             self._refuse(input)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallax._compat.shards import may_be_distributed
+from parallax._compat.sums import uncut
 from parallax.nn.channels import ChannelNorm
 from parallax.nn.exactness import in_plain_eager_code, one_derivative_at_most
 from parallax.nn.moments import channels_watched
@@ -71,16 +73,19 @@ class _InstanceNorm(ChannelNorm):
 
     def _normalised(self, input: Tensor) -> Tensor:
         """The normalised batch; in training emits new running statistics, if they are kept."""
-        mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
+        mean, var = uncut(self.running_mean), uncut(self.running_var)
+        weight, bias, given = uncut(self.weight), uncut(self.bias), uncut(input, 0)
         tracked = mean is not None
         if tracked and self.mode != "train":
-            return F.instance_norm(input, mean, var, weight, bias, False, 0.0, self.eps)
+            return F.instance_norm(given, mean, var, weight, bias, False, 0.0, self.eps)
         share = 0.0 if self.momentum is None else self.momentum
         plain = in_plain_eager_code()
-        if plain or one_derivative_at_most(input, weight, bias):
+        # The kernel writes the running statistics of a part of a batch to a copy.
+        written = tracked and may_be_distributed(input)
+        if not written and (plain or one_derivative_at_most(input, weight, bias)):
             if tracked:
                 mean, var = self.own_statistics(input)
-            out = F.instance_norm(input, mean, var, weight, bias, True, share, self.eps)
+            out = F.instance_norm(given, mean, var, weight, bias, True, share, self.eps)
             if plain:
                 channels_watched(out)
         else:

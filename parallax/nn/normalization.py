@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import init
 
+from parallax._compat import shards
 from parallax._errors.arguments import check_flags, shown
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
@@ -160,7 +161,9 @@ class RMSNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         """The input, divided by the root mean square over its last dimensions."""
         try:
-            if traced_forward():  # as torch's stand-ins have no second one of the kernel
+            # Torch's stand-ins have no second forward derivative of the kernel, and where features
+            # are cut it writes into a mean that waits for its sum.
+            if traced_forward() or shards.may_be_distributed(x):
                 return self._by_operators(x)
             return torch.rms_norm(x, self.normalized_shape, self.weight, self.eps)
         except (AttributeError, RuntimeError, TypeError):
@@ -247,7 +250,9 @@ class GroupNorm(Module):
         try:
             if self.weight is None and input.shape[1] != self.num_channels:
                 refuse(self, f"(N, {self.num_channels}, *)", input)
-            if traced_forward():  # as torch's stand-ins have no such derivative of the kernel
+            # Torch's stand-ins have no such derivative of the kernel, and of a part of a batch it
+            # is told the size of the whole.
+            if traced_forward() or shards.may_be_distributed(input):
                 return self._by_operators(input)
             return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import init
 
 from parallax._compat.gradients import WhereRecorded
+from parallax._compat.sums import uncut
 from parallax._errors.arguments import check_flags
 from parallax.core.fields import Parameter
 from parallax.nn.arguments import Sizes, one_of, per_dim, uniform_within
@@ -151,20 +152,22 @@ class _ConvTranspose(Spatial):
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The transposed convolution; ``output_size``, if given, replaces ``output_padding``."""
+        # Torch convolves what is cut along the batch, and nothing that is cut otherwise.
+        given, weight, bias = uncut(input, 0), uncut(self.weight), uncut(self.bias)
         try:
             if output_size is None:
                 beyond = self.output_padding
             else:
                 self._refuse(input)
-                beyond = self._beyond(input, output_size)
+                beyond = self._beyond(given, output_size)
             rest = self.stride, self.padding, beyond, self.groups, self.dilation
             if not any(beyond):
-                return self.convolve(input, self.weight, self.bias, *rest)
+                return self.convolve(given, weight, bias, *rest)
             if in_plain_eager_code():
-                return _watched(self.convolve(input, self.weight, self.bias, *rest))
-            if one_derivative_at_most(input, self.weight, self.bias):
-                return self.convolve(input, self.weight, self.bias, *rest)
-            return _cropped(input, self.weight, self.bias, *rest)
+                return _watched(self.convolve(given, weight, bias, *rest))
+            if one_derivative_at_most(given, weight, bias):
+                return self.convolve(given, weight, bias, *rest)
+            return _cropped(given, weight, bias, *rest)
         except (RuntimeError, TypeError) as error:
             self._refuse(input)
             refuse_sizes(self, output_size)
