@@ -15,13 +15,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-_CACHE, _THREADS = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"
+CACHE, THREADS = "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"
 
 
 @functools.cache
 def use_empty_cache() -> None:
     """Lets inductor keep what it compiles in a folder of this run, here and in processes below."""
-    os.environ[_CACHE] = folder = tempfile.mkdtemp(prefix="benchmarks-")
+    os.environ[CACHE] = folder = tempfile.mkdtemp(prefix="benchmarks-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
@@ -38,7 +38,7 @@ def seconds(part: str, *ways: str) -> dict[str, list[float]]:
     """
     use_empty_cache()
     # One thread each, so that two leave each other alone.
-    environment = {**os.environ, _THREADS: "1"}
+    environment = {**os.environ, THREADS: "1"}
     running = {
         way: subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", f"benchmarks.{part}", way],

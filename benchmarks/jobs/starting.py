@@ -1,0 +1,77 @@
+"""What the first step of a job costs: with empty caches, and in a second process with full ones.
+
+Each way starts in processes of its own, with a folder of its own for what inductor keeps. What is
+told is CPU time from the making of a step to its end, of the process and those it starts: the
+seconds of a quiet machine, on a busy one, too. Imports are not in it; headers that torch compiles
+once for a machine are, in the first run there.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+
+from benchmarks.cold import CACHE, THREADS
+from benchmarks.harness import Candidate, Question
+from benchmarks.jobs.way import Step
+
+
+def race(
+    name: str,
+    job: str,
+    ways: Mapping[str, str],
+    first: Mapping[str, float],
+    second: Mapping[str, float],
+) -> Sequence[Question]:
+    """The questions of a job's first steps.
+
+    Args:
+        name: what the steps do.
+        job: the file of this folder that starts one way, when it is run with the way's word.
+        ways: the words, by the names of the ways; the first is the reference.
+        first: the ratio to the reference that a way must not exceed, with empty caches.
+        second: the same, with full caches.
+    """
+    reference, *others = ways
+
+    def question(place: int, when: str, limits: Mapping[str, float]) -> Question:
+        def candidate(way: str) -> Candidate:
+            run = functools.partial(_seconds_at, place, job, ways[way])
+            return Candidate(way, run, limit=limits.get(way), self_timed=True)
+
+        ours = [candidate(way) for way in others]
+        return Question(f"{name}, first step {when}", candidate(reference), ours, most_rounds=1)
+
+    return [
+        question(0, "with empty caches, CPU time", first),
+        question(1, "in a second process, CPU time", second),
+    ]
+
+
+def start(ways: Mapping[str, Callable[[], Step]]) -> None:
+    """Prints the seconds that the first step takes of the way that the command line names."""
+    make = ways[sys.argv[1]]
+    before = sum(os.times()[:4])
+    float(make()())
+    print(sum(os.times()[:4]) - before)
+
+
+def _seconds_at(place: int, job: str, word: str) -> float:
+    return _seconds(job, word)[place]
+
+
+@functools.cache
+def _seconds(job: str, word: str) -> tuple[float, float]:
+    """Of a first and a second process."""
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
+        environment = {**os.environ, CACHE: folder, THREADS: "1"}
+        command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.jobs.{job}", word]
+        one, two = [
+            subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+            for _ in range(2)
+        ]
+    return float(one.stdout), float(two.stdout)
