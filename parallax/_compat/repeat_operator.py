@@ -21,7 +21,9 @@ of ``torch.func``, so that no gradient can be taken inside of compiled code.
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -29,9 +31,14 @@ from torch import Tensor
 from torch._dynamo import config
 from torch._dynamo.variables import higher_order_ops as variables
 from torch._dynamo.variables.base import VariableTracker
+from torch._functorch._aot_autograd.autograd_cache import (
+    BypassAOTAutogradCache,
+    check_cacheable,
+)
 from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
+from torch._inductor.custom_graph_pass import get_hash_for_files
 from torch._ops import HigherOrderOperator
-from torch.fx import Graph
+from torch.fx import Graph, GraphModule
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from parallax._compat import functorch, in_trace, shards
@@ -53,14 +60,19 @@ class Repeat(HigherOrderOperator):
     ``body(value, *members, *stacks, *rest)`` is called ``times`` times with the value it returned
     before, each time with the next row of every stack. ``firsts`` are the first rows. With
     ``recompute`` nothing is kept of a call for its derivative but its operands.
+
+    What a graph with it is compiled to depends on the graph, ``body`` included, and on the files of
+    this folder. So torch may cache it: a traced call has ``source``, too, which tells them.
     """
 
     def __init__(self) -> None:
-        super().__init__("parallax_repeat")  # type: ignore[no-untyped-call]  # it is torch's
+        super().__init__("parallax_repeat", cacheable=True)  # type: ignore[no-untyped-call]  # it is torch's
 
     def __call__(
-        self, body: Any, value: Tensor, *operands: Any, members: int, times: int, recompute: bool
-    ) -> Any:
+        self, body: Any, value: Tensor, *operands: Any,
+        members: int, times: int, recompute: bool, source: str = "",
+    ) -> Any:  # fmt: skip
+        del source
         stacks, rest = operands[members : 2 * members], operands[members:]
         program, used = _program(body, recompute)
         rows = [stack.unbind(0) for stack in stacks]
@@ -71,6 +83,7 @@ class Repeat(HigherOrderOperator):
 
 
 repeat = Repeat()
+_SOURCE = get_hash_for_files(tuple(map(str, sorted(Path(__file__).parent.glob("*.py"))))).hex()
 
 
 class _Variable(variables.BaseHOPVariable):
@@ -86,6 +99,7 @@ class _Variable(variables.BaseHOPVariable):
         keep_autocast(module.graph, [tracer.graph for tracer in tx.output.tracers])
         module.recompile()
         constants = {name: value.as_proxy() for name, value in kwargs.items()}
+        constants["source"] = _source(module)
         with tx.fake_mode:
             drawn = draws(module, [x.node.meta["example_value"] for x in proxies[1:]])
         # Drawn again for a derivative, the numbers would be others. What is written into an operand
@@ -107,6 +121,21 @@ class _Variable(variables.BaseHOPVariable):
                 rows = [stack.call_method(tx, "__getitem__", [number], {}) for stack in stacks]
                 value = body.call_function(tx, [value, *rows, *rest], {})
         return value
+
+
+def _source(body: GraphModule) -> str:
+    """What torch has to find in a graph with a body beside it, before it takes it from its cache.
+
+    torch looks at no body for what may not be cached, such as a function that a user allows in
+    graphs, whose name alone is in them. Nothing is found for such a body.
+    """
+    try:
+        for module in body.modules():
+            if isinstance(module, GraphModule):
+                check_cacheable(module)
+    except BypassAOTAutogradCache:
+        return uuid.uuid4().hex
+    return _SOURCE
 
 
 def _writes(graph: Graph) -> bool:
