@@ -117,7 +117,8 @@ def _describe(child: Any, kind: Kind, where: str, leaves: list[Any]) -> Any:
 
 def leaves_at_places(module: Any) -> Sequence[Any]:
     """The leaves of a module, a tied one in each of its places."""
-    leaves, expand = leaves_of(module), spec_of(module).expand
+    expand = spec_of(module).expand  # first, as it describes the module with its leaves
+    leaves = leaves_of(module)
     return leaves if expand is None else [leaves[k] for k in expand]
 
 

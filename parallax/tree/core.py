@@ -52,7 +52,8 @@ def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
 def opened(tree: Any) -> tuple[Sequence[Any], TreeSpec]:
     """As ``flatten``; the leaves of a lone module as they are kept on it."""
     if is_module(tree):
-        return leaves_of(tree), TreeSpec(None, (spec_of(tree),), (tree._rng,))
+        spec = TreeSpec(None, (spec_of(tree),), (tree._rng,))
+        return leaves_of(tree), spec
     if isinstance(tree, Tensor):
         return (tree,), LONE
     children, outer = opened_outside(tree)
@@ -62,12 +63,19 @@ def opened(tree: Any) -> tuple[Sequence[Any], TreeSpec]:
         holes = (None,) * len(children)
         return children, TreeSpec(outer, holes, holes)
     leaves: list[Any] = []
+    parts: list[Structure | None] = []
+    rngs: list[Any] = []
     for child in children:
+        if is_module(child):
+            parts.append(spec_of(child))
+            leaves += leaves_of(child)
+            rngs.append(child._rng)
+            continue
         if isinstance(child, torch.nn.Module):
             refuse_torch_module(child)
-        leaves += leaves_of(child) if is_module(child) else (child,)
-    parts = [spec_of(child) if is_module(child) else None for child in children]
-    rngs = [child._rng if is_module(child) else None for child in children]
+        parts.append(None)
+        leaves.append(child)
+        rngs.append(None)
     return leaves, TreeSpec(outer, tuple(parts), tuple(rngs))
 
 
