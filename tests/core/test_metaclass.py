@@ -107,3 +107,24 @@ def test_a_mixin_can_supply_forward() -> None:
         pass
 
     assert Layer()(3) == 3
+
+
+def test_a_deleted_init_gives_way_to_that_of_the_base() -> None:
+    class Base(Module):
+        x: int
+
+        def __init__(self, x: int) -> None:
+            super().__init__()
+            self.x = x
+
+    class Child(Base):
+        def __init__(self, x: int) -> None:
+            super().__init__(10 * x)
+
+        def helper(self) -> None: ...
+
+    assert Child(1).x == 10
+    del Child.helper
+    assert Child(2).x == 20
+    del Child.__init__
+    assert Child(1).x == 1

@@ -68,6 +68,16 @@ class Pair(Module):
 # -- what is meant ------------------------------------------------------------------------------
 
 
+class Thin:
+    """A condition that is no plain function, and a method that is one."""
+
+    def __call__(self, path: str, leaf: Tensor) -> bool:
+        return leaf.ndim == 1
+
+    def second(self, model: Any) -> Any:
+        return model.second.bias
+
+
 @pytest.mark.parametrize(
     ("make", "what", "paths"),
     [
@@ -108,6 +118,8 @@ class Pair(Module):
         (lambda: Dense(bias=False), lambda m: m.bias, ("bias",)),
         (MLP, lambda path, leaf: leaf.ndim == 1, ("first.bias", "second.bias")),
         (MLP, lambda path, leaf: path.startswith("first"), ("first.weight", "first.bias")),
+        (MLP, Thin(), ("first.bias", "second.bias")),
+        (MLP, Thin().second, ("second.bias",)),
     ],
 )  # fmt: skip
 def test_a_condition_means_these_paths(make: Any, what: Any, paths: tuple[str, ...]) -> None:
