@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,15 @@ def test_what_is_no_tree_of_numbers_is_refused_by_name(name: str, value: Any) ->
     shown = "an object" if type(value) is object else repr(value)
     with says(TypeError, f"tree.{name}(", shown.removeprefix("an ")):
         OF_ONE[name](value)
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [(None, "None is a hole"), (3, "torch.tensor(3)"), ("oops", "{'weight': torch.ones(2)}")],
+)
+def test_what_is_no_tree_of_numbers_gets_a_line_to_write(value: Any, line: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(line)):
+        tree.size(value)
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a dict"])

@@ -99,6 +99,9 @@ def test_rich_prints_the_same_table() -> None:
     text = out.getvalue()
     for cell in ("named.[red]", "Marked", "(2,)", "float32", "trainable", "total: 1 leaves"):
         assert cell in text
+    numbers = {"count", "bytes"}
+    for column in summary.__rich__().columns:
+        assert column.justify == ("right" if column.header in numbers else "left")
 
 
 @pytest.mark.parametrize("case", MODULES, ids=str)
