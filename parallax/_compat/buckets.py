@@ -316,7 +316,10 @@ def _all_reduced(mesh: Any, dim: int, tensors: Sequence[Any]) -> list[Any]:
 
     terms = [tensor._local_tensor for tensor in tensors]
     flat = torch.cat([term.reshape(-1) for term in terms])
-    flat = _waited([collectives.all_reduce(flat, "sum", (mesh, dim))])[0]
+    if type(flat) is Tensor:  # neither traced nor of several ranks; a function would copy it first
+        torch.distributed.all_reduce(flat, group=mesh.get_group(dim))
+    else:
+        flat = _waited([collectives.all_reduce(flat, "sum", (mesh, dim))])[0]
     found = []
     sums = flat.split([term.numel() for term in terms])
     for tensor, term, part in zip(tensors, terms, sums, strict=True):

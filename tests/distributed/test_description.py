@@ -118,7 +118,10 @@ def counts(told: Any) -> dict[str, int]:
 
 
 def issued(mode: Any) -> dict[str, int]:
-    names = {"all_gather_into_tensor": "all_gather", "reduce_scatter_tensor": "reduce_scatter"}
+    names = {
+        "all_gather_into_tensor": "all_gather", "allreduce_": "all_reduce",
+        "reduce_scatter_tensor": "reduce_scatter",
+    }  # fmt: skip
     found: dict[str, int] = {}
     for op, times in mode.get_comm_counts().items():
         name = str(op).rsplit(".", maxsplit=1)[-1].removesuffix("'>").removesuffix("_coalesced")

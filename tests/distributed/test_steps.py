@@ -155,7 +155,12 @@ def counted(call: Callable[[], Any]) -> dict[str, int]:
     """How many collectives a call issues, by their names."""
     with CommDebugMode() as mode:
         call()
-    return {str(name).rpartition(".")[2]: n for name, n in mode.get_comm_counts().items()}
+    names = {"allreduce_": "all_reduce"}  # of the same collective in place
+    found = Counter[str]()
+    for operator, times in mode.get_comm_counts().items():
+        name = str(operator).rpartition(".")[2]
+        found[names.get(name, name)] += times
+    return found
 
 
 def cross_entropy(logits: Tensor, following: Tensor) -> Tensor:
