@@ -44,7 +44,7 @@ def race(
             return Candidate(way, run, limit=limits.get(way), self_timed=True)
 
         ours = [candidate(way) for way in others]
-        return Question(f"{name}, first step {when}", candidate(reference), ours, most_rounds=1)
+        return Question(f"{name}, first step {when}", candidate(reference), ours, most_rounds=2)
 
     return [
         question(0, "with empty caches, CPU time", first),
@@ -66,7 +66,7 @@ def _seconds_at(place: int, job: str, word: str) -> float:
 
 @functools.cache
 def _seconds(job: str, word: str) -> tuple[float, float]:
-    """Of a first and a second process."""
+    """Of a first and a second process, which run once, however often they are asked for."""
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
         environment = {**os.environ, CACHE: folder, THREADS: "1"}
         command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.jobs.{job}", word]
