@@ -10,7 +10,9 @@ from torch import Tensor
 
 from parallax import tree
 from parallax._compat import dynamo, functorch
+from parallax.func.arguments import short
 from parallax.func.framed import check_functions
+from parallax.func.grad import scalar_and_aux
 from parallax.func.signatures import T
 from parallax.func.while_loop import while_loop
 
@@ -48,12 +50,10 @@ def anderson(
         >>> func.anderson(torch.cos, torch.tensor(1.0))
         tensor(0.7391)
     """
-    check_functions("func.anderson", f=f)
-    flat, unravel = tree.ravel(x)
-    least = _tolerance(tol, flat)
+    flat, unravel, least = _opened("anderson", f, x, tol, max_steps, history)
 
     def rest(at: Tensor) -> Tensor:
-        return tree.ravel(f(unravel(at)))[0] - at
+        return _like("anderson", f(unravel(at)), at) - at
 
     def step(at: Tensor, points: Tensor, rests: Tensor, last: Tensor) -> tuple[Tensor, ...]:
         found = rest(at)
@@ -97,12 +97,10 @@ def newton(f: Callable[[T], T], x: T, *, tol: float | None = None, max_steps: in
         >>> func.newton(lambda x: x**2 - 2, torch.tensor(1.0))
         tensor(1.4142)
     """
-    check_functions("func.newton", f=f)
-    flat, unravel = tree.ravel(x)
-    least = _tolerance(tol, flat)
+    flat, unravel, least = _opened("newton", f, x, tol, max_steps)
 
     def value(at: Tensor) -> tuple[Tensor, Tensor]:
-        found = tree.ravel(f(unravel(at)))[0]
+        found = _like("newton", f(unravel(at)), at)
         return found, found
 
     def step(at: Tensor, part: Tensor) -> tuple[Tensor, ...]:
@@ -146,14 +144,12 @@ def damped_newton(
         >>> func.damped_newton(lambda x: (x - 1) ** 2 + x**4, torch.tensor(3.0))
         tensor(0.5898)
     """
-    check_functions("func.damped_newton", f=f)
-    flat, unravel = tree.ravel(x)
-    least = _tolerance(tol, flat)
+    flat, unravel, least = _opened("damped_newton", f, x, tol, max_steps)
     eye = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
     eps = torch.finfo(flat.dtype).eps
 
     def value(at: Tensor) -> Any:
-        return f(unravel(at))
+        return scalar_and_aux(f(unravel(at)), "func.damped_newton(f)", False)[0]
 
     def slope(at: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         found, height = torch.func.grad_and_value(value)(at)
@@ -176,13 +172,41 @@ def damped_newton(
     )
 
 
-def _tolerance(tol: float | None, flat: Tensor) -> float:
+def _opened(
+    name: str, f: Any, x: T, tol: Any, max_steps: Any, history: Any = 1
+) -> tuple[Tensor, Callable[[Tensor], T], float]:
+    """Where to begin as a vector, what makes a tree of one, and the tolerance."""
+    check_functions(f"func.{name}", f=f)
+    flat, unravel = tree.ravel(x)
     if not flat.is_floating_point():
         raise TypeError(
-            f"the solvers of parallax.func are for real numbers, got {flat.dtype}. Give one of "
-            f"yours: solver=solve, where solve(f, x) returns a tree like x"
+            f"func.{name}: it is for real numbers, got {flat.dtype}. Give a solver of yours: "
+            f"solver=solve, where solve(f, x) returns a tree like x"
         )
-    return float(torch.finfo(flat.dtype).eps ** 0.75) if tol is None else tol
+    for option, value, write in (("max_steps", max_steps, 100), ("history", history, 5)):
+        if type(value) is not int or value < 1:
+            raise ValueError(
+                f"func.{name}({option}=): expected a positive int, got {short(value)}. Write "
+                f"{option}={write}"
+            )
+    if tol is None:
+        tol = torch.finfo(flat.dtype).eps ** 0.75
+    if not isinstance(tol, (int, float)) or not tol > 0:
+        raise ValueError(
+            f"func.{name}(tol=): expected a positive number, got {short(tol)}. Write tol=1e-5"
+        )
+    return flat, unravel, float(tol)
+
+
+def _like(name: str, found: Any, at: Tensor) -> Tensor:
+    """What a function returned, as a vector like that of its argument."""
+    flat = tree.ravel(found)[0]
+    if flat.shape != at.shape:
+        raise ValueError(
+            f"func.{name}: f takes a tree of {at.numel()} numbers and returned {flat.numel()}. "
+            f"Return a tree like the argument"
+        )
+    return flat
 
 
 def _searched(name: str, step: Step, state: tuple[Tensor, ...], max_steps: int) -> Tensor:

@@ -14,6 +14,7 @@ from parallax import func, nn, tree
 
 DOUBLE = torch.float64
 A = torch.tensor([2.0, 3.0], dtype=DOUBLE)
+X = torch.ones(2)
 
 
 def square_root(a: Tensor) -> Tensor:
@@ -125,6 +126,22 @@ def test_a_member_without_a_solution_is_nan() -> None:
 def test_complex_numbers_are_left_to_other_solvers() -> None:
     with pytest.raises(TypeError, match=r"real numbers, got torch.complex64.*solver=solve"):
         func.root(lambda x: x**2 + 1, torch.tensor(1j))
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (lambda: func.anderson(torch.cos, X, history=0), r"history=\).*Write history=5"),
+        (lambda: func.newton(torch.cos, X, max_steps="3"), r"max_steps=\).*Write max_steps="),  # type: ignore[arg-type]
+        (lambda: func.newton(torch.cos, X, tol=-1.0), r"tol=\).*Write tol=1e-5"),
+        (lambda: func.anderson(lambda x: x.repeat(2), X), "takes a tree of 2 numbers and returned"),
+        (lambda: func.newton(lambda x: x.repeat(2), X), "takes a tree of 2 numbers and returned"),
+        (lambda: func.damped_newton(torch.cos, X), "only a scalar has a gradient. Reduce it"),
+    ],
+)
+def test_arguments_that_make_no_sense(call: Any, line: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=line):
+        call()
 
 
 def test_options_are_given_by_a_partial() -> None:
