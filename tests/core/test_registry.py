@@ -90,6 +90,18 @@ def test_what_is_no_class_is_refused() -> None:
         registry.register(3, lambda v: ((), None), lambda _, c: 3)  # type: ignore[arg-type]  # the point
 
 
+def test_what_takes_a_class_apart_is_a_function() -> None:
+    class Pair:
+        pass
+
+    wrong: Any = 3
+    with pytest.raises(TypeError, match=r"register.*flatten"):
+        registry.register(Pair, wrong, lambda _, c: Pair())
+    with pytest.raises(TypeError, match=r"register.*unflatten"):
+        registry.register(Pair, lambda p: ((), None), wrong)
+    assert tree.leaves(leaf := Pair()) == [leaf]  # nothing was registered
+
+
 @pytest.mark.parametrize("where", ["optree", "torch"])
 def test_a_class_that_one_registry_knows_is_refused(where: str) -> None:
     cls = new_class()
