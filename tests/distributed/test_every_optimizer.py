@@ -25,7 +25,11 @@ X = torch.arange(32.0, dtype=torch.float64).view(8, 4).sin()
 
 def net(opt: Any) -> Any:
     matrices = isinstance(opt, optim.Muon)  # which steps nothing else
-    layers = [nn.Linear(4, 8, bias=not matrices), torch.tanh, nn.Linear(8, 4, bias=not matrices)]
+    layers: list[Any] = [
+        nn.Linear(4, 8, bias=not matrices),
+        torch.tanh,
+        nn.Linear(8, 4, bias=not matrices),
+    ]
     return tree.to(nn.Sequential(*layers).initialize(0), dtype=torch.float64)
 
 
