@@ -33,7 +33,7 @@ from torch._dynamo.variables import higher_order_ops as variables
 from torch._dynamo.variables.base import VariableTracker
 from torch._functorch._aot_autograd.autograd_cache import (
     BypassAOTAutogradCache,
-    check_cacheable,
+    check_node_safe,
 )
 from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
 from torch._inductor.custom_graph_pass import get_hash_for_files
@@ -83,7 +83,9 @@ class Repeat(HigherOrderOperator):
 
 
 repeat = Repeat()
-_SOURCE = get_hash_for_files(tuple(map(str, sorted(Path(__file__).parent.glob("*.py"))))).hex()
+_FILES = sorted(Path(__file__).parent.glob("*.py"))
+_SOURCE = get_hash_for_files(tuple(map(str, _FILES))).hex()
+_OURS = frozenset([f"{__package__}.{path.stem}" for path in _FILES])  # what the hash tells
 
 
 class _Variable(variables.BaseHOPVariable):
@@ -131,8 +133,9 @@ def _source(body: GraphModule) -> str:
     """
     try:
         for module in body.modules():
-            if isinstance(module, GraphModule):
-                check_cacheable(module)
+            for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+                if getattr(node.target, "__module__", None) not in _OURS:
+                    check_node_safe(node)
     except BypassAOTAutogradCache:
         return uuid.uuid4().hex
     return _SOURCE
