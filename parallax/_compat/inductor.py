@@ -11,9 +11,12 @@ from __future__ import annotations
 import functools
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch.fx import Graph
+
+_ROOT = Path(__file__).parents[1]
 
 
 def mode_options(mode: str, dynamic: bool | None) -> dict[str, Any]:
@@ -24,7 +27,7 @@ def mode_options(mode: str, dynamic: bool | None) -> dict[str, Any]:
 
 
 def with_pass(
-    options: dict[str, Any], stages: Sequence[str], rewrite: Callable[[Graph], None], file: str
+    options: dict[str, Any], stages: Sequence[str], rewrite: Callable[[Graph], None]
 ) -> dict[str, Any]:
     """Inductor's options with a pass over each graph, after those that a user asks for.
 
@@ -32,7 +35,6 @@ def with_pass(
         options: a user's, or those with other passes of ours.
         stages: the options that hold passes.
         rewrite: the pass, a function of a module; it changes the graph that it is given.
-        file: the source of all that it does, which is part of the key of inductor's cache.
     """
     from torch._inductor import config
 
@@ -43,22 +45,34 @@ def with_pass(
             theirs = ()
         elif not isinstance(theirs, (list, tuple)):
             theirs = (theirs,)
-        found[stage] = (*theirs, _graph_pass(rewrite, file))
+        found[stage] = (*theirs, _graph_pass(rewrite))
     return found
 
 
 @functools.cache
-def _graph_pass(rewrite: Callable[[Graph], None], file: str) -> Any:
-    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+def _graph_pass(rewrite: Callable[[Graph], None]) -> Any:
+    from torch._inductor.custom_graph_pass import CustomGraphPass
 
     class Rewrite(CustomGraphPass):
         def __call__(self, graph: Graph) -> None:
             rewrite(graph)
 
         def uuid(self) -> Any:
-            return get_hash_for_files((file,))
+            return f"{rewrite.__module__}.{rewrite.__qualname__} {sources()}"
 
     return Rewrite()
+
+
+@functools.cache
+def sources() -> str:
+    """What tells this Parallax from any other, in the keys of torch's caches on disk.
+
+    Graphs hold operators and passes that are Python of ours. Torch's keys have their names, so
+    without this a graph of an older Parallax would be found after an update.
+    """
+    from torch._inductor.custom_graph_pass import get_hash_for_files
+
+    return get_hash_for_files(tuple(map(str, sorted(_ROOT.rglob("*.py"))))).hex()
 
 
 class NotInCppError(Exception):

@@ -37,7 +37,7 @@ _STAGES = ("joint_custom_pre_pass", "post_grad_custom_pre_pass")
 
 def mended(options: dict[str, Any]) -> dict[str, Any]:
     """Inductor's options with the pass over each graph, after those that a user asks for."""
-    return inductor.with_pass(options, _STAGES, mend, __file__)
+    return inductor.with_pass(options, _STAGES, mend)
 
 
 def mend(graph: Graph) -> None:

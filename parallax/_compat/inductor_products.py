@@ -35,7 +35,7 @@ _MOST = 2**15  # entries that a loop multiplies and sums as fast as the library
 
 def with_fast_products(options: dict[str, Any]) -> dict[str, Any]:
     """Inductor's options with the pass over each graph, after those that a user asks for."""
-    return inductor.with_pass(options, ("post_grad_custom_post_pass",), rewrite, __file__)
+    return inductor.with_pass(options, ("post_grad_custom_post_pass",), rewrite)
 
 
 def rewrite(graph: Graph) -> None:

@@ -31,7 +31,7 @@ _CHEAP = frozenset({
 
 def with_kept_numbers(options: dict[str, Any]) -> dict[str, Any]:
     """Inductor's options with the pass over each graph, after those that a user asks for."""
-    return inductor.with_pass(options, ("post_grad_custom_post_pass",), keep_numbers, __file__)
+    return inductor.with_pass(options, ("post_grad_custom_post_pass",), keep_numbers)
 
 
 def keep_numbers(graph: Graph) -> None:

@@ -44,7 +44,7 @@ def regathered(options: dict[str, Any]) -> dict[str, Any]:
     those that use them, and so leave all that is gathered at the beginning.
     """
     ordered = {"reorder_for_locality": False, **options}
-    return inductor.with_pass(ordered, ("joint_custom_pre_pass",), regather, __file__)
+    return inductor.with_pass(ordered, ("joint_custom_pre_pass",), regather)
 
 
 def regather(graph: Graph) -> None:

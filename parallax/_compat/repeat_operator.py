@@ -23,7 +23,6 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +35,6 @@ from torch._functorch._aot_autograd.autograd_cache import (
     check_node_safe,
 )
 from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
-from torch._inductor.custom_graph_pass import get_hash_for_files
 from torch._ops import HigherOrderOperator
 from torch.fx import Graph, GraphModule
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
@@ -44,6 +42,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from parallax._compat import functorch, in_trace, shards
 from parallax._compat.autocasts import autocast_for, keep_autocast
 from parallax._compat.drawing import draws
+from parallax._compat.inductor import sources
 from parallax._compat.levels import relevel
 from parallax._compat.operands import told_apart
 from parallax._compat.partition import part
@@ -62,7 +61,7 @@ class Repeat(HigherOrderOperator):
     ``recompute`` nothing is kept of a call for its derivative but its operands.
 
     What a graph with it is compiled to depends on the graph, ``body`` included, and on the files of
-    this folder. So torch may cache it: a traced call has ``source``, too, which tells them.
+    Parallax. So torch may cache it: a traced call has ``source``, too, which tells them.
     """
 
     def __init__(self) -> None:
@@ -83,9 +82,6 @@ class Repeat(HigherOrderOperator):
 
 
 repeat = Repeat()
-_FILES = sorted(Path(__file__).parent.glob("*.py"))
-_SOURCE = get_hash_for_files(tuple(map(str, _FILES))).hex()
-_OURS = frozenset([f"{__package__}.{path.stem}" for path in _FILES])  # what the hash tells
 
 
 class _Variable(variables.BaseHOPVariable):
@@ -134,11 +130,11 @@ def _source(body: GraphModule) -> str:
     try:
         for module in body.modules():
             for node in module.graph.nodes if isinstance(module, GraphModule) else ():
-                if getattr(node.target, "__module__", None) not in _OURS:
+                if str(getattr(node.target, "__module__", "")).partition(".")[0] != "parallax":
                     check_node_safe(node)
     except BypassAOTAutogradCache:
         return uuid.uuid4().hex
-    return _SOURCE
+    return sources()
 
 
 def _writes(graph: Graph) -> bool:
