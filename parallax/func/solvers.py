@@ -11,7 +11,7 @@ from torch import Tensor
 from parallax import tree
 from parallax._compat import dynamo, functorch
 from parallax.func.arguments import short
-from parallax.func.framed import check_functions
+from parallax.func.framed import check_functions, framed
 from parallax.func.grad import scalar_and_aux
 from parallax.func.signatures import T
 from parallax.func.while_loop import while_loop
@@ -177,6 +177,7 @@ def _opened(
 ) -> tuple[Tensor, Callable[[Tensor], T], float]:
     """Where to begin as a vector, what makes a tree of one, and the tolerance."""
     check_functions(f"func.{name}", f=f)
+    framed(x, f"func.{name}", "x")  # which refuses leaves without values
     flat, unravel = tree.ravel(x)
     if not flat.is_floating_point():
         raise TypeError(

@@ -360,6 +360,15 @@ def _func() -> Iterator[Subject]:
             f"func.{name}", getattr(func, name), fixed(fun=lambda x, a: x - a, **solved),
             {"fun": "function", **kinds},
         )  # fmt: skip
+    for name in ("anderson", "newton", "damped_newton"):
+        solving: dict[str, Any] = {
+            "f": (lambda x: x.square().sum()) if name == "damped_newton" else lambda x: x / 2,
+            "x": ones, "tol": 1e-3, "max_steps": 50,
+        }  # fmt: skip
+        kinds = {"f": "function", "x": "values", "tol": "number?", "max_steps": "int"}
+        if name == "anderson":
+            solving, kinds = {**solving, "history": 3}, {**kinds, "history": "int"}
+        yield Subject(f"func.{name}", getattr(func, name), fixed(**solving), kinds)
     yield Subject(
         "func.cond",
         func.cond,
