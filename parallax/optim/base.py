@@ -214,7 +214,8 @@ class Optimizer(Value, ABC):
         old = self._contents(state, part, what)
         plan, given = plan_for(what, model, leaves, part, grads, state, len(self._groups))
         if "differentiable" not in self.hyper:
-            refuse_derivatives(what, lambda: chain(leaves, given, *old.moments.values()))
+            values = (leaves, given, self._leaves, *old.moments.values())
+            refuse_derivatives(what, lambda: chain(*values))
         if not (plan.kept or dynamo.is_compiling()):
             check_layouts(what, model, plan.chosen, given, self._takes_sparse and not donate)
             if not self._differentiable:

@@ -120,6 +120,11 @@ def test_a_step_that_cannot_be_differentiated_is_refused_where_it_is(make: Any) 
     def whole(scale: Tensor) -> Tensor:
         return end(scale, make())
 
+    def of_rate(rate: Tensor) -> Tensor:
+        opt = make(lr=rate)
+        total: Tensor = opt.step(start, start, opt.init(start))[0].at.sum()
+        return total
+
     compiled = parallax.compile(func.grad(whole), backend="eager")
     for taken, given in (
         (func.grad(whole), (one,)),
@@ -127,6 +132,9 @@ def test_a_step_that_cannot_be_differentiated_is_refused_where_it_is(make: Any) 
         (func.vmap(func.grad(whole)), (one[None],)),
         (func.jacfwd(whole), (one,)),
         (lambda at: func.jvp(whole, (at,), (at,)), (one,)),
+        (func.grad(of_rate), (one,)),
+        (torch.func.grad(of_rate), (one,)),
+        (func.jacfwd(of_rate), (one,)),
         (compiled, (one,)),
     ):
         with pytest.raises(RuntimeError, match=f"{make.__name__} has no differentiable steps"):
