@@ -83,7 +83,7 @@ def refuse_transforms(what: str, does: str, within: bool) -> None:
 
 
 def warn_of_graph(what: str, grads: Any, opt: Any) -> None:
-    """Warns if gradients carry a graph that the step does not record, unless it is not wanted.
+    """Warns if a derivative is wanted that the step does not record.
 
     Args:
         what: the function that steps.
@@ -92,13 +92,19 @@ def warn_of_graph(what: str, grads: Any, opt: Any) -> None:
     """
     if not torch.is_grad_enabled():
         return
+    able = "differentiable" in getattr(opt, "hyper", ())
+    asked = f"write optim.{type(opt).__name__ if able else 'Adam'}(..., differentiable=True)"
     if any([isinstance(grad, Tensor) and grad.grad_fn is not None for grad in grads]):
-        able = "differentiable" in getattr(opt, "hyper", ())
-        name = type(opt).__name__ if able else "Adam"
         warnings.warn(
             f"{what}: the gradients carry a graph, and this step records none, so no derivative "
-            f"goes through it. To differentiate it, write optim.{name}(..., differentiable=True). "
+            f"goes through it. To differentiate it, {asked}. "
             f"Otherwise take gradients that carry none: func.grad of model.train(rng), or "
             f"model.grad() after backward()",
+            stacklevel=3,
+        )
+    elif any([leaf.requires_grad for leaf in getattr(opt, "_leaves", ())]):
+        warnings.warn(
+            f"{what}: a hyper-parameter requires grad, and this step records no graph, so it gets "
+            f"no gradient. To differentiate the step, {asked}. Otherwise give lr.detach()",
             stacklevel=3,
         )

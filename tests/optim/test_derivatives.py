@@ -239,3 +239,20 @@ def test_a_step_without_derivatives_names_an_optimizer_that_has_them() -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
         optim.Muon().step(point, grads, optim.Muon().init(point))
+
+
+def test_a_rate_that_requires_grad_is_told_that_it_gets_none() -> None:
+    rate, point = torch.tensor(0.1, requires_grad=True), Point(WHOLE.clone())
+    for make in (optim.SGD, optim.Adam):
+        with pytest.warns(UserWarning, match=rf"{make.__name__}.step: a hyper-param.*different"):
+            make(lr=rate).step(point, point, make(lr=rate).init(point))
+        recorded = make(lr=rate, differentiable=True)
+        after = recorded.step(point, point, recorded.init(point))[0]
+        (slope,) = torch.autograd.grad(after.at.sum(), rate)
+        step = 1e-6
+        high, low = (make(lr=0.1 + s).step(point, point, make().init(point)) for s in (step, -step))
+        expected = (high[0].at - low[0].at).sum() / (2 * step)
+        torch.testing.assert_close(slope.double(), expected, rtol=1e-6, atol=1e-8)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optim.SGD(lr=rate).step(point, point, optim.SGD(lr=rate).init(point))
