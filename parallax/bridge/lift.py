@@ -116,7 +116,7 @@ class _Lifting:
         """The structure of a module, and its leaves, those of ties in each place."""
         lowered = _tree_of(module)
         if lowered is not None:
-            structure = with_modes(flags_of(module, lowered), lowered)
+            structure = with_modes(lowered, flags_of(module, lowered))
             tensors = gathered(module, structure)
             if structure.expand is not None:
                 tensors = [tensors[k] for k in structure.expand]
@@ -188,13 +188,13 @@ def _note(module: nn.Module) -> Note:
 
 def _with_frozen(structure: Structure, tensors: list[Tensor | None]) -> Structure:
     """The structure with those parameters frozen that do not require grad."""
-    starts = [start for _, start, node in structure.walk() if type(node) is Structure]
+    starts = {path: start for path, start, _ in structure.walk()}
     still = {
         k for k, tensor in enumerate(tensors) if tensor is not None and not tensor.requires_grad
     }
 
-    def note(index: int, node: Structure) -> Note:
-        frozen = tuple([k for k in _own_parameters(node, 0) if starts[index] + k in still])
+    def note(path: Path, node: Structure) -> Note:
+        frozen = tuple([k for k in _own_parameters(node, 0) if starts[path] + k in still])
         return node.local.note._replace(frozen=frozen)
 
     return structure.renote(note)

@@ -18,7 +18,7 @@ from torch import nn
 
 from parallax._compat.opaque import real
 from parallax.bridge.places import held, structure_in
-from parallax.core.structure import Structure
+from parallax.core.structure import Structure, derived
 
 __all__ = ["changed_constant", "layer_of", "mirror_of", "runs_our_code"]
 
@@ -144,14 +144,10 @@ def _own_leaves(structure: Structure) -> tuple[str, ...]:
 
 
 @real
+@derived
 def _made_with(structure: Structure, present: tuple[bool, ...]) -> dict[str, Any]:
     """The attributes that torch's code reads, as the layer was made."""
-    variants: Any = structure.variants
-    found = variants.get("torch's attributes")
-    if found is None:
-        found = {}
-        if _runs_torchs_code(structure):
-            made = vars(mirror_of(structure, [leaf or None for leaf in present]))
-            found = {name: made[name] for name in _constants(structure) if name in made}
-        variants["torch's attributes"] = found
-    return found  # type: ignore[no-any-return]  # attributes by name
+    if not _runs_torchs_code(structure):
+        return {}
+    made = vars(mirror_of(structure, [leaf or None for leaf in present]))
+    return {name: made[name] for name in _constants(structure) if name in made}

@@ -8,7 +8,7 @@ from torch import nn
 
 from parallax._compat.opaque import real
 from parallax.bridge.blueprint import STRUCTURE
-from parallax.core.structure import Structure
+from parallax.core.structure import Structure, derived
 from parallax.tree.state_names import names_within
 
 __all__ = [
@@ -63,13 +63,10 @@ def parted(path: str) -> tuple[str, str]:
     return above + dot, name
 
 
+@derived
 def places_of(structure: Structure) -> Places:
     """The places of a structure, found once."""
-    variants: Any = structure.variants
-    found = variants.get("lowered places")
-    if found is None:
-        found = variants["lowered places"] = Places(structure)
-    return found  # type: ignore[no-any-return]  # places
+    return Places(structure)
 
 
 @real
@@ -130,18 +127,14 @@ def flags_of(root: nn.Module, structure: Structure) -> tuple[bool, ...]:
 
 
 @real
-def with_modes(flags: tuple[bool, ...], structure: Structure) -> Structure:
+@derived
+def with_modes(structure: Structure, flags: tuple[bool, ...]) -> Structure:
     """The structure with its modules in training or not."""
-    variants: Any = structure.variants
-    found = variants.get(("training", flags))
-    if found is None:
-        nodes = enumerate(structure.nodes())
-        modules = [k for k, node in nodes if hasattr(node.cls, "__layout__")]
-        own = {k: MODES[flag] for k, flag in zip(modules, flags, strict=True)}
-        found = structure.renote(
-            lambda k, node: node.note._replace(
-                mode=own[k], stays_eval=node.note.stays_eval and own[k] == "eval"
-            )
+    nodes = [(path, node) for path, _, node in structure.walk() if type(node) is Structure]
+    modules = [path for path, node in nodes if hasattr(node.cls, "__layout__")]
+    training = dict(zip(modules, flags, strict=True))
+    return structure.renote(
+        lambda path, node: node.note._replace(
+            mode=MODES[training[path]], stays_eval=node.note.stays_eval and not training[path]
         )
-        variants["training", flags] = found
-    return found  # type: ignore[no-any-return]  # a structure
+    )

@@ -67,7 +67,7 @@ def _mode(self: Any) -> str:
 def _structure(self: Any) -> Structure:
     module, _, path = self._behind
     structure: Structure = structure_in(module)
-    structure = with_modes(flags_of(module, structure), structure)
+    structure = with_modes(structure, flags_of(module, structure))
     return notes.addressed(structure, path)
 
 
@@ -255,7 +255,7 @@ def _tree(module: nn.Module, run: Run, path: str, index: int) -> Any:
     """A part that has no ``nn.Module`` of its own, so that it is the tree itself."""
     structure: Structure = structure_in(module)
     require_as_made(module, structure, "")
-    whole = notes.addressed(with_modes(flags_of(module, structure), structure), path)
+    whole = notes.addressed(with_modes(structure, flags_of(module, structure)), path)
     leaves = gathered(module, structure)
     start, node = _node_at(whole, index)
     places = leaves if whole.expand is None else [leaves[k] for k in whole.expand]

@@ -10,21 +10,16 @@ from typing import Any
 from parallax._compat.opaque import real
 from parallax.core.description import note_of
 from parallax.core.entries import local_of
-from parallax.core.structure import Structure, structure_of
+from parallax.core.structure import Structure, derived, structure_of
 
 __all__ = ["addressed", "carry_note", "joined", "note_of", "split_copy"]
 
 
 @real
+@derived
 def addressed(structure: Structure, root: str = "") -> Structure:
     """The structure with every module's path, below that of the root."""
-    found = structure.variants.get(("addressed", root))
-    if found is None:
-        paths = [path for path, _, node in structure.walk() if type(node) is Structure]
-        found = structure.variants["addressed", root] = structure.renote(
-            lambda index, node: node.note._replace(path=joined(root, *paths[index]))
-        )
-    return found
+    return structure.renote(lambda path, node: node.note._replace(path=joined(root, *path)))
 
 
 def joined(*parts: Any) -> str:
@@ -33,14 +28,10 @@ def joined(*parts: Any) -> str:
 
 
 @real
+@derived
 def split_copy(structure: Structure, k: int) -> Structure:
     """The structure of the ``k``-th copy, which has other random numbers and the same paths."""
-    found = structure.variants.get(("split", k))
-    if found is None:
-        found = structure.variants["split", k] = structure.renote(
-            lambda _, node: node.note._replace(copy=f"{node.note.copy}#{k}")
-        )
-    return found
+    return structure.renote(lambda _, node: node.note._replace(copy=f"{node.note.copy}#{k}"))
 
 
 @real

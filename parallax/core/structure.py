@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from functools import cached_property
-from typing import Any
+from functools import cached_property, wraps
+from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from parallax._compat.opaque import constant_while_tracing
@@ -39,11 +39,12 @@ from parallax.core.flatten import Shape, shape_of, write_traced
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import NODES
 
-__all__ = ["Structure", "decode", "structure_of"]
+__all__ = ["Structure", "decode", "derived", "structure_of"]
 
 MAX_DEPTH = 200
 
-
+F = TypeVar("F", bound=Callable[..., Any])
+Path = tuple[Any, ...]
 Child = Any  # Leaf | Static | Structure
 _structures: WeakValueDictionary[Any, Structure] = WeakValueDictionary()
 
@@ -141,10 +142,7 @@ class Structure:
 
     def traced(self, which: str) -> Callable[..., Any]:
         """The function that a trace calls for ``build``, ``build_with_rng`` or ``collect``."""
-        found = self.variants.get(which)
-        if found is None:
-            found = self.variants[which] = write_traced(self, which)
-        return found
+        return _written(self, which)
 
     # -- looking ----------------------------------------------------------------------------
 
@@ -239,27 +237,26 @@ class Structure:
 
     # -- changing the notes ------------------------------------------------------------------
 
-    def renote(self, change: Callable[[int, Structure], Note]) -> Structure:
-        """This structure with other notes: ``change`` of each module and its index in preorder."""
-        nodes = self.nodes()
-        rebuilt: list[Structure] = []
+    def renote(self, change: Callable[[Path, Structure], Note]) -> Structure:
+        """This structure with other notes: ``change`` of the path of each module and the module."""
+        made: list[Child] = []
         # Children come after their parent in preorder, so going backwards meets them first.
-        for index in range(len(nodes) - 1, -1, -1):
-            node = nodes[index]
-            take = iter([rebuilt.pop() for c in node.children if type(c) is Structure])
-            children = tuple(next(take) if type(c) is Structure else c for c in node.children)
-            local = node.local
-            if hasattr(node.cls, "__layout__"):
-                local = local_of(node.cls, local.constants, local.key, change(index, node))
-            rebuilt.append(structure_of(local, children, node.expand))
-        return rebuilt.pop()
+        for path, _, entry in reversed(self.walk()):
+            if type(entry) is not Structure:
+                made.append(entry)
+                continue
+            local, children = entry.local, tuple([made.pop() for _ in entry.children])
+            if hasattr(entry.cls, "__layout__"):
+                local = local_of(local.cls, local.constants, local.key, change(path, entry))
+            made.append(structure_of(local, children, entry.expand))
+        return cast(Structure, made.pop())
 
     @cached_property
     def skeleton(self) -> Structure:
         """This structure without notes: what is compared when trees are combined."""
         if all(node.note == PLAIN for node in self.nodes()):
             return self
-        return self.renote(lambda index, node: PLAIN)
+        return self.renote(lambda path, node: PLAIN)
 
     @cached_property
     def stays_eval(self) -> bool:
@@ -273,7 +270,7 @@ class Structure:
 
     @cached_property
     def variants(self) -> dict[Any, Any]:
-        """A cache of what was derived from this one: other structures, and generated code."""
+        """A cache of what was derived from this one: see ``derived``."""
         return {}
 
     def forget(self) -> None:
@@ -356,5 +353,22 @@ def decode(flat: tuple[Any, ...]) -> Structure:
     return rebuilt.pop()
 
 
+def derived(function: F) -> F:
+    """Has results of a function of a structure be kept on it, as a decorator.
+
+    They must follow from the structure and the other arguments, which hash and come by position.
+    """
+
+    @wraps(function)
+    def call(structure: Any, *args: Any) -> Any:
+        found = structure.variants.get((function, *args))
+        if found is None:
+            found = structure.variants[function, *args] = function(structure, *args)
+        return found
+
+    return cast(F, call)
+
+
+_written = derived(write_traced)
 _EMPTY: Child = structure_of(local_of(FrozenDict, ((),), ((),)), ())
 """An empty dict, which has no leaves."""

@@ -39,12 +39,11 @@ def marked(module: Any, placed: Sequence[Placed | None], rules: Mapping[str, Any
                 parts[one.part] = name
     leaves, structure = flatten_module(module)
     nodes = {notes.joined(*path): node for path, _, node in structure.walk()}
-    paths = [path for path, node in nodes.items() if type(node) is Structure]
     called = {one: name for path, name in parts.items() for one in _called(path, nodes)}
     summed = _summed(placed, rules, nodes)
     structure = structure.renote(
-        lambda index, node: node.note._replace(
-            gathered=called.get(paths[index], ""), summed=summed.get(paths[index], ())
+        lambda path, node: node.note._replace(
+            gathered=called.get(notes.joined(*path), ""), summed=summed.get(notes.joined(*path), ())
         )
     )
     return unflatten_module(structure, leaves, module._rng)

@@ -13,7 +13,7 @@ from parallax._compat.opaque import real
 from parallax.core import notes
 from parallax.core.entries import BUFFER
 from parallax.core.registry import flatten_module, unflatten_module
-from parallax.core.structure import Structure
+from parallax.core.structure import Structure, derived
 from parallax.effects.collection import Collection, EffectError, Emission, root_of
 from parallax.effects.emitting import IN_TURN, RULES, check
 
@@ -39,17 +39,16 @@ def applied(module: Any, collection: Collection) -> Any:
 
 
 @real
+@derived
 def _buffers_in(structure: Structure) -> dict[str, dict[str, int]]:
     """By the path of a node and a name in it, the index of the unique leaf of each buffer."""
-    found: dict[str, dict[str, int]] | None = structure.variants.get("buffers")
-    if found is None:
-        found = structure.variants["buffers"] = {}
-        for path, place, entry in structure.walk():
-            if type(entry) is Structure:
-                found[notes.joined(*path)] = {}
-            elif entry is BUFFER:
-                leaf = place if structure.expand is None else structure.expand[place]
-                found[notes.joined(*path[:-1])][str(path[-1])] = leaf
+    found: dict[str, dict[str, int]] = {}
+    for path, place, entry in structure.walk():
+        if type(entry) is Structure:
+            found[notes.joined(*path)] = {}
+        elif entry is BUFFER:
+            leaf = place if structure.expand is None else structure.expand[place]
+            found[notes.joined(*path[:-1])][str(path[-1])] = leaf
     return found
 
 

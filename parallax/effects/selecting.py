@@ -8,7 +8,7 @@ from typing import Any
 from parallax._compat.opaque import real
 from parallax._errors.arguments import shown
 from parallax.core.description import spec_of
-from parallax.core.structure import Structure
+from parallax.core.structure import Structure, derived
 
 __all__ = ["lifted_among", "paths_of"]
 
@@ -54,15 +54,13 @@ def lifted_among(structure: Structure, paths: tuple[str, ...]) -> str | None:
 
 
 @real
+@derived
 def _by_text(structure: Structure, text: str, by: str) -> tuple[str, ...]:
-    found: tuple[str, ...] | None = structure.variants.get(("modules", text))
-    if found is None:
-        paths = tuple(_modules(structure))
-        found = (text,) if text in paths else _by_glob(text, paths)
-        found = found or _by_state_name(structure, text, paths)
-        if not found:
-            raise LookupError(f"{by}: {_nothing(structure, text, paths)}")
-        structure.variants["modules", text] = found
+    paths = tuple(_modules(structure))
+    found = (text,) if text in paths else _by_glob(text, paths)
+    found = found or _by_state_name(structure, text, paths)
+    if not found:
+        raise LookupError(f"{by}: {_nothing(structure, text, paths)}")
     return found
 
 

@@ -16,8 +16,10 @@ from typing import Any
 
 from parallax._compat.opaque import real
 from parallax.core import registry
+from parallax.core.entries import Note
 from parallax.core.metaclass import ModuleMeta, place_init, writes_call
-from parallax.core.structure import Structure
+from parallax.core.notes import joined
+from parallax.core.structure import Structure, derived
 
 __all__ = ["unwatch", "watch", "watched_paths"]
 
@@ -25,6 +27,7 @@ _making = threading.Lock()
 
 
 @real
+@derived
 def watch(structure: Structure, paths: tuple[str, ...]) -> Structure:
     """The structure in which the modules at these paths are watched, beside those that are.
 
@@ -32,24 +35,15 @@ def watch(structure: Structure, paths: tuple[str, ...]) -> Structure:
         structure: of a module.
         paths: dotted, from there.
     """
-    found = structure.variants.get(("watched", paths))
-    if found is None:
-        meant = set(paths)
-        nodes = [
-            (".".join(map(str, path)), node)
-            for path, _, node in structure.walk()
-            if type(node) is Structure
-        ]
-        for path, node in nodes:
-            if path in meant:
-                _make_watching(node.cls)
-        found = structure.renote(
-            lambda index, node: node.note._replace(
-                watched=node.note.watched or nodes[index][0] in meant
-            )
-        )
-        structure.variants["watched", paths] = found
-    return found
+    meant = set(paths)
+
+    def note(path: tuple[Any, ...], node: Structure) -> Note:
+        if joined(*path) not in meant:
+            return node.note
+        _make_watching(node.cls)
+        return node.note._replace(watched=True)
+
+    return structure.renote(note)
 
 
 @real
@@ -57,7 +51,7 @@ def unwatch(structure: Structure) -> Structure:
     """The structure in which no module is watched."""
     if not structure.watched:
         return structure
-    return structure.renote(lambda index, node: node.note._replace(watched=False))
+    return structure.renote(lambda _, node: node.note._replace(watched=False))
 
 
 def watched_paths(structure: Structure) -> list[tuple[Any, ...]]:

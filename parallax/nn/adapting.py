@@ -227,11 +227,12 @@ def _wrapped(survey: Survey, entry: Entry, names: list[str], options: dict[str, 
             raise type(error)(f"nn.lora: {where}: {error}") from None
     leaves, structure = flatten_module(made)
     # Of what is new, the adapters come first and their dropout last.
-    mode, last = note_of(layer).mode, len(structure.nodes()) - 1
+    paths = [path for path, _, node in structure.walk() if type(node) is Structure]
+    mode = note_of(layer).mode
+    new = {*paths[: len(names)], *(paths[-1:] if made.dropout is not None else ())}
 
-    def note(index: int, node: Structure) -> Note:
-        new = index < len(names) or (index == last and made.dropout is not None)
-        return node.note._replace(mode=mode) if new else node.note
+    def note(path: tuple[Any, ...], node: Structure) -> Note:
+        return node.note._replace(mode=mode) if path in new else node.note
 
     return unflatten_module(structure.renote(note), leaves, layer._rng)
 

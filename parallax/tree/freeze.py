@@ -8,10 +8,12 @@ from parallax._compat import dynamo
 from parallax.core.entries import Note
 from parallax.core.structure import Structure
 from parallax.tree import core
-from parallax.tree.chart import Chart, Entry
+from parallax.tree.chart import Chart
 from parallax.tree.places import Survey
 
 __all__ = ["marked", "marked_as"]
+
+Path = tuple[Any, ...]
 
 
 def marked(survey: Survey, chosen: tuple[int, ...], frozen: bool) -> Any:
@@ -57,12 +59,12 @@ def _renoted(chart: Chart, chosen: tuple[int, ...], frozen: bool) -> tuple[Any, 
     )
 
 
-def _marks(part: Structure, own: list[list[int]], frozen: bool) -> Structure:
-    return part.renote(lambda k, node: _changed(node.note, own[k], frozen))
+def _marks(part: Structure, own: dict[Path, list[int]], frozen: bool) -> Structure:
+    return part.renote(lambda path, node: _changed(node.note, own.get(path, []), frozen))
 
 
-def _own(chart: Chart, chosen: tuple[int, ...]) -> list[list[list[int]]]:
-    """For each node of each module tree, in preorder, the offsets of its own chosen parameters."""
+def _own(chart: Chart, chosen: tuple[int, ...]) -> list[dict[Path, list[int]]]:
+    """For each module tree, by the path of a node, the offsets of its own chosen parameters."""
     for index in chosen:
         entry = chart.first[index]
         if chart.parts[entry.item] is None:
@@ -70,16 +72,14 @@ def _own(chart: Chart, chosen: tuple[int, ...]) -> list[list[list[int]]]:
                 f"{entry.path or 'the tree'} belongs to no module, and frozen is a mark on a "
                 f"module's parameter. Hold it in a Module, or leave it out with tree.partition"
             )
-    own: list[dict[Entry | None, list[int]]] = [{} for _ in chart.parts]
+    own: list[dict[Path, list[int]]] = [{} for _ in chart.parts]
     wanted = set(chosen)
     for entry in chart.entries:
-        if entry.cls is not None:
-            own[entry.item][entry] = []
-        elif entry.role == "parameter" and entry.leaf in wanted:
+        if entry.role == "parameter" and entry.leaf in wanted:
             owner = chart.owners[entry.start]
             assert owner is not None
-            own[entry.item][owner].append(entry.start - owner.start)
-    return [list(nodes.values()) for nodes in own]
+            own[entry.item].setdefault(owner.keys, []).append(entry.start - owner.start)
+    return own
 
 
 def _changed(note: Note, own: list[int], frozen: bool) -> Note:

@@ -12,7 +12,7 @@ from parallax._compat.opaque import real
 from parallax.core.entries import Note
 from parallax.core.notes import addressed
 from parallax.core.registry import flatten_module, unflatten_module
-from parallax.core.structure import Structure
+from parallax.core.structure import Structure, derived
 from parallax.effects import collection
 from parallax.random.sources import Source
 from parallax.tree import core
@@ -35,17 +35,12 @@ def in_mode(module: T, mode: str, source: Source | None) -> T:
 
 
 @real
+@derived
 def with_mode(structure: Structure, root: str, mode: str) -> Structure:
     """The structure with every module's path, and a mode in all but those that stay in eval."""
-    found = structure.variants.get(("mode", root, mode))
-    if found is None:
-
-        def change(_: int, node: Structure) -> Note:
-            return node.note if node.note.stays_eval else node.note._replace(mode=mode)
-
-        made = addressed(structure, root).renote(change)
-        found = structure.variants["mode", root, mode] = made
-    return found
+    return addressed(structure, root).renote(
+        lambda _, node: node.note if node.note.stays_eval else node.note._replace(mode=mode)
+    )
 
 
 def staying(survey: Survey, entries: Iterable[Entry], stays: bool) -> Any:
@@ -83,21 +78,17 @@ def _renoted(
         if not found:
             raise TypeError(_no_module(chart, path))
         meant |= {(twin.item, twin.keys) for entry in found for twin in chart.twins(entry)}
-    nodes: list[list[Place]] = [[] for _ in chart.parts]  # in preorder, as a structure has them
-    for entry in chart.entries:
-        if entry.cls is not None:
-            nodes[entry.item].append((entry.item, entry.keys))
     return tuple(
-        [part and _marks(part, nodes[item], meant, stays) for item, part in enumerate(chart.parts)]
+        [part and _marks(part, item, meant, stays) for item, part in enumerate(chart.parts)]
     )
 
 
-def _marks(part: Structure, nodes: list[Place], meant: set[Place], stays: bool) -> Structure:
+def _marks(part: Structure, item: int, meant: set[Place], stays: bool) -> Structure:
     mode = "eval" if stays else "train"
 
-    def change(k: int, node: Structure) -> Note:
+    def change(path: tuple[Any, ...], node: Structure) -> Note:
         note = node.note
-        return note._replace(mode=mode, stays_eval=stays) if nodes[k] in meant else note
+        return note._replace(mode=mode, stays_eval=stays) if (item, path) in meant else note
 
     return part.renote(change)
 

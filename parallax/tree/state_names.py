@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from parallax.core.entries import Leaf
-from parallax.core.structure import Structure
+from parallax.core.structure import Structure, derived
 from parallax.tree.chart import Chart, Entry
 
 __all__ = ["names_of", "names_within", "state_names", "unsaved"]
@@ -65,22 +65,19 @@ def names_within(node: Structure) -> tuple[list[str], list[str]]:
     )
 
 
+@derived
 def names_of(structure: Structure) -> tuple[tuple[str, int], ...]:
     """The name of every place in a state dict, with the index of its unique leaf.
 
     Raises:
         ValueError: if two places have one name, of which a state dict would lose one.
     """
-    variants: Any = structure.variants  # a cache of anything that follows from the structure
-    found = variants.get("state names")
-    if found is None:
-        skipped = unsaved(structure)
-        expand = structure.expand or range(structure.n_places)
-        pairs = zip(names_within(structure)[0], expand, strict=True)
-        found = tuple([pair for place, pair in enumerate(pairs) if place not in skipped])
-        _require_distinct([name for name, _ in found], structure)
-        variants["state names"] = found
-    return found  # type: ignore[no-any-return]  # pairs of a name and an index
+    skipped = unsaved(structure)
+    expand = structure.expand or range(structure.n_places)
+    pairs = zip(names_within(structure)[0], expand, strict=True)
+    found = tuple([pair for place, pair in enumerate(pairs) if place not in skipped])
+    _require_distinct([name for name, _ in found], structure)
+    return found
 
 
 def _require_distinct(names: list[str], structure: Structure) -> None:

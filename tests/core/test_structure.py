@@ -310,7 +310,9 @@ def test_a_structure_prints_in_one_line() -> None:
 
 def test_renote_keeps_the_skeleton() -> None:
     spec: Structure = spec_of(MLP())
-    frozen = spec.renote(lambda index, node: node.local.note._replace(mode=f"m{index}"))
-    assert [node.local.note.mode for node in frozen.nodes()] == ["m0", "m1", "m2"]
+    frozen = spec.renote(
+        lambda path, node: node.note._replace(mode=".".join(["m", *map(str, path)]))
+    )
+    assert [node.local.note.mode for node in frozen.nodes()] == ["m", "m.first", "m.second"]
     assert frozen.skeleton == spec.skeleton and frozen != spec
     assert functools.reduce(lambda a, b: a and b, [s.depth for s in frozen.nodes()])

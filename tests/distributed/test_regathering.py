@@ -55,9 +55,8 @@ def net(width: int, *, stacked: bool = False) -> Any:
 
 def gathering(structure: Structure, parts: Sequence[str]) -> Structure:
     """The structure in which calls of these modules gather; a plan for one process has none."""
-    nodes = [notes.joined(*path) for path, _, node in structure.walk() if type(node) is Structure]
     return structure.renote(
-        lambda index, node: node.note._replace(gathered="dp" if nodes[index] in parts else "")
+        lambda path, node: node.note._replace(gathered="dp" if notes.joined(*path) in parts else "")
     )
 
 
