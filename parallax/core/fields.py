@@ -10,7 +10,7 @@ import copy
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -197,97 +197,91 @@ for _name in (*_BINARY.split(), *("r" + _name for _name in _BINARY.split()), *_O
 
 if TYPE_CHECKING:
 
-    class _LeafField(Tensor):
+    class _Declared(Tensor):
         """A declared leaf as type checkers see it: a tensor to read, and to assign."""
 
+        def __init__(
+            self, shape: Sizes, init: Initializer, *, dtype: torch.dtype | None = None
+        ) -> None: ...
         @overload
-        def __get__(self, obj: None, owner: Any) -> _LeafField: ...
+        def __get__(self, obj: None, owner: Any) -> _Declared: ...
         @overload
         def __get__(self, obj: object, owner: Any) -> Tensor: ...
         def __get__(self, obj: Any, owner: Any) -> Any: ...
         def __set__(self, obj: Any, value: Tensor | None) -> None: ...
 
-    class Parameter(_LeafField):
-        """A trained leaf: annotate a field with it; declare it as ``Parameter(shape, init)``."""
-
-        def __init__(
-            self, shape: Sizes, init: Initializer, *, dtype: torch.dtype | None = None
-        ) -> None: ...
-
-    class Buffer(_LeafField):
-        """A leaf that is never trained: ``Buffer(shape, init)``."""
-
-        def __init__(
-            self,
-            shape: Sizes,
-            init: Initializer = torch.nn.init.zeros_,
-            *,
-            dtype: torch.dtype | None = None,
-        ) -> None: ...
-
 else:
+    _Declared = Lazy
 
-    class Parameter(Lazy):
-        """A trained leaf of a module: an annotation, and the declaration of a value to come.
 
-        Args:
-            shape: the sizes of the tensor, an int or a sequence of ints.
-            init: fills the tensor at ``initialize``: any in-place function of ``torch.nn.init``,
-                or any ``(shape, ...) -> Tensor`` function. It is given ``generator=`` if it
-                takes one, and runs under a forked global RNG otherwise.
-            dtype: the dtype of the tensor; by default torch's default dtype.
+class Parameter(_Declared):
+    """A trained leaf of a module: an annotation, and the declaration of a value to come.
 
-        Raises:
-            TypeError: if ``shape`` is not made of ints or ``init`` is not callable.
-            ValueError: if a size is negative.
+    Args:
+        shape: the sizes of the tensor, an int or a sequence of ints.
+        init: fills the tensor at ``initialize``: any in-place function of ``torch.nn.init``,
+            or any ``(shape, ...) -> Tensor`` function. It is given ``generator=`` if it
+            takes one, and runs under a forked global RNG otherwise.
+        dtype: the dtype of the tensor; by default torch's default dtype.
 
-        Example:
-            >>> import torch
-            >>> from parallax import Module, Parameter
-            >>> class Scale(Module):
-            ...     weight: Parameter
-            ...     def __init__(self, n):
-            ...         super().__init__()
-            ...         self.weight = Parameter((n,), torch.nn.init.ones_)
-            ...     def forward(self, x):
-            ...         return self.weight * x
-            >>> Scale(3).weight
-            Parameter((3,), uninitialized)
-            >>> weight = Scale(3).weight  # answers as the tensor will
-            >>> weight.shape, weight.size(0), weight.ndim, weight.dim(), weight.numel()
-            (torch.Size([3]), 3, 1, 1, 3)
-            >>> weight.dtype, weight.is_floating_point(), weight.is_complex()
-            (torch.float32, True, False)
-            >>> Scale(3).initialize(0)(torch.ones(3))
-            tensor([1., 1., 1.])
-        """
+    Raises:
+        TypeError: if ``shape`` is not made of ints or ``init`` is not callable.
+        ValueError: if a size is negative.
 
-        __slots__ = ()
+    Example:
+        >>> import torch
+        >>> from parallax import Module, Parameter
+        >>> class Scale(Module):
+        ...     weight: Parameter
+        ...     def __init__(self, n):
+        ...         super().__init__()
+        ...         self.weight = Parameter((n,), torch.nn.init.ones_)
+        ...     def forward(self, x):
+        ...         return self.weight * x
+        >>> Scale(3).weight
+        Parameter((3,), uninitialized)
+        >>> weight = Scale(3).weight  # answers as the tensor will
+        >>> weight.shape, weight.size(0), weight.ndim, weight.dim(), weight.numel()
+        (torch.Size([3]), 3, 1, 1, 3)
+        >>> weight.dtype, weight.is_floating_point(), weight.is_complex()
+        (torch.float32, True, False)
+        >>> Scale(3).initialize(0)(torch.ones(3))
+        tensor([1., 1., 1.])
+    """
 
-    class Buffer(Lazy):
-        """A tensor leaf that is never trained, such as a running mean.
+    __slots__ = ()
 
-        Args:
-            shape: as in ``Parameter``, which raises the same errors.
-            init: as in ``Parameter``; zeros by default.
-            dtype: as in ``Parameter``.
 
-        Example:
-            >>> import torch
-            >>> from parallax import Buffer
-            >>> count = Buffer((), dtype=torch.int64)
-            >>> count
-            Buffer((), dtype=torch.int64, uninitialized)
-            >>> count.shape, count.size(), count.ndim, count.dim(), count.numel()
-            (torch.Size([]), torch.Size([]), 0, 0, 1)
-            >>> count.dtype, count.is_floating_point(), count.is_complex()
-            (torch.int64, False, False)
-        """
+class Buffer(_Declared):
+    """A tensor leaf that is never trained, such as a running mean.
 
-        __slots__ = ()
+    Args:
+        shape: as in ``Parameter``, which raises the same errors.
+        init: as in ``Parameter``; zeros by default.
+        dtype: as in ``Parameter``.
 
-        def __init__(self, shape, init=torch.nn.init.zeros_, *, dtype=None):
-            super().__init__(shape, init, dtype=dtype)
+    Example:
+        >>> import torch
+        >>> from parallax import Buffer
+        >>> count = Buffer((), dtype=torch.int64)
+        >>> count
+        Buffer((), dtype=torch.int64, uninitialized)
+        >>> count.shape, count.size(), count.ndim, count.dim(), count.numel()
+        (torch.Size([]), torch.Size([]), 0, 0, 1)
+        >>> count.dtype, count.is_floating_point(), count.is_complex()
+        (torch.int64, False, False)
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        shape: Sizes,
+        init: Initializer = torch.nn.init.zeros_,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(shape, init, dtype=dtype)
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
@@ -332,33 +326,19 @@ def _fresh(value: Any) -> Any:
     return {key: _fresh(item) for key, item in value.items()} if type(value) is dict else value
 
 
+class _Options(TypedDict, total=False):
+    init: bool
+    kw_only: bool
+    converter: Callable[[Any], Any] | None
+    static: bool
+
+
+@overload  # a leaf, of which checkers see more than a Tensor; or without a default
+def field(*, default: Tensor = ..., **options: Unpack[_Options]) -> Any: ...
 @overload
-def field(  # a leaf, of which checkers see more than a Tensor; or without a default
-    *,
-    default: Tensor = ...,
-    init: bool = True,
-    kw_only: bool = ...,
-    converter: Callable[[Any], Any] | None = None,
-    static: bool = False,
-) -> Any: ...
+def field(*, default: T, **options: Unpack[_Options]) -> T: ...
 @overload
-def field(
-    *,
-    default: T,
-    init: bool = True,
-    kw_only: bool = ...,
-    converter: Callable[[Any], Any] | None = None,
-    static: bool = False,
-) -> T: ...
-@overload
-def field(
-    *,
-    default_factory: Callable[[], T],
-    init: bool = True,
-    kw_only: bool = ...,
-    converter: Callable[[Any], Any] | None = None,
-    static: bool = False,
-) -> T: ...
+def field(*, default_factory: Callable[[], T], **options: Unpack[_Options]) -> T: ...
 def field(
     *,
     default: Any = MISSING,
