@@ -1,4 +1,4 @@
-"""Checks the values of fields against their kinds, and freezes lists and dicts."""
+"""Which values a field admits: lists and dicts are frozen, and all is checked against its kind."""
 
 from __future__ import annotations
 
@@ -8,94 +8,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallax.core.containers import built, is_named_tuple, opened
-from parallax.core.description import container_structure, leaves_at_places, spec_of
-from parallax.core.entries import Static
+from parallax.core.constants import constant_key
+from parallax.core.containers import is_named_tuple
 from parallax.core.fields import Lazy
 from parallax.core.frozendict import FrozenDict
 from parallax.core.kinds import Kind
 from parallax.core.nodes import NODES, is_module
-from parallax.core.structure import Structure
 
-__all__ = ["annotation_of", "enter", "freeze"]
+__all__ = ["annotation_of", "check", "freeze"]
 
 
-def enter(value: Any, kind: Kind, where: str, leaves: list[Any]) -> tuple[Any, Any]:
-    """A value that its field allows, with its containers frozen, and its entry in the structure.
+def freeze(value: Any, kind: Kind, where: str) -> Any:
+    """A value with its lists and dicts frozen, in the places that its kind has for containers.
 
-    Its leaves are appended, one for each place. ``where`` is the field in error messages, as
-    ``Class.field``.
+    ``where`` is the field in error messages, as ``Class.field``.
     """
-    if kind.leaf is not None and isinstance(value, (Tensor, Lazy)):
-        _check_leaf(value, kind, where)
-        leaves.append(value)
-        return value, kind.role()
-    if value is None:
-        if kind.optional or kind.constant:  # a hole, also where constants are allowed
-            leaves.append(None)
-            return None, kind.role()
-    elif is_module(value):
-        if kind.child:
-            _check_finished(value, where)
-            leaves += leaves_at_places(value)
-            return value, spec_of(value)
-    else:
-        container = _as_container(value, kind, where)
-        if container is not None:
-            return _enter_container(container, kind, where, leaves)
-    if kind.constant and not is_module(value):
-        return value, Static(value, where)
-    raise TypeError(_unexpected(value, kind, where))
-
-
-def _check_leaf(value: Any, kind: Kind, where: str) -> None:
-    if isinstance(value, Lazy):
-        if kind.leaf is not Tensor and type(value) is not kind.leaf:
-            assert kind.leaf is not None
-            given, name = type(value).__name__, where.rsplit(".", 1)[-1]
-            raise TypeError(
-                f"{where} is annotated {kind.leaf.__name__} and was given a {given} declaration. "
-                f"Write '{name}: {given}', or assign {kind.leaf.__name__}(shape, init)."
-            )
-        value.owner = value.owner or where
-
-
-def _check_finished(value: Any, where: str) -> None:
-    if value._spec is None:
-        raise ValueError(
-            f"{where} was given {type(value).__name__} while that is still being constructed: "
-            f"a module cannot contain itself. Pass what the child needs as arguments instead."
-        )
-
-
-def _as_container(value: Any, kind: Kind, where: str) -> Any:
-    """The value, lists and dicts frozen; ``None`` if it is not a container that the kind allows."""
     if type(value) in NODES:
-        return value if kind.child else None
+        return value
     if kind.items is not None and isinstance(value, (tuple, list)):
         if not kind.variadic and len(value) != len(kind.items):
             raise TypeError(f"{where} is a tuple of {len(kind.items)} items, got {len(value)}")
-        return value if type(value) is tuple or is_named_tuple(type(value)) else tuple(value)
+        items = [freeze(v, kind.below(tuple, k), f"{where}[{k}]") for k, v in enumerate(value)]
+        return type(value)(*items) if is_named_tuple(type(value)) else tuple(items)
     if kind.mapping is not None and isinstance(value, Mapping):
         _check_keys(value, where)
-        return FrozenDict(value)
-    return None
-
-
-def _enter_container(
-    container: Any, kind: Kind, where: str, leaves: list[Any]
-) -> tuple[Any, Structure]:
-    cls: Any = type(container)
-    found: Any = opened(container)
-    constants, children = found
-    names = constants[0] if cls is FrozenDict else range(len(children))
-    pairs = [
-        enter(child, kind.below(cls, k), f"{where}[{name!r}]", leaves)
-        for k, (name, child) in enumerate(zip(names, children, strict=True))
-    ]
-    if any([new is not child for (new, _), child in zip(pairs, children, strict=True)]):
-        container = built(cls, constants, [new for new, _ in pairs])
-    return container, container_structure(cls, constants, tuple([entry for _, entry in pairs]))
+        inner = kind.mapping
+        return FrozenDict({k: freeze(v, inner, f"{where}[{k!r}]") for k, v in value.items()})
+    return value
 
 
 def _check_keys(value: Mapping[Any, Any], where: str) -> None:
@@ -110,14 +49,36 @@ def _check_keys(value: Mapping[Any, Any], where: str) -> None:
             )
 
 
-def freeze(value: Any, kind: Kind) -> Any:
-    """A value of a child field with its containers frozen; as ``enter``, without checks."""
-    if kind.items is not None and isinstance(value, (tuple, list)):
-        items = [freeze(item, kind.below(tuple, k)) for k, item in enumerate(value)]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if kind.mapping is not None and isinstance(value, dict):
-        return FrozenDict({key: freeze(item, kind.mapping) for key, item in value.items()})
-    return value
+def check(value: Any, kind: Kind, where: str) -> None:
+    """Raises if a kind does not allow a frozen value; what a container holds is checked by itself.
+
+    A declaration learns what it is called.
+    """
+    if value is None:
+        allowed = kind.optional or kind.constant  # a hole, also where constants are allowed
+    elif is_module(value):
+        allowed = kind.child
+        if allowed and value._spec is None:
+            raise ValueError(
+                f"{where} was given {type(value).__name__} while that is still being constructed: "
+                f"a module cannot contain itself. Pass what the child needs as arguments instead."
+            )
+    elif type(value) in NODES or isinstance(value, (Tensor, Lazy)):
+        allowed = kind.child if type(value) in NODES else kind.leaf is not None
+        if not allowed and kind.constant:
+            constant_key(value, where)  # raises, and says which annotation to write
+    else:
+        allowed = kind.constant or kind.holds(type(value))
+    if not allowed:
+        raise TypeError(_unexpected(value, kind, where))
+    if isinstance(value, Lazy):
+        role, given = getattr(kind.leaf, "__name__", ""), type(value).__name__
+        if kind.leaf is not Tensor and role != given:
+            raise TypeError(
+                f"{where} is annotated {role} and was given a {given} declaration. "
+                f"Write '{where.rsplit('.', 1)[-1]}: {given}', or assign {role}(shape, init)."
+            )
+        value.owner = value.owner or where
 
 
 def annotation_of(value: Any) -> str:

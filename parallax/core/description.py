@@ -6,15 +6,16 @@ them when it is first taken apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from parallax._compat.dynamo import is_compiling
 from parallax._compat.opaque import real
+from parallax.core.admission import check
 from parallax.core.constants import constant_key
-from parallax.core.containers import opened
+from parallax.core.containers import keys_of, opened
 from parallax.core.entries import PLAIN, Local, Note, Static, local_of
 from parallax.core.fields import Lazy
 from parallax.core.kinds import Kind
@@ -24,7 +25,6 @@ from parallax.core.structure import Structure, structure_of
 from parallax.core.ties import find_ties
 
 __all__ = [
-    "container_structure",
     "describe",
     "leaves_at_places",
     "leaves_of",
@@ -32,7 +32,6 @@ __all__ = [
     "modules_in",
     "note_of",
     "spec_of",
-    "structure_with",
 ]
 
 _set = object.__setattr__
@@ -42,6 +41,11 @@ def spec_of(module: Any) -> Structure:
     """The structure of a module; one that raw optree or a trace made is described here first."""
     structure = module._spec
     if type(structure) is not Structure:
+        if structure is None:
+            raise RuntimeError(
+                f"{type(module).__name__} is still being constructed: it is a tree from the end of "
+                f"__init__ on. Work on the fields, or on the finished module."
+            )
         return describe(module)
     return structure.itself() if is_compiling() else structure  # type: ignore[attr-defined]  # of every constant of a trace
 
@@ -72,46 +76,56 @@ def note_of(module: Any) -> Note:
     return structure.itself().note if is_compiling() else structure.note  # type: ignore[attr-defined]  # as above
 
 
-def describe(module: Any) -> Structure:
-    """Computes the structure of a module that raw optree or a trace made, and keeps it there."""
-    if module._spec is None:
-        raise RuntimeError(
-            f"{type(module).__name__} is still being constructed: it is a tree from the end of "
-            f"__init__ on. Work on the fields, or on the finished module."
-        )
+def describe(module: Any, checked: Container[str] = (), old: Any = None) -> Structure:
+    """Computes the structure and the leaves of a module, and keeps them there.
+
+    Args:
+        module: whose construction ends, or which raw optree or a trace made.
+        checked: names of fields that are checked against their kinds. Others were before; since
+            then any value may stand in a leaf's place.
+        old: a module of which this one is a copy, but for the fields that are ``checked``.
+    """
     layout: Any = type(module).__layout__.itself()
+    places = () if old is None else leaves_at_places(old)
     leaves: Any = []
-    children = [
-        _describe(getattr(module, name), layout.kinds[name], name, leaves)
-        for name in layout.children
-    ]
+    entries = []
+    for name, kind in layout.kinds.items():
+        check_now = name in checked
+        if old is None or check_now:
+            where = f"{layout.cls.__name__}.{name}"
+            entry = _enter(getattr(module, name), kind, where, leaves, check_now)
+        else:
+            _, start, entry = spec_of(old).named[name]
+            leaves += places[start : start + entry.n_places]
+        entries.append(entry)
     constants = tuple([getattr(module, name) for name in layout.constants])
     leaves, expand = find_ties(leaves)
-    structure = structure_with(layout, constants, tuple(children), expand, tuple(note_of(module)))
+    structure = _module_structure(layout, constants, tuple(entries), expand, tuple(note_of(module)))
     if not is_compiling():
         _set(module, "_spec", structure)
         _set(module, "_leaves", leaves)
     return structure
 
 
-def _describe(child: Any, kind: Kind, where: str, leaves: list[Any]) -> Any:
-    """As ``enter`` for values that were checked before: any value in a leaf's place is a leaf."""
-    if is_module(child):
-        leaves += leaves_at_places(child)
-        return spec_of(child)
-    cls = type(child)
+def _enter(value: Any, kind: Kind, where: str, leaves: list[Any], check_now: bool) -> Any:
+    """The entry of a value in the structure; its leaves are appended, one for each place."""
+    if check_now:
+        check(value, kind, where)
+    if is_module(value):
+        leaves += leaves_at_places(value)
+        return spec_of(value)
+    cls = type(value)
     if kind.holds(cls):
-        constants, children = opened(child) or ((), ())
-        children = tuple(
-            [
-                _describe(child, kind.below(cls, k), where, leaves)
-                for k, child in enumerate(children)
-            ]
-        )
-        return container_structure(cls, constants, children)
-    if kind.constant and child is not None and not isinstance(child, (Tensor, Lazy)):
-        return Static(child, where)
-    leaves.append(child)
+        constants, children = opened(value) or ((), ())
+        keys = keys_of(cls, constants, len(children))
+        entries = [
+            _enter(child, kind.below(cls, k), f"{where}[{keys[k]!r}]", leaves, check_now)
+            for k, child in enumerate(children)
+        ]
+        return _container_structure(cls, constants, tuple(entries))
+    if kind.constant and value is not None and not isinstance(value, (Tensor, Lazy)):
+        return Static(value, where)
+    leaves.append(value)
     return kind.role()
 
 
@@ -130,7 +144,7 @@ def local_part(module: Any) -> Local:
 
 
 @real
-def structure_with(
+def _module_structure(
     layout: Layout,
     constants: tuple[Any, ...],
     children: tuple[Any, ...],
@@ -142,7 +156,7 @@ def structure_with(
 
 
 @real
-def container_structure(
+def _container_structure(
     cls: type, constants: tuple[Any, ...], children: tuple[Any, ...]
 ) -> Structure:
     """The structure of a container with these constants and entries."""

@@ -30,7 +30,7 @@ from parallax.core.fields import field
 from parallax.core.frozen import setter_of
 from parallax.core.layout import Layout
 from parallax.core.nodes import CLASS_CLOCK, new_with_dict
-from parallax.core.sealing import check_set, write_seal
+from parallax.core.sealing import set_fields, write_seal
 
 __all__ = ["ModuleMeta", "place_init", "writes_call"]
 
@@ -171,7 +171,7 @@ def place_init(cls: Any) -> None:
         cls.__bare_init__(self, *args, **kwargs)
         if is_compiling() and type(self) is cls:
             layout = type(self).__layout__
-            check_set(layout, self, layout.fields)
+            set_fields(layout, self, layout.fields)
             object.__setattr__(self, "_spec", PLAIN)
             for check in type(self).__ready__[2]:
                 check(self)

@@ -12,31 +12,23 @@ rules and messages are in one place. For four fields it takes 0.5 us, and the ge
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from parallax._compat.dynamo import is_compiling
-from parallax.core.admission import enter, freeze
+from parallax.core.admission import freeze
 from parallax.core.code import function_of
-from parallax.core.description import (
-    leaves_at_places,
-    leaves_of,
-    note_of,
-    spec_of,
-    structure_with,
-)
-from parallax.core.entries import PLAIN
+from parallax.core.description import describe, leaves_of, note_of, spec_of
 from parallax.core.fields import MISSING, Buffer, Field, Lazy, Parameter
 from parallax.core.layout import Layout
 from parallax.core.nodes import reading
 from parallax.core.notes import carry_note
 from parallax.core.structure import Structure
-from parallax.core.ties import find_ties
 
-__all__ = ["check_set", "seal", "seal_copy", "write_seal"]
+__all__ = ["seal", "seal_copy", "set_fields", "write_seal"]
 
 _KNOWN_LIMIT = 1024
 # Types whose values are equal only if they are the same constant, given their type. Not float:
@@ -46,44 +38,21 @@ _PLAIN = frozenset(
 )
 
 
-def seal(layout: Layout, module: Any, old: Any = None, changed: Container[str] = ()) -> None:
-    """Checks a constructed module and attaches its structure; then it is frozen.
-
-    Of a copy of ``old`` only fields that are ``changed`` are checked and converted: the others were
-    before, and may hold holes since then.
-    """
-    constants, children = [], []
-    leaves: list[Any] = []
-    places = () if old is None else leaves_at_places(old)
-    for name, field in layout.fields.items():
-        kept = old is not None and name not in changed
-        value = getattr(module, name) if kept else _final(layout, module, name, field)
-        if name not in layout.kinds:
-            constants.append(value)
-            continue
-        if kept:
-            _, start, entry = spec_of(old).named[name]
-            leaves += places[start : start + entry.n_places]
-        else:
-            where = f"{layout.cls.__name__}.{name}"
-            given, (value, entry) = value, enter(value, layout.kinds[name], where, leaves)
-            if value is not given:  # its containers are frozen now
-                object.__setattr__(module, name, value)
-        children.append(entry)
-    unique, expand = find_ties(leaves)
-    structure = structure_with(layout, tuple(constants), tuple(children), expand, PLAIN)
-    object.__setattr__(module, "_spec", structure)
-    object.__setattr__(module, "_leaves", unique)
+def seal(layout: Layout, module: Any) -> None:
+    """Checks a constructed module and attaches its structure; then it is frozen."""
+    set_fields(layout, module, layout.fields)
+    describe(module, layout.fields)
 
 
-def check_set(layout: Layout, module: Any, names: Iterable[str]) -> None:
+def set_fields(layout: Layout, module: Any, names: Iterable[str]) -> None:
     """The part of ``seal`` that can be traced: fields are set, and containers are frozen."""
     for name in names:
         field = layout.fields[name]
         value = _final(layout, module, name, field)
         kind = field.kind.itself()
         if name in layout.kinds and not kind.flat:
-            object.__setattr__(module, name, freeze(value, kind))
+            frozen = freeze(value, kind, f"{layout.cls.__name__}.{name}")
+            object.__setattr__(module, name, frozen)
 
 
 def seal_copy(old: Any, fields: Mapping[str, Any]) -> Any:
@@ -95,7 +64,7 @@ def seal_copy(old: Any, fields: Mapping[str, Any]) -> Any:
         value = fields[name] if name in fields else getattr(old, name)
         object.__setattr__(module, name, value)
     if is_compiling():
-        check_set(layout, module, fields)
+        set_fields(layout, module, fields)
         note = note_of(old)
         object.__setattr__(module, "_spec", note._replace(frozen=()))
         carried = bool(note.frozen)
@@ -104,7 +73,8 @@ def seal_copy(old: Any, fields: Mapping[str, Any]) -> Any:
         object.__setattr__(module, "_leaves", leaves)
         carried = False
     else:
-        seal(layout, module, old, fields)
+        set_fields(layout, module, fields)
+        describe(module, fields, old)
         carried = True
     if carried:
         made = carry_note(spec_of(old), spec_of(module), tuple(fields))
