@@ -35,7 +35,7 @@ from parallax.core import notes
 from parallax.core.entries import PLAIN, SLOT, Leaf, Static, local_of
 from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import Instance
-from parallax.core.registry import flatten_module, register_subclass, unflatten_module
+from parallax.core.registry import flatten_module, register_module, unflatten_module
 from parallax.core.structure import Structure, structure_of
 from parallax.tree.state_names import names_within
 
@@ -141,7 +141,7 @@ def _made_class(cls: Any) -> Any:
     # ``__init_subclass__`` a user may have written to know all classes.
     made: Any = ABCMeta.__new__(type(cls), cls.__name__, (Instance,), space)
     type.__setattr__(made, "__bases__", (cls,))
-    register_subclass(made, "proxy")
+    register_module(cls.__layout__, made, "proxy")
     return made
 
 

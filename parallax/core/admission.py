@@ -28,8 +28,11 @@ def freeze(value: Any, kind: Kind, where: str) -> Any:
     if kind.items is not None and isinstance(value, (tuple, list)):
         if not kind.variadic and len(value) != len(kind.items):
             raise TypeError(f"{where} is a tuple of {len(kind.items)} items, got {len(value)}")
-        items = [freeze(v, kind.below(tuple, k), f"{where}[{k}]") for k, v in enumerate(value)]
-        return type(value)(*items) if is_named_tuple(type(value)) else tuple(items)
+        if kind.deep:
+            kinds = enumerate(kind.below(tuple, len(value)))
+            items = [freeze(value[k], inner, f"{where}[{k}]") for k, inner in kinds]
+            return type(value)(*items) if is_named_tuple(type(value)) else tuple(items)
+        return value if is_named_tuple(type(value)) else tuple(value)
     if kind.mapping is not None and isinstance(value, Mapping):
         _check_keys(value, where)
         inner = kind.mapping
@@ -50,7 +53,7 @@ def _check_keys(value: Mapping[Any, Any], where: str) -> None:
 
 
 def check(value: Any, kind: Kind, where: str) -> None:
-    """Raises if a kind does not allow a frozen value; what a container holds is checked by itself.
+    """Raises if a kind does not allow a module, a hole, or a value in a leaf's place.
 
     A declaration learns what it is called.
     """
@@ -63,22 +66,24 @@ def check(value: Any, kind: Kind, where: str) -> None:
                 f"{where} was given {type(value).__name__} while that is still being constructed: "
                 f"a module cannot contain itself. Pass what the child needs as arguments instead."
             )
-    elif type(value) in NODES or isinstance(value, (Tensor, Lazy)):
-        allowed = kind.child if type(value) in NODES else kind.leaf is not None
-        if not allowed and kind.constant:
-            constant_key(value, where)  # raises, and says which annotation to write
     else:
-        allowed = kind.constant or kind.holds(type(value))
+        allowed = kind.leaf is not None and isinstance(value, (Tensor, Lazy))
+        if allowed and isinstance(value, Lazy):
+            _check_declaration(value, kind, where)
+        elif kind.constant:
+            constant_key(value, where)  # raises, and says which annotation to write
     if not allowed:
         raise TypeError(_unexpected(value, kind, where))
-    if isinstance(value, Lazy):
+
+
+def _check_declaration(value: Lazy, kind: Kind, where: str) -> None:
+    if kind.leaf is not Tensor and kind.leaf is not type(value):
         role, given = getattr(kind.leaf, "__name__", ""), type(value).__name__
-        if kind.leaf is not Tensor and role != given:
-            raise TypeError(
-                f"{where} is annotated {role} and was given a {given} declaration. "
-                f"Write '{where.rsplit('.', 1)[-1]}: {given}', or assign {role}(shape, init)."
-            )
-        value.owner = value.owner or where
+        raise TypeError(
+            f"{where} is annotated {role} and was given a {given} declaration. "
+            f"Write '{where.rsplit('.', 1)[-1]}: {given}', or assign {role}(shape, init)."
+        )
+    value.owner = value.owner or where
 
 
 def annotation_of(value: Any) -> str:

@@ -16,7 +16,6 @@ from parallax.core.layout import Layout
 
 __all__ = ["Scope", "collect_fields", "collect_overrides", "fields_of", "resolve", "write_init"]
 
-_OWN = "__own_fields__"
 _IMMUTABLE = (int, float, complex, str, bool, bytes, type(None))
 
 
@@ -132,28 +131,21 @@ def _check_name(cls: str, key: str, reserved: frozenset[str]) -> None:
 
 
 def _redefault(inherited: Field, default: Any) -> Field:
-    if isinstance(default, Field):
-        declared = default
-    else:
-        declared = Field(
-            default=default,
-            init=inherited.init,
-            converter=inherited.converter,
-            static=inherited.static,
-        )
-    if declared.kw_only is None:
-        declared.kw_only = inherited.kw_only
-    declared.name = inherited.name
-    declared.annotation = inherited.annotation
-    declared.owner = inherited.owner
-    return declared
+    if not isinstance(default, Field):
+        return dataclasses.replace(inherited, default=default, default_factory=MISSING)
+    if default.kw_only is None:
+        default.kw_only = inherited.kw_only
+    default.name = inherited.name
+    default.annotation = inherited.annotation
+    default.owner = inherited.owner
+    return default
 
 
 def fields_of(mro: tuple[type, ...]) -> dict[str, Field]:
     """All fields along an MRO, base classes first; an override keeps its place."""
     fields: dict[str, Field] = {}
     for cls in reversed(mro):
-        own = cls.__dict__.get(_OWN, {})
+        own = cls.__dict__.get("__own_fields__", {})
         for key in list(fields):
             if key not in own and key in cls.__dict__ and key != "__annotations__":
                 del fields[key]

@@ -20,18 +20,18 @@ from parallax.core.entries import PLAIN, Local, Note, Static, local_of
 from parallax.core.fields import Lazy
 from parallax.core.kinds import Kind
 from parallax.core.layout import Layout
-from parallax.core.nodes import is_module
+from parallax.core.nodes import NODES, is_module
 from parallax.core.structure import Structure, structure_of
 from parallax.core.ties import find_ties
 
 __all__ = [
     "describe",
-    "leaves_at_places",
     "leaves_of",
     "local_part",
     "modules_in",
     "note_of",
     "spec_of",
+    "spread",
 ]
 
 _set = object.__setattr__
@@ -46,7 +46,7 @@ def spec_of(module: Any) -> Structure:
                 f"{type(module).__name__} is still being constructed: it is a tree from the end of "
                 f"__init__ on. Work on the fields, or on the finished module."
             )
-        return describe(module)
+        return describe(type(module).__layout__.itself(), module)
     return structure.itself() if is_compiling() else structure  # type: ignore[attr-defined]  # of every constant of a trace
 
 
@@ -76,31 +76,34 @@ def note_of(module: Any) -> Note:
     return structure.itself().note if is_compiling() else structure.note  # type: ignore[attr-defined]  # as above
 
 
-def describe(module: Any, checked: Container[str] = (), old: Any = None) -> Structure:
+def describe(
+    layout: Layout, module: Any, checked: Container[str] = (), old: Any = None
+) -> Structure:
     """Computes the structure and the leaves of a module, and keeps them there.
 
     Args:
+        layout: that of the module.
         module: whose construction ends, or which raw optree or a trace made.
         checked: names of fields that are checked against their kinds. Others were before; since
             then any value may stand in a leaf's place.
         old: a module of which this one is a copy, but for the fields that are ``checked``.
     """
-    layout: Any = type(module).__layout__.itself()
-    places = () if old is None else leaves_at_places(old)
+    whole, places = (None, ()) if old is None else spread(old)
     leaves: Any = []
     entries = []
     for name, kind in layout.kinds.items():
         check_now = name in checked
-        if old is None or check_now:
-            where = f"{layout.cls.__name__}.{name}"
-            entry = _enter(getattr(module, name), kind, where, leaves, check_now)
+        if whole is None or check_now:
+            value = getattr(module, name)
+            entry = _enter(value, kind, layout.where[name], leaves, check_now)
         else:
-            _, start, entry = spec_of(old).named[name]
+            _, start, entry = whole.named[name]
             leaves += places[start : start + entry.n_places]
         entries.append(entry)
     constants = tuple([getattr(module, name) for name in layout.constants])
     leaves, expand = find_ties(leaves)
-    structure = _module_structure(layout, constants, tuple(entries), expand, tuple(note_of(module)))
+    note = tuple(module._spec or PLAIN)
+    structure = _module_structure(layout, constants, tuple(entries), expand, note)
     if not is_compiling():
         _set(module, "_spec", structure)
         _set(module, "_leaves", leaves)
@@ -109,31 +112,34 @@ def describe(module: Any, checked: Container[str] = (), old: Any = None) -> Stru
 
 def _enter(value: Any, kind: Kind, where: str, leaves: list[Any], check_now: bool) -> Any:
     """The entry of a value in the structure; its leaves are appended, one for each place."""
-    if check_now:
-        check(value, kind, where)
     if is_module(value):
-        leaves += leaves_at_places(value)
-        return spec_of(value)
+        if check_now:
+            check(value, kind, where)
+        structure, places = spread(value)
+        leaves += places
+        return structure
     cls = type(value)
-    if kind.holds(cls):
+    if kind.holds(cls) and (kind.child or cls not in NODES or not check_now):
         constants, children = opened(value) or ((), ())
         keys = keys_of(cls, constants, len(children))
         entries = [
-            _enter(child, kind.below(cls, k), f"{where}[{keys[k]!r}]", leaves, check_now)
-            for k, child in enumerate(children)
+            _enter(child, inner, f"{where}[{key!r}]", leaves, check_now)
+            for key, child, inner in zip(keys, children, kind.below(cls, len(keys)), strict=True)
         ]
         return _container_structure(cls, constants, tuple(entries))
     if kind.constant and value is not None and not isinstance(value, (Tensor, Lazy)):
         return Static(value, where)
+    if check_now:
+        check(value, kind, where)
     leaves.append(value)
     return kind.role()
 
 
-def leaves_at_places(module: Any) -> Sequence[Any]:
-    """The leaves of a module, a tied one in each of its places."""
-    expand = spec_of(module).expand  # first, as it describes the module with its leaves
-    leaves = leaves_of(module)
-    return leaves if expand is None else [leaves[k] for k in expand]
+def spread(module: Any) -> tuple[Structure, Sequence[Any]]:
+    """The structure of a module, and its leaves, a tied one in each of its places."""
+    structure = spec_of(module)  # first, as it describes the module with its leaves
+    leaves, expand = leaves_of(module), structure.expand
+    return structure, leaves if expand is None else [leaves[k] for k in expand]
 
 
 def local_part(module: Any) -> Local:

@@ -13,6 +13,7 @@ import sys
 import types
 import typing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar, Union
 
 import torch
@@ -51,11 +52,17 @@ class Kind:
         """Whether the value is part of the tree."""
         return bool(self.leaf or self.child or self.items is not None or self.mapping)
 
-    @property
+    @cached_property
     def flat(self) -> bool:
         """Whether it is one leaf, one module or a hole, and not a container or a constant."""
         one = (self.leaf is not None) != self.child
         return one and not (self.constant or self.items is not None or self.mapping)
+
+    @cached_property
+    def deep(self) -> bool:
+        """Whether a container may hold containers or constants."""
+        inner = (*(self.items or ()), *((self.mapping,) if self.mapping else ()))
+        return not all(kind.flat for kind in inner)
 
     @property
     def mixed(self) -> bool:
@@ -73,15 +80,12 @@ class Kind:
             return self.mapping is not None
         return cls in NODES or (self.items is not None and (cls is tuple or is_named_tuple(cls)))
 
-    def below(self, cls: type, index: int) -> Kind:
-        """The kind of a child of a container of this class."""
+    def below(self, cls: type, count: int) -> tuple[Kind, ...]:
+        """The kind of each child of a container of this class."""
         if cls in NODES:
-            return _ANY
-        if cls is FrozenDict:
-            assert self.mapping is not None
-            return self.mapping
-        assert self.items is not None
-        return self.items[0] if self.variadic else self.items[index]
+            return (_ANY,) * count
+        each: Any = (self.mapping,) if cls is FrozenDict else self.items
+        return each if cls is not FrozenDict and not self.variadic else each * count  # type: ignore[no-any-return]  # kinds
 
 
 _ROLES: dict[type, Leaf] = {Parameter: PARAMETER, Tensor: SLOT}
@@ -140,7 +144,9 @@ def kind_of(annotation: Any, owner: type, names: dict[str, Any], where: str) -> 
         return Kind(optional=True)
     array = array_of(hint)
     if array is not None:
-        _refuse_plain(array, hint, where)
+        if isinstance(array, type) and issubclass(array, Tensor):
+            dims = f"{hint.dtype.__name__}[{{}}, {hint.dim_str!r}]"
+            raise TypeError(_untrained(where, array.__name__, dims))
         return resolve(array)
     if origin in (typing.Annotated, typing.Final, typing_extensions.Annotated):
         return resolve(args[0])
@@ -177,15 +183,14 @@ def kind_of(annotation: Any, owner: type, names: dict[str, Any], where: str) -> 
     return _class_kind(origin if isinstance(origin, type) else hint, where, resolve)
 
 
-def _refuse_plain(array: Any, hint: Any, where: str) -> None:
-    if isinstance(array, type) and issubclass(array, Tensor):
-        dims = f"{hint.dtype.__name__}[{{}}, {hint.dim_str!r}]"
-        name = where.rsplit(".", 1)[-1]
-        raise TypeError(
-            f"{where} is annotated {dims.format(array.__name__)}, which does not say whether it is "
-            f"trained. Write '{name}: {dims.format('Parameter')}' (trained) or "
-            f"'{name}: {dims.format('Buffer')}' (never trained), both from parallax."
-        )
+def _untrained(where: str, annotated: str, dims: str = "{}") -> str:
+    """The message for an annotation of a plain tensor, in jaxtyping's ``dims`` or without."""
+    name = where.rsplit(".", 1)[-1]
+    return (
+        f"{where} is annotated {dims.format(annotated)}, which does not say whether it is trained. "
+        f"Write '{name}: {dims.format('Parameter')}' (trained) or "
+        f"'{name}: {dims.format('Buffer')}' (never trained), both from parallax."
+    )
 
 
 def _class_kind(cls: Any, where: str, resolve: Any) -> Kind:
@@ -193,18 +198,13 @@ def _class_kind(cls: Any, where: str, resolve: Any) -> Kind:
         return Kind(leaf=cls)
     if not isinstance(cls, type):
         return CONSTANT
-    name = where.rsplit(".", 1)[-1]
     if issubclass(cls, Tensor):
-        raise TypeError(
-            f"{where} is annotated {_full_name(cls)}, which does not say whether it is trained. "
-            f"Write '{name}: Parameter' (trained) or '{name}: Buffer' (never trained), "
-            f"both from parallax."
-        )
+        raise TypeError(_untrained(where, f"{cls.__module__}.{cls.__qualname__}"))
     if issubclass(cls, torch.nn.Module):
         raise TypeError(
-            f"{where} is annotated {_full_name(cls)}, a mutable torch.nn.Module. A tree holds "
-            f"immutable modules: write '{name}: Module' and assign a parallax.Module, such as "
-            f"bridge.lift(...) of it."
+            f"{where} is annotated {cls.__module__}.{cls.__qualname__}, a mutable torch.nn.Module. "
+            f"A tree holds immutable modules: write '{where.rsplit('.', 1)[-1]}: Module' and "
+            f"assign a parallax.Module, such as bridge.lift(...) of it."
         )
     if is_node(cls):
         return Kind(child=True)
@@ -214,10 +214,6 @@ def _class_kind(cls: Any, where: str, resolve: Any) -> Kind:
         kinds = tuple(resolve(hints[n]) if n in hints else CONSTANT for n in names)
         return _container(Kind(items=kinds), kinds)
     return CONSTANT
-
-
-def _full_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _container(kind: Kind, inner: tuple[Kind, ...]) -> Kind:

@@ -24,6 +24,8 @@ class Layout:
         fields: all fields by name, inherited ones first.
         children: the names whose values are leaves, modules or containers of them.
         constants: the names whose values belong to the structure.
+        where: what errors call each field: ``Class.field``.
+        containers: those of ``children`` that may be tuples, lists or dicts.
         lone_leaves: those of ``children`` that are one leaf each, and taken as they are given.
         nested: those of ``children`` under which modules may be found.
         latest: the latest structures, kept for the next module with the same one.
@@ -39,6 +41,12 @@ class Layout:
         self.constants = tuple(n for n in fields if n not in self.children)
         self.kinds = {name: fields[name].kind for name in self.children}
         self.nested = tuple(n for n, k in self.kinds.items() if k.child or not k.flat)
+        self.where = {name: f"{cls.__name__}.{name}" for name in fields}
+        self.containers = frozenset(
+            name
+            for name, kind in self.kinds.items()
+            if kind.items is not None or kind.mapping is not None
+        )
         self.lone_leaves = frozenset(
             name
             for name, kind in self.kinds.items()
@@ -64,7 +72,7 @@ class Layout:
     def local(self, constants: tuple[Any, ...], note: tuple[Any, ...]) -> Local:
         """The interned ``Local`` of a module with these constants."""
         keys = [
-            constant_key(value, f"{self.cls.__name__}.{name}")
+            constant_key(value, self.where[name])
             for name, value in zip(self.constants, constants, strict=True)
         ]
         return local_of(self.cls, constants, tuple(keys), Note(*note))

@@ -79,14 +79,12 @@ class ModuleMeta(_ProtocolMeta):
         scope = Scope(namespace.get("__module__", ""))
         without_locks(namespace)
         has_init, has_setattr = "__init__" in namespace, "__setattr__" in namespace
+        namespace |= {"__own_fields__": own, "__scope__": scope}
+        namespace |= {"__layout__": None, "__ready__": None}
         cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
         collect_overrides(cls, own)
         for declared in own.values():
             declared.owner = cls if declared.owner is object else declared.owner
-        type.__setattr__(cls, "__own_fields__", own)
-        type.__setattr__(cls, "__scope__", scope)
-        type.__setattr__(cls, "__layout__", None)
-        type.__setattr__(cls, "__ready__", None)
         fields = fields_of(cls.__mro__)
         if not has_setattr:
             type.__setattr__(cls, "__setattr__", setter_of(frozenset(fields)))
@@ -100,9 +98,7 @@ class ModuleMeta(_ProtocolMeta):
         else:
             place_init(cls)
         _alias_call(cls)
-        with contextlib.suppress(
-            NameError
-        ):  # a forward reference is resolved at the first instance
+        with contextlib.suppress(NameError):  # a forward reference, until the first instance
             _finish(cls)
         return cls
 

@@ -83,7 +83,6 @@ class Module(Instance, metaclass=ModuleMeta):
 
         def __call__(self: _HasForward[_P, _R_co], *args: _P.args, **kwargs: _P.kwargs) -> _R_co:
             """The result of ``forward``; at run time both are the same function."""
-            ...
 
     # Type checkers know by dataclass_transform that it is frozen; these would hide typos.
     if not TYPE_CHECKING:
@@ -123,8 +122,6 @@ class Module(Instance, metaclass=ModuleMeta):
 
         def __replace__(self, **fields: Any) -> Self:
             return self.replace(**fields)
-
-    # -- the original's verbs -------------------------------------------------------------------
 
     def initialize(
         self,
@@ -174,8 +171,7 @@ class Module(Instance, metaclass=ModuleMeta):
         are handed to every module below. For ``loss.backward()`` followed by ``grad()``.
 
         Args:
-            rng: a ``Key``, an int seed, a ``torch.Generator`` or its state as a ByteTensor; only
-                read.
+            rng: as in ``initialize``.
             mode: the value of ``self.mode``, ``"train"`` or ``"eval"``, in all modules but those
                 that stay in eval (``tree.select(module, path).eval()``).
 
@@ -387,7 +383,7 @@ class Module(Instance, metaclass=ModuleMeta):
 
     def __reduce__(self) -> Any:
         leaves, structure = flatten_module(self)
-        return _restore, (structure, leaves, self._rng)
+        return unflatten_module, (structure, leaves, self._rng)
 
     def __copy__(self) -> Self:
         leaves, structure = flatten_module(self)
@@ -399,7 +395,4 @@ class Module(Instance, metaclass=ModuleMeta):
 
 
 hint_at_habits(Module)
-
-
-def _restore(structure: Structure, leaves: tuple[Any, ...], rng: Any) -> Any:
-    return unflatten_module(structure, leaves, rng)
+_restore = unflatten_module  # its name in pickles of 0.1

@@ -109,14 +109,6 @@ class Context:
     def __repr__(self) -> str:
         return repr(self.structure)
 
-    def rng_with(self, key: Any) -> Any:
-        """The rng with another key."""
-        if self.rng is not None:
-            return self.rng.with_key(key)
-        from parallax.random.sources import KeySource  # loaded from a file
-
-        return KeySource(key)
-
 
 def _torch_flatten(module: Any) -> tuple[list[Any], Any]:
     leaves, structure = flatten_module(module)
@@ -136,7 +128,12 @@ def _torch_unflatten(children: Iterable[Any], context: Any) -> Any:
     rng = context.rng
     if context.keyed:
         *children, key = children
-        rng = context.rng_with(key)
+        if rng is None:  # the context was loaded from a file
+            from parallax.random.sources import KeySource
+
+            rng = KeySource(key)
+        else:
+            rng = rng.with_key(key)
     if context.present is None:
         return unflatten_module(structure, children, rng)
     leaves: list[Any] = [None] * structure.n_leaves
@@ -176,7 +173,9 @@ def _encoding() -> Any:
 # -- both ---------------------------------------------------------------------------------------
 
 
-def register_module(layout: Layout) -> None:
+def register_module(
+    layout: Layout, cls: type | None = None, what: str = "", built: type | None = None
+) -> None:
     """Registers a module class with both registries, or with none when that fails.
 
     The statement ``class ...(Module)`` calls it; for classes that are not modules there is
@@ -184,6 +183,9 @@ def register_module(layout: Layout) -> None:
 
     Args:
         layout: the fields of the class.
+        cls: by default the class of the layout; or one below it, which Parallax made.
+        what: distinguishes the name of such a class.
+        built: the class that optree builds instances of; by default that of the layout.
 
     Raises:
         ValueError: if a registry knows the class already.
@@ -196,20 +198,7 @@ def register_module(layout: Layout) -> None:
         >>> optree.tree_leaves(Point(torch.zeros(2)))
         [tensor([0., 0.])]
     """
-    _register_class(layout.cls, layout, "")
-
-
-def register_subclass(cls: Any, what: str, built: type | None = None) -> None:
-    """Registers a class whose instances have the fields of a module class above it.
-
-    ``what`` distinguishes its name; optree builds instances of ``built``, by default of the module
-    class.
-    """
-    _register_class(cls, cls.__layout__, f" ({what})", built)
-
-
-def _register_class(cls: type, layout: Layout, suffix: str, built: type | None = None) -> None:
-    """Registers a class; optree builds instances of ``built``, by default of the layout's class."""
+    cls = cls or layout.cls
     flatten, unflatten = optree_functions(layout, built or layout.cls)
     with _both(cls, flatten, unflatten, optree.GetAttrEntry):
         registries.register_torch_node(
@@ -217,7 +206,7 @@ def _register_class(cls: type, layout: Layout, suffix: str, built: type | None =
             _torch_flatten,
             _torch_unflatten,
             _torch_flatten_with_keys,
-            name=f"{cls.__module__}.{cls.__qualname__}{suffix}",
+            name=f"{cls.__module__}.{cls.__qualname__}{f' ({what})' if what else ''}",
             dump_context=_dump_context,
             load_context=_load_context,
         )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +23,7 @@ from parallax._compat.dynamo import is_compiling
 from parallax.core.admission import freeze
 from parallax.core.code import function_of
 from parallax.core.description import describe, leaves_of, note_of, spec_of
-from parallax.core.fields import MISSING, Buffer, Field, Lazy, Parameter
+from parallax.core.fields import MISSING, Buffer, Lazy, Parameter
 from parallax.core.layout import Layout
 from parallax.core.nodes import reading
 from parallax.core.notes import carry_note
@@ -41,18 +42,26 @@ _PLAIN = frozenset(
 def seal(layout: Layout, module: Any) -> None:
     """Checks a constructed module and attaches its structure; then it is frozen."""
     set_fields(layout, module, layout.fields)
-    describe(module, layout.fields)
+    describe(layout, module, layout.fields)
 
 
 def set_fields(layout: Layout, module: Any, names: Iterable[str]) -> None:
-    """The part of ``seal`` that can be traced: fields are set, and containers are frozen."""
+    """The part of ``seal`` that can be traced: defaults, converters, and frozen containers."""
     for name in names:
         field = layout.fields[name]
-        value = _final(layout, module, name, field)
-        kind = field.kind.itself()
-        if name in layout.kinds and not kind.flat:
-            frozen = freeze(value, kind, f"{layout.cls.__name__}.{name}")
-            object.__setattr__(module, name, frozen)
+        value = old = getattr(module, name, MISSING)
+        if value is MISSING:
+            if not field.has_default:
+                raise TypeError(_unset(layout, module))
+            value = field.make_default()
+        if field.converter is not None:
+            value = field.converter(value)
+        if name in layout.containers:
+            value = freeze(value, field.kind.itself(), layout.where[name])
+        elif old is not MISSING and field.converter is None:
+            continue
+        # Spelled out: dynamo takes an alias of it for the __setattr__ of the class.
+        object.__setattr__(module, name, value)
 
 
 def seal_copy(old: Any, fields: Mapping[str, Any]) -> Any:
@@ -74,7 +83,7 @@ def seal_copy(old: Any, fields: Mapping[str, Any]) -> Any:
         carried = False
     else:
         set_fields(layout, module, fields)
-        describe(module, fields, old)
+        describe(layout, module, fields, old)
         carried = True
     if carried:
         made = carry_note(spec_of(old), spec_of(module), tuple(fields))
@@ -103,21 +112,6 @@ def _exchanged(layout: Layout, old: Any, fields: Mapping[str, Any]) -> tuple[Any
     return tuple(leaves) if len({*map(id, leaves)}) == len(leaves) else None
 
 
-def _final(layout: Layout, module: Any, name: str, field: Field) -> Any:
-    """The field's value with its default and converter applied, set on the module."""
-    value = old = getattr(module, name, MISSING)
-    if value is MISSING:
-        if not field.has_default:
-            raise TypeError(_unset(layout, module))
-        value = field.make_default()
-    if field.converter is not None:
-        value = field.converter(value)
-    if old is MISSING or field.converter is not None:
-        # Spelled out: dynamo takes an alias of it for the __setattr__ of the class.
-        object.__setattr__(module, name, value)
-    return value
-
-
 def _unset(layout: Layout, module: Any) -> str:
     cls = layout.cls.__name__
     missing = [
@@ -138,34 +132,40 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
     simple = all(kind.flat and kind.leaf in (Parameter, Buffer, None) for kind in kinds.values())
     if not simple or any(field.converter for field in layout.fields.values()):
         return partial(seal, layout)
-    names = list(layout.fields)
-    values = [f"v{index}" for index in range(len(names))]
-    leaves = [
-        v for v, name in zip(values, names, strict=True) if name in kinds and kinds[name].leaf
-    ]
-    modules = [
-        v for v, name in zip(values, names, strict=True) if name in kinds and kinds[name].child
-    ]
-    constants = [v for v, name in zip(values, names, strict=True) if name not in kinds]
     scope: dict[str, Any] = {
         "Lazy": Lazy, "Tensor": Tensor, "known": layout.sealed, "layout": layout,
         "leaves_of": leaves_of, "learn": _learn, "slow": partial(seal, layout),
         "Structure": Structure,
     }  # fmt: skip
-    lines: list[str] = []
-    if names:
-        reads = [
-            f"    {v} = {reading('module', name)}" for v, name in zip(values, names, strict=True)
-        ]
-        lines += ["try:", *reads, "except AttributeError:", "    return slow(module)"]
-    for value, name in zip(values, names, strict=True):
-        if name in kinds and kinds[name].leaf:
-            lines += _leaf_check(value, name, layout, scope)
-    lines += _module_checks(modules) + _tie_check(leaves, modules)
+    leaves, modules, constants, reads, checks = [], [], [], [], []
+    for index, name in enumerate(layout.fields):
+        v, kind = f"v{index}", kinds.get(name)
+        reads.append(f"    {v} = {reading('module', name)}")
+        if kind is None:
+            constants.append(v)
+        elif kind.leaf is None:
+            modules.append(v)
+            checks += [  # it has no ties of its own
+                f"s{v} = getattr({v}, '_spec', None)",
+                f"if type(s{v}) is not Structure or s{v}.expand is not None: return slow(module)",
+                f"l{v} = leaves_of({v})",
+            ]
+        else:
+            leaves.append(v)
+            scope[f"L{v}"] = kind.leaf
+            checks += [  # it is a tensor, the right declaration or an allowed hole
+                f"t = type({v})",
+                "if t is not Tensor:",
+                f"    if t is L{v}:",
+                f"        if not {v}.owner: {v}.owner = {layout.where[name]!r}",
+                f"    {f'elif {v} is not None:' if kind.optional else 'else:'} return slow(module)",
+            ]
     # The entry keeps the children's structures alive, so that their ids stay unique.
     parts = [*(f"type({v})" for v in constants), *constants, *(f"id(s{v})" for v in modules)]
     key = f"({''.join(f'{part}, ' for part in parts)})"
-    lines += [
+    lines = [
+        *("try:", *(reads or ["    pass"]), "except AttributeError: return slow(module)"),
+        *(*checks, *_tie_check(leaves, modules)),
         f"try: found = known[{key}]",
         "except (KeyError, TypeError): found = None",  # new, or not hashable
         f"if found is None: return learn(layout, known, {key}, {len(constants)}, module)",
@@ -174,37 +174,10 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
     return function_of("seal(module)", lines, scope)  # type: ignore[no-any-return]  # it is one
 
 
-def _leaf_check(value: str, name: str, layout: Layout, scope: dict[str, Any]) -> list[str]:
-    """Lines that let a tensor, the right declaration or an allowed hole pass."""
-    kind = layout.kinds[name]
-    scope[f"L{value}"] = kind.leaf
-    owner = f"{layout.cls.__name__}.{name}"
-    other = f"elif {value} is not None:" if kind.optional else "else:"
-    return [
-        f"t{value} = type({value})",
-        f"if t{value} is not Tensor:",
-        f"    if t{value} is L{value}:",
-        f"        if not {value}.owner: {value}.owner = {owner!r}",
-        f"    {other} return slow(module)",
-    ]
-
-
-def _module_checks(modules: list[str]) -> list[str]:
-    """Lines that let modules without ties of their own pass, and bind what they hold."""
-    lines = []
-    for v in modules:
-        lines += [
-            f"s{v} = getattr({v}, '_spec', None)",
-            f"if type(s{v}) is not Structure or s{v}.expand is not None: return slow(module)",
-            f"l{v} = leaves_of({v})",
-        ]
-    return lines
-
-
 def _tie_check(leaves: list[str], modules: list[str]) -> list[str]:
     """Lines that call the general path for a module with one tensor in two places."""
     if not modules and len(leaves) <= 3:  # at most three comparisons, a tenth of construction
-        pairs = [f"{a} is {b}" for k, a in enumerate(leaves) for b in leaves[k + 1 :]]
+        pairs = [f"{a} is {b}" for a, b in combinations(leaves, 2)]
         return [f"if {' or '.join(pairs)}: return slow(module)"] if pairs else []
     ids = ", ".join([*(f"*map(id, l{v})" for v in modules), *(f"id({leaf})" for leaf in leaves)])
     total = " + ".join([*(f"len(l{v})" for v in modules), str(len(leaves))])

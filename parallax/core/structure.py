@@ -259,11 +259,6 @@ class Structure:
         return self.renote(lambda path, node: PLAIN)
 
     @cached_property
-    def stays_eval(self) -> bool:
-        """Whether all modules here stay in mode ``"eval"``."""
-        return all(n.note.stays_eval for n in self.nodes() if hasattr(n.cls, "__layout__"))
-
-    @cached_property
     def watched(self) -> bool:
         """Whether calls of a module here are watched."""
         return any(node.note.watched for node in self.nodes())

@@ -79,7 +79,7 @@ def _make_watching(cls: Any) -> None:
     with _making:
         if layout.watching is None:
             made = _watching(cls)
-            registry.register_subclass(made, "watched", made)
+            registry.register_module(layout, made, "watched", made)
             layout.watching = made
 
 

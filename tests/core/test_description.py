@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from parallax import Module, Parameter, tree
-from parallax.core.description import leaves_at_places, leaves_of, local_part, note_of, spec_of
+from parallax.core.description import leaves_of, local_part, note_of, spec_of, spread
 from parallax.core.entries import PLAIN, Note
 from tests.corpus import MODULES, Case, Dense, TiedModule
 
@@ -63,7 +63,8 @@ def test_ties_are_found_in_what_optree_made() -> None:
 
 def test_leaves_come_once_for_each_place() -> None:
     module = TiedModule().initialize(0)
-    found = leaves_at_places(module)
+    structure, found = spread(module)
+    assert structure is spec_of(module)
     assert len(found) == spec_of(module).n_places > len(leaves_of(module))
     assert [found[k] for k in spec_of(module).first] == list(leaves_of(module))
 
