@@ -25,8 +25,8 @@ from parallax.bridge.pointers import resolved
 from parallax.bridge.skeleton import Shell, empty_node, hook
 from parallax.bridge.undoing import containers
 from parallax.core import notes
-from parallax.core.description import spec_of
 from parallax.core.module import Module
+from parallax.core.module_structure import spec_of
 from parallax.effects import collection, emitting
 from parallax.effects.collection import Collecting
 

@@ -1,7 +1,7 @@
 """The one place where generated code becomes functions.
 
-The callers write the text: ``flatten`` (building and collecting a tree), ``sealing``, ``declare``
-(``__init__``), ``optree_nodes``, ``tree.outside`` and ``compiler.opening`` (containers around
+The callers write the text: ``flatten`` (building and collecting a tree), ``sealing``,
+``generated_init``, ``optree_nodes``, ``tree.outside`` and ``compiler.opening`` (containers around
 modules), ``bridge.signatures``.
 """
 

@@ -17,17 +17,11 @@ from parallax._compat.cached import without_locks
 from parallax._compat.dynamo import is_compiling
 from parallax._errors.habits import Habit, without_habits
 from parallax.core import registry, unreachable
-from parallax.core.declare import (
-    Scope,
-    collect_fields,
-    collect_overrides,
-    fields_of,
-    resolve,
-    write_init,
-)
+from parallax.core.class_body import Scope, collect_fields, collect_overrides, fields_of, resolve
 from parallax.core.entries import PLAIN
 from parallax.core.fields import field
 from parallax.core.frozen import setter_of
+from parallax.core.generated_init import write_init
 from parallax.core.layout import Layout
 from parallax.core.nodes import CLASS_CLOCK, new_with_dict
 from parallax.core.sealing import set_fields, write_seal

@@ -24,7 +24,7 @@ from parallax.effects import collection
 from parallax.random import initialize, sources
 from parallax.random.shares import Spreading
 from parallax.tree import modes, recording, tape
-from parallax.tree.display import html_of, repr_of
+from parallax.tree.repr import html_of, repr_of
 
 __all__ = ["Module"]
 

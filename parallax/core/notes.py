@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from parallax._compat.opaque import real
-from parallax.core.description import note_of
 from parallax.core.entries import local_of
+from parallax.core.module_structure import note_of
 from parallax.core.structure import Structure, derived, structure_of
 
 __all__ = ["addressed", "carry_note", "joined", "note_of", "split_copy"]

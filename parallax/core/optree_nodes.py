@@ -16,11 +16,11 @@ from torch import Tensor
 from parallax._compat import registries
 from parallax.core.code import define
 from parallax.core.containers import built, opened
-from parallax.core.description import local_part
 from parallax.core.entries import Local, Static
 from parallax.core.fields import Lazy
 from parallax.core.frozendict import FrozenDict
 from parallax.core.layout import Layout
+from parallax.core.module_structure import local_part
 from parallax.core.nodes import is_node, reading
 
 __all__ = ["optree_functions"]

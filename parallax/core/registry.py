@@ -20,8 +20,8 @@ import optree
 
 from parallax._compat import dynamo, registries
 from parallax._errors.arguments import check_function, shown
-from parallax.core.description import leaves_of, spec_of
 from parallax.core.layout import Layout
+from parallax.core.module_structure import leaves_of, spec_of
 from parallax.core.nodes import NODES, Node, is_node
 from parallax.core.optree_nodes import optree_functions
 from parallax.core.structure import Structure

@@ -22,9 +22,9 @@ from torch import Tensor
 from parallax._compat.dynamo import is_compiling
 from parallax.core.admission import freeze
 from parallax.core.code import function_of
-from parallax.core.description import describe, leaves_of, note_of, spec_of
 from parallax.core.fields import MISSING, Buffer, Lazy, Parameter
 from parallax.core.layout import Layout
+from parallax.core.module_structure import describe, leaves_of, note_of, spec_of
 from parallax.core.nodes import reading
 from parallax.core.notes import carry_note
 from parallax.core.structure import Structure

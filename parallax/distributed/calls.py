@@ -25,7 +25,7 @@ from torch import Tensor
 
 from parallax._compat import sums
 from parallax._compat.regathered import Regathered
-from parallax.core.description import note_of
+from parallax.core.module_structure import note_of
 from parallax.core.registry import flatten_module, unflatten_module
 
 __all__ = ["communicate_in_calls"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from parallax._compat.opaque import real
 from parallax._errors.arguments import shown
-from parallax.core.description import spec_of
+from parallax.core.module_structure import spec_of
 from parallax.core.structure import Structure, derived
 
 __all__ = ["lifted_among", "paths_of"]

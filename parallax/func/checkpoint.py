@@ -12,7 +12,7 @@ from torch.utils import checkpoint as torch_checkpoint
 
 from parallax._compat import dynamo, flow, functorch, modes, recompute
 from parallax._compat.keeping import Kept, Policy
-from parallax.core.description import spec_of
+from parallax.core.module_structure import spec_of
 from parallax.core.nodes import is_module
 from parallax.core.notes import joined
 from parallax.effects.capturing import each_called, watched

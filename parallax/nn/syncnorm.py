@@ -12,7 +12,7 @@ from parallax._compat.summing import group_of, name_of, summed_over
 from parallax._errors.arguments import shown
 from parallax.bridge.lifted import lifted_type
 from parallax.core import notes
-from parallax.core.description import spec_of
+from parallax.core.module_structure import spec_of
 from parallax.core.nodes import is_module
 from parallax.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from parallax.nn.refusal import refuse

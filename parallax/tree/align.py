@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from parallax._compat.opaque import real
-from parallax.core.description import leaves_of, spec_of
 from parallax.core.entries import Leaf, Static
+from parallax.core.module_structure import leaves_of, spec_of
 from parallax.core.nodes import is_module
 from parallax.core.structure import Structure
 

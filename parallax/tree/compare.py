@@ -14,9 +14,9 @@ from parallax._errors.arguments import check_flags
 from parallax.core.fields import Lazy
 from parallax.tree import core
 from parallax.tree.arguments import check_number, refuse_torch_module
-from parallax.tree.display import shape_text
 from parallax.tree.leaves import is_inexact
 from parallax.tree.mixing import refuse_rows
+from parallax.tree.repr import shape_text
 
 __all__ = ["allclose", "equal", "near_arrays", "same_other"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._errors.arguments import check_function, shown
-from parallax.core.description import leaves_of, spec_of
+from parallax.core.module_structure import leaves_of, spec_of
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure

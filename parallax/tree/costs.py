@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from parallax._compat import checkpoints
 from parallax._compat.fakes import Saved
-from parallax.core.description import spec_of
+from parallax.core.module_structure import spec_of
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
 from parallax.effects.collection import Collection, source_of

@@ -12,17 +12,17 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch, shards
 from parallax._errors.arguments import check_flags
 from parallax.core.containers import keys_of, opened
-from parallax.core.description import spec_of
 from parallax.core.entries import Note, Static
 from parallax.core.fields import Lazy
+from parallax.core.module_structure import spec_of
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE
 from parallax.tree.arguments import check_number, refuse_torch_module
 from parallax.tree.compare import near_arrays, same_other
-from parallax.tree.display import shape_text
 from parallax.tree.leaves import is_inexact
 from parallax.tree.mixing import refuse_mixed
 from parallax.tree.outside import is_leaf, join
+from parallax.tree.repr import shape_text
 
 __all__ = ["Difference", "Differences", "diff"]
 

@@ -8,7 +8,7 @@ import optree
 from torch import Tensor
 
 from parallax._compat import registries
-from parallax.core.description import modules_in
+from parallax.core.module_structure import modules_in
 from parallax.core.nodes import NODES, Instance, dict_of, is_module
 
 __all__ = ["DonatedError", "mark", "mark_all"]

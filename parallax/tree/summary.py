@@ -9,8 +9,8 @@ from torch import Tensor
 
 from parallax._compat import shards
 from parallax._errors.arguments import shown
-from parallax.core.description import leaves_of, spec_of
 from parallax.core.fields import Lazy
+from parallax.core.module_structure import leaves_of, spec_of
 from parallax.core.nodes import is_module
 from parallax.core.structure import Structure
 from parallax.tree.costs import Costs, costs_of

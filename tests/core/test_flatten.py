@@ -12,7 +12,7 @@ from torch.nn import init
 
 from parallax import Module, Parameter, tree
 from parallax.core import flatten
-from parallax.core.description import modules_in, spec_of
+from parallax.core.module_structure import modules_in, spec_of
 from tests.corpus import MLP, MODULES, Case, Dense, Many
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from parallax import Module, Parameter, tree
-from parallax.core.description import note_of, spec_of
+from parallax.core.module_structure import note_of, spec_of
 from parallax.core.notes import addressed, joined, split_copy
 from parallax.tree.modes import with_mode
 from tests.corpus import MODULES, Case

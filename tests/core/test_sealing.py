@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from parallax import Module, Parameter, UninitializedError, field
-from parallax.core.description import spec_of
+from parallax.core.module_structure import spec_of
 
 
 class Plain(Module):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from parallax import Module, Parameter, tree
 from parallax.core import entries, flatten, structure
-from parallax.core.description import spec_of
+from parallax.core.module_structure import spec_of
 from parallax.core.structure import MAX_DEPTH, Structure, decode
 from tests.corpus import (
     CONSTANTS,
@@ -234,7 +234,7 @@ def test_a_pickled_structure_is_equal_in_another_process(tmp_path: Path) -> None
     path.write_bytes(pickle.dumps(specs))
     script = f"""
 import pickle
-from parallax.core.description import spec_of
+from parallax.core.module_structure import spec_of
 from tests.corpus import MODULES
 specs = pickle.loads(open({str(path)!r}, "rb").read())
 assert list(specs) == {names!r}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from parallax import Module, nn
-from parallax.core.description import spec_of
+from parallax.core.module_structure import spec_of
 from parallax.core.ties import find_ties
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallax.core.constants import constant_key
-from parallax.core.description import spec_of
+from parallax.core.module_structure import spec_of
 from parallax.tree.encoding import dump, dump_constant, load, load_constant
 from tests.corpus import CONSTANTS, MODULES, Case, Config, Gates, Padding
 

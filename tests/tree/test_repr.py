@@ -13,7 +13,7 @@ from torch.nn import init
 
 from parallax import Buffer, Module, Parameter, tree
 from parallax import nn as layers
-from parallax.tree.display import shape_text
+from parallax.tree.repr import shape_text
 from tests.corpus import (
     MLP,
     MODULES,

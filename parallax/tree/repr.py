@@ -9,9 +9,9 @@ from torch import Tensor
 
 from parallax._compat import shards
 from parallax.core.containers import keys_of, opened
-from parallax.core.description import leaves_of
 from parallax.core.fields import Lazy
 from parallax.core.frozendict import FrozenDict
+from parallax.core.module_structure import leaves_of
 from parallax.core.nodes import is_module
 from parallax.core.structure import Structure
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from parallax import Module, Parameter, tree
-from parallax.core.description import leaves_of, local_part, note_of, spec_of, spread
 from parallax.core.entries import PLAIN, Note
+from parallax.core.module_structure import leaves_of, local_part, note_of, spec_of, spread
 from tests.corpus import MODULES, Case, Dense, TiedModule
 
 
