@@ -84,7 +84,6 @@ def test_the_code_that_is_accepted_runs() -> None:
 
 # Names of whose calls no type says all, beside those of RESULTS_OF_ANY_TYPE, and why.
 OF_ANY_TYPE = {
-    "parallax.core.registry.register_module": "class statements call it",
     "parallax.effects.Call": "effects.capture returns one for each call, alone or in a tuple",
     "parallax.nn.AdaptiveMaxPool1d": "a tensor, or with return_indices a pair",
     "parallax.nn.AdaptiveMaxPool2d": "a tensor, or with return_indices a pair",

@@ -185,17 +185,12 @@ def class_for(
     found = _classes.get(parts)
     if found is None:
         with _making:
-            found = _classes.get(parts) or _classes.setdefault(parts, _make(*parts))
+            found = _classes.get(parts) or _classes.setdefault(parts, _make(parts))
     return found
 
 
-def _make(
-    name: str,
-    container: bool,
-    parameters: tuple[str, ...],
-    buffers: tuple[str, ...],
-    children: tuple[str, ...],
-) -> type[Lifted]:
+def _make(parts: _Parts) -> type[Lifted]:
+    name, container, parameters, buffers, children = parts
     hints: dict[str, Any] = dict.fromkeys(parameters, Parameter | None)
     hints |= dict.fromkeys(buffers, Buffer | None)
     hints |= dict.fromkeys(children, Module | None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -83,16 +84,14 @@ PLAIN = Note()
 
 
 @constant_while_tracing
+@dataclass(slots=True, weakref_slot=True, eq=False, repr=False)
 class Local:
     """One node without its children: its class, its constants and its note."""
 
-    __slots__ = ("__weakref__", "cls", "constants", "key", "note")
-
-    def __init__(self, cls: type, constants: tuple[Any, ...], key: Any, note: Note) -> None:
-        self.cls = cls
-        self.constants = constants
-        self.key = key
-        self.note = note
+    cls: type
+    constants: tuple[Any, ...]
+    key: Any
+    note: Note
 
     def fits(self, other: Local) -> bool:
         """Whether two are the same apart from their notes."""

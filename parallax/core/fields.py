@@ -74,6 +74,10 @@ def _shape_of(shape: Any, role: str) -> torch.Size:
     return size
 
 
+# What a declaration answers as the tensor will.
+_KNOWN = frozenset({"dim", "is_complex", "is_floating_point", "ndim", "numel", "size"})
+
+
 class Lazy:
     """A declared leaf without a value: the base of ``Parameter`` and ``Buffer`` at run time."""
 
@@ -108,31 +112,6 @@ class Lazy:
     def dtype(self) -> torch.dtype:
         """The dtype the tensor will have unless ``initialize(dtype=)`` says otherwise."""
         return self._dtype or torch.get_default_dtype()
-
-    @property
-    def ndim(self) -> int:
-        """The number of dimensions."""
-        return len(self._shape)
-
-    def size(self, dim: int | None = None) -> torch.Size | int:
-        """The shape, or the size of one dimension, as ``Tensor.size``."""
-        return self._shape if dim is None else self._shape[dim]
-
-    def dim(self) -> int:
-        """The number of dimensions, as ``Tensor.dim``."""
-        return len(self._shape)
-
-    def numel(self) -> int:
-        """The number of elements, as ``Tensor.numel``."""
-        return self._shape.numel()
-
-    def is_floating_point(self) -> bool:
-        """Whether the dtype is floating, as ``Tensor.is_floating_point``."""
-        return self.dtype.is_floating_point
-
-    def is_complex(self) -> bool:
-        """Whether the dtype is complex, as ``Tensor.is_complex``."""
-        return self.dtype.is_complex
 
     def copy(self) -> Lazy:
         """A copy of the declaration, so that two fields with one default are not tied."""
@@ -172,6 +151,8 @@ class Lazy:
         raise UninitializedError(f"{func} was given an uninitialized parameter")
 
     def __getattr__(self, name: str) -> Any:
+        if name in _KNOWN:
+            return getattr(torch.empty(self._shape, dtype=self.dtype, device="meta"), name)
         # Only what a tensor has is a computation; anything else is an ordinary missing attribute.
         if not name.startswith("_") and hasattr(Tensor, name):
             self.refuse()

@@ -26,7 +26,7 @@ from parallax.core.nodes import NODES, Node, is_node
 from parallax.core.optree_nodes import optree_functions
 from parallax.core.structure import Structure
 
-__all__ = ["NAMESPACE", "flatten_module", "register", "register_module", "unflatten_module"]
+__all__ = ["NAMESPACE", "flatten_module", "register", "unflatten_module"]
 
 NAMESPACE = "parallax"
 """optree's namespace for Parallax's own traversals: dicts keep their insertion order in it."""
@@ -178,25 +178,8 @@ def register_module(
 ) -> None:
     """Registers a module class with both registries, or with none when that fails.
 
-    The statement ``class ...(Module)`` calls it; for classes that are not modules there is
-    ``register``.
-
-    Args:
-        layout: the fields of the class.
-        cls: by default the class of the layout; or one below it, which Parallax made.
-        what: distinguishes the name of such a class.
-        built: the class that optree builds instances of; by default that of the layout.
-
-    Raises:
-        ValueError: if a registry knows the class already.
-
-    Example:
-        >>> import optree, torch
-        >>> from parallax import Module, Parameter
-        >>> class Point(Module):  # registered by this statement
-        ...     at: Parameter
-        >>> optree.tree_leaves(Point(torch.zeros(2)))
-        [tensor([0., 0.])]
+    It is the class of the layout; or ``cls`` below it, whose name ``what`` distinguishes. optree
+    builds instances of ``built``, by default of the class of the layout.
     """
     cls = cls or layout.cls
     flatten, unflatten = optree_functions(layout, built or layout.cls)
