@@ -113,8 +113,8 @@ def describe(
 def _enter(value: Any, kind: Kind, where: str, leaves: list[Any], check_now: bool) -> Any:
     """The entry of a value in the structure; its leaves are appended, one for each place."""
     if is_module(value):
-        if check_now:
-            check(value, kind, where)
+        if check_now and (not kind.child or value._spec is None):
+            check(value, kind, where)  # raises
         structure, places = spread(value)
         leaves += places
         return structure
@@ -123,7 +123,7 @@ def _enter(value: Any, kind: Kind, where: str, leaves: list[Any], check_now: boo
         constants, children = opened(value) or ((), ())
         keys = keys_of(cls, constants, len(children))
         entries = [
-            _enter(child, inner, f"{where}[{key!r}]", leaves, check_now)
+            _enter(child, inner, f"{where}[{key!r}]" if check_now else where, leaves, check_now)
             for key, child, inner in zip(keys, children, kind.below(cls, len(keys)), strict=True)
         ]
         return _container_structure(cls, constants, tuple(entries))
