@@ -8,9 +8,8 @@ of the same numbers (MKL 2024.2 with AVX-512, float32, one thread, torch 2.13 an
 - Where a side is of size one a call of the library takes 2 to 10 us, and cannot be part of the
   loops before and after it.
 
-Products with transposed matrices, as ``linear`` has them, take twice the time of others where they
-are small, too. Copies of those matrices cost what they save: beside an ensemble's other memory they
-are not in the cache.
+Products of small matrices are not left to a library where the graph is called from C++
+(``inductor_kernels``).
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from parallax._compat import inductor
+from parallax._compat import inductor, inductor_kernels
 
 __all__ = ["with_fast_products"]
 
@@ -40,7 +39,10 @@ def with_fast_products(options: dict[str, Any]) -> dict[str, Any]:
 
 def rewrite(graph: Graph) -> None:
     """Rewrites every product that has a faster form."""
+    from torch._inductor import config
+
     moved = False
+    in_cpp = config.cpp_wrapper
     for node in list(graph.nodes):
         if node.target not in _PRODUCTS:
             continue
@@ -49,6 +51,8 @@ def rewrite(graph: Graph) -> None:
             continue
         if _is_thin(left, right):
             _write_as_loop(graph, node)
+        elif in_cpp and inductor_kernels.is_small(left, right):
+            node.target = inductor_kernels.product()
         elif _is_shared(left, right):
             _write_as_one(graph, node)
             moved = True
