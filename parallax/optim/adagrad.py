@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.adagrad import adagrad
 
-from parallax.optim.hyper import Hyper, Number
+from parallax.optim.hyper import Hyper, Number, beside, counts
 from parallax.optim.kernel import ByKernel
 from parallax.optim.lists import How, Lists
 
@@ -58,11 +58,13 @@ class Adagrad(ByKernel):
         return ("sum",)
 
     def _fresh(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
-        start = h["initial_accumulator_value"]
-        return torch.full_like(param, complex(start, start) if param.is_complex() else start)
+        # Two real numbers if it is complex.
+        ones = torch.full_like(param, complex(1, 1) if param.is_complex() else 1.0)
+        start: Tensor = ones * beside(h, param)["initial_accumulator_value"]
+        return start
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
-        if h["weight_decay"] != 0:  # then all rows change
+        if counts(h["weight_decay"]):  # then all rows change
             at = at.with_dense_gradients()
         at = at.in_order() if how.fused else at
         adagrad(

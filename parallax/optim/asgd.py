@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim.asgd import asgd
 
 from parallax.optim.direct import Direct
-from parallax.optim.hyper import Hyper, Number
+from parallax.optim.hyper import Hyper, Number, counts
 from parallax.optim.lists import How, Lists
 
 __all__ = ["ASGD"]
@@ -63,6 +63,10 @@ class ASGD(Direct):
         start = h["lr"] if name == "eta" else 1.0
         return torch.as_tensor(start, dtype=torch.float32, device=param.device).clone()
 
+    def _full(self, at: Lists, h: Hyper) -> Lists:
+        # By the rate at the first step of a leaf, which is another than that of init in a schedule.
+        return super()._full(at, h).begun("eta", lambda name, p: self._first(name, p, h))
+
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         # The kernel overwrites what derivatives need, and branches on whether a leaf is averaged.
         # Its form for CUDA graphs, which is the one that is traced, does neither.
@@ -77,7 +81,7 @@ def _differentiable(at: Lists, h: Hyper, ages: list[Tensor]) -> Lists:
     for k, (param, age) in enumerate(zip(at.params, ages, strict=True)):
         mu, mean, eta = at["mu"][k], at["ax"][k], at["eta"][k]
         grad = -at.grads[k] if h["maximize"] else at.grads[k]
-        if h["weight_decay"] != 0:
+        if counts(h["weight_decay"]):
             grad = grad + param * h["weight_decay"]
         stepped = (param * (1 - lambd * eta) - grad * eta).to(param.dtype)
         averaged = torch.where(mu == 1, stepped, mean + (stepped - mean) * mu)

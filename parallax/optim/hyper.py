@@ -11,8 +11,8 @@ from torch import Tensor
 from parallax._compat import dynamo, functorch
 
 __all__ = [
-    "Hyper", "Number", "beside", "by_name", "number_like", "plain", "refuse_several", "resolved",
-    "sample",
+    "Hyper", "Number", "beside", "by_name", "counts", "number_like", "plain", "refuse_several",
+    "resolved", "sample",
 ]  # fmt: skip
 
 Number = float | Tensor | Callable[[Any], float | Tensor]
@@ -85,6 +85,15 @@ def _beside(value: Any, leaf: Tensor) -> Any:
         return value
     single = leaf.device.type == "mps" and value.dtype is torch.float64  # which it has not
     return value.to(leaf.device, torch.float32 if single else value.dtype)
+
+
+def counts(value: Any) -> bool:
+    """Whether a hyper-parameter is not a number that is zero.
+
+    A tensor counts at zero, too: there its derivative is not zero, and it may be one number for
+    each member of an ensemble.
+    """
+    return isinstance(value, Tensor) or value != 0
 
 
 def number_like(value: Any, like: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from parallax.optim import operator, vmapped
 from parallax.optim.by_group import ByGroup
 from parallax.optim.hyper import Hyper, beside, plain, resolved
 from parallax.optim.lists import How, Lists
-from parallax.optim.scalars import Composed, Multiplied, Unread, spread
+from parallax.optim.scalars import Composed, Unread, as_plain, counting, multiplied, spread
 
 __all__ = ["ByKernel"]
 
@@ -97,7 +97,7 @@ class ByKernel(ByGroup):
         return self._fused_halves or not at.has_halves_on_cpu()
 
     def _with_graph(self, at: Lists, h: Hyper) -> Lists:
-        at = at.private()
+        at = self._full(at, h).private()
         if not functorch.vmap_active():
             return self._recorded(at, h)
         for device in dict.fromkeys([param.device for param in at.params]):
@@ -107,7 +107,7 @@ class ByKernel(ByGroup):
             part.clocks = [clock.to(device) for clock in part.clocks]
             before = part.moments
             part.moments = {name: _on(column, device) for name, column in before.items()}
-            done = self._recorded(self._spread(part, near), near)
+            done = self._recorded(*self._spread(part, near))
             for name, column in before.items():
                 if device.type != "meta":  # whose numbers are nowhere
                     done.moments[name] = _like(done.moments[name], column)
@@ -115,14 +115,13 @@ class ByKernel(ByGroup):
         return at
 
     def _recorded(self, at: Lists, h: Hyper) -> Lists:
-        params: list[Any] = [param.as_subclass(Multiplied) for param in at.params]
-        at.params = params
         # A decay that requires grad is added to the gradients in place.
         at.grads = [grad.clone() for grad in at.grads]
+        at = at.each(multiplied)
+        h = {name: counting(value) for name, value in h.items()}
         with Unread():
             at = self._run(at, h, How(False, False, False, True), donate=True)
-        at.params = [param.as_subclass(Tensor) for param in at.params]
-        return at
+        return at.each(as_plain)
 
     def _vmapped(self, at: Lists, h: Hyper, step: Tensor) -> Lists:
         filled: list[tuple[str, int]] = []
@@ -143,13 +142,17 @@ class ByKernel(ByGroup):
             moments[name][k] = moment
         return Lists(flat[:count], at.grads, moments, at.clocks, at.clock_of)
 
-    def _spread(self, at: Lists, h: Hyper) -> Lists:
+    def _spread(self, at: Lists, h: Hyper) -> tuple[Lists, Hyper]:
         numbers = [n for value in h.values() for n in (value if type(value) is tuple else (value,))]
         moments = [m for column in at.moments.values() for m in column]
         over = [*at.params, *at.grads, *moments, *at.clocks, *numbers]
-        columns = {name: spread(column, over) for name, column in at.moments.items()}
-        params, grads = spread(at.params, over), spread(at.grads, over)
-        return Lists(params, grads, columns, at.clocks, at.clock_of)
+
+        def wide(value: Any) -> Any:
+            if type(value) is tuple:
+                return tuple([wide(item) for item in value])
+            return spread([value], over)[0] if isinstance(value, Tensor) else value
+
+        return at.each(lambda tensors: spread(tensors, over)), {k: wide(v) for k, v in h.items()}
 
 
 def _on(column: list[Any], device: Any) -> list[Any]:

@@ -103,6 +103,23 @@ class Lists:
         }
         return self._with(self.params, self.grads, moments)
 
+    def begun(self, name: str, fresh: Callable[[str, Tensor], Any]) -> Lists:
+        """The same lists, with new moments for leaves that missed all steps before this one."""
+        if not any(self.clock_of):  # all have the clock of leaves that missed none
+            return self
+        column = list(self.moments[name])
+        for k, clock in enumerate(self.clock_of):
+            if clock != 0:
+                age, new = self.clocks[clock], fresh(name, self.params[k])
+                column[k] = torch.where(age.to(column[k].device) == 0, new, column[k])
+        return self._with(self.params, self.grads, {**self.moments, name: column})
+
+    def each(self, change: Callable[[list[Any]], list[Any]]) -> Lists:
+        """Lists of other tensors, which are known as little as new ones."""
+        moments = {name: change(column) for name, column in self.moments.items()}
+        params, grads = change(self.params), change(self.grads)
+        return Lists(params, grads, moments, self.clocks, self.clock_of)
+
     def _with(self, params: list[Any], grads: list[Any], moments: dict[str, list[Any]]) -> Lists:
         return Lists(params, grads, moments, self.clocks, self.clock_of, self.known)
 

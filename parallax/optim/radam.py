@@ -11,7 +11,7 @@ from torch.optim.radam import radam
 
 from parallax._compat import functorch
 from parallax.optim.direct import Direct
-from parallax.optim.hyper import Hyper, Number
+from parallax.optim.hyper import Hyper, Number, counts
 from parallax.optim.lists import How, Lists
 
 __all__ = ["RAdam"]
@@ -73,9 +73,9 @@ def _mapped(at: Lists, h: Hyper, ages: list[Tensor]) -> Lists:
         ]
         age = before + 1
         grad = -grad if h["maximize"] else grad
-        if decay != 0 and h["decoupled_weight_decay"]:
+        if counts(decay) and h["decoupled_weight_decay"]:
             param = param * (1 - lr * decay)
-        elif decay != 0:
+        elif counts(decay):
             grad = grad + param * decay
         mean = mean + (grad - mean) * (1 - beta1)
         square = square * beta2 + grad * grad * (1 - beta2)

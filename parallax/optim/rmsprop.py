@@ -6,7 +6,7 @@ import torch
 from torch.optim.rmsprop import rmsprop
 
 from parallax.optim.direct import Direct
-from parallax.optim.hyper import Hyper, Number
+from parallax.optim.hyper import Hyper, Number, counts
 
 __all__ = ["RMSprop"]
 
@@ -49,5 +49,5 @@ class RMSprop(Direct):
     differentiable: bool = False
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
-        momentum, centered = h["momentum"] != 0, bool(h["centered"])
+        momentum, centered = counts(h["momentum"]), bool(h["centered"])
         return ("square_avg", *("momentum_buffer",) * momentum, *("grad_avg",) * centered)

@@ -59,6 +59,10 @@ class Rprop(Direct):
         start = torch.full_like(param, complex(1, 1) if param.is_complex() else 1.0)
         return start.mul(beside(h, param)["lr"])
 
+    def _full(self, at: Lists, h: Hyper) -> Lists:
+        # By the rate at the first step of a leaf, which is another than that of init in a schedule.
+        return super()._full(at, h).begun("step_size", lambda name, p: self._first(name, p, h))
+
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
         # The kernel takes no lr: it is the initial size of the steps, see _fresh.
         return super()._kernel(at, {k: v for k, v in h.items() if k != "lr"}, how)

@@ -3,11 +3,14 @@
 A learning rate may be a tensor that is differentiated, or one rate for each member of an ensemble.
 Torch's kernels step one tensor after the other in place. Three things in them fail for a tensor:
 
-- ``param.add_(grad, alpha=lr)`` converts ``lr`` to a number. Kernels are given parameters of the
-  class ``Multiplied``, which multiplies by ``lr`` instead.
+- ``param.add_(grad, alpha=lr)`` converts ``lr`` to a number, or raises if it requires grad. Forward
+  mode loses its derivative without a word. Kernels are given leaves of the class ``Multiplied``,
+  which multiplies by ``lr`` instead.
 - ``step.item()`` returns a number. Within ``Unread`` it returns the tensor itself.
 - vmap has no rule for ``addcmul_``, ``lerp_`` and others. Within ``Unread`` they are computed by
   operators that have one.
+- ``if momentum != 0`` leaves out what has a derivative at zero, and has no answer where members of
+  ``vmap`` differ. Such a number is given as ``Counting``, which is not zero.
 
 ``torch.compile`` does the first two itself, by an operator without a derivative in a trace (torch
 2.13, 2.14). Under ``vmap`` or in a derivative in a trace there is ``Composed``.
@@ -23,13 +26,22 @@ from torch.overrides import TorchFunctionMode
 
 from parallax._compat import functorch, kernels
 
-__all__ = ["Composed", "Multiplied", "Unread", "spread"]
+__all__ = ["Composed", "Unread", "as_plain", "counting", "multiplied", "spread"]
 
 
 class Multiplied(Tensor):
-    """A parameter whose methods in place take tensors for ``alpha`` and ``value``."""
+    """A leaf, gradient or moment whose methods take tensors for ``alpha`` and ``value``."""
 
     __torch_function__ = kernels.disabled_torch_function  # results are plain tensors
+
+    def __neg__(self) -> Tensor:
+        return Tensor.neg(self).as_subclass(Multiplied)
+
+    def add(self, other: Any, *, alpha: Any = 1) -> Tensor:  # type: ignore[override]  # no out=
+        """As ``Tensor.add``."""
+        if isinstance(alpha, Tensor):  # the other one may be written later, and is kept
+            return Tensor.add(self, alpha * other.clone()).as_subclass(Multiplied)
+        return Tensor.add(self, other, alpha=alpha).as_subclass(Multiplied)
 
     def add_(self, other: Any, *, alpha: Any = 1) -> Tensor:
         """As ``Tensor.add_``."""
@@ -37,11 +49,49 @@ class Multiplied(Tensor):
             return Tensor.add_(self, other * alpha)
         return Tensor.add_(self, other, alpha=alpha)
 
+    def addcmul_(self, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Tensor:
+        """As ``Tensor.addcmul_``."""
+        if isinstance(value, Tensor):
+            return Tensor.add_(self, value * tensor1 * tensor2)
+        return Tensor.addcmul_(self, tensor1, tensor2, value=value)
+
     def addcdiv_(self, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Tensor:
         """As ``Tensor.addcdiv_``."""
         if isinstance(value, Tensor):
             return Tensor.add_(self, value * tensor1 / tensor2)
         return Tensor.addcdiv_(self, tensor1, tensor2, value=value)
+
+
+def multiplied(tensors: list[Any]) -> list[Any]:
+    """The same tensors, as ``Multiplied``."""
+    return [None if t is None else t.as_subclass(Multiplied) for t in tensors]
+
+
+def as_plain(tensors: list[Any]) -> list[Any]:
+    """The same tensors, as ``Tensor``."""
+    return [None if t is None else t.as_subclass(Tensor) for t in tensors]
+
+
+class Counting(Tensor):
+    """A hyper-parameter that kernels do not take for zero.
+
+    What they leave out for a zero has a derivative, and members of ``vmap`` may differ.
+    """
+
+    __torch_function__ = kernels.disabled_torch_function  # results are plain tensors
+
+    def __ne__(self, other: object) -> Any:
+        return True
+
+    def __gt__(self, other: Any) -> Any:
+        return True
+
+    __hash__ = Tensor.__hash__
+
+
+def counting(value: Any) -> Any:
+    """A hyper-parameter for a kernel, which compares it with zero."""
+    return value.as_subclass(Counting) if isinstance(value, Tensor) else value
 
 
 class Unread(TorchFunctionMode):
@@ -70,14 +120,15 @@ class Composed(TorchFunctionMode):
 def spread(tensors: list[Any], over: list[Any]) -> list[Any]:
     """Copies with every dimension that a running ``vmap`` maps any of the tensors ``over``.
 
-    A tensor written in place needs the mapped dimensions of every tensor that is written into it.
+    A tensor written in place needs the mapped dimensions of every tensor that is written into it,
+    and so does its derivative in forward mode.
     """
-    zeros: dict[torch.device, Any] = {t.device: 0 for t in tensors if t is not None}
-    ones = [t.detach().reshape(-1)[0] for t in over if isinstance(t, Tensor) and t.numel()]
-    for device, zero in zeros.items():
-        like = [torch.zeros_like(one, dtype=torch.float32, device=device) for one in ones]
-        zeros[device] = sum(like, zero)
-    return [None if t is None else t + zeros[t.device].to(t.dtype) for t in tensors]
+    ones: dict[torch.device, Any] = {t.device: 1 for t in tensors if t is not None}
+    some = [t.detach().reshape(-1)[0] for t in over if isinstance(t, Tensor) and t.numel()]
+    for device in ones:
+        zeros = [torch.zeros_like(t, dtype=torch.float32, device=device) for t in some]
+        ones[device] = sum(zeros, torch.ones((), device=device))
+    return [None if t is None else t * ones[t.device].to(t.dtype) for t in tensors]
 
 
 # -- operators in place, made of those that transforms have rules for -----------------------------

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from parallax._compat import kernels
-from parallax.optim.hyper import Hyper, Number, plain, resolved
+from parallax.optim.hyper import Hyper, Number, counts, plain, resolved
 from parallax.optim.kernel import ByKernel
 from parallax.optim.lists import How, Lists
 
@@ -54,7 +54,7 @@ class SGD(ByKernel):
     fused: bool | None = None
 
     def _moments(self, h: Hyper) -> tuple[str, ...]:
-        return () if h["momentum"] == 0 else ("momentum_buffer",)
+        return ("momentum_buffer",) if counts(h["momentum"]) else ()
 
     def _eager(self, at: Lists, h: Hyper, step: Tensor, donate: bool = False) -> Lists:
         chosen = h["foreach"] is not None or h["fused"] is not None
@@ -70,10 +70,10 @@ class SGD(ByKernel):
 
     def _fresh(self, name: str, param: Tensor, h: Hyper) -> Tensor | None:
         # The first gradient enters the momentum undamped: None distinguishes it from later ones.
-        return torch.zeros_like(param) if h["dampening"] == 0 else None
+        return None if counts(h["dampening"]) else torch.zeros_like(param)
 
     def _kernel(self, at: Lists, h: Hyper, how: How) -> Lists:
-        if h["momentum"] != 0 or h["weight_decay"] != 0:  # then all rows change
+        if counts(h["momentum"]) or counts(h["weight_decay"]):  # then all rows change
             at = at.with_dense_gradients()
         buffers = at["momentum_buffer"]
         first = [k for k, buffer in enumerate(buffers) if buffer is None]

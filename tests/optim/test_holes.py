@@ -51,6 +51,49 @@ def test_leaves_that_miss_steps_age_as_parameters_of_torch_do(name: str, options
     assert state.step.item() == len(missing)
 
 
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize(("name", "options"), FIRST, ids=label)
+def test_leaves_that_begin_late_begin_at_the_rate_of_that_step(
+    name: str, options: Options, donate: bool
+) -> None:
+    rate = optim.schedules.ExponentialLR(0.1, 0.5)
+    model, opt = model_for(name), make(name, {**options, "lr": rate})
+    twin, state = twin_of(name, {**options, "lr": 0.1}, model), opt.init(model)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(twin.optimizer, 0.5)
+    first, second, *_ = tree.named_leaves(model)
+    missing = [[first, second], [first], [], [second], []]
+    for grads, gone in zip(list(gradients(model, len(missing))), missing, strict=True):
+        if gone:
+            grads = tree.partition(grads, *gone)[-1]  # noqa: PLW2901  # the same, with holes
+        model, state = opt.step(model, grads, state, donate=donate)
+        twin.step(grads)
+        schedule.step()
+    for path, leaf in tree.named_leaves(model).items():
+        assert distance(leaf, twin.params[path]) <= 1e-5
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("name", ["ASGD", "Rprop"])
+def test_so_they_do_in_compiled_code_and_under_vmap(name: str) -> None:
+    opt = make(name, {"lr": optim.schedules.ExponentialLR(0.1, 0.5)})
+    model = model_for(name)
+
+    def trained(model: Any) -> Any:
+        state = opt.init(model)
+        for k in range(3):
+            grads = tree.map(torch.sin, model)
+            grads = tree.partition(grads, "bias")[1] if k == 0 else grads
+            model, state = opt.step(model, grads, state)
+        return model
+
+    expected = trained(model)
+    compiled = parallax.compile(trained, backend="eager")(model)
+    mapped = tree.unstack(torch.vmap(trained)(tree.stack([model, model])))[1]
+    for found in (compiled, mapped):
+        for leaf, other in zip(tree.leaves(found), tree.leaves(expected), strict=True):
+            torch.testing.assert_close(leaf, other, rtol=1e-5, atol=1e-6)
+
+
 def test_a_steady_pattern_of_holes_needs_no_more_clocks_than_there_are_patterns() -> None:
     model, opt = Net().initialize(0), optim.Adam()
     state = opt.init(model)
