@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes, overrides
-from parallax.func.forward_formulas import OTHERS, AsItIsError
+from parallax.func.forward_formulas import OTHERS
 from parallax.func.forward_refusals import REFUSED
 from parallax.func.jets import NoRuleError
+from parallax.func.other import AsItIsError, Other
 
 __all__ = ["differentiable_again"]
 
@@ -64,19 +65,20 @@ class _Calls:
                 refused.raise_for(args, kwargs)
             return function(*args, **kwargs)
         other = OTHERS[function]
-        if self._concerns(_tensors_of(args, kwargs), other.always):
+        if self._concerns(other, args, kwargs):
             try:
                 return other(function, args, kwargs)
             except (AsItIsError, NoRuleError):
                 pass
         return function(*args, **kwargs)
 
-    def _concerns(self, tensors: Sequence[Tensor], always: bool) -> bool:
+    def _concerns(self, other: Other, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        tensors = _tensors_of(args, kwargs)
         if not all([overrides.is_ordinary(type(x)) for x in tensors]):
             return False
-        if always or self.again or sum(functorch.derivatives_running()) > 1:
+        if other.always or self.again or sum(functorch.derivatives_running()) > 1:
             return True
-        return _recorded(tensors)
+        return other.drops(args, kwargs) or _recorded(tensors)
 
 
 def _tensors_of(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,19 +18,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from parallax._compat import functorch, overrides
 from parallax.func.attention_formulas import by_operators
+from parallax.func.forward_losses import LOSSES
+from parallax.func.forward_norms import VECTOR_NORMS
 from parallax.func.jet_composed import COMPOSED, NORMS
 from parallax.func.jets import Expansion, Rule
+from parallax.func.other import AsItIsError, Other
 
-__all__ = ["OTHERS", "AsItIsError", "Other"]
+__all__ = ["OTHERS"]
 
 _TYPES: Any = torch.return_types
 
 _NOTHING = Expansion({}, 0)
 """Of no order: its rules compute the value."""
-
-
-class AsItIsError(Exception):
-    """A function of torch is to be called as it is, with these arguments."""
 
 
 # -- matrices -----------------------------------------------------------------------------------
@@ -269,29 +268,6 @@ _LAYER = inspect.signature(F.multi_head_attention_forward).parameters.values()
 # -- which are for which ------------------------------------------------------------------------
 
 
-class Other(NamedTuple):
-    """A function that is computed in place of one of torch's.
-
-    Attributes:
-        compute: takes that of torch and its arguments.
-        names: of the arguments that have no default, some others behind them.
-        options: the names of others.
-        always: whether the first derivative is wrong, too, or missing.
-    """
-
-    compute: Callable[..., Any]
-    names: Sequence[str]
-    options: frozenset[str] = frozenset()
-    always: bool = False
-
-    def __call__(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """What is computed, for the arguments of torch's function."""
-        behind, rest = self.names[len(args) :], dict(kwargs)
-        if not kwargs.keys() <= {*behind, *self.options} or not kwargs.keys() >= {*behind}:
-            raise AsItIsError  # with ``out=``, and where torch says what is wrong
-        return self.compute(function, *args, *[rest.pop(name) for name in behind], **rest)
-
-
 def _table() -> dict[Any, Other]:
     linalg, named = torch.linalg, overrides.functions_named
     norm = frozenset({"weight", "bias", "running_mean", "running_var", "use_input_stats",
@@ -301,7 +277,11 @@ def _table() -> dict[Any, Other]:
     layer = Other(_layer_norm, ("input", "normalized_shape"), norm)
     group = Other(_group_norm, ("input", "num_groups"), norm)
     batch, instance = _with_statistics(F.batch_norm), _with_statistics(F.instance_norm)
+    behind = ((3, "running_mean"), (4, "running_var"))
+    seen = ((1, "running_mean"), (2, "running_var"))
     return {
+        **LOSSES,
+        **VECTOR_NORMS,
         linalg.solve: Other(_solve, "AB", frozenset({"left"})),
         linalg.solve_ex: Other(_solve_ex, "AB", frozenset({"left", "check_errors"})),
         linalg.tensorsolve: Other(_tensorsolve, "AB", frozenset({"dims"})),
@@ -344,10 +324,14 @@ def _table() -> dict[Any, Other]:
         F.group_norm: group,
         torch.group_norm: group,
         torch.layer_norm: layer,
-        F.batch_norm: Other(batch, ("input", "running_mean", "running_var"), norm),
-        F.instance_norm: Other(instance, ("input",), norm),
-        torch.batch_norm: Other(_in_other_order(batch), (*stats, "training", *last)),
-        torch.instance_norm: Other(_in_other_order(instance), (*stats, "use_input_stats", *last)),
+        F.batch_norm: Other(batch, ("input", "running_mean", "running_var"), norm, constants=seen),
+        F.instance_norm: Other(instance, ("input",), norm, constants=seen),
+        torch.batch_norm: Other(
+            _in_other_order(batch), (*stats, "training", *last), constants=behind
+        ),
+        torch.instance_norm: Other(
+            _in_other_order(instance), (*stats, "use_input_stats", *last), constants=behind
+        ),
     }
 
 

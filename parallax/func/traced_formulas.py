@@ -16,8 +16,9 @@ from parallax._compat import overrides
 from parallax._compat.dynamo import constant_in_traces
 from parallax._compat.replaced_calls import replace_in_traces
 from parallax.func import backward_formulas
-from parallax.func.forward_formulas import OTHERS, AsItIsError, Other
+from parallax.func.forward_formulas import OTHERS
 from parallax.func.jets import NoRuleError
+from parallax.func.other import AsItIsError, Other
 
 __all__ = ["replace_what_is_wrong"]
 

@@ -51,6 +51,50 @@ SCATTERED: dict[str, Callable[..., Tensor]] = {
     "scatter_reduce in place": Tensor.scatter_reduce_,
 }
 
+CHOSEN = torch.tensor([0, 2, 1])
+LOSSES: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
+    "nll_loss": (F.nll_loss, {}),
+    "cross_entropy": (F.cross_entropy, {"ignore_index": 2}),
+    "cross_entropy, smoothed": (F.cross_entropy, {"label_smoothing": 0.2, "reduction": "sum"}),
+    "cross_entropy, smoothed mean": (F.cross_entropy, {"label_smoothing": 0.2, "ignore_index": 0}),
+}
+
+
+def weighted(function: Any, options: Any, by_scores: int, x: Tensor) -> Tensor:
+    """A loss whose weights of classes depend on the point, and whose scores may."""
+    scores = x.reshape(N, N) if by_scores else WEIGHTS
+    found: Tensor = function(scores, CHOSEN, x[:N].exp(), **options)
+    return found
+
+
+def embedded(x: Tensor) -> Tensor:
+    """Of each pair one is far off the margin."""
+    target = torch.tensor([1, -1, 1])
+    return F.cosine_embedding_loss(x.reshape(N, N), WEIGHTS.flip(0), target, margin=-0.9)
+
+
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "vector_norm": lambda x: torch.linalg.vector_norm(x),
+    "vector_norm of three": lambda x: torch.linalg.vector_norm(x.reshape(N, N), 3, dim=1),
+    "matrix_norm": lambda x: torch.linalg.matrix_norm(x.reshape(N, N)),
+    "linalg.norm": lambda x: torch.linalg.norm(x.reshape(N, N), dim=0),
+    "norm": lambda x: torch.norm(x.reshape(N, N), dim=1, keepdim=True),
+    "Tensor.norm with zeros": lambda x: torch.stack([x[:N], 0 * x[:N]]).norm(2.5, -1),
+    "dist": lambda x: torch.dist(x[:4], x[4:8]),
+    "std": lambda x: torch.std(x.reshape(N, N), 1, correction=0),
+    "Tensor.std of all": lambda x: x.std(),
+    "normalize": lambda x: F.normalize(x.reshape(N, N)),
+    "pairwise_distance": lambda x: F.pairwise_distance(x.reshape(N, N), WEIGHTS, keepdim=True),
+    "cosine_similarity": lambda x: F.cosine_similarity(x.reshape(N, N), WEIGHTS[0], dim=0),
+    "cosine_embedding_loss": embedded,
+    "triplet_margin_loss": lambda x: F.triplet_margin_loss(
+        x.reshape(N, N), WEIGHTS, 3 - WEIGHTS, margin=9.0, swap=True, reduction="none"
+    ),
+    "triplet_margin_with_distance_loss": lambda x: F.triplet_margin_with_distance_loss(
+        x.reshape(N, N), WEIGHTS, 3 - WEIGHTS, margin=9.0
+    ),
+}
+
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "solve a matrix": lambda x: torch.linalg.solve(matrix(x), x.reshape(N, N).exp()),
     "solve a vector": lambda x: torch.linalg.solve(matrix(x), x[:N]),
@@ -89,6 +133,17 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "torch.layer_norm": lambda x: torch.layer_norm(x.reshape(N, N), (N,), bias=x[:N]),
     "batch_norm": lambda x: F.batch_norm(x.reshape(N, N), None, None, x[:N], training=True),
     "instance_norm": lambda x: F.instance_norm(x.reshape(1, N, N), weight=x[:N]),
+    **{
+        f"{name} weighted by {x}": partial(weighted, function, options, k)
+        for name, (function, options) in LOSSES.items()
+        for k, x in enumerate(["class", "score"])
+    },
+    "soft_margin_loss by targets": lambda x: F.soft_margin_loss(x[:4], x[4:8]),
+    "batch_norm by statistics": lambda x: F.batch_norm(x.reshape(N, N), x[:N], x[:N].exp()),
+    "torch.batch_norm by statistics": lambda x: torch.batch_norm(
+        x.reshape(N, N), None, None, x[:N], x[:N].exp(), False, 0.1, 1e-5, False
+    ),
+    **NORMS,
 }
 
 COMPILED = tuple([name for name in FUNCTIONS if "scatter" not in name and "eig" not in name])
@@ -167,6 +222,23 @@ def test_a_gradient_on_the_tape_of_a_jvp(name: str, at: Tensor, along: Tensor) -
     _, value = func.jvp(lambda t: scalar(name)(leaf + t * along), (zero,), (torch.ones_like(zero),))
     (found,) = torch.autograd.grad(value, leaf)
     close(found @ along, second(name, at, along))
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_third_derivatives_of_norms(name: str, at: Tensor, along: Tensor) -> None:
+    """The gradient of a jvp of either derivative, and a jvp of a gradient of a jvp."""
+    taken: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
+        "R": lambda f: lambda x: func.grad(f)(x) @ along,
+        "F": lambda f: lambda x: func.jvp(f, (x,), (along,))[1],
+    }
+    h = 1e-3
+    steps = [second(name, at + k * h * along, along) for k in (-2, -1, 1, 2)]
+    expected = (steps[0] - 8 * steps[1] + 8 * steps[2] - steps[3]) / (12 * h)
+    for word in ("RFF", "RFR", "FRF", "FRR", "RRF"):
+        function: Any = scalar(name)
+        for letter in reversed(word):
+            function = taken[letter](function)
+        torch.testing.assert_close(function(at), expected, rtol=1e-5, atol=1e-5)
 
 
 @some
