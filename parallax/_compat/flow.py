@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from parallax._compat.dynamo import constant_in_traces
+from parallax._compat.opaque import constant_while_tracing, real
 
 Body = Callable[..., tuple[Any, Any]]
 
@@ -64,13 +65,49 @@ def while_loop(
     return _operators()[2](goes_on, body, *carry)  # type: ignore[no-any-return]  # as above
 
 
-def checkpoint(body: Body, operands: Sequence[Tensor]) -> tuple[Sequence[Tensor], Any]:
+@constant_while_tracing
+class KeepPolicy:
+    """Which results of operators a checkpoint keeps, as a constant of a trace.
+
+    Attributes:
+        policy: a tuple of operators, a function, or ``None`` for no result.
+    """
+
+    __slots__ = ("policy",)
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, KeepPolicy):
+            return False
+        both = type(self.policy) is type(other.policy) is tuple
+        return bool(self.policy == other.policy) if both else self.policy is other.policy
+
+    def __hash__(self) -> int:
+        return hash(self.policy if type(self.policy) is tuple else id(self.policy))
+
+
+@real
+def keep_policy(given: Any) -> KeepPolicy:
+    """The policy that a user gives: a list of operators, a function or ``None``."""
+    return KeepPolicy(tuple(given) if isinstance(given, list) else given)
+
+
+def checkpoint(
+    body: Body, operands: Sequence[Tensor], policy: KeepPolicy
+) -> tuple[Sequence[Tensor], Any]:
     """Calls ``body(*operands)``, and once more for a derivative; only while dynamo traces.
+
+    Args:
+        body: returns tensors, and constants about them.
+        operands: what it is called with.
+        policy: which results of operators are kept.
 
     Returns:
         What it returned; and its constants.
     """
-    return _operators()[3](body, *operands)  # type: ignore[no-any-return]  # as above
+    return _operators()[3](body, *operands, policy=policy)  # type: ignore[no-any-return]  # as above
 
 
 @constant_in_traces

@@ -77,7 +77,7 @@ def _while(bodies: Any, places: Any, carried: int) -> Program:
 scan = _Flow("scan", _scan)
 cond = _Flow("cond", _cond)
 while_loop = _Flow("while_loop", _while)
-recompute = _Flow("recompute", lambda bodies: recompute_of(bodies[0]))
+recompute = _Flow("recompute", lambda bodies, policy: recompute_of(bodies[0], policy.policy))
 
 
 class Traced(variables.BaseHOPVariable):
@@ -200,17 +200,20 @@ class _RecomputeVariable(Traced):
         if self._draws(tx, graph, operands):
             return self._inlined(tx, body, given)
         examples = [node.meta["example_value"] for node in nodes]
-        body = self._shared(tx, graph, tx.output.nn_modules[graph.node.target])
-        return self._called(tx, [body, *operands], examples, [said], {"bodies": 1})
+        policy = kwargs["policy"].as_python_constant()
+        body = self._shared(tx, graph, tx.output.nn_modules[graph.node.target], policy)
+        return self._called(
+            tx, [body, *operands], examples, [said], {"bodies": 1, "policy": policy}
+        )
 
-    def _shared(self, tx: Any, graph: Any, module: Any) -> Any:
+    def _shared(self, tx: Any, graph: Any, module: Any, policy: Any) -> Any:
         """The graph; of several that compute the same the first, so that one is compiled."""
         text = signature(module.graph)
         if text is None:
             return graph
         tracer = tx.output.current_tracer
         known = tracer.__dict__.setdefault("parallax_recomputed", {})
-        return known.setdefault(text, graph)
+        return known.setdefault((text, policy), graph)
 
     def _inlined(self, tx: Any, body: Any, given: Any) -> Any:
         """The function itself: effects that leave it, and random numbers of torch's, come once."""

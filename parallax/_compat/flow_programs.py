@@ -49,13 +49,13 @@ class Program(Protocol):
     def backward(
         self, operands: Sequence[Any], saved: Sequence[Tensor],
         cotangents: Sequence[Tensor | None], wanted: Sequence[int],
-    ) -> Sequence[Tensor]:  # fmt: skip
+    ) -> Sequence[Tensor | None]:  # fmt: skip
         """The cotangents of the operands in these places; of a program that saves."""
         ...
 
     def mapped(
         self, operands: Sequence[Any], dims: Sequence[int | None], info: Any
-    ) -> tuple[Sequence[Tensor], Sequence[int]]:
+    ) -> tuple[Sequence[Tensor], Sequence[int | None]]:
         """The results for all members, and where their mapped dimension is."""
         ...
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-__all__ = ["apart", "resolved", "told_apart", "unaliased"]
+__all__ = ["apart", "memory_of", "resolved", "told_apart", "unaliased"]
 
 
 def resolved(value: Any) -> Any:
@@ -36,14 +36,17 @@ def unaliased(values: Sequence[Any]) -> list[Any]:
     for given in values:
         value = resolved(given)
         if isinstance(value, Tensor):
-            inner = value
-            if isinstance(value, FunctionalTensor):
-                inner = torch._from_functional_tensor(value.elem)
-            memory = StorageWeakRef(inner.untyped_storage())
+            memory = memory_of(value)
             value = value.clone() if memory in seen else value
             seen.add(memory)
         found.append(value)
     return found
+
+
+def memory_of(x: Tensor) -> Any:
+    """What is equal for tensors in the same memory, also where they stand for others in a trace."""
+    inner = torch._from_functional_tensor(x.elem) if isinstance(x, FunctionalTensor) else x
+    return StorageWeakRef(inner.untyped_storage())
 
 
 def told_apart(values: Sequence[Any]) -> list[Any]:

@@ -158,7 +158,7 @@ variables._hop_name_to_variable_class["parallax_repeat"] = _Variable
 class NamedProgram:
     """A function of tensors to a tuple of tensors, by a name that tells equal graphs."""
 
-    __slots__ = ("fn", "layouts", "name", "parted", "pullbacks", "recompute")
+    __slots__ = ("fn", "layouts", "name", "parted", "pullbacks", "recompute", "records")
 
     def __init__(
         self, fn: Callable[..., Sequence[Tensor]], name: str, recompute: bool = True
@@ -169,6 +169,7 @@ class NamedProgram:
         self.parted: dict[Any, _Parts | None] = {}
         self.pullbacks: dict[Any, NamedProgram] = {}
         self.layouts: dict[Any, int] = {}
+        self.records: dict[str, Any] = {}  # by the name of a graph, what it keeps
 
     def name_for(self, operands: Sequence[Any]) -> str:
         """The name of the graph: all that it depends on is the same in all calls of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial, wraps
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils import checkpoint as torch_checkpoint
 
 from parallax._compat import dynamo, flow, functorch, modes, recompute
+from parallax._compat.flow import KeepPolicy
 from parallax._compat.keeping import Kept, Policy
 from parallax.core.module_structure import spec_of
 from parallax.core.nodes import is_module
@@ -60,15 +62,13 @@ def checkpoint(
             ``torch.utils.checkpoint.create_selective_checkpoint_contexts``: a list of operators,
             or a function ``policy(context, op, *args, **kwargs)`` to a ``CheckpointPolicy``. Within
             ``vmap`` it sees the operators of the whole batch, such as ``aten.bmm`` for ``mm``.
-            Not where a transform is compiled.
 
     Returns:
         A function of the same arguments and result.
 
     Raises:
-        RuntimeError: when called, if ``policy`` is given where a transform is compiled; or if,
-            within a transform, a tensor that ``func`` captures is differentiated and cannot be
-            followed.
+        RuntimeError: when called, if, within a transform, a tensor that ``func`` captures is
+            differentiated and cannot be followed.
         LookupError: if something in ``what`` selects nothing; near misses are listed.
         TypeError: if ``func`` is no function, or ``policy`` neither a list nor a function; with
             ``what``, when called, if the first argument is no module, or a part is lifted.
@@ -87,10 +87,11 @@ def checkpoint(
     """
     name = called("checkpoint", func)
     _check_policy(name, policy)
-    return _of_parts(func, what, policy, name) if what else _checkpointed(func, policy, name)
+    keeps = flow.keep_policy(policy)
+    return _of_parts(func, what, keeps, name) if what else _checkpointed(func, keeps, name)
 
 
-def _checkpointed(func: Callable[..., Any], policy: Policy | None, what: str) -> Callable[..., Any]:
+def _checkpointed(func: Callable[..., Any], keeps: KeepPolicy, what: str) -> Callable[..., Any]:
     """``checkpoint`` of the function itself."""
 
     @wraps(func, updated=())
@@ -102,14 +103,12 @@ def _checkpointed(func: Callable[..., Any], policy: Policy | None, what: str) ->
         if not torch.is_grad_enabled() or jets_around():
             return func(*args, **kwargs)
         if not transformed:
-            return _on_tape(func, args, kwargs, policy)
+            return _on_tape(func, args, kwargs, keeps)
         call = Repeatable(func, args, kwargs)
         if traced:
-            if policy is not None:
-                raise RuntimeError(_no_policy(what))
-            return _traced(call, what)
+            return _traced(call, keeps)
         if recompute.is_recomputed_here():
-            return _within_transforms(call, what, policy)
+            return _within_transforms(call, what, keeps)
         return func(*args, **kwargs)
 
     return checkpointed
@@ -119,7 +118,7 @@ def _checkpointed(func: Callable[..., Any], policy: Policy | None, what: str) ->
 
 
 def _of_parts(
-    func: Callable[..., Any], what: tuple[Any, ...], policy: Policy | None, name: str
+    func: Callable[..., Any], what: tuple[Any, ...], keeps: KeepPolicy, name: str
 ) -> Callable[..., Any]:
     """``func``, which calls some modules of its first argument so that they are checkpointed."""
 
@@ -139,7 +138,7 @@ def _of_parts(
                 f"what calls it: func.checkpoint(fn)(module, x)"
             )
         root = root_of(module)
-        watch = _Parts([joined(root, path) for path in flat], policy, name)
+        watch = _Parts([joined(root, path) for path in flat], keeps, name)
         out, _ = watched(func, module, watch, paths, args, kwargs)
         each_called(watch, module, what, paths, name)
         return out
@@ -153,20 +152,20 @@ class _Parts(Watch):
     surrounds = True
 
     def __init__(
-        self, paths: Iterable[str], policy: Policy | None, name: str, outer: Any = None
+        self, paths: Iterable[str], keeps: KeepPolicy, name: str, outer: Any = None
     ) -> None:
         super().__init__(paths, outer)
-        self.policy = policy
+        self.keeps = keeps
         self.name = name
 
     def within(self) -> Watch:
         """What stands in for this watch within a transform."""
-        return _Parts(self.paths, self.policy, self.name, self)
+        return _Parts(self.paths, self.keeps, self.name, self)
 
     def around(self, path: str, call: Callable[..., Any], collection: Any) -> Callable[..., Any]:
         """What makes the call in place of ``call``."""
         self.note(path, None, collection, dynamo.is_compiling())
-        return _checkpointed(call, self.policy, self.name)
+        return _checkpointed(call, self.keeps, self.name)
 
 
 # -- the function itself ------------------------------------------------------------------------
@@ -178,12 +177,20 @@ def _check_policy(what: str, policy: Any) -> None:
             f"{what}: policy must be a list of operators or a function, got {short(policy)}. "
             f"Write policy=[torch.ops.aten.mm.default] to keep what these compute"
         )
+    known = (type(None), list, FunctionType, partial)
+    if dynamo.is_compiling() and not isinstance(policy, known):
+        raise TypeError(
+            f"{what}: in compiled code policy must be a list of operators or a plain function, got "
+            f"{short(policy)}. Write it outside: checkpointed = func.checkpoint(fn, policy=policy)"
+        )
 
 
-def _options(policy: Policy | None) -> dict[str, Any]:
+def _options(keeps: KeepPolicy) -> dict[str, Any]:
     """What ``torch.utils.checkpoint`` is given beside the call."""
-    if policy is None:
+    if keeps.policy is None:
         return {}
+    given = keeps.policy
+    policy = list(given) if isinstance(given, tuple) else given
     if dynamo.is_compiling():
         contexts = torch_checkpoint.create_selective_checkpoint_contexts
         return {"context_fn": partial(contexts, policy)}
@@ -195,19 +202,11 @@ def _options(policy: Policy | None) -> dict[str, Any]:
     return {"context_fn": kept_results}
 
 
-def _no_policy(what: str) -> str:
-    return (
-        f"{what}: policy= cannot be used where a transform (func.grad, func.vmap) is compiled. "
-        f"Leave policy out here; or take the transform in eager code, or around the compiled "
-        f"function: func.grad(compiled)"
-    )
-
-
 def _on_tape(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], policy: Policy | None
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], keeps: KeepPolicy
 ) -> Any:
     """As torch does it, in compiled code by the partitioner of its graph."""
-    options = _options(policy)
+    options = _options(keeps)
     places = [k for k, arg in enumerate(args) if type(arg) is Tensor]
     others = len(args) - len(places) - sum([is_module(arg) for arg in args])
     if kwargs or others or not places or dynamo.is_compiling():
@@ -223,7 +222,7 @@ def _on_tape(
     return torch_checkpoint.checkpoint(run, *tensors, use_reentrant=False, **options)
 
 
-def _within_transforms(call: Repeatable, what: str, policy: Policy | None) -> Any:
+def _within_transforms(call: Repeatable, what: str, keeps: KeepPolicy) -> Any:
     """By an autograd function, which transforms take."""
     first: list[tuple[Nesting, Callable[[Sequence[Any]], Any], int]] = []
 
@@ -238,13 +237,13 @@ def _within_transforms(call: Repeatable, what: str, policy: Policy | None) -> An
 
     # It is called again within backward, where keys may be used again.
     with apart():
-        found = recompute.recomputed(flat, call.tensors, what, policy)
+        found = recompute.recomputed(flat, call.tensors, what, keeps.policy)
     nesting, close, count = first[0]
     nesting.relay(found[count:])
     return close(found[:count])
 
 
-def _traced(call: Repeatable, what: str) -> Any:
+def _traced(call: Repeatable, keeps: KeepPolicy) -> Any:
     """By an operator, while dynamo traces a transform."""
 
     def body(*tensors: Tensor) -> tuple[Any, Any]:
@@ -254,7 +253,7 @@ def _traced(call: Repeatable, what: str) -> Any:
         found = [*out.tensors, *nesting.emitted()]
         return tuple([tensor.clone() for tensor in found]), (out, nesting)
 
-    found, (out, nesting) = flow.checkpoint(body, call.tensors)
+    found, (out, nesting) = flow.checkpoint(body, call.tensors, keeps)
     count = len(out.tensors)
     nesting.relay(found[count:])
     return out.build(found[:count])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 import parallax
 from parallax import func, nn, tree
 from tests.comparing import assert_close_trees
-from tests.compiling import eager_and_aot
+from tests.compiling import eager_and_aot, make_compiled
 from tests.optim.test_memory import peak
 
 aten = torch.ops.aten
@@ -174,10 +175,109 @@ def test_on_the_tape_a_compiled_function_has_torchs_policy(policy: Any) -> None:
     assert_close_trees(compiled(NET, X), func.grad(lambda m: m(X).square().mean())(NET))
 
 
-def test_where_a_transform_is_compiled_a_policy_is_refused() -> None:
-    step = parallax.compile(func.grad(lambda x: func.checkpoint(torch.sin, policy=[])(x).sum()))
-    with pytest.raises(RuntimeError, match=r"policy= cannot be used where a transform .* compiled"):
-        step(X)
+def products_run(way: str, checkpointed: Any, expected: Any) -> int:
+    """How many products of matrices a compiled derivative computes, which must be exact."""
+    loss = loss_of(checkpointed)
+    step = make_compiled(lambda: WAYS[way](loss), backend="aot_eager")
+    assert_close_trees(step(), expected)
+    with Operators() as operators:
+        assert_close_trees(step(), expected)
+    return operators.products()
+
+
+@functools.cache
+def recomputed_products(way: str) -> int:
+    """As ``products_run``, without a policy."""
+    expected = WAYS[way](loss_of(nn.MLP.forward))
+    return products_run(way, func.checkpoint(nn.MLP.forward), expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_products_are_kept_where_transforms_are_compiled(fresh_dynamo: None, way: str) -> None:
+    expected = WAYS[way](loss_of(nn.MLP.forward))
+    kept = products_run(way, func.checkpoint(nn.MLP.forward, policy=PRODUCTS), expected)
+    plain = products_run(way, nn.MLP.forward, expected)
+    assert plain <= kept < recomputed_products(way)
+
+
+@pytest.mark.parametrize("way", ["tape", "nested", "per sample", "Hessian"])
+@pytest.mark.parametrize("function", [writes, constants, several])
+def test_compiled_values_are_exact_whatever_is_kept(
+    fresh_dynamo: None, way: str, function: Any
+) -> None:
+    loss = loss_of(func.checkpoint(function, policy=everything))
+    found = make_compiled(lambda: WAYS[way](loss), backend=eager_and_aot)()
+    assert_close_trees(found, WAYS[way](loss_of(function)))
+
+
+class Chooses:
+    """A policy that is an object."""
+
+    def __call__(self, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        return products(context, op)
+
+
+def by_name(name: str, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    kept = name in op.name()
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+GIVEN: dict[str, Callable[[], Any]] = {
+    "a list": lambda: list(PRODUCTS),
+    "a closure": lambda: lambda context, op, *_, **__: op in PRODUCTS,
+    "a partial": lambda: functools.partial(by_name, "mm"),
+}
+
+
+@pytest.mark.parametrize("given", [*GIVEN, "an object", "a method"])
+def test_compiled_code_takes_any_policy(fresh_dynamo: None, given: str) -> None:
+    policies = {name: made() for name, made in GIVEN.items()}
+    policies |= {"an object": Chooses(), "a method": Chooses().__call__}
+    expected = WAYS["tape"](loss_of(nn.MLP.forward))
+    kept = func.checkpoint(nn.MLP.forward, policy=policies[given])
+    assert products_run("tape", kept, expected) < recomputed_products("tape")
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_a_policy_may_be_made_in_compiled_code(fresh_dynamo: None, given: str) -> None:
+    expected = WAYS["tape"](loss_of(nn.MLP.forward))
+
+    def checkpointed(net: Any, x: Tensor) -> Any:
+        return func.checkpoint(nn.MLP.forward, policy=GIVEN[given]())(net, x)
+
+    assert products_run("tape", checkpointed, expected) < recomputed_products("tape")
+
+
+def test_an_object_that_is_made_in_compiled_code_is_no_policy(fresh_dynamo: None) -> None:
+    def loss(x: Tensor) -> Any:
+        return func.checkpoint(torch.sin, policy=Chooses())(x).sum()
+
+    with pytest.raises(RuntimeError, match=r"must be a list of operators or a plain function, got"):
+        make_compiled(func.grad(loss), backend="eager")(X)
+
+
+def test_equal_blocks_with_other_policies_are_other_graphs(fresh_dynamo: None) -> None:
+    def twice(net: Any, x: Tensor) -> Any:
+        hidden = func.checkpoint(nn.MLP.forward, policy=PRODUCTS)(net, x)
+        return func.checkpoint(nn.MLP.forward)(net, hidden)
+
+    expected = WAYS["tape"](loss_of(lambda net, x: net(net(x))))
+    counts = [
+        products_run("tape", function, expected)
+        for function in (
+            lambda net, x: func.checkpoint(nn.MLP.forward)(net, net(x)),
+            twice,
+            lambda net, x: func.checkpoint(nn.MLP.forward)(net, func.checkpoint(net)(x)),
+        )
+    ]
+    assert counts[0] == counts[1] < counts[2]
+
+
+@pytest.mark.slow
+def test_inductor_has_the_values_of_a_kept_result(fresh_dynamo: None) -> None:
+    loss = loss_of(func.checkpoint(several, policy=PRODUCTS))
+    found = parallax.compile(func.per_sample_grad(loss))(NET, X)
+    assert_close_trees(found, func.per_sample_grad(loss_of(several))(NET, X))
 
 
 def test_a_kept_result_is_taken_for_each_of_several_derivatives() -> None:
