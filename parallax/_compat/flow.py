@@ -87,6 +87,11 @@ class KeepPolicy:
     def __hash__(self) -> int:
         return hash(self.policy if type(self.policy) is tuple else id(self.policy))
 
+    def __fx_repr__(self) -> tuple[str, dict[str, Any]]:
+        # A graph takes the name of one for all that equal it.
+        name = f"parallax_policy_{hash(self) & 0xFFFFFFFF}"
+        return name, {name: self}
+
 
 @real
 def keep_policy(given: Any) -> KeepPolicy:

@@ -38,7 +38,7 @@ def constant_while_tracing(cls: C) -> C:
     dynamic: Any = cls
     if dynamic.__eq__ is object.__eq__:
         dynamic.__eq__ = _same
-    dynamic.__fx_repr__ = _named
+    dynamic.__fx_repr__ = dynamic.__dict__.get("__fx_repr__", _named)
     dynamic.itself = _itself
     kinds = (FunctionType, functools.cached_property)
     parts = {name: part for base in reversed(cls.__mro__) for name, part in vars(base).items()}

@@ -68,6 +68,7 @@ class Collection:
         sown: ``None`` when intermediates are not captured.
         outer: the collection around the transform in which this one is; ``None`` outside.
         watches: what watches modules of the tree, outermost first.
+        recorder: the only one of them, if it does nothing but record.
         enters: whether one of them is told when a call begins, too.
         surrounds: whether one of them makes the call.
         level: how many transforms ran when it began; deeper wrappers must not get in.
@@ -78,8 +79,8 @@ class Collection:
     """
 
     __slots__ = (
-        "again", "backward", "emissions", "enters", "level", "number", "outer", "over", "sown",
-        "surrounds", "watches",
+        "again", "backward", "emissions", "enters", "level", "number", "outer", "over", "recorder",
+        "sown", "surrounds", "watches",
     )  # fmt: skip
 
     def __init__(
@@ -92,10 +93,13 @@ class Collection:
         self.emissions = emissions
         self.sown = sown
         self.watches = watches
+        self.recorder: Watch | None = None
         self.enters = self.surrounds = False
         if watches:
             self.enters = any([watch.enters for watch in watches])
             self.surrounds = any([watch.surrounds for watch in watches])
+            if len(watches) == 1 and not (watches[0].changes or self.enters or self.surrounds):
+                self.recorder = watches[0]
         self.outer = outer
         self.over = False
         self.level = 0
@@ -161,9 +165,6 @@ class Collecting:
         Changes come first, inner ones before outer ones: what is recorded is what flows on.
         """
         watches = self._watches(places)
-        if len(watches) == 1 and not watches[0][0].changes:  # the usual case, with less
-            watches[0][0].returned(watches[0][1], args, kwargs, out, self.collection)
-            return out
         for watch, path in reversed(watches):
             if watch.changes:
                 out = watch.changed(path, out, self.collection)
@@ -174,12 +175,8 @@ class Collecting:
 
     def _watches(self, places: tuple[Any, ...]) -> list[tuple[Watch, str]]:
         """What watches a module, outermost first, and the path that it knows it by."""
-        watches = self.collection.watches
-        if len(watches) == 1 and len(places) == 1:  # as above
-            path = notes.note_of(places[0]).path or ""
-            return [(watches[0], path)] if path in watches[0].paths else []
         found = []
-        for watch in watches:
+        for watch in self.collection.watches:
             for place in places:
                 path = notes.note_of(place).path or ""
                 if path in watch.paths:

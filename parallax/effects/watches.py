@@ -97,14 +97,17 @@ class Watch:
         """Adds a call; not if a checkpoint makes it again in backward, and then it is false."""
         if collection.over:
             return False
+        calls = self.calls.get(path)
         if traced:
             checkpoints.open_checkpoint()
             self.calls.setdefault(path, []).append(record)
             checkpoints.close_checkpoint()
-            return True
-        if autograd.in_backward() and collection.recomputes(path in self.calls):
+        elif calls is None:  # said for the first time
+            self.calls[path] = [record]
+        elif autograd.in_backward() and collection.recomputes(True):
             return False
-        self.calls.setdefault(path, []).append(record)
+        else:
+            calls.append(record)
         return True
 
     def tensors(self) -> list[Tensor]:

@@ -18,6 +18,7 @@ from parallax._compat.opaque import real
 from parallax.core import registry
 from parallax.core.entries import Note
 from parallax.core.metaclass import ModuleMeta, place_init, writes_call
+from parallax.core.module_structure import note_of
 from parallax.core.notes import joined
 from parallax.core.structure import Structure, derived
 
@@ -87,12 +88,20 @@ def _watching(cls: Any) -> Any:
     @functools.wraps(cls.__call__)
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
         watcher = self._rng
-        if not hasattr(watcher, "returned"):  # nobody watches this instance any more
+        collection = getattr(watcher, "collection", None)
+        if collection is None:  # nobody watches this instance any more
             return cls.__call__(self, *args, **kwargs)
-        if watcher.collection.enters:
+        recorder = collection.recorder
+        if recorder is not None:  # the usual case, with less
+            out = cls.__call__(self, *args, **kwargs)
+            path = note_of(self).path or ""
+            if path in recorder.paths:
+                recorder.returned(path, args, kwargs, out, collection)
+            return out
+        if collection.enters:
             watcher.called((self,))
         call = cls.__call__  # asked for now, for forward may have been set on the class since
-        if watcher.collection.surrounds:
+        if collection.surrounds:
             call = watcher.surrounded((self,), call)
         out = call(self, *args, **kwargs)
         return watcher.returned((self,), args, kwargs, out)

@@ -30,24 +30,28 @@ from parallax.func.rules_on_tape import OnTape
 __all__ = ["apply", "differentiable", "is_deep"]
 
 
-def apply(rule: Rule, tensors: Sequence[Tensor], plain: Callable[[], Any] | None = None) -> Any:
+def apply(
+    rule: Rule, tensors: Sequence[Tensor], plain: Callable[..., Any] | None = None,
+    args: Sequence[Any] = (),
+) -> Any:  # fmt: skip
     """The result of the call at the tensors of its arguments, with the derivative of the rule.
 
     Args:
         rule: the call.
         tensors: those in its arguments.
         plain: is called in its place where nobody can ask for a derivative.
+        args: what it is called with.
     """
     if modes.tape_is_exact():
         if plain is not None and not _recording(tensors):
-            return plain()
-        beside = _look(rule)
+            return plain(*args)
+        beside = _look(rule) if rule.reached is not None else ()
         found: Any = OnTape.apply(rule, *tensors, *beside)  # type: ignore[no-untyped-call]  # torch's
         return rule.outs.build(found)
     if dynamo.is_compiling():
         return _traced(rule, tensors)
     if plain is not None and not (torch.is_grad_enabled() or functorch.differentiating()):
-        return plain()  # such as in a rule that calls its own function, under vmap
+        return plain(*args)  # such as in a rule that calls its own function, under vmap
     _look(rule)
     try:
         found = _Ruled.apply(rule, *tensors)  # type: ignore[no-untyped-call]  # torch's

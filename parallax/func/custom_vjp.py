@@ -96,8 +96,8 @@ class custom_vjp(Generic[R]):  # noqa: N801  # called like a function, as in JAX
         if self._arguments.argnums:
             rule = self._called(fwd, bwd, args)
         else:  # the usual case, with less
-            rule = Rule(fwd, bwd, args, self._what, reached=self._reached)
-        found: R = apply(rule, rule.open(), lambda: self._fun(*args))
+            rule = Rule(fwd, bwd, args, self._what, None, self._reached)
+        found: R = apply(rule, rule.open(), self._fun, args)
         return found
 
     def _called(self, fwd: Callable[..., Any], bwd: Callable[..., Any], args: Any) -> Rule:

@@ -12,6 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from parallax._compat import dynamo
+from parallax.core.module_structure import leaves_of, spec_of
+from parallax.core.nodes import is_module
+from parallax.core.registry import unflatten_module
 from parallax.func.framed import LONE, Frame, framed
 from parallax.func.holes import is_inexact, path_of
 from parallax.func.reached import Reached, Watch
@@ -49,6 +52,7 @@ class Rule:
         "reached", "sources", "watched", "what",
     )  # fmt: skip
 
+    frames: list[tuple[int, Frame | _Whole]]
     outs: Frame
     kept: Frame | _Row
     count: int
@@ -73,11 +77,17 @@ class Rule:
             self.frames = [_ONE] * len(self.args)
             return self.args
         tensors: list[Tensor] = []
-        frames: list[tuple[int, Frame]] = []
+        frames: list[tuple[int, Frame | _Whole]] = []
+        traced = dynamo.is_compiling()
         for index, arg in enumerate(self.args):
-            if type(arg) is Tensor:  # the usual case, with less
+            if type(arg) is Tensor:  # the usual cases, with less
                 tensors.append(arg)
                 frames.append(_ONE)
+                continue
+            whole = None if traced else _whole(arg)
+            if whole is not None:
+                tensors += whole.leaves
+                frames.append((len(whole.leaves), whole))
                 continue
             found, frame = framed(arg, self.what, f"argument {index}")
             tensors += found
@@ -160,7 +170,7 @@ class Rule:
     ) -> list[Tensor]:
         """The tensors of what is kept; an argument in it is not taken apart again."""
         kept: list[Tensor] = []
-        frames: list[tuple[int, Frame | _Given]] = []
+        frames: list[tuple[int, Frame | _Given | _Whole]] = []
         for index, item in enumerate(residuals):
             if type(item) is Tensor:
                 kept.append(item)
@@ -171,7 +181,10 @@ class Rule:
                 if item is arg:
                     own = tensors[start : start + count]
                     kept += own
-                    frames.append((count, _Given(arg, own, frame) if args is self.args else frame))
+                    if args is self.args and isinstance(frame, Frame):
+                        frames.append((count, _Given(arg, own, frame)))
+                    else:
+                        frames.append((count, frame))
                     break
                 start += count
             else:
@@ -283,12 +296,41 @@ class _Given:
         return self.tree if same else self.frame.build(tensors)
 
 
+class _Whole:
+    """A module all of whose leaves are tensors, in eager code: itself, around its own leaves."""
+
+    __slots__ = ("leaves", "tree")
+
+    def __init__(self, tree: Any, leaves: tuple[Tensor, ...]) -> None:
+        self.tree = tree
+        self.leaves = leaves
+
+    @property
+    def places(self) -> range:
+        """Which leaves are tensors."""
+        return range(len(self.leaves))
+
+    def build(self, tensors: Sequence[Tensor | None]) -> Any:
+        """The module around these tensors."""
+        if all(map(operator.is_, tensors, self.leaves)):
+            return self.tree
+        return unflatten_module(spec_of(self.tree), tensors, self.tree._rng)
+
+
+def _whole(tree: Any) -> _Whole | None:
+    """The frame of a module whose leaves are tensors and that holds no key; otherwise ``None``."""
+    if not is_module(tree) or getattr(tree._rng, "key", None) is not None:
+        return None
+    leaves = leaves_of(tree)
+    return _Whole(tree, leaves) if all([type(leaf) is Tensor for leaf in leaves]) else None
+
+
 class _Row:
     """A plain tuple of trees without their tensors, of each the number of tensors and the frame."""
 
     __slots__ = ("frames",)
 
-    def __init__(self, frames: list[tuple[int, Frame | _Given]]) -> None:
+    def __init__(self, frames: list[tuple[int, Frame | _Given | _Whole]]) -> None:
         self.frames = frames
 
     def build(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
@@ -303,7 +345,7 @@ _ONE = (1, LONE)
 
 
 def _built(
-    frames: Sequence[tuple[int, Frame | _Given]], tensors: Sequence[Tensor | None]
+    frames: Sequence[tuple[int, Frame | _Given | _Whole]], tensors: Sequence[Tensor | None]
 ) -> list[Any]:
     """Trees around tensors."""
     if len(frames) == len(tensors) and all([frame is LONE for _, frame in frames]):
