@@ -32,6 +32,8 @@ def answered(what: str, write: str) -> Callable[[F], F]:
     def around(function: F) -> F:
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():  # dynamo has its own text, and no traceback
+                return function(*args, **kwargs)
             try:
                 return function(*args, **kwargs)
             except TypeError as error:

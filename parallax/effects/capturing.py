@@ -9,7 +9,7 @@ from typing import Any, Concatenate, Literal, overload
 from torch import Tensor
 from typing_extensions import ParamSpec, TypeVar
 
-from parallax._errors.arguments import check_flags, check_function
+from parallax._errors.arguments import answered, check_flags, check_function
 from parallax.core import notes
 from parallax.effects.applying import below
 from parallax.effects.collection import Collecting, Collection, EffectError, root_of
@@ -36,6 +36,7 @@ def capture(
 ) -> Callable[Concatenate[M, P], tuple[R, dict[str, Any]]]: ...
 
 
+@answered("effects.capture", "effects.capture(fn, 'blocks.*', inputs=False)(model, x)")
 def capture(
     fn: Callable[Concatenate[M, P], R], /, *what: str | type, inputs: bool = False
 ) -> Callable[Concatenate[M, P], tuple[R, dict[str, Any]]]:

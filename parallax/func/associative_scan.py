@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from parallax._errors.arguments import answered
 from parallax.func.arguments import check_flags, name_of
 from parallax.func.framed import check_functions, fitted
 from parallax.func.rows import Rows
@@ -16,6 +17,7 @@ from parallax.func.vmap import run_flat
 __all__ = ["associative_scan"]
 
 
+@answered("func.associative_scan", "func.associative_scan(torch.add, xs, dim=0)")
 def associative_scan(
     combine_fn: Callable[[T, T], T], xs: T, dim: int = 0, reverse: bool = False
 ) -> T:

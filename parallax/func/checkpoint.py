@@ -14,6 +14,7 @@ from torch.utils import checkpoint as torch_checkpoint
 from parallax._compat import dynamo, flow, functorch, modes, recompute
 from parallax._compat.flow import KeepPolicy
 from parallax._compat.keeping import Kept, Policy
+from parallax._errors.arguments import answered
 from parallax.core.module_structure import spec_of
 from parallax.core.nodes import is_module
 from parallax.core.notes import joined
@@ -32,6 +33,7 @@ from parallax.func.signatures import P, R
 __all__ = ["checkpoint"]
 
 
+@answered("func.checkpoint", "func.checkpoint(fn, policy=None)(x)")
 def checkpoint(
     func: Callable[P, R], *what: str | type, policy: Policy | None = None
 ) -> Callable[P, R]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from parallax import effects, random
 from parallax._compat import dynamo, flow, functorch, in_trace
+from parallax._errors.arguments import answered
 from parallax.func.arguments import name_of, short
 from parallax.func.framed import check_functions, fitted, framed
 from parallax.func.nesting import Nesting
@@ -18,6 +19,7 @@ from parallax.func.signatures import R
 __all__ = ["check_pred", "cond"]
 
 
+@answered("func.cond", "func.cond(pred, true_fn, false_fn, (x,))")
 def cond(
     pred: Tensor | bool,
     true_fn: Callable[..., R],

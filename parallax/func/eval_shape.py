@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from parallax._compat import dynamo
-from parallax._errors.arguments import check_function
+from parallax._errors.arguments import answered, check_function
 from parallax.core.nodes import is_module
 from parallax.func.signatures import P, R
 from parallax.tree.standins import StandIns, outlined
@@ -14,6 +14,7 @@ from parallax.tree.standins import StandIns, outlined
 __all__ = ["eval_shape"]
 
 
+@answered("func.eval_shape", "func.eval_shape(fn, x)")
 def eval_shape(func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     """The shapes and dtypes of what ``func`` returns, found without computing it.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import autograd, dynamo, functorch, once
+from parallax._errors.arguments import answered
 from parallax.func.arguments import called, check_argnums, check_flags, check_randomness
 from parallax.func.as_forward import CutError, as_forward
 from parallax.func.call import Call, call_at
@@ -56,6 +57,7 @@ def jvp(
     strict: bool = False,
     has_aux: bool = False,
 ) -> tuple[Any, ...]: ...
+@answered("func.jvp", "func.jvp(fn, (x,), (tangent,))")
 def jvp(
     func: Callable[..., Any],
     primals: tuple[Any, ...],
@@ -249,6 +251,7 @@ def jacfwd(
     *,
     randomness: str = "error",
 ) -> Any: ...
+@answered("func.jacfwd", "func.jacfwd(fn, argnums=0)(x)")
 def jacfwd(
     func: Callable[..., Any],
     argnums: int | tuple[int, ...] = 0,

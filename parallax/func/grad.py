@@ -8,6 +8,7 @@ from typing import Any, Concatenate, Literal, overload
 
 from torch import Tensor
 
+from parallax._errors.arguments import answered
 from parallax.func.arguments import called, check_argnums, check_flags
 from parallax.func.call import Argnums, Call
 from parallax.func.engines import gradient
@@ -34,6 +35,7 @@ def grad(
 def grad(
     func: Callable[P, Any], argnums: int | tuple[int, ...], has_aux: bool = False
 ) -> Callable[P, Any]: ...
+@answered("func.grad", "func.grad(loss, argnums=0, has_aux=False)(model, x)")
 def grad(
     func: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False
 ) -> Callable[..., Any]:
@@ -102,6 +104,7 @@ def grad_and_value(  # type: ignore[overload-overlap]  # more is known where arg
 def grad_and_value(
     func: Callable[P, R], argnums: int | tuple[int, ...], has_aux: bool = False
 ) -> Callable[P, tuple[Any, R]]: ...
+@answered("func.grad_and_value", "func.grad_and_value(loss, argnums=0, has_aux=False)(model, x)")
 def grad_and_value(
     func: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False
 ) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 from torch import Tensor
 
 from parallax import tree
+from parallax._errors.arguments import answered
 from parallax.func.arguments import called, check_flags
 from parallax.func.call import call_at
 from parallax.func.engines import pullback
@@ -42,6 +43,7 @@ def hvp(
     *,
     has_aux: bool = False,
 ) -> tuple[Any, ...]: ...
+@answered("func.hvp", "func.hvp(fn, (x,), (tangent,))")
 def hvp(
     func: Callable[..., Any],
     primals: tuple[Any, ...],

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from parallax._errors.arguments import answered
 from parallax.func.arguments import called
 from parallax.func.call import Call
 from parallax.func.results import Result
@@ -17,6 +18,7 @@ from parallax.func.taylor import expand, refuse_complex
 __all__ = ["divergence", "laplacian"]
 
 
+@answered("func.laplacian", "func.laplacian(fn, argnums=0)(x)")
 def laplacian(func: Callable[P, R], argnums: int | tuple[int, ...] = 0) -> Callable[P, R]:
     """A function that computes the Laplacian of ``func``, the trace of its Hessian.
 

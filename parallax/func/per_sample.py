@@ -16,6 +16,7 @@ from typing import Any, Concatenate, Literal, overload
 
 from parallax import random
 from parallax._compat import autograd
+from parallax._errors.arguments import answered
 from parallax.func.arguments import (
     called,
     check_chunk_size,
@@ -67,6 +68,7 @@ def per_sample_grad(
     randomness: str = "error",
     chunk_size: int | None = None,
 ) -> Callable[P, Any]: ...
+@answered("func.per_sample_grad", "func.per_sample_grad(loss, in_dims=(None, 0))(model, x)")
 def per_sample_grad(
     func: Callable[..., Any],
     argnums: int | tuple[int, ...] = 0,
@@ -136,6 +138,7 @@ def ensemble_grad(
     randomness: str = "error",
     chunk_size: int | None = None,
 ) -> Callable[P, Any]: ...
+@answered("func.ensemble_grad", "func.ensemble_grad(loss, in_dims=(0, None))(models, x)")
 def ensemble_grad(
     func: Callable[..., Any],
     argnums: int | tuple[int, ...] = 0,

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from parallax import tree
 from parallax._compat import dynamo
+from parallax._errors.arguments import answered
 from parallax.func.arguments import name_of, short
 from parallax.func.framed import check_functions
 from parallax.func.implicit import Equation, Unknown, implicit
@@ -24,6 +25,7 @@ Solver = Callable[[Callable[[T], Any], T], T]
 """Takes a function of a tree, and where to begin, to a tree."""
 
 
+@answered("func.root", "func.root(fun, init, solver=partial(func.newton, tol=1e-6))")
 def root(
     fun: Callable[..., Any],
     init: T,
@@ -78,6 +80,9 @@ def root(
     return _solved(fun, zero, init, args, solver, linear_solve, what)
 
 
+@answered(
+    "func.fixed_point", "func.fixed_point(fun, init, args, solver=partial(func.anderson, tol=1e-6))"
+)
 def fixed_point(
     fun: Callable[..., T],
     init: T,
@@ -131,6 +136,9 @@ def fixed_point(
     return _solved(fun, zero, init, args, solver, linear_solve, what)
 
 
+@answered(
+    "func.argmin", "func.argmin(fun, init, args, solver=partial(func.damped_newton, tol=1e-6))"
+)
 def argmin(
     fun: Callable[..., Any],
     init: T,

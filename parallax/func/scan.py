@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from parallax._compat import dynamo, flow
+from parallax._errors.arguments import answered
 from parallax.func.arguments import check_flags, name_of
 from parallax.func.framed import Frame, check_functions, fitted, framed
 from parallax.func.results import describe
@@ -18,6 +19,7 @@ from parallax.random.marks import carry_on
 __all__ = ["scan", "scan_as"]
 
 
+@answered("func.scan", "func.scan(step, init, xs, reverse=False)")
 def scan(
     combine_fn: Callable[[T, Row], tuple[T, R]],
     init: T,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from parallax import tree
 from parallax._compat import dynamo, functorch
+from parallax._errors.arguments import answered
 from parallax.func.arguments import short
 from parallax.func.framed import check_functions, framed
 from parallax.func.grad import scalar_and_aux
@@ -21,6 +22,7 @@ __all__ = ["anderson", "damped_newton", "newton"]
 Step = Callable[..., tuple[Tensor, ...]]
 
 
+@answered("func.anderson", "func.anderson(f, x, tol=1e-6, max_steps=1000)")
 def anderson(
     f: Callable[[T], T], x: T, *, tol: float | None = None, max_steps: int = 1000, history: int = 5
 ) -> T:
@@ -74,6 +76,7 @@ def anderson(
     return unravel(_searched("anderson", step, state, max_steps))
 
 
+@answered("func.newton", "func.newton(f, x, tol=1e-6, max_steps=100)")
 def newton(f: Callable[[T], T], x: T, *, tol: float | None = None, max_steps: int = 100) -> T:
     """A root by Newton's method, with shorter steps where a whole one leads away.
 
@@ -118,6 +121,7 @@ def newton(f: Callable[[T], T], x: T, *, tol: float | None = None, max_steps: in
     return unravel(_searched("newton", step, state, max_steps))
 
 
+@answered("func.damped_newton", "func.damped_newton(f, x, tol=1e-6, max_steps=200)")
 def damped_newton(
     f: Callable[[T], Any], x: T, *, tol: float | None = None, max_steps: int = 200
 ) -> T:

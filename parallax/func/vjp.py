@@ -8,6 +8,7 @@ from typing import Any, Concatenate, Literal, overload
 
 from torch import Tensor
 
+from parallax._errors.arguments import answered
 from parallax.func.arguments import called, check_argnums, check_chunk_size, check_flags
 from parallax.func.call import Argnums, Call
 from parallax.func.engines import pullback
@@ -28,6 +29,7 @@ def vjp(
 ) -> tuple[R, Callable[[R], tuple[*Ts]], Aux]: ...
 @overload
 def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[Any, ...]: ...
+@answered("func.vjp", "func.vjp(fn, x, has_aux=False)")
 def vjp(func: Callable[[*Ts], Any], *primals: *Ts, has_aux: bool = False) -> tuple[Any, ...]:
     """The value of ``func`` and its vector-Jacobian product, as ``torch.func.vjp``.
 
@@ -90,6 +92,7 @@ def jacrev(
     has_aux: bool = False,
     chunk_size: int | None = None,
 ) -> Any: ...
+@answered("func.jacrev", "func.jacrev(fn, argnums=0)(x)")
 def jacrev(
     func: Callable[..., Any],
     argnums: int | tuple[int, ...] = 0,
@@ -147,6 +150,7 @@ def _jacrev_as(
     return jacobian_of
 
 
+@answered("func.hessian", "func.hessian(fn, argnums=0)(x)")
 def hessian(func: Callable[P, Any], argnums: int | tuple[int, ...] = 0) -> Callable[P, Any]:
     """A function that computes the Hessian of ``func``, as ``torch.func.hessian``.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import checkpoints, dynamo, functorch
+from parallax._errors.arguments import answered
 from parallax.core.nodes import is_module
 from parallax.func.arguments import called, check_chunk_size, check_in_dims, check_randomness, short
 from parallax.func.batches import Sizes, are_loaded, give_sizes, sizes_inside, sizes_outside
@@ -23,6 +24,7 @@ from parallax.tree import core
 __all__ = ["Batch", "run_flat", "vmap"]
 
 
+@answered("func.vmap", "func.vmap(fn, in_dims=0, out_dims=0)(x)")
 def vmap(
     func: Callable[P, R],
     in_dims: Any = 0,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, flow, functorch
+from parallax._errors.arguments import answered
 from parallax.func.arguments import name_of, short
 from parallax.func.cond import check_pred
 from parallax.func.framed import check_functions, fitted, framed
@@ -32,6 +33,7 @@ def while_loop(
     body_fn: Callable[..., tuple[Any, ...]],
     carried_inputs: Sequence[Any],
 ) -> tuple[Any, ...]: ...
+@answered("func.while_loop", "func.while_loop(cond_fn, body_fn, (x,))")
 def while_loop(
     cond_fn: Callable[..., Any],
     body_fn: Callable[..., tuple[Any, ...]],
@@ -143,6 +145,7 @@ class _Loop:
         return self.frame.build(found)  # type: ignore[no-any-return]  # a tuple
 
 
+@answered("func.fori_loop", "func.fori_loop(0, 10, body_fun, init_val)")
 def fori_loop(lower: int, upper: int, body_fun: Callable[[Tensor, T], T], init_val: T) -> T:
     """Calls ``value = body_fun(i, value)`` for each ``i`` from ``lower`` to ``upper - 1``.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn, TypeVar, cast
 
-from parallax._errors.arguments import check_module
+from parallax._errors.arguments import answered, check_module
 from parallax.core.entries import Note
 from parallax.core.notes import note_of
 from parallax.core.registry import flatten_module, unflatten_module
@@ -22,6 +22,7 @@ __all__ = ["lora", "merge_lora"]
 M = TypeVar("M")
 
 
+@answered("nn.lora", "nn.lora(model, '**.q_proj', rank=8)")
 def lora(
     model: M,
     *where: Any,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo
-from parallax._errors.arguments import shown
+from parallax._errors.arguments import answered, shown
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.optim.checks import check_state, gather, open_initialized, open_model
@@ -114,6 +114,7 @@ class Chain:
         return f"chain({', '.join(map(repr, self.parts))})"
 
 
+@answered("optim.chain", "optim.chain(optim.ClipNorm(1.0), optim.Adam())")
 def chain(*parts: Any) -> Chain:
     """An optimizer with transformations before and after it, which is an optimizer too.
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, overload
 from torch import Tensor
 
 from parallax._compat import shards
-from parallax._errors.arguments import shown
+from parallax._errors.arguments import answered, shown
 from parallax.core.fields import Lazy
 from parallax.core.module_structure import leaves_of, spec_of
 from parallax.core.nodes import is_module
@@ -90,6 +90,7 @@ def summary(
 ) -> Costs: ...
 @overload
 def summary(module: Any, *, max_rows: int = 200, kwargs: Mapping[str, Any]) -> Costs: ...
+@answered("tree.summary", "tree.summary(model, x, kwargs={'mask': mask})")
 def summary(
     module: Any, *inputs: Any, max_rows: int = 200, kwargs: Mapping[str, Any] | None = None
 ) -> Summary | Costs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,47 @@ def call(model: Any, x: Tensor) -> Any:
 
 def double(x: Any) -> Any:
     return x * 2
+
+
+KEYWORDS: dict[str, Callable[[], Any]] = {
+    "func.root": lambda: func.root(double, X, maxiter=3),
+    "func.fixed_point": lambda: func.fixed_point(double, X, tol=1e-3),
+    "func.argmin": lambda: func.argmin(double, X, maxiter=3),
+    "func.newton": lambda: func.newton(double, X, maxiter=3),
+    "func.anderson": lambda: func.anderson(double, X, m=3),
+    "func.damped_newton": lambda: func.damped_newton(double, X, damping=3),
+    "func.scan": lambda: func.scan(call, X, X, length=3),
+    "func.cond": lambda: func.cond(True, double, double, operand=X),
+    "func.while_loop": lambda: func.while_loop(double, double, init_val=X),
+    "func.fori_loop": lambda: func.fori_loop(0, 3, call, init=X),
+    "func.associative_scan": lambda: func.associative_scan(torch.add, X, axis=0),
+    "func.checkpoint": lambda: func.checkpoint(double, use_reentrant=False),
+    "func.eval_shape": lambda: func.eval_shape(),
+    "func.grad": lambda: func.grad(call, argnum=0),
+    "func.grad_and_value": lambda: func.grad_and_value(call, aux=True),
+    "func.jacrev": lambda: func.jacrev(call, argnum=0),
+    "func.jacfwd": lambda: func.jacfwd(call, argnum=0),
+    "func.hessian": lambda: func.hessian(call, argnum=0),
+    "func.vjp": lambda: func.vjp(double, X, aux=True),
+    "func.jvp": lambda: func.jvp(double, X),
+    "func.hvp": lambda: func.hvp(double, X),
+    "func.vmap": lambda: func.vmap(double, in_axes=0),
+    "func.per_sample_grad": lambda: func.per_sample_grad(call, dims=0),
+    "func.ensemble_grad": lambda: func.ensemble_grad(call, dims=0),
+    "effects.capture": lambda: effects.capture(call, "0", input=True),
+    "nn.lora": lambda: nn.lora(MODEL, "0", r=8),  # type: ignore[call-arg]  # wrong on purpose
+    "optim.chain": lambda: optim.chain(clip=1.0),  # type: ignore[call-arg]  # wrong on purpose
+    "tree.summary": lambda: tree.summary(MODEL, X, mask=X),  # type: ignore[call-overload]  # as above
+}
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_a_wrong_keyword_is_answered_with_the_line_to_write(name: str) -> None:
+    given = r"(got an unexpected keyword argument|missing \d required positional argument)"
+    with pytest.raises(
+        TypeError, match=rf"^{re.escape(name)} {given}.*\. Write {re.escape(name)}\("
+    ):
+        KEYWORDS[name]()
 
 
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {

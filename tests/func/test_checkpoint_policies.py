@@ -180,7 +180,8 @@ def products_run(way: str, checkpointed: Any, expected: Any) -> int:
     loss = loss_of(checkpointed)
     step = make_compiled(lambda: WAYS[way](loss), backend="aot_eager")
     assert_close_trees(step(), expected)
-    with Operators() as operators:
+    operators = Operators()
+    with operators:
         assert_close_trees(step(), expected)
     return operators.products()
 
