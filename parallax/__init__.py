@@ -12,14 +12,22 @@ Declare a ``Module`` with ``Parameter``, ``Buffer`` and ``field``; ``initialize`
 - ``debug``, ``registry``: checks at run time; classes of yours as nodes of trees.
 """
 
+import sys
 import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-with warnings.catch_warnings():
-    # torch warns on import where numpy is missing; nothing here needs it.
-    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-    import torch as _torch  # noqa: F401
+try:
+    with warnings.catch_warnings():
+        # torch warns on import where numpy is missing; nothing here needs it.
+        warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+        import torch as _torch  # noqa: F401
+except KeyboardInterrupt:
+    # Python imports this file before the program of `python -m parallax`, which ends quietly.
+    if sys.argv[:1] != ["-m"]:
+        raise
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
 
 from parallax import effects, random, tree
 from parallax.core import pickles as _pickles  # noqa: F401  # files of 0.1 find what has moved

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import subprocess
 import sys
 import threading
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -163,6 +165,25 @@ def test_an_interruption_ends_without_a_traceback(
 
     assert run_quietly(program) == code
     assert capsys.readouterr().err == ("interrupted\n" if error else "")
+
+
+@pytest.mark.parametrize("program", [("-m", "parallax"), ("-c", "import parallax")])
+def test_an_interruption_while_torch_is_loaded(program: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    root = str(Path(parallax.__file__).parents[1])
+    paths = os.pathsep.join([str(tmp_path), root])
+    done = subprocess.run(
+        [sys.executable, *program],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    if program[0] == "-m":
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+    else:  # a program of somebody else's, which may want to know
+        assert done.returncode != 0 and "KeyboardInterrupt" in done.stderr
 
 
 def test_a_closed_pipe_ends_without_a_traceback() -> None:

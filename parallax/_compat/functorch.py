@@ -264,6 +264,16 @@ def is_mapped_within(tensor: Tensor) -> bool:
     return False
 
 
+def mapped_levels(tensor: Tensor) -> frozenset[int]:
+    """The levels of the running ``vmap``s that a tensor stands for one member of."""
+    levels = []
+    while is_wrapped(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            levels.append(level_of(tensor))
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return frozenset(levels)
+
+
 def is_vmap_refusal(error: RuntimeError) -> bool:
     """Whether torch refused to look at the data of what stands for a member of a ``vmap``."""
     return "`data` under vmap transform" in str(error)

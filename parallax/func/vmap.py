@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, Concatenate
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from parallax.func.dims import checked_dim, rng_dim, spread
 from parallax.func.holes import Moving, filled, path_of
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
-from parallax.func.signatures import P, R
+from parallax.func.signatures import A, P, R
 from parallax.tree import core
 
 __all__ = ["Batch", "run_flat", "vmap"]
@@ -26,13 +26,13 @@ __all__ = ["Batch", "run_flat", "vmap"]
 
 @answered("func.vmap", "func.vmap(fn, in_dims=0, out_dims=0)(x)")
 def vmap(
-    func: Callable[P, R],
+    func: Callable[Concatenate[A, P], R],
     in_dims: Any = 0,
     out_dims: Any = 0,
     randomness: str = "error",
     *,
     chunk_size: int | None = None,
-) -> Callable[P, R]:
+) -> Callable[Concatenate[A, P], R]:
     """``func`` mapped over a dimension of its arguments, as ``torch.func.vmap``.
 
     Modules may be arguments and results: each of their tensors is mapped, constants and holes pass

@@ -217,6 +217,30 @@ class Transformer(Module):
         self.nhead = nhead
         self.batch_first = batch_first
 
+    @staticmethod
+    def generate_square_subsequent_mask(
+        sz: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """A causal mask: zeros, and ``-inf`` where a position would see a later one.
+
+        As in torch. ``is_causal=True`` of a layer does the same without a mask.
+
+        Args:
+            sz: the length of the sequence.
+            device: of the mask; by default torch's default device.
+            dtype: of the mask; by default torch's default dtype.
+
+        Returns:
+            The mask ``(sz, sz)``.
+
+        Example:
+            >>> from parallax import nn
+            >>> nn.Transformer.generate_square_subsequent_mask(2).isinf()
+            tensor([[False,  True],
+                    [False, False]])
+        """
+        return torch.full((sz, sz), float("-inf"), dtype=dtype, device=device).triu(1)
+
     def forward(
         self,
         src: Tensor,

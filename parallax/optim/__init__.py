@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallax._errors.absent import answer_calls
 from parallax.optim import schedules
-from parallax.optim.accumulate import Accumulate
+from parallax.optim.accumulate import Accumulate, Accumulated
 from parallax.optim.adadelta import Adadelta
 from parallax.optim.adafactor import Adafactor
 from parallax.optim.adagrad import Adagrad
@@ -23,7 +23,7 @@ from parallax.optim.adamax import Adamax
 from parallax.optim.asgd import ASGD
 from parallax.optim.average import EMA, SWA, Average
 from parallax.optim.base import Optimizer
-from parallax.optim.chain import chain
+from parallax.optim.chain import Chained, chain
 from parallax.optim.clip import (
     ClipNorm,
     ClipValue,
@@ -49,20 +49,20 @@ from parallax.optim.scaler import LossScaler, Scale
 from parallax.optim.schedulefree import AdamWScheduleFree, SGDScheduleFree
 from parallax.optim.sgd import SGD
 from parallax.optim.shaping import AddNoise, Centralize, ClipAdaptive
-from parallax.optim.skip import SkipNonfinite
+from parallax.optim.skip import SkipNonfinite, Skipped
 from parallax.optim.sparse_adam import SparseAdam
-from parallax.optim.split import Split
+from parallax.optim.split import Split, Splits
 from parallax.optim.state import State
 from parallax.tree.donated import DonatedError
 
 __all__ = [
-    "ASAM", "ASGD", "EMA", "LAMB", "LBFGS", "SAM", "SGD", "SWA", "Accumulate", "Adadelta",
-    "Adafactor", "Adagrad", "Adam", "AdamW", "AdamWScheduleFree", "Adamax", "AddNoise",
-    "Average", "Centralize", "ClipAdaptive", "ClipNorm", "ClipValue", "DonatedError", "Lion",
-    "Lookahead", "LossScaler", "Muon", "NAdam", "Optimizer", "Prodigy", "RAdam", "RMSprop",
-    "Rprop", "SGDScheduleFree", "Scale", "SkipNonfinite", "SparseAdam", "Split", "State",
-    "chain", "clip_grad_norm", "clip_grad_value", "clip_per_sample", "from_torch",
-    "layerwise_lr", "schedules",
+    "ASAM", "ASGD", "EMA", "LAMB", "LBFGS", "SAM", "SGD", "SWA", "Accumulate", "Accumulated",
+    "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "AdamWScheduleFree", "Adamax", "AddNoise",
+    "Average", "Centralize", "Chained", "ClipAdaptive", "ClipNorm", "ClipValue", "DonatedError",
+    "Lion", "Lookahead", "LossScaler", "Muon", "NAdam", "Optimizer", "Prodigy", "RAdam", "RMSprop",
+    "Rprop", "SGDScheduleFree", "Scale", "SkipNonfinite", "Skipped", "SparseAdam", "Split",
+    "Splits", "State", "chain", "clip_grad_norm", "clip_grad_value", "clip_per_sample",
+    "from_torch", "layerwise_lr", "schedules",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # checkers would accept every name otherwise

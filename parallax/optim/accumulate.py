@@ -40,6 +40,13 @@ class Accumulated(Module):
         sum: the gradients so far, a module of the model's skeleton with holes where there were
             none and nothing is trained.
         count: how many there are, a tensor of no dimension.
+
+    Example:
+        >>> from parallax import nn, optim
+        >>> opt = optim.Accumulate(optim.Adam(), 4)
+        >>> state: optim.Accumulated = opt.init(nn.Linear(2, 1).initialize(0))
+        >>> int(state.count)
+        0
     """
 
     inner: Module

@@ -28,7 +28,18 @@ _WHAT = "chain(...).step"
 
 
 class Chained(Module):
-    """The states of the parts of a chain: a module, or ``None`` for a part without a state."""
+    """The states of the parts of a chain, which ``chain(...).init`` returns.
+
+    Attributes:
+        parts: one for each part, in their order: a module, or ``None`` for a part without a state.
+
+    Example:
+        >>> from parallax import nn, optim
+        >>> opt = optim.chain(optim.ClipNorm(1.0), optim.Adam())
+        >>> state: optim.Chained = opt.init(nn.Linear(2, 1).initialize(0))
+        >>> [type(part).__name__ for part in state.parts]
+        ['NoneType', 'State']
+    """
 
     parts: tuple[Module | None, ...]
 

@@ -12,7 +12,15 @@ from parallax.optim import operator, vmapped
 from parallax.optim.by_group import ByGroup
 from parallax.optim.hyper import Hyper, beside, plain, resolved
 from parallax.optim.lists import How, Lists
-from parallax.optim.scalars import Composed, Unread, as_plain, counting, multiplied, spread
+from parallax.optim.scalars import (
+    Composed,
+    Unread,
+    are_shared,
+    as_plain,
+    counting,
+    multiplied,
+    spread,
+)
 
 __all__ = ["ByKernel"]
 
@@ -58,10 +66,13 @@ class ByKernel(ByGroup):
         if self._scales_sums:
             at.grads = [grad.neg().neg() for grad in at.grads]
         how = How(False, False, "capturable" in h, self._differentiable)
-        if functorch.traced_level():
-            with Composed():
-                return self._run(at, h, how)
-        return self._run(at, h, how)
+        if not functorch.traced_level():
+            return self._run(at, h, how)
+        # A kernel that writes what all members share has room for one of them.
+        if functorch.vmap_in_trace() and are_shared(at.written(), _read(at, h)):
+            at, h = self._spread(at, h)
+        with Composed():
+            return self._run(at, h, how)
 
     def _run(self, at: Lists, h: Hyper, how: How, donate: bool = False) -> Lists:
         """Fills in missing moments and calls the kernel."""
@@ -143,9 +154,7 @@ class ByKernel(ByGroup):
         return Lists(flat[:count], at.grads, moments, at.clocks, at.clock_of)
 
     def _spread(self, at: Lists, h: Hyper) -> tuple[Lists, Hyper]:
-        numbers = [n for value in h.values() for n in (value if type(value) is tuple else (value,))]
-        moments = [m for column in at.moments.values() for m in column]
-        over = [*at.params, *at.grads, *moments, *at.clocks, *numbers]
+        over = [*at.written(), *_read(at, h)]
 
         def wide(value: Any) -> Any:
             if type(value) is tuple:
@@ -153,6 +162,12 @@ class ByKernel(ByGroup):
             return spread([value], over)[0] if isinstance(value, Tensor) else value
 
         return at.each(lambda tensors: spread(tensors, over)), {k: wide(v) for k, v in h.items()}
+
+
+def _read(at: Lists, h: Hyper) -> list[Any]:
+    """What a step reads and does not write."""
+    numbers = [n for value in h.values() for n in (value if type(value) is tuple else (value,))]
+    return [*at.grads, *at.clocks, *numbers]
 
 
 def _on(column: list[Any], device: Any) -> list[Any]:

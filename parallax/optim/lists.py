@@ -77,6 +77,10 @@ class Lists:
         """Whether any parameter is complex."""
         return self._once("complex", lambda: any([p.is_complex() for p in self.params]))
 
+    def written(self) -> list[Any]:
+        """What a step writes: the parameters and the moments, ``None`` for one that is missing."""
+        return joined([self.params, *self.moments.values()])
+
     def resolved(self) -> Lists:
         """The same lists without lazily conjugated gradients, which kernels do not take."""
         if not self.complex:

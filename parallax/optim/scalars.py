@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from parallax._compat import functorch, kernels
+from parallax._compat import functorch, in_trace, kernels
 
-__all__ = ["Composed", "Unread", "as_plain", "counting", "multiplied", "spread"]
+__all__ = ["Composed", "Unread", "are_shared", "as_plain", "counting", "multiplied", "spread"]
 
 
 class Multiplied(Tensor):
@@ -115,6 +115,23 @@ class Composed(TorchFunctionMode):
     ) -> Any:
         """Calls ``func``, or operators that compute the same."""
         return _COMPOSED.get(func, func)(*args, **(kwargs or {}))
+
+
+def are_shared(written: list[Any], read: list[Any]) -> bool:
+    """Whether, in a trace, members of a ``vmap`` share what is written, and not what is read."""
+    in_trace.at_trace()(_look)
+    del written, read
+    return bool(in_trace.replied())
+
+
+def _look(context: Any) -> None:
+    """Answers the question of ``are_shared``, from its locals."""
+    written, read = [
+        [functorch.mapped_levels(t) for t in in_trace.items(context, name) if isinstance(t, Tensor)]
+        for name in ("written", "read")
+    ]
+    all_levels = frozenset().union(*written, *read)
+    in_trace.reply(context, any([levels != all_levels for levels in written]))
 
 
 def spread(tensors: list[Any], over: list[Any]) -> list[Any]:

@@ -30,6 +30,13 @@ class Skipped(Module):
         inner: the optimizer's own state.
         total: how many steps were left out, a tensor of no dimension.
         in_a_row: how many of them since the last step that was made.
+
+    Example:
+        >>> from parallax import nn, optim
+        >>> opt = optim.SkipNonfinite(optim.Adam())
+        >>> state: optim.Skipped = opt.init(nn.Linear(2, 1).initialize(0))
+        >>> int(state.total), int(state.in_a_row)
+        (0, 0)
     """
 
     inner: Module

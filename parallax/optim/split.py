@@ -27,6 +27,13 @@ class Splits(Module):
     Attributes:
         states: one per optimizer, that of the rest first; ``None`` where it steps nothing.
         labels: per unique leaf of the model the index of its optimizer.
+
+    Example:
+        >>> from parallax import nn, optim
+        >>> opt = optim.Split({"weight": optim.Muon()}, rest=optim.AdamW())
+        >>> state: optim.Splits = opt.init(nn.Linear(2, 1).initialize(0))
+        >>> len(state.states), state.labels
+        (2, (1, 0))
     """
 
     states: tuple[Module | None, ...]

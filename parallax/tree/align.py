@@ -131,17 +131,18 @@ def _differing_field(path: str, a: Structure, b: Structure) -> tuple[str, str, s
                 where = f"{path}.{name}" if path else name
                 values = a.local.constants[index], b.local.constants[index]
                 return where, f"the constant {values[0]!r}", f"the constant {values[1]!r}"
-    again = _defined_again(a.cls, b.cls)
+    again = defined_again(a.cls, b.cls)
     return path, _describe(a), f"{_describe(b)}{again}"
 
 
-def _defined_again(one: Any, two: Any) -> str:
+def defined_again(one: Any, two: Any) -> str:
     """A hint for two classes of one name, as a notebook cell that runs twice defines them."""
     if one is two or (one.__module__, one.__qualname__) != (two.__module__, two.__qualname__):
         return ""
     return (
         f" of another class of that name: {two.__qualname__} was defined again after one of the "
-        f"trees was made. Construct both anew from the class as it is now"
+        f"trees was made. Construct both anew from the class as it is now; "
+        f"bridge.load_state_dict(new, bridge.state_dict(old)) keeps the values of an old one"
     )
 
 

@@ -292,6 +292,12 @@ def beside(spec: TreeSpec, tree: Any, other: Any) -> list[tuple[Any, str, Any]]:
     return list(zip(spec.parts, paths, children, strict=True))
 
 
+@overload
+def map_with_path(fn: Callable[[str, Any], Any], tree: T, /) -> T: ...
+@overload
+def map_with_path(fn: Callable[[str, Any, Any], Any], tree: T, other: Any, /) -> T: ...
+@overload
+def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T: ...
 def map_with_path(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     """As ``map``, with the dotted path of each leaf as ``fn``'s first argument.
 

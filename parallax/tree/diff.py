@@ -17,6 +17,7 @@ from parallax.core.fields import Lazy
 from parallax.core.module_structure import spec_of
 from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE
+from parallax.tree.align import defined_again
 from parallax.tree.arguments import check_number, refuse_torch_module
 from parallax.tree.compare import near_arrays, same_other
 from parallax.tree.leaves import is_inexact
@@ -149,7 +150,9 @@ class _Walk:
         if nodes == [False, False]:
             self.compare_leaves(path, one, two)
         elif type(one) is not type(two) or nodes[0] != nodes[1]:
-            self.tell(path, "class", _kind(one), _kind(two))
+            again = defined_again(type(one), type(two))
+            other = "another class of that name" if again else _kind(two)
+            self.tell(path, "class", _kind(one), other)
         elif is_module(one):
             self.compare_modules(path, one, two, modes)
         else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
 from parallax.tree.arguments import refuse_text
 from parallax.tree.match import find
@@ -14,6 +15,12 @@ __all__ = ["select"]
 T = TypeVar("T")
 
 
+@overload
+def select(tree: T, what: Callable[[T], object], /) -> Selection[T]: ...
+@overload
+def select(tree: T, what: Callable[[str, Any], object], /) -> Selection[T]: ...
+@overload
+def select(tree: T, *what: Any) -> Selection[T]: ...
 def select(tree: T, *what: Any) -> Selection[T]:
     """Selects some of a tree's nodes and leaves, to read, replace, map or freeze them.
 

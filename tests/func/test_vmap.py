@@ -236,8 +236,9 @@ def test_in_dims_that_do_not_fit_name_the_path() -> None:
         func.vmap(Twice.forward, (0, None))(MEMBERS[0], X)
     with pytest.raises(TypeError, match="argument 1 is a float, and only tensors are mapped"):
         func.vmap(lambda x, k: x)(X, 2.0)
+    mapped: Any = func.vmap(lambda *_: X)
     with pytest.raises(ValueError, match="without positional arguments"):
-        func.vmap(lambda: X)()
+        mapped()
     with pytest.raises(TypeError, match="is given 'a'"):
         func.vmap(lambda m: m, (tree.map(lambda leaf: "a", STACK),))(STACK)
 

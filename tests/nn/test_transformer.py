@@ -180,6 +180,13 @@ def test_causality_without_a_mask() -> None:
     torch.testing.assert_close(layer(src, is_causal=True), layer(src, causal(5)))
 
 
+def test_the_causal_mask_is_torchs() -> None:
+    for sz, dtype in [(1, None), (4, None), (3, torch.float64)]:
+        mine = nn.Transformer.generate_square_subsequent_mask(sz, dtype=dtype)
+        theirs = torch.nn.Transformer.generate_square_subsequent_mask(sz, dtype=dtype)
+        assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)
+
+
 def test_arguments_that_make_no_sense() -> None:
     for cls in (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer):
         name = cls.__name__

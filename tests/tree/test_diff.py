@@ -205,6 +205,18 @@ class Keyed(Module):
     parts: dict[Any, Parameter]
 
 
+def test_a_class_that_was_defined_again_is_not_called_by_its_name_alone() -> None:
+    def define() -> Any:
+        class Cell(Module):
+            weight: Parameter
+
+        return Cell
+
+    one, two = define()(torch.ones(1)), define()(torch.ones(1))
+    (row,) = tree.diff(one, two)
+    assert (row.kind, row.first, row.second) == ("class", "Cell", "another class of that name")
+
+
 @pytest.mark.parametrize("make", [dict, Keyed], ids=["dict", "module"])
 def test_keys_that_read_alike_are_told_apart(make: Any) -> None:
     start = "" if make is dict else "parts."
