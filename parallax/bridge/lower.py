@@ -84,8 +84,7 @@ def lower(module: Any, *, copy: bool = False) -> nn.Module:
         if copy and isinstance(leaf, Tensor):
             leaf = leaf.detach().clone()  # noqa: PLW2901  # the same leaf, elsewhere
         tensors.append(_registered(leaf, role, train, where))
-    expand = structure.expand or range(structure.n_places)
-    return _lowered(structure, lambda place: tensors[expand[place]])
+    return _lowered(structure, lambda place: tensors[structure.leaf_at[place]])
 
 
 def _registered(leaf: Any, role: str, train: bool, where: str) -> Tensor | None:

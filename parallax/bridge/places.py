@@ -8,6 +8,8 @@ from torch import nn
 
 from parallax._compat.opaque import real
 from parallax.bridge.blueprint import STRUCTURE
+from parallax.core.entries import Note
+from parallax.core.notes import joined
 from parallax.core.structure import Structure, derived
 from parallax.tree.state_names import names_within
 
@@ -130,11 +132,10 @@ def flags_of(root: nn.Module, structure: Structure) -> tuple[bool, ...]:
 @derived
 def with_modes(structure: Structure, flags: tuple[bool, ...]) -> Structure:
     """The structure with its modules in training or not."""
-    nodes = [(path, node) for path, _, node in structure.walk() if type(node) is Structure]
-    modules = [path for path, node in nodes if hasattr(node.cls, "__layout__")]
-    training = dict(zip(modules, flags, strict=True))
-    return structure.renote(
-        lambda path, node: node.note._replace(
-            mode=MODES[training[path]], stays_eval=node.note.stays_eval and not training[path]
-        )
-    )
+    modes = dict(zip(structure.modules(), [MODES[flag] for flag in flags], strict=True))
+
+    def note(path: tuple[Any, ...], node: Structure) -> Note:
+        mode = modes[joined(*path)]
+        return node.note._replace(mode=mode, stays_eval=node.note.stays_eval and mode == "eval")
+
+    return structure.renote(note)

@@ -41,7 +41,8 @@ def constant_key(value: Any, where: str) -> Any:
         return cls, constant_key(parts, where)
     _refuse_hidden(value, where)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        inside = {f"{where}.{f.name}": getattr(value, f.name, None) for f in _fields(value)}
+        compared = [f.name for f in dataclasses.fields(value) if f.compare]
+        inside = {f"{where}.{name}": getattr(value, name, None) for name in compared}
         parameters = cls.__dataclass_params__
         if parameters.frozen and parameters.eq:
             return cls, tuple(constant_key(part, at) for at, part in inside.items())
@@ -77,10 +78,6 @@ def identity_key(value: Any) -> Any:
     if cls is range or cls is torch.device:
         return cls, repr(value)
     return cls, id(value)
-
-
-def _fields(value: Any) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(value) if field.compare]
 
 
 def _is_array_scalar(value: Any) -> bool:

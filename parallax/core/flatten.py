@@ -132,11 +132,6 @@ class _Writer:
             head = f"generated({given}{', R' if self.rng else ''})"
         return function_of(head, body, self.names)  # type: ignore[no-any-return]  # it is one
 
-    def fresh(self) -> str:
-        """A new name for a local."""
-        self.count += 1
-        return f"v{self.count}"
-
     def bound(self, value: Any) -> str:
         """The name of a global of the function that is this object."""
         name = self.known.get(id(value))
@@ -265,7 +260,9 @@ class _Writer:
         return parts
 
     def bind(self, expression: str) -> str:
-        name = self.fresh()
+        """The name of a new local that holds the value of an expression."""
+        self.count += 1
+        name = f"v{self.count}"
         self.lines.append(f"{name} = {expression}")
         return name
 

@@ -47,28 +47,30 @@ class Kind:
     variadic: bool = False
     mapping: Kind | None = None
 
+    @cached_property
+    def inner(self) -> tuple[Kind, ...]:
+        """The kinds of what a container holds; empty where no container is allowed."""
+        return (*(self.items or ()), *((self.mapping,) if self.mapping else ()))
+
     @property
     def dynamic(self) -> bool:
         """Whether the value is part of the tree."""
-        return bool(self.leaf or self.child or self.items is not None or self.mapping)
+        return bool(self.leaf or self.child or self.inner)
 
     @cached_property
     def flat(self) -> bool:
         """Whether it is one leaf, one module or a hole, and not a container or a constant."""
-        one = (self.leaf is not None) != self.child
-        return one and not (self.constant or self.items is not None or self.mapping)
+        return (self.leaf is not None) != self.child and not (self.constant or self.inner)
 
     @cached_property
     def deep(self) -> bool:
         """Whether a container may hold containers or constants."""
-        inner = (*(self.items or ()), *((self.mapping,) if self.mapping else ()))
-        return not all(kind.flat for kind in inner)
+        return not all(kind.flat for kind in self.inner)
 
     @property
     def mixed(self) -> bool:
         """Whether a constant may stand in a child's place, here or inside a container."""
-        inner = (*(self.items or ()), *((self.mapping,) if self.mapping else ()))
-        return self.constant or any(kind.mixed for kind in inner)
+        return self.constant or any(kind.mixed for kind in self.inner)
 
     def role(self) -> Leaf:
         """The role of a leaf in the place of a value of this kind."""

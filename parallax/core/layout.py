@@ -42,11 +42,7 @@ class Layout:
         self.kinds = {name: fields[name].kind for name in self.children}
         self.nested = tuple(n for n, k in self.kinds.items() if k.child or not k.flat)
         self.where = {name: f"{cls.__name__}.{name}" for name in fields}
-        self.containers = frozenset(
-            name
-            for name, kind in self.kinds.items()
-            if kind.items is not None or kind.mapping is not None
-        )
+        self.containers = frozenset(n for n, k in self.kinds.items() if k.inner)
         self.lone_leaves = frozenset(
             name
             for name, kind in self.kinds.items()

@@ -200,15 +200,16 @@ def _inherits_init(cls: Any, root: Any) -> bool:
 def _alias_call(cls: Any) -> None:
     """Makes ``__call__`` the function ``forward`` itself, so that a call costs nothing more.
 
-    A ``__call__`` that a user wrote, here or in a base, takes precedence.
+    A ``__call__`` that a user wrote, here or in a base, takes precedence. Classes below follow.
     """
-    if writes_call(cls):
-        return
-    calls = [vars(base)["__call__"] for base in cls.__mro__ if writes_call(base)]
-    calls += [vars(base)["forward"] for base in cls.__mro__ if "forward" in vars(base)]
-    around = vars(cls).get("__around__")
-    type.__setattr__(cls, "__call__", calls[0] if around is None else around(calls[0]))
-    type.__setattr__(cls, "__aliased__", True)
+    if not writes_call(cls):
+        calls = [vars(base)["__call__"] for base in cls.__mro__ if writes_call(base)]
+        calls += [vars(base)["forward"] for base in cls.__mro__ if "forward" in vars(base)]
+        around = vars(cls).get("__around__")
+        type.__setattr__(cls, "__call__", calls[0] if around is None else around(calls[0]))
+        type.__setattr__(cls, "__aliased__", True)
+    for sub in type.__subclasses__(cls):
+        _alias_call(sub)
 
 
 def writes_call(cls: Any) -> bool:
@@ -226,13 +227,7 @@ def _follow(cls: Any, changed: str) -> None:
     if changed == "__call__" and "__aliased__" in vars(cls):
         type.__delattr__(cls, "__aliased__")
     if changed in ("forward", "__call__"):
-        _alias_call_below(cls)
-
-
-def _alias_call_below(cls: Any) -> None:
-    _alias_call(cls)
-    for sub in type.__subclasses__(cls):
-        _alias_call_below(sub)
+        _alias_call(cls)
 
 
 def _finish(cls: Any) -> _Ready:

@@ -17,7 +17,7 @@ To dynamo everything here is a constant, whose methods run as they are while a f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, wraps
 from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -181,18 +181,27 @@ class Structure:
         """All nodes in preorder, this one first."""
         return [child for _, _, child in self.walk() if type(child) is Structure]
 
+    def modules(self) -> dict[str, Structure]:
+        """All modules by their dotted paths, this one first; containers are none."""
+        nodes = [(path, node) for path, _, node in self.walk() if type(node) is Structure]
+        modules = [(path, node) for path, node in nodes if hasattr(node.cls, "__layout__")]
+        return {".".join(map(str, path)): node for path, node in modules}
+
+    @cached_property
+    def leaf_at(self) -> Sequence[int]:
+        """For each place of a leaf, the index of its tensor among the unique leaves."""
+        return range(self.n_places) if self.expand is None else self.expand
+
     @cached_property
     def first(self) -> tuple[int, ...]:
         """For each unique leaf, the first of its places."""
-        if self.expand is None:
-            return tuple(range(self.n_places))
-        first = {leaf: place for place, leaf in reversed([*enumerate(self.expand)])}
+        first = {leaf: place for place, leaf in reversed([*enumerate(self.leaf_at)])}
         return tuple([first[leaf] for leaf in range(self.n_leaves)])
 
     @cached_property
     def ties(self) -> tuple[tuple[int, int], ...]:
         """Each later place of a leaf, and its first."""
-        pairs = [(place, self.first[leaf]) for place, leaf in enumerate(self.expand or ())]
+        pairs = [(place, self.first[leaf]) for place, leaf in enumerate(self.leaf_at)]
         return tuple([(place, first) for place, first in pairs if place != first])
 
     @cached_property
@@ -218,8 +227,7 @@ class Structure:
         marks = [False] * self.n_leaves
         for _, start, entry in self.walk():
             for offset in entry.note.frozen if type(entry) is Structure else ():
-                place = start + offset
-                marks[place if self.expand is None else self.expand[place]] = True
+                marks[self.leaf_at[start + offset]] = True
         return tuple(marks)
 
     @cached_property

@@ -47,8 +47,7 @@ def _buffers_in(structure: Structure) -> dict[str, dict[str, int]]:
         if type(entry) is Structure:
             found[notes.joined(*path)] = {}
         elif entry is BUFFER:
-            leaf = place if structure.expand is None else structure.expand[place]
-            found[notes.joined(*path[:-1])][str(path[-1])] = leaf
+            found[notes.joined(*path[:-1])][str(path[-1])] = structure.leaf_at[place]
     return found
 
 

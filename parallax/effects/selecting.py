@@ -37,26 +37,17 @@ def paths_of(module: Any, what: Any, by: str) -> tuple[str, ...]:
     )
 
 
-def _modules(structure: Structure) -> dict[str, Structure]:
-    """Every module by its path; containers are none."""
-    return {
-        ".".join(map(str, path)): node
-        for path, _, node in structure.walk()
-        if type(node) is Structure and hasattr(node.cls, "__layout__")
-    }
-
-
 @real
 def lifted_among(structure: Structure, paths: tuple[str, ...]) -> str | None:
     """The first of these paths at which a lifted module stands, ``None`` for none."""
-    modules = _modules(structure)
+    modules = structure.modules()
     return next((path for path in paths if hasattr(modules[path].cls, "__tells__")), None)
 
 
 @real
 @derived
 def _by_text(structure: Structure, text: str, by: str) -> tuple[str, ...]:
-    paths = tuple(_modules(structure))
+    paths = tuple(structure.modules())
     found = (text,) if text in paths else _by_glob(text, paths)
     found = found or _by_state_name(structure, text, paths)
     if not found:
@@ -108,7 +99,7 @@ def _nothing(structure: Structure, text: str, paths: tuple[str, ...]) -> str:
 def _by_class(structure: Structure, cls: Any, by: str) -> tuple[str, ...]:
     # The type of lifted modules of one class of nn.Module tells by what such a node holds.
     describes = getattr(cls, "describes", None)
-    modules = _modules(structure)
+    modules = structure.modules()
     found = [
         path
         for path, node in modules.items()

@@ -167,7 +167,7 @@ def _targets(survey: Survey, where: tuple[Any, ...], rank: int) -> dict[str, lis
             )
         for owner, place in _places(survey, entry):
             node: Any = owner.node
-            unique = (node.expand or range(node.n_places))[place - owner.start]
+            unique = node.leaf_at[place - owner.start]
             name = next(name for name, k in names_of(node) if k == unique)
             held = names.setdefault(owner.path, [])
             if name not in held:

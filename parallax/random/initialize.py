@@ -186,7 +186,7 @@ def _apart(lazy: Lazy, path: str, structure: Any, values: list[Any]) -> Lazy:
         innermost = innermost.member.init
     if type(innermost) is not Following:
         return lazy
-    index = structure.expand or range(structure.n_places)
+    index = structure.leaf_at
     places = zip(structure.place_paths, index, strict=True)
     placed = {place: values[k] for place, k in places if k < len(values)}
     return _each_apart(lazy, path, placed, ())

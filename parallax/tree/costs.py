@@ -128,7 +128,7 @@ def costs_of(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], max_row
     structure = spec_of(module)
     parameters = _parameters(structure, flatten_module(module)[0])
     rows = []
-    for path, node in _modules(structure).items():
+    for path, node in structure.modules().items():
         shapes, calls, flops, nbytes = found.get(path, ("", 0, 0, 0))
         kept = nbytes if known else None
         rows.append(Cost(path, node.cls.__name__, shapes, calls, parameters[path], flops, kept))
@@ -158,7 +158,7 @@ def _measured(
         saved = Saved([leaf for leaf in [*taken, *inputs] if isinstance(leaf, Tensor)])
         if keeps:
             stack.enter_context(saved.hooks())
-        paths = tuple(_modules(structure))
+        paths = tuple(structure.modules())
         measure = _Measure(paths, flops, saved)
         collection = Collection([], None, watches=(measure,))
         stack.enter_context(flops)
@@ -173,18 +173,9 @@ def _measured(
     return measure.found
 
 
-def _modules(structure: Structure) -> dict[str, Structure]:
-    """Every module by its path, the outermost first."""
-    return {
-        ".".join(map(str, path)): node
-        for path, _, node in structure.walk()
-        if type(node) is Structure and hasattr(node.cls, "__layout__")
-    }
-
-
 def _parameters(structure: Structure, leaves: tuple[Any, ...]) -> dict[str, int]:
     """By a module's path, how many numbers the parameters at and below it hold, tied ones once."""
-    places = range(structure.n_places) if structure.expand is None else structure.expand
+    places = structure.leaf_at
     found = {}
     for path, start, node in structure.walk():
         if type(node) is not Structure:

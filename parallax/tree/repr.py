@@ -58,8 +58,8 @@ def _mode_mark(module: Any) -> str:
     structure = module._spec
     if type(structure) is not Structure or not structure.note.stays_eval:
         return ""
-    notes = [node.note for node in structure.nodes() if hasattr(node.cls, "__layout__")]
-    return _STAYS if all([n.stays_eval for n in notes]) else " (stays in eval, not all below)"
+    whole = all([node.note.stays_eval for node in structure.modules().values()])
+    return _STAYS if whole else " (stays in eval, not all below)"
 
 
 def _is_frozen(module: Any) -> bool:

@@ -73,8 +73,7 @@ def names_of(structure: Structure) -> tuple[tuple[str, int], ...]:
         ValueError: if two places have one name, of which a state dict would lose one.
     """
     skipped = unsaved(structure)
-    expand = structure.expand or range(structure.n_places)
-    pairs = zip(names_within(structure)[0], expand, strict=True)
+    pairs = zip(names_within(structure)[0], structure.leaf_at, strict=True)
     found = tuple([pair for place, pair in enumerate(pairs) if place not in skipped])
     _require_distinct([name for name, _ in found], structure)
     return found

@@ -113,6 +113,4 @@ LONE = TreeSpec(None, (None,), (None,))
 
 def expand_of(part: Structure | None) -> Sequence[int]:
     """For each place of a module (``None`` for a leaf outside of any) the index of its leaf."""
-    if part is None:
-        return [0]
-    return range(part.n_places) if part.expand is None else part.expand
+    return [0] if part is None else part.leaf_at
