@@ -116,9 +116,9 @@ def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
     return spec.build(given)
 
 
-def with_items(spec: TreeSpec, items: list[Any]) -> Any:
+def with_items(spec: TreeSpec, children: list[Any]) -> Any:
     """A tree with other outermost modules and leaves."""
-    return items[0] if spec.outer is None else close(spec.outer, items)
+    return children[0] if spec.outer is None else close(spec.outer, children)
 
 
 def leaves(tree: Any) -> list[Any]:

@@ -166,10 +166,10 @@ def _taken_apart(tree: Any, children: list[Any]) -> Any:
         return None
     else:
         return ...
-    if all([type(part) is Tensor for part in below]):  # the usual case, with less
+    if all([type(child) is Tensor for child in below]):  # the usual case, with less
         children += below
         return cls, keys, (None,) * len(below)
-    return cls, keys, tuple([_taken_apart(part, children) for part in below])
+    return cls, keys, tuple([_taken_apart(child, children) for child in below])
 
 
 @real
@@ -180,23 +180,23 @@ def _is_leaf_class(cls: type) -> bool:
 
 
 @real
-def _outside(taken: Any) -> Outside | None:
+def _outside(outer: Any) -> Outside | None:
     """What ``_taken_apart`` tells of; ``None`` if something in it is not known."""
     try:
-        around = _around(taken)
+        tree = _emptied(outer)
     except LookupError:
         return None
-    return Outside(optree.tree_structure(around, none_is_leaf=True, namespace=NAMESPACE))
+    return Outside(optree.tree_structure(tree, none_is_leaf=True, namespace=NAMESPACE))
 
 
-def _around(taken: Any) -> Any:
+def _emptied(outer: Any) -> Any:
     """The containers with ``None`` for each module and leaf."""
-    if taken is None:
+    if outer is None:
         return None
-    if taken is ...:
+    if outer is ...:
         raise LookupError
-    cls, keys, parts = taken
-    below = [_around(part) for part in parts]
+    cls, keys, children = outer
+    below = [_emptied(child) for child in children]
     if cls in (dict, OrderedDict, FrozenDict):
         return cls(zip(keys, below, strict=True))
     return cls(*below) if hasattr(cls, "_fields") else cls(below)
