@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallax import Buffer, Module, Parameter
+from parallax import Buffer, Module, Parameter, random
 from tests.corpus import Dense
 
 
@@ -32,6 +32,10 @@ class Several(Module):
 
 class Two(Module):
     two: tuple[Module, Module]
+
+
+class Deep(Module):
+    deep: tuple[tuple[Module, ...], ...]
 
 
 class Named(Module):
@@ -85,6 +89,11 @@ DENSE = Dense()
         (Named, DENSE, "Named.named holds a dict and was given Dense. Assign a dict, also for one"),
         (Named, {"a": None}, "Named.named['a'] got None. Write 'named: ... | None' to allow it."),
         (Function, [DENSE], "a list that holds a module"),
+        (Function, torch.ones(1), "Function.act is declared as a constant and was given a tensor"),
+        (Function, Parameter((2,), torch.nn.init.zeros_), "a Parameter declaration"),
+        (Leaf, random.key(0), "Leaf.w is a Parameter and was given Key."),
+        (Deep, [[DENSE], [3]], "Deep.deep[1][0] is a child and was given int"),
+        (Deep, {"a": DENSE}, "Deep.deep holds a tuple or list and was given dict"),
     ],
 )
 def test_an_error_names_the_field_and_the_line_to_write(cls: Any, value: Any, line: str) -> None:

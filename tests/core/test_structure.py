@@ -21,7 +21,7 @@ from torch import Tensor
 from parallax import Module, Parameter, tree
 from parallax.core import entries, flatten, structure
 from parallax.core.module_structure import spec_of
-from parallax.core.structure import MAX_DEPTH, Structure, decode
+from parallax.core.structure import MAX_DEPTH, Structure, decode, derived
 from tests.corpus import (
     CONSTANTS,
     MLP,
@@ -316,3 +316,37 @@ def test_renote_keeps_the_skeleton() -> None:
     assert [node.local.note.mode for node in frozen.nodes()] == ["m", "m.first", "m.second"]
     assert frozen.skeleton == spec.skeleton and frozen != spec
     assert functools.reduce(lambda a, b: a and b, [s.depth for s in frozen.nodes()])
+
+
+def test_what_is_derived_from_a_structure_is_computed_once_for_its_arguments() -> None:
+    asked = []
+
+    @derived
+    def names(structure: Structure, end: str) -> list[str]:
+        asked.append(end)
+        return [path + end for path in structure.modules()]
+
+    spec = spec_of(MLP())
+    assert names(spec, "!") is names(spec, "!") and names(spec, "?") == ["?", "first?", "second?"]
+    assert asked == ["!", "?"]
+
+
+@pytest.mark.parametrize("case", [c for c in MODULES if c.name != "foreign"], ids=str)
+def test_modules_and_leaves_are_where_attributes_lead_to_them(case: Case) -> None:
+    module = case.make()
+    spec, leaves = spec_of(module), tree.flatten(module)[0]
+    places = zip(spec.place_paths, spec.leaf_at, strict=True)
+    assert all(reached(module, path) is leaves[index] for path, index in places)
+    found = spec.modules()
+    assert all(type(reached(module, path)) is node.cls for path, node in found.items())
+    assert len({id(reached(module, path)) for path in found}) == len([*module.modules()])
+
+
+def reached(value: Any, path: str) -> Any:
+    """What stands at a dotted path, found step by step."""
+    for name in path.split(".") if path else ():
+        if isinstance(value, dict):
+            value = {str(key): item for key, item in value.items()}[name]
+        else:
+            value = value[int(name)] if name.isdigit() else getattr(value, name)
+    return value
