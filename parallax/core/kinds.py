@@ -47,7 +47,7 @@ class Kind:
     variadic: bool = False
     mapping: Kind | None = None
 
-    @cached_property
+    @property
     def inner(self) -> tuple[Kind, ...]:
         """The kinds of what a container holds; empty where no container is allowed."""
         return (*(self.items or ()), *((self.mapping,) if self.mapping else ()))
@@ -57,7 +57,7 @@ class Kind:
         """Whether the value is part of the tree."""
         return bool(self.leaf or self.child or self.inner)
 
-    @cached_property
+    @property
     def flat(self) -> bool:
         """Whether it is one leaf, one module or a hole, and not a container or a constant."""
         return (self.leaf is not None) != self.child and not (self.constant or self.inner)
