@@ -19,8 +19,8 @@ from torch import Tensor
 from parallax._compat import functorch, shards
 
 __all__ = [
-    "Bucket", "Flat", "all_gathered", "as_part", "as_placed", "buckets_of", "cut", "is_sum",
-    "known_buckets_of", "placed", "waiting",
+    "Bucket", "Flat", "all_gathered", "as_part", "as_placed", "buckets_of", "cut",
+    "distributed", "is_sum", "known_buckets_of", "placed", "waiting",
 ]  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def _described(mesh: Any, placements: tuple[Any, ...], shape: Any, dtype: Any) -
     return DTensorSpec(mesh, placements, tensor_meta=TensorMeta(torch.Size(shape), stride, dtype))
 
 
-def _distributed(local: Tensor, mesh: Any, placements: tuple[Any, ...], shape: Any) -> Any:
+def distributed(local: Tensor, mesh: Any, placements: tuple[Any, ...], shape: Any) -> Any:
     """What this process holds as a distributed tensor of this shape, without a graph."""
     return shards.with_spec(local, _described(mesh, placements, shape, local.dtype))
 
@@ -264,7 +264,7 @@ def cut(bucket: Bucket, grads: Sequence[Any]) -> tuple[Tensor, ...]:
             flat.put(index, term._local_tensor)
         for k, at, part in zip(chosen, told, flat.scattered(), strict=True):
             found[k] = as_part(bucket, k, part, at)
-    return tuple(placed(found, [(mesh, spec.placements) for spec in bucket.parts]))
+    return tuple(placed(found, bucket.parts))
 
 
 def as_placed(tensor: Any, mesh: Any, placements: tuple[Any, ...]) -> Any:
@@ -279,14 +279,20 @@ def as_part(bucket: Bucket, k: int, local: Tensor, waiting: tuple[Any, ...]) -> 
     told = (*waiting[:dim], spec.placements[dim], *waiting[dim + 1 :])
     if told == spec.placements and local.dtype == spec.tensor_meta.dtype:
         return shards.with_spec(local, spec)
-    return _distributed(local, bucket.mesh, told, spec.tensor_meta.shape)
+    return distributed(local, bucket.mesh, told, spec.tensor_meta.shape)
 
 
-def placed(tensors: Sequence[Any], targets: Sequence[tuple[Any, Any]]) -> list[Any]:
-    """Distributed tensors in other placements; sums along one dimension by one all-reduce."""
+def placed(tensors: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+    """Distributed tensors in other placements; sums along one dimension by one all-reduce.
+
+    Args:
+        tensors: distributed.
+        like: torch's description of a tensor that is placed as each is to be.
+    """
     found = list(tensors)
     groups: dict[Any, list[int]] = {}
-    for k, (tensor, (mesh, wanted)) in enumerate(zip(tensors, targets, strict=True)):
+    for k, (tensor, spec) in enumerate(zip(tensors, like, strict=True)):
+        mesh, wanted = spec.mesh, spec.placements
         if tensor.device_mesh != mesh:
             found[k] = tensor.redistribute(mesh, wanted)
             continue
@@ -298,7 +304,7 @@ def placed(tensors: Sequence[Any], targets: Sequence[tuple[Any, Any]]) -> list[A
             for dim in dims:
                 groups.setdefault((mesh, dim, tensor.dtype), []).append(k)
     for (mesh, dim, _), places in groups.items():
-        sums = _all_reduced(mesh, dim, [found[k] for k in places])
+        sums = _all_reduced(mesh, dim, [(found[k], like[k]) for k in places])
         for k, whole in zip(places, sums, strict=True):
             found[k] = whole
     return found
@@ -309,12 +315,19 @@ def is_sum(have: Any, wanted: Any) -> bool:
     return bool(have.is_partial("sum") and wanted.is_replicate())
 
 
-def _all_reduced(mesh: Any, dim: int, tensors: Sequence[Any]) -> list[Any]:
-    """Terms of sums along a dimension of the mesh to the sums, by one all-reduce."""
+def _all_reduced(mesh: Any, dim: int, pairs: Sequence[tuple[Any, Any]]) -> list[Any]:
+    """Terms of sums along a dimension of the mesh to the sums, by one all-reduce.
+
+    Args:
+        mesh: of all tensors.
+        dim: of the mesh.
+        pairs: each tensor with a description that may be its own then: to make one takes longer
+            than all else here.
+    """
     import torch.distributed._functional_collectives as collectives
     from torch.distributed.tensor import Replicate
 
-    terms = [tensor._local_tensor for tensor in tensors]
+    terms = [tensor._local_tensor for tensor, _ in pairs]
     flat = torch.cat([term.reshape(-1) for term in terms])
     if type(flat) is Tensor:  # neither traced nor of several ranks; a function would copy it first
         torch.distributed.all_reduce(flat, group=mesh.get_group(dim))
@@ -322,11 +335,26 @@ def _all_reduced(mesh: Any, dim: int, tensors: Sequence[Any]) -> list[Any]:
         flat = _waited([collectives.all_reduce(flat, "sum", (mesh, dim))])[0]
     found = []
     sums = flat.split([term.numel() for term in terms])
-    for tensor, term, part in zip(tensors, terms, sums, strict=True):
-        told = list(tensor.placements)
-        told[dim] = Replicate()
-        found.append(_distributed(part.view(term.shape), mesh, tuple(told), tensor.shape))
+    for (tensor, like), term, part in zip(pairs, terms, sums, strict=True):
+        told = (*tensor.placements[:dim], Replicate(), *tensor.placements[dim + 1 :])
+        whole = part.view(term.shape)
+        if like.placements == told and _is_of(like.tensor_meta, tensor):
+            found.append(shards.with_spec(whole, like))
+        else:
+            found.append(distributed(whole, mesh, told, tensor.shape))
     return found
+
+
+def _is_of(meta: Any, tensor: Any) -> bool:
+    """Whether a shape, strides and a dtype are those of a tensor, if it were contiguous."""
+    if meta.dtype != tensor.dtype or meta.shape != tensor.shape:
+        return False
+    step = 1
+    for size, stride in zip(reversed(meta.shape), reversed(meta.stride), strict=True):
+        if stride != step and size != 1:
+            return False
+        step *= size
+    return True
 
 
 def _waited(tensors: Sequence[Any]) -> list[Tensor]:

@@ -79,8 +79,8 @@ def gradients_placed(grads: list[Any], leaves: Sequence[Any]) -> list[Any]:
 
 def _placed_as(count: int, *tensors: Any) -> tuple[Tensor, ...]:
     """The first ``count`` tensors, placed as the others."""
-    targets = tuple([(leaf.device_mesh, leaf.placements) for leaf in tensors[count:]])
-    return tuple(_Place.apply(targets, *tensors[:count]))  # type: ignore[no-untyped-call]  # it is torch's
+    like = tuple([leaf._spec for leaf in tensors[count:]])
+    return tuple(_Place.apply(like, *tensors[:count]))  # type: ignore[no-untyped-call]  # it is torch's
 
 
 def _gathered_all(name: str, *leaves: Tensor) -> tuple[Tensor, ...]:
@@ -156,8 +156,8 @@ class _Place(torch.autograd.Function):
     """The same values in other placements; so are the cotangents, in whatever placements."""
 
     @staticmethod
-    def forward(targets: Any, *tensors: Any) -> tuple[Tensor, ...]:
-        return tuple(buckets.placed(tensors, targets))
+    def forward(like: Any, *tensors: Any) -> tuple[Tensor, ...]:
+        return tuple(buckets.placed(tensors, like))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -97,8 +97,8 @@ class _Gradients:
         if self._placements and self._flat is not None:
             sums = self._flat.scattered()
             parts = [buckets.as_part(bucket, k, sums[k], at) for k, at in self._placements.items()]
-            wanted = [(bucket.mesh, bucket.parts[k].placements) for k in self._placements]
-            found.update(zip(self._placements, buckets.placed(parts, wanted), strict=True))
+            like = [bucket.parts[k] for k in self._placements]
+            found.update(zip(self._placements, buckets.placed(parts, like), strict=True))
         return found
 
 

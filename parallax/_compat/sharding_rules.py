@@ -5,6 +5,13 @@
   given. Of distributed tensors that is the part of one process, so the gradient is multiplied by
   the number of parts (seen in torch 2.13 and 2.14). Here it is computed by operators that are
   right. The losses that are not named are right anyway: their means are operators of their own.
+- The rule of the negative log likelihood, and so of cross-entropy, takes the mean of the means of
+  each process. That is another number where targets are ignored, or classes have weights, and not
+  as many of them in each (seen in torch 2.13 and 2.14). Here it is the sum over the sum of weights.
+- What ``any`` returns waits for a sum, so that it counts processes where it is turned into a number
+  first (seen in torch 2.13 and 2.14). Here it is the opposite of ``all``, which is right.
+- Backward of some activations and poolings, and some paddings, have no rule. Here what they compute
+  entry by entry, or image by image, is cut in these dimensions.
 - ``squeeze_`` leaves a distributed tensor the shape that it had, unless a cut moves to another
   dimension (seen in torch 2.13 and 2.14). A vector times a matrix ends with one, and was a matrix.
 - A number that is read of a tensor in parts is that of one process, another in each, where no more
@@ -24,7 +31,7 @@ from typing import Any
 
 import torch
 
-from parallax._compat import dynamo, shards
+from parallax._compat import buckets, dynamo, shards
 
 __all__ = ["complete", "refuse_numbers_on"]
 
@@ -36,6 +43,14 @@ _LOSSES = (
     _aten.smooth_l1_loss_backward.default,
     _aten.soft_margin_loss_backward.default,
 )
+_DECOMPOSED = (*_LOSSES, _aten.log_sigmoid_backward.default, _aten._prelu_kernel_backward.default)
+_LIKELIHOODS = (_aten.nll_loss_forward.default, _aten.nll_loss2d_forward.default)
+_MEAN = 1  # of the reductions of torch's kernels; a sum is 2
+_ALL = {
+    _aten.any.default: _aten.all.default,
+    _aten.any.dim: _aten.all.dim,
+    _aten.any.dims: _aten.all.dims,
+}
 _SQUEEZES = {
     _aten.squeeze_.default: _aten.squeeze.default,
     _aten.squeeze_.dim: _aten.squeeze.dim,
@@ -64,8 +79,12 @@ def _tell(kind: Any) -> None:
     from torch.distributed.tensor.experimental import register_sharding
 
     handlers = kind._op_dispatcher._custom_op_handlers
-    for loss in _LOSSES:
-        handlers.setdefault(loss, _decomposed)
+    for op in _DECOMPOSED:
+        handlers.setdefault(op, _decomposed)
+    for likelihood in _LIKELIHOODS:
+        handlers.setdefault(likelihood, _likelihood)
+    for one in _ALL:
+        handlers.setdefault(one, _any)
     for squeeze in _SQUEEZES:
         handlers.setdefault(squeeze, _squeezed)
     handlers.setdefault(_aten._local_scalar_dense.default, _number)
@@ -74,6 +93,9 @@ def _tell(kind: Any) -> None:
         register_sharding(op)(rule)
         # What is found for some arguments is kept: it depends on the mask as well.
         propagator.op_to_schema_info[op].static_kwargkey = ["attn_mask"]
+    for last, ops in _APART.items():
+        for op in ops:
+            register_sharding(op)(functools.partial(_by_first, last, len(op._schema.returns)))
 
 
 def _decomposed(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -81,6 +103,46 @@ def _decomposed(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     from torch._decomp import decomposition_table
 
     return decomposition_table[op](*args, **kwargs)
+
+
+def _likelihood(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The negative log likelihood and the sum of the weights of its mean, from those of each part.
+
+    Backward divides by the sum of the weights, so that is put together here.
+    """
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    values, target, weight, reduction, ignored = args
+    for one in (values, target, weight):
+        if one is not None and not shards.is_distributed(one):
+            raise RuntimeError(f"{op} got mixed torch.Tensor and DTensor")  # as torch says it
+    mesh, channel = values.device_mesh, min(1, values.ndim - 1)
+    # What was flattened with a cut behind others is cut in strides, which torch calls no shard.
+    kept: list[Any] = [
+        at if (at.is_shard() and at.dim != channel) or getattr(at, "dim", channel) < channel
+        else Replicate()
+        for at in values.placements
+    ]  # fmt: skip
+    rows = [Shard(at.dim - 1) if getattr(at, "dim", 0) > channel else at for at in kept]
+    terms = [at if at.is_replicate() else Partial() for at in rows]
+    given = [values.redistribute(mesh, kept), target.redistribute(mesh, rows)]
+    given = [one._local_tensor for one in given]
+    given.append(None if weight is None else shards.whole(weight))
+    loss, total = op(*given, 2 if reduction == _MEAN else reduction, ignored, **kwargs)
+    if reduction == 0:
+        whole = tuple([Replicate()] * mesh.ndim)
+        found = buckets.distributed(loss, mesh, tuple(rows), target.shape)
+        return found, buckets.distributed(total, mesh, whole, ())
+    loss = buckets.distributed(loss, mesh, tuple(terms), ())
+    total = shards.summed(buckets.distributed(total, mesh, tuple(terms), ()))
+    return (loss / total if reduction == _MEAN else loss), total
+
+
+def _any(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Whether an entry is not zero."""
+    tensor, *rest = args
+    found = _ALL[op](tensor.logical_not(), *rest, **kwargs).logical_not()
+    return found.to(torch.uint8) if tensor.dtype is torch.uint8 else found  # as torch does
 
 
 def _squeezed(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -137,6 +199,15 @@ def _by_batch_or_head(results: int, tensors: int, given: Sequence[Any], mask: An
     return [([cut] * results, [cut] * tensors + numbers + masks) for cut in cuts]
 
 
+def _by_first(last: int, results: int, *given: Any, **_: Any) -> _Rules:
+    """All tensors cut alike, along any dimension but the last ones, or none."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    cuts = [Replicate(), *[Shard(dim) for dim in range(given[0].ndim - last)]]
+    tensors = [hasattr(one, "tensor_meta") for one in given]
+    return [([cut] * results, [cut if is_one else None for is_one in tensors]) for cut in cuts]
+
+
 def _is_for_all(mask: Any, dim: int) -> bool:
     return dim < 0 or mask.shape[dim] == 1
 
@@ -145,3 +216,29 @@ _ATTENTION: dict[Any, Any] = {
     _aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _attention_backward,
 }
+
+# By how many of the last dimensions they compute with together.
+_APART: dict[int, tuple[Any, ...]] = {
+    0: (
+        _aten.elu_backward.default, _aten.hardshrink_backward.default,
+        _aten.hardsigmoid_backward.default, _aten.hardswish_backward.default,
+        _aten.hardtanh_backward.default, _aten.leaky_relu_backward.default,
+        _aten.mish_backward.default, _aten.softplus_backward.default,
+        _aten.softshrink_backward.default,
+    ),
+    1: (
+        _aten.reflection_pad1d.default, _aten.reflection_pad1d_backward.default,
+        _aten.replication_pad1d.default, _aten.replication_pad1d_backward.default,
+    ),
+    2: (
+        _aten.adaptive_max_pool2d_backward.default, _aten.avg_pool2d_backward.default,
+        _aten.reflection_pad2d.default, _aten.reflection_pad2d_backward.default,
+        _aten.replication_pad2d.default, _aten.replication_pad2d_backward.default,
+    ),
+    3: (
+        _aten._adaptive_avg_pool3d_backward.default, _aten.adaptive_max_pool3d_backward.default,
+        _aten.avg_pool3d_backward.default, _aten.max_pool3d_with_indices_backward.default,
+        _aten.reflection_pad3d.default, _aten.reflection_pad3d_backward.default,
+        _aten.replication_pad3d.default, _aten.replication_pad3d_backward.default,
+    ),
+}  # fmt: skip

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallax._compat.gradients import WhereRecorded
+from parallax._compat.shards import beside
 from parallax._errors.arguments import shown
 from parallax.core.fields import Buffer
 from parallax.nn.arguments import between, integer
@@ -34,6 +35,10 @@ class _OfClasses(Loss):
     def __init__(self, weight: Tensor | None, *, reduction: str) -> None:
         super().__init__(reduction=reduction)
         self.weight = weights_given(type(self).__name__, "weight", weight)
+
+    def _weight_beside(self, input: Tensor) -> Tensor | None:
+        """The weights, which a loss that no plan has placed has in each process."""
+        return None if self.weight is None else beside(self.weight, input)
 
     def _refuse(self, error: Exception, input: Any, target: Any, most: float = inf) -> None:
         """Raises if an argument does not fit, and returns otherwise.
@@ -101,7 +106,7 @@ class CrossEntropyLoss(_OfClasses):
         """The cross-entropy of the scores against the target."""
         try:
             return F.cross_entropy(
-                input, target, self.weight, ignore_index=self.ignore_index,
+                input, target, self._weight_beside(input), ignore_index=self.ignore_index,
                 reduction=self.reduction, label_smoothing=self.label_smoothing,
             )  # fmt: skip
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -141,7 +146,7 @@ class NLLLoss(_OfClasses):
         """Minus the log-probability of the target's classes."""
         try:
             return F.nll_loss(
-                input, target, self.weight, ignore_index=self.ignore_index,
+                input, target, self._weight_beside(input), ignore_index=self.ignore_index,
                 reduction=self.reduction,
             )  # fmt: skip
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
