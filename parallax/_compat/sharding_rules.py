@@ -108,7 +108,7 @@ def _decomposed(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _likelihood(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The negative log likelihood and the sum of the weights of its mean, from those of each part.
 
-    Backward divides by the sum of the weights, so that is put together here.
+    Of a mean both it and its backward divide by the sum of the weights: that is put together here.
     """
     from torch.distributed.tensor import Partial, Replicate, Shard
 
@@ -134,8 +134,11 @@ def _likelihood(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found = buckets.distributed(loss, mesh, tuple(rows), target.shape)
         return found, buckets.distributed(total, mesh, whole, ())
     loss = buckets.distributed(loss, mesh, tuple(terms), ())
-    total = shards.summed(buckets.distributed(total, mesh, tuple(terms), ()))
-    return (loss / total if reduction == _MEAN else loss), total
+    total = buckets.distributed(total, mesh, tuple(terms), ())
+    if reduction != _MEAN:
+        return loss, total
+    total = shards.summed(total)
+    return loss / total, total
 
 
 def _any(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
