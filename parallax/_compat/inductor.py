@@ -126,7 +126,7 @@ def lighter_code(*, asserted: bool) -> dict[str, Any]:
 
     In C++ it is one function of thousands of lines, which a compiler takes longer to optimise than
     all kernels: 18 of 20 s for a training step of six transformer blocks, and 7 s if it need not.
-    To run it takes as long, as it only calls.
+    To run it takes as long, as it only calls. In Python, kernels are compiled as one library.
 
     Args:
         asserted: whether it checks the sizes of its inputs again. What it checks of the results of
@@ -146,10 +146,17 @@ void inductor_entry_impl(AtenTensorHandle*, AtenTensorHandle*) __attribute__((op
 #endif
 """
 
+# In Python, before any kernel is defined. The kernels of graphs within the graph are there as well.
+_TOGETHER = """
+from parallax._compat.kernel_library import Kernels
+async_compile = Kernels()
+"""
+
 
 @functools.cache
 def _lighten(asserted: bool) -> Any:
     from torch._inductor.custom_graph_pass import CustomSchedulerPass
+    from torch._inductor.graph import SubgraphLowering
     from torch._inductor.virtualized import V
 
     class Lighten(CustomSchedulerPass):
@@ -159,10 +166,12 @@ def _lighten(asserted: bool) -> Any:
                 getattr(code, "_pending_input_asserts", {}).clear()
             if V.graph.cpp_wrapper and not V.graph.aot_mode:
                 code.header.splice(_UNOPTIMISED)
+            elif not V.graph.cpp_wrapper and not isinstance(V.graph, SubgraphLowering):
+                code.header.splice(_TOGETHER)
             return nodes
 
         def uuid(self) -> str:
-            return f"parallax.lighter_code {asserted} {_UNOPTIMISED}"
+            return f"parallax.lighter_code {asserted} {_UNOPTIMISED} {_TOGETHER} {sources()}"
 
         def __reduce__(self) -> Any:  # inductor pickles its options for the key of its cache
             return _lighten, (asserted,)
