@@ -12,11 +12,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
 
 from parallax._compat.dynamo import constant_in_traces, is_compiling
@@ -132,11 +133,28 @@ unwrapped: Callable[[Tensor], Tensor] = torch._C._functorch.get_unwrapped
 def is_differentiated(tensor: Tensor) -> bool:
     """Whether a derivative is taken by a tensor, in whatever wrappers it is."""
     while True:
-        if tensor.requires_grad or forward_ad.unpack_dual(tensor).tangent is not None:
+        # What stands for a member has the derivatives of what it is around; vmap cannot be asked.
+        mapped = torch._C._functorch.is_batchedtensor(tensor)
+        if tensor.requires_grad or (
+            not mapped and forward_ad.unpack_dual(tensor).tangent is not None
+        ):
             return True
         if not is_wrapped(tensor):
             return False
         tensor = unwrapped(tensor)
+
+
+def is_differentiated_around(tensor: Tensor) -> bool:
+    """As ``is_differentiated``, also where another transform runs within the derivative."""
+    while is_wrapped(tensor):
+        if not torch._C._functorch.is_batchedtensor(tensor):
+            with ExitStack() as left:  # a transform within does not tell
+                while current_level() > level_of(tensor) > 0:
+                    left.enter_context(temporarily_pop_interpreter_stack())
+                if is_differentiated(tensor):
+                    return True
+        tensor = unwrapped(tensor)
+    return is_differentiated(tensor)
 
 
 def innermost(tensor: Tensor) -> Tensor:

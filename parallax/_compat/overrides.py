@@ -86,19 +86,24 @@ class replacing(TorchFunctionMode):  # noqa: N801  # as above
     Args:
         functions: which ones.
         replacement: takes that of torch, its arguments and its keyword arguments to the result.
+        check: is called with the same before any function.
     """
 
     def __init__(
         self, functions: Container[Any],
         replacement: Callable[[Any, Sequence[Any], dict[str, Any]], Any],
+        check: Callable[[Any, Sequence[Any], dict[str, Any]], None] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self._functions = functions
         self._replacement = replacement
+        self._check = check
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
+        if self._check is not None:
+            self._check(func, args, kwargs or {})
         # Dynamo traces this too: its operators have no hash there, and within a mode it does not
         # follow a method that calls that of the class below.
         if func is Tensor.unflatten:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes, overrides
 from parallax.func.forward_formulas import OTHERS
+from parallax.func.forward_numbers import refuse_numbers
 from parallax.func.forward_refusals import REFUSED
 from parallax.func.jets import NoRuleError
 from parallax.func.other import AsItIsError, Other
@@ -31,7 +32,7 @@ def differentiable_again(function: Function) -> Function:
     """
     traced = dynamo.is_compiling()  # then the graph may be differentiated
     again = traced or functorch.differentiating() or modes.forward_level_active()
-    replacing = overrides.replacing(_REPLACED, _Calls(again))
+    replacing = overrides.replacing(_REPLACED, _Calls(again), None if traced else refuse_numbers)
 
     def replaced(*values: Any) -> Any:
         with replacing:

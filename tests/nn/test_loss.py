@@ -199,3 +199,29 @@ def test_torchs_own_errors_name_the_path() -> None:
         with pytest.raises((RuntimeError, IndexError)) as raised:
             Net(loss)(x, y)
         assert raised.value.__notes__ == [f"This came from Net.layer ({type(loss).__name__})."]
+
+
+@pytest.mark.parametrize("engine", [func, torch.func], ids=["parallax", "torch"])
+def test_third_derivatives_of_cosine_embeddings_that_mix_modes(engine: Any) -> None:
+    """Torch's kernel has other ones for a jvp of a gradient of a jvp, and none for some."""
+    x, target = X[:3], torch.tensor([1, -1, 1])
+
+    def layer(x: Tensor) -> Tensor:
+        out: Tensor = nn.CosineEmbeddingLoss(-0.9)(x, Y[:3], target)
+        return out
+
+    def written_out(x: Tensor) -> Tensor:
+        cosine = (x * Y[:3]).sum(-1) / (x.square().sum(-1) * Y[:3].square().sum(-1)).sqrt()
+        return torch.where(target > 0, 1 - cosine, (cosine + 0.9).clamp(min=0)).mean()
+
+    taken: Any = {
+        "R": lambda f: lambda x: (engine.grad(f)(x) * Y[2:]).sum(),
+        "F": lambda f: lambda x: engine.jvp(f, (x,), (Y[2:],))[1],
+    }
+    torch.testing.assert_close(layer(x), written_out(x))
+    for word in ("FRF", "RFF", "RFR", "FFR", "FRR"):
+        found: Any = layer
+        expected: Any = written_out
+        for letter in reversed(word):
+            found, expected = taken[letter](found), taken[letter](expected)
+        torch.testing.assert_close(found(x), expected(x), rtol=1e-7, atol=1e-9)
