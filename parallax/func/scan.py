@@ -10,7 +10,7 @@ from torch import Tensor
 from parallax._compat import dynamo, flow
 from parallax._errors.arguments import answered
 from parallax.func.arguments import check_flags, name_of
-from parallax.func.framed import Frame, check_functions, fitted, framed
+from parallax.func.framed import LONE, Frame, check_functions, fitted, framed
 from parallax.func.results import describe
 from parallax.func.rows import Rows
 from parallax.func.signatures import R, Row, T
@@ -97,25 +97,43 @@ class _Loop:
 
     def step(self, carry: Any, row: Sequence[Tensor]) -> tuple[Any, Any, list[Tensor]]:
         """The next carry, what is to be stacked, and the tensors of the carry."""
-        found = self.combine_fn(carry, self.rows.build(row))
+        carry, y = self.pair(self.combine_fn(carry, self.rows.build(row)))
+        return carry, y, self.fitted(carry)
+
+    def pair(self, found: Any) -> Any:
+        """What the function returned, which must be two things."""
         if type(found) is not tuple or len(found) != 2:
             raise TypeError(
                 f"{self.what}: the function returns a pair (carry, result), got {describe(found)}. "
                 f"Return two things: return carry, y; or return carry, None"
             )
-        carry, y = found
+        return found
+
+    def fitted(self, carry: Any) -> list[Tensor]:
+        """The tensors of a carry, which must be like the first."""
         role = "the carry that was returned"
-        return carry, y, fitted(carry, self.init, self.carry, self.frame, self.what, role)
+        return fitted(carry, self.init, self.carry, self.frame, self.what, role)
 
     def plain(self, reverse: bool) -> tuple[Any, Any]:
         """The loop, step by step."""
         carry, results, role = self.init, [], "the result of a step"
         first: tuple[Any, list[Tensor], Frame] | None = None
+        same = False  # whether the first result was the carry
+        function, build = self.combine_fn, self.rows.build
+        lone = self.frame is LONE  # the usual case, with less: the carry is one tensor
+        shape, dtype = (self.init.shape, self.init.dtype) if lone else (None, None)
         for row in self.rows.each(reverse):
-            carry, y, _ = self.step(carry, row)
+            carry, y = self.pair(function(carry, build(row)))
+            known = lone and type(carry) is Tensor
+            known = known and carry.shape == shape and carry.dtype is dtype
+            if not known:
+                self.fitted(carry)
             if first is None:
                 first = (y, *framed(y, self.what, role))
                 results.append(first[1])
+                same = known and y is carry
+            elif same and known and y is carry:
+                results.append([y])
             else:
                 results.append(fitted(y, *first, self.what, role))
         assert first is not None
