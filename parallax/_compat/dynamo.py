@@ -219,6 +219,26 @@ def global_name(source: Any) -> str | None:
     return source.global_name if type(source) is GlobalSource else None
 
 
+def class_of_dict(source: Any) -> Any:
+    """The place of the class whose attributes a place is, as a dict; ``None`` for any other."""
+    from torch._dynamo.source import TypeDictSource
+
+    return source.base if type(source) is TypeDictSource else None
+
+
+def forget_views_of_arrays(entries: Sequence[Any]) -> None:
+    """Has guards of NumPy's arrays forget the tensors that they were written for.
+
+    Dynamo guards a new tensor each time, and writes all guards once more for those that a filter
+    keeps; there it asks whether the two are the same, which fails (torch 2.13 and 2.14).
+    """
+    from torch._dynamo.source import NumpyTensorSource
+
+    for entry in entries:
+        if type(entry.orig_guard.originating_source) is NumpyTensorSource:
+            entry.orig_guard.obj_weakref = None
+
+
 def is_default(source: Any) -> bool:
     """Whether a place is among the defaults of a function's parameters."""
     from torch._dynamo.source import DefaultsSource

@@ -126,6 +126,7 @@ def compile_flat(
 
     def keep(entries: Sequence[Any]) -> list[bool]:
         outside.add(entries)
+        dynamo.forget_views_of_arrays(entries)
         kept = guards.keep(entries)
         if theirs is None:
             return kept

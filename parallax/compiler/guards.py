@@ -21,6 +21,7 @@ from typing_extensions import TypeIs
 
 from parallax._compat import dynamo, registries
 from parallax.compiler.outside import LEAF
+from parallax.core.code import is_generated
 from parallax.core.entries import Leaf, Local, Static
 from parallax.core.fields import Lazy
 from parallax.core.frozendict import FrozenDict
@@ -84,8 +85,9 @@ class Guards:
         source = entry.orig_guard.originating_source
         if not chain.is_fixed(source):
             return True
-        sealed = entry.guard_type in _IDENTITY or _is_sealed(entry.value)
-        return not (sealed or chain.is_part_of_library(source))
+        if dynamo.class_of_dict(source) is not None or entry.guard_type in _IDENTITY:
+            return False
+        return not (_is_sealed(entry.value) or chain.is_part_of_library(source))
 
 
 def _classes_of(values: Iterable[Any]) -> Iterator[type]:
@@ -136,8 +138,11 @@ class _Chain:
     def _find_fixed(self, source: Any) -> bool:
         base = getattr(source, "base", None)
         if base is None:
-            given = dynamo.global_name(source)
-            return given in self._given or is_library(self._value(source), (ModuleType,))
+            value, name = self._value(source), dynamo.global_name(source)
+            return name in self._given or is_library(value, (ModuleType,)) or is_generated(value)
+        cls = dynamo.class_of_dict(base)  # the dict is a copy
+        if cls is not None:
+            return self.is_fixed(cls) and _is_watched(self._value(cls))
         return self.is_fixed(base) and _holds(self._value(base), self._value(source), source)
 
     def _value(self, source: Any) -> Any:
@@ -147,10 +152,8 @@ class _Chain:
 def _holds(owner: Any, value: Any, source: Any) -> bool:
     """Whether an owner that stays always holds this value."""
     if isinstance(owner, type):
-        # ``ClassGuard`` compares what the module classes of the arguments hold.
         name = getattr(source, "member", None)
-        holder = next((base for base in owner.__mro__ if name in vars(base)), owner)
-        return hasattr(holder, "__layout__") or is_library(holder)
+        return _is_watched(next((base for base in owner.__mro__ if name in vars(base)), owner))
     if isinstance(owner, ModuleType):
         if owner.__name__.startswith(_STATELESS) and is_library(owner):
             return True
@@ -161,11 +164,16 @@ def _holds(owner: Any, value: Any, source: Any) -> bool:
     return _is_sealed(owner)
 
 
+def _is_watched(cls: type) -> bool:
+    """Whether what a class holds stays; ``ClassGuard`` compares the classes of modules."""
+    return hasattr(cls, "__layout__") or is_library(cls)
+
+
 def _is_sealed(value: Any) -> bool:
     """Whether a value is immutable by construction, or checked elsewhere."""
     cls = type(value)
     if _is_class(value):
-        return hasattr(value, "__layout__") or is_library(value)
+        return _is_watched(value)
     if issubclass(cls, _CODE):
         return isinstance(value, BuiltinFunctionType) or is_library(value)
     if issubclass(cls, enum.Enum):
@@ -174,7 +182,7 @@ def _is_sealed(value: Any) -> bool:
         return True
     plain = issubclass(cls, _SEALED) and not hasattr(value, "__dict__")
     ours = cls in _SEALED or hasattr(cls, "__layout__")
-    return plain or ours or _is_table(value)
+    return plain or ours or is_generated(value) or _is_table(value)
 
 
 def _is_table(value: Any) -> bool:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["define", "function_of"]
+__all__ = ["define", "function_of", "is_generated"]
+
+_MARK = object()
 
 
 def define(source: str, names: dict[str, Any], defined: Sequence[str]) -> list[Any]:
@@ -21,7 +23,13 @@ def define(source: str, names: dict[str, Any], defined: Sequence[str]) -> list[A
     them alive.
     """
     exec(source, names)
+    names["__generated__"] = _MARK
     return [names.pop(name) for name in defined]
+
+
+def is_generated(names: Any) -> bool:
+    """Whether these are the globals of generated code, which nobody else writes to."""
+    return type(names) is dict and names.get("__generated__") is _MARK
 
 
 def function_of(head: str, body: Sequence[str], names: dict[str, Any]) -> Any:

@@ -22,6 +22,7 @@ from functools import cached_property, wraps
 from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
+from parallax._compat.methods import give_places
 from parallax._compat.opaque import constant_while_tracing
 from parallax.core.constants import constant_key, identity_key
 from parallax.core.containers import keys_of
@@ -142,6 +143,7 @@ class Structure:
 
     def traced(self, which: str) -> Callable[..., Any]:
         """The function that a trace calls for ``build``, ``build_with_rng`` or ``collect``."""
+        give_places()
         return _written(self, which)
 
     # -- looking ----------------------------------------------------------------------------

@@ -179,10 +179,9 @@ def key(seed: int | Tensor) -> Key:
         return _key(seed.detach().to("cpu", torch.int64, copy=True))
     if not ops.is_int(seed):
         raise TypeError(f"key(seed): a seed is an int, got {shown(seed)}. Write random.key(0)")
-    return _marked(
-        torch.tensor(ops.signed(seed, "key(seed)"), dtype=torch.int64, device="cpu"),
-        getattr(seed, "mark", None),
-    )
+    data = torch.tensor(ops.signed(seed, "key(seed)"), dtype=torch.int64, device="cpu")
+    # Where a trace has a symbol for a number, that has no attributes.
+    return _key(data) if dynamo.is_compiling() else _marked(data, getattr(seed, "mark", None))
 
 
 def _marked(data: Tensor, mark: Any) -> Key:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as torch_pytree
 
 from parallax import Module, random, tree
 from parallax.random import Key
+from tests.compiling import make_compiled
 
 # -- making ----------------------------------------------------------------------------------------
 
@@ -118,6 +119,16 @@ def test_a_key_can_be_a_field_of_a_module() -> None:
 
     noise = Noise(random.key(0))
     assert torch.equal(noise(torch.zeros(3)), random.normal(random.key(0), (3,)))
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_key_of_a_number_that_changes_between_compiled_calls() -> None:
+    def draw(seed: int) -> Tensor:
+        return random.normal(random.key(seed), (2,))
+
+    compiled = make_compiled(draw, backend="eager")
+    for seed in (0, 1, 2, -3, 2**40):
+        assert torch.equal(compiled(seed), draw(seed))
 
 
 @pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda k: pickle.loads(pickle.dumps(k))])
