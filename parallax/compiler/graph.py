@@ -33,8 +33,8 @@ from parallax.compiler.leaves import Leaves
 from parallax.compiler.opening import write_opener
 from parallax.compiler.outside import Outside
 from parallax.compiler.packing import build_call, spell
-from parallax.compiler.results import Loaded, Result, recorder, written_builder
-from parallax.compiler.writes import has_containers, note, put_back, spell_written
+from parallax.compiler.results import Loaded, Result, recorder
+from parallax.compiler.writes import containers, has_containers, note, put_back, spell_written
 from parallax.random import reuse
 
 __all__ = ["Graph"]
@@ -193,7 +193,10 @@ class Graph:
         if self.given is not None:
             results = self.given.apart(items, results)
             self.given.finish(args, kwargs)
-        result = known.build(results)
+        if known.names_argument:
+            result = known.build(results, containers((*args, *kwargs.values()), []))
+        else:
+            result = known.build(results)
         if not known.written.indices:
             return result
         result, *contents = result
@@ -203,7 +206,7 @@ class Graph:
     def _take(self, loaded: Loaded) -> None:
         """Has what was compiled in another process run here."""
         self._run, self._spare, self._keeper = loaded.run, None, None
-        self.results += [Result(*known, written_builder(*known)) for known in loaded.results]
+        self.results += [Result.of(*known) for known in loaded.results]
         self._outside.traced = True
         if self.given is not None:
             self.given.restore(loaded.written)
@@ -347,9 +350,10 @@ def _flat(fn: Callable[..., Any]) -> FunctionType:
         noted = [] if parallax_note is None else parallax_note(args, kwargs)
         results: list[Any] = []
         tokens: list[Any] = []
+        met = [one for one, _ in noted]
 
         def spell_one(value: Any) -> None:
-            parallax_spell(value, results, tokens, donates)
+            parallax_spell(value, results, tokens, met, donates)
 
         spell_one(fn(*args, **kwargs))
         indices, same = parallax_written(noted, spell_one)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from parallax.compiler.packing import ITEM, RNG, Items, build, pack
+from parallax.compiler.packing import ITEM, RNG, Items, Same, build, pack
 from parallax.core.code import define
 from parallax.core.frozendict import FrozenDict
 from parallax.core.registry import unflatten_module
@@ -55,11 +55,16 @@ def write_opener(tokens: tuple[Any, ...], items: Sequence[Any]) -> Opener:
     return opener
 
 
-def write_builder(tokens: tuple[Any, ...]) -> Callable[[Sequence[Any]], Any]:
-    """Writes what puts a tree together from items: ``build`` for these tokens."""
+def write_builder(tokens: tuple[Any, ...]) -> Callable[..., Any]:
+    """Writes what puts a tree together from items: ``build`` for these tokens.
+
+    It is given the lists and dicts of the arguments, too, if the tokens name one.
+    """
+    if any([token[0] is Same for token in tokens if type(token) is tuple]):
+        return lambda items, met=(): build(iter(tokens), Items(items), [*met])
     writer = _Builder(tokens)
     source = f"def build(items):\n  return {writer.value()}"
-    builder: Callable[[Sequence[Any]], Any] = _made(source, "build", writer.scope)
+    builder: Callable[..., Any] = _made(source, "build", writer.scope)
     return builder
 
 

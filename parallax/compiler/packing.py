@@ -24,12 +24,16 @@ from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
 
 __all__ = [
-    "ITEM", "Items", "build", "build_call", "pack", "pack_call", "paths_of", "placed",
+    "ITEM", "Items", "Same", "build", "build_call", "pack", "pack_call", "paths_of", "placed",
     "positions_in_modules", "spans", "spell",
 ]  # fmt: skip
 
 ITEM = "item"
 RNG = "rng"  # before a module's token: the rng it holds is an item, ahead of its leaves
+
+
+class Same:
+    """The class of a list or dict of a result that was met before; its number follows."""
 
 
 # -- eager ------------------------------------------------------------------------------------
@@ -185,8 +189,8 @@ class Items:
         return self._items[start : start + count]
 
 
-def build(tokens: Iterator[Any], items: Items) -> Any:
-    """The next value of ``tokens``, from the next ``items``."""
+def build(tokens: Iterator[Any], items: Items, met: list[Any] | None = None) -> Any:
+    """The next value of ``tokens``, from the next ``items``; ``met`` are lists and dicts so far."""
     token = next(tokens)
     if token is ITEM:
         return items.take(1)[0]
@@ -196,16 +200,25 @@ def build(tokens: Iterator[Any], items: Items) -> Any:
         token = next(tokens)
     if type(token) is Structure:
         return unflatten_module(token, items.take(len(token.first)), rng)
-    return _build_container(token, tokens, items)
+    if met is None:
+        return _build_container(token, tokens, items, None)
+    if token[0] is Same:
+        return met[token[2]]
+    number = len(met)
+    met += [None] * (token[0] in (list, dict))
+    found = _build_container(token, tokens, items, met)
+    if token[0] in (list, dict):
+        met[number] = found
+    return found
 
 
-def _build_container(token: Any, tokens: Iterator[Any], items: Items) -> Any:
+def _build_container(token: Any, tokens: Iterator[Any], items: Items, met: list[Any] | None) -> Any:
     cls, keys = token[0], token[1]
     if cls is dict:
-        return {key: build(tokens, items) for key in keys}
+        return {key: build(tokens, items, met) for key in keys}
     if cls is FrozenDict:
-        return FrozenDict({key: build(tokens, items) for key in keys})
-    values = [build(tokens, items) for _ in range(keys)]
+        return FrozenDict({key: build(tokens, items, met) for key in keys})
+    values = [build(tokens, items, met) for _ in range(keys)]
     if cls is list:
         return values
     if cls is tuple:
@@ -218,13 +231,22 @@ def _build_container(token: Any, tokens: Iterator[Any], items: Items) -> Any:
 # -- traced -----------------------------------------------------------------------------------
 
 
-def spell(value: Any, items: list[Any], tokens: list[Any], deep: bool = False) -> None:
+def spell(
+    value: Any, items: list[Any], tokens: list[Any], met: list[Any], deep: bool = False
+) -> None:
     """Takes one result apart under tracing, as ``pack``.
 
     A module made in the trace is an item, which dynamo makes anew itself: a constant of it may be
     known to dynamo alone. Where ``deep``, it is taken apart if its constants are numbers and texts.
+    A list or dict that is among ``met`` is said to be that one; others are added.
     """
     cls: Any = type(value)
+    if cls is list or cls is dict:
+        for number, one in enumerate(met):
+            if one is value:
+                tokens.append((Same, 0, number))
+                return
+        met.append(value)
     if hasattr(cls, "__layout__") and (
         type(value._spec) is Structure or (deep and _is_describable(value))
     ):
@@ -237,12 +259,12 @@ def spell(value: Any, items: list[Any], tokens: list[Any], deep: bool = False) -
     elif cls is tuple or cls is list or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
         tokens.append((cls, len(value)))
         for item in value:
-            spell(item, items, tokens, deep)
+            spell(item, items, tokens, met, deep)
     elif cls is dict:
         keys = tuple(value)
         tokens.append((cls, keys, tuple([type(key) for key in keys])))
         for item in value.values():
-            spell(item, items, tokens, deep)
+            spell(item, items, tokens, met, deep)
     else:
         items.append(value)
         tokens.append(ITEM)

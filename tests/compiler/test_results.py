@@ -196,3 +196,30 @@ def test_transforms_inside() -> None:
 
     models, xs = tree.stack([net(0), net(1)]), torch.randn(2, SIZE)
     torch.testing.assert_close(make_compiled(fn, backend="aot_eager")(models, xs), fn(models, xs))
+
+
+def test_a_list_or_dict_in_two_places_is_one() -> None:
+    def fn(x: Tensor, given: list[Any], table: dict[str, Any]) -> Any:
+        made: list[Any] = [2 * x]
+        given.append(made)
+        inner = {"made": made, "deep": (made, table)}
+        return given, inner, (made, [inner]), {"table": table, "given": table["given"]}
+
+    compiled, x = make_compiled(fn, backend="eager"), torch.ones(2)
+    for run in (fn, compiled, compiled):
+        given: list[Any] = [1.0]
+        table: dict[str, Any] = {"given": [3]}
+        first, inner, (made, [again]), last = run(x, given, table)
+        assert first is given and len(given) == 2
+        assert given[1] is made is inner["made"] is inner["deep"][0]
+        assert again is inner and inner["deep"][1] is table is last["table"]
+        assert last["given"] is table["given"]
+        assert torch.equal(made[0], 2 * x)
+
+
+def test_equal_lists_and_empty_ones_stay_apart() -> None:
+    def fn(x: Tensor) -> Any:
+        return [], [], {"a": []}, [x], [x]
+
+    one, other, table, first, second = make_compiled(fn, backend="eager")(torch.ones(2))
+    assert len({id(one), id(other), id(table["a"]), id(first), id(second)}) == 5
