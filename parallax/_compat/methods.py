@@ -1,4 +1,4 @@
-"""Where the methods of modules are that a trace has made.
+"""Where the methods of objects are that a trace has made, such as those of all modules in it.
 
 Dynamo (2.13 and 2.14) knows the class of an object that it made, and no place for what it finds
 there: it does not guard the object's methods, and cannot trace one that closes over an object or a
@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 from types import FunctionType
 from typing import Any
 
 __all__ = ["give_places"]
 
+_LIBRARIES = {*sys.stdlib_module_names, "torch", "optree", "parallax", "typing_extensions"}
+
 
 @functools.cache
 def give_places() -> None:
-    """Has dynamo know the methods of the modules that it makes, from now on. Only in a trace."""
+    """Has dynamo know the methods of the objects that it makes, from now on. Only in a trace."""
     from torch._dynamo.guards import GuardBuilder, install_guard
     from torch._dynamo.source import AttrSource, GetItemSource, TypeDictSource, TypeMROSource
     from torch._dynamo.symbolic_convert import InstructionTranslator
@@ -38,13 +41,16 @@ def give_places() -> None:
         return isinstance(variable, objects) and hasattr(variable.value_type, "__layout__")
 
     def is_made(variable: Any) -> bool:
-        """Whether a variable is a module that the trace has made."""
-        return is_module(variable) and variable.source is None and variable.cls_source is not None
+        """Whether a variable is an object that the trace has made, of no class of a library."""
+        if not isinstance(variable, objects) or variable.source or not variable.cls_source:
+            return False
+        home = str(variable.value_type.__module__).partition(".")[0]
+        return is_module(variable) or home not in _LIBRARIES
 
     def get_source_by_walking_mro(self: Any, tx: Any, name: str) -> Any:
         """Guards, too, that no other function stands there, or in front of it."""
         place = walk(self, tx, name)
-        if is_module(self):
+        if is_module(self) or is_made(self):
             if name not in vars(self.value_type):
                 absent = functools.partial(GuardBuilder.DICT_NOT_CONTAINS, key=name)
                 install_guard(TypeDictSource(self.cls_source).make_guard(absent))

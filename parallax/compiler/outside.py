@@ -1,4 +1,4 @@
-"""Tensors that a function reads from globals, beside its arguments.
+"""Tensors that a function reads from globals and what methods close over, beside its arguments.
 
 Dynamo takes a global that is an argument as well for that argument, and guards it no more: at a
 call with another argument, its graph would read that one in the global's place. Here such pairs
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from types import CodeType
+from contextlib import suppress
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import Tensor
@@ -47,7 +48,7 @@ class Outside:
         leaves = {id(e.value): int(m[1]) for m, e in found if m and m[1]}
         for match, entry in found:
             place = entry.orig_guard.name
-            if match or not place.startswith("G[") or not entry.has_value:
+            if match or "G[" not in place or "L[" in place or not entry.has_value:
                 continue
             if isinstance(entry.value, Tensor):
                 if entry.guard_type == "TENSOR_MATCH":
@@ -89,6 +90,10 @@ def _within(place: str, value: Any, names: frozenset[str]) -> Iterator[tuple[str
     elif type(value) in (list, tuple):
         for index, inner in enumerate(value):
             yield f"{place}[{index}]", inner
+    elif type(value) is FunctionType:
+        for index, cell in enumerate(value.__closure__ or ()):
+            with suppress(ValueError):  # not filled yet
+                yield f"{place}.__closure__[{index}].cell_contents", cell.cell_contents
     else:
         for name, inner in list((getattr(value, "__dict__", None) or {}).items()):
             if name in names:

@@ -1,7 +1,8 @@
-"""Methods of modules that a trace makes: what they hold is read and guarded as everywhere else."""
+"""Methods of objects that a trace makes: what they hold is read and guarded as everywhere else."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable
@@ -107,8 +108,7 @@ def test_what_methods_close_over(compiler: Any, fn: Any) -> None:
 
 
 @COMPILERS
-@FUNCTIONS
-def test_methods_that_are_exchanged(compiler: Any, fn: Any) -> None:
+def test_methods_that_are_exchanged(compiler: Any) -> None:
     class First(Linear):
         def forward(self, x: Tensor) -> Tensor:
             return self.weight * x
@@ -135,7 +135,7 @@ def test_methods_that_are_exchanged(compiler: Any, fn: Any) -> None:
             return self.of_none(self.of_class(y)) * self.by
 
     kept = Base.scale
-    compiled, net, x = compiler(fn), Net(torch.ones(2)), torch.ones(2)
+    compiled, net, x = compiler(gradient), Net(torch.ones(2)), torch.ones(2)
     before = compiled(net, x)
     cls: Any = Net
     changes: list[Callable[[], None]] = [
@@ -151,7 +151,7 @@ def test_methods_that_are_exchanged(compiler: Any, fn: Any) -> None:
     ]
     for change in changes:
         change()
-        expected, got = fn(net, x), compiled(net, x)
+        expected, got = gradient(net, x), compiled(net, x)
         assert not torch.equal(expected, before)
         assert torch.equal(got, expected)
         before = expected
@@ -172,6 +172,59 @@ def test_a_compiled_method_of_a_class_that_is_made_in_a_function() -> None:
     shift = torch.full((2,), 3.0)
     assert net.loss(x).item() == 16.0
     assert make_compiled(net, backend="eager")(x).tolist() == [1.0, 1.0]
+
+
+@FUNCTIONS
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_tensor_that_a_method_closes_over_may_be_a_leaf_too(fn: Any, first: int) -> None:
+    tensor = torch.full((2,), 2.0)
+
+    class Net(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * tensor + self.weight * tensor
+
+    nets = [Net(tensor), Net(torch.full((2,), 3.0))]
+    compiled, x = ours(fn), torch.ones(2)
+    for net in (nets[first], nets[1 - first], nets[first]):
+        torch.testing.assert_close(compiled(net, x), fn(net, x))
+    tensor = torch.full((2,), 5.0)
+    for net in (*nets, Net(tensor)):
+        torch.testing.assert_close(compiled(net, x), fn(net, x))
+
+
+@COMPILERS
+def test_methods_of_other_objects_that_are_made_in_a_trace(compiler: Any) -> None:
+    held, tensor = [2.0], torch.full((2,), 3.0)
+
+    class Runs:
+        def __init__(self, net: Any) -> None:
+            self.net = net
+
+        def run(self, x: Tensor) -> Any:
+            return self.net(x) * held[0] * tensor
+
+        def __call__(self, x: Tensor) -> Any:
+            return self.run(x) + tensor
+
+    @dataclasses.dataclass
+    class Data(Runs):
+        net: Any
+
+        def run(self, x: Tensor) -> Any:
+            return super().run(x) * held[0]
+
+    def fn(net: Any, x: Tensor) -> Any:
+        return Runs(net)(x) + Data(net)(x)
+
+    net, x = Linear(torch.ones(2)), torch.ones(2)
+    compiled = compiler(fn)
+    torch.testing.assert_close(compiled(net, x), fn(net, x))
+    held[0] = 5.0
+    torch.testing.assert_close(compiled(net, x), fn(net, x))
+    tensor = torch.full((2,), 7.0)
+    torch.testing.assert_close(compiled(net, x), fn(net, x))
+    Runs.run = lambda self, x: 11 * x  # type: ignore[method-assign]  # the change in question
+    torch.testing.assert_close(compiled(net, x), fn(net, x))
 
 
 def test_arrays_of_numpy_that_are_no_arguments() -> None:
