@@ -87,7 +87,7 @@ class Kind:
         if cls in NODES:
             return (_ANY,) * count
         each: Any = (self.mapping,) if cls is FrozenDict else self.items
-        return each if cls is not FrozenDict and not self.variadic else each * count  # type: ignore[no-any-return]  # kinds
+        return each * (count // len(each))  # type: ignore[no-any-return]  # kinds
 
 
 _ROLES: dict[type, Leaf] = {Parameter: PARAMETER, Tensor: SLOT}

@@ -114,3 +114,17 @@ def test_what_is_allowed_is_taken_as_it_is() -> None:
     assert Function(torch.tanh).act is torch.tanh and Function(DENSE).act is DENSE
     assert Several([DENSE]).several == (DENSE,) and Two([DENSE, DENSE]).two == (DENSE, DENSE)  # type: ignore[arg-type]  # lists are frozen
     assert dict(Named({"a": DENSE}).named) == {"a": DENSE}
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: Named({"a.b": DENSE}), "has the key 'a.b'"),
+        (lambda: Two([DENSE]), "Two.two is a tuple of 2 items, got 1"),  # type: ignore[arg-type]  # what is refused
+    ],
+)
+def test_a_container_that_does_not_fit_is_refused_in_compiled_code(
+    make: Callable[[], Module], line: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(line)):
+        torch.compile(make, backend="eager")()
