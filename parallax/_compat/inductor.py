@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from torch.fx import Graph
 
@@ -107,7 +108,34 @@ def untested_vectors() -> dict[str, Any]:
     """
     from torch._inductor import config
 
-    return {} if config.cpp.vec_isa_ok is not None else {"cpp.vec_isa_ok": True}
+    if config.cpp.vec_isa_ok is not None:
+        return {}
+    _take_extensions()
+    return {"cpp.vec_isa_ok": True}
+
+
+@functools.cache
+def _take_extensions() -> None:
+    """Has inductor take two extensions of AVX-512 without their own tests, 2 s more of CPU.
+
+    Every compiler of C++20 knows them. Inductor keeps the answers, which no option gives.
+    """
+    from torch._inductor import config, cpu_vec_isa
+
+    tested = cpu_vec_isa.VecISA.check_build
+    taken = {
+        cpu_vec_isa.VecAVX512._avx512_bf16_code,
+        cpu_vec_isa.VecAVX512VNNI._avx512_vnni_code,
+    }
+
+    def check_build(unit: Any, code: str) -> bool:
+        return code in taken or tested(unit, code)
+
+    with (
+        mock.patch.object(cpu_vec_isa.VecISA, "check_build", check_build),
+        config.patch({"cpp.vec_isa_ok": True}),
+    ):
+        cpu_vec_isa.valid_vec_isa_list()
 
 
 def have_vectors_tested() -> None:

@@ -73,7 +73,8 @@ def settings_for(
     # the meshes of distributed results, which are results of a graph in torch 2.14, come as None.
     in_python = _repeats(tokens) or shards.any_distributed(items)
     defaults: dict[str, Any] = {} if in_python else {"cpp_wrapper": True}
-    defaults |= inductor.untested_vectors()
+    if "cpp.vec_isa_ok" not in options:
+        defaults |= inductor.untested_vectors()
     defaults |= inductor.lighter_code(asserted="size_asserts" in options)
     return {**settings, "options": {**defaults, **options}}
 
