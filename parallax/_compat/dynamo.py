@@ -205,11 +205,11 @@ class TraceLog:
             utils.set_compilation_metrics_limit(self._limit)
 
 
-def source_value(source: Any, space: dict[str, Any], cache: dict[Any, Any]) -> Any:
-    """What a place that dynamo has guarded holds now; ``space`` are the globals it starts from."""
+def source_value(source: Any, roots: dict[str, Any], cache: dict[Any, Any]) -> Any:
+    """What a place that dynamo has guarded holds now; ``roots`` are the globals and the locals."""
     from torch._dynamo.guards import _get_closure_vars
 
-    return source.get_value({"G": space, "L": {}}, _get_closure_vars(), cache)
+    return source.get_value(roots, _get_closure_vars(), cache)
 
 
 def global_name(source: Any) -> str | None:

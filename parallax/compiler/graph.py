@@ -289,9 +289,8 @@ class Graph:
         flat = FunctionType(code, namespace, self.name, None, (CellType(fn),))
         self._outside = Outside(namespace)
         watch = self.classes.watch
-        guards = Guards(
-            namespace, tuple(namespace), lambda k: self._writes or k in self.loose, watch
-        )
+        loose: Callable[[int], bool] = lambda k: self._writes or k in self.loose  # noqa: E731
+        guards = Guards(namespace, {"fn": fn}, tuple(namespace), loose, watch)
         self.code, self.space = code, namespace
         return compile_flat(flat, settings, guards, self._outside, self._keeper)
 

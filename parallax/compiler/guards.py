@@ -3,6 +3,8 @@
 A guard goes where a value can change between two calls. It is left out where every step to the
 value is through something that is immutable by construction (a structure, a module, a tuple) or
 that is checked elsewhere (a class of the arguments, by ``ClassGuard``), and so is the value itself.
+So is what a library holds below a place where a guard compares which function, class or module of
+the library is there.
 What these hold of the user's own (a config object, a function and what it closes over, the lists
 of a class) is guarded. What decides is who owns a value, not its name.
 """
@@ -10,6 +12,7 @@ of a class) is guarded. What decides is who owns a value, not its name.
 from __future__ import annotations
 
 import enum
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -39,10 +42,13 @@ _SCALARS = (int, float, complex, bool, str, bytes, type(None), type(Ellipsis), r
 _SEALED = (
     *_SCALARS, torch.dtype, torch.device, torch.Size, torch.layout,
     tuple, frozenset, FrozenDict, Structure, Local, Static, Leaf, Layout, Kind, Lazy,
+    property, staticmethod, classmethod,
 )  # fmt: skip
 # Tables that lose only classes that nobody can reach, and what says "a leaf".
 _TABLES = (NODES, *registries.TORCH_TABLES)
 _LIBRARIES = ("torch", "optree", "parallax")
+_EXAMPLES = "parallax.examples"  # to be played with
+_WRAPS: Any = functools.wraps  # no other function of Python has defaults that traces read
 # Rooms of Parallax whose modules have no state but those tables.
 _STATELESS = ("parallax.core", "parallax.compiler", "parallax.tree")
 
@@ -52,16 +58,17 @@ class Guards:
 
     Args:
         space: the globals of the flat function.
+        local: what it closes over.
         given: the names in it that never change.
         is_loose: whether dynamo shall guard a leaf itself; asked after tracing.
         watch: is told the classes of all values that a trace has met, and those that it met.
     """
 
     def __init__(
-        self, space: dict[str, Any], given: Sequence[str], is_loose: Callable[[int], bool],
-        watch: Callable[[set[type]], None],
+        self, space: dict[str, Any], local: dict[str, Any], given: Sequence[str],
+        is_loose: Callable[[int], bool], watch: Callable[[set[type]], None],
     ) -> None:  # fmt: skip
-        self._space = space
+        self._roots = {"G": space, "L": local}
         self._given = frozenset(given)
         self._is_loose = is_loose
         self._watch = watch
@@ -70,7 +77,9 @@ class Guards:
         """For each guard of a trace, whether dynamo shall check it."""
         values = [entry.value for entry in entries if entry.has_value]
         self._watch(set(_classes_of(values)))
-        chain = _Chain(self._space, self._given)
+        chain = _Chain(self._roots, self._given)
+        compared = [e for e in entries if e.has_value and e.guard_type in _IDENTITY]
+        chain.pin(e.orig_guard.originating_source for e in compared if is_library(e.value))
         return [self._keeps(entry, chain) for entry in entries]
 
     def _keeps(self, entry: Any, chain: _Chain) -> bool:
@@ -82,10 +91,13 @@ class Guards:
             return False  # no graph is run under a transform
         if not entry.has_value:
             return True
+        if entry.guard_type == "NOT_PRESENT_IN_GENERIC_DICT" and _is_frozen(entry.value):
+            return False
         source = entry.orig_guard.originating_source
-        if not chain.is_fixed(source):
+        identity = entry.guard_type in _IDENTITY
+        if not (chain.leads_to(source) if identity else chain.is_fixed(source)):
             return True
-        if dynamo.class_of_dict(source) is not None or entry.guard_type in _IDENTITY:
+        if dynamo.class_of_dict(source) is not None or identity:
             return False
         return not (_is_sealed(entry.value) or chain.is_part_of_library(source))
 
@@ -109,22 +121,29 @@ def _is_class(value: Any) -> TypeIs[type]:
 class _Chain:
     """The steps to the values of one trace."""
 
-    def __init__(self, space: dict[str, Any], given: frozenset[str]) -> None:
-        self._space = space
+    def __init__(self, roots: dict[str, Any], given: frozenset[str]) -> None:
+        self._roots = roots
         self._given = given
         self._values: dict[Any, Any] = {}
         self._fixed: dict[Any, bool] = {}
 
+    def pin(self, sources: Iterable[Any]) -> None:
+        """Takes sources for fixed at which a guard compares the identity, unless it is left out."""
+        self._fixed = dict.fromkeys(sources, True)
+
     def is_fixed(self, source: Any) -> bool:
-        """Whether a source always leads to the same object."""
+        """Whether a source always leads to the same object, or the guards fail."""
         found = self._fixed.get(source)
         if found is None:
-            try:
-                found = self._find_fixed(source)
-            except (AttributeError, KeyError, IndexError, NameError, TypeError):
-                found = False  # dynamo has no expression for this place
-            self._fixed[source] = found
+            found = self._fixed[source] = self.leads_to(source)
         return found
+
+    def leads_to(self, source: Any) -> bool:
+        """As ``is_fixed``, by the steps to it, so without a guard at the source itself."""
+        try:
+            return self._find_fixed(source)
+        except (AttributeError, KeyError, IndexError, NameError, TypeError):
+            return False  # dynamo has no expression for this place
 
     def is_part_of_library(self, source: Any) -> bool:
         """Whether a source leads to a function, class or module that a library holds as its own."""
@@ -146,7 +165,7 @@ class _Chain:
         return self.is_fixed(base) and _holds(self._value(base), self._value(source), source)
 
     def _value(self, source: Any) -> Any:
-        return dynamo.source_value(source, self._space, self._values)
+        return dynamo.source_value(source, self._roots, self._values)
 
 
 def _holds(owner: Any, value: Any, source: Any) -> bool:
@@ -157,11 +176,27 @@ def _holds(owner: Any, value: Any, source: Any) -> bool:
     if isinstance(owner, ModuleType):
         if owner.__name__.startswith(_STATELESS) and is_library(owner):
             return True
-        return is_library(owner) and (isinstance(value, _CODE) or _is_table(value))
+        kept = isinstance(value, _CODE) or _is_table(value) or _is_number_of_ours(owner, value)
+        return is_library(owner) and kept
     if isinstance(owner, FunctionType):
-        code = isinstance(value, _CODE) or dynamo.is_default(source)
-        return is_library(owner) and code
-    return _is_sealed(owner)
+        default = dynamo.is_default(source)
+        code = isinstance(value, _CODE) or default
+        return (is_library(owner) and code) or (default and owner is _WRAPS)
+    return _is_sealed(owner) or is_generated(owner)
+
+
+def _is_number_of_ours(owner: ModuleType, value: Any) -> bool:
+    """Whether a module of Parallax holds a number or text, which no function of ours binds anew."""
+    ours = owner.__name__.startswith("parallax.") and not owner.__name__.startswith(_EXAMPLES)
+    return ours and isinstance(value, (*_SCALARS, torch.dtype, tuple, frozenset))
+
+
+def _is_frozen(value: Any) -> bool:
+    """Whether an object of a class of ours refuses new attributes, as an optimizer does."""
+    cls = type(value)
+    ours = is_library(cls) and cls.__module__.startswith("parallax.")
+    refusing: Any = cls.__setattr__
+    return ours and refusing is not object.__setattr__
 
 
 def _is_watched(cls: type) -> bool:
