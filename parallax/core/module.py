@@ -83,6 +83,7 @@ class Module(Instance, metaclass=ModuleMeta):
 
         def __call__(self: _HasForward[_P, _R_co], *args: _P.args, **kwargs: _P.kwargs) -> _R_co:
             """The result of ``forward``; at run time both are the same function."""
+            ...
 
     # Type checkers know by dataclass_transform that it is frozen; these would hide typos.
     if not TYPE_CHECKING:

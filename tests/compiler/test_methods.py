@@ -229,7 +229,6 @@ def test_methods_of_other_objects_that_are_made_in_a_trace(compiler: Any) -> Non
 
 def test_arrays_of_numpy_that_are_no_arguments() -> None:
     array = np.array([1.0, 2.0])
-    config = SimpleNamespace(array=np.array([3.0]))
 
     class Net(Module):
         weight: Parameter
@@ -238,8 +237,8 @@ def test_arrays_of_numpy_that_are_no_arguments() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.weight * x * torch.from_numpy(array) * float(self.config.array[0])
 
-    holder = type("Config", (), {})()
-    holder.array = config.array
+    holder: Any = type("Config", (), {})()
+    holder.array = np.array([3.0])
     net, x = Net(torch.ones(2, dtype=torch.float64), holder), torch.ones(2, dtype=torch.float64)
     compiled = make_compiled(output, backend="eager")
     assert compiled(net, x).tolist() == [3.0, 6.0]
