@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any, ClassVar, NoReturn, Self
 
 import torch
@@ -97,12 +98,7 @@ class Value:
             >>> optim.SGD(lr=0.1).replace(lr=0.01).lr
             0.01
         """
-        unknown = [name for name in changes if name not in (*self.names, "groups")]
-        if unknown:
-            raise TypeError(
-                f"optim.{type(self).__name__} has no hyper-parameter {unknown[0]!r}; "
-                f"it has {', '.join(self.names)}"
-            )
+        _check_names(type(self), changes)
         return type(self)(**{"groups": self.groups, **self.hyper, **changes})
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -124,13 +120,26 @@ class Value:
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
+def _check_names(cls: type[Value], given: Iterable[str]) -> None:
+    """Raises a ``TypeError`` for the first name that is none of a hyper-parameter."""
+    known = (*cls.names, "groups")
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, 1) or [cls.names[0]]
+            raise TypeError(
+                f"optim.{cls.__name__} has no hyper-parameter {name!r}; it has "
+                f"{', '.join(cls.names)}. Write {near[0]}=..."
+            )
+
+
 def _refusing_parameters(init: Callable[..., None]) -> Callable[..., None]:
-    """A generated ``__init__`` that refuses a model or its tensors as its first argument."""
+    """A generated ``__init__`` that refuses unknown names, and a model as its first argument."""
 
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         if not dynamo.is_compiling():
             check_no_parameters(type(self), args, kwargs)
+            _check_names(type(self), kwargs)
         init(self, *args, **kwargs)
 
     return __init__

@@ -68,6 +68,15 @@ def test_what_is_right_is_taken() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, _ in FIRST])
+def test_an_unknown_hyper_parameter_is_named_with_those_there_are(name: str) -> None:
+    cls: Any = getattr(optim, name)
+    with pytest.raises(TypeError, match=rf"optim\.{name} has no .* 'learning_rate'; it has lr, "):
+        cls(learning_rate=0.1)
+    with pytest.raises(TypeError, match=r"'weight_deca'; it has .*Write \w+=\.\.\."):
+        cls(weight_deca=0.1)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in FIRST])
 def test_numbers_that_are_none_are_refused_by_every_optimizer(name: str) -> None:
     for wrong in ("x", None, float("nan"), object(), MLP().initialize(0)):
         with pytest.raises((TypeError, ValueError), match=rf"optim\.{name}: .*lr|[Ll]earning"):
