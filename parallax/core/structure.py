@@ -17,7 +17,7 @@ To dynamo everything here is a constant, whose methods run as they are while a f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property, wraps
 from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -190,9 +190,10 @@ class Structure:
         return {".".join(map(str, path)): node for path, node in modules}
 
     @cached_property
-    def leaf_at(self) -> Sequence[int]:
+    def leaf_at(self) -> tuple[int, ...]:
         """For each place of a leaf, the index of its tensor among the unique leaves."""
-        return range(self.n_places) if self.expand is None else self.expand
+        # A tuple, of which dynamo makes a constant while it traces; of a range it does not.
+        return tuple(range(self.n_places)) if self.expand is None else self.expand
 
     @cached_property
     def first(self) -> tuple[int, ...]:

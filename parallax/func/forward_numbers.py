@@ -58,7 +58,9 @@ def _number_at(function: Any, place: int | str) -> str | None:
         name = place if isinstance(place, str) else [*parameters, *[""] * place][place]
         kinds = [str(parameters[name].annotation)] if name in parameters else []
     else:
-        packet = getattr(torch.ops.aten, getattr(function, "__name__", ""), None)
+        called = getattr(function, "__name__", "")
+        # Reading x.T is a call of __get__, which all objects have, the operators, too.
+        packet: Any = None if called.startswith("__") else getattr(torch.ops.aten, called, None)
         given = [] if packet is None else [_argument(packet, o, place) for o in packet.overloads()]
         found = [argument for argument in given if argument is not None]
         kinds, name = [str(x.type) for x in found], found[0].name if found else ""

@@ -41,6 +41,7 @@ UNCALLED = {
     *("debug.CheckError", "debug.ShapeError", "debug.trace_counts"),
     *("debug.NonFiniteError", "optim.DonatedError", "tree.Selection", "tree.TreeSpec"),
     *("bridge.Lifted", "bridge.Lowered", "optim.Average", "optim.Scale"),
+    *("optim.Accumulated", "optim.Chained", "optim.Skipped", "optim.Splits"),
     *("optim.State", "schedules.Plateau", "schedules.Schedule", "optim.Optimizer", "nn.KVCache"),
     "effects.Call",
     "io.Report",
