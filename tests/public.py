@@ -29,7 +29,11 @@ MADE_BY_FUNCTIONS = {
     "parallax.Module",  # by its subclasses, which have their own arguments
     "parallax.bridge.Lifted",
     "parallax.bridge.Lowered",
+    "parallax.optim.Accumulated",
+    "parallax.optim.Chained",
     "parallax.optim.Optimizer",  # by its subclasses
+    "parallax.optim.Skipped",
+    "parallax.optim.Splits",
     "parallax.optim.schedules.Schedule",  # by its subclasses
     "parallax.tree.Selection",
     "parallax.tree.TreeSpec",
