@@ -98,7 +98,8 @@ class Lazy:
                 f"{'none was given' if init is MISSING else f'got {init!r}'}. "
                 f"Write: {role}(shape, torch.nn.init.zeros_)"
             )
-        check_dtype(role, dtype)
+        if dtype is not None:
+            check_dtype(role, dtype)
         self.init = init
         self._dtype = dtype
         self.owner = ""

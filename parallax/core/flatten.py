@@ -62,10 +62,13 @@ class Shape:
     module ``plan[j]`` is its structure and its constants, for another node its constants.
     ``build_with_rng`` takes an rng after that, which every module holds. ``collect(tree)`` returns
     the leaves, tied ones in each place. ``modules(tree)`` returns the modules, parents first, and
-    reads nothing of them but their dict.
+    reads nothing of them but their dict. Each is written when it is first used.
     """
 
-    __slots__ = ("__weakref__", "_code", "children", "cls", "keys", "n_leaves", "n_nodes")
+    build: Callable[..., Any]
+    build_with_rng: Callable[..., Any]
+    collect: Callable[..., tuple[Any, ...]]
+    modules: Callable[..., tuple[Any, ...]]
 
     def __init__(self, cls: type, keys: tuple[Any, ...] | None, children: tuple[Any, ...]) -> None:
         self.cls = cls
@@ -73,13 +76,10 @@ class Shape:
         self.children = children
         self.n_leaves: int = sum([child.n_leaves for child in children])
         self.n_nodes: int = 1 + sum([child.n_nodes for child in children])
-        self._code: dict[str, Callable[..., Any]] = {}
 
-    def code(self, which: str) -> Callable[..., Any]:
-        """The function ``build``, ``build_with_rng``, ``collect`` or ``modules``."""
-        return self._code.get(which) or self._generate(which)
-
-    def _generate(self, which: str) -> Callable[..., Any]:
+    def __getattr__(self, which: str) -> Any:
+        if which not in Shape.__annotations__:
+            raise AttributeError(which)
         # Inner shapes first and without recursion, so that deep trees need no deep stack.
         order, stack = [], [self]
         while stack:
@@ -87,9 +87,9 @@ class Shape:
             order.append(shape)
             stack += [child for child in shape.children if child.n_nodes > _INLINE_NODES]
         for shape in reversed(order):
-            if which not in shape._code:
-                shape._code[which] = _Writer(shape, which).function()
-        return self._code[which]
+            if which not in vars(shape):
+                setattr(shape, which, _Writer(shape, which).function())
+        return vars(self)[which]
 
 
 def write_traced(structure: Structure, which: str) -> Callable[..., Any]:
@@ -223,7 +223,7 @@ class _Writer:
         return values
 
     def call(self, shape: Shape, i: str, j: str) -> str:
-        function = self.bound(shape.code(self.which))
+        function = self.bound(getattr(shape, self.which))
         return f"{function}(L, {i}, N, {j}{', R' if self.rng else ''})"
 
     # -- collect ------------------------------------------------------------------------------
@@ -247,14 +247,14 @@ class _Writer:
             if len(shape.children) > self.unroll and len(kinds) == 1 and STATIC not in kinds:
                 if shape.children[0] is LEAF:
                     return [] if modules else [f"*{bound}"]
-                collect = self.bound(shape.children[0].code(self.which))
+                collect = self.bound(getattr(shape.children[0], self.which))
                 return [f"*[leaf for child in {bound} for leaf in {collect}(child)]"]
             names = [f"{bound}[{index}]" for index in range(len(shape.children))]
         for name, child in zip(names, shape.children, strict=True):
             if child is LEAF:
                 parts += [] if modules else [name]
             elif child is not STATIC and child.n_nodes > self.inline:
-                parts.append(f"*{self.bound(child.code(self.which))}({name})")
+                parts.append(f"*{self.bound(getattr(child, self.which))}({name})")
             elif child is not STATIC:
                 parts += self.parts(child, self.bind(name))
         return parts

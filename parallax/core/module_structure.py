@@ -1,4 +1,4 @@
-"""The structure, the leaves and the note of a module, however it was made.
+"""Takes modules apart into a structure and leaves, however they were made, and builds them.
 
 A module gets them at the end of its construction. A module that raw optree or a trace made gets
 them when it is first taken apart.
@@ -6,7 +6,7 @@ them when it is first taken apart.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -26,12 +26,14 @@ from parallax.core.ties import find_ties
 
 __all__ = [
     "describe",
+    "flatten_module",
     "leaves_of",
     "local_part",
     "modules_in",
     "note_of",
     "spec_of",
     "spread",
+    "unflatten_module",
 ]
 
 _set = object.__setattr__
@@ -63,9 +65,66 @@ def leaves_of(module: Any) -> tuple[Any, ...]:
     return leaves
 
 
+def flatten_module(module: Any) -> tuple[tuple[Any, ...], Structure]:
+    """The unique leaves and the structure of a module.
+
+    Both are computed once and kept on the module. ``tree.flatten`` is the same for any tree.
+
+    Args:
+        module: a module.
+
+    Returns:
+        The leaves and the structure. A tied leaf comes once, and a hole comes as ``None``.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn, registry
+        >>> leaves, structure = registry.flatten_module(nn.Linear(3, 2, bias=False).initialize(0))
+        >>> structure.paths, [None if leaf is None else leaf.shape for leaf in leaves]
+        (('weight', 'bias'), [torch.Size([2, 3]), None])
+    """
+    structure = module._spec
+    if type(structure) is not Structure or is_compiling():
+        structure = spec_of(module)
+    return leaves_of(module), structure
+
+
+def unflatten_module(structure: Structure, leaves: Iterable[Any], rng: Any = None) -> Any:
+    """Builds a module from its structure and leaves; the inverse of ``flatten_module``.
+
+    Args:
+        structure: what ``flatten_module`` returned.
+        leaves: as many leaves as it returned. Their number is not checked here, as it is by
+            ``tree.unflatten``.
+        rng: the random state that the module holds; by default none.
+
+    Returns:
+        The module; no ``__init__``, converter or check of any class runs.
+
+    Example:
+        >>> import torch
+        >>> from parallax import nn, registry
+        >>> linear = nn.Linear(3, 2).initialize(0)
+        >>> leaves, structure = registry.flatten_module(linear)
+        >>> halved = registry.unflatten_module(structure, [leaf / 2 for leaf in leaves])
+        >>> torch.equal(halved.weight, linear.weight / 2)
+        True
+    """
+    leaves = tuple(leaves)
+    if not is_compiling():
+        module = structure.build(leaves, rng)
+        _set(module, "_leaves", leaves)
+        return module
+    traced = structure.itself().traced  # type: ignore[attr-defined]  # of every constant of a trace
+    module = traced("build")(leaves) if rng is None else traced("build_with_rng")(leaves, rng)
+    # Spelled out: dynamo takes an alias of it for the __setattr__ of the class.
+    object.__setattr__(module, "_leaves", leaves)
+    return module
+
+
 def modules_in(module: Any) -> tuple[Any, ...]:
     """A module and all below it, in preorder; one in several places comes as often."""
-    return spec_of(module).shape.code("modules")(module)  # type: ignore[no-any-return]  # generated
+    return spec_of(module).shape.modules(module)
 
 
 def note_of(module: Any) -> Note:

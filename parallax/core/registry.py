@@ -18,10 +18,10 @@ from typing import Any
 
 import optree
 
-from parallax._compat import dynamo, registries
+from parallax._compat import registries
 from parallax._errors.arguments import check_function, shown
 from parallax.core.layout import Layout
-from parallax.core.module_structure import leaves_of, spec_of
+from parallax.core.module_structure import flatten_module, spec_of, unflatten_module
 from parallax.core.nodes import NODES, Node, is_node
 from parallax.core.optree_nodes import optree_functions
 from parallax.core.structure import Structure
@@ -34,64 +34,6 @@ NAMESPACE = "parallax"
 # Kept for ever: when the context manager is collected, the order is reset.
 _insertion_ordered = optree.dict_insertion_ordered(True, namespace=NAMESPACE)
 _insertion_ordered.__enter__()
-_set = object.__setattr__
-
-
-def flatten_module(module: Any) -> tuple[tuple[Any, ...], Structure]:
-    """The unique leaves and the structure of a module.
-
-    Both are computed once and kept on the module. ``tree.flatten`` is the same for any tree.
-
-    Args:
-        module: a module.
-
-    Returns:
-        The leaves and the structure. A tied leaf comes once, and a hole comes as ``None``.
-
-    Example:
-        >>> import torch
-        >>> from parallax import nn, registry
-        >>> leaves, structure = registry.flatten_module(nn.Linear(3, 2, bias=False).initialize(0))
-        >>> structure.paths, [None if leaf is None else leaf.shape for leaf in leaves]
-        (('weight', 'bias'), [torch.Size([2, 3]), None])
-    """
-    structure = module._spec
-    if type(structure) is not Structure or dynamo.is_compiling():
-        structure = spec_of(module)
-    return leaves_of(module), structure
-
-
-def unflatten_module(structure: Structure, leaves: Iterable[Any], rng: Any = None) -> Any:
-    """Builds a module from its structure and leaves; the inverse of ``flatten_module``.
-
-    Args:
-        structure: what ``flatten_module`` returned.
-        leaves: as many leaves as it returned. Their number is not checked here, as it is by
-            ``tree.unflatten``.
-        rng: the random state that the module holds; by default none.
-
-    Returns:
-        The module; no ``__init__``, converter or check of any class runs.
-
-    Example:
-        >>> import torch
-        >>> from parallax import nn, registry
-        >>> linear = nn.Linear(3, 2).initialize(0)
-        >>> leaves, structure = registry.flatten_module(linear)
-        >>> halved = registry.unflatten_module(structure, [leaf / 2 for leaf in leaves])
-        >>> torch.equal(halved.weight, linear.weight / 2)
-        True
-    """
-    leaves = tuple(leaves)
-    if not dynamo.is_compiling():
-        module = structure.build(leaves, rng)
-        _set(module, "_leaves", leaves)
-        return module
-    traced = structure.itself().traced  # type: ignore[attr-defined]  # of every constant of a trace
-    module = traced("build")(leaves) if rng is None else traced("build_with_rng")(leaves, rng)
-    # Spelled out: dynamo takes an alias of it for the __setattr__ of the class.
-    object.__setattr__(module, "_leaves", leaves)
-    return module
 
 
 # -- torch ------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from parallax.core.module_structure import describe, leaves_of, note_of, spec_of
 from parallax.core.nodes import reading
 from parallax.core.notes import carry_note
 from parallax.core.structure import Structure
+from parallax.core.ties import find_ties
 
 __all__ = ["seal", "seal_copy", "set_fields", "write_seal"]
 
@@ -134,8 +135,8 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
         return partial(seal, layout)
     scope: dict[str, Any] = {
         "Lazy": Lazy, "Tensor": Tensor, "known": layout.sealed, "layout": layout,
-        "leaves_of": leaves_of, "learn": _learn, "slow": partial(seal, layout),
-        "Structure": Structure,
+        "find_ties": find_ties, "leaves_of": leaves_of, "learn": _learn,
+        "slow": partial(seal, layout), "Structure": Structure,
     }  # fmt: skip
     leaves, modules, constants, reads, checks = [], [], [], [], []
     for index, name in enumerate(layout.fields):
@@ -177,11 +178,14 @@ def write_seal(layout: Layout) -> Callable[[Any], None]:
 def _tie_check(leaves: list[str], modules: list[str]) -> list[str]:
     """Lines that call the general path for a module with one tensor in two places."""
     if not modules and len(leaves) <= 3:  # at most three comparisons, a tenth of construction
-        pairs = [f"{a} is {b}" for a, b in combinations(leaves, 2)]
-        return [f"if {' or '.join(pairs)}: return slow(module)"] if pairs else []
-    ids = ", ".join([*(f"*map(id, l{v})" for v in modules), *(f"id({leaf})" for leaf in leaves)])
-    total = " + ".join([*(f"len(l{v})" for v in modules), str(len(leaves))])
-    return [f"if len({{{ids}}}) < {total}: return slow(module)"]
+        same = " or ".join([f"{a} is {b}" for a, b in combinations(leaves, 2)]) or "False"
+    else:
+        ids = [*(f"*map(id, l{v})" for v in modules), *(f"id({leaf})" for leaf in leaves)]
+        total = " + ".join([*(f"len(l{v})" for v in modules), str(len(leaves))])
+        same = f"len({{{', '.join(ids)}}}) < {total}"
+    every = "".join([*(f"*l{v}, " for v in modules), *(f"{leaf}, " for leaf in leaves)])
+    # Holes are one object, and no tie.
+    return [f"if ({same}) and find_ties(({every}))[1]: return slow(module)"]
 
 
 def _learn(layout: Layout, known: dict[Any, Structure], key: Any, n: int, module: Any) -> None:

@@ -133,12 +133,12 @@ class Structure:
         if self.expand is not None:
             leaves = [leaves[k] for k in self.expand]
         if rng is None:
-            return self.shape.code("build")(leaves, 0, self.plan, 0)
-        return self.shape.code("build_with_rng")(leaves, 0, self.plan, 0, rng)
+            return self.shape.build(leaves, 0, self.plan, 0)
+        return self.shape.build_with_rng(leaves, 0, self.plan, 0, rng)
 
     def collect(self, tree: Any) -> tuple[Any, ...]:
         """The unique leaves of a tree of this structure."""
-        leaves: tuple[Any, ...] = self.shape.code("collect")(tree)
+        leaves: tuple[Any, ...] = self.shape.collect(tree)
         return leaves if self.expand is None else tuple([leaves[k] for k in self.first])
 
     def traced(self, which: str) -> Callable[..., Any]:

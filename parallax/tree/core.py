@@ -205,7 +205,8 @@ def map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
         >>> tree.map(torch.add, {"a": torch.ones(1)}, {"a": torch.ones(1)})
         {'a': tensor([2.])}
     """
-    check_function("tree.map", fn, "tree.map(torch.neg, model)")
+    if not callable(fn):
+        check_function("tree.map", fn, "tree.map(torch.neg, model)")  # type: ignore[unreachable]  # with wrong types
     leaves: Sequence[Any]
     if is_module(tree):  # the usual case, with less
         leaves, structure = flatten_module(tree)

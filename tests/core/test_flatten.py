@@ -69,10 +69,10 @@ def walk(value: Any) -> list[Any]:
 @given(trees)
 def test_any_tree_is_built_and_collected(module: Any) -> None:
     spec = spec_of(module)
-    places = spec.shape.code("collect")(module)
+    places = spec.shape.collect(module)
     assert [id(x) for x in places] == [id(x) for x in walk(module)]
     fresh = [None if x is None else x + 1 for x in places]
-    built = spec.shape.code("build")(fresh, 0, spec.plan, 0)
+    built = spec.shape.build(fresh, 0, spec.plan, 0)
     assert [id(x) for x in walk(built)] == [id(x) for x in fresh]
     assert spec.shape.n_leaves == len(places)
 

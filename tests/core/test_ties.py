@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from parallax import Module, nn
+from parallax import Module, Parameter, nn
 from parallax.core.module_structure import spec_of
 from parallax.core.ties import find_ties
 
@@ -24,3 +24,16 @@ def test_a_module_given_twice_is_one() -> None:
 
     layer = nn.Linear(2, 2).initialize(0)
     assert spec_of(Two(layer, layer)).expand == (0, 1, 0, 1)
+
+
+def test_several_holes_are_no_tie_and_hide_none() -> None:
+    class Two(Module):
+        first: nn.Linear
+        second: nn.Linear
+        third: Parameter | None
+
+    one, two = (nn.Linear(2, 2, bias=False).initialize(k) for k in range(2))
+    Two(one, two, None)  # the second module of a class is made by its generated code
+    assert spec_of(Two(one, two, None)).expand is None
+    assert spec_of(Two(one, two, two.weight)).expand == (0, 1, 2, 3, 2)
+    assert spec_of(Two(one, one, None)).expand == (0, 1, 0, 2, 3)
