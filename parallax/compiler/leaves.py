@@ -20,6 +20,7 @@ class Leaves:
         own: the positions of the leaves, each tensor once; ``None`` if that is every item.
         same: pairs ``(position, earlier position)`` of items that are one tensor.
         others: the positions of all other items.
+        signs: per other item that is a float zero its text, which has its sign.
     """
 
     def __init__(self, items: Sequence[Any]) -> None:
@@ -36,6 +37,7 @@ class Leaves:
         self.own = None if len(own) == len(items) else tuple(own)
         self.same = tuple(same)
         self.others = tuple(others)
+        self.signs = tuple(_sign(items[k]) for k in others)
 
     def pick(self, items: Sequence[Any]) -> Sequence[Any]:
         """The leaves among ``items``."""
@@ -43,8 +45,12 @@ class Leaves:
 
     def fits(self, items: Sequence[Any]) -> bool:
         """Whether ``items`` repeat tensors in the same places, and hold others in the same."""
-        return all(items[k] is items[j] for k, j in self.same) and not any(
-            _is_plain(items[k]) for k in self.others
+        return (
+            all(items[k] is items[j] for k, j in self.same)
+            and not any(_is_plain(items[k]) for k in self.others)
+            and all(
+                _sign(items[k]) == sign for k, sign in zip(self.others, self.signs, strict=True)
+            )
         )
 
     def places(self) -> tuple[int, ...] | None:
@@ -60,3 +66,8 @@ class Leaves:
 def _is_plain(item: Any) -> bool:
     """Whether torch's check of a tensor's metadata tells all about it that a graph depends on."""
     return type(item) in _PLAIN and item.layout is torch.strided and not item.is_nested
+
+
+def _sign(item: Any) -> str | None:
+    """What tells 0.0 from -0.0, which are equal, so that dynamo's guards take one for the other."""
+    return repr(item) if type(item) is float and not item else None

@@ -53,6 +53,8 @@ def _referents(item: Any) -> list[Any]:
 
     So attributes and items are found, and what iterators and generators go on with.
     """
+    if getattr(getattr(item, "dtype", None), "hasobject", False) is True:
+        return list(item.flat)  # an array of NumPy, which the garbage collector does not see into
     if isinstance(item, types.FunctionType):
         return [item.__closure__, item.__defaults__, item.__kwdefaults__, item.__dict__]
     return gc.get_referents(item) if gc.is_tracked(item) else []

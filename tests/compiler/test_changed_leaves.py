@@ -6,6 +6,7 @@ gives another answer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -124,3 +125,18 @@ def test_attributes_of_tensors() -> None:
     for grad in (None, torch.ones(2), torch.full((2,), 3.0), None):
         x.grad = grad
         torch.testing.assert_close(compiled(x), fn(x))
+
+
+@pytest.mark.parametrize("first", [0.0, -0.0, 1.0])
+def test_zeros_of_either_sign(first: float) -> None:
+    def run(x: Tensor, number: float, several: list[float]) -> Any:
+        return torch.copysign(x, torch.tensor(number)), [math.copysign(1, n) for n in several]
+
+    compiled = make_compiled(run, backend="eager")
+    x = torch.ones(2)
+    for number in (first, 0.0, -0.0, 1.0, 0.0):
+        for other in (number, 0.0, -0.0):
+            torch.testing.assert_close(
+                compiled(x, number, [other]), run(x, number, [other]), rtol=0, atol=0
+            )
+            assert str(compiled(x, number, [other])[1]) == str(run(x, number, [other])[1])

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -182,6 +183,13 @@ def later(y: Tensor) -> Iterator[Tensor]:
     yield y
 
 
+def in_array(y: Tensor) -> Any:
+    """An array of objects, which the garbage collector does not see into."""
+    array = np.empty(1, dtype=object)
+    array[0] = y
+    return array
+
+
 HIDDEN: dict[str, Any] = {
     "Plain": lambda y: Plain([{"deep": y}]),
     "set": lambda y: {y},
@@ -192,6 +200,7 @@ HIDDEN: dict[str, Any] = {
     "function": lambda y: lambda: y,
     "partial": lambda y: partial(abs, y),
     "Normal": lambda y: torch.distributions.Normal(y, 1.0),
+    "ndarray": in_array,
 }
 
 
