@@ -174,7 +174,17 @@ _MOST_OPERATORS = 400
 
 def _scanned(step: Function, carry: Any, stacks: Any, shared: Any) -> Sequence[Tensor]:
     rows = [resolved(stack) for stack in stacks]
-    return scan_op(separate(step), apart(carry), rows, tuple(unaliased(shared)))  # type: ignore[no-any-return]  # it is torch's
+    results = 0
+
+    def two_or_more(*operands: Any) -> Sequence[Tensor]:
+        # Inductor takes a single result for a list of results (torch 2.13 and 2.14).
+        nonlocal results
+        found = list(step(*operands))
+        results = len(found)
+        return found if results > 1 else [*found, found[0].new_zeros(())]
+
+    found = scan_op(separate(two_or_more), apart(carry), rows, tuple(unaliased(shared)))
+    return found[:results]  # type: ignore[no-any-return]  # torch's operator has no types
 
 
 class Scan(NamedTuple):
