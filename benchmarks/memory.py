@@ -18,6 +18,7 @@ import parallax
 from benchmarks.harness import Candidate, Question
 from benchmarks.models import NnMLP, mirror
 from parallax import Module, Parameter, func, optim, tree
+from parallax._compat import functorch
 
 _SIZE = 100_000
 _WIDTH = 512
@@ -149,6 +150,12 @@ def live_bytes() -> int:
     gc.collect()
     found = [value for value in gc.get_objects() if isinstance(value, Tensor)]
     found += [value.grad for value in found if value.is_leaf and value.grad is not None]
-    dense = [value.untyped_storage() for value in found if value.layout is torch.strided]
+    dense = [value.untyped_storage() for value in found if _has_memory(value)]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in dense}
     return sum(sizes.values())
+
+
+def _has_memory(value: Tensor) -> bool:
+    """Not so of other layouts, of subclasses, and of the stand-ins that traces leave behind."""
+    plain = type(value) in (Tensor, torch.nn.Parameter) and not functorch.is_wrapped(value)
+    return plain and value.layout is torch.strided

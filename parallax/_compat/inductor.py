@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+from torch import Tensor
 from torch.fx import Graph
+from torch.nn import Parameter
+
+from parallax._compat import functorch
 
 _ROOT = Path(__file__).parents[1]
 
@@ -58,10 +63,46 @@ def _graph_pass(rewrite: Callable[[Graph], None]) -> Any:
         def __call__(self, graph: Graph) -> None:
             rewrite(graph)
 
-        def uuid(self) -> Any:
-            return f"{rewrite.__module__}.{rewrite.__qualname__} {sources()}"
+        def uuid(self) -> str | None:
+            memory = _shared_memory()
+            if memory is None:
+                return None  # so torch keeps the graph nowhere
+            return f"{rewrite.__module__}.{rewrite.__qualname__} {sources()} {memory}"
 
     return Rewrite()
+
+
+def _shared_memory() -> str | None:
+    """Which inputs of the graph that dynamo has traced share memory; ``None`` with floats in it.
+
+    Torch's keys of AOTAutograd's cache lack both (2.13 and 2.14). A graph that writes to an input
+    is another where a second input has the same memory. A float may become a constant while its
+    graph is compiled, with a guard that is not there when the graph is found in the cache.
+    """
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    graph: Graph
+    try:
+        graph = InstructionTranslator.current_tx().output.graph
+    except AttributeError:
+        return "outside of a trace"  # a backward graph, which is compiled when it is first called
+    inputs = [node.meta.get("grapharg") for node in graph.find_nodes(op="placeholder")]
+    if any([one is not None and one.pass_arg_as_tensor for one in inputs]):
+        return None
+    groups: dict[int, list[Any]] = {}
+    for place, one in enumerate(inputs):
+        tensor: Any = None if one is None else one.example
+        plain = type(tensor) in (Tensor, Parameter) and not functorch.is_wrapped(tensor)
+        if plain and tensor.layout is torch.strided:
+            groups.setdefault(tensor.untyped_storage()._cdata, []).append((place, tensor))
+    shared = [[(k, *_region(x)) for k, x in group] for group in groups.values() if len(group) > 1]
+    return f"shared memory: {shared}"
+
+
+def _region(tensor: Tensor) -> tuple[Any, ...]:
+    """Where a tensor is in memory that it shares, and what it is a view of."""
+    base = tensor if tensor._base is None else tensor._base
+    return tensor.storage_offset(), base.storage_offset(), tuple(base.shape), base.stride()
 
 
 @functools.cache
