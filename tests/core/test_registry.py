@@ -363,3 +363,8 @@ def test_what_a_module_holds_beside_its_key_goes_through_torchs_pytree() -> None
     read = torch_pytree.treespec_loads(torch_pytree.treespec_dumps(spec))
     made = torch_pytree.tree_unflatten(leaves, read)
     assert torch.equal(made.rng.data, norm.rng.data)
+
+
+def test_torch_shows_a_module_by_its_class_and_size() -> None:
+    shown = repr(torch_pytree.tree_structure(nn.Linear(2, 2).initialize(0)))
+    assert "Structure(Linear, 1 nodes, 2 leaves)" in shown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from parallax import Module, Parameter, nn
@@ -33,7 +35,8 @@ def test_several_holes_are_no_tie_and_hide_none() -> None:
         third: Parameter | None
 
     one, two = (nn.Linear(2, 2, bias=False).initialize(k) for k in range(2))
+    weight: Any = two.weight
     Two(one, two, None)  # the second module of a class is made by its generated code
     assert spec_of(Two(one, two, None)).expand is None
-    assert spec_of(Two(one, two, two.weight)).expand == (0, 1, 2, 3, 2)
+    assert spec_of(Two(one, two, weight)).expand == (0, 1, 2, 3, 2)
     assert spec_of(Two(one, one, None)).expand == (0, 1, 0, 2, 3)

@@ -13,7 +13,7 @@ from hypothesis import given
 from torch import nn
 from torch.utils import _pytree as torch_pytree
 
-from parallax import Module, tree
+from parallax import Module, Parameter, tree
 from tests.corpus import (
     MODULES,
     TIED,
@@ -160,6 +160,12 @@ def test_a_tied_leaf_counts_once_as_in_torch() -> None:
 
 # -- wrong structure ------------------------------------------------------------------------------
 
+
+class Either(Module):
+    part: Parameter | Module
+
+
+ONES: Any = torch.ones(2)
 WRONG: list[tuple[Any, Any, str, str, str]] = [
     (Dense(), Norm(), "Dense", "a Dense", "a Norm"),
     (
@@ -184,6 +190,8 @@ WRONG: list[tuple[Any, Any, str, str, str]] = [
     ({"x": 1}, {"x": [1]}, "x", "a leaf", "a list"),
     ({"x": 1}, {"x": Dense()}, "x", "a leaf", "a Dense"),
     ({"x": Dense()}, {"x": None}, "x", "a Dense", "a NoneType"),
+    (Either(ONES), Either(Dense()), "Either.part", "a leaf", "a Dense"),
+    (Either(Dense()), Either(ONES), "Either.part", "a Dense", "a leaf"),
     ([1, 2], [1, 2, 3], "the root", "a list of [0, 1]", "a list of [0, 1, 2]"),
 ]
 
