@@ -1,21 +1,19 @@
 """Whether the classes of modules are still what they were when a graph was made.
 
-Dynamo makes modules anew while it traces, so it does not guard their methods. A change of a module
-class (``Net.forward = ...``) increases a counter, and only then are these classes compared. A
-change of a plain base class does not, nor does one of what a function holds (its defaults, its
-closure). Of these, what a user wrote and a trace has run is compared at every call. Nor does dynamo
-guard the methods of plain objects, and what it finds in the class of a class.
+Dynamo makes modules anew while it traces, so it does not guard which methods their classes have. A
+change of a module class (``Net.forward = ...``) increases a counter, and only then are these
+classes compared. A change of a plain base class does not, so that those of a user are compared at
+every call. Nor does dynamo guard the methods of plain objects, and what it finds in the class of a
+class. What a method holds (its defaults, its closure) it does guard.
 """
 
 from __future__ import annotations
 
 import sys
 from operator import is_
-from types import CodeType
 from typing import Any
 
 from parallax.compiler.guards import is_library
-from parallax.compiler.held import Held, functions_in
 from parallax.core.nodes import CLASS_CLOCK
 from parallax.core.structure import Structure
 
@@ -91,14 +89,7 @@ class ClassGuard:
         bases = {base for cls in classes for base in cls.__mro__ if base is not object}
         self._held = {base: _Body(base) for base in bases}
         self._plain = {base: self._held[base] for base in bases if _is_users(base)}
-        self._functions = Held()
-        self._codes: frozenset[CodeType] = frozenset()
         self._metaclasses: dict[type, _Body] = {}
-
-    def add(self, codes: frozenset[CodeType]) -> None:
-        """Notes what the functions of the classes hold that a trace has run."""
-        self._codes |= codes
-        self._functions.add(functions_in(self._held, codes), codes)
 
     def watch(self, classes: set[type]) -> None:
         """Notes what other classes hold: of modules, and those of which a function has run."""
@@ -106,11 +97,9 @@ class ClassGuard:
             metaclass: type = type(cls)
             above = [base for base in metaclass.__mro__ if _is_users(base)]
             self._metaclasses = {base: _Body(base) for base in above} | self._metaclasses
-            module = _is_module(cls)
             bases = [base for base in cls.__mro__ if base is not object and base not in self._held]
             plain = [base for base in bases if _is_users(base)]
-            self._functions.add(functions_in(bases if module else plain, self._codes), self._codes)
-            if module:
+            if _is_module(cls):
                 self._held |= {base: _Body(base) for base in bases}
             self._plain = {base: _Body(base) for base in plain} | self._plain
 
@@ -124,10 +113,7 @@ class ClassGuard:
         for body in self._plain.values():
             if not body.has_same_methods():
                 return False
-        for body in self._metaclasses.values():
-            if not body.is_same():
-                return False
-        return self._functions.unchanged()
+        return all([body.is_same() for body in self._metaclasses.values()])
 
 
 def _is_module(cls: type) -> bool:

@@ -297,7 +297,6 @@ class Graph:
     def _note(self, written: bool, codes: frozenset[CodeType]) -> None:
         self._writes = self._writes or written
         self._outside.names |= {name for code in codes for name in code.co_names}
-        self.classes.add(codes)
 
     def _shared(self, leaves: Sequence[Tensor]) -> Any:
         """Where the memory of the leaves, and of the globals that the function reads, overlaps."""
