@@ -22,13 +22,18 @@ from torch.utils.checkpoint import CheckpointError
 
 from parallax._compat import functorch
 
-__all__ = ["Rule", "WhereRecorded", "have_replaced", "read"]
+__all__ = ["AsItIsError", "Rule", "WhereRecorded", "have_replaced", "read"]
 
 T = TypeVar("T")
-Rule = Callable[[Any], tuple[Sequence[Tensor | None], Callable[..., Tensor]]]
+Rule = Callable[[Any], tuple[Sequence[Tensor | None], Callable[..., Any]]]
 """Takes the node of a kernel to the inputs of its gradients, in their order, and a function of
-these that computes the output. An input that the node does not keep may be any tensor of its
-shape, if the gradient does not depend on its value."""
+these that computes the output, or a tuple of outputs. An input that the node does not keep may be
+any tensor of its shape, if the gradient does not depend on its value."""
+
+
+class AsItIsError(Exception):
+    """A function of torch is to be called as it is, with these arguments."""
+
 
 # What torch puts behind a kernel: the kernel's node is the one before.
 _AFTERWARDS = frozenset(["SliceBackward0", "SqueezeBackward1", "ToCopyBackward0", "ViewBackward0"])
@@ -129,17 +134,28 @@ def _replacement(
     rule: Rule, grads: tuple[Tensor | None, ...], cotangents: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...] | None:
     """Other gradients of the node that has just run, if a graph of them is recorded."""
-    cotangent = cotangents[0]
-    if not torch.is_grad_enabled() or cotangent is None:
+    reached = [k for k, cotangent in enumerate(cotangents) if cotangent is not None]
+    if not torch.is_grad_enabled() or not reached:
         return None
     node = _running()  # held by this function, it would hold itself
     wanted = [k for k, grad in enumerate(grads) if grad is not None]
     if not wanted:
         return None
-    given, function = read(node, rule)
-    with torch.autocast(cotangent.device.type, enabled=False):
+    given, whole = read(node, rule)
+    wanting = [x for x in cotangents if x is not None]
+
+    def function(*inputs: Tensor | None) -> Sequence[Tensor]:
+        outs = whole(*inputs)
+        outs = (outs,) if isinstance(outs, Tensor) else outs
+        pairs = zip(reached, wanting, strict=True)
+        return [outs[k].reshape(cotangent.shape) for k, cotangent in pairs]
+
+    with torch.autocast(wanting[0].device.type, enabled=False):
         pull = _by_transform if functorch.transform_active() else _by_tape
-        found = pull(function, given, wanted, cotangent)
+        try:
+            found = pull(function, given, wanted, wanting)
+        except AsItIsError:
+            return None
     replaced = list(grads)
     for k, grad in zip(wanted, found, strict=True):
         replaced[k] = grad
@@ -147,32 +163,32 @@ def _replacement(
 
 
 def _by_tape(
-    function: Callable[..., Tensor], given: Sequence[Tensor | None], wanted: Sequence[int],
-    cotangent: Tensor,
+    function: Callable[..., Sequence[Tensor]], given: Sequence[Tensor | None],
+    wanted: Sequence[int], cotangents: Sequence[Tensor],
 ) -> Sequence[Tensor]:  # fmt: skip
     inputs = [None if x is None else x.view_as(x) for x in given]
     sources = [_tracked(inputs[k]) for k in wanted]
     for k, source in zip(wanted, sources, strict=True):
         inputs[k] = source
     return torch.autograd.grad(
-        function(*inputs), sources, cotangent, create_graph=True, materialize_grads=True
+        function(*inputs), sources, cotangents, create_graph=True, materialize_grads=True
     )
 
 
 def _by_transform(
-    function: Callable[..., Tensor], given: Sequence[Tensor | None], wanted: Sequence[int],
-    cotangent: Tensor,
+    function: Callable[..., Sequence[Tensor]], given: Sequence[Tensor | None],
+    wanted: Sequence[int], cotangents: Sequence[Tensor],
 ) -> Sequence[Tensor]:  # fmt: skip
     """Within transforms."""
 
-    def moved(*sources: Tensor) -> Tensor:
+    def moved(*sources: Tensor) -> Sequence[Tensor]:
         inputs = list(given)
         for k, source in zip(wanted, sources, strict=True):
             inputs[k] = source
         return function(*inputs)
 
     found: Any = torch.func.vjp(moved, *[given[k] for k in wanted])
-    return found[1](functorch.unwrapped_if_over(cotangent))  # type: ignore[no-any-return]  # one for each
+    return found[1]([functorch.unwrapped_if_over(x) for x in cotangents])  # type: ignore[no-any-return]  # one for each
 
 
 def _tracked(tensor: Tensor | None) -> Tensor:

@@ -65,6 +65,8 @@ def refuse_in_transforms(running: Callable[[], bool]) -> None:
 
 
 _MARKED = once_differentiable(lambda ctx: None).__code__
+_UNMARKED = "GeneratedBackwardFor_torch_nn__linear_cross_entropy_batch_chunked"
+"""Begins the names of torch's own functions that lack the mark."""
 
 
 def _is_marked(kind: type) -> bool:
@@ -74,6 +76,8 @@ def _is_marked(kind: type) -> bool:
 
 def is_marked(function: Any) -> bool:
     """Whether an ``autograd.Function`` has a backward that is differentiable once."""
+    if getattr(function, "__name__", "").startswith(_UNMARKED):
+        return True
     for name in ("backward", "vjp"):  # two names for one method
         backward = getattr(function, name, None)
         while backward is not None:
@@ -92,6 +96,11 @@ def unmarked(function: Any) -> tuple[str, ...]:
 
 def refusal(name: str) -> RuntimeError:
     """What is raised where a second derivative of a function is computed."""
+    if name.startswith(_UNMARKED):
+        return RuntimeError(
+            "a second derivative of F.linear_cross_entropy with options was asked for, of which "
+            "torch has the first only. Leave options out"
+        )
     return RuntimeError(
         f"a second derivative of {name} was asked for, whose backward is marked with "
         f"once_differentiable, so torch has the first only. Write its backward with operators "
@@ -125,7 +134,9 @@ def _lead_back(
     node: Any = torch._C._current_autograd_node()  # held by this function, it would hold itself
     saved = read(node, _saved)
     sources = [x for x in [*saved, *cotangents] if x is not None and x.requires_grad]
-    if not all([x.requires_grad for x in saved if x.is_floating_point() or x.is_complex()]):
+    name = _function_of(type(node)).__name__
+    known = [x.requires_grad for x in saved if x.is_floating_point() or x.is_complex()]
+    if not all(known) or name.startswith(_UNMARKED):  # which drops what it kept
         # What forward computed without a graph may come from every input.
         below = _below(node)
         sources += [leaf.variable for leaf in below if hasattr(leaf, "variable")]
@@ -133,7 +144,6 @@ def _lead_back(
     found = [grad for grad in grads if grad is not None]
     if not sources or not found:
         return None
-    name = _function_of(type(node)).__name__
     led = iter(_Led.apply(name, len(found), *found, *sources))  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return tuple([None if grad is None else next(led) for grad in grads])
 

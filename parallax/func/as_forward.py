@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from parallax._compat import dynamo, overrides
-from parallax.func.forward_formulas import OTHERS
+from parallax.func.formulas import OTHERS
 from parallax.func.jets import NoRuleError
+from parallax.func.other import AsItIsError
 
 __all__ = ["CutError", "as_forward"]
 
@@ -33,7 +34,8 @@ def as_forward() -> Iterator[None]:
         yield
         return
     calls = _Calls()
-    with overrides.calls_through(calls):
+    calls.mode = overrides.calls_through(calls)
+    with calls.mode:
         yield
     if calls.cut:
         raise CutError("a part of the function was computed without gradients")
@@ -44,9 +46,12 @@ class _Calls:
 
     Attributes:
         cut: whether gradients were disabled.
+        mode: within which it happens.
     """
 
-    __slots__ = ("cut",)
+    __slots__ = ("cut", "mode")
+
+    mode: overrides.calls_through
 
     def __init__(self) -> None:
         self.cut = False
@@ -59,7 +64,10 @@ class _Calls:
         other = OTHERS.get(function)
         if other is not None:
             try:
+                if other.within:
+                    with self.mode:
+                        return other(function, args, kwargs)
                 return other(function, args, kwargs)
-            except NoRuleError:
+            except (AsItIsError, NoRuleError):
                 pass
         return function(*args, **kwargs)

@@ -35,12 +35,15 @@ def by_operators(
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
     if mask is not None and causal:
         mask = shards.beside(mask.to(q.device), q)
+    none = None if mask is None else (mask == -math.inf).all(-1, keepdim=True)
+    if mask is not None and none is not None:  # of such rows torch's derivatives end in nan
+        mask = torch.where(none, 0, mask)
     if grouped is None:
         grouped = k.dim() > 2 and k.shape[-3] != q.shape[-3]
     out: Tensor = attention_by_operators(
         q, k, v, mask, is_causal=is_causal, scale=scale, enable_gqa=grouped
     )[0]
-    return out
+    return out if none is None else torch.where(none, 0, out)
 
 
 def _rule(node: Any) -> Any:

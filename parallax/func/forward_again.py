@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, modes, overrides
-from parallax.func.forward_formulas import OTHERS
+from parallax.func.formulas import OTHERS
 from parallax.func.forward_numbers import refuse_numbers
-from parallax.func.forward_refusals import REFUSED
+from parallax.func.forward_refusals import REFUSED, Refused
 from parallax.func.jets import NoRuleError
 from parallax.func.other import AsItIsError, Other
 
@@ -32,7 +32,9 @@ def differentiable_again(function: Function) -> Function:
     """
     traced = dynamo.is_compiling()  # then the graph may be differentiated
     again = traced or functorch.differentiating() or modes.forward_level_active()
-    replacing = overrides.replacing(_REPLACED, _Calls(again), None if traced else refuse_numbers)
+    calls = _Calls(again)
+    replacing = overrides.replacing(_REPLACED, calls, None if traced else refuse_numbers)
+    calls.mode = replacing
 
     def replaced(*values: Any) -> Any:
         with replacing:
@@ -50,9 +52,12 @@ class _Calls:
     Attributes:
         again: whether something around differentiates; if not, something within may, or a tensor
             that requires grad.
+        mode: within which it happens.
     """
 
-    __slots__ = ("again",)
+    __slots__ = ("again", "mode")
+
+    mode: overrides.replacing
 
     def __init__(self, again: bool) -> None:
         self.again = again
@@ -61,13 +66,14 @@ class _Calls:
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
         refused = REFUSED.get(function)
-        if refused is not None:
-            if refused.always or _in_a_gradient(_tensors_of(args, kwargs)):
-                refused.raise_for(args, kwargs)
-            return function(*args, **kwargs)
-        other = OTHERS[function]
-        if self._concerns(other, args, kwargs):
+        if refused is not None and _is_wrong(refused, _tensors_of(args, kwargs)):
+            refused.raise_for(args, kwargs)
+        other = OTHERS.get(function)
+        if other is not None and self._concerns(other, args, kwargs):
             try:
+                if other.within:
+                    with self.mode:
+                        return other(function, args, kwargs)
                 return other(function, args, kwargs)
             except (AsItIsError, NoRuleError):
                 pass
@@ -77,7 +83,7 @@ class _Calls:
         tensors = _tensors_of(args, kwargs)
         if not all([overrides.is_ordinary(type(x)) for x in tensors]):
             return False
-        if other.always or self.again or sum(functorch.derivatives_running()) > 1:
+        if other.forward == 1 or self.again or sum(functorch.derivatives_running()) > 1:
             return True
         return other.drops(args, kwargs) or _recorded(tensors)
 
@@ -90,8 +96,12 @@ def _recorded(tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any([functorch.innermost(x).requires_grad for x in tensors])
 
 
-def _in_a_gradient(tensors: Sequence[Tensor]) -> bool:
-    """Whether a gradient may be taken of what is differentiated; not asked while dynamo traces."""
-    if dynamo.is_compiling():
-        return False
-    return functorch.derivatives_running()[0] > 0 or _recorded(tensors)
+def _is_wrong(refused: Refused, tensors: Sequence[Tensor]) -> bool:
+    """Whether torch's forward derivative is; from the second on not asked while dynamo traces."""
+    if refused.order == 1 or dynamo.is_compiling():
+        return refused.order == 1
+    reverse, forward = functorch.derivatives_running()
+    recorded = _recorded(tensors)
+    if refused.order == 2 and (reverse > 0 or recorded):
+        return True
+    return reverse + forward + recorded > 2

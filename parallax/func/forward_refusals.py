@@ -24,12 +24,12 @@ class Refused(NamedTuple):
     Attributes:
         what: what is refused, for error messages.
         when: tells by its arguments.
-        always: whether the first derivative is wrong; if not, its gradient is.
+        order: from which order on the derivative is wrong; of the second order its gradient is.
     """
 
     what: str
     when: Callable[[Sequence[Any], dict[str, Any]], bool] = lambda args, kwargs: True
-    always: bool = True
+    order: int = 1
 
     def raise_for(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Raises as torch does for an operator without a forward derivative.
@@ -48,7 +48,8 @@ def _refused() -> dict[Any, Refused]:
     # Of torch's own, factors of one target count as independent of each other.
     scattered = Refused("scatter_reduce of products", _multiplies)
     # The gradient of their forward derivative is nan, or raises.
-    vectors = Refused("linalg.eigh or eig within a gradient", always=False)
+    vectors = Refused("linalg.eigh or eig within a gradient", order=2)
+    values = Refused("linalg.eigvals or eigvalsh in a third derivative", order=3)
     fused = getattr(F, "linear_cross_entropy", None)
     chunks = (
         {} if fused is None else {fused: Refused("linear_cross_entropy with options", _has_options)}
@@ -58,6 +59,8 @@ def _refused() -> dict[Any, Refused]:
         Tensor.scatter_reduce_: scattered,
         torch.linalg.eigh: vectors,
         torch.linalg.eig: vectors,
+        torch.linalg.eigvals: values,
+        torch.linalg.eigvalsh: values,
         **chunks,
     }
 

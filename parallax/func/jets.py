@@ -26,7 +26,7 @@ from torch import Tensor
 
 from parallax._compat import functorch, overrides
 
-__all__ = ["Expansion", "Jet", "NoRuleError", "Rule", "Term", "plain"]
+__all__ = ["NOTHING", "Expansion", "Jet", "NoRuleError", "Rule", "Term", "plain"]
 
 Term = Tensor | None
 """A derivative; ``None`` is zero."""
@@ -237,6 +237,10 @@ class Expansion:
                 total = part if total is None else total + part
             found.append(self.fitted(total, k, value))
         return self.jet(value, found)
+
+
+NOTHING = Expansion({}, 0)
+"""Of no order: its rules compute the value."""
 
 
 class Jet(Tensor):

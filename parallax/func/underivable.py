@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import AbstractContextManager
 
-from parallax._compat import dynamo, once, underivable
+from parallax._compat import dynamo, mended, once, underivable
 from parallax._compat.trace_derivatives import differentiated, is_taken
 from parallax.tree.recording import RUNNING
 
@@ -36,8 +36,12 @@ def derivative_runs() -> AbstractContextManager[object]:
 
 @dynamo.constant_in_traces
 def refuse_what_has_no_derivative() -> None:
-    """Has torch ask before it takes something for constant; once, before a first derivative."""
-    underivable.refuse_derivatives(_asked)
+    """Has torch ask before it takes something for constant; once, before a first derivative.
+
+    Two operators whose first derivative is wrong are mended.
+    """
+    if underivable.refuse_derivatives(_asked):
+        mended.mend()
     once.refuse_in_transforms(_running)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from parallax._errors.arguments import check_flags, check_function
 from parallax.core.module import Module
-from parallax.func.forward_losses import cosine_embedding
+from parallax.func.loss_formulas import cosine_embedding
 from parallax.nn.arguments import between
 from parallax.nn.distances import PairwiseDistance
 from parallax.nn.exactness import derived_forward

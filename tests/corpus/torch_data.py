@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as torch_pytree
 
-__all__ = ["Sample", "modules", "optimizers", "samples", "seeded"]
+__all__ = ["Sample", "modules", "operators", "optimizers", "samples", "seeded"]
 
 
 def modules() -> list[Any]:
@@ -24,6 +24,11 @@ def modules() -> list[Any]:
 def optimizers() -> list[Any]:
     """What torch knows of each of its optimizers."""
     return list(_testing("common_optimizers").optim_db)
+
+
+def operators() -> list[Any]:
+    """What torch knows of each of its operators."""
+    return list(_testing("common_methods_invocations").op_db)
 
 
 def _testing(name: str) -> Any:

@@ -37,6 +37,19 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "batch_norm with a bias": lambda x: F.batch_norm(x.view(4, 3), None, None, None, x[3:6], True),
     "batch_norm by running statistics": lambda x: F.batch_norm(x.view(4, 3), MEAN, VAR, x[:3]),
     "instance_norm": lambda x: F.instance_norm(x.view(1, 3, 4), weight=x[:3]),
+    "group_norm and its statistics": lambda x: torch.cat(
+        [
+            found.flatten()[:8]
+            for found in torch.native_group_norm(
+                x.view(1, 2, 6), x[:2].cos(), x[3:5], 1, 2, 6, 2, 1e-2
+            )
+        ]
+    ),
+    "hardsigmoid": lambda x: F.hardsigmoid(x + 1).pow(3),
+    "logcumsumexp": lambda x: torch.logcumsumexp(x.view(3, 4), 1),
+    "logaddexp with infinity": lambda x: torch.logaddexp(
+        torch.where(X == 0, -torch.inf, x), x.cos()
+    ),
     "nn.LayerNorm": lambda x: nn.LayerNorm(4, dtype=x.dtype).initialize(0)(x.view(3, 4)),
 }
 
@@ -110,7 +123,8 @@ def test_compiled_second_derivatives() -> None:
 
 @pytest.mark.parametrize(
     "names",
-    [["sinc at zeros", "i0 at zeros", "i1 at zeros", "logit of what is clamped"],
+    [["sinc at zeros", "i0 at zeros", "i1 at zeros", "logit of what is clamped", "hardsigmoid",
+      "logcumsumexp", "logaddexp with infinity"],
      ["layer_norm", "group_norm", "batch_norm", "instance_norm"]],
 )  # fmt: skip
 def test_compiled_third_derivatives(names: Sequence[str]) -> None:

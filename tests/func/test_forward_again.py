@@ -73,7 +73,9 @@ def embedded(x: Tensor) -> Tensor:
     return F.cosine_embedding_loss(x.reshape(N, N), WEIGHTS.flip(0), target, margin=-0.9)
 
 
-NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+SEEN = torch.tensor([[True, False, True], [False, False, False], [True, True, False]])
+
+THIRD: dict[str, Callable[[Tensor], Tensor]] = {
     "vector_norm": lambda x: torch.linalg.vector_norm(x),
     "vector_norm of three": lambda x: torch.linalg.vector_norm(x.reshape(N, N), 3, dim=1),
     "matrix_norm": lambda x: torch.linalg.matrix_norm(x.reshape(N, N)),
@@ -81,6 +83,9 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "norm": lambda x: torch.norm(x.reshape(N, N), dim=1, keepdim=True),
     "Tensor.norm with zeros": lambda x: torch.stack([x[:N], 0 * x[:N]]).norm(2.5, -1),
     "dist": lambda x: torch.dist(x[:4], x[4:8]),
+    "norm of one number": lambda x: torch.norm(x[0], 2, 0),
+    "renorm": lambda x: torch.renorm(x.reshape(N, N), 2, 0, 0.9),
+    "std_mean": lambda x: torch.stack(torch.std_mean(x.reshape(N, N), 1)),
     "std": lambda x: torch.std(x.reshape(N, N), 1, correction=0),
     "Tensor.std of all": lambda x: x.std(),
     "normalize": lambda x: F.normalize(x.reshape(N, N)),
@@ -89,6 +94,22 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "cosine_embedding_loss": embedded,
     "triplet_margin_loss": lambda x: F.triplet_margin_loss(
         x.reshape(N, N), WEIGHTS, 3 - WEIGHTS, margin=9.0, swap=True, reduction="none"
+    ),
+    "triplet_margin_with_distance_loss of a distance": lambda x: (
+        F.triplet_margin_with_distance_loss(
+            x.reshape(N, N),
+            WEIGHTS,
+            3 - WEIGHTS,
+            margin=9.0,
+            swap=True,
+            distance_function=lambda x, y: torch.linalg.vector_norm(x - y, 3, dim=-1),
+        )
+    ),
+    "mse_loss": lambda x: F.mse_loss(x[:4].sin(), x[4:8]),
+    "eigvals": lambda x: torch.linalg.eigvals(matrix(x)).abs(),
+    "eigvalsh": lambda x: torch.linalg.eigvalsh(matrix(x) + matrix(x).mT),
+    "attention that sees nothing": lambda x: F.scaled_dot_product_attention(
+        x.reshape(N, N), x.reshape(N, N).sin(), WEIGHTS, SEEN
     ),
     "triplet_margin_with_distance_loss": lambda x: F.triplet_margin_with_distance_loss(
         x.reshape(N, N), WEIGHTS, 3 - WEIGHTS, margin=9.0
@@ -138,15 +159,28 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
         for name, (function, options) in LOSSES.items()
         for k, x in enumerate(["class", "score"])
     },
+    **(
+        {
+            "linear_cross_entropy weighted": lambda x: F.linear_cross_entropy(
+                x.reshape(N, N), WEIGHTS, CHOSEN, weight=x[:N].exp()
+            )
+        }
+        if hasattr(F, "linear_cross_entropy")
+        else {}
+    ),
+    "glu": lambda x: F.glu(x[:8].reshape(2, 4)),
+    "hardsigmoid": lambda x: F.hardsigmoid(x).pow(3),
     "soft_margin_loss by targets": lambda x: F.soft_margin_loss(x[:4], x[4:8]),
     "batch_norm by statistics": lambda x: F.batch_norm(x.reshape(N, N), x[:N], x[:N].exp()),
     "torch.batch_norm by statistics": lambda x: torch.batch_norm(
         x.reshape(N, N), None, None, x[:N], x[:N].exp(), False, 0.1, 1e-5, False
     ),
-    **NORMS,
+    **THIRD,
 }
 
-COMPILED = tuple([name for name in FUNCTIONS if "scatter" not in name and "eig" not in name])
+COMPILED = tuple(
+    [n for n in FUNCTIONS if not any(word in n for word in ("scatter", "eig", "of a distance"))]
+)
 
 every = pytest.mark.parametrize("name", FUNCTIONS)
 some = pytest.mark.parametrize(
@@ -224,8 +258,8 @@ def test_a_gradient_on_the_tape_of_a_jvp(name: str, at: Tensor, along: Tensor) -
     close(found @ along, second(name, at, along))
 
 
-@pytest.mark.parametrize("name", NORMS)
-def test_third_derivatives_of_norms(name: str, at: Tensor, along: Tensor) -> None:
+@pytest.mark.parametrize("name", THIRD)
+def test_third_derivatives(name: str, at: Tensor, along: Tensor) -> None:
     """The gradient of a jvp of either derivative, and a jvp of a gradient of a jvp."""
     taken: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
         "R": lambda f: lambda x: func.grad(f)(x) @ along,
@@ -234,7 +268,7 @@ def test_third_derivatives_of_norms(name: str, at: Tensor, along: Tensor) -> Non
     h = 1e-3
     steps = [second(name, at + k * h * along, along) for k in (-2, -1, 1, 2)]
     expected = (steps[0] - 8 * steps[1] + 8 * steps[2] - steps[3]) / (12 * h)
-    for word in ("RFF", "RFR", "FRF", "FRR", "RRF"):
+    for word in ("RFF", "RFR", "FRF", "FRR", "RRF", "FFR", "FFF"):
         function: Any = scalar(name)
         for letter in reversed(word):
             function = taken[letter](function)

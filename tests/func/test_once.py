@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -192,3 +193,18 @@ def test_a_gradient_of_torch_func_may_be_a_constant() -> None:
     torch.testing.assert_close(func.vmap(raw)(BOTH), 6 * BOTH**2)
     torch.testing.assert_close(func.grad(lambda x: (raw(x.detach()) * x).sum())(X), 6 * X**2)
     torch.testing.assert_close(func.grad(lambda x: (raw(X) * x).sum())(X), 6 * X**2)
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="not in this release")
+def test_a_loss_in_chunks_has_one_derivative_only() -> None:
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=1)
+
+    def loss(x: Tensor) -> Tensor:
+        whole: Tensor = F.linear_cross_entropy(x, BOTH, torch.tensor([0, 1]), options=options)
+        return whole + (x * x).sum()
+
+    plain = func.grad(lambda x: F.cross_entropy(x @ BOTH.mT, torch.tensor([0, 1])))(BOTH)
+    torch.testing.assert_close(func.grad(loss)(BOTH), plain + 2 * BOTH)
+    twice = func.grad(lambda x: func.grad(loss)(x).sin().sum())
+    with pytest.raises(RuntimeError, match=r"linear_cross_entropy with options.*Leave options out"):
+        twice(BOTH)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.signal import windows
 
 import parallax
 from parallax import func
@@ -55,6 +56,49 @@ def test_a_derivative_is_refused_by_name(name: str) -> None:
 def test_so_is_every_other(derivative: Callable[[], Any]) -> None:
     with pytest.raises(RuntimeError, match=r"no derivative of torch\.special\.bessel_j0"):
         derivative()
+
+
+RANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "linspace": lambda x: torch.linspace(x[0], x[1], 4),
+    "linspace of numbers": lambda x: torch.linspace(0, x[1], 4),
+    "logspace": lambda x: torch.logspace(x[0], 2.0, 4, 3.0),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_so_are_ranges_between_tensors(name: str) -> None:
+    def total(x: Tensor) -> Tensor:
+        return RANGES[name](x).sum() * x.sum()
+
+    derivatives: list[Callable[[], Any]] = [
+        lambda: func.grad(total)(X), lambda: func.jvp(total, (X,), (X,)),
+        lambda: func.vmap(func.grad(total))(X[None]), lambda: func.hessian(total)(X),
+        lambda: func.grad(lambda x: func.vmap(total)(x[None]).sum())(X),
+        lambda: compiled(func.grad(total), raw=False)(X),
+    ]  # fmt: skip
+    for derivative in derivatives:
+        with pytest.raises(RuntimeError, match=r"\* torch\.arange\(steps\) / \(steps - 1\)"):
+            derivative()
+
+
+def test_so_is_a_window_that_is_made_of_one() -> None:
+    with pytest.raises(RuntimeError, match=r"torch\.linspace computes without a graph"):
+        func.grad(lambda std: windows.gaussian(5, std=std).sum())(X[0])
+
+
+def test_ranges_of_constants_are_computed() -> None:
+    expected = torch.linspace(0.5, 1.5, 4)
+
+    def constant(x: Tensor) -> Tensor:
+        ranges = torch.linspace(X[0], X[1], 4) + torch.linspace(x[0].detach(), x[1].detach(), 4)
+        return (ranges * x.sum()).sum()
+
+    torch.testing.assert_close(func.grad(constant)(X), (2 * expected.sum()).expand(3))
+    mapped = torch.vmap(lambda x: torch.linspace(x[0], x[1], 4))(X[None])
+    torch.testing.assert_close(mapped, expected[None])
+    leaf = X.clone().requires_grad_()
+    assert not torch.linspace(leaf[0], leaf[1], 4).requires_grad  # torch's own, as it was
+    assert torch.linspace(X[0], 1, 4, dtype=torch.float64).dtype is torch.float64
 
 
 def test_what_is_not_differentiated_is_computed() -> None:

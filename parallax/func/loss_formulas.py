@@ -1,8 +1,9 @@
-"""Losses of torch by operators, as in ``forward_formulas``.
+"""Losses of torch by operators, as in ``formulas``.
 
 Torch has no derivative by the weights of classes, nor by a target of signs. In reverse mode it
 says so; a forward derivative leaves the part out without an error. The third derivatives of
-``cosine_embedding_loss`` are wrong.
+``cosine_embedding_loss`` are wrong; the gradient of a forward derivative of that of ``mse_loss``
+raises.
 """
 
 from __future__ import annotations
@@ -37,6 +38,16 @@ def _cosine_embedding_loss(
     return _reduced(
         cosine_embedding(input1, input2, target, margin), size_average, reduce, reduction
     )
+
+
+def _mse_loss(
+    function: Any, x: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None,
+    reduction: str = "mean", weight: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    if weight is not None or x.shape != target.shape:
+        raise AsItIsError
+    apart = x - target
+    return _reduced(apart * apart, size_average, reduce, reduction)
 
 
 def _soft_margin_loss(
@@ -85,6 +96,21 @@ def _cross_entropy(
     return _weighted(losses, factors, size_average, reduce, reduction)
 
 
+def _linear_cross_entropy(
+    function: Any, x: Tensor, linear_weight: Tensor, target: Tensor, *,
+    linear_bias: Tensor | None = None, weight: Tensor | None = None, reduction: str = "mean",
+    ignore_index: int | None = None, label_smoothing: float = 0.0, options: Any = None,
+) -> Tensor:  # fmt: skip
+    if weight is None or options is not None or linear_weight.dim() != 2 or x.dim() > 2:
+        raise AsItIsError
+    found: Tensor = F.cross_entropy(
+        F.linear(x, linear_weight, linear_bias), target, weight,
+        ignore_index=-100 if ignore_index is None else ignore_index, reduction=reduction,
+        label_smoothing=label_smoothing,
+    )  # fmt: skip
+    return found
+
+
 def _of_classes(
     scores: Tensor, target: Tensor, weight: Tensor, ignored: int
 ) -> tuple[Tensor, Tensor]:
@@ -122,12 +148,20 @@ _CLASSES = frozenset({*_OPTIONS, "weight", "ignore_index", "label_smoothing"})
 _PAIR = ("input", "target")
 _BY_WEIGHT = ((2, "weight"),)
 
+_FUSED = getattr(F, "linear_cross_entropy", None)  # not in every release
+_LINEAR = Other(
+    _linear_cross_entropy, ("input", "linear_weight", "target"),
+    _CLASSES | {"linear_bias", "options"}, constants=((-1, "weight"),), within=True,
+)  # fmt: skip
+
 LOSSES: dict[Any, Other] = {
+    **({} if _FUSED is None else {_FUSED: _LINEAR}),
     F.nll_loss: Other(_nll_loss, _PAIR, _CLASSES, constants=_BY_WEIGHT),
     F.cross_entropy: Other(_cross_entropy, _PAIR, _CLASSES, constants=_BY_WEIGHT),
     F.binary_cross_entropy: Other(
         _binary_cross_entropy, _PAIR, _OPTIONS | {"weight"}, constants=_BY_WEIGHT
     ),
+    F.mse_loss: Other(_mse_loss, _PAIR, _OPTIONS | {"weight"}),
     F.soft_margin_loss: Other(_soft_margin_loss, _PAIR, _OPTIONS, constants=((1, "target"),)),
     F.cosine_embedding_loss: Other(
         _cosine_embedding_loss, ("input1", "input2", "target"), _OPTIONS | {"margin"}

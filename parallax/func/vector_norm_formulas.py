@@ -1,4 +1,4 @@
-"""Norms of vectors by operators, as in ``forward_formulas``.
+"""Norms of vectors by operators, as in ``formulas``.
 
 Torch writes into what its forward derivatives of them keep, so that the gradient of a ``jvp`` of
 another derivative raises.
@@ -23,15 +23,12 @@ def _of_vectors(x: Tensor, p: Any, dim: Any, keepdim: bool, dtype: Any = None) -
     """The norm along some dimensions, or of all numbers; its derivatives at zero are zero."""
     x = x if dtype is None else x.to(dtype)
     known = isinstance(p, (int, float)) and p > 1 and p != torch.inf
-    if not known or not x.is_floating_point() or x.numel() == 0 or x.dim() == 0:
+    if not known or not x.is_floating_point() or x.numel() == 0:
         raise AsItIsError
-    dims = (
-        tuple(range(x.dim()))
-        if dim is None
-        else tuple(dim)
-        if isinstance(dim, Sequence)
-        else (dim,)
-    )
+    if x.dim() == 0:
+        return x.abs()
+    given = range(x.dim()) if dim is None else dim
+    dims = tuple(given) if isinstance(given, Sequence) else (given,)
     if len(dims) == 0:
         raise AsItIsError
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -123,11 +120,7 @@ def _triplet_margin_loss(
         raise AsItIsError
     near, far = [_pairwise_distance(None, anchor, x, p, eps) for x in (positive, negative)]
     far = torch.minimum(far, _pairwise_distance(None, positive, negative, p, eps)) if swap else far
-    losses = (margin + near - far).clamp_min(0)
-    if reduction not in ("mean", "sum", "none"):
-        raise AsItIsError
-    found: Tensor = losses if reduction == "none" else getattr(losses, reduction)()
-    return found
+    return _hinged(margin, near, far, reduction)
 
 
 def _distance_loss(
@@ -135,17 +128,38 @@ def _distance_loss(
     distance_function: Any = None, margin: float = 1.0, swap: bool = False,
     reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
-    if distance_function is not None:
+    distance = F.pairwise_distance if distance_function is None else distance_function
+    far = distance(anchor, negative)
+    far = torch.minimum(far, distance(positive, negative)) if swap else far
+    return _hinged(margin, distance(anchor, positive), far, reduction)
+
+
+def _hinged(margin: float, near: Tensor, far: Tensor, reduction: str) -> Tensor:
+    if reduction not in ("mean", "sum", "none"):
         raise AsItIsError
-    return _triplet_margin_loss(
-        function, anchor, positive, negative, margin, swap=swap, reduction=reduction
-    )
+    losses = (margin + near - far).clamp_min(0)
+    found: Tensor = losses if reduction == "none" else getattr(losses, reduction)()
+    return found
+
+
+def _renorm(function: Any, x: Tensor, p: Any, dim: int, maxnorm: float) -> Tensor:
+    dims = [d for d in range(x.dim()) if d != dim % x.dim()]
+    size = _of_vectors(x, p, dims, True)
+    return x * torch.where(size > maxnorm, maxnorm / (size + 1e-7), 1)
+
+
+def _std_mean(function: Any, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    squares, mean = torch.var_mean(x, *args, **kwargs)
+    return _root(x, squares, kwargs), mean
 
 
 def _std(function: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _root(x, torch.var(x, *args, **kwargs), kwargs)
+
+
+def _root(x: Tensor, squares: Tensor, kwargs: dict[str, Any]) -> Tensor:
     if not x.is_floating_point() or kwargs.get("out") is not None:
         raise AsItIsError
-    squares: Tensor = torch.var(x, *args, **kwargs)
     none = squares == 0
     return torch.where(none, 0, torch.where(none, 1, squares).sqrt())
 
@@ -163,6 +177,8 @@ def _table() -> dict[Any, Other]:
         **dict.fromkeys(named("norm"), norm),
         **dict.fromkeys(named("dist"), Other(_dist, ("input", "other"), frozenset({"p"}))),
         **dict.fromkeys(named("std"), Other(_std, ("input",), more)),
+        **dict.fromkeys(named("std_mean"), Other(_std_mean, ("input",), more)),
+        **dict.fromkeys(named("renorm"), Other(_renorm, ("input", "p", "dim", "maxnorm"))),
         F.normalize: Other(_normalize, ("input",), frozenset({"p", "dim", "eps", "out"})),
         F.pairwise_distance: Other(
             _pairwise_distance, ("x1", "x2"), frozenset({"p", "eps", "keepdim"})
@@ -174,7 +190,10 @@ def _table() -> dict[Any, Other]:
             frozenset({"margin", "p", "eps", "swap", "size_average", "reduce", "reduction"}),
         ),
         F.triplet_margin_with_distance_loss: Other(
-            _distance_loss, triplet, frozenset({"distance_function", "margin", "swap", "reduction"})
+            _distance_loss,
+            triplet,
+            frozenset({"distance_function", "margin", "swap", "reduction"}),
+            within=True,
         ),
     }
 
