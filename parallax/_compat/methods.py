@@ -2,7 +2,8 @@
 
 Dynamo (2.13 and 2.14) knows the class of an object that it made, and no place for what it finds
 there: it does not guard the object's methods, and cannot trace one that closes over an object or a
-tensor. Here such methods have the places that those of an object with a place of its own have.
+tensor. Here such methods have the places that those of an object with a place of its own have. Nor
+can it return a method that it has bound; here it can.
 """
 
 # pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
@@ -23,6 +24,7 @@ _LIBRARIES = {*sys.stdlib_module_names, "torch", "optree", "parallax", "typing_e
 @functools.cache
 def give_places() -> None:
     """Has dynamo know the methods of the objects that it makes, from now on. Only in a trace."""
+    from torch._dynamo.bytecode_transformation import create_call_function
     from torch._dynamo.guards import GuardBuilder, install_guard
     from torch._dynamo.source import AttrSource, GetItemSource, TypeDictSource, TypeMROSource
     from torch._dynamo.symbolic_convert import InstructionTranslator
@@ -108,7 +110,16 @@ def give_places() -> None:
                     return value, AttrSource(cls, name)
         return value, source
 
+    def reconstruct(self: Any, codegen: Any) -> None:
+        """Writes code for a method that the trace has bound, and returns."""
+        codegen.add_push_null(lambda: codegen.load_import_from("types", "MethodType"))
+        name = codegen.tx.output.install_global_by_id("parallax_method", self.fn)
+        codegen.append_output(codegen.create_load_global(name, add=True))
+        codegen(self.obj)
+        codegen.extend_output(create_call_function(2, False))
+
     methods.get_source = get_source
+    methods.reconstruct = reconstruct
     objects.get_source_by_walking_mro = get_source_by_walking_mro
     objects.resolve_type_attr = resolve_type_attr
     objects.resolve_data_descriptor = resolve_data_descriptor

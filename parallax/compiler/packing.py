@@ -12,6 +12,8 @@ of other libraries. Those are handed through; dynamo looks at them as it looks a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import NODES
 from parallax.core.registry import flatten_module, unflatten_module
 from parallax.core.structure import Structure
+from parallax.tree.calls import CALLS, attributes_of, bound
 
 __all__ = [
     "ITEM", "Items", "Same", "build", "build_call", "pack", "pack_call", "paths_of", "placed",
@@ -78,9 +81,31 @@ def pack(value: Any, items: list[Any], tokens: list[Any]) -> None:
         tokens.append((cls, len(parts), constant_key(metadata, cls.__name__), metadata))
         for part in parts:
             pack(part, items, tokens)
+    elif cls in CALLS and _is_opened(value):
+        tokens.append(_call_token(value))
+        for name in tokens[-1][1]:
+            pack(getattr(value, name), items, tokens)
     else:
         items.append(value)
         tokens.append(ITEM)
+
+
+def _is_opened(call: Any) -> bool:
+    """Whether a method or partial is taken apart; others are items that dynamo looks at."""
+    if type(call) is MethodType:
+        return hasattr(type(call.__self__), "__layout__") or type(call.__self__) in NODES
+    return attributes_of(call) is None
+
+
+def _call_token(call: Any) -> tuple[Any, ...]:
+    """The token of a method or partial, in which the second names the parts that follow.
+
+    The function of a method belongs to a class. That of a partial may be written anew for each
+    call, so it is an item, of which dynamo guards what it has to.
+    """
+    if type(call) is MethodType:
+        return bound, ("__self__",), call.__func__
+    return partial, ("func", "args", "keywords")
 
 
 def paths_of(tokens: tuple[Any, ...], names: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -218,6 +243,11 @@ def _build_container(token: Any, tokens: Iterator[Any], items: Items, met: list[
         return {key: build(tokens, items, met) for key in keys}
     if cls is FrozenDict:
         return FrozenDict({key: build(tokens, items, met) for key in keys})
+    if cls is bound:
+        return bound(token[2], build(tokens, items, met))
+    if cls is partial:
+        parts = [build(tokens, items, met) for _ in keys]
+        return partial(parts[0], *parts[1], **parts[2])
     values = [build(tokens, items, met) for _ in range(keys)]
     if cls is list:
         return values
@@ -265,6 +295,11 @@ def spell(
         tokens.append((cls, keys, tuple([type(key) for key in keys])))
         for item in value.values():
             spell(item, items, tokens, met, deep)
+    elif cls in CALLS and _is_opened(value):
+        token = _call_token(value)
+        tokens.append(token)
+        for name in token[1]:
+            spell(getattr(value, name), items, tokens, met, deep)
     else:
         items.append(value)
         tokens.append(ITEM)

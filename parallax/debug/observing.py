@@ -25,6 +25,7 @@ from parallax.effects.capturing import watched
 from parallax.effects.collection import root_of
 from parallax.effects.selecting import paths_of
 from parallax.effects.watches import Watch
+from parallax.tree.outside import is_item
 
 __all__ = ["Observer", "observed"]
 
@@ -62,7 +63,7 @@ def observed(
         called, args = _call, (called, *args)
     given: Any = (args, kwargs)
     items, spec = optree.tree_flatten(
-        given, is_leaf=is_module, none_is_leaf=True, namespace=NAMESPACE
+        given, is_leaf=is_item, none_is_leaf=True, namespace=NAMESPACE
     )
 
     def run(found: Sequence[Any]) -> Any:

@@ -18,6 +18,7 @@ from parallax.debug.bits import same_bits
 from parallax.debug.calls import arguments, name_of, tensors_in
 from parallax.effects.running import refuse_deferred
 from parallax.tree import core
+from parallax.tree.outside import is_item
 from parallax.tree.places import Survey, follow
 
 __all__ = ["ImpureError", "pure"]
@@ -148,7 +149,7 @@ def _refuse_write(name: str, path: str, before: Before) -> None:
 def _modules(value: Any) -> list[tuple[str, Any]]:
     """Every module in a pytree, with its dotted path."""
     paths, found, _ = optree.tree_flatten_with_path(
-        value, is_leaf=is_module, none_is_leaf=True, namespace=NAMESPACE
+        value, is_leaf=is_item, none_is_leaf=True, namespace=NAMESPACE
     )
     modules = []
     for path, item in zip(paths, found, strict=True):

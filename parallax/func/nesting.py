@@ -8,6 +8,7 @@ whose tensors are returned beside the result and recorded where the transform wa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from parallax.core.nodes import is_module
 from parallax.effects import relaying
 from parallax.tree import core
+from parallax.tree.calls import bound
 
 __all__ = ["Nesting"]
 
@@ -46,21 +48,28 @@ class Nesting:
             {name: self._within(arg) for name, arg in kwargs.items()} if kwargs else kwargs
         )
 
-    def _function(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        if is_module(func):
-            return self._within(func)  # type: ignore[no-any-return]  # a module again
-        owner = getattr(func, "__self__", None)
-        if is_module(owner):
-            inner = self._within(owner)
-            return func if inner is owner else MethodType(func.__func__, inner)  # type: ignore[attr-defined]  # of a method
-        return func
+    def _function(self, func: Any) -> Callable[..., Any]:
+        if is_module(func) or type(func) is MethodType:
+            return self._within(func)  # type: ignore[no-any-return]  # callable as before
+        if type(func) is not partial:
+            return func  # type: ignore[no-any-return]  # it is one
+        known = len(self.pairs)
+        called = self._function(func.func)
+        args = [self._within(arg) for arg in func.args]
+        keywords = {name: self._within(arg) for name, arg in func.keywords.items()}
+        return func if len(self.pairs) == known else partial(called, *args, **keywords)
 
     def _within(self, tree: Any) -> Any:
         """The tree with the stand-ins; the same tree where nothing is collected."""
         if is_module(tree):
             if relaying.nest(tree._rng, self.levels) is tree._rng:
                 return tree
-        elif not isinstance(tree, (tuple, list, dict)):
+        elif type(tree) is MethodType:
+            if not is_module(tree.__self__):
+                return tree
+            inner = self._within(tree.__self__)
+            return tree if inner is tree.__self__ else bound(tree.__func__, inner)
+        elif not isinstance(tree, (tuple, list, dict, partial)):
             return tree
         leaves, spec = core.opened(tree)
         known = len(self.pairs)

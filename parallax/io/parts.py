@@ -19,7 +19,7 @@ from parallax.core.nodes import is_module
 from parallax.core.registry import NAMESPACE, flatten_module
 from parallax.io.header import Node, below, nodes_of
 from parallax.io.resuming import as_saved
-from parallax.tree.outside import adopt
+from parallax.tree.outside import adopt, is_item
 from parallax.tree.state_names import names_of
 
 __all__ = [
@@ -57,7 +57,7 @@ def take_apart(tree: Any, what: str) -> tuple[list[Part], Any]:
     if is_module(tree):
         return [Part("", tree)], None
     paths, values, spec = optree.tree_flatten_with_path(
-        tree, is_leaf=is_module, none_is_leaf=True, namespace=NAMESPACE
+        tree, is_leaf=is_item, none_is_leaf=True, namespace=NAMESPACE
     )
     if adopt(values):  # one is of a class that torch's registry knows
         return take_apart(tree, what)

@@ -1,4 +1,4 @@
-"""Leaves that hold tensors and cannot be taken apart: bound methods, partials, dataclasses."""
+"""Leaves that hold tensors and cannot be taken apart: dataclasses, methods of them, closures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import functools
 import types
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from parallax.core.nodes import is_module
 
-__all__ = ["carried", "refuse_carrier"]
+__all__ = ["carried", "holds_tensor", "refuse_carrier"]
 
 _MOST = 200  # parts that are looked at
 
@@ -25,25 +25,29 @@ def carried(leaf: Any) -> str | None:
     Returns:
         Two phrases for an error message; ``None`` for leaves of other kinds, or that hold none.
     """
-    if not _is_carrier(leaf) or not _holds_tensor(leaf):
+    if not _is_carrier(leaf) or not holds_tensor(leaf):
         return None
     if isinstance(leaf, types.MethodType):
         owner, name = type(leaf.__self__).__name__, leaf.__name__
-        return (
-            f"the method {name} of a {owner}, which is called and no tree. Give the module itself, "
-            f"and call it where it is needed: lambda module, x: module.{name}(x)"
-        )
-    if isinstance(leaf, functools.partial):
-        name = getattr(leaf.func, "__name__", type(leaf.func).__name__)
-        return (
-            f"a partial of {name}, which is called and no tree. Give what it holds as arguments of "
-            f"their own: lambda module, x: {name}(module, x)"
-        )
+        if isinstance(leaf.__self__, nn.Module):
+            return (
+                f"the method {name} of a {owner}, a torch.nn.Module, which is not taken apart. "
+                f"Lift it: bridge.lift(module), and give that, or a method of it"
+            )
+        return f"the method {name} of a {owner}, which is not taken apart. {_node(owner, leaf)}"
     name = type(leaf).__name__
-    return (
-        f"a dataclass {name}, which is not taken apart. Make it a node of trees where it is "
-        f"defined: torch.export.register_dataclass({name})"
-    )
+    if isinstance(leaf, functools.partial):
+        return f"a {name}, which is not taken apart. Give a functools.partial itself"
+    return f"a dataclass {name}, which is not taken apart. {_node(name, leaf)}"
+
+
+def _node(name: str, leaf: Any) -> str:
+    """What to write to have instances of a class be taken apart."""
+    if dataclasses.is_dataclass(getattr(leaf, "__self__", leaf)):
+        return (
+            f"Make it a node of trees where it is defined: torch.export.register_dataclass({name})"
+        )
+    return f"Say how a {name} is taken apart: parallax.registry.register({name}, ...)"
 
 
 def refuse_carrier(leaf: Any) -> None:
@@ -63,17 +67,22 @@ def _is_carrier(leaf: Any) -> bool:
     return dataclasses.is_dataclass(leaf) and not isinstance(leaf, type) and not is_module(leaf)
 
 
-def _holds_tensor(leaf: Any) -> bool:
-    """Whether there is a tensor or module in the parts of a carrier."""
-    ahead: list[Any] = [leaf]
+def holds_tensor(leaf: Any) -> bool:
+    """Whether there is a tensor or module in what an object, method or function holds."""
+    ahead: list[Any] = [leaf, *getattr(leaf, "__dict__", {}).values()]
     for _ in range(_MOST):
         if not ahead:
             return False
         item = ahead.pop()
-        if isinstance(item, Tensor) or is_module(item):
+        if isinstance(item, (Tensor, nn.Module)) or is_module(item):
             return True
-        if isinstance(item, types.MethodType):
-            ahead.append(item.__self__)
+        if isinstance(item, types.FunctionType):
+            ahead += [*(item.__closure__ or ()), *(item.__defaults__ or ())]
+            ahead += (item.__kwdefaults__ or {}).values()
+        elif isinstance(item, types.CellType):
+            ahead += _content(item)
+        elif isinstance(item, types.MethodType):
+            ahead += [item.__self__, *getattr(item.__self__, "__dict__", {}).values()]
         elif isinstance(item, functools.partial):
             ahead += [item.func, *item.args, *item.keywords.values()]
         elif isinstance(item, dict):
@@ -84,3 +93,10 @@ def _holds_tensor(leaf: Any) -> bool:
             names = [field.name for field in dataclasses.fields(item)]
             ahead += [getattr(item, name, None) for name in names]
     return False
+
+
+def _content(cell: types.CellType) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # not filled yet
+        return []

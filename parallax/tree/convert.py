@@ -17,6 +17,7 @@ from parallax.random import Key
 from parallax.tree import core
 from parallax.tree.arguments import check_tree
 from parallax.tree.leaves import all_floating, is_array, is_inexact
+from parallax.tree.outside import is_item
 from parallax.tree.places import Survey
 
 __all__ = ["nbytes", "size", "to", "zeros_like"]
@@ -61,7 +62,7 @@ def to(
     moved = optree.tree_map(
         lambda item: item if type(item) is Key else _moved(item, target, dtype),
         cast(Any, tree),
-        is_leaf=lambda item: is_module(item) or type(item) is Key,
+        is_leaf=lambda item: is_item(item) or type(item) is Key,
         none_is_leaf=True,
         namespace=NAMESPACE,
     )

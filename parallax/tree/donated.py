@@ -10,6 +10,7 @@ from torch import Tensor
 from parallax._compat import registries
 from parallax.core.module_structure import modules_in
 from parallax.core.nodes import NODES, Instance, dict_of, is_module
+from parallax.tree.calls import CALLS, opened_call
 
 __all__ = ["DonatedError", "mark", "mark_all"]
 
@@ -159,4 +160,6 @@ def _opened(value: Any) -> list[Any]:
         return list(value)
     if isinstance(value, dict):
         return list(value.values())
+    if type(value) in CALLS:
+        return list(opened_call(value)[0])
     return list(NODES[type(value)].flatten(value)[0]) if type(value) in NODES else []

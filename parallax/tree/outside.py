@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import MethodType
 from typing import Any
 
 import optree
@@ -17,8 +18,9 @@ from parallax.core.frozendict import FrozenDict
 from parallax.core.nodes import NODES, is_module
 from parallax.core.registry import NAMESPACE
 from parallax.tree.align import misfit
+from parallax.tree.calls import CALLS
 
-__all__ = ["Outside", "adopt", "close", "is_leaf", "is_plain", "item_paths", "join",
+__all__ = ["Outside", "adopt", "close", "is_item", "is_leaf", "is_plain", "item_paths", "join",
            "opened_outside", "up_to"]  # fmt: skip
 
 _PLAIN = frozenset({
@@ -30,6 +32,18 @@ _PLAIN = frozenset({
 def is_plain(item: Any) -> bool:
     """Whether an item is a leaf by its class: a tensor, a number, a string and the like."""
     return type(item) in _PLAIN or isinstance(item, Tensor)
+
+
+def is_item(tree: Any) -> bool:
+    """Whether the outside of a tree ends here by more than its class: at a module, or at a method.
+
+    A method of a module, or of what else is a tree, is a container of it. One of any other object
+    is a leaf, like a function.
+    """
+    cls = type(tree)
+    if cls is MethodType:
+        return not is_module(tree.__self__) and is_leaf(tree.__self__)
+    return hasattr(cls, "__layout__")  # ``is_module`` without a call, for each node of a tree
 
 
 def adopt(children: Iterable[Any]) -> bool:
@@ -137,7 +151,7 @@ def opened_outside(tree: Any) -> tuple[list[Any], Any]:
         if outer is not None:
             return children, outer
     children, outer = optree.tree_flatten(
-        tree, is_leaf=is_module, none_is_leaf=True, namespace=NAMESPACE
+        tree, is_leaf=is_item, none_is_leaf=True, namespace=NAMESPACE
     )
     if adopt(children):
         return opened_outside(tree)
@@ -260,6 +274,8 @@ def is_leaf(tree: Any) -> bool:
     """Whether there is nothing to take apart here."""
     if type(tree) in _PLAIN:
         return True
+    if type(tree) in CALLS:
+        return is_item(tree)
     lone = optree.tree_is_leaf(tree, none_is_leaf=True, namespace=NAMESPACE)
     return bool(lone) and not adopt((tree,))
 

@@ -1,4 +1,4 @@
-"""Bound methods, partials and dataclasses: what is captured, what is a leaf, what is a node."""
+"""Dataclasses and methods of plain objects: what is a leaf, what is a node, what is refused."""
 
 from __future__ import annotations
 
@@ -57,68 +57,42 @@ class Loose:
 
     x: Any
 
-
-# -- as functions ---------------------------------------------------------------------------------
-
-
-def test_a_bound_method_is_a_function_of_what_is_left() -> None:
-    model = line()
-    expected = torch.func.grad(reference, argnums=2)(model.slope, model.offset, X)
-    part = functools.partial(model.loss, scale=2.0)
-    engines: list[Any] = [lambda f: f, lambda f: parallax.compile(f, backend="eager")]
-    for engine in engines:
-        torch.testing.assert_close(engine(func.grad(model.loss))(X), expected)
-        torch.testing.assert_close(engine(func.grad(part))(X), 2 * expected)
-    assert torch.equal(
-        func.per_sample_grad(model.loss, in_dims=(0,))(X[None])[0], func.grad(model.loss)(X)
-    )
-
-
-def test_of_the_function_of_the_class_the_module_is_an_argument() -> None:
-    model = line()
-    grads = func.grad(Line.loss)(model, X)
-    slope, offset = torch.func.grad(reference, argnums=(0, 1))(model.slope, model.offset, X)
-    torch.testing.assert_close((grads.slope, grads.offset), (slope, offset))
-    part = func.grad(functools.partial(Line.loss, x=X))(model)
-    assert tree.equal(part, grads)
-
-
-@pytest.mark.parametrize("bind", [lambda m: m.loss, lambda m: functools.partial(Line.loss, m)])
-def test_what_is_captured_is_differentiated_from_outside(bind: Any) -> None:
-    model = line()
-
-    def outer(model: Any) -> Any:
-        return (func.grad(bind(model))(X) ** 2).sum()
-
-    def expected(slope: Tensor, offset: Tensor) -> Any:
-        return (torch.func.grad(reference, argnums=2)(slope, offset, X) ** 2).sum()
-
-    slope, offset = torch.func.grad(expected, argnums=(0, 1))(model.slope, model.offset)
-    for transform in (func.grad(outer), torch.func.grad(outer)):
-        grads = transform(model)
-        torch.testing.assert_close((grads.slope, grads.offset), (slope, offset))
-
-
-def test_a_compiled_function_of_a_method_has_the_values_of_its_module() -> None:
-    step = parallax.compile(lambda f, x: f(x), backend="eager")
-    for factor in (1.0, 3.0):
-        model = tree.scale(line(), factor)
-        assert torch.equal(step(model.loss, X), model.loss(X))
-        assert torch.equal(step(functools.partial(model.loss, scale=2.0), X), model.loss(X, 2.0))
+    def go(self) -> Any:
+        return self.x
 
 
 # -- as leaves ------------------------------------------------------------------------------------
 
 
-def bound() -> Any:
-    return functools.partial(Line.loss, line())
+class Part(functools.partial[Any]):
+    """A subclass, which is a leaf."""
+
+
+class Plain:
+    """No tree."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def method(self, x: Tensor) -> Tensor:
+        return x
+
+
+def closing() -> Any:
+    model = line()
+    return functools.partial(lambda x: model(x).sum(), X)
 
 
 HIDDEN: dict[str, Any] = {
-    r"the method loss of a Line.*lambda module, x: module.loss\(x\)": lambda: line().loss,
-    r"a partial of loss.*lambda module, x: loss\(module, x\)": bound,
-    r"a partial of loss": lambda: functools.partial(line().loss, scale=2.0),
+    r"the method method of a Plain.*parallax.registry.register\(Plain, ...\)": lambda: (
+        Plain(X).method
+    ),
+    r"the method forward of a Linear, a torch.nn.Module.*bridge.lift": lambda: (
+        torch.nn.Linear(1, 1).forward
+    ),
+    r"a Part.*Give a functools.partial itself": lambda: Part(Line.loss, line()),
     r"a dataclass Loose.*torch.export.register_dataclass\(Loose\)": lambda: Loose([X]),
+    r"the method go of a Loose.*torch.export.register_dataclass\(Loose\)": lambda: Loose([X]).go,
 }
 
 
@@ -138,7 +112,7 @@ def test_tensors_that_would_be_left_out_are_told(says: str) -> None:
             func.grad(lambda t: X.sum())(given)
 
 
-WITHOUT = [torch.relu, functools.partial(torch.sum, dim=0), [].append, Loose(3)]
+WITHOUT = [torch.relu, Plain(3).method, [].append, Loose(3)]
 
 
 @pytest.mark.parametrize("leaf", WITHOUT)
@@ -147,6 +121,13 @@ def test_functions_and_dataclasses_without_tensors_are_leaves(leaf: Any) -> None
     assert tree.norm(subject).item() == 5.0
     assert tree.scale(subject, 2.0)["f"] is leaf
     assert tree.leaves(subject)[1] is leaf
+
+
+def test_the_function_of_a_partial_hides_no_tensor() -> None:
+    with pytest.raises(TypeError, match="argument 0: func is a function, and only tensors"):
+        func.grad(lambda f: f())(closing())
+    with pytest.raises(TypeError, match=r"a Linear, which is a torch.nn.Module.*bridge.lift"):
+        func.grad(lambda f: f().sum())(functools.partial(torch.nn.Linear(2, 1), X))
 
 
 # -- dataclasses that torch takes apart -----------------------------------------------------------
