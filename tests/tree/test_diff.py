@@ -193,6 +193,8 @@ def test_bad_input() -> None:
         tree.diff({"a": torch.nn.Linear(1, 1)}, {"a": 1})
     with pytest.raises(ValueError, match=r"tree.diff\(rtol=\)"):
         tree.diff(1, 2, rtol=-1.0)
+    with pytest.raises(ValueError, match=r"tree.diff\(atol=\)"):
+        tree.diff(1, 2, atol=-1.0)
     with pytest.raises(RuntimeError, match="not known inside a transform"):
         torch.vmap(lambda x: torch.ones(len(tree.diff(x, x))))(torch.ones(2))
 
