@@ -125,20 +125,19 @@ def _likelihood(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     ]  # fmt: skip
     rows = [Shard(at.dim - 1) if getattr(at, "dim", 0) > channel else at for at in kept]
     terms = [at if at.is_replicate() else Partial() for at in rows]
-    given = [values.redistribute(mesh, kept), target.redistribute(mesh, rows)]
-    given = [one._local_tensor for one in given]
+    placed = [(values, kept), (target, rows)]
+    given = [buckets.as_placed(one, mesh, tuple(at))._local_tensor for one, at in placed]
     given.append(None if weight is None else shards.whole(weight))
     loss, total = op(*given, 2 if reduction == _MEAN else reduction, ignored, **kwargs)
     if reduction == 0:
         whole = tuple([Replicate()] * mesh.ndim)
         found = buckets.distributed(loss, mesh, tuple(rows), target.shape)
         return found, buckets.distributed(total, mesh, whole, ())
-    loss = buckets.distributed(loss, mesh, tuple(terms), ())
     total = buckets.distributed(total, mesh, tuple(terms), ())
-    if reduction != _MEAN:
-        return loss, total
-    total = shards.summed(total)
-    return loss / total, total
+    if reduction == _MEAN:
+        total = shards.summed(total)
+        loss = loss / total._local_tensor
+    return buckets.distributed(loss, mesh, tuple(terms), ()), total
 
 
 def _any(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -21,7 +21,9 @@ __all__ = [
     "are_known",
     "around_in_trace",
     "beside",
+    "detached",
     "is_distributed",
+    "is_distributed_class",
     "is_known_distributed",
     "is_mixing",
     "local_of",
@@ -54,6 +56,11 @@ def are_known() -> bool:
 def is_distributed(value: Any) -> bool:
     """Whether a value is a distributed tensor."""
     return value is not None and isinstance(value, _kind())
+
+
+def is_distributed_class(cls: type) -> bool:
+    """Whether instances of a class are distributed tensors."""
+    return issubclass(cls, _kind())
 
 
 def is_known_distributed(tensor: Tensor) -> bool:
@@ -119,6 +126,22 @@ def with_spec(local: Tensor, spec: Any) -> Tensor:
     """What this process holds as a distributed tensor without a graph, by torch's description."""
     kind: Any = _kind()  # of which __init__ does nothing, slowly
     return kind.__new__(kind, local, spec, requires_grad=False)  # type: ignore[no-any-return]  # a DTensor
+
+
+def detached(tensor: Tensor) -> Tensor:
+    """A tensor without its graph; of a distributed one without torch asking how it is cut."""
+    if type(tensor) is not Tensor and _is_plainly(tensor):
+        return with_spec(tensor._local_tensor.detach(), tensor._spec)  # type: ignore[attr-defined]  # a DTensor
+    return tensor.detach()
+
+
+def _is_plainly(tensor: Any) -> bool:
+    """Whether a tensor is distributed and no trace or mode is to see what is done with it."""
+    return (
+        is_distributed(tensor)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not dynamo.is_compiling()
+    )
 
 
 def summed(value: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from parallax import random
-from parallax._compat import autograd, collectives, functorch, modes, once
+from parallax._compat import autograd, collectives, functorch, modes, once, shards
 from parallax.func.backward_formulas import gradients_again
 from parallax.func.call import Call
 from parallax.func.captured import are_held, take_graphs_off, written_by
@@ -62,7 +62,7 @@ class Tape:
                 x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs
             ]
         else:
-            self.leaves = [x.detach().requires_grad_() for x in inputs]
+            self.leaves = [shards.detached(x).requires_grad_() for x in inputs]
         self.own = {id(leaf): place for place, leaf in enumerate(self.leaves)}
         self.since = autograd.next_number()
 
