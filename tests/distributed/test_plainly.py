@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from parallax import Module, Parameter, effects, func, tree
+from parallax import Module, Parameter, effects, func, nn, tree
 from parallax import distributed as dist
+from parallax._compat import plain_parts
 from tests.distributed.transformer import Transformer, batch, loss
 from tests.meshes import alone, run, spread, whole
 
@@ -144,6 +145,24 @@ def test_others_get_distributed_tensors(cls: Any) -> None:
         _, kinds = kinds_in(lambda: spread_(spread(x, mesh, Shard(0))))
         assert set(kinds) <= {DTensor}
         assert all(isinstance(one, DTensor) for one in SEEN)
+
+
+def test_a_module_is_asked_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    rehearsed = plain_parts.rehearsed
+
+    def counting(*args: Any) -> Any:
+        asked.append(1)
+        return rehearsed(*args)
+
+    monkeypatch.setattr(plain_parts, "rehearsed", counting)
+    with alone(2, names=("dp",)) as mesh:
+        model = dist.Plan(mesh, dp=dist.replicate()).apply(
+            nn.Linear(4, 4, bias=False).initialize(0)
+        )
+        for number in range(3):
+            assert type(model(spread(torch.full((8, 4), float(number)), mesh, Shard(0)))) is DTensor
+    assert len(asked) == 1
 
 
 def test_who_watches_a_module_gets_distributed_tensors() -> None:
