@@ -12,6 +12,7 @@ from __future__ import annotations
 import builtins
 import dis
 import math
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallax import nn
 from parallax.core.metaclass import writes_call
 from parallax.core.module import Module
 from parallax.core.structure import Structure
@@ -47,7 +47,7 @@ _REFUSED = frozenset({
     "resize", "resize_as", "retain_grad", "retains_grad", "set_", "share_memory_", "storage",
     "storage_type", "to_local", "full_tensor", "tolist", "type", "untyped_storage",
 })  # fmt: skip
-_OWNERS = (torch, F, math, torch.nn, nn, Tensor)
+_OWNERS = (torch, F, math, torch.nn, Tensor)
 _CONSTANTS = (int, float, complex, str, bool, type(None), torch.dtype)
 
 
@@ -58,7 +58,7 @@ def _public(owner: Any) -> set[str]:
 _OPERATORS = {name for name in _public(torch) if hasattr(torch.ops.aten, name)}
 _DTYPES = {name for name in _public(torch) if isinstance(getattr(torch, name), torch.dtype)}
 _ATTRIBUTES = frozenset(
-    (_public(Tensor) | _public(F) | _public(nn) | _OPERATORS | _DTYPES | _public(math))
+    (_public(Tensor) | _public(F) | _OPERATORS | _DTYPES | _public(math))
     | {"append", "extend", "finfo", "functional", "items", "keys", "mode", "nn", "values"}
 ) - _REFUSED  # fmt: skip
 
@@ -115,7 +115,7 @@ class _Reader:
 
     def value(self, value: Any) -> bool:
         """Whether a value is a constant, or a function that only computes."""
-        if isinstance(value, _CONSTANTS) or any([value is one for one in _OWNERS]):
+        if isinstance(value, _CONSTANTS) or any([value is one for one in (*_OWNERS, _layers())]):
             return True
         if type(value) in (tuple, frozenset):
             return all(map(self.value, value))
@@ -153,7 +153,7 @@ class _Reader:
     def _attribute(self, name: str) -> bool:
         owners = [cls for cls in self.classes if _has(cls, name)]
         fields = any([name in cls.__layout__.fields for cls in self.classes])
-        known = name in _ATTRIBUTES and not name.endswith("_")
+        known = (name in _ATTRIBUTES or name in _public(_layers())) and not name.endswith("_")
         return (known or fields or bool(owners)) and self.attribute(name, owners)
 
     def _global(self, function: types.FunctionType, name: str) -> bool:
@@ -177,6 +177,11 @@ class _Reader:
             return False
         self.read.append((lambda _, cell=cell: cell.cell_contents, name, held))  # type: ignore[misc]  # of this very cell
         return self.value(held) if name != "__class__" else True
+
+
+def _layers() -> Any:
+    """``parallax.nn``, of which the classes are known here; it is above this room."""
+    return sys.modules.get("parallax.nn", torch.nn)
 
 
 def _has(cls: Any, name: str) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallax import random
-from parallax._compat import autograd, dynamo, functorch, in_trace
+from parallax._compat import autograd, dynamo, functorch, in_trace, shards
 from parallax.func.call import Call
 from parallax.func.forward_again import differentiable_again
 from parallax.func.results import Result, Taking
@@ -64,6 +64,7 @@ def jacobian_rows(
 
     if dynamo.is_compiling() and functorch.derivatives_running()[1]:
         forward = False  # as in ``along``
+    forward = forward and not _is_spread(call.values)
     (rows, beside), after = forward_or_not(by_columns, by_rows) if forward else by_rows()
     return rows, taking.result, after(beside)[1]
 
@@ -119,7 +120,14 @@ def along(
     if dynamo.is_compiling() and functorch.derivatives_running()[1]:
         # Dynamo cannot take a second forward derivative of a product with a constant.
         return _twice(make, values, tangents)
+    if _is_spread(values):
+        return _twice(make, values, tangents)
     return forward_or_not(forward, lambda: _twice(make, values, tangents))
+
+
+def _is_spread(values: Sequence[Tensor]) -> bool:
+    """Whether there are distributed tensors, of which torch has no derivative in forward mode."""
+    return any(map(shards.is_known_distributed, values))
 
 
 def _own(values: Sequence[Tensor]) -> Sequence[Tensor]:
