@@ -58,7 +58,15 @@ def _select_scatter(x: Tensor, src: Tensor, dim: int, index: Any) -> Tensor:
     return torch.where(places == index % count, src.unsqueeze(dim).to(x.dtype), x)
 
 
+def _polar(size: Tensor, angle: Tensor) -> Tensor:
+    """Torch divides by the size, so that the gradient by it is lost where it is zero."""
+    if not (moves(size) or moves(angle)):
+        return below_autograd(torch.ops.aten.polar.default, (size, angle), {})  # type: ignore[no-any-return]  # it is torch's
+    return torch.complex(size * angle.cos(), size * angle.sin())
+
+
 _KERNELS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "as_strided_scatter": ("Autograd", _as_strided_scatter),
+    "polar": ("Autograd", _polar),
     "select_scatter": ("FuncTorchBatched", _select_scatter),
 }

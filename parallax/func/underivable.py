@@ -38,7 +38,7 @@ def derivative_runs() -> AbstractContextManager[object]:
 def refuse_what_has_no_derivative() -> None:
     """Has torch ask before it takes something for constant; once, before a first derivative.
 
-    Two operators whose first derivative is wrong are mended.
+    Operators whose first derivative is wrong are mended.
     """
     if underivable.refuse_derivatives(_asked):
         mended.mend()

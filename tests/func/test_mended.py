@@ -73,3 +73,20 @@ def test_select_scatter_of_a_wrong_index_within_vmap() -> None:
     func.grad(torch.sum)(X)
     with pytest.raises(IndexError, match="out of range"):
         torch.vmap(lambda x: torch.select_scatter(x, x[0], 0, 7))(X[None])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_gradient_of_polar_where_the_size_is_zero(way: str) -> None:
+    size, angle = X[0] * torch.tensor([1, 0, 1, 0]), X[1]
+
+    def loss(size: Tensor, angle: Tensor) -> Tensor:
+        found = torch.polar(size, angle)
+        return (found.real + 2 * found.imag).sum()
+
+    of_size, of_angle = WAYS[way](func.grad(loss, (0, 1)))(size, angle)
+    torch.testing.assert_close(of_size, angle.cos() + 2 * angle.sin())
+    torch.testing.assert_close(of_angle, size * (2 * angle.cos() - angle.sin()))
+    value, slope = func.jvp(torch.polar, (size, angle), (size.cos(), angle))
+    turned = torch.complex(angle.cos(), angle.sin())
+    torch.testing.assert_close(value, size * turned)
+    torch.testing.assert_close(slope, (size.cos() + 1j * size * angle) * turned)
