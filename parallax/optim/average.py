@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from parallax._compat import dynamo, functorch
+from parallax._errors.arguments import answered
 from parallax.core.fields import Buffer
 from parallax.core.module import Module
 from parallax.core.registry import flatten_module, unflatten_module
@@ -127,6 +128,7 @@ class EMA(SWA):
         tensor(1.)
     """
 
+    @answered("optim.EMA", "optim.EMA(decay=0.999)")
     def __init__(self, decay: float = 0.999) -> None:
         check_kind("EMA", "decay", decay, "float", 0.999)
         if not 0.0 <= decay <= 1.0:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import dynamo
-from parallax._errors.arguments import shown
+from parallax._errors.arguments import answered, shown
 from parallax.core.module import Module
 from parallax.core.nodes import is_module
 from parallax.core.registry import unflatten_module
@@ -57,6 +57,7 @@ class SAM:
         tensor([0.7000])
     """
 
+    @answered("optim.SAM", "optim.SAM(opt, rho=0.05)")
     def __init__(self, opt: Any, rho: float = 0.05) -> None:
         self._name = type(self).__name__
         check_optimizer(self._name, "opt", opt)
@@ -178,6 +179,7 @@ class ASAM(SAM):
         tensor([1.4000])
     """
 
+    @answered("optim.ASAM", "optim.ASAM(opt, rho=0.5, eta=0.01)")
     def __init__(self, opt: Any, rho: float = 0.5, eta: float = 0.01) -> None:
         super().__init__(opt, rho)
         check_kind("ASAM", "eta", eta, "float", 0.01)

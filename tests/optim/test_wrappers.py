@@ -459,3 +459,13 @@ def test_a_scaler_without_any_gradient_steps_nothing() -> None:
     after, _, scale = scaler.step(opt, model, holes, opt.init(model), scaler.init())
     assert_close(after, model)
     assert scale.growth_tracker.item() == 1
+
+
+def test_an_unknown_keyword_is_answered() -> None:
+    opt: Any = optim
+    with pytest.raises(TypeError, match=r"optim.SAM got .* 'r'. Write optim.SAM\(opt, rho=0.05\)"):
+        opt.SAM(opt.SGD(0.1), r=1.0)
+    with pytest.raises(TypeError, match=r"optim.ASAM got .* 'r'. Write optim.ASAM\(opt, rho=0.5"):
+        opt.ASAM(opt.SGD(0.1), r=1.0)
+    with pytest.raises(TypeError, match=r"optim.EMA got .* 'rate'. Write optim.EMA\(decay=0.999\)"):
+        opt.EMA(rate=1.0)
