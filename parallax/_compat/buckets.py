@@ -20,7 +20,7 @@ from parallax._compat import functorch, shards
 
 __all__ = [
     "Bucket", "Flat", "all_gathered", "as_part", "as_placed", "buckets_of", "cut",
-    "described", "distributed", "is_sum", "known_buckets_of", "placed", "waiting",
+    "distributed", "is_sum", "known_buckets_of", "placed", "waiting",
 ]  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def _stacked(spec: Any, count: int) -> Any:
 
     told = [Shard(at.dim + 1) if at.is_shard() else at for at in spec.placements]
     meta = spec.tensor_meta
-    return described(spec.mesh, tuple(told), (count, *meta.shape), meta.dtype)
+    return _described(spec.mesh, tuple(told), (count, *meta.shape), meta.dtype)
 
 
 def buckets_of(leaves: Sequence[Tensor], name: str) -> list[Bucket]:
@@ -114,7 +114,7 @@ def _spec(leaf: Tensor) -> Any:
         if at.is_shard() and at.dim not in dims:
             return None
         told.append(Shard(dims.index(at.dim)) if at.is_shard() else at)
-    return described(inner.device_mesh, tuple(told), leaf.shape, leaf.dtype)
+    return _described(inner.device_mesh, tuple(told), leaf.shape, leaf.dtype)
 
 
 def _buckets(specs: Sequence[Any], name: str) -> list[Bucket]:
@@ -134,9 +134,9 @@ def _bucket(mesh: Any, dim: int, specs: Sequence[Any], places: list[int]) -> Buc
     for spec in [specs[k] for k in places]:
         told, shape, dtype = spec.placements, spec.tensor_meta.shape, spec.tensor_meta.dtype
         cuts.append(told[dim].dim)
-        parts.append(described(mesh, told, shape, dtype))
+        parts.append(_described(mesh, told, shape, dtype))
         whole = (*told[:dim], Replicate(), *told[dim + 1 :])
-        wholes.append(described(mesh, whole, shape, dtype))
+        wholes.append(_described(mesh, whole, shape, dtype))
     return Bucket(mesh, dim, tuple(parts), tuple(wholes), tuple(cuts), tuple(places))
 
 
@@ -152,7 +152,7 @@ def _is_evenly_cut(spec: Any, dim: int) -> bool:
     return not others and spec.tensor_meta.shape[placement.dim] % spec.mesh.size(dim) == 0
 
 
-def described(mesh: Any, placements: tuple[Any, ...], shape: Any, dtype: Any) -> Any:
+def _described(mesh: Any, placements: tuple[Any, ...], shape: Any, dtype: Any) -> Any:
     from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
     stride = torch._prims_common.make_contiguous_strides_for(shape)
@@ -161,7 +161,7 @@ def described(mesh: Any, placements: tuple[Any, ...], shape: Any, dtype: Any) ->
 
 def distributed(local: Tensor, mesh: Any, placements: tuple[Any, ...], shape: Any) -> Any:
     """What this process holds as a distributed tensor of this shape, without a graph."""
-    return shards.with_spec(local, described(mesh, placements, shape, local.dtype))
+    return shards.with_spec(local, _described(mesh, placements, shape, local.dtype))
 
 
 # -- gathers --------------------------------------------------------------------------------------

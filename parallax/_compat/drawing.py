@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from parallax._compat import functorch, shards
 
-__all__ = ["draws", "is_draw"]
+__all__ = ["draws"]
 
 
 class _Draws(TorchDispatchMode):
@@ -24,15 +24,9 @@ class _Draws(TorchDispatchMode):
         self.found: bool = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found = self.found or is_draw(func, args, kwargs or {})
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.found = self.found or not _is_without_dropout(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
-
-
-def is_draw(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a call of an operator draws from torch's random state."""
-    return torch.Tag.nondeterministic_seeded in func.tags and not _is_without_dropout(
-        func, args, kwargs
-    )
 
 
 def _is_without_dropout(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

@@ -23,7 +23,6 @@ __all__ = [
     "beside",
     "detached",
     "is_distributed",
-    "is_distributed_class",
     "is_known_distributed",
     "is_mixing",
     "local_of",
@@ -56,11 +55,6 @@ def are_known() -> bool:
 def is_distributed(value: Any) -> bool:
     """Whether a value is a distributed tensor."""
     return value is not None and isinstance(value, _kind())
-
-
-def is_distributed_class(cls: type) -> bool:
-    """Whether instances of a class are distributed tensors."""
-    return issubclass(cls, _kind())
 
 
 def is_known_distributed(tensor: Tensor) -> bool:
@@ -130,12 +124,12 @@ def with_spec(local: Tensor, spec: Any) -> Tensor:
 
 def detached(tensor: Tensor) -> Tensor:
     """A tensor without its graph; of a distributed one without torch asking how it is cut."""
-    if type(tensor) is not Tensor and _is_plainly(tensor):
+    if type(tensor) is not Tensor and _is_unwatched(tensor):
         return with_spec(tensor._local_tensor.detach(), tensor._spec)  # type: ignore[attr-defined]  # a DTensor
     return tensor.detach()
 
 
-def _is_plainly(tensor: Any) -> bool:
+def _is_unwatched(tensor: Any) -> bool:
     """Whether a tensor is distributed and no trace or mode is to see what is done with it."""
     return (
         is_distributed(tensor)

@@ -78,7 +78,6 @@ class Note(NamedTuple):
     # Those along which sums are computed where a call ends, each with the dimension of activations
     # that is cut along it between such calls.
     summed: tuple[tuple[str, int | None], ...] = ()
-    plainly: bool = False  # whether a call may compute with the plain tensors of this process
 
 
 PLAIN = Note()
@@ -119,7 +118,7 @@ def local_of(cls: type, constants: tuple[Any, ...], key: Any, note: Note = PLAIN
     local = _locals.get(name)
     if local is None:
         local = _locals[name] = Local(cls, constants, key, note)
-        if note.gathered or note.summed or note.plainly:
+        if note.gathered or note.summed:
             from parallax.distributed.calls import communicate_in_calls  # it imports this file
 
             communicate_in_calls(cls)

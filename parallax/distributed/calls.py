@@ -24,11 +24,9 @@ from typing import Any
 from torch import Tensor
 
 from parallax._compat import sums
-from parallax._compat.dynamo import is_compiling
 from parallax._compat.regathered import Regathered
 from parallax.core.module_structure import note_of
 from parallax.core.registry import flatten_module, unflatten_module
-from parallax.distributed.plainly import plainly
 
 __all__ = ["communicate_in_calls"]
 
@@ -50,12 +48,7 @@ def _communicating(call: Callable[..., Any]) -> Callable[..., Any]:
             for k, whole in zip(places, wholes, strict=True):
                 held[k] = whole
             module = unflatten_module(structure, held, self._rng)
-            return simply(module, *args, **kwargs)
-
-    def simply(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if note_of(self).plainly and not is_compiling():
-            return plainly(call, self, args, kwargs)
-        return call(self, *args, **kwargs)
+            return call(module, *args, **kwargs)
 
     @functools.wraps(call)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -64,7 +57,7 @@ def _communicating(call: Callable[..., Any]) -> Callable[..., Any]:
         if along:
             args = tuple([sums.entering(value, along) for value in args])
             kwargs = {key: sums.entering(value, along) for key, value in kwargs.items()}
-        out = gathered(self, name, *args, **kwargs) if name else simply(self, *args, **kwargs)
+        out = gathered(self, name, *args, **kwargs) if name else call(self, *args, **kwargs)
         return sums.leaving(out, along) if along else out
 
     return called

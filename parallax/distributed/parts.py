@@ -41,38 +41,12 @@ def marked(module: Any, placed: Sequence[Placed | None], rules: Mapping[str, Any
     nodes = {notes.joined(*path): node for path, _, node in structure.walk()}
     called = {one: name for path, name in parts.items() for one in _called(path, nodes)}
     summed = _summed(placed, rules, nodes)
-    plainly = _whole_when_called(placed, nodes, called)
-
-    def note(path: tuple[Any, ...], node: Any) -> Any:
-        at = notes.joined(*path)
-        return node.note._replace(
-            gathered=called.get(at, ""), summed=summed.get(at, ()), plainly=at in plainly
+    structure = structure.renote(
+        lambda path, node: node.note._replace(
+            gathered=called.get(notes.joined(*path), ""), summed=summed.get(notes.joined(*path), ())
         )
-
-    structure = structure.renote(note)
+    )
     return unflatten_module(structure, leaves, module._rng)
-
-
-def _whole_when_called(
-    placed: Sequence[Placed | None], nodes: Mapping[str, Any], called: Mapping[str, str]
-) -> set[str]:
-    """The paths of the modules whose leaves are all whole while they are called."""
-    if not any([one is not None and one.cuts for one in placed]):
-        return set()  # there is but one process
-    modules = [(path, node) for path, node in nodes.items() if type(node) is Structure]
-    found = {path for path, node in modules if hasattr(node.cls, "__layout__")}
-    for one in placed:
-        if one is None:
-            continue
-        cuts = {name for name, dim in one.cuts.items() if dim is not None}
-        path = one.path
-        while cuts:
-            cuts.discard(called.get(path, ""))
-            found -= {path} if cuts else set()
-            if not path:
-                break
-            path = path.rpartition(".")[0]
-    return found
 
 
 def _summed(
