@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from typing import Any, NoReturn
 
-from parallax.core.admission import annotation_of
+from parallax.core.error_paths import held_as, path_to
+from parallax.core.field_values import annotation_of
 from parallax.core.fields import Buffer
-from parallax.core.holders import held_as, path_to
 
 __all__ = ["delete_attribute", "refuse_item", "setter_of", "undeclared"]
 

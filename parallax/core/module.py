@@ -12,8 +12,8 @@ from parallax import effects, random
 from parallax._errors.arguments import shown
 from parallax._errors.habits import hint_at_habits, without_habits
 from parallax.core import notes
+from parallax.core.error_paths import nodes_below
 from parallax.core.frozen import delete_attribute, refuse_item, undeclared
-from parallax.core.holders import nodes_below
 from parallax.core.layout import Layout
 from parallax.core.metaclass import ModuleMeta
 from parallax.core.nodes import Instance, is_module

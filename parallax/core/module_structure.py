@@ -13,10 +13,10 @@ from torch import Tensor
 
 from parallax._compat.dynamo import is_compiling
 from parallax._compat.opaque import real
-from parallax.core.admission import check
 from parallax.core.constants import constant_key
 from parallax.core.containers import keys_of, opened
 from parallax.core.entries import PLAIN, Local, Note, Static, local_of
+from parallax.core.field_values import check
 from parallax.core.fields import Lazy
 from parallax.core.kinds import Kind
 from parallax.core.layout import Layout

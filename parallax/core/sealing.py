@@ -20,8 +20,8 @@ from typing import Any
 from torch import Tensor
 
 from parallax._compat.dynamo import is_compiling
-from parallax.core.admission import freeze
 from parallax.core.code import function_of
+from parallax.core.field_values import freeze
 from parallax.core.fields import MISSING, Buffer, Lazy, Parameter
 from parallax.core.layout import Layout
 from parallax.core.module_structure import describe, leaves_of, note_of, spec_of

@@ -23,9 +23,9 @@ from parallax._compat import (
     trace_captures,
     trace_derivatives,
 )
-from parallax.func.holes import is_inexact
-from parallax.func.rules import DETACH, Rule
-from parallax.func.rules_on_tape import OnTape
+from parallax.func.custom_rules import DETACH, Rule
+from parallax.func.custom_rules_on_tape import OnTape
+from parallax.func.differentiated import is_inexact
 
 __all__ = ["apply", "differentiable", "is_deep"]
 

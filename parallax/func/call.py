@@ -9,7 +9,7 @@ from torch import Tensor
 
 from parallax.effects.collection import Collecting
 from parallax.func.arguments import short
-from parallax.func.holes import Moving
+from parallax.func.differentiated import Moving
 from parallax.func.nesting import Nesting
 
 __all__ = ["Argnums", "Call", "call_at", "picked"]

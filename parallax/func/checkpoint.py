@@ -23,8 +23,8 @@ from parallax.effects.collection import apart, root_of
 from parallax.effects.selecting import lifted_among, paths_of
 from parallax.effects.watches import Watch
 from parallax.func.arguments import called, short
+from parallax.func.differentiated import filled
 from parallax.func.expanding import jets_around
-from parallax.func.holes import filled
 from parallax.func.nesting import Nesting
 from parallax.func.repeatable import NowAndLater, Parts, Repeatable
 from parallax.func.results import open_tensors

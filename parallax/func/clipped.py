@@ -15,9 +15,9 @@ from parallax._compat import autograd, dynamo
 from parallax.func.arguments import called, check_flags, short
 from parallax.func.call import Argnums, Call
 from parallax.func.engines import on_tape
-from parallax.func.factored import InexactError, WithoutRuleError, factored
 from parallax.func.outer import PerSample
 from parallax.func.per_sample import default_dims, many_gradients
+from parallax.func.per_sample_factors import InexactError, WithoutRuleError, factored
 from parallax.func.signatures import Aux, G, Like, LikeAnd, P
 from parallax.func.summed import Summed
 from parallax.tree import core

@@ -13,12 +13,12 @@ from parallax._compat import dynamo
 from parallax._errors.arguments import answered
 from parallax.func.applied import apply, is_deep
 from parallax.func.arguments import called
+from parallax.func.custom_rules import Rule
+from parallax.func.differentiated import is_inexact
 from parallax.func.framed import check_functions, fitted, framed
-from parallax.func.holes import is_inexact
-from parallax.func.nondiff import Arguments, Given
+from parallax.func.nondiff_argnums import Arguments, Given
 from parallax.func.reached import Reached
 from parallax.func.results import describe
-from parallax.func.rules import Rule
 from parallax.func.signatures import R
 
 __all__ = ["custom_jvp"]

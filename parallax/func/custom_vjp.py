@@ -10,10 +10,10 @@ from parallax._compat import dynamo
 from parallax._errors.arguments import answered
 from parallax.func.applied import apply, is_deep
 from parallax.func.arguments import called
+from parallax.func.custom_rules import Rule
 from parallax.func.framed import check_functions
-from parallax.func.nondiff import Arguments
+from parallax.func.nondiff_argnums import Arguments
 from parallax.func.reached import Reached
-from parallax.func.rules import Rule
 from parallax.func.signatures import R
 
 __all__ = ["custom_vjp"]

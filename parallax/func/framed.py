@@ -14,7 +14,7 @@ from torch import Tensor
 from parallax._compat import dynamo
 from parallax.core.fields import Lazy, UninitializedError
 from parallax.func.arguments import short
-from parallax.func.holes import filled, path_of
+from parallax.func.differentiated import filled, path_of
 from parallax.tree import core
 
 __all__ = ["LONE", "Frame", "check_functions", "fitted", "framed"]

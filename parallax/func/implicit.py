@@ -10,10 +10,10 @@ from torch import Tensor
 
 from parallax._compat import dynamo, functorch
 from parallax.func.applied import apply, differentiable
+from parallax.func.custom_rules import Rule
+from parallax.func.differentiated import is_inexact
 from parallax.func.framed import Frame, fitted, framed
-from parallax.func.holes import is_inexact
 from parallax.func.linear_solves import LinearSolve, flattened, unflattened
-from parallax.func.rules import Rule
 
 __all__ = ["implicit"]
 

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from parallax._compat import functorch
 from parallax.core.nodes import is_module
+from parallax.func.differentiated import is_inexact
 from parallax.func.held import held_by, names_of
-from parallax.func.holes import is_inexact
 from parallax.tree import core
 
 __all__ = ["Reached", "Watch"]

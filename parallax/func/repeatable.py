@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parallax._compat import dynamo
 from parallax.core.nodes import is_module
-from parallax.func.holes import filled
+from parallax.func.differentiated import filled
 from parallax.tree import core
 
 __all__ = ["NowAndLater", "Parts", "Repeatable"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parallax.func.holes import Opened, filled, is_inexact
+from parallax.func.differentiated import Opened, filled, is_inexact
 from parallax.func.unfolding import Unfolded
 from parallax.tree import core
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from parallax.func.arguments import short
+from parallax.func.differentiated import path_of
 from parallax.func.framed import Frame, framed
-from parallax.func.holes import path_of
 from parallax.random.keys import rows_of
 
 __all__ = ["Rows"]

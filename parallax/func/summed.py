@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from parallax.func.call import Argnums, Call
+from parallax.func.differentiated import filled, path_of
 from parallax.func.grad import scalar_and_aux
-from parallax.func.holes import filled, path_of
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
 from parallax.func.tape import gradient_by_tape

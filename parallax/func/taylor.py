@@ -19,9 +19,9 @@ from parallax import random
 from parallax._compat import autograd, dynamo, flow, functorch, modes
 from parallax.func.as_forward import CutError, as_forward
 from parallax.func.call import Call
+from parallax.func.differentiated import path_of
 from parallax.func.expanding import Flat, Make, Series, basis, by_jets_or, count_of, run, whole
 from parallax.func.forward_again import differentiable_again
-from parallax.func.holes import path_of
 from parallax.func.jacobians import forward_or_not
 from parallax.func.jet_rules import RULES
 from parallax.func.jets import Expansion, Term

@@ -14,8 +14,8 @@ from parallax._errors.arguments import answered
 from parallax.core.nodes import is_module
 from parallax.func.arguments import called, check_chunk_size, check_in_dims, check_randomness, short
 from parallax.func.batches import Sizes, are_loaded, give_sizes, sizes_inside, sizes_outside
+from parallax.func.differentiated import Moving, filled, path_of
 from parallax.func.dims import checked_dim, rng_dim, spread
-from parallax.func.holes import Moving, filled, path_of
 from parallax.func.nesting import Nesting
 from parallax.func.results import open_tensors
 from parallax.func.signatures import A, P, R

@@ -10,7 +10,7 @@ from torch import Tensor
 from parallax._compat.autograd import is_view
 from parallax._compat.dynamo import is_compiling
 from parallax._compat.shards import is_mixing, shown
-from parallax.core.holders import nodes_below, path_to
+from parallax.core.error_paths import nodes_below, path_to
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
 

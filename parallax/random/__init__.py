@@ -16,7 +16,7 @@ from parallax.random.draws import (
     uniform,
 )
 from parallax.random.keys import Key, clone, fold_in, from_state, key, split
-from parallax.random.reusing import reuse
+from parallax.random.reuse_blocks import reuse
 from parallax.random.sources import Rng, as_key
 from parallax.random.uses import KeyReusedError
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from parallax._compat import dynamo, functorch, in_trace, modes
-from parallax.random.reusing import is_exempt
+from parallax.random.reuse_blocks import is_exempt
 from parallax.random.uses import KeyReusedError, Mark
 
 __all__ = ["adopt", "carry_on", "consume", "join", "link", "mark_of", "note",

@@ -15,8 +15,8 @@ from parallax._compat import dynamo
 from parallax.core.module_structure import leaves_of, spec_of
 from parallax.core.nodes import is_module
 from parallax.core.registry import unflatten_module
+from parallax.func.differentiated import is_inexact, path_of
 from parallax.func.framed import LONE, Frame, framed
-from parallax.func.holes import is_inexact, path_of
 from parallax.func.reached import Reached, Watch
 from parallax.func.results import describe
 from parallax.tree import core

@@ -1,9 +1,9 @@
 """The per-sample gradients of a function as factors, from one backward without any weight's.
 
 The losses of all samples are computed by one ``vmap``. Where a leaf meets an operator whose rule is
-known (``uses``), the operator runs on the leaf itself; the gradient of a sample is then a product
-of its input and the gradient of its output. Everywhere else the leaf is a copy for each sample, so
-that autograd gives the gradient of each.
+known (``per_sample_uses``), the operator runs on the leaf itself; the gradient of a sample is then
+a product of its input and the gradient of its output. Everywhere else the leaf is a copy for each
+sample, so that autograd gives the gradient of each.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from parallax import random
 from parallax._compat import dynamo, functorch
-from parallax.func.holes import filled
+from parallax.func.differentiated import filled
 from parallax.func.outer import Outer, PerSample
+from parallax.func.per_sample_uses import Found, TogetherMode, TracedMode
 from parallax.func.summed import Chunk, Summed
 from parallax.func.tape import Tape
-from parallax.func.uses import Found, TogetherMode, TracedMode
 from parallax.tree.recording import RUNNING
 
 __all__ = ["InexactError", "WithoutRuleError", "factored"]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from parallax.core.module_structure import leaves_of
 from parallax.core.nodes import is_module
+from parallax.func.custom_rules import Rule
+from parallax.func.differentiated import INEXACT, is_inexact
 from parallax.func.framed import LONE
-from parallax.func.holes import INEXACT, is_inexact
-from parallax.func.rules import Rule
 
 __all__ = ["OnTape"]
 

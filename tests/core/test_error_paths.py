@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from parallax import tree
-from parallax.core.holders import held_as
+from parallax.core.error_paths import held_as
 from tests.corpus import MLP, Dense
 
 
