@@ -6,6 +6,7 @@ each check ``what`` is the function or class as users call it, and ``name`` the 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import wraps
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -14,8 +15,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-__all__ = ["answered", "check_dtype", "check_flags", "check_function", "check_module",
-           "device_of", "shown"]  # fmt: skip
+__all__ = ["answer_fields", "answered", "check_dtype", "check_flags", "check_function",
+           "check_module", "device_of", "shown"]  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,6 +47,28 @@ def answered(what: str, write: str) -> Callable[[F], F]:
         return cast(F, call)
 
     return around
+
+
+def answer_fields(room: str, names: dict[str, Any]) -> None:
+    """Has the dataclasses of a package say which fields they have, when they are given others.
+
+    Args:
+        room: the package, as users write it.
+        names: its public names, and what they are.
+    """
+    for name, cls in names.items():
+        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+            continue
+        fields = [field for field in dataclasses.fields(cls) if field.init]
+        told = [
+            field.name
+            if field.default is dataclasses.MISSING
+            else f"{field.name}={field.default!r}"
+            for field in fields
+        ]
+        initialize: Any = cls.__init__
+        written = answered(f"{room}.{name}", f"{room}.{name}({', '.join(told)})")(initialize)
+        setattr(cls, "__init__", written)  # noqa: B010  # checkers want no method assigned
 
 
 def check_dtype(what: str, dtype: Any) -> None:

@@ -13,6 +13,7 @@ Example:
 from typing import TYPE_CHECKING, Any
 
 from parallax._errors.absent import answer_calls
+from parallax._errors.arguments import answer_fields
 from parallax.optim import schedules
 from parallax.optim.accumulate import Accumulate, Accumulated
 from parallax.optim.adadelta import Adadelta
@@ -82,4 +83,5 @@ for _value in [globals()[name] for name in __all__]:
         complete(_value)
 
 
+answer_fields("optim", {name: globals()[name] for name in __all__})
 answer_calls(__name__, globals())

@@ -469,3 +469,7 @@ def test_an_unknown_keyword_is_answered() -> None:
         opt.ASAM(opt.SGD(0.1), r=1.0)
     with pytest.raises(TypeError, match=r"optim.EMA got .* 'rate'. Write optim.EMA\(decay=0.999\)"):
         opt.EMA(rate=1.0)
+    with pytest.raises(TypeError, match=r"optim.Lookahead got .* 'kk'. Write .*\(k=5, alpha=0.5\)"):
+        opt.Lookahead(kk=3)
+    with pytest.raises(TypeError, match=r"schedules.StepLR missing .*StepLR\(lr, step_size, "):
+        opt.schedules.StepLR(0.1)

@@ -10,6 +10,7 @@ without compiling again. Schedules here take both. Two schedules with equal argu
 
 from typing import TYPE_CHECKING, Any
 
+from parallax._errors.arguments import answer_fields
 from parallax.optim.schedules.combined import ChainedScheduler, SequentialLR
 from parallax.optim.schedules.curve import Schedule
 from parallax.optim.schedules.cycle import (
@@ -49,3 +50,6 @@ if not TYPE_CHECKING:  # checkers would accept every name otherwise
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+answer_fields("optim.schedules", {name: globals()[name] for name in __all__})
