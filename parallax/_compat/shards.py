@@ -28,6 +28,7 @@ __all__ = [
     "local_of",
     "locals_in_trace",
     "may_be_distributed",
+    "note_missing_rule",
     "part_beside",
     "placed_as",
     "placement_of",
@@ -109,6 +110,19 @@ def shown(value: Any) -> str:
 def is_mixing(error: BaseException) -> bool:
     """Whether an error is torch's where plain and distributed tensors meet in one operation."""
     return isinstance(error, RuntimeError) and "got mixed torch.Tensor and DTensor" in str(error)
+
+
+def note_missing_rule(error: BaseException) -> None:
+    """Adds what to write to torch's error of an operator of which it has no rule."""
+    missing = isinstance(error, NotImplementedError) and "have a sharding strategy" in str(error)
+    if missing and _WITHOUT_RULE not in getattr(error, "__notes__", ()):
+        error.add_note(_WITHOUT_RULE)
+
+
+_WITHOUT_RULE = (
+    "Torch does not know how the result of this operator is cut. Compute it of whole tensors, in "
+    "every process: x = x.full_tensor()"
+)
 
 
 def whole(value: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from parallax import random
 from parallax._compat import autograd, modes, sharding_rules
 from parallax.func.call import Call
-from parallax.func.mixing import note_mixed
+from parallax.func.distributed_errors import note_distributed
 from parallax.func.tape import gradient_by_tape, pullback_by_tape
 from parallax.func.transforms import Finish, Pullback, gradient_by_functorch, pullback_by_functorch
 from parallax.func.underivable import refuse_what_has_no_derivative
@@ -47,7 +47,7 @@ def gradient(call: Call, finish: Finish) -> tuple[list[Tensor], Tensor, Any]:
         return gradient_by_tape(call, finish)
     except RuntimeError as error:
         if not autograd.is_inference_refusal(error):
-            note_mixed(error, call.args)
+            note_distributed(error, call.args)
             raise
     # A tensor was made in inference mode, which shows only when the tape meets it.
     with random.reuse():
@@ -72,7 +72,7 @@ def pullback(call: Call, finish: Finish) -> tuple[list[Tensor], Pullback, Any]:
         return pullback_by_tape(call, finish)
     except RuntimeError as error:
         if not autograd.is_inference_refusal(error):
-            note_mixed(error, call.args)
+            note_distributed(error, call.args)
             raise
     with random.reuse():
         return pullback_by_functorch(call, finish)

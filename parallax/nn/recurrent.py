@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from parallax import random
+from parallax._compat.shards import any_distributed
 from parallax._errors.arguments import check_flags
 from parallax.core.fields import Parameter
 from parallax.core.module import Module
@@ -156,8 +157,9 @@ class Recurrent(Module):
 
     def _layers(self, x: Tensor, states: State) -> tuple[Tensor, ...]:
         """Runs over batches of sequences, with dropout between the layers in training."""
-        advance = self.kernel if in_plain_eager_code() else self._scan
         weights: list[Tensor] = [*self.weights.values()]
+        spread = any_distributed((x, *states, *weights))
+        advance = self.kernel if in_plain_eager_code() and not spread else self._scan
         layers = self.num_layers
         if self.dropout == 0 or layers == 1 or self.mode != "train":
             return advance(x, states, weights, layers)
@@ -176,7 +178,10 @@ class Recurrent(Module):
     def _scan(
         self, input: Tensor, states: State, weights: list[Tensor], layers: int
     ) -> tuple[Tensor, ...]:
-        """As ``kernel``, step by step: torch's kernels support neither vmap nor jvp."""
+        """As ``kernel``, step by step.
+
+        Torch's kernels support neither vmap nor jvp, and take no distributed tensors.
+        """
         x = input.transpose(0, 1) if self.batch_first else input
         directions = 1 + self.bidirectional
         size = len(weights) // (layers * directions)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from parallax._compat.autograd import is_view
 from parallax._compat.dynamo import is_compiling
-from parallax._compat.shards import is_mixing, shown
+from parallax._compat.shards import is_mixing, note_missing_rule, shown
 from parallax.core.error_paths import nodes_below, path_to
 from parallax.core.nodes import is_module
 from parallax.core.registry import flatten_module
@@ -62,6 +62,7 @@ def require_tensor(layer: Any, given: Any, name: str = "input") -> None:
 def name_in(error: Exception, layer: Any) -> None:
     """Adds the path of a layer to an error of torch that is not about shapes, such as dtypes."""
     error.add_note(f"This came from {where(layer)}.")
+    note_missing_rule(error)
     if is_mixing(error):
         leaves, structure = flatten_module(layer)
         held = [

@@ -14,7 +14,7 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 from parallax import distributed as dist
-from parallax import func, nn
+from parallax import func, nn, random, tree
 from tests.meshes import ranks, spread, whole
 
 
@@ -150,3 +150,26 @@ def test_images_by_example_channel_and_column(layer: str, dim: int) -> None:
 def test_volumes_and_lines(layer: str) -> None:
     shape = (2, 2, 4, 4, 4) if layer in VOLUMES else (2, 2, 4)
     check(partial(squared, (VOLUMES | LINES)[layer]), numbers(*shape))
+
+
+# -- recurrent layers, of which torch's kernels take no distributed tensors ------------------------
+
+
+@pytest.mark.parametrize("layer", [nn.RNN, nn.GRU, nn.LSTM], ids=lambda layer: layer.__name__)
+@pytest.mark.parametrize("batch_first", [True, False], ids=["batch first", "steps first"])
+def test_recurrent_layers(layer: Any, batch_first: bool) -> None:
+    model = layer(3, 4, num_layers=2, batch_first=batch_first, bidirectional=True, dropout=0.5)
+    model = model.initialize(0)
+    x, dim = numbers(4, 5, 3) if batch_first else numbers(5, 4, 3), 1 - batch_first
+
+    def loss(model: Any, x: Tensor) -> Tensor:
+        return model(x)[0].square().mean()  # type: ignore[no-any-return]  # a Tensor
+
+    grads, value = func.grad_and_value(loss)(model.train(random.key(0)), x)
+    with ranks(2, names=("dp",)) as mesh:
+        plan = dist.Plan(mesh, dp=dist.replicate())
+        placed = plan.apply(model).train(random.key(0))
+        found, seen = func.grad_and_value(loss)(placed, spread(x, mesh, Shard(dim)))
+        torch.testing.assert_close(whole(seen), value)
+        for one, other in zip(tree.leaves(found), tree.leaves(grads), strict=True):
+            torch.testing.assert_close(whole(one), other)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.tensor import Replicate
+from torch import Tensor
+from torch.distributed.tensor import Replicate, Shard
 
 from parallax import distributed as dist
 from parallax import func, nn, optim, tree
@@ -146,3 +147,22 @@ def test_adapters() -> None:
         adapted = nn.lora(plain, nn.Linear, rank=2).initialize(1)
         adapted = tree.select(adapted, "**.lora_B").apply(lambda leaf: leaf + 0.5)
         assert torch.allclose(whole(plan.apply(adapted)(given)), adapted(x))
+
+
+def test_an_operator_that_torch_has_no_rule_for() -> None:
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return nn.MultiMarginLoss()(x, y)
+
+    x, y = torch.arange(12.0).view(4, 3).sin(), torch.tensor([0, 2, 1, 1])
+    with ranks(2, names=("dp",)) as mesh:
+        cut, target = spread(x, mesh, Shard(0)), spread(y, mesh, Shard(0))
+        with pytest.raises(NotImplementedError) as caught:
+            func.grad(loss)(cut, target)
+        name, remedy = caught.value.__notes__
+        assert "MultiMarginLoss" in name
+        assert "x = x.full_tensor()" in remedy
+        with pytest.raises(NotImplementedError) as caught:
+            func.grad(lambda x, y: torch.nn.functional.multi_margin_loss(x, y))(cut, target)
+        assert "x = x.full_tensor()" in caught.value.__notes__[0]
+        found = func.grad(lambda x, y: loss(x.full_tensor(), y.full_tensor()))(cut, target)
+        torch.testing.assert_close(whole(found), func.grad(loss)(x, y))

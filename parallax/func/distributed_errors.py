@@ -1,4 +1,4 @@
-"""Plain and distributed tensors that meet in a function: which of its arguments are which."""
+"""Errors of torch about distributed tensors in a function, and what to write instead."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from torch import Tensor
 from parallax._compat import shards
 from parallax.tree import core
 
-__all__ = ["note_mixed"]
+__all__ = ["note_distributed"]
 
 
-def note_mixed(error: BaseException, args: Sequence[Any]) -> None:
-    """Adds to torch's error of a mixture which arguments met, where no layer has said more.
+def note_distributed(error: BaseException, args: Sequence[Any]) -> None:
+    """Adds to an error of torch what to write, where no layer has said more.
+
+    Of plain and distributed tensors that met it says which arguments they are.
 
     Args:
         error: what the function raised.
         args: the positional arguments.
     """
+    shards.note_missing_rule(error)
     if not shards.is_mixing(error) or getattr(error, "__notes__", None):
         return
     found: dict[bool, str] = {}
