@@ -264,7 +264,7 @@ def test_what_cannot_be_saved_is_refused_by_its_name(tmp_path: Path) -> None:
         (writes, (X.clone(),), {}, "it writes into a tensor that it is given"),
         (lambda m: m(X + 1), (local,), {}, "reads .*X"),
         (lambda m, x: m(x), (local, X), {}, "top level of a module"),
-        (lambda x, f: x + 1, (X, functools.partial(int)), {}, "an argument holds a partial"),
+        (lambda x, f: x + 1, (X, functools.partial(int)), {}, "an argument holds a type"),
         (lambda x: x + 1, (X,), {"dynamic": True}, "Leave dynamic=True out"),
     ]
     for fn, args, options, match in cases:
