@@ -198,7 +198,6 @@ HIDDEN: dict[str, Any] = {
     "generator": later,
     "map": lambda y: map(abs, [y]),
     "function": lambda y: lambda: y,
-    "partial": lambda y: partial(abs, y),
     "Normal": lambda y: torch.distributions.Normal(y, 1.0),
     "ndarray": in_array,
 }
@@ -227,6 +226,19 @@ def test_tensors_that_cannot_be_taken_out_are_refused(name: str) -> None:
     ):
         with pytest.raises(TypeError, match=rf"returned a {name}"):
             call()
+
+
+def test_a_partial_is_taken_apart() -> None:
+    def run(m: Any, x: Tensor) -> Any:
+        return partial(torch.add, m(x), alpha=2)
+
+    expected = run(MODEL, X)(X)
+    _, aux = func.grad(lambda m, x: (m(x).sum(), run(m, x)), has_aux=True)(MODEL, X)
+    assert not aux.args[0].requires_grad
+    torch.testing.assert_close(aux(X), expected)
+    stacked = func.vmap(run, (None, 0))(MODEL, BATCH)
+    assert not functorch.is_wrapped(stacked.args[0])
+    torch.testing.assert_close(stacked.args[0], MODEL(BATCH))
 
 
 def test_a_result_of_transformers() -> None:
