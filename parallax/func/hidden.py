@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import types
 from typing import Any
 
@@ -53,8 +54,9 @@ def _referents(item: Any) -> list[Any]:
 
     So attributes and items are found, and what iterators and generators go on with.
     """
-    if getattr(getattr(item, "dtype", None), "hasobject", False) is True:
-        return list(item.flat)  # an array of NumPy, which the garbage collector does not see into
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None and isinstance(item, numpy.ndarray):  # the collector does not look into it
+        return list(item.flat) if item.dtype.hasobject else []
     if isinstance(item, types.FunctionType):
         return [item.__closure__, item.__defaults__, item.__kwdefaults__, item.__dict__]
     return gc.get_referents(item) if gc.is_tracked(item) else []

@@ -160,6 +160,12 @@ class Plain:
         self.held = held
 
 
+class Asking(dict[str, Any]):
+    """Whose attributes are its items, and no others."""
+
+    __getattr__ = dict.__getitem__
+
+
 class Dict(dict[str, Any]):
     """A class that no registry knows."""
 
@@ -195,6 +201,7 @@ HIDDEN: dict[str, Any] = {
     "set": lambda y: {y},
     "Counter": lambda y: collections.Counter(y=y),
     "Dict": lambda y: Dict(y=y),
+    "Asking": lambda y: Asking(y=y),
     "generator": later,
     "map": lambda y: map(abs, [y]),
     "function": lambda y: lambda: y,
